@@ -1,0 +1,124 @@
+"""What a model family must tell: how to load it, what its prompts are made of, and where its decoder is.
+
+A family is a folder `models/<name>/` exporting `<Name>Adapter`; it is found by its name and by
+`config.architectures`. Only that folder knows the family's token ids, processor and tensor names.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
+
+from fastav.errors import MissingTrack, UnsupportedModel
+from fastav.flops import DecoderShape
+from fastav.layout import Layout
+from fastav.media import Clip
+from fastav.plan import Plan
+from fastav.registry import MODELS
+
+
+class Use(StrEnum):
+    """Which tracks of a clip a request shows to the model."""
+
+    AUTO = "auto"
+    BOTH = "both"
+    VIDEO = "video"
+    AUDIO = "audio"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One question about one clip.
+
+    use: `auto` takes whatever tracks the clip has; the others demand theirs.
+    """
+
+    clip: Clip
+    question: str
+    use: Use = Use.AUTO
+
+    @property
+    def tracks(self) -> tuple[bool, bool]:
+        """Whether the video and the audio track are shown to the model.
+
+        Raises: MissingTrack if the clip lacks a track that `use` demands.
+        """
+        video, audio = self.clip.video is not None, self.clip.audio is not None
+        wants_video, wants_audio = self.use in (Use.BOTH, Use.VIDEO), self.use in (Use.BOTH, Use.AUDIO)
+        if wants_video and not video:
+            raise MissingTrack(f"{self.clip.name} has no video track", "ask with use='audio' (--use audio)")
+        if wants_audio and not audio:
+            raise MissingTrack(f"{self.clip.name} has no audio track", "ask with use='video' (--use video)")
+        return (video, audio) if self.use is Use.AUTO else (wants_video, wants_audio)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """Inputs of a model's `forward` for a batch of requests (left-padded), and the layout of each row."""
+
+    inputs: Mapping[str, Tensor]
+    layouts: tuple[Layout, ...]
+
+
+class ModelAdapter(ABC):
+    """One model family."""
+
+    name: ClassVar[str]
+    architectures: ClassVar[frozenset[str]]
+    checkpoint: ClassVar[str]  # hub id of the released weights
+    presets: ClassVar[Mapping[str, Plan]]
+
+    @abstractmethod
+    def config(self, source: str | None = None) -> PreTrainedConfig:
+        """The configuration in a local folder or hub id; of the release, without any download, if None."""
+
+    @abstractmethod
+    def load(self, source: str, **options: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
+        """Model (in evaluation mode) and processor from a local folder or a hub id.
+
+        options: as `from_pretrained` takes them (`dtype`, `device_map`, `attn_implementation`, ...).
+        Raises: CheckpointError if keys are missing, left over, or of another shape.
+        """
+
+    @abstractmethod
+    def prepare(self, processor: ProcessorMixin, requests: Sequence[Request]) -> Prepared:
+        """Decode, sample and tokenize a batch of requests."""
+
+    @abstractmethod
+    def layouts(self, config: PreTrainedConfig, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
+        """The layout of each row, from the arguments of `forward` alone."""
+
+    @abstractmethod
+    def example(self, config: PreTrainedConfig, *, audio: int | None, video: int | None, text: int) -> Layout:
+        """A typical prompt of this many tokens (None: as many as a long clip gives), for estimates without media."""
+
+    @abstractmethod
+    def shape(self, config: PreTrainedConfig) -> DecoderShape:
+        """The decoder's dimensions."""
+
+    @abstractmethod
+    def decoder(self, model: PreTrainedModel) -> nn.Module:
+        """The module whose `layers` are the decoder layers."""
+
+    @abstractmethod
+    def encoders(self, model: PreTrainedModel) -> tuple[nn.Module, ...]:
+        """The modules that turn audio and video into embeddings, projectors included (their time is `encode`)."""
+
+
+def adapter_for(config: PreTrainedConfig) -> ModelAdapter:
+    """The adapter of a model, by `config.architectures`.
+
+    Raises: UnsupportedModel if no adapter knows it.
+    """
+    wanted = set(config.architectures or ())
+    for adapter in MODELS.values():
+        if wanted & adapter.architectures:
+            return adapter()
+    raise UnsupportedModel(
+        f"no adapter knows the architecture {', '.join(sorted(wanted)) or config.model_type!r}",
+        f"known models: {', '.join(MODELS)}; docs/adapters.md says how to write one",
+    )

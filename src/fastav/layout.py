@@ -1,0 +1,90 @@
+"""What every token of a prompt is: its modality, its place in the clip, and whether it is padding.
+
+A layout lives on the host and needs no weights, so that the number of tokens every layer keeps is known before
+anything runs on a device.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Self
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+
+class Modality(IntEnum):
+    """What a token stands for."""
+
+    TEXT = 0
+    AUDIO = 1
+    VIDEO = 2
+    IMAGE = 3
+
+    @property
+    def label(self) -> str:
+        """The lower-case name, as plans and reports write it."""
+        return self.name.lower()
+
+
+MEDIA = (Modality.AUDIO, Modality.VIDEO, Modality.IMAGE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Layout:
+    """The tokens of one prompt, in order, without the padding of a batch.
+
+    modality: a `Modality` per token.
+    second: where the token's content starts in the clip, in seconds; NaN where that has no meaning (text) or is unknown.
+    frame: index of the (first) sampled frame the token shows or accompanies; -1 where there is none.
+    padding: True where the token is known to hold no content, only the encoder's own padding (silence up to 30 s, say).
+    """
+
+    modality: Int[np.ndarray, " tokens"]
+    second: Float[np.ndarray, " tokens"]
+    frame: Int[np.ndarray, " tokens"]
+    padding: Bool[np.ndarray, " tokens"]
+
+    def __post_init__(self) -> None:
+        for array in (self.modality, self.second, self.frame, self.padding):
+            array.setflags(write=False)
+
+    @classmethod
+    def of(
+        cls,
+        modality: Modality,
+        tokens: int,
+        *,
+        second: Float[np.ndarray, " tokens"] | None = None,
+        frame: Int[np.ndarray, " tokens"] | None = None,
+        padding: Bool[np.ndarray, " tokens"] | None = None,
+    ) -> Self:
+        """A run of `tokens` tokens of one modality."""
+        return cls(
+            modality=np.full(tokens, modality, dtype=np.int8),
+            second=np.full(tokens, np.nan, np.float32) if second is None else second.astype(np.float32),
+            frame=np.full(tokens, -1, np.int32) if frame is None else frame.astype(np.int32),
+            padding=np.zeros(tokens, bool) if padding is None else padding.astype(bool),
+        )
+
+    @classmethod
+    def join(cls, parts: Iterable[Self]) -> Self:
+        """The layouts one after another."""
+        parts = list(parts)
+        return cls(
+            modality=np.concatenate([p.modality for p in parts]),
+            second=np.concatenate([p.second for p in parts]),
+            frame=np.concatenate([p.frame for p in parts]),
+            padding=np.concatenate([p.padding for p in parts]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.modality)
+
+    def count(self, *modalities: Modality) -> int:
+        """Number of tokens of any of these modalities."""
+        return int(np.isin(self.modality, modalities).sum())
+
+    def by_modality(self) -> dict[str, int]:
+        """Number of tokens of each modality that occurs, keyed by label."""
+        return {m.label: n for m in Modality if (n := self.count(m))}

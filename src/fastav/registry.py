@@ -1,0 +1,65 @@
+"""Names to objects: methods, models and engines, ours and those of installed packages.
+
+Ours are found by file name: `methods/last_query.py` holds `LastQuery`, whose name is `"last-query"`; a model is the
+folder `models/videollama2/` that exports `VideoLlama2Adapter`. Adding one is adding a file. Other packages declare an
+entry point in the group of the same name (`fastav.methods`, `fastav.models`, `fastav.engines`).
+"""
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from importlib.metadata import entry_points
+from typing import Any
+
+from fastav.errors import UnknownName
+
+
+class Registry(Mapping[str, Any]):
+    """A read-only mapping from name to object; nothing is imported until a name is looked up.
+
+    Raises: UnknownName on look-up of a name that is not there, with the nearest names in its hint.
+    """
+
+    def __init__(self, kind: str, package: str, suffix: str = "") -> None:
+        self.kind = kind
+        self._package = package
+        self._suffix = suffix
+
+    @cached_property
+    def _ours(self) -> dict[str, str]:
+        paths = importlib.import_module(self._package).__path__
+        return {m.name.replace("_", "-"): m.name for m in pkgutil.iter_modules(paths) if not m.name.startswith("_")}
+
+    @cached_property
+    def _theirs(self) -> dict[str, Any]:
+        return {point.name: point for point in entry_points(group=self._package)}
+
+    def __getitem__(self, name: str) -> Any:
+        if name in self._ours:
+            return self._load(self._ours[name])
+        if name in self._theirs:
+            return self._theirs[name].load()
+        near = difflib.get_close_matches(name, list(self), n=3, cutoff=0.4)
+        known = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(self)}"
+        raise UnknownName(f"no {self.kind} is called {name!r}", known)
+
+    def _load(self, module_name: str) -> Any:
+        module = importlib.import_module(f"{self._package}.{module_name}")
+        wanted = (module_name.replace("_", "") + self._suffix).lower()
+        return next(value for key, value in vars(module).items() if key.lower() == wanted)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._ours or name in self._theirs
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted({*self._ours, *self._theirs}))
+
+    def __len__(self) -> int:
+        return len({*self._ours, *self._theirs})
+
+
+METHODS = Registry("method", "fastav.methods")
+MODELS = Registry("model", "fastav.models", suffix="Adapter")
+ENGINES = Registry("engine", "fastav.engines", suffix="Engine")
