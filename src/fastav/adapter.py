@@ -18,7 +18,8 @@ from fastav.flops import DecoderShape
 from fastav.layout import Layout
 from fastav.media import Clip
 from fastav.plan import Plan
-from fastav.registry import MODELS
+from fastav.presets import NONE
+from fastav.registry import MODELS, unknown_name
 
 
 class Use(StrEnum):
@@ -71,6 +72,13 @@ class ModelAdapter(ABC):
     architectures: ClassVar[frozenset[str]]
     checkpoint: ClassVar[str]  # hub id of the released weights
     presets: ClassVar[Mapping[str, Plan]]
+
+    def preset(self, name: str) -> Plan:
+        """The plan of this name; `none` prunes nothing.  Raises: UnknownName."""
+        known = {"none": NONE, **self.presets}
+        if name not in known:
+            raise unknown_name(f"plan of {self.name}", name, known)
+        return known[name]
 
     @abstractmethod
     def config(self, source: str | None = None) -> PreTrainedConfig:

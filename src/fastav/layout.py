@@ -7,7 +7,6 @@ anything runs on a device.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Self
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -58,7 +57,7 @@ class Layout:
         second: Float[np.ndarray, " tokens"] | None = None,
         frame: Int[np.ndarray, " tokens"] | None = None,
         padding: Bool[np.ndarray, " tokens"] | None = None,
-    ) -> Self:
+    ) -> "Layout":
         """A run of `tokens` tokens of one modality."""
         return cls(
             modality=np.full(tokens, modality, dtype=np.int8),
@@ -68,7 +67,7 @@ class Layout:
         )
 
     @classmethod
-    def join(cls, parts: Iterable[Self]) -> Self:
+    def join(cls, parts: Iterable["Layout"]) -> "Layout":
         """The layouts one after another."""
         parts = list(parts)
         return cls(

@@ -8,12 +8,20 @@ entry point in the group of the same name (`fastav.methods`, `fastav.models`, `f
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from importlib.metadata import entry_points
 from typing import Any
 
 from fastav.errors import UnknownName
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownName:
+    """The error for a name that is not among the known ones, with the nearest of them."""
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4)
+    return UnknownName(
+        f"no {kind} is called {name!r}", f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+    )
 
 
 class Registry(Mapping[str, Any]):
@@ -41,9 +49,7 @@ class Registry(Mapping[str, Any]):
             return self._load(self._ours[name])
         if name in self._theirs:
             return self._theirs[name].load()
-        near = difflib.get_close_matches(name, list(self), n=3, cutoff=0.4)
-        known = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(self)}"
-        raise UnknownName(f"no {self.kind} is called {name!r}", known)
+        raise unknown_name(self.kind, name, self)
 
     def _load(self, module_name: str) -> Any:
         module = importlib.import_module(f"{self._package}.{module_name}")

@@ -1,0 +1,82 @@
+"""A cache layer that holds fewer tokens than the model believes."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
+
+
+class PrunedLayer(DynamicLayer):
+    """Keys and values of the tokens that one layer kept, with their places in the unpruned sequence.
+
+    It reports the length of the unpruned sequence, so that positions and masks are made as for the plain model; the
+    engine then picks the columns of the mask that are stored here (`places`).
+
+    slots: column of the padded prompt of every kept token. valid: False where a row keeps fewer tokens than the longest
+    of its batch; None if all are real. prompt: length of the padded prompt. owner: fingerprint of the plan.
+    """
+
+    def __init__(
+        self,
+        slots: Int[Tensor, "batch kept"],
+        valid: Bool[Tensor, "batch kept"] | None,
+        prompt: int,
+        owner: str,
+    ) -> None:
+        super().__init__()
+        self.slots = slots
+        self.valid = valid
+        self.prompt = prompt
+        self.owner = owner
+
+    @property
+    def generated(self) -> int:
+        """Tokens stored after the prompt."""
+        return super().get_seq_length() - self.slots.shape[1] if self.is_initialized else 0
+
+    def get_seq_length(self) -> int:
+        """Length of the unpruned sequence."""
+        return self.prompt + self.generated if self.is_initialized else 0
+
+    def places(self, new: int) -> Int[Tensor, "batch stored"]:
+        """Column in the unpruned sequence of everything stored once `new` more tokens are."""
+        later = torch.arange(self.prompt, self.prompt + self.generated + new, device=self.slots.device)
+        return torch.cat([self.slots, later.expand(self.slots.shape[0], -1)], dim=1)
+
+    def validity(self, new: int) -> Bool[Tensor, "batch stored"] | None:
+        """Which of them are real; None if all are."""
+        if self.valid is None:
+            return None
+        later = torch.ones(self.valid.shape[0], self.generated + new, dtype=torch.bool, device=self.valid.device)
+        return torch.cat([self.valid, later], dim=1)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Follow the beams."""
+        super().reorder_cache(beam_idx)
+        self._rows(lambda t: t.index_select(0, beam_idx.to(t.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row."""
+        super().batch_repeat_interleave(repeats)
+        self._rows(lambda t: t.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows."""
+        super().batch_select_indices(indices)
+        self._rows(lambda t: t[indices])
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove the last `-tokens_to_remove` generated tokens.
+
+        Raises: ValueError if that reaches into the pruned prompt, whose dropped tokens cannot come back, or if positive.
+        """
+        if tokens_to_remove > 0 or -tokens_to_remove > self.generated:
+            raise ValueError(f"cannot crop a pruned layer by {tokens_to_remove}: only generated tokens can go")
+        super().crop(tokens_to_remove)
+
+    def _rows(self, change: Callable[[Tensor], Tensor]) -> None:
+        self.slots = change(self.slots)
+        if self.valid is not None:
+            self.valid = change(self.valid)

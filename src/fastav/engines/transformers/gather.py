@@ -1,0 +1,121 @@
+"""Shrinking what a decoder layer is given to the tokens that are still there.
+
+Indices are of known size, so nothing here waits for the device.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def take(
+    x: Float[Tensor, "*lead tokens features"], index: Int[Tensor, "batch kept"]
+) -> Float[Tensor, "*newlead kept features"]:
+    """Rows `index` of the token axis.  The batch axis before it may be 1 where all rows are alike."""
+    if index.shape[0] == 1:
+        return x.index_select(-2, index[0])
+    x = x.expand(*x.shape[:-3], index.shape[0], *x.shape[-2:])
+    return x.gather(-2, index[..., None].expand(*x.shape[:-2], index.shape[1], x.shape[-1]))
+
+
+def take_positions(x: Int[Tensor, "*lead tokens"], index: Int[Tensor, "batch kept"]) -> Int[Tensor, "*newlead kept"]:
+    """Columns `index` of position ids, of shape [batch, tokens] or [axes, batch, tokens] (M-RoPE)."""
+    x = x.expand(*x.shape[:-2], index.shape[0], x.shape[-1])
+    return x.gather(-1, index.expand(*x.shape[:-1], index.shape[1]))
+
+
+def prefill_mask(
+    mask: Any, slots: Int[Tensor, "batch kept"], valid: Bool[Tensor, "batch kept"] | None, *, kind: str, dtype: torch.dtype
+) -> Tensor | None:
+    """The mask of a prefill among the kept tokens, from the model's own.
+
+    mask: None (plain causal), [batch or 1, heads or 1, tokens, tokens] (bool, or additive), or [batch, tokens] (flash).
+    kind: `attn_implementation`. Rows that are not real may attend anywhere: nothing reads them, and they must not be NaN.
+    """
+    if "flash" in kind:
+        return valid
+    if mask is None:
+        if valid is None:
+            return None
+        steps = torch.arange(slots.shape[1], device=slots.device)
+        allowed = (steps[:, None] >= steps[None])[None, None] & valid[:, None, None]
+        return _as_kind(allowed | ~valid[:, None, :, None], kind, dtype)
+    index = slots if valid is None else slots.clamp(max=mask.shape[-1] - 1)
+    mask = _columns(_columns(mask, index).transpose(-1, -2), index).transpose(-1, -2)
+    if valid is None:
+        return mask
+    mask = _hide(mask, ~valid[:, None, None])
+    return mask.masked_fill(~valid[:, None, :, None], True if mask.dtype == torch.bool else 0.0)
+
+
+def decode_mask(
+    mask: Any,
+    places: Int[Tensor, "batch stored"],
+    valid: Bool[Tensor, "batch stored"] | None,
+    *,
+    total: int,
+    new: int,
+    kind: str,
+    dtype: torch.dtype,
+) -> Tensor | None:
+    """The mask of `new` tokens over what a layer stored, from the model's own over the unpruned sequence.
+
+    mask: as for `prefill_mask`, its columns being the last ones of the `total` places of the unpruned sequence.
+    """
+    if "flash" in kind:
+        return valid
+    if mask is None:
+        if valid is None and new == 1:
+            return None
+        queries = torch.arange(total - new, total, device=places.device)
+        allowed = places[:, None, None] <= queries[None, None, :, None]
+        return _as_kind(allowed if valid is None else allowed & valid[:, None, None], kind, dtype)
+    column = places - (total - mask.shape[-1])
+    mask = _columns(mask, column.clamp(0, mask.shape[-1] - 1))
+    hidden = column < 0 if valid is None else (column < 0) | ~valid
+    return _hide(mask, hidden[:, None, None])
+
+
+def last_query_attention(
+    query: Float[Tensor, "batch heads tokens features"],
+    key: Float[Tensor, "batch kv_heads tokens features"],
+    mask: Tensor | None,
+    valid: Bool[Tensor, "batch tokens"] | None,
+    scaling: float,
+) -> Float[Tensor, "batch tokens"]:
+    """Attention of the last query over all tokens, mean over heads, in float32: one row, never a map.
+
+    mask: as the attention function gets it; a two-dimensional one (flash) says no more than `valid`.
+    """
+    batch, heads, _, features = query.shape
+    kv_heads, tokens = key.shape[1], key.shape[2]
+    row = query[:, :, -1].reshape(batch, kv_heads, heads // kv_heads, features)
+    logits = torch.matmul(row, key.transpose(-1, -2)).float() * scaling
+    if mask is not None and mask.ndim == 4:
+        seen = mask[:, :, -1:, :].expand(-1, kv_heads, -1, -1) if mask.shape[1] == 1 else mask[:, :, -1:, :]
+        seen = seen if seen.shape[1] == kv_heads else seen.reshape(seen.shape[0], kv_heads, -1, tokens)
+        logits = logits.masked_fill(~seen, -torch.inf) if seen.dtype == torch.bool else logits + seen.float()
+    if valid is not None:
+        logits = logits.masked_fill(~valid[:, None, None], -torch.inf)
+    return logits.softmax(-1).mean((1, 2))
+
+
+def _columns(mask: Tensor, index: Tensor) -> Tensor:
+    """Columns of a [batch or 1, heads or 1, queries, keys] mask."""
+    if index.shape[0] == 1:
+        return mask.index_select(-1, index[0])
+    mask = mask.expand(index.shape[0], *mask.shape[1:])
+    return mask.gather(-1, index[:, None, None].expand(*mask.shape[:-1], index.shape[1]))
+
+
+def _hide(mask: Tensor, hidden: Tensor) -> Tensor:
+    return mask.masked_fill(hidden, False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min)
+
+
+def _as_kind(allowed: Tensor, kind: str, dtype: torch.dtype) -> Tensor:
+    """Boolean for kernels that take it; additive for eager attention, which adds what it gets."""
+    if kind != "eager":
+        return allowed
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, torch.finfo(dtype).min)

@@ -1,0 +1,395 @@
+"""Pruning a transformers model in place, for as long as a context lasts.
+
+Hooks on decoder layers shrink hidden states, position embeddings and masks to the tokens that stay; each layer's cache
+holds only those; after the last layer the sequence is laid out at full length again, so that everything around the
+decoder sees what it expects. No model code is replaced.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from inspect import signature
+from typing import Any
+from weakref import WeakSet
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from fastav.adapter import ModelAdapter, adapter_for
+from fastav.engines.transformers import gather, guards
+from fastav.engines.transformers.cache import PrunedLayer
+from fastav.engines.transformers.tap import tapped
+from fastav.errors import PlanError, UnsupportedModel, UnsupportedPlan
+from fastav.layout import MEDIA, Layout, Modality
+from fastav.method import Method, Prompt, Signal, View, method_of, select
+from fastav.plan import Plan
+
+_claims = threading.Lock()
+_pruned: WeakSet[nn.Module] = WeakSet()
+
+
+@contextmanager
+def prune(
+    model: PreTrainedModel,
+    plan: Plan | str = "fastav",
+    *,
+    layouts: Sequence[Layout] | None = None,
+    scores: Float[Tensor, "batch tokens"] | None = None,
+    adapter: ModelAdapter | None = None,
+) -> Iterator["Pruning"]:
+    """While active, `model` drops tokens as the plan says, in `forward` and in `generate`; afterwards it is as before.
+
+    plan: a `Plan`, or the name of one of the model's presets.
+    layouts: one per prompt of the batch. Without them they are read off `input_ids`, which on a GPU waits for the device
+    once per prefill.
+    scores: of every prompt token, for plans with the method `given`, shaped like `input_ids`.
+
+    Logits and hidden states at places of dropped tokens are those of a zero vector; those of text are exact. Keep
+    decoding inside the context. Exact means: as if every layer hid the dropped tokens by an attention mask.
+
+    Raises, on entry: UnknownName, PlanError, UnsupportedModel, UnsupportedPlan; while active: UnsupportedPlan for
+    assisted decoding, chunked prefill, static or foreign caches, generation without a cache, media after the first
+    prefill, and gradients.
+    """
+    adapter = adapter or adapter_for(model.config)
+    pruning = Pruning(model, named_plan(plan, adapter), adapter, layouts, scores)
+    with pruning._installed():
+        yield pruning
+
+
+def named_plan(plan: Plan | str, adapter: ModelAdapter) -> Plan:
+    """The plan itself, or the preset of that name.  Raises: UnknownName."""
+    return plan if isinstance(plan, Plan) else adapter.preset(plan)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Prefill:
+    """One running prefill."""
+
+    prompt: Prompt
+    length: int
+    slots: Int[Tensor, "batch kept"]
+    valid: Bool[Tensor, "batch kept"] | None
+    counts: list[list[tuple[frozenset[Modality], Int[Tensor, " batch"]]]]
+    widths: list[tuple[int, bool]]  # per cut: longest row, and whether another row is shorter
+    next_cut: int = 0
+    signals: dict[Signal, Tensor] = field(default_factory=dict)
+    arguments: dict[tuple[str, int], tuple[Any, Any]] = field(default_factory=dict)  # shrunk, since the last cut
+
+
+class _Decode:
+    """A forward on top of a pruned cache."""
+
+
+class Pruning:
+    """A model being pruned.  `tokens` tells what the last prefill kept."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        plan: Plan,
+        adapter: ModelAdapter,
+        layouts: Sequence[Layout] | None,
+        scores: Float[Tensor, "batch tokens"] | None,
+    ) -> None:
+        self.model, self.plan, self.adapter = model, plan, adapter
+        self._layouts, self._scores = layouts, scores
+        self._decoder = adapter.decoder(model)
+        self._layers = list(self._decoder.layers)  # pyright: ignore[reportArgumentType]
+        self._config: Any = self._decoder.config
+        self._parameters = tuple(signature(model.forward).parameters)
+        cuts = plan.cuts(len(self._layers))
+        self._cuts: tuple[tuple[int, Method], ...] = tuple((layer, method_of(step)) for layer, step in cuts)
+        self._first = self._cuts[0][0] if self._cuts else len(self._layers)
+        self._local = threading.local()  # the running forward: a model may serve several threads
+        self._check()
+
+    # --- what was kept
+
+    def tokens(self) -> list[list[dict[str, int]]]:
+        """Tokens of each modality that each layer ran on, per row of this thread's last prefill: `[row][layer][label]`."""
+        kept = [(layer, modality.cpu().numpy()) for layer, modality in getattr(self._local, "kept", ())]
+        rows = []
+        for row in range(kept[0][1].shape[0] if kept else 0):
+            present = [m for m in Modality if (kept[0][1][row] == m).any()]
+            at = {layer: {m.label: int((modality[row] == m).sum()) for m in present} for layer, modality in kept}
+            now, layers = at[0], []
+            for layer in range(len(self._layers)):
+                now = at.get(layer, now)
+                layers.append(now)
+            rows.append(layers)
+        return rows
+
+    # --- before anything runs
+
+    def _check(self) -> None:
+        guards.check_decoder(self._config, self._cuts)
+        guards.check_attention(self._config._attn_implementation)
+        needs = {signal for _, method in self._cuts for signal in method.needs}
+        if Signal.GIVEN in needs and self._scores is None:
+            raise UnsupportedPlan("the plan asks for given scores, and none are given", "pass scores= to prune")
+        if self._scores is not None and not bool(self._scores.isfinite().all()):
+            raise PlanError("a given score is not finite")
+
+    @contextmanager
+    def _installed(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            enter = stack.enter_context
+            enter(self._claimed())
+            enter(guards.guarded_generate(self.model))
+            stack.callback(self.model.register_forward_pre_hook(self._before_model, with_kwargs=True).remove)
+            stack.callback(self.model.register_forward_hook(self._after_model, always_call=True).remove)
+            for index in range(self._first, len(self._layers)):
+                before = partial(self._before_layer, index)
+                layer = self._layers[index]
+                stack.callback(layer.register_forward_pre_hook(before, with_kwargs=True, prepend=True).remove)
+            if self._cuts:
+                stack.callback(self._layers[-1].register_forward_hook(self._after_last_layer).remove)
+            for index in {layer - 1 for layer, method in self._cuts if Signal.LAST_QUERY in method.needs}:
+                enter(tapped(self._attention(index), self._observe))
+            yield
+
+    @contextmanager
+    def _claimed(self) -> Iterator[None]:
+        with _claims:
+            if self._decoder in _pruned:
+                raise UnsupportedPlan("the model is being pruned already", "leave the other context first")
+            _pruned.add(self._decoder)
+        try:
+            yield
+        finally:
+            _pruned.discard(self._decoder)
+
+    def _attention(self, layer: int) -> nn.Module:
+        attention = getattr(self._layers[layer], "self_attn", None)
+        if attention is None:
+            raise UnsupportedModel(f"layer {layer} of {type(self._decoder).__name__} has no self_attn to score with")
+        return attention
+
+    # --- while the model runs
+
+    @property
+    def _running(self) -> _Prefill | _Decode | None:
+        return getattr(self._local, "running", None)
+
+    def _before_model(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs = dict(zip(self._parameters, args, strict=False)) | kwargs
+        if torch.is_grad_enabled() and any(p.requires_grad for p in self._decoder.parameters()):
+            raise UnsupportedPlan("pruning drops gradients with the tokens", "run under torch.inference_mode()")
+        cache = inputs.get("past_key_values")
+        guards.check_cache(cache)
+        if cache is not None and cache.get_seq_length() > 0:
+            self._local.running = self._continue(cache, inputs)
+        else:
+            self._local.running = self._start(inputs)
+
+    def _after_model(self, *_: Any) -> None:
+        self._local.running = None
+
+    def _continue(self, cache: Cache, inputs: Mapping[str, Any]) -> _Decode:
+        late = cache.layers[self._first :]
+        if any(not isinstance(layer, PrunedLayer) or layer.owner != self.plan.fingerprint for layer in late):
+            raise UnsupportedPlan(
+                "the cache was filled without this plan, or in chunks", "prefill the whole prompt in this context"
+            )
+        ids = inputs.get("input_ids")
+        if ids is not None and ids.shape[1] > 1:
+            config, chunk = self.model.config, {"input_ids": ids}
+            if any(layout.count(*MEDIA) for layout in self.adapter.layouts(config, chunk)):
+                raise UnsupportedPlan(
+                    "audio or video after the first prefill is not supported while pruning", "start a new prompt"
+                )
+        return _Decode()
+
+    def _start(self, inputs: Mapping[str, Any]) -> _Prefill:
+        tokens = next(x for name in ("input_ids", "inputs_embeds") if (x := inputs.get(name)) is not None)
+        batch, length = tokens.shape[:2]
+        layouts = self._layouts_of(inputs, batch, length)
+        device = tokens.device
+        prompt = _upload_prompt(layouts, length, device)
+        padded = any(len(layout) < length for layout in layouts)
+        counts, widths = self._schedule(layouts, device)
+        self._local.kept = [(0, prompt.modality[:, :length])]
+        state = _Prefill(
+            prompt=prompt,
+            length=length,
+            slots=torch.arange(length, device=device).expand(batch, length),
+            valid=prompt.modality[:, :length] >= 0 if padded else None,
+            counts=counts,
+            widths=widths,
+        )
+        if self._scores is not None:
+            state.signals[Signal.GIVEN] = self._given(batch, length, device)
+        return state
+
+    def _layouts_of(self, inputs: Mapping[str, Any], batch: int, length: int) -> list[Layout]:
+        layouts = list(self._layouts or ())
+        if not layouts:
+            if inputs.get("input_ids") is None:
+                raise UnsupportedPlan("inputs_embeds do not tell audio from text", "pass layouts= to prune")
+            layouts = list(self.adapter.layouts(self.model.config, inputs))
+        if batch % len(layouts) or any(len(layout) > length for layout in layouts):
+            raise UnsupportedPlan(
+                f"{len(layouts)} layouts of {[len(layout) for layout in layouts]} tokens do not fit inputs of shape "
+                f"[{batch}, {length}]",
+                "pass one layout per prompt, and prefill whole prompts",
+            )
+        layouts = [layout for layout in layouts for _ in range(batch // len(layouts))]
+        mask = inputs.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.ndim == 2 and mask.device.type == "cpu":
+            real = mask.bool().sum(1).tolist()
+            if real != [len(layout) for layout in layouts] or not bool(mask[:, -1].all()):
+                raise UnsupportedPlan(
+                    f"the attention mask shows {real} tokens, the layouts {[len(layout) for layout in layouts]}, "
+                    "or the padding is on the right",
+                    "pad on the left",
+                )
+        return layouts
+
+    def _schedule(self, layouts: Sequence[Layout], device: torch.device) -> tuple[list[Any], list[tuple[int, bool]]]:
+        """Counts of every cut on the device (one upload), and the widths they lead to."""
+        depth = len(self._layers)
+        known = {id(layout): self.plan.schedule(layout, depth) for layout in layouts}
+        rows = [known[id(layout)] for layout in layouts]
+        cuts = list(zip(*rows, strict=True))
+        flat = [[cut.counts[pool] for cut in cut_rows] for cut_rows in cuts for pool in cut_rows[0].counts]
+        uploaded = iter(_upload(np.asarray(flat, dtype=np.int64).reshape(len(flat), len(rows)), device))
+        counts = [[(pool, next(uploaded)) for pool in cut_rows[0].counts] for cut_rows in cuts]
+        totals = [[cut.total for cut in cut_rows] for cut_rows in cuts]
+        return counts, [(max(total), min(total) < max(total)) for total in totals]
+
+    def _given(self, batch: int, length: int, device: torch.device) -> Tensor:
+        scores = self._scores
+        assert scores is not None
+        if batch % scores.shape[0] or scores.shape[1] != length:
+            raise PlanError(f"scores have shape {list(scores.shape)}, the prompts [{batch}, {length}]")
+        return scores.float().to(device).repeat_interleave(batch // scores.shape[0], dim=0)
+
+    def _before_layer(
+        self, index: int, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        hidden, rest = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
+        if rest:
+            raise UnsupportedModel(f"{type(module).__name__} takes positional arguments the engine does not know")
+        state = self._running
+        if state is None:
+            raise UnsupportedPlan("the decoder was called by itself", "call the whole model")
+        if isinstance(state, _Decode):
+            return (hidden,), self._decode_arguments(index, hidden, kwargs)
+        hidden = self._cut(state, index, hidden)
+        return (hidden,), self._prefill_arguments(state, index, hidden, kwargs)
+
+    def _cut(self, state: _Prefill, index: int, hidden: Tensor) -> Tensor:
+        while state.next_cut < len(self._cuts) and self._cuts[state.next_cut][0] == index:
+            method, counts = self._cuts[state.next_cut][1], state.counts[state.next_cut]
+            width, ragged = state.widths[state.next_cut]
+            state.next_cut += 1
+            if width == state.slots.shape[1] and not ragged and state.valid is None:
+                continue  # nothing goes
+            scores = method.score(View(layer=index, prompt=state.prompt, slots=state.slots, signals=state.signals))
+            modality = state.prompt.modality.gather(1, state.slots)
+            chosen, real = select(scores, modality, counts, width)
+            hidden = gather.take(hidden, chosen)
+            slots = state.slots.gather(1, chosen)
+            state.slots = torch.where(real, slots, state.length) if ragged else slots
+            state.valid = real if ragged else None
+            state.signals = {signal: score.gather(1, chosen) for signal, score in state.signals.items()}
+            state.arguments.clear()
+            self._local.kept.append((index, state.prompt.modality.gather(1, state.slots)))
+        return hidden
+
+    def _prefill_arguments(
+        self, state: _Prefill, index: int, hidden: Tensor, kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
+        if (cache := kwargs.get("past_key_values")) is not None:
+            layer = PrunedLayer(state.slots, state.valid, state.length, self.plan.fingerprint)
+            cache.layers[index : index + 1] = [layer]
+        if state.slots.shape[1] == state.length and state.valid is None:
+            return kwargs
+        shrunk = {}
+        for name, value in kwargs.items():
+            key = (name, id(value))
+            if key not in state.arguments:
+                state.arguments[key] = (value, self._shrink(state, name, value, hidden.dtype))
+            shrunk[name] = state.arguments[key][1]
+        return shrunk
+
+    def _shrink(self, state: _Prefill, name: str, value: Any, dtype: torch.dtype) -> Any:
+        index = state.slots if state.valid is None else state.slots.clamp(max=state.length - 1)
+        kind = self._config._attn_implementation
+        match name, value:
+            case "attention_mask", _:
+                return gather.prefill_mask(value, state.slots, state.valid, kind=kind, dtype=dtype)
+            case "position_ids" | "cache_position", Tensor():
+                # flash attention takes gaps at batch size 1 for packed sequences; RoPE is applied by position_embeddings
+                return None if "flash" in kind else gather.take_positions(torch.atleast_2d(value), index)
+            case "position_embeddings", (Tensor(), Tensor()):
+                return tuple(gather.take(part, index) for part in value)
+            case _, Tensor() if state.length in value.shape:
+                raise UnsupportedModel(f"layers take {name} {list(value.shape)}, whose token axis is not known")
+        return value
+
+    def _decode_arguments(self, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+        layer = kwargs["past_key_values"].layers[index]
+        new = hidden.shape[-2]
+        mask = kwargs.get("attention_mask")
+        if mask is None and layer.valid is None and new == 1:
+            return kwargs
+        kwargs["attention_mask"] = gather.decode_mask(
+            mask,
+            layer.places(new),
+            layer.validity(new),
+            total=layer.get_seq_length() + new,
+            new=new,
+            kind=self._config._attn_implementation,
+            dtype=hidden.dtype,
+        )
+        return kwargs
+
+    def _observe(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
+        if isinstance(state := self._running, _Prefill):
+            state.signals[Signal.LAST_QUERY] = gather.last_query_attention(query, key, mask, state.valid, scaling)
+
+    def _after_last_layer(self, module: Any, args: Any, output: Any) -> Any:
+        state = self._running
+        if not isinstance(state, _Prefill) or (state.slots.shape[1] == state.length and state.valid is None):
+            return None
+        hidden = output[0] if isinstance(output, tuple) else output
+        full = hidden.new_zeros(hidden.shape[0], state.length + 1, hidden.shape[-1])
+        full.scatter_(1, state.slots[..., None].expand_as(hidden), hidden)
+        full = full[:, : state.length]
+        return (full, *output[1:]) if isinstance(output, tuple) else full
+
+
+def _upload(array: np.ndarray, device: torch.device) -> Tensor:
+    """To the device without waiting for it."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def _upload_prompt(layouts: Sequence[Layout], length: int, device: torch.device) -> Prompt:
+    """Layouts as tensors, left-padded, with one more column of modality -1 for rows that keep fewer tokens."""
+    whole = np.zeros((4, len(layouts), length + 1), np.int64)
+    whole[0], whole[2] = -1, -1
+    second = np.full((len(layouts), length + 1), np.nan, np.float32)
+    for row, layout in enumerate(layouts):
+        start = length - len(layout)
+        fields: tuple[Callable[[Layout], Any], ...] = (
+            lambda x: x.modality,
+            lambda x: np.arange(len(x)),
+            lambda x: x.frame,
+            lambda x: x.padding,
+        )
+        for plane, read in zip(whole, fields, strict=True):
+            plane[row, start:length] = read(layout)
+        second[row, start:length] = layout.second
+    modality, position, frame, padding = _upload(whole, device)
+    return Prompt(
+        modality=modality, position=position, second=_upload(second, device), frame=frame, padding=padding.bool()
+    )

@@ -1,0 +1,140 @@
+"""Which tokens stay: a method scores, `select` picks.
+
+How many stay is none of a method's business: that is `fastav.plan.Keep`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from fastav.errors import PlanError
+from fastav.layout import Modality
+from fastav.plan import Step
+from fastav.registry import METHODS
+
+
+class Signal(StrEnum):
+    """What a method can ask an engine for, beyond the layout."""
+
+    LAST_QUERY = "last-query"  # attention of the last query over the tokens of the layer before, head mean
+    GIVEN = "given"  # scores that the caller brought along
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """The layouts of a batch as tensors on the model's device, left-padded.
+
+    modality: -1 where the batch is padded. position: counted from each row's first real token.
+    second, frame, padding: as in `Layout`.
+    """
+
+    modality: Int[Tensor, "batch prompt"]
+    position: Int[Tensor, "batch prompt"]
+    second: Float[Tensor, "batch prompt"]
+    frame: Int[Tensor, "batch prompt"]
+    padding: Bool[Tensor, "batch prompt"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """What a method may look at: the tokens still there, entering one layer.
+
+    layer: the layer about to run. prompt: all tokens. slots: column in `prompt` of each token still there; rows with
+    fewer tokens repeat a slot at their left, and what is scored there is ignored.
+    """
+
+    layer: int
+    prompt: Prompt
+    slots: Int[Tensor, "batch tokens"]
+    signals: Mapping[Signal, Float[Tensor, "batch tokens"]]
+
+    def __getitem__(self, signal: Signal) -> Float[Tensor, "batch tokens"]:
+        return self.signals[signal]
+
+    @property
+    def modality(self) -> Int[Tensor, "batch tokens"]:
+        """A `Modality` per token."""
+        return self.prompt.modality.gather(1, self.slots)
+
+    @property
+    def position(self) -> Int[Tensor, "batch tokens"]:
+        """Place in the unpruned prompt."""
+        return self.prompt.position.gather(1, self.slots)
+
+    @property
+    def padding(self) -> Bool[Tensor, "batch tokens"]:
+        """Whether a token is padding by construction."""
+        return self.prompt.padding.gather(1, self.slots)
+
+
+class Method(ABC):
+    """Scores tokens; the highest stay.  Subclasses are frozen dataclasses whose fields are their options."""
+
+    needs: ClassVar[frozenset[Signal]] = frozenset()
+
+    @abstractmethod
+    def score(self, view: View) -> Float[Tensor, "batch tokens"]:
+        """A finite score for every token still there; ties go to the earlier token."""
+
+
+def method_of(step: Step) -> Method:
+    """The method that a step names, with its options.
+
+    Raises: UnknownName; PlanError if the method has no such option or refuses its value.
+    """
+    method: type[Method] = METHODS[step.method]
+    options: Mapping[str, Any] = step.options
+    try:
+        return method(**options)
+    except TypeError as error:
+        known = ", ".join(getattr(method, "__dataclass_fields__", {})) or "none"
+        raise PlanError(f"method {step.method!r} got options {dict(options)}: {error}", f"its options: {known}") from None
+
+
+def select(
+    scores: Float[Tensor, "batch tokens"],
+    modality: Int[Tensor, "batch tokens"],
+    counts: Sequence[tuple[frozenset[Modality], Int[Tensor, " batch"]]],
+    width: int,
+) -> tuple[Int[Tensor, "batch width"], Bool[Tensor, "batch width"]]:
+    """The indices that stay, in prompt order and left-padded to `width`, and which of them are real.
+
+    Of each pool of `counts` its highest scores stay, ties going to the earlier token; what is in no pool stays; what has
+    modality -1 goes. The last token always stays. Nothing here waits for the device: `width` is the largest number of
+    tokens that a row keeps, known from the layouts.
+
+    Raises: PlanError if a score is NaN (looked at on the CPU only: elsewhere it would stall the device).
+    """
+    if scores.device.type == "cpu" and bool(scores.isnan().any()):
+        raise PlanError("a score is NaN", "the model's hidden states or the given scores are not finite")
+    scores = scores.clone()
+    scores[:, -1] = torch.inf
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    ranked = modality.gather(1, order)
+    keep = ranked >= 0
+    for pool, count in counts:
+        member = torch.zeros_like(keep)
+        for m in pool:
+            member |= ranked == int(m)
+        keep &= ~member | (member.cumsum(1) <= count[:, None])
+    keep = torch.empty_like(keep).scatter_(1, order, keep)
+    return _compact(keep, width)
+
+
+def _compact(
+    keep: Bool[Tensor, "batch tokens"], width: int
+) -> tuple[Int[Tensor, "batch width"], Bool[Tensor, "batch width"]]:
+    """Indices of the True entries, ascending, left-padded; what is dropped lands in a column that is cut off."""
+    rank = keep.cumsum(1)
+    column = torch.where(keep, rank + (width - rank[:, -1:]), 0)
+    here = torch.arange(keep.shape[1], device=keep.device).expand_as(keep)
+    index = torch.zeros(keep.shape[0], width + 1, dtype=torch.long, device=keep.device)
+    index.scatter_(1, column, torch.where(keep, here, 0))
+    real = torch.arange(width, device=keep.device)[None] >= width - rank[:, -1:]
+    return index[:, 1:], real

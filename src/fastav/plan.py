@@ -1,0 +1,341 @@
+"""A plan: entering which layers, by which method, how many tokens of what stay.
+
+A plan is data. It needs neither torch nor weights, travels as JSON, and together with a `Layout` tells how many tokens
+every layer will keep before anything runs.
+"""
+
+import hashlib
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from fractions import Fraction
+from math import ceil
+from os import PathLike
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from fastav.errors import PlanError
+from fastav.layout import MEDIA, Layout, Modality
+from fastav.registry import METHODS
+
+Remaining = Mapping[frozenset[Modality], int]  # tokens still there, by groups of modalities whose split is known
+
+
+class Budget(ABC):
+    """How many tokens of a pool stay: a share of what is there, or a number read off the layout."""
+
+    key: ClassVar[str]
+
+    @abstractmethod
+    def tokens(self, layout: Layout, pool: Collection[Modality], there: int) -> int:
+        """Tokens that stay, of the `there` tokens of `pool` that are still there (the result may exceed `there`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share(Budget):
+    """This share of what is still there, rounded up: dropping 20 % drops floor(0.2 n)."""
+
+    share: float
+    key: ClassVar[str] = "share"
+
+    def __post_init__(self) -> None:
+        if not (_is_number(self.share) and 0 < self.share <= 1):
+            raise PlanError(f"a share must be in (0, 1], got {self.share!r}", "to drop a whole modality keep 0 tokens")
+
+    def tokens(self, layout: Layout, pool: Collection[Modality], there: int) -> int:  # noqa: D102
+        # the decimal that was written is meant, not its binary neighbour: 0.8 of 5 is 4
+        return ceil(Fraction(repr(self.share)) * there)
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens(Budget):
+    """At most this many tokens."""
+
+    number: int
+    key: ClassVar[str] = "tokens"
+
+    def __post_init__(self) -> None:
+        _require_count("a number of tokens", self.number, 0)
+
+    def tokens(self, layout: Layout, pool: Collection[Modality], there: int) -> int:  # noqa: D102
+        return self.number
+
+
+@dataclass(frozen=True, slots=True)
+class Before(Budget):
+    """As many tokens as stand before this position of the prompt (counted from 0, without batch padding)."""
+
+    position: int
+    key: ClassVar[str] = "before"
+
+    def __post_init__(self) -> None:
+        _require_count("a position", self.position, 0)
+
+    def tokens(self, layout: Layout, pool: Collection[Modality], there: int) -> int:  # noqa: D102
+        return int(np.isin(layout.modality[: self.position], list(pool)).sum())
+
+
+@dataclass(frozen=True, slots=True)
+class Frames(Budget):
+    """As many tokens as belong to the first so many sampled frames."""
+
+    frames: int
+    key: ClassVar[str] = "frames"
+
+    def __post_init__(self) -> None:
+        _require_count("a number of frames", self.frames, 1)
+
+    def tokens(self, layout: Layout, pool: Collection[Modality], there: int) -> int:  # noqa: D102
+        early = (layout.frame >= 0) & (layout.frame < self.frames)
+        return int((np.isin(layout.modality, list(pool)) & early).sum())
+
+
+@dataclass(frozen=True, slots=True)
+class Unpadded(Budget):
+    """As many tokens as are not padding by construction."""
+
+    key: ClassVar[str] = "unpadded"
+
+    def tokens(self, layout: Layout, pool: Collection[Modality], there: int) -> int:  # noqa: D102
+        return int((np.isin(layout.modality, list(pool)) & ~layout.padding).sum())
+
+
+_BUDGETS: dict[str, type[Budget]] = {b.key: b for b in (Share, Tokens, Before, Frames, Unpadded)}
+
+
+class Pool(Enum):
+    """The groups of modalities that a `Keep` can give a budget."""
+
+    text = frozenset({Modality.TEXT})
+    audio = frozenset({Modality.AUDIO})
+    video = frozenset({Modality.VIDEO})
+    image = frozenset({Modality.IMAGE})
+    media = frozenset(MEDIA)
+    all = frozenset(Modality)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keep:
+    """How many tokens stay; what has no budget stays whole.
+
+    `media` is one budget for audio, video and image together, `all` one that includes text: their tokens compete.
+    The last token of the prompt always stays: its logits are the answer.
+
+    Raises: PlanError if a modality has two budgets.
+    """
+
+    text: Budget | None = None
+    audio: Budget | None = None
+    video: Budget | None = None
+    image: Budget | None = None
+    media: Budget | None = None
+    all: Budget | None = None
+
+    def __post_init__(self) -> None:
+        pools = self.pools()
+        if sum(len(pool) for pool in pools) > len(frozenset().union(*pools)):
+            named = ", ".join(f.name for f in fields(self) if getattr(self, f.name) is not None)
+            raise PlanError(f"keep names a modality twice: {named}", "give every modality one budget")
+
+    def pools(self) -> dict[frozenset[Modality], Budget]:
+        """The budgets, by the modalities that share them."""
+        return {pool.value: budget for pool in Pool if (budget := getattr(self, pool.name)) is not None}
+
+    def counts(self, layout: Layout, there: Remaining) -> dict[frozenset[Modality], int]:
+        """Tokens that stay of every pool, from the layout alone.
+
+        there: number of tokens still there, by groups of modalities whose split is known.
+        Raises: PlanError if an earlier step pooled modalities that this one tells apart.
+        """
+        counts = {}
+        for pool, budget in self.pools().items():
+            torn = [group for group in there if group & pool and not group <= pool]
+            if torn:
+                names = " + ".join(sorted(m.label for m in torn[0]))
+                raise PlanError(
+                    f"a step budgets part of {names}, which an earlier step pooled: how many are left is not known",
+                    "use the same pool (media, all), or put the step by modality first",
+                )
+            left = sum(n for group, n in there.items() if group <= pool)
+            least = 1 if Modality.TEXT in pool and left else 0
+            counts[pool] = min(left, max(least, budget.tokens(layout, pool, left)))
+        return counts
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it: `{"audio": {"tokens": 10}}`."""
+        return {
+            f.name: {b.key: getattr(b, fields(b)[0].name) if fields(b) else True}  # pyright: ignore[reportArgumentType]
+            for f in fields(self)
+            if (b := getattr(self, f.name)) is not None
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Keep":
+        """The inverse of `to_dict`.  Raises: PlanError."""
+        _require_keys("keep", data, {f.name for f in fields(cls)})
+        return cls(**{name: _budget(name, value) for name, value in data.items()})
+
+
+_LAYERS = re.compile(r"(?P<first>\d+|middle)(?:\+(?P<more>\d+))?(?P<range>\.\.(?P<last>\d+)?)?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """Entering these layers, score with this method and keep this many.
+
+    layers: `"14"`, `"middle"` (half the depth), `"middle+1"`, `"15..20"` (both included), or `"middle+1.."` (to the end).
+    method: a name in the registry of methods; options: its settings.
+
+    Raises: PlanError, UnknownName.
+    """
+
+    layers: str
+    method: str
+    keep: Keep
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.layers, str) and _LAYERS.fullmatch(self.layers)):
+            raise PlanError(f"cannot read layers {self.layers!r}", "write 14, middle, middle+1, 15..20 or middle+1..")
+        if self.method not in METHODS:
+            METHODS[self.method]  # raises with the nearest names
+        if not self.keep.pools():
+            raise PlanError("a step keeps everything", "give at least one budget, e.g. keep media a share of 0.8")
+
+    def entering(self, depth: int) -> range:
+        """The layers, of a decoder of this depth.  Raises: PlanError if it has no such layer."""
+        match = _LAYERS.fullmatch(self.layers)
+        assert match is not None
+        first = (depth // 2 if match["first"] == "middle" else int(match["first"])) + int(match["more"] or 0)
+        last = first if match["range"] is None else depth - 1 if match["last"] is None else int(match["last"])
+        if last >= depth or first > last:
+            raise PlanError(f"layers {self.layers!r} do not exist in a decoder of {depth} layers (0..{depth - 1})")
+        return range(first, last + 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        method = {"name": self.method, **self.options}
+        return {"layers": self.layers, "method": method, "keep": self.keep.to_dict()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Step":
+        """The inverse of `to_dict`.  Raises: PlanError, UnknownName."""
+        _require_keys("step", data, {"layers", "method", "keep"}, all_of_them=True)
+        if not isinstance(method := data["method"], dict) or not isinstance(method.get("name"), str):
+            raise PlanError(f"a step's method must be an object with a name, got {method!r}")
+        options = {key: value for key, value in method.items() if key != "name"}
+        return cls(layers=data["layers"], method=method["name"], options=options, keep=Keep.from_dict(data["keep"]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """One cut through one prompt: entering `layer`, `counts` tokens of each pool stay, `total` tokens in all."""
+
+    layer: int
+    step: Step
+    counts: Remaining
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Steps, taken in the order of their layers; without any, nothing is pruned."""
+
+    steps: tuple[Step, ...] = ()
+    name: str = ""
+
+    VERSION: ClassVar[int] = 1
+
+    def cuts(self, depth: int) -> tuple[tuple[int, Step], ...]:
+        """Every (layer, step) of a decoder of this depth, in order.  Raises: PlanError if a layer does not exist."""
+        cuts = [(layer, step) for step in self.steps for layer in step.entering(depth)]
+        return tuple(sorted(cuts, key=lambda cut: cut[0]))
+
+    def schedule(self, layout: Layout, depth: int) -> tuple[Cut, ...]:
+        """What stays of this prompt at every cut, known before anything runs.  Raises: PlanError."""
+        there = {frozenset({m}): layout.count(m) for m in Modality}
+        schedule = []
+        for layer, step in self.cuts(depth):
+            counts = step.keep.counts(layout, there)
+            for pool, count in counts.items():
+                there = {group: n for group, n in there.items() if not group <= pool} | {pool: count}
+            schedule.append(Cut(layer=layer, step=step, counts=counts, total=sum(there.values())))
+        return tuple(schedule)
+
+    def tokens(self, layout: Layout, depth: int) -> tuple[int, ...]:
+        """Tokens that every layer runs on.  Raises: PlanError."""
+        left = {cut.layer: cut.total for cut in self.schedule(layout, depth)}
+        tokens, now = [], len(layout)
+        for layer in range(depth):
+            now = left.get(layer, now)
+            tokens.append(now)
+        return tuple(tokens)
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits that differ when the steps differ; the name does not count."""
+        steps = json.dumps([step.to_dict() for step in self.steps], sort_keys=True)
+        return hashlib.sha256(steps.encode()).hexdigest()[:12]
+
+    def to_json(self) -> str:
+        """The plan as JSON text."""
+        data = {"fastav_plan": self.VERSION, "name": self.name, "steps": [step.to_dict() for step in self.steps]}
+        return json.dumps(data, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        """The inverse of `to_json`.  Raises: PlanError, UnknownName."""
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise PlanError(f"a plan must be JSON: {error}") from None
+        _require_keys("plan", data, {"fastav_plan", "name", "steps"}, all_of_them=True)
+        if data["fastav_plan"] != cls.VERSION:
+            raise PlanError(f"plan version {data['fastav_plan']!r} is not {cls.VERSION}", "write the plan anew")
+        if not isinstance(data["name"], str) or not isinstance(data["steps"], list):
+            raise PlanError("a plan's name must be a string and its steps a list")
+        return cls(tuple(Step.from_dict(step) for step in data["steps"]), data["name"])
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> "Plan":
+        """The plan in a file.  Raises: PlanError, UnknownName."""
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise PlanError(f"cannot read the plan {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
+        except PlanError as error:
+            raise type(error)(f"{path}: {error.message}", error.hint) from None
+
+
+def _budget(pool: str, value: Any) -> Budget:
+    if not isinstance(value, dict) or len(value) != 1 or next(iter(value)) not in _BUDGETS:
+        raise PlanError(f"keep.{pool} must be one of {', '.join(_BUDGETS)}, got {value!r}", 'e.g. {"share": 0.8}')
+    (key, argument), *_ = value.items()
+    budget = _BUDGETS[key]
+    try:
+        return budget(argument) if fields(budget) else budget()  # pyright: ignore
+    except PlanError as error:
+        raise PlanError(f"keep.{pool}: {error.message}", error.hint) from None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _require_count(what: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise PlanError(f"{what} must be a whole number of at least {least}, got {value!r}")
+
+
+def _require_keys(what: str, data: Any, known: set[str], *, all_of_them: bool = False) -> None:
+    if not isinstance(data, dict):
+        raise PlanError(f"a {what} must be a JSON object, got {type(data).__name__}")
+    if unknown := sorted(set(data) - known):
+        raise PlanError(f"a {what} has no {', '.join(map(repr, unknown))}", f"known: {', '.join(sorted(known))}")
+    if all_of_them and (missing := sorted(known - set(data))):
+        raise PlanError(f"a {what} needs {', '.join(map(repr, missing))}")

@@ -1,0 +1,40 @@
+"""Plans that several models share, with their settings."""
+
+from fastav.errors import PlanError
+from fastav.plan import Keep, Plan, Share, Step, Unpadded
+
+NONE = Plan(name="none")
+
+
+def fastav(
+    keep: Keep, *, start: int | str = "middle", drop: float = 0.2, exempt_text: bool = True, name: str = "fastav"
+) -> Plan:
+    """FastAV: one global cut by position entering the middle layer, then a fine one after every later layer.
+
+    keep: what stays at the global cut (the paper: `Keep(audio=Tokens(10))` for VideoLLaMA2, `Keep(media=Frames(4))` for
+    video-SALMONN 2; `Keep(media=Before(750))` is its other wording). Of each budget the earliest tokens stay.
+    start: the layer of the global cut, `"middle"` or a number. drop: share P of what remains that every fine cut drops.
+    exempt_text: whether the fine cuts spare text (the paper does not say; it must for the question to survive).
+
+    Source: arXiv:2601.13143. Reproduces its FLOPs column; see `fastav flops`.
+    Raises: PlanError.
+    """
+    if not 0 <= drop < 1:
+        raise PlanError(f"drop must be in [0, 1), got {drop}")
+    steps = [Step(layers=str(start), method="position", keep=keep)]
+    if drop:
+        share = Share(round(1 - drop, 12))
+        later = f"{start}+1.." if start == "middle" else f"{int(start) + 1}.."
+        fine = Keep(media=share) if exempt_text else Keep(all=share)
+        steps.append(Step(layers=later, method="last-query", keep=fine))
+    return Plan(tuple(steps), name)
+
+
+def trim(name: str = "fastav-trim") -> Plan:
+    """Drop, before the first layer, the tokens that are padding by construction.
+
+    Ours: the paper keeps them until the middle layer. Not bit-identical to the unpruned model, since attention also
+    reads padding; what is dropped carries no content of the clip.
+    """
+    keep = Keep(audio=Unpadded(), video=Unpadded(), image=Unpadded())
+    return Plan((Step(layers="0", method="unpadded", keep=keep),), name)
