@@ -1,3 +1,72 @@
-"""Training-free token pruning inside audio-visual LLMs."""
+"""Training-free token pruning inside audio-visual LLMs.
+
+    pipe = fastav.pipeline("videollama2", plan="fastav")
+    answer = pipe("clip.mp4", "What is happening, and what do you hear?")
+
+    with fastav.prune(model, "fastav"):      # a model you already have
+        model.generate(**inputs)
+
+Importing this loads neither torch nor transformers; a name does when it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastav.engine import Answer
+    from fastav.engines.transformers import prune
+    from fastav.errors import FastAVError
+    from fastav.layout import Layout, Modality
+    from fastav.media import Clip
+    from fastav.pipelines import Pipeline, pipeline
+    from fastav.plan import Before, Frames, Keep, Plan, Share, Step, Tokens, Unpadded
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Answer": "engine",
+    "Before": "plan",
+    "Clip": "media",
+    "FastAVError": "errors",
+    "Frames": "plan",
+    "Keep": "plan",
+    "Layout": "layout",
+    "Modality": "layout",
+    "Pipeline": "pipelines",
+    "Plan": "plan",
+    "Share": "plan",
+    "Step": "plan",
+    "Tokens": "plan",
+    "Unpadded": "plan",
+    "pipeline": "pipelines",
+    "prune": "engines.transformers",
+}
+
+__all__ = [
+    "Answer",
+    "Before",
+    "Clip",
+    "FastAVError",
+    "Frames",
+    "Keep",
+    "Layout",
+    "Modality",
+    "Pipeline",
+    "Plan",
+    "Share",
+    "Step",
+    "Tokens",
+    "Unpadded",
+    "pipeline",
+    "prune",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fastav' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"fastav.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -5,7 +5,7 @@ A family is a folder `models/<name>/` exporting `<Name>Adapter`; it is found by 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar
@@ -117,16 +117,15 @@ class ModelAdapter(ABC):
         """The modules that turn audio and video into embeddings, projectors included (their time is `encode`)."""
 
 
-def adapter_for(config: PreTrainedConfig) -> ModelAdapter:
-    """The adapter of a model, by `config.architectures`.
+def adapter_for(architectures: Collection[str]) -> ModelAdapter:
+    """The adapter of a model, by the names in its configuration's `architectures`.
 
-    Raises: UnsupportedModel if no adapter knows it.
+    Raises: UnsupportedModel if no adapter knows any of them.
     """
-    wanted = set(config.architectures or ())
     for adapter in MODELS.values():
-        if wanted & adapter.architectures:
+        if adapter.architectures & set(architectures):
             return adapter()
     raise UnsupportedModel(
-        f"no adapter knows the architecture {', '.join(sorted(wanted)) or config.model_type!r}",
+        f"no adapter knows the architecture {' or '.join(sorted(architectures)) or '(the configuration names none)'}",
         f"known models: {', '.join(MODELS)}; docs/adapters.md says how to write one",
     )

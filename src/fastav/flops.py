@@ -40,7 +40,7 @@ def paper_flops(shape: DecoderShape, tokens: Sequence[int]) -> int:
 
 
 def prefill_flops(shape: DecoderShape, tokens: Sequence[int], *, causal: bool = True) -> int:
-    """Floating-point operations of one prompt's prefill: projections, attention, MLP, and the LM head on the last token.
+    """Floating-point operations of one prompt's prefill: projections, attention, MLP, and the LM head on one token.
 
     A multiply-add counts two. Norms, activations, RoPE and the scoring row are left out (under 1 % together).
     causal: count only the attention scores that a causal kernel needs; False counts the full square, as

@@ -34,9 +34,9 @@ class Layout:
     """The tokens of one prompt, in order, without the padding of a batch.
 
     modality: a `Modality` per token.
-    second: where the token's content starts in the clip, in seconds; NaN where that has no meaning (text) or is unknown.
+    second: where the token's content starts in the clip, in seconds; NaN where that has no meaning or is unknown.
     frame: index of the (first) sampled frame the token shows or accompanies; -1 where there is none.
-    padding: True where the token is known to hold no content, only the encoder's own padding (silence up to 30 s, say).
+    padding: True where the token is known to hold no content, only the encoder's padding (silence up to 30 s, say).
     """
 
     modality: Int[np.ndarray, " tokens"]

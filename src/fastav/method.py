@@ -94,7 +94,9 @@ def method_of(step: Step) -> Method:
         return method(**options)
     except TypeError as error:
         known = ", ".join(getattr(method, "__dataclass_fields__", {})) or "none"
-        raise PlanError(f"method {step.method!r} got options {dict(options)}: {error}", f"its options: {known}") from None
+        raise PlanError(
+            f"method {step.method!r} got options {dict(options)}: {error}", f"its options: {known}"
+        ) from None
 
 
 def select(
@@ -105,9 +107,9 @@ def select(
 ) -> tuple[Int[Tensor, "batch width"], Bool[Tensor, "batch width"]]:
     """The indices that stay, in prompt order and left-padded to `width`, and which of them are real.
 
-    Of each pool of `counts` its highest scores stay, ties going to the earlier token; what is in no pool stays; what has
-    modality -1 goes. The last token always stays. Nothing here waits for the device: `width` is the largest number of
-    tokens that a row keeps, known from the layouts.
+    Of each pool of `counts` its highest scores stay, ties going to the earlier token; what is in no pool stays; what
+    has modality -1 goes. The last token always stays. Nothing here waits for the device: `width` is the largest number
+    of tokens that a row keeps, known from the layouts.
 
     Raises: PlanError if a score is NaN (looked at on the CPU only: elsewhere it would stall the device).
     """

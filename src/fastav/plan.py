@@ -40,7 +40,7 @@ class Budget(ABC):
 class Share(Budget):
     """This share of what is still there, rounded up: dropping 20 % drops floor(0.2 n)."""
 
-    share: float
+    share: float | int
     key: ClassVar[str] = "share"
 
     def __post_init__(self) -> None:
@@ -175,7 +175,7 @@ class Keep:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "Keep":
+    def from_dict(cls, data: Any) -> "Keep":
         """The inverse of `to_dict`.  Raises: PlanError."""
         _require_keys("keep", data, {f.name for f in fields(cls)})
         return cls(**{name: _budget(name, value) for name, value in data.items()})
@@ -188,7 +188,7 @@ _LAYERS = re.compile(r"(?P<first>\d+|middle)(?:\+(?P<more>\d+))?(?P<range>\.\.(?
 class Step:
     """Entering these layers, score with this method and keep this many.
 
-    layers: `"14"`, `"middle"` (half the depth), `"middle+1"`, `"15..20"` (both included), or `"middle+1.."` (to the end).
+    layers: `"14"`, `"middle"` (half the depth), `"middle+1"`, `"15..20"` (both included), `"middle+1.."` (to the end).
     method: a name in the registry of methods; options: its settings.
 
     Raises: PlanError, UnknownName.
@@ -223,11 +223,13 @@ class Step:
         return {"layers": self.layers, "method": method, "keep": self.keep.to_dict()}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "Step":
+    def from_dict(cls, data: Any) -> "Step":
         """The inverse of `to_dict`.  Raises: PlanError, UnknownName."""
         _require_keys("step", data, {"layers", "method", "keep"}, all_of_them=True)
         if not isinstance(method := data["method"], dict) or not isinstance(method.get("name"), str):
             raise PlanError(f"a step's method must be an object with a name, got {method!r}")
+        if not isinstance(data["layers"], str):
+            raise PlanError(f"a step's layers must be a string, got {data['layers']!r}", 'e.g. "14"')
         options = {key: value for key, value in method.items() if key != "name"}
         return cls(layers=data["layers"], method=method["name"], options=options, keep=Keep.from_dict(data["keep"]))
 
@@ -307,7 +309,9 @@ class Plan:
         try:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
-            raise PlanError(f"cannot read the plan {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
+            raise PlanError(
+                f"cannot read the plan {str(path)!r}: {getattr(error, 'strerror', None) or error}"
+            ) from None
         except PlanError as error:
             raise type(error)(f"{path}: {error.message}", error.hint) from None
 
@@ -317,6 +321,9 @@ def _budget(pool: str, value: Any) -> Budget:
         raise PlanError(f"keep.{pool} must be one of {', '.join(_BUDGETS)}, got {value!r}", 'e.g. {"share": 0.8}')
     (key, argument), *_ = value.items()
     budget = _BUDGETS[key]
+    if fields(budget) and not (_is_number(argument) and (budget is Share or isinstance(argument, int))):  # pyright: ignore
+        kind = "a number" if budget is Share else "a whole number"
+        raise PlanError(f"keep.{pool}: {key} must be {kind}, got {argument!r}")
     try:
         return budget(argument) if fields(budget) else budget()  # pyright: ignore
     except PlanError as error:

@@ -7,7 +7,7 @@ NONE = Plan(name="none")
 
 
 def fastav(
-    keep: Keep, *, start: int | str = "middle", drop: float = 0.2, exempt_text: bool = True, name: str = "fastav"
+    keep: Keep, *, start: int | str = "middle", drop: float | int = 0.2, exempt_text: bool = True, name: str = "fastav"
 ) -> Plan:
     """FastAV: one global cut by position entering the middle layer, then a fine one after every later layer.
 

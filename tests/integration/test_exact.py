@@ -2,33 +2,13 @@
 
 import pytest
 import torch
-from support.oracle import drop_lowest, keep_only_first, oracle_logits
-from support.tiny import AUDIO_ID, VIDEO_ID, TinyAdapter, pad_left, prompt, tiny_model
 
 from fastav.engines.transformers import prune
-from fastav.plan import Keep, Plan, Share, Tokens
+from fastav.plan import Keep, Plan, Share
 from fastav.presets import fastav
-
-STEPS = 6
-PLAN = fastav(Keep(audio=Tokens(4), video=Tokens(14)), drop=0.2)
-ROWS = [prompt(seed=1), prompt(before=5, video=20, audio=3, after=2, seed=2), prompt(video=0, audio=9, seed=3)]
-
-
-def rules_of(ids: torch.Tensor, depth: int = 6) -> dict:
-    audio, video = ids[0] == AUDIO_ID, ids[0] == VIDEO_ID
-    first = [keep_only_first(audio, 4), keep_only_first(video, 14)]
-    rules = {depth // 2: lambda score, hide: first[1](score, first[0](score, hide))}
-    return rules | {layer: drop_lowest(audio | video, 0.2) for layer in range(depth // 2 + 1, depth)}
-
-
-def generate(model, inputs, plan=PLAN, **options):
-    with prune(model, plan, adapter=TinyAdapter()) as pruning:
-        out = model.generate(
-            **inputs,
-            **{"max_new_tokens": STEPS, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
-            | options,
-        )
-    return out, pruning
+from support.cases import PLAN, ROWS, STEPS, generate, rules_of
+from support.oracle import oracle_logits
+from support.tiny import TinyAdapter, pad_left, tiny_model
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

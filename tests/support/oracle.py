@@ -44,7 +44,7 @@ def oracle_logits(
 
 
 def drop_lowest(member: Tensor, share: float) -> Rule:
-    """Hide the lowest floor(share * n) of the n members that are still there, by the scores; the later of two equals."""
+    """Hide the lowest floor(share * n) of the n members still there, by the scores; the later of two equals."""
 
     def rule(score: Tensor | None, hide: Tensor) -> Tensor:
         assert score is not None

@@ -1,0 +1,1 @@
+"""Published ways to score tokens, one file each."""

@@ -12,8 +12,8 @@ from fastav.method import Method, View
 class Position(Method):
     """The earliest tokens stay: the rule that FastAV reads off its rollout figure.
 
-    After the middle layer rollout mass concentrates on early tokens, so the paper's tables cut by position: the first 10
-    audio tokens, the first 4 frames, or what stands before position 750.
+    After the middle layer rollout mass concentrates on early tokens, so the paper's tables cut by position: the first
+    10 audio tokens, the first 4 frames, or what stands before position 750.
 
     Source: arXiv:2601.13143, section 3 (global pruning).
     """

@@ -1,5 +1,6 @@
 """The engine on Hugging Face transformers."""
 
+from fastav.engines.transformers.engine import TransformersEngine
 from fastav.engines.transformers.pruner import Pruning, prune
 
-__all__ = ["Pruning", "prune"]
+__all__ = ["Pruning", "TransformersEngine", "prune"]

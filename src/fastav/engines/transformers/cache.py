@@ -54,7 +54,7 @@ class PrunedLayer(DynamicLayer):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Follow the beams."""
-        super().reorder_cache(beam_idx)
+        super().reorder_cache(beam_idx)  # pyright: ignore[reportArgumentType]
         self._rows(lambda t: t.index_select(0, beam_idx.to(t.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
@@ -70,7 +70,7 @@ class PrunedLayer(DynamicLayer):
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last `-tokens_to_remove` generated tokens.
 
-        Raises: ValueError if that reaches into the pruned prompt, whose dropped tokens cannot come back, or if positive.
+        Raises: ValueError if positive, or if it reaches into the prompt, whose dropped tokens cannot come back.
         """
         if tokens_to_remove > 0 or -tokens_to_remove > self.generated:
             raise ValueError(f"cannot crop a pruned layer by {tokens_to_remove}: only generated tokens can go")

@@ -27,12 +27,17 @@ def take_positions(x: Int[Tensor, "*lead tokens"], index: Int[Tensor, "batch kep
 
 
 def prefill_mask(
-    mask: Any, slots: Int[Tensor, "batch kept"], valid: Bool[Tensor, "batch kept"] | None, *, kind: str, dtype: torch.dtype
+    mask: Any,
+    slots: Int[Tensor, "batch kept"],
+    valid: Bool[Tensor, "batch kept"] | None,
+    *,
+    kind: str,
+    dtype: torch.dtype,
 ) -> Tensor | None:
     """The mask of a prefill among the kept tokens, from the model's own.
 
     mask: None (plain causal), [batch or 1, heads or 1, tokens, tokens] (bool, or additive), or [batch, tokens] (flash).
-    kind: `attn_implementation`. Rows that are not real may attend anywhere: nothing reads them, and they must not be NaN.
+    kind: `attn_implementation`. Rows that are not real may attend anywhere: nothing reads them, but NaN would spread.
     """
     if "flash" in kind:
         return valid

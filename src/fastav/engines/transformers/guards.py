@@ -29,7 +29,7 @@ def check_decoder(config: PreTrainedConfig, cuts: tuple[tuple[int, Method], ...]
     for layer, method in cuts:
         if strange := set(types[layer:]) - _LAYER_TYPES:
             raise UnsupportedModel(
-                f"layers of type {', '.join(sorted(strange))} mix neighbouring tokens, so none can be dropped before them"
+                f"layers of type {', '.join(sorted(strange))} mix neighbouring tokens: none can be dropped before them"
             )
         if Signal.LAST_QUERY not in method.needs:
             continue

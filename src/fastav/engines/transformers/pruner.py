@@ -46,8 +46,8 @@ def prune(
     """While active, `model` drops tokens as the plan says, in `forward` and in `generate`; afterwards it is as before.
 
     plan: a `Plan`, or the name of one of the model's presets.
-    layouts: one per prompt of the batch. Without them they are read off `input_ids`, which on a GPU waits for the device
-    once per prefill.
+    layouts: one per prompt of the batch. Without them they are read off `input_ids`, which on a GPU waits for the
+    device once per prefill.
     scores: of every prompt token, for plans with the method `given`, shaped like `input_ids`.
 
     Logits and hidden states at places of dropped tokens are those of a zero vector; those of text are exact. Keep
@@ -57,15 +57,11 @@ def prune(
     assisted decoding, chunked prefill, static or foreign caches, generation without a cache, media after the first
     prefill, and gradients.
     """
-    adapter = adapter or adapter_for(model.config)
-    pruning = Pruning(model, named_plan(plan, adapter), adapter, layouts, scores)
+    adapter = adapter or adapter_for({*(model.config.architectures or ()), type(model).__name__})
+    chosen = plan if isinstance(plan, Plan) else adapter.preset(plan)
+    pruning = Pruning(model, chosen, adapter, layouts, scores)
     with pruning._installed():
         yield pruning
-
-
-def named_plan(plan: Plan | str, adapter: ModelAdapter) -> Plan:
-    """The plan itself, or the preset of that name.  Raises: UnknownName."""
-    return plan if isinstance(plan, Plan) else adapter.preset(plan)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -113,7 +109,10 @@ class Pruning:
     # --- what was kept
 
     def tokens(self) -> list[list[dict[str, int]]]:
-        """Tokens of each modality that each layer ran on, per row of this thread's last prefill: `[row][layer][label]`."""
+        """Tokens by modality that each layer ran on, of every row of this thread's last prefill: `[row][layer][label]`.
+
+        On a GPU this waits for the device.
+        """
         kept = [(layer, modality.cpu().numpy()) for layer, modality in getattr(self._local, "kept", ())]
         rows = []
         for row in range(kept[0][1].shape[0] if kept else 0):
@@ -304,9 +303,7 @@ class Pruning:
             self._local.kept.append((index, state.prompt.modality.gather(1, state.slots)))
         return hidden
 
-    def _prefill_arguments(
-        self, state: _Prefill, index: int, hidden: Tensor, kwargs: dict[str, Any]
-    ) -> dict[str, Any]:
+    def _prefill_arguments(self, state: _Prefill, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
         if (cache := kwargs.get("past_key_values")) is not None:
             layer = PrunedLayer(state.slots, state.valid, state.length, self.plan.fingerprint)
             cache.layers[index : index + 1] = [layer]
@@ -327,7 +324,7 @@ class Pruning:
             case "attention_mask", _:
                 return gather.prefill_mask(value, state.slots, state.valid, kind=kind, dtype=dtype)
             case "position_ids" | "cache_position", Tensor():
-                # flash attention takes gaps at batch size 1 for packed sequences; RoPE is applied by position_embeddings
+                # flash attention takes gaps at batch size 1 for packed sequences; RoPE reads position_embeddings
                 return None if "flash" in kind else gather.take_positions(torch.atleast_2d(value), index)
             case "position_embeddings", (Tensor(), Tensor()):
                 return tuple(gather.take(part, index) for part in value)

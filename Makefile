@@ -1,0 +1,44 @@
+# Everything a newcomer needs. Python 3.11 or later and make; no GPU.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: setup demo test test-slow check format bench gpu clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "fastav needs Python 3.11 or later: make PYTHON=python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt "torch==2.13.0"
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $(READY)
+
+demo: $(READY)  ## answer a question about a real mp4, unpruned and with FastAV, side by side
+	$(BIN)/python examples/demo.py
+
+test: $(READY)  ## the tests that every change must pass
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(READY)  ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+check: $(READY)  ## format, lint, types, import order
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY)  ## prefill time, pruned over unpruned, against FLOPs
+	$(BIN)/python -m fastav.bench
+
+gpu:  ## on a CUDA machine with torch and transformers: the real 7B shape; JSON to results/
+	PYTHONPATH=src $(PYTHON) -m fastav.bench --shape videollama2 --device cuda --out results
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache

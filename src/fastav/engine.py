@@ -1,0 +1,96 @@
+"""An engine carries a plan out: requests in, answers with their evidence out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from transformers import PreTrainedConfig
+
+from fastav.adapter import Request
+from fastav.method import Signal
+from fastav.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Saving:
+    """A cost without and with pruning."""
+
+    full: int
+    pruned: int
+
+    @property
+    def ratio(self) -> float:
+        """Pruned over full."""
+        return self.pruned / self.full
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {"full": self.full, "pruned": self.pruned, "ratio": self.ratio}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a model said, and what it cost.
+
+    token_ids: generated tokens, without the end marker. prompt_tokens: by modality, before pruning.
+    tokens_per_layer: by modality, what each layer ran on.
+    flops, kv_bytes: of the prefill, from the tokens that were really kept (`fastav.flops`, the causal count).
+    seconds: `media` (decode, sample, tokenize), `encode` (audio and video encoders with projectors), `prefill` (the
+    rest of the first forward), `decode` (all later tokens); of the whole batch, if there was one.
+    peak_bytes: most memory in use while generating: allocated on the GPU, resident on the CPU (None where the system
+    does not tell).
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    plan: str
+    prompt_tokens: Mapping[str, int]
+    tokens_per_layer: tuple[Mapping[str, int], ...]
+    flops: Saving
+    kv_bytes: Saving
+    seconds: Mapping[str, float]
+    peak_bytes: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {
+            "text": self.text,
+            "token_ids": list(self.token_ids),
+            "plan": self.plan,
+            "prompt_tokens": dict(self.prompt_tokens),
+            "tokens_per_layer": [dict(layer) for layer in self.tokens_per_layer],
+            "flops": self.flops.to_dict(),
+            "kv_bytes": self.kv_bytes.to_dict(),
+            "seconds": dict(self.seconds),
+            "peak_bytes": self.peak_bytes,
+        }
+
+
+class Engine(ABC):
+    """One way to run models."""
+
+    provides: ClassVar[frozenset[Signal]]
+
+    @classmethod
+    @abstractmethod
+    def check(cls, config: PreTrainedConfig, plan: Plan) -> None:
+        """Refuse, before any weights load, what this engine cannot do exactly.
+
+        Raises: PlanError, UnsupportedModel, UnsupportedPlan.
+        """
+
+    @abstractmethod
+    def generate(
+        self,
+        requests: Sequence[Request],
+        plan: Plan,
+        *,
+        max_new_tokens: int = 128,
+        on_text: Callable[[str], None] | None = None,
+    ) -> tuple[Answer, ...]:
+        """Answer a batch of requests greedily.
+
+        on_text: called with each piece of the answer as it comes; for single requests only.
+        Raises: MediaError, PlanError, UnsupportedPlan.
+        """

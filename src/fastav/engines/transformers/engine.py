@@ -1,0 +1,131 @@
+"""Requests in, answers out, on a transformers model."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin, TextStreamer
+
+from fastav.adapter import ModelAdapter, Prepared, Request
+from fastav.engine import Answer, Engine, Saving
+from fastav.engines.transformers import guards
+from fastav.engines.transformers.pruner import prune
+from fastav.engines.transformers.stopwatch import PeakMemory, Phases
+from fastav.errors import PlanError
+from fastav.flops import kv_bytes, prefill_flops
+from fastav.method import Signal, method_of
+from fastav.plan import Plan
+
+
+class TransformersEngine(Engine):
+    """A loaded model with its processor and adapter."""
+
+    provides: ClassVar[frozenset[Signal]] = frozenset({Signal.LAST_QUERY})
+
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, adapter: ModelAdapter) -> None:
+        self.model, self.processor, self.adapter = model, processor, adapter
+
+    @classmethod
+    def check(cls, config: PreTrainedConfig, plan: Plan) -> None:
+        """Refuse plans that this decoder cannot carry out exactly."""
+        decoder: Any = config.get_text_config(decoder=True)
+        cuts = plan.cuts(decoder.num_hidden_layers)
+        methods = tuple((layer, method_of(step)) for layer, step in cuts)
+        for _, method in methods:
+            if lacking := method.needs - cls.provides:
+                raise PlanError(
+                    f"{type(method).__name__} needs {', '.join(lacking)}, which requests do not carry",
+                    "prune the model yourself: fastav.prune(model, plan, scores=...)",
+                )
+        guards.check_decoder(decoder, methods)
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        requests: Sequence[Request],
+        plan: Plan,
+        *,
+        max_new_tokens: int = 128,
+        on_text: Callable[[str], None] | None = None,
+    ) -> tuple[Answer, ...]:
+        """Answer a batch of requests greedily; what the model's generation config says of penalties holds."""
+        self.check(self.model.config, plan)
+        if max_new_tokens < 1:
+            raise PlanError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        start = time.perf_counter()
+        prepared = self.adapter.prepare(self.processor, requests)
+        media = time.perf_counter() - start
+        inputs = {name: self._to_device(tensor) for name, tensor in prepared.inputs.items()}
+        tokenizer: Any = getattr(self.processor, "tokenizer", None)
+        streamer = _Stream(tokenizer, on_text) if on_text and len(requests) == 1 else None
+        phases, memory = Phases(self.model.device), PeakMemory(self.model.device)
+        with (
+            prune(self.model, plan, layouts=prepared.layouts, adapter=self.adapter) as pruning,
+            phases.timing(self.model, self.adapter.encoders(self.model)),
+        ):
+            ids: Any = self.model.generate(  # pyright: ignore[reportCallIssue]
+                **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, streamer=streamer, **_GREEDY
+            )
+        seconds = {"media": media} | phases.seconds()
+        new = ids[:, inputs["input_ids"].shape[1] :]
+        kept = pruning.tokens()
+        return tuple(
+            self._answer(tokenizer, prepared, plan, row, new[row], kept[row], seconds, memory.bytes())
+            for row in range(len(requests))
+        )
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        dtype = self.model.dtype if tensor.is_floating_point() else tensor.dtype
+        return tensor.to(device=self.model.device, dtype=dtype)
+
+    def _answer(
+        self,
+        tokenizer: Any,
+        prepared: Prepared,
+        plan: Plan,
+        row: int,
+        ids: Tensor,
+        kept: Sequence[dict[str, int]],
+        seconds: dict[str, float],
+        peak: int | None,
+    ) -> Answer:
+        layout, shape = prepared.layouts[row], self.adapter.shape(self.model.config)
+        full = [len(layout)] * shape.layers
+        tokens = [sum(layer.values()) for layer in kept]
+        itemsize = self.model.dtype.itemsize
+        new = self._until_end(ids.tolist())
+        return Answer(
+            text=tokenizer.decode(new, skip_special_tokens=True).strip(),
+            token_ids=tuple(new),
+            plan=plan.name or plan.fingerprint,
+            prompt_tokens=layout.by_modality(),
+            tokens_per_layer=tuple(kept),
+            flops=Saving(prefill_flops(shape, full), prefill_flops(shape, tokens)),
+            kv_bytes=Saving(kv_bytes(shape, full, itemsize), kv_bytes(shape, tokens, itemsize)),
+            seconds=seconds,
+            peak_bytes=peak,
+        )
+
+    def _until_end(self, ids: list[int]) -> list[int]:
+        end = self.model.generation_config.eos_token_id  # pyright: ignore[reportOptionalMemberAccess]
+        ends = set(end) if isinstance(end, list) else {end}
+        return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]
+
+
+# greedy decoding reads none of these, and transformers warns when a checkpoint's own file sets them
+_GREEDY = {"temperature": None, "top_p": None, "top_k": None}
+
+
+class _Stream(TextStreamer):
+    """Hands each finished piece of text to a function."""
+
+    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._on_text = on_text
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Called by transformers whenever whole words are ready."""
+        if text:
+            self._on_text(text)

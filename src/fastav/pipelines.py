@@ -1,0 +1,100 @@
+"""The one-liner: a named model, a plan, and a question about a clip."""
+
+from collections.abc import Callable
+from os import PathLike
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+
+from fastav.adapter import ModelAdapter, Request, Use, adapter_for
+from fastav.engine import Answer, Engine
+from fastav.errors import CheckpointError
+from fastav.media import Clip
+from fastav.plan import Plan
+from fastav.registry import ENGINES, MODELS
+
+
+class Pipeline:
+    """A loaded model and the plan it runs by.  Made by `fastav.pipeline`."""
+
+    def __init__(self, engine: Engine, plan: Plan, adapter: ModelAdapter) -> None:
+        self.engine, self.plan, self.adapter = engine, plan, adapter
+
+    def __call__(
+        self,
+        clip: Clip | str | PathLike[str],
+        question: str,
+        *,
+        use: Use | str = Use.AUTO,
+        plan: Plan | str | None = None,
+        max_new_tokens: int = 128,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Answer:
+        """Answer a question about a clip.
+
+        use: which tracks to show, `auto` being those that are there. plan: another than the pipeline's, for this call.
+        on_text: called with each piece of the answer as it comes.
+        Raises: MediaError, PlanError, UnsupportedPlan.
+        """
+        clip = clip if isinstance(clip, Clip) else Clip.open(clip)
+        request = Request(clip=clip, question=question, use=Use(use))
+        chosen = self.plan if plan is None else plan_named(plan, self.adapter)
+        return self.engine.generate([request], chosen, max_new_tokens=max_new_tokens, on_text=on_text)[0]
+
+
+def pipeline(
+    model: str,
+    plan: Plan | str = "fastav",
+    *,
+    engine: str = "transformers",
+    device: str | None = None,
+    dtype: str | None = None,
+    attention: str | None = None,
+) -> Pipeline:
+    """Load a model and get it ready to answer.
+
+    model: a name (`fastav models`), a local folder, or a hub id.
+    plan: a `Plan`, the name of a preset of the model, or a path to a plan's JSON.
+    device: default `cuda` where there is one, else `cpu`. dtype: default `bfloat16` on a GPU, `float32` on a CPU.
+    attention: as transformers' `attn_implementation`.
+
+    Raises, before weights load: UnknownName, PlanError, UnsupportedModel, UnsupportedPlan; CheckpointError.
+    """
+    adapter, source, config = resolve(model)
+    chosen = plan_named(plan, adapter)
+    kind: type[Engine] = ENGINES[engine]
+    kind.check(config, chosen)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+    if attention is not None:
+        options["attn_implementation"] = attention
+    loaded, processor = adapter.load(source, **options)
+    return Pipeline(kind(loaded.to(device), processor, adapter), chosen, adapter)  # pyright: ignore
+
+
+def resolve(model: str) -> tuple[ModelAdapter, str, PreTrainedConfig]:
+    """Adapter, source of weights and configuration of a model named as `pipeline` takes it.
+
+    Raises: UnsupportedModel if no adapter knows it, CheckpointError if there is no such folder or hub id.
+    """
+    if model in MODELS:
+        adapter: ModelAdapter = MODELS[model]()
+        return adapter, adapter.checkpoint, adapter.config()
+    try:
+        data, _ = PreTrainedConfig.get_config_dict(model)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"no model at {model!r}: {reason}", f"give a folder, a hub id, or one of: {', '.join(MODELS)}"
+        ) from None
+    adapter = adapter_for(data.get("architectures") or [])
+    return adapter, model, adapter.config(model)
+
+
+def plan_named(plan: Plan | str, adapter: ModelAdapter) -> Plan:
+    """The plan itself, a preset of the model by name, or the plan in a JSON file.  Raises: UnknownName, PlanError."""
+    if isinstance(plan, Plan):
+        return plan
+    return Plan.load(plan) if plan.endswith(".json") else adapter.preset(plan)

@@ -1,0 +1,83 @@
+"""What every method must do; a new one is tested without a line here."""
+
+import pytest
+import torch
+
+from fastav.engines.transformers.pruner import _upload_prompt
+from fastav.errors import PlanError
+from fastav.method import Method, Signal, View, method_of
+from fastav.plan import Keep, Share, Step
+from fastav.registry import METHODS
+from support.tiny import layout_of, prompt
+
+ROWS = [prompt(seed=1), prompt(before=5, video=6, audio=3, after=2, seed=2)]
+
+
+def view_of(rows, layer=4):
+    layouts = [layout_of(row[0]) for row in rows]
+    length = max(len(layout) for layout in layouts)
+    everything = _upload_prompt(layouts, length, torch.device("cpu"))
+    position = everything.position[:, :length].float()
+    return View(
+        layer=layer,
+        prompt=everything,
+        slots=torch.arange(length).expand(len(rows), length),
+        signals={signal: (position * 0.37).sin() for signal in Signal},
+    )
+
+
+@pytest.fixture(params=sorted(METHODS))
+def method(request):
+    return METHODS[request.param]()
+
+
+def test_it_is_a_frozen_method_with_defaults_and_a_docstring(method):
+    assert isinstance(method, Method)
+    assert type(method).__doc__
+    assert method.needs <= set(Signal)
+    assert type(method)() == method
+
+
+def test_scores_are_finite_float_and_repeatable(method):
+    view = view_of(ROWS)
+    scores = method.score(view)
+    assert scores.shape == view.slots.shape
+    assert scores.dtype == torch.float32
+    assert scores.isfinite().all()
+    assert torch.equal(scores, method.score(view))
+
+
+def test_a_row_scores_the_same_alone_and_padded_in_a_batch(method):
+    batch = method.score(view_of(ROWS))
+    for b, row in enumerate(ROWS):
+        assert torch.equal(method.score(view_of([row]))[0], batch[b, -row.shape[1] :])
+
+
+def test_random_differs_by_seed_layer_and_position_and_is_uniform():
+    long = [prompt(video=3000, audio=1000)]
+    scores = METHODS["random"](seed=1).score(view_of(long))[0]
+    assert 0 <= scores.min() < 0.01 < 0.99 < scores.max() < 1
+    assert abs(scores.mean() - 0.5) < 0.02
+    assert scores.unique().numel() > 3900
+    others = [METHODS["random"](seed=2).score(view_of(long))[0], METHODS["random"](seed=1).score(view_of(long, 5))[0]]
+    for other in others:
+        assert abs(torch.corrcoef(torch.stack([scores, other]))[0, 1]) < 0.05
+    assert abs(torch.corrcoef(torch.stack([scores[1:], scores[:-1]]))[0, 1]) < 0.05
+
+
+def test_keep_first_takes_turns_where_position_does_not():
+    view = view_of(ROWS[:1])
+    first, position = METHODS["keep-first"]().score(view)[0], METHODS["position"]().score(view)[0]
+    video, audio = 3, 3 + 16
+    assert first[video] == first[audio] > first[video + 1]
+    assert position[video] > position[video + 1] > position[audio]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"sed": 1}, "its options: seed"), ({"seed": -1}, "whole number"), ({"seed": "x"}, "seed")],
+)
+def test_wrong_options_are_refused(options, message):
+    step = Step(layers="1", method="random", options=options, keep=Keep(media=Share(0.5)))
+    with pytest.raises(PlanError, match=message):
+        method_of(step)

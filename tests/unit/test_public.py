@@ -1,0 +1,48 @@
+"""The public surface: complete, sorted, lazy, and helpful when wrong."""
+
+import subprocess
+import sys
+
+import pytest
+
+import fastav
+from fastav import errors
+from fastav.errors import FastAVError, UnknownName
+from fastav.registry import METHODS
+
+
+def test_all_is_sorted_and_every_name_is_there():
+    assert fastav.__all__ == sorted(fastav.__all__)
+    for name in fastav.__all__:
+        assert getattr(fastav, name) is not None
+        assert name in dir(fastav)
+
+
+def test_a_name_that_is_not_there_raises():
+    with pytest.raises(AttributeError, match="has no attribute 'fast'"):
+        _ = fastav.fast
+
+
+def test_importing_loads_nothing_heavy():
+    code = "import fastav, sys; print({'torch', 'transformers', 'numpy', 'av'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_every_error_is_in_the_tree_and_drawn():
+    for name, error in vars(errors).items():
+        if isinstance(error, type):
+            assert issubclass(error, FastAVError)
+            assert name in (errors.__doc__ or "")
+
+
+def test_an_error_shows_its_hint():
+    assert str(FastAVError("wrong", "do this")) == "wrong (do this)"
+    assert str(FastAVError("wrong")) == "wrong"
+
+
+def test_a_registry_is_a_mapping_by_file_name():
+    assert {"given", "keep-first", "last-query", "position", "random", "unpadded"} <= set(METHODS)
+    assert METHODS["last-query"].__name__ == "LastQuery"
+    with pytest.raises(UnknownName, match="did you mean position"):
+        METHODS["postion"]
+    assert "postion" not in METHODS
