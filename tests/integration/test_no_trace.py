@@ -37,24 +37,28 @@ def test_the_model_is_restored_after_a_normal_exit():
     assert torch.equal(logits(model), plain)
 
 
-@pytest.mark.parametrize("where", ["body", "layer", "start"])
-def test_the_model_is_restored_after_an_exception(where):
+def fail(*_):
+    raise RuntimeError("on purpose")
+
+
+def fail_in_a_layer(model):
+    handle = model.model.layers[4].mlp.register_forward_hook(fail)
+    try:
+        logits(model)
+    finally:
+        handle.remove()
+
+
+def fail_before_the_first_layer(model):
+    model(ROWS[0])  # with gradients, which is refused
+
+
+@pytest.mark.parametrize("failing", [fail, fail_in_a_layer, fail_before_the_first_layer])
+def test_the_model_is_restored_after_an_exception(failing):
     model = tiny_model()
     before, plain = state_of(model), logits(model)
-
-    def fail(*_):
-        raise RuntimeError("on purpose")
-
     with pytest.raises((RuntimeError, UnsupportedPlan)), prune(model, PLAN, adapter=TinyAdapter()):
-        if where == "layer":
-            handle = model.model.layers[4].mlp.register_forward_hook(fail)
-            try:
-                logits(model)
-            finally:
-                handle.remove()
-        elif where == "start":
-            model(ROWS[0])  # with gradients, which is refused
-        fail()
+        failing(model)
     assert state_of(model) == before
     assert torch.equal(logits(model), plain)
 
