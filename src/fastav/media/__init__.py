@@ -1,0 +1,7 @@
+"""Clips: frames and sound of a media file, or of arrays, decoded only where asked for."""
+
+from fastav.media.audio import AudioTrack
+from fastav.media.clip import Clip
+from fastav.media.video import VideoTrack
+
+__all__ = ["AudioTrack", "Clip", "VideoTrack"]

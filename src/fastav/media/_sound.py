@@ -1,0 +1,218 @@
+"""Where the sound of an audio track comes from, and how it becomes arrays."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from math import gcd
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from av.audio.frame import AudioFrame
+from av.audio.resampler import AudioResampler
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.stream import Disposition
+from av.video.stream import VideoStream
+from jaxtyping import Float, Float32, Float64, Num
+
+from fastav.media._open import only, opened
+
+BLOCK = 65_536
+"""Samples per frame made from an array."""
+
+WARM_UP = 0.5
+"""Seconds decoded and dropped before a window, for decoders that build on earlier packets."""
+
+MARGIN = 0.1
+"""Seconds given to the resampler on either side of a span, for its filter."""
+
+
+@runtime_checkable
+class SoundSource(Protocol):
+    """Decoded sound at the track's own rate."""
+
+    @property
+    def name(self) -> str:
+        """What to call the clip in messages."""
+        ...
+
+    @property
+    def sample_rate(self) -> int:
+        """In Hz."""
+        ...
+
+    def frames(self) -> Iterator[AudioFrame]:
+        """The whole track."""
+        ...
+
+    def window(self, first: int, stop: int) -> Iterator[AudioFrame]:
+        """The track from sample `first` up to at least sample `stop`, or to the end of the data."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ArraySound:
+    """Sound that is already in memory."""
+
+    name: str
+    waveform: Float[np.ndarray, "channels samples"]
+    sample_rate: int
+
+    def frames(self) -> Iterator[AudioFrame]:
+        """See `SoundSource`."""
+        return self.window(0, self.waveform.shape[1])
+
+    def window(self, first: int, stop: int) -> Iterator[AudioFrame]:
+        """See `SoundSource`."""
+        for start in range(first, min(stop, self.waveform.shape[1]), BLOCK):
+            part = self.waveform[:, start : min(start + BLOCK, stop)].astype(np.float32)
+            yield frame_of(part, "flt", f"{len(part)} channels", self.sample_rate)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FileSound:
+    """Sound of one stream of a file."""
+
+    path: Path
+    stream: int
+    sample_rate: int
+
+    @property
+    def name(self) -> str:
+        """See `SoundSource`."""
+        return self.path.name
+
+    def frames(self) -> Iterator[AudioFrame]:
+        """See `SoundSource`."""
+        with opened(self.path) as container:
+            yield from decode_sound(container, self._track(container))
+
+    def window(self, first: int, stop: int) -> Iterator[AudioFrame]:
+        """See `SoundSource`."""
+        with opened(self.path) as container:
+            stream = self._track(container)
+            start = next(decode_sound(container, stream), None)
+            if start is None:
+                return
+            position, frames = self._enter(container, stream, _seconds(start), first)
+            for frame in packed(frames):
+                begin, position = position, position + frame.samples
+                if position > first:
+                    yield trimmed(frame, max(0, first - begin))
+                if position >= stop:
+                    return
+
+    def _track(self, container: InputContainer) -> AudioStream:
+        stream = container.streams[self.stream]
+        assert isinstance(stream, AudioStream)
+        return only(stream)
+
+    def _enter(
+        self, container: InputContainer, stream: AudioStream, origin: float, first: int
+    ) -> tuple[int, Iterator[AudioFrame]]:
+        """Seek to before sample `first`; return where decoding begins, in samples, and the frames from there."""
+        guide = _seek_by(container, stream)
+        for back in (WARM_UP, 10, 60):
+            target = origin + first / self.sample_rate - back
+            if target <= origin:
+                break
+            try:
+                container.seek(int(target / (guide.time_base or 1)), backward=True, stream=guide)
+            except FFmpegError:
+                break
+            frames = decode_sound(container, stream)
+            head = next(frames, None)
+            if head is not None and (begin := round((_seconds(head) - origin) * self.sample_rate)) <= first:
+                return begin, chain([head], frames)
+        return 0, self.frames()
+
+
+def mono(frames: Iterable[AudioFrame], sample_rate: int) -> Float32[np.ndarray, " samples"]:
+    """Mix, resample and round to 16 bits as FFmpeg does by itself; values in [-1, 1)."""
+    parts = [samples_of(frame)[0] for frame in convert(frames, "s16", "mono", sample_rate)]
+    return np.concatenate(parts).astype(np.float32) if parts else np.empty(0, np.float32)
+
+
+def mono_span(source: SoundSource, rate: int, start: int, end: int) -> Float32[np.ndarray, " samples"]:
+    """Samples `start` to `end` of `mono(source.frames(), rate)`, decoding little else.
+
+    The resampler is started on a sample that both rates share, so that its filter meets the same samples.
+    """
+    native = source.sample_rate
+    shared = gcd(native, rate)
+    block = max(0, int((start / rate - MARGIN) * shared))
+    first, stop = block * (native // shared), int((end / rate + MARGIN) * native)
+    skip = start - block * (rate // shared)
+    return mono(source.window(first, stop), rate)[skip : skip + end - start]
+
+
+def convert(
+    frames: Iterable[AudioFrame], sample_format: str | None, layout: str | None, rate: int | None
+) -> Iterator[AudioFrame]:
+    """Pass frames through FFmpeg's resampler, starting afresh where a stream changes its format."""
+    resampler, last = None, None
+    for frame in frames:
+        kind = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if resampler is None or kind != last:
+            if resampler is not None:
+                yield from resampler.resample(None)
+            # planar arrays of 8 channels and more cannot be taken out of PyAV, so everything is packed first
+            resampler, last = AudioResampler(sample_format or frame.format.packed.name, layout, rate), kind
+        yield from resampler.resample(frame)
+    if resampler is not None:
+        yield from resampler.resample(None)
+
+
+def packed(frames: Iterable[AudioFrame]) -> Iterator[AudioFrame]:
+    """The same samples with the channels interleaved."""
+    return convert(frames, None, None, None)
+
+
+def samples_of(frame: AudioFrame) -> Float64[np.ndarray, "channels samples"]:
+    """The samples of a packed frame in [-1, 1], whatever their stored type; exact."""
+    samples = frame.to_ndarray().reshape(-1, frame.layout.nb_channels).T
+    if samples.dtype == np.uint8:
+        return (samples.astype(np.float64) - 128) / 128
+    full = 1.0 if samples.dtype.kind == "f" else 2.0 ** (8 * samples.dtype.itemsize - 1)
+    return samples / np.float64(full)
+
+
+def trimmed(frame: AudioFrame, skip: int) -> AudioFrame:
+    """A packed frame without its first `skip` samples."""
+    if not skip:
+        return frame
+    samples = frame.to_ndarray().reshape(-1, frame.layout.nb_channels).T[:, skip:]
+    return frame_of(samples, frame.format.name, frame.layout.name, frame.sample_rate)
+
+
+def frame_of(samples: Num[np.ndarray, "channels samples"], packed_format: str, layout: str, rate: int) -> AudioFrame:
+    """A packed frame of these samples."""
+    interleaved = np.ascontiguousarray(samples.T).reshape(1, -1)
+    frame = AudioFrame.from_ndarray(interleaved, format=packed_format, layout=layout)
+    frame.sample_rate = rate
+    return frame
+
+
+def decode_sound(container: InputContainer, stream: AudioStream) -> Iterator[AudioFrame]:
+    """Every frame from here on. Packets that do not decode are left out, as FFmpeg's own tools do."""
+    try:
+        for packet in container.demux(stream):
+            try:
+                yield from packet.decode()
+            except FFmpegError:
+                continue
+    except FFmpegError:
+        return
+
+
+def _seek_by(container: InputContainer, stream: AudioStream) -> AudioStream | VideoStream:
+    """The stream whose index leads to a place in the sound: Matroska keeps one for the video only."""
+    if "matroska" not in container.format.name:
+        return stream
+    return next((s for s in container.streams.video if not s.disposition & Disposition.attached_pic), stream)
+
+
+def _seconds(frame: AudioFrame) -> float:
+    return float((frame.pts or 0) * (frame.time_base or 0))

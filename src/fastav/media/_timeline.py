@@ -1,0 +1,167 @@
+"""Which frame is when: the frames of a track in the order they are shown, found without decoding them."""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+from jaxtyping import Int
+
+REORDER = 64
+"""Packets read past a frame so that none shown before it is missed; codecs reorder by 16 at most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Timeline:
+    """Every frame of a track, in the order shown, and where decoding may start; times in ticks of the stream.
+
+    shown: when each frame is shown.
+    keys, key_rank: when the keyframes are shown, and how many frames are shown before each.
+    end: when the last frame ends.
+    sure: no frame before this time can be missing, even if packets are missing from the end.
+    """
+
+    shown: Int[np.ndarray, " frames"]
+    keys: Int[np.ndarray, " keys"]
+    key_rank: Int[np.ndarray, " keys"]
+    end: int
+    sure: int
+
+    def before_cut(self) -> "Timeline":
+        """What is left of a file that is cut: the frames of which none before is lost."""
+        return replace(self, shown=self.shown[self.shown <= self.sure], end=self.sure)
+
+    def entries(self, frame: int) -> list[int]:
+        """Keyframes to start decoding from for this frame, the nearest first, in case a seek lands late."""
+        nearest = self.nearest_key(frame)
+        return [int(self.keys[max(0, nearest - back)]) for back in (0, 1, 4, 16)]
+
+    def nearest_key(self, frame: int) -> int:
+        """The last keyframe shown no later than this frame."""
+        return max(0, bisect_right(self.key_rank, frame) - 1)
+
+
+def scan(container: InputContainer, stream: VideoStream) -> Timeline | None:
+    """The timeline of a whole track, from its packets; None where packets do not tell the order of frames."""
+    # AVI stores no presentation times, so with B-frames the ones FFmpeg makes up are wrong
+    if container.format.name == "avi" and stream.codec_context.has_b_frames:
+        return None
+    demuxed = (p for p in container.demux(stream) if p.size and not p.is_corrupt and shows_picture(p, stream))
+    # only facts are kept: the packets together would hold the whole file
+    facts = [(p.pts, p.dts or 0, p.duration or 0, p.is_keyframe, not p.is_discard) for p in demuxed]
+    if not facts or not facts[0][3] or any(pts is None for pts, *_ in facts):
+        return None
+    times, decoded, durations, is_key, is_shown = (np.array(column) for column in zip(*facts, strict=True))
+    if len(np.unique(times)) < len(times) or times.min() < times[0] or not is_shown.any():
+        return None
+    shown, keys = np.sort(times[is_shown]), np.sort(times[is_key])
+    end = int((times + durations)[is_shown].max())
+    return Timeline(shown=shown, keys=keys, key_rank=np.searchsorted(shown, keys), end=end, sure=int(decoded.max()))
+
+
+def shows_picture(packet: Packet, stream: VideoStream) -> bool:
+    """False for VP8's alternative references, which are decoded but never shown (RFC 6386, section 9.1)."""
+    return stream.codec_context.name != "vp8" or bool(bytes(packet)[0] & 0x10)
+
+
+def last_shown(container: InputContainer, stream: VideoStream) -> int | None:
+    """When the track ends, in ticks, read from its tail; None if its end cannot be reached."""
+    try:
+        container.seek(container.duration or 0, backward=True)
+        return max((p.pts + (p.duration or 0) for p in container.demux(stream) if p.pts is not None), default=None)
+    except FFmpegError:
+        return None
+
+
+def decode_from_key(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+    """Frames from the next keyframe on, in the order shown, until the data end or cannot be decoded.
+
+    Frames shown before that keyframe are left out: they may need frames from before it.
+    """
+    start = None
+    try:
+        for packet in container.demux(stream):
+            if start is None:
+                if not packet.is_keyframe:
+                    continue
+                start = packet.pts
+            yield from (f for f in packet.decode() if f.pts is not None and (start is None or f.pts >= start))
+    except FFmpegError:
+        return
+
+
+def enter(
+    container: InputContainer, stream: VideoStream, entries: list[int], target: int
+) -> tuple[VideoFrame, Iterator[VideoFrame]] | None:
+    """Seek to the first of `entries` (ticks) from which decoding starts no later than `target`.
+
+    Returns the first frame and an iterator over the following ones; None if no entry will do.
+    """
+    for entry in entries:
+        try:
+            container.seek(entry, backward=True, stream=stream)
+        except FFmpegError:
+            continue
+        frames = decode_from_key(container, stream)
+        first = next(frames, None)
+        if first is not None and first.pts is not None and first.pts <= target:
+            return first, frames
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Index:
+    """The sample table of an MP4 or MOV: every frame in decoding order, also where the data behind it are cut off.
+
+    times: decoding times of the keyframes, in ticks.
+    before: shown frames that are decoded before each keyframe.
+    """
+
+    times: Int[np.ndarray, " keys"]
+    before: Int[np.ndarray, " keys"]
+    frames: int
+
+    @classmethod
+    def of(cls, container: InputContainer, stream: VideoStream) -> "Index | None":
+        """The index, or None where the container keeps none: in other formats, and in MP4s written in fragments."""
+        if "mp4" not in container.format.name or not stream.frames:
+            return None
+        entries = list(stream.index_entries)
+        keys = np.array([e.is_keyframe for e in entries])
+        shown = np.array([not e.is_discard for e in entries])
+        times = np.array([e.timestamp for e in entries], np.int64)
+        before = np.cumsum(shown) - shown
+        return cls(times=times[keys], before=before[keys].astype(np.int64), frames=int(shown.sum()))
+
+    def shown(self, container: InputContainer, stream: VideoStream, frame: int) -> int | None:
+        """When a frame is shown, in ticks, by reading only the packets from the keyframe before it.
+
+        A frame decoded before a keyframe is also shown before it, so frames need ordering only from there on.
+        """
+        key = bisect_right(self.before, frame) - 1
+        while key >= 0:
+            needed = frame - int(self.before[key])
+            first, times = self._window(container, stream, key, needed + REORDER)
+            leading = sum(t < first for t in times)
+            if needed >= leading:
+                return times[needed] if needed < len(times) else None
+            key -= 1
+        return None
+
+    def _window(self, container: InputContainer, stream: VideoStream, key: int, count: int) -> tuple[int, list[int]]:
+        container.seek(int(self.times[key]), backward=True, stream=stream)
+        first, times = None, []
+        for packet in container.demux(stream):
+            if packet.pts is None or (packet.dts or 0) < self.times[key]:
+                continue
+            first = packet.pts if first is None else first
+            if not packet.is_discard:
+                times.append(packet.pts)
+            if len(times) >= count:
+                break
+        return first or 0, sorted(times)
