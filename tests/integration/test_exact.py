@@ -6,12 +6,13 @@ import torch
 from fastav.engines.transformers import prune
 from fastav.plan import Keep, Plan, Share
 from fastav.presets import fastav
+from support import flash
 from support.cases import PLAN, ROWS, STEPS, generate, rules_of
 from support.oracle import oracle_logits
 from support.tiny import TinyAdapter, pad_left, tiny_model
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", flash.NAME])
 @pytest.mark.parametrize("row", range(3))
 def test_every_step_equals_the_oracle(attention, row):
     model, ids = tiny_model(attention), ROWS[row]
@@ -25,7 +26,7 @@ def test_every_step_equals_the_oracle(attention, row):
     assert kept[-1] < n
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", flash.NAME])
 def test_a_left_padded_batch_equals_the_oracle_row_by_row(attention):
     model = tiny_model(attention)
     out, _ = generate(model, pad_left(ROWS))
@@ -37,7 +38,7 @@ def test_a_left_padded_batch_equals_the_oracle_row_by_row(attention):
         assert (torch.stack([step[b] for step in out.logits]) - expected).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", flash.NAME])
 @pytest.mark.parametrize("rows", [ROWS[:1], ROWS])
 def test_keeping_everything_changes_nothing(attention, rows):
     model, inputs = tiny_model(attention), pad_left(rows)

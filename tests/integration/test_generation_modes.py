@@ -7,6 +7,7 @@ from transformers import DynamicCache, StaticCache
 from fastav.engines.transformers import prune
 from fastav.errors import PlanError, UnsupportedModel, UnsupportedPlan
 from fastav.plan import Keep, Plan, Share, Step
+from support import flash
 from support.cases import PLAN, ROWS, STEPS, generate, rules_of
 from support.oracle import oracle_logits
 from support.tiny import TinyAdapter, pad_left, prompt, tiny_model
@@ -64,7 +65,7 @@ def test_a_pruned_cache_can_be_continued(model):
     assert (torch.cat(rest.logits) - torch.cat(whole.logits[2:])).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", flash.NAME])
 @pytest.mark.parametrize("rows", [ROWS[:1], ROWS])
 def test_a_second_turn_of_text_equals_the_oracle(attention, rows):
     model, turn = tiny_model(attention), prompt(video=0, audio=0, before=4, after=0, seed=9)

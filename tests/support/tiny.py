@@ -12,6 +12,7 @@ from fastav.adapter import ModelAdapter, Prepared, Request
 from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
 from fastav.plan import Plan
+from support import flash
 
 AUDIO_ID, VIDEO_ID = 62, 63
 
@@ -84,8 +85,11 @@ def tiny_model(attention: str = "sdpa", seed: int = 0, **changes: Any) -> Qwen2F
         }
         | changes
     )
-    config._attn_implementation = attention
-    return Qwen2ForCausalLM(config).eval()
+    if attention == flash.NAME:
+        flash.register()
+    model = Qwen2ForCausalLM(config).eval()
+    model.config._attn_implementation_internal = attention  # by the setter, transformers would look for a kernel
+    return model
 
 
 def prompt(before: int = 3, video: int = 16, audio: int = 12, after: int = 5, seed: int = 0) -> Tensor:
