@@ -6,11 +6,11 @@ from transformers import DynamicCache, StaticCache
 
 from fastav.engines.transformers import prune
 from fastav.errors import PlanError, UnsupportedModel, UnsupportedPlan
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.plan import Keep, Plan, Share, Step, Tokens
 from support import flash
 from support.cases import PLAN, ROWS, STEPS, generate, rules_of
-from support.oracle import oracle_logits
-from support.tiny import TinyAdapter, pad_left, prompt, tiny_model
+from support.oracle import drop_lowest, keep_only_first, oracle_logits
+from support.tiny import AUDIO_ID, VIDEO_ID, TinyAdapter, pad_left, prompt, tiny_model
 
 IDS = ROWS[0]
 N = IDS.shape[1]
@@ -202,6 +202,34 @@ def test_layers_that_mix_neighbours_are_refused():
     model = tiny_model()
     model.config.layer_types = ["full_attention"] * 3 + ["linear_attention"] * 3
     refuse("mix neighbouring tokens", lambda: None, model=model, error=UnsupportedModel)
+
+
+SLIDING = ["full_attention", "sliding_attention", "sliding_attention"] * 2
+WINDOW = {"layer_types": SLIDING, "use_sliding_window": True, "sliding_window": 9}
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("rows", [ROWS[:1], ROWS])
+def test_sliding_windows_span_the_unpruned_sequence(attention, rows):
+    model = tiny_model(attention, **WINDOW)
+    half, first = Keep(media=Share(0.5)), Keep(audio=Tokens(4), video=Tokens(14))
+    plan = Plan((Step(layers="2", method="position", keep=first), Step(layers="4", method="last-query", keep=half)))
+    inputs = pad_left(rows)
+    out, _ = generate(model, inputs, plan, max_new_tokens=14)
+    for b, ids in enumerate(rows):
+        n = ids.shape[1]
+        audio, video = ids[0] == AUDIO_ID, ids[0] == VIDEO_ID
+        keep = [keep_only_first(audio, 4), keep_only_first(video, 14)]
+        rules = {2: lambda s, h, k=keep: k[1](s, k[0](s, h)), 4: drop_lowest(audio | video, 0.5)}
+        whole = torch.cat([ids, out.sequences[b : b + 1, -14:]], dim=1)
+        with torch.no_grad():
+            expected = oracle_logits(model, whole, n, rules)[n - 1 : -1]
+        assert (torch.stack([step[b] for step in out.logits]) - expected).abs().max() < 1e-4
+
+
+def test_flash_attention_with_pruned_sliding_layers_is_refused():
+    early = Plan((Step(layers="2", method="position", keep=Keep(media=Share(0.5))),))
+    refuse("stored keys", lambda: None, model=tiny_model(flash.NAME, **WINDOW), plan=early)
 
 
 def test_sliding_layers_do_not_score():

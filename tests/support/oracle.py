@@ -35,7 +35,8 @@ def oracle_logits(
         k, v = k.repeat_interleave(groups, 1), heads(attention.v_proj(x)).repeat_interleave(groups, 1)
         logits = (q @ k.transpose(-1, -2)) * attention.head_dim**-0.5
         # a dropped token still sees itself, so that its own row is a number; nobody reads it
-        seen = (causal & ~gone[None]) | torch.eye(n, dtype=torch.bool)
+        near = causal if attention.sliding_window is None else causal.triu(1 - attention.sliding_window)
+        seen = (near & ~gone[None]) | torch.eye(n, dtype=torch.bool)
         weights = logits.masked_fill(~seen, float("-inf")).softmax(-1)
         score = weights[0, :, prompt - 1, :prompt].mean(0)
         hidden = hidden + attention.o_proj((weights @ v).transpose(1, 2).reshape(1, n, -1))

@@ -1,6 +1,6 @@
 """What cannot be exact is refused before it runs, in words."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,7 +25,7 @@ def check_decoder(config: PreTrainedConfig, cuts: tuple[tuple[int, Method], ...]
 
     Raises: UnsupportedModel, UnsupportedPlan.
     """
-    types = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    types = layer_types(config)
     for layer, method in cuts:
         if strange := set(types[layer:]) - _LAYER_TYPES:
             raise UnsupportedModel(
@@ -42,8 +42,21 @@ def check_decoder(config: PreTrainedConfig, cuts: tuple[tuple[int, Method], ...]
             )
 
 
-def check_attention(implementation: str | None) -> None:
-    """Refuse attention whose masks the engine cannot follow.  Raises: UnsupportedPlan."""
+def layer_types(config: PreTrainedConfig) -> list[str]:
+    """What kind of attention each layer has."""
+    return getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+
+
+def check_attention(implementation: str | None, pruned: Collection[str]) -> None:
+    """Refuse attention whose masks the engine cannot follow.  pruned: types of the pruned layers.
+
+    Raises: UnsupportedPlan.
+    """
+    if implementation is not None and "flash" in implementation and "sliding_attention" in pruned:
+        raise UnsupportedPlan(
+            "flash attention counts its sliding window in stored keys, which are not neighbours after pruning",
+            "load the model with attn_implementation='sdpa', or prune after the last sliding-window layer",
+        )
     if implementation is None or not (implementation in ("eager", "sdpa") or "flash" in implementation):
         raise UnsupportedPlan(
             f"attention {implementation!r} is not supported while pruning",

@@ -113,7 +113,8 @@ class Pruning:
 
         On a GPU this waits for the device.
         """
-        kept = [(layer, modality.cpu().numpy()) for layer, modality in getattr(self._local, "kept", ())]
+        prompt, kept = getattr(self._local, "kept", (None, []))
+        kept = [(layer, prompt.modality.gather(1, slots).cpu().numpy()) for layer, slots in kept]
         rows = []
         for row in range(kept[0][1].shape[0] if kept else 0):
             present = [m for m in Modality if (kept[0][1][row] == m).any()]
@@ -129,7 +130,7 @@ class Pruning:
 
     def _check(self) -> None:
         guards.check_decoder(self._config, self._cuts)
-        guards.check_attention(self._config._attn_implementation)
+        guards.check_attention(self._config._attn_implementation, guards.layer_types(self._config)[self._first :])
         needs = {signal for _, method in self._cuts for signal in method.needs}
         if Signal.GIVEN in needs and self._scores is None:
             raise UnsupportedPlan("the plan asks for given scores, and none are given", "pass scores= to prune")
@@ -214,7 +215,6 @@ class Pruning:
         prompt = _upload_prompt(layouts, length, device)
         padded = any(len(layout) < length for layout in layouts)
         counts, widths = self._schedule(layouts, device)
-        self._local.kept = [(0, prompt.modality[:, :length])]
         state = _Prefill(
             prompt=prompt,
             length=length,
@@ -223,6 +223,7 @@ class Pruning:
             counts=counts,
             widths=widths,
         )
+        self._local.kept = (prompt, [(0, state.slots)])
         if self._scores is not None:
             state.signals[Signal.GIVEN] = self._given(batch, length, device)
         return state
@@ -300,7 +301,7 @@ class Pruning:
             state.valid = real if ragged else None
             state.signals = {signal: score.gather(1, chosen) for signal, score in state.signals.items()}
             state.arguments.clear()
-            self._local.kept.append((index, state.prompt.modality.gather(1, state.slots)))
+            self._local.kept[1].append((index, state.slots))
         return hidden
 
     def _prefill_arguments(self, state: _Prefill, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,207 @@
+"""What the rest of fastav must know about VideoLLaMA2.1-7B-AV."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
+
+from fastav.adapter import ModelAdapter, Prepared, Request
+from fastav.errors import CheckpointError, MissingTrack
+from fastav.flops import DecoderShape
+from fastav.layout import Layout, Modality
+from fastav.models.videollama2.audio import clip_bounds
+from fastav.models.videollama2.configuration import VideoLlama2Config
+from fastav.models.videollama2.loading import readable
+from fastav.models.videollama2.modeling import VideoLlama2ForConditionalGeneration
+from fastav.models.videollama2.processing import HUB_OPTIONS, VideoLlama2Processor
+from fastav.models.videollama2.scheme import MERGE, RATE, SHIFT, Scheme
+from fastav.models.videollama2.video import sample_frames
+from fastav.plan import Keep, Plan, Tokens
+from fastav.presets import fastav, trim
+
+PREFIX = 14  # tokens before the clip: the system message and the start of the user's
+ORIGINAL = "Videollama2Qwen2ForCausalLM"
+
+
+class VideoLlama2Adapter(ModelAdapter):
+    """VideoLLaMA2.1-7B-AV.
+
+    Video and audio: the soundtrack is heard in eight pieces (`clip_bounds`). Audio alone, of whatever file: as the
+    original hears sound files, that is the first channel's first 30 s at its own rate (it cannot open video files so).
+    """
+
+    name = "videollama2"
+    architectures = frozenset({ORIGINAL, "VideoLlama2ForConditionalGeneration"})
+    checkpoint = "DAMO-NLP-SG/VideoLLaMA2.1-7B-AV"
+    presets: ClassVar[Mapping[str, Plan]] = {"fastav": fastav(Keep(audio=Tokens(10))), "fastav-trim": trim()}
+
+    def config(self, source: str | None = None) -> VideoLlama2Config:
+        """The configuration in a local folder or hub id; of the release, without any download, if None."""
+        if source is None:
+            return VideoLlama2Config(architectures=[ORIGINAL])
+        with readable(source):
+            return VideoLlama2Config.from_pretrained(source)
+
+    def load(self, source: str, **options: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
+        """Model (in evaluation mode) and processor from a local folder or a hub id.
+
+        Raises: CheckpointError if keys are missing, left over, or of another shape, or files cannot be read.
+        """
+        hub = {name: options[name] for name in HUB_OPTIONS if name in options}
+        with readable(source):
+            VideoLlama2Config.from_pretrained(source, **hub)  # the clearest of errors if there is nothing there
+            processor = VideoLlama2Processor.from_pretrained(source, **hub)
+        return VideoLlama2ForConditionalGeneration.from_pretrained(source, **options).eval(), processor
+
+    def prepare(self, processor: ProcessorMixin, requests: Sequence[Request]) -> Prepared:
+        """Decode, sample and tokenize a batch of requests.
+
+        Raises: CheckpointError for another model's processor; MissingTrack for a clip with neither track.
+        """
+        if not isinstance(processor, VideoLlama2Processor):
+            raise CheckpointError(
+                f"{self.name} needs a VideoLlama2Processor, got {type(processor).__name__}", "use the one `load` gave"
+            )
+        scheme = processor.media
+        clips = [_read(request, scheme) for request in requests]
+        inputs = processor(
+            [
+                processor.prompt(request.question, video=clip["video"] is not None, audio=clip["audio"] is not None)
+                for request, clip in zip(requests, clips, strict=True)
+            ],
+            videos=[clip["video"] for clip in clips],
+            audio=[clip["audio"] for clip in clips],
+            sampling_rate=[clip["rate"] for clip in clips],
+        )
+        layouts = _layouts(scheme, inputs)
+        return Prepared(
+            inputs=dict(inputs),
+            layouts=tuple(_timed(layout, clip) for layout, clip in zip(layouts, clips, strict=True)),
+        )
+
+    def layouts(self, config: PreTrainedConfig, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
+        """The layout of each row, from the arguments of `forward` alone; seconds are unknown."""
+        return tuple(_layouts(_scheme(config), inputs))
+
+    def example(self, config: PreTrainedConfig, *, audio: int | None, video: int | None, text: int) -> Layout:
+        """A typical prompt: some text, video, audio, the rest of the text. Of a default audio, 16 s are sound."""
+        scheme = _scheme(config)
+        sound = np.arange(scheme.fbank_rows) < scheme.audio_clips * scheme.clip_seconds * RATE // SHIFT
+        padding = ~_heard(scheme, sound) if audio is None else None
+        frames = scheme.video_tokens(scheme.num_frames) if video is None else video
+        before = min(PREFIX, text)
+        return Layout.join(
+            [
+                Layout.of(Modality.TEXT, before),
+                Layout.of(Modality.VIDEO, frames, frame=np.arange(frames) // scheme.pair_tokens * MERGE),
+                Layout.of(Modality.AUDIO, scheme.audio_tokens if audio is None else audio, padding=padding),
+                Layout.of(Modality.TEXT, text - before),
+            ]
+        )
+
+    def shape(self, config: PreTrainedConfig) -> DecoderShape:
+        """The dimensions of the Qwen2 decoder."""
+        return DecoderShape(
+            layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            intermediate=config.intermediate_size,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+            vocab=config.vocab_size,
+        )
+
+    def decoder(self, model: PreTrainedModel) -> nn.Module:
+        """Qwen2, which is the model itself without its head."""
+        return model.get_decoder()
+
+    def encoders(self, model: PreTrainedModel) -> tuple[nn.Module, ...]:
+        """SigLIP, the STC connector, BEATs and the audio projector."""
+        names = ("vision_tower", "mm_projector", "audio_tower", "mm_projector_a")
+        return tuple(self.decoder(model).get_submodule(name) for name in names)
+
+
+def _scheme(config: PreTrainedConfig) -> Scheme:
+    if not isinstance(config, VideoLlama2Config):
+        raise CheckpointError(f"videollama2 needs a VideoLlama2Config, got {type(config).__name__}")
+    return config.scheme
+
+
+def _read(request: Request, scheme: Scheme) -> dict[str, Any]:
+    """A clip's sampled frames and sound, and the second at which each pair of frames and each audio token starts."""
+    video, audio = request.tracks
+    if not (video or audio):
+        raise MissingTrack(f"{request.clip.name} has neither a video nor an audio track")
+    read: dict[str, Any] = {"video": None, "audio": None, "rate": RATE, "frame_seconds": [], "sound_seconds": []}
+    if video:
+        track = request.clip.require_video()
+        indices = sample_frames(track.frames, scheme.num_frames)
+        read["video"] = track.read(indices)
+        read["frame_seconds"] = track.seconds(indices)[: len(indices) // MERGE * MERGE : MERGE]
+    times = np.arange(scheme.audio_grid[0]) * scheme.audio_patch * SHIFT  # first sample of each patch
+    if audio and video:
+        sound = request.clip.require_audio()
+        samples = sound.length(RATE)
+        bounds = clip_bounds(samples, scheme)
+        read["audio"] = sound.read(RATE, spans=[(int(start), int(end)) for start, end in bounds])
+        read["sound_seconds"] = _soundtrack_seconds(times, bounds, samples)
+    elif audio:
+        sound = request.clip.require_audio()
+        read["audio"] = sound.native(channel=0, max_seconds=float(scheme.audio_seconds))
+        read["rate"] = sound.sample_rate
+        read["sound_seconds"] = times / RATE
+    return read
+
+
+def _soundtrack_seconds(times: np.ndarray, bounds: np.ndarray, samples: int) -> np.ndarray:
+    """Where in the clip each sample of the joined pieces is; NaN past their end."""
+    lengths = np.minimum(bounds[:, 1], samples) - bounds[:, 0]
+    ends = np.cumsum(lengths)
+    piece = np.searchsorted(ends, times, side="right")
+    known = piece < len(bounds)
+    piece = np.minimum(piece, len(bounds) - 1)
+    return np.where(known, (bounds[piece, 0] + times - (ends - lengths)[piece]) / RATE, np.nan)
+
+
+def _timed(layout: Layout, clip: Mapping[str, Any]) -> Layout:
+    second = np.array(layout.second)
+    for modality, starts in ((Modality.VIDEO, clip["frame_seconds"]), (Modality.AUDIO, clip["sound_seconds"])):
+        place = layout.modality == modality
+        if place.any():
+            second[place] = np.repeat(starts, place.sum() // len(starts))
+    return replace(layout, second=np.where(layout.padding, np.nan, second).astype(np.float32))
+
+
+def _layouts(scheme: Scheme, inputs: Mapping[str, Any]) -> Iterator[Layout]:
+    ids = _host(inputs["input_ids"])
+    mask = np.ones_like(ids) if inputs.get("attention_mask") is None else _host(inputs["attention_mask"])
+    sounds = inputs.get("feature_attention_mask")
+    heard = iter([] if sounds is None else [_heard(scheme, rows) for rows in _host(sounds).astype(bool)])
+    for row, kept in zip(ids, mask.astype(bool), strict=True):
+        yield _layout(scheme, row[kept], heard)
+
+
+def _layout(scheme: Scheme, ids: np.ndarray, heard: Iterator[np.ndarray]) -> Layout:
+    video, audio = ids == scheme.video_token_id, ids == scheme.audio_token_id
+    modality = np.where(video, Modality.VIDEO, np.where(audio, Modality.AUDIO, Modality.TEXT)).astype(np.int8)
+    frame = np.where(video, (np.cumsum(video) - 1) // scheme.pair_tokens * MERGE, -1)
+    padding = np.zeros(len(ids), bool)
+    count = int(audio.sum()) // scheme.audio_tokens
+    sounds = list(islice(heard, count))
+    if count and len(sounds) == count:
+        padding[audio] = ~np.concatenate(sounds)
+    return replace(Layout.of(Modality.TEXT, len(ids), frame=frame, padding=padding), modality=modality)
+
+
+def _heard(scheme: Scheme, rows: np.ndarray) -> np.ndarray:
+    """Whether each audio token's patch has a row that holds sound."""
+    times, frequencies = scheme.audio_grid
+    return np.repeat(rows[: times * scheme.audio_patch].reshape(times, -1).any(1), frequencies)
+
+
+def _host(values: Any) -> np.ndarray:
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)

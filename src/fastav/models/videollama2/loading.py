@@ -1,0 +1,104 @@
+"""Loading that accounts for every key: what the file lacks is found elsewhere or is an error, never random."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from json import JSONDecodeError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedModel, SiglipVisionModel
+
+from fastav.errors import CheckpointError
+from fastav.models.videollama2.configuration import vision_places
+
+VISION = "model.vision_tower.vision_tower.vision_model."
+SHARED = ".self_attn.relative_attention_bias.weight"
+SHOWN = 10
+
+
+@contextmanager
+def readable(source: Any) -> Iterator[None]:
+    """Turn what unreadable files raise into a CheckpointError."""
+    try:
+        yield
+    except (SafetensorError, JSONDecodeError) as error:
+        raise CheckpointError(
+            f"a file of {source} is damaged: {error}", "truncated? download or copy it again"
+        ) from error
+    except OSError as error:
+        raise CheckpointError(
+            f"no readable checkpoint at {source}: {error}", "give a folder with config.json and weights, or a hub id"
+        ) from error
+
+
+def complete(model: PreTrainedModel, info: dict[str, Any], source: str) -> None:
+    """Fill in what a sound checkpoint may leave out, then refuse any difference.
+
+    It may leave out all of SigLIP (the original loads it from `mm_vision_tower`) and all but one copy of the table of
+    BEATs' relative positions (one shared module in the original). `info`: as `output_loading_info` gives it.
+    Raises: CheckpointError naming keys.
+    """
+    missing = set(info["missing_keys"])
+    missing -= _copy_shared(model, missing)
+    vision = {name for name in model.state_dict() if name.startswith(VISION)}
+    if vision and vision <= missing:
+        _load_vision(model, source)
+        missing -= vision
+    info["missing_keys"] = missing
+    refuse("lacks", sorted(missing), source)
+    refuse("has unknown", sorted(info["unexpected_keys"]), source)
+    refuse("has other shapes for", sorted(str(key[0]) for key in info["mismatched_keys"]), source)
+
+
+def refuse(what: str, keys: Sequence[str], source: str) -> None:
+    """Raise CheckpointError naming the first keys, if there are any."""
+    if keys:
+        more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+        raise CheckpointError(
+            f"the checkpoint {source} {what} {len(keys)} key{'s' * (len(keys) > 1)}: {', '.join(keys[:SHOWN])}{more}",
+            "is it complete, and of this model?",
+        )
+
+
+def _copy_shared(model: PreTrainedModel, missing: set[str]) -> set[str]:
+    tables = {name: value for name, value in model.named_parameters() if name.endswith(SHARED)}
+    found = [value for name, value in tables.items() if name not in missing]
+    absent = tables.keys() & missing
+    if not found:
+        return set()
+    with torch.no_grad():
+        for name in absent:
+            tables[name].copy_(found[0])
+    return absent
+
+
+def _load_vision(model: PreTrainedModel, source: str) -> None:
+    tower: str = model.config.mm_vision_tower
+    target = model.get_submodule(VISION.removesuffix("."))
+    errors = []
+    for place, options in vision_places(tower, source):
+        try:
+            loaded: Any = SiglipVisionModel.from_pretrained(
+                place, dtype=model.dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
+        except (OSError, ValueError) as error:
+            errors.append(str(error))
+            continue
+        vision, info = loaded
+        refuse("lacks", sorted(info["missing_keys"]), place)
+        refuse("has other shapes for", sorted(str(key[0]) for key in info["mismatched_keys"]), place)
+        _copy_module(vision, target, place)
+        return
+    raise CheckpointError(
+        f"{source} holds no SigLIP weights, and its vision tower {tower!r} cannot be read: {'; '.join(errors)}",
+        "put SigLIP's folder inside the checkpoint's, under that name",
+    )
+
+
+def _copy_module(source: nn.Module, target: nn.Module, place: str) -> None:
+    state, wanted = source.state_dict(), target.state_dict()
+    other = [name for name in wanted if name not in state or state[name].shape != wanted[name].shape]
+    refuse("has other shapes for", other, place)
+    target.load_state_dict(state)

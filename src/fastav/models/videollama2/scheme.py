@@ -1,0 +1,62 @@
+"""How a clip becomes tokens: the numbers that the processor, the model and the layouts must agree on."""
+
+from dataclasses import dataclass
+
+RATE = 16_000  # samples a second that BEATs hears
+WINDOW = 400  # samples of one filter-bank row
+SHIFT = 160  # samples from one row to the next
+MERGE = 2  # frames, rows and columns that the connector merges into one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scheme:
+    """How a clip becomes tokens. The defaults are those of the release.
+
+    num_frames: frames sampled from a clip; neighbours are merged in pairs.
+    image_size, patch_size: pixels a side of a frame and of a SigLIP patch.
+    audio_seconds: what BEATs always hears; shorter sound is padded with silence.
+    audio_clips, clip_seconds: the pieces cut from a video's soundtrack.
+    mel_bins: columns of the filter bank. audio_patch: rows and columns of a BEATs patch.
+    video_token_id, audio_token_id: placeholders in `input_ids`; rows of the embedding that no tokenizer entry uses.
+    """
+
+    num_frames: int = 8
+    image_size: int = 384
+    patch_size: int = 14
+    audio_seconds: int = 30
+    audio_clips: int = 8
+    clip_seconds: int = 2
+    mel_bins: int = 128
+    audio_patch: int = 16
+    video_token_id: int = 152_062
+    audio_token_id: int = 152_063
+
+    @property
+    def audio_samples(self) -> int:
+        """Samples that BEATs always hears."""
+        return self.audio_seconds * RATE
+
+    @property
+    def fbank_rows(self) -> int:
+        """Rows of the filter bank: full windows only."""
+        return 1 + (self.audio_samples - WINDOW) // SHIFT
+
+    @property
+    def audio_grid(self) -> tuple[int, int]:
+        """Patches along time and along frequency; the token of patch (t, f) is t * frequencies + f."""
+        return self.fbank_rows // self.audio_patch, self.mel_bins // self.audio_patch
+
+    @property
+    def audio_tokens(self) -> int:
+        """Tokens of a sound, however long."""
+        times, frequencies = self.audio_grid
+        return times * frequencies
+
+    @property
+    def pair_tokens(self) -> int:
+        """Tokens of two merged frames."""
+        return (self.image_size // self.patch_size // MERGE) ** 2
+
+    def video_tokens(self, frames: int) -> int:
+        """Tokens of a video of this many frames; a last odd frame is not seen."""
+        return frames // MERGE * self.pair_tokens

@@ -1,0 +1,37 @@
+"""From decoded video to pixels: which frames, and how they are scaled."""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+from torch import Tensor
+
+MOST_FRAMES = 32  # the original keeps no more
+
+
+def sample_frames(frames: int, count: int) -> Int[np.ndarray, " sampled"]:
+    """Which of a clip's frames the model sees: the middles of `count` equal parts; repeated if there are fewer.
+
+    frames: how many the clip has.
+
+    Source: DAMO-NLP-SG/VideoLLaMA2 (branch audio_visual); halves round to even, as NumPy does.
+    """
+    part = (frames - 1) / count
+    middles = part * (np.arange(count) + 0.5) + 1e-6
+    return np.round(middles).astype(np.int64)[:MOST_FRAMES]
+
+
+def pixel_values(
+    frames: UInt8[np.ndarray, "frames height width 3"], size: int, count: int
+) -> Float[Tensor, "sampled 3 size size"]:
+    """Frames as SigLIP takes them: resized (bicubic, the aspect ratio is not kept), each value in [-1, 1].
+
+    count: fewer frames are followed by black ones up to this many, as the original does for lists of frames.
+    """
+    frames = frames[:MOST_FRAMES]
+    black = np.zeros((max(0, count - len(frames)), *frames.shape[1:]), np.uint8)
+    pictures = [
+        np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC)) for frame in (*frames, *black)
+    ]
+    scaled = (np.stack(pictures) * (1 / 255)).astype(np.float32)
+    return torch.from_numpy((scaled - np.float32(0.5)) / np.float32(0.5)).permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,281 @@
+"""The command line without any model."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+import pytest
+
+from fastav import presets
+from fastav.cli import _chart, _plans, _render, _text, main
+from fastav.cli.plan import write_atomically
+from fastav.cli.run import _memory
+from fastav.errors import FastAVError, PlanError
+from fastav.layout import Layout, Modality
+from fastav.plan import Before, Keep, Plan, Share, Tokens
+
+FASTAV = presets.fastav(Keep(audio=Tokens(10)))
+COMMANDS = [[], ["run"], ["flops"], ["plan"], ["plan", "show"], ["plan", "write"], ["models"], ["methods"]]
+
+
+def fastav(*arguments: str, code: str = "sys.exit(main())", **options) -> subprocess.CompletedProcess:
+    script = f"import sys; from fastav.cli import main; {code}"
+    return subprocess.run([sys.executable, "-c", script, *arguments], text=True, timeout=60, **options)
+
+
+def failure(capsys: pytest.CaptureFixture, arguments: Sequence[str]) -> list[str]:
+    """Lines on stderr of a command that must exit with 2 and leave stdout empty."""
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    return err.splitlines()
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_fits_80_columns(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Usage: fastav")
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_help_imports_nothing_heavy_and_is_quick():
+    loaded = "main(); print(*({'torch', 'transformers', 'numpy'} & set(sys.modules)), file=sys.stderr)"
+    start = time.perf_counter()
+    done = fastav("--help", code=loaded, capture_output=True)
+    assert done.stderr == "\n"
+    assert time.perf_counter() - start < 5  # 0.2 s on an idle machine; an import of torch shows in the line above
+
+
+def test_no_command_shows_the_help(capsys):
+    assert main([]) == 0
+    assert "Commands:" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("fastav ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["nonsense"], "nonsense"),
+        (["run", "clip.mp4"], "QUESTION"),
+        (["run", "clip.mp4", "q", "--max-new-tokens", "0"], "--max-new-tokens"),
+        (["run", "clip.mp4", "q", "--dtype", "int3"], "--dtype"),
+        (["run", "clip.mp4", "q", "--use", "smell"], "--use"),
+        (["run", "clip.mp4", "q", "--repeat", "2"], "--repeat"),
+        (["flops", "--text-tokens", "0"], "--text-tokens"),
+        (["flops", "--keep-audio", "-1"], "--keep-audio"),
+        (["plan", "write", "fastav"], "--out"),
+    ],
+)
+def test_bad_usage_is_one_error_and_one_hint(arguments, found, capsys):
+    error, hint = failure(capsys, arguments)
+    assert error.startswith("error: ")
+    assert found in error
+    assert hint.startswith("hint: ")
+
+
+def test_an_error_is_one_line_whatever_its_message(capsys):
+    assert _text.complain("first\n  second\x1b[2J", "mend it") == 2
+    assert capsys.readouterr().err == "error: first second�[2J\nhint: mend it\n"
+
+
+def test_ctrl_c_leaves_with_130(capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastav.registry.Registry.items", interrupted)
+    assert main(["methods"]) == 130
+    assert capsys.readouterr().err == "\ninterrupted\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_an_error():
+    with open("/dev/full", "w") as full:
+        done = fastav("--help", stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: No space left on device\n")
+    assert len(done.stderr.splitlines()) == 2
+
+
+def test_a_reader_that_leaves_is_no_error():
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = fastav("--help", stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert done.stderr == ""
+
+
+def test_methods_lists_names_options_and_needs(capsys):
+    assert main(["methods", "--json"]) == 0
+    methods = {method["name"]: method for method in json.loads(capsys.readouterr().out)}
+    assert methods["random"]["options"] == {"seed": 0}
+    assert methods["last-query"]["needs"] == ["last-query"]
+    assert all(method["summary"].endswith(".") for method in methods.values())
+    assert main(["methods"]) == 0
+    assert "last-query" in capsys.readouterr().out
+
+
+# FastAV's settings
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("20", 0.2), ("20%", 0.2), ("0.2", 0.2), ("0", 0.0), ("0.5%", 0.005), ("1", 0.01), ("7", 0.07)]
+)
+def test_a_share_is_written_in_percent_or_not(text, value):
+    assert _plans.share(text) == value
+
+
+@pytest.mark.parametrize("text", ["100", "100%", "-1", "-0.2", "nan", "inf", "much", ""])
+def test_no_share(text):
+    with pytest.raises(PlanError, match="--drop"):
+        _plans.share(text)
+
+
+def test_nothing_changed_is_the_same_plan():
+    assert _plans.tuned(FASTAV) is FASTAV
+
+
+def test_each_setting_changes_what_it_says():
+    assert _plans.tuned(FASTAV, drop="30") == presets.fastav(Keep(audio=Tokens(10)), drop=0.3)
+    assert _plans.tuned(FASTAV, drop="0") == presets.fastav(Keep(audio=Tokens(10)), drop=0)
+    assert _plans.tuned(FASTAV, start="5") == presets.fastav(Keep(audio=Tokens(10)), start=5)
+    assert _plans.tuned(FASTAV, keep_audio=0) == presets.fastav(Keep(audio=Tokens(0)))
+    assert _plans.tuned(FASTAV, before=750) == presets.fastav(Keep(media=Before(750)))
+    assert _plans.tuned(FASTAV, exempt_text=False) == presets.fastav(Keep(audio=Tokens(10)), exempt_text=False)
+
+
+def test_settings_add_up():
+    whole = presets.fastav(Keep(audio=Tokens(3)), start=5, drop=0.1, exempt_text=False)
+    by_turns = _plans.tuned(FASTAV, exempt_text=False)
+    for setting in ({"start": "5"}, {"drop": "10%"}, {"keep_audio": 3}):
+        by_turns = _plans.tuned(by_turns, **setting)
+    assert by_turns == whole
+    assert _plans.tuned(whole, start="middle").steps[0].layers == "middle"
+
+
+def test_other_steps_stay():
+    trimmed = Plan((*presets.trim().steps, *FASTAV.steps), "fastav-trim")
+    varied = _plans.tuned(trimmed, drop="30")
+    assert varied.steps == (*presets.trim().steps, *presets.fastav(Keep(audio=Tokens(10)), drop=0.3).steps)
+    assert varied.name == "fastav-trim"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"keep_audio": 1, "before": 2}, "two wordings"), ({"start": "center"}, "--start"), ({"start": "-1"}, "--start")],
+)
+def test_contradictory_or_unreadable_settings(settings, message):
+    with pytest.raises(PlanError, match=message):
+        _plans.tuned(FASTAV, **settings)
+
+
+def test_a_plan_without_a_global_cut_has_no_settings():
+    with pytest.raises(PlanError, match="no global cut"):
+        _plans.tuned(presets.trim(), drop="10")
+
+
+def test_tokens_by_layer_add_up_to_the_plan_s_own_count():
+    parts = ((Modality.TEXT, 3), (Modality.VIDEO, 40), (Modality.AUDIO, 50), (Modality.TEXT, 7))
+    layout = Layout.join(Layout.of(modality, tokens) for modality, tokens in parts)
+    layers = _plans.by_layer(FASTAV, layout, 6)
+    assert tuple(sum(layer.values()) for layer in layers) == FASTAV.tokens(layout, 6)
+    assert layers[0] == {"text": 10, "video": 40, "audio": 50}
+    assert layers[3] == {"text": 10, "video": 40, "audio": 10}
+    assert layers[4] == {"text": 10, "media": 40}
+
+
+def test_a_lack_of_memory_is_an_error():
+    with pytest.raises(FastAVError, match="out of memory"), _memory():
+        raise MemoryError
+    with pytest.raises(FastAVError, match="out of memory"), _memory():
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+    with pytest.raises(RuntimeError, match="a bug"), _memory():
+        raise RuntimeError("a bug")
+
+
+# writing
+
+
+def test_a_plan_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "plan.json"
+    path.write_text("old")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(FastAVError, match="No space left"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+    monkeypatch.undo()
+    write_atomically(path, "new")
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# what is drawn
+
+
+def test_letters_fill_the_bar_and_nothing_vanishes():
+    assert _chart.letters({"video": 676, "audio": 1496, "text": 44}, 2216, 60) == {"video": 18, "audio": 41, "text": 1}
+    assert _chart.letters({"video": 1, "audio": 100_000, "text": 1}, 100_002, 20) == {
+        "video": 1,
+        "audio": 18,
+        "text": 1,
+    }
+    assert _chart.letters({"audio": 0, "text": 5}, 10, 20) == {"text": 10}
+
+
+@pytest.mark.parametrize("width", ["40", "80", "200"])
+def test_the_chart_reads_without_colour_at_any_width(width, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", width)
+    layers = [{"video": 676, "audio": 1496, "text": 44}] * 2 + [{"media": 300, "text": 44}]
+    _text.stdout().print(_chart.chart({"fastav": layers}))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= int(width)
+    assert "\x1b" not in "".join(lines)
+    if int(width) >= 80:
+        assert lines[1].startswith("0-1 ")
+        assert "VA" in lines[1]
+        assert lines[2].split()[0] == "2"
+        assert "MT" in lines[2]
+
+
+def test_every_layer_by_itself(capsys):
+    _text.stdout().print(_chart.chart({"": [{"text": 4}] * 3}, every_layer=True))
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["layer", "0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("shown", "text"),
+    [
+        (_text.scaled(29_876_543_210_000), "29.9 T"),
+        (_text.scaled(999), "999"),
+        (_text.scaled(999_700), "1.00 M"),
+        (_text.size(71_512_883), "68.2 MiB"),
+        (_text.size(None), "unknown"),
+        (_text.size(80 * 2**30), "80 GiB"),
+        (_text.duration(0.0284), "28 ms"),
+        (_text.duration(1.8481), "1.85 s"),
+        (_text.duration(123.4), "123 s"),
+        (_text.percent(0.5591), "55.9 %"),
+        (_text.prompt({"text": 44, "audio": 1496, "video": 676}), "676 video + 1,496 audio + 44 text = 2,216 tokens"),
+    ],
+)
+def test_numbers_have_three_digits_and_a_unit(shown, text):
+    assert shown == text
+
+
+def test_every_budget_has_words():
+    keep = Keep(audio=Tokens(10), video=Share(0.5)).to_dict()
+    assert _render._kept(keep) == "audio: 10 tokens\nvideo: 50 % of what is left"
