@@ -19,17 +19,9 @@ DEPTH, LEFT, TOP, WIDTH, HEIGHT = 28, 62, 58, 24, 250
 
 def layers(plan: Plan, layout: Layout) -> list[dict[str, int]]:
     """Tokens by kind that each layer runs on."""
-    now, rows = {m.label: n for m, n in TOKENS.items()}, []
-    cuts = {cut.layer: cut for cut in plan.schedule(layout, DEPTH)}
-    for layer in range(DEPTH):
-        if layer in cuts:
-            for pool, count in cuts[layer].counts.items():
-                if pool == frozenset(MEDIA):
-                    now = {"audio or video": count, "text": now["text"]}
-                else:
-                    now = now | {m.label: count for m in pool}
-        rows.append(now)
-    return rows
+    names = {frozenset({m}): m.label for m in TOKENS} | {frozenset(MEDIA): "audio or video"}
+    rows = [{names[group]: n for group, n in there.items() if n} for there in plan.layers(layout, DEPTH)]
+    return [{kind: row[kind] for kind in COLOURS if kind in row} for row in rows]
 
 
 def draw(rows: list[dict[str, int]]) -> str:

@@ -30,6 +30,10 @@ class Use(StrEnum):
     VIDEO = "video"
     AUDIO = "audio"
 
+    @classmethod
+    def _missing_(cls, value: object) -> None:
+        raise unknown_name("use of a clip", str(value), cls)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:

@@ -72,6 +72,16 @@ class Engine(ABC):
 
     provides: ClassVar[frozenset[Signal]]
 
+    @property
+    @abstractmethod
+    def device(self) -> str:
+        """Where the model runs: `cpu`, `cuda:0`, ..."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> str:
+        """What its weights are: `float32`, `bfloat16`, ..."""
+
     @classmethod
     @abstractmethod
     def check(cls, config: PreTrainedConfig, plan: Plan) -> None:

@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 
 from fastav.adapter import ModelAdapter, Request, Use, adapter_for
 from fastav.engine import Answer, Engine
-from fastav.errors import CheckpointError
+from fastav.errors import CheckpointError, FastAVError
 from fastav.media import Clip
 from fastav.plan import Plan
 from fastav.registry import ENGINES, MODELS
@@ -59,19 +59,36 @@ def pipeline(
     device: default `cuda` where there is one, else `cpu`. dtype: default `bfloat16` on a GPU, `float32` on a CPU.
     attention: as transformers' `attn_implementation`.
 
-    Raises, before weights load: UnknownName, PlanError, UnsupportedModel, UnsupportedPlan; CheckpointError.
+    Raises, before weights load: UnknownName, PlanError, UnsupportedModel, UnsupportedPlan, and FastAVError for a device
+    or dtype that cannot be used; CheckpointError.
     """
     adapter, source, config = resolve(model)
     chosen = plan_named(plan, adapter)
     kind: type[Engine] = ENGINES[engine]
     kind.check(config, chosen)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+    place = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = dtype or ("bfloat16" if place.type == "cuda" else "float32")
+    if dtype not in _DTYPES:
+        raise FastAVError(f"dtype must be {', '.join(_DTYPES)}, got {dtype!r}")
     options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if attention is not None:
         options["attn_implementation"] = attention
+    loaded: Any
     loaded, processor = adapter.load(source, **options)
-    return Pipeline(kind(loaded.to(device), processor, adapter), chosen, adapter)  # pyright: ignore
+    return Pipeline(kind(loaded.to(place), processor, adapter), chosen, adapter)  # pyright: ignore[reportCallIssue]
+
+
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def _device(name: str) -> torch.device:
+    """A device that is there.  Raises: FastAVError."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise FastAVError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}", "use cpu") from None
+    return device
 
 
 def resolve(model: str) -> tuple[ModelAdapter, str, PreTrainedConfig]:
@@ -89,7 +106,9 @@ def resolve(model: str) -> tuple[ModelAdapter, str, PreTrainedConfig]:
         raise CheckpointError(
             f"no model at {model!r}: {reason}", f"give a folder, a hub id, or one of: {', '.join(MODELS)}"
         ) from None
-    adapter = adapter_for(data.get("architectures") or [])
+    if not data.get("architectures"):
+        raise CheckpointError(f"no model at {model!r}: there is no config.json that names an architecture")
+    adapter = adapter_for(data["architectures"])
     return adapter, model, adapter.config(model)
 
 

@@ -208,12 +208,15 @@ class Step:
             raise PlanError("a step keeps everything", "give at least one budget, e.g. keep media a share of 0.8")
 
     def entering(self, depth: int) -> range:
-        """The layers, of a decoder of this depth.  Raises: PlanError if it has no such layer."""
+        """The layers, of a decoder of this depth; none for what begins after the last one and is open.
+
+        Raises: PlanError if it has no such layer.
+        """
         match = _LAYERS.fullmatch(self.layers)
         assert match is not None
         first = (depth // 2 if match["first"] == "middle" else int(match["first"])) + int(match["more"] or 0)
         last = first if match["range"] is None else depth - 1 if match["last"] is None else int(match["last"])
-        if last >= depth or first > last:
+        if last >= depth or first > last + (match["range"] == ".."):
             raise PlanError(f"layers {self.layers!r} do not exist in a decoder of {depth} layers (0..{depth - 1})")
         return range(first, last + 1)
 
@@ -236,12 +239,20 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
-    """One cut through one prompt: entering `layer`, `counts` tokens of each pool stay, `total` tokens in all."""
+    """One cut through one prompt: entering `layer`, `counts` tokens of each pool stay.
+
+    there: what is then there in all, by groups of modalities whose split is known.
+    """
 
     layer: int
     step: Step
     counts: Remaining
-    total: int
+    there: Remaining
+
+    @property
+    def total(self) -> int:
+        """Tokens that are then there."""
+        return sum(self.there.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,23 +271,27 @@ class Plan:
 
     def schedule(self, layout: Layout, depth: int) -> tuple[Cut, ...]:
         """What stays of this prompt at every cut, known before anything runs.  Raises: PlanError."""
-        there = {frozenset({m}): layout.count(m) for m in Modality}
+        there = _whole(layout)
         schedule = []
         for layer, step in self.cuts(depth):
             counts = step.keep.counts(layout, there)
             for pool, count in counts.items():
                 there = {group: n for group, n in there.items() if not group <= pool} | {pool: count}
-            schedule.append(Cut(layer=layer, step=step, counts=counts, total=sum(there.values())))
+            schedule.append(Cut(layer=layer, step=step, counts=counts, there=there))
         return tuple(schedule)
+
+    def layers(self, layout: Layout, depth: int) -> tuple[Remaining, ...]:
+        """What every layer runs on, by groups of modalities whose split is known.  Raises: PlanError."""
+        left = {cut.layer: cut.there for cut in self.schedule(layout, depth)}
+        layers, now = [], _whole(layout)
+        for layer in range(depth):
+            now = left.get(layer, now)
+            layers.append(now)
+        return tuple(layers)
 
     def tokens(self, layout: Layout, depth: int) -> tuple[int, ...]:
         """Tokens that every layer runs on.  Raises: PlanError."""
-        left = {cut.layer: cut.total for cut in self.schedule(layout, depth)}
-        tokens, now = [], len(layout)
-        for layer in range(depth):
-            now = left.get(layer, now)
-            tokens.append(now)
-        return tuple(tokens)
+        return tuple(sum(there.values()) for there in self.layers(layout, depth))
 
     @property
     def fingerprint(self) -> str:
@@ -314,6 +329,10 @@ class Plan:
             ) from None
         except PlanError as error:
             raise type(error)(f"{path}: {error.message}", error.hint) from None
+
+
+def _whole(layout: Layout) -> Remaining:
+    return {frozenset({m}): layout.count(m) for m in Modality}
 
 
 def _budget(pool: str, value: Any) -> Budget:

@@ -21,12 +21,13 @@ def fastav(
     """
     if not 0 <= drop < 1:
         raise PlanError(f"drop must be in [0, 1), got {drop}")
+    if start != "middle" and not str(start).isdecimal():
+        raise PlanError(f"start must be a layer's number or 'middle', got {start!r}")
     steps = [Step(layers=str(start), method="position", keep=keep)]
     if drop:
         share = Share(round(1 - drop, 12))
-        later = f"{start}+1.." if start == "middle" else f"{int(start) + 1}.."
         fine = Keep(media=share) if exempt_text else Keep(all=share)
-        steps.append(Step(layers=later, method="last-query", keep=fine))
+        steps.append(Step(layers=f"{start}+1..", method="last-query", keep=fine))
     return Plan(tuple(steps), name)
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastav.errors import PlanError, UnknownName
-from fastav.layout import Layout, Modality
+from fastav.layout import MEDIA, Layout, Modality
 from fastav.plan import Before, Frames, Keep, Plan, Share, Step, Tokens, Unpadded
 from fastav.presets import fastav, trim
 
@@ -110,6 +110,19 @@ def test_without_exemption_text_competes_but_one_token_stays():
     assert fastav(Keep(audio=Tokens(10)), exempt_text=False).tokens(layout(), 28)[15] == 730 - 146
 
 
+def test_a_global_cut_at_the_last_layer_leaves_no_fine_ones():
+    tokens = fastav(Keep(audio=Tokens(10)), start=27).tokens(layout(), 28)
+    assert tokens == (2216,) * 27 + (730,)
+    with pytest.raises(PlanError, match="do not exist"):
+        fastav(Keep(audio=Tokens(10)), start=28).tokens(layout(), 28)
+
+
+def test_what_a_layer_runs_on_is_known_by_group():
+    layers = fastav(Keep(audio=Tokens(10))).layers(layout(), 28)
+    assert layers[14][frozenset({Modality.AUDIO})] == 10
+    assert layers[15] == {frozenset({Modality.TEXT}): 44, frozenset(MEDIA): 549}
+
+
 def test_a_step_may_not_tell_apart_what_an_earlier_one_pooled():
     pooled = Step(layers="2", method="position", keep=Keep(media=Share(0.5)))
     apart = Step(layers="3", method="position", keep=Keep(audio=Tokens(1)))
@@ -137,7 +150,8 @@ def test_the_name_is_not_part_of_the_fingerprint():
         (lambda: Step(layers="8", method="position", keep=Keep(audio=Tokens(1))).entering(8), "do not exist"),
         (lambda: Step(layers="5..3", method="position", keep=Keep(audio=Tokens(1))).entering(8), "do not exist"),
         (lambda: fastav(Keep(audio=Tokens(1)), drop=1.0), r"drop must be in \[0, 1\)"),
-        (lambda: fastav(Keep(audio=Tokens(1)), start="early"), "cannot read layers"),
+        (lambda: fastav(Keep(audio=Tokens(1)), start="early"), "start must be a layer's number"),
+        (lambda: fastav(Keep(audio=Tokens(1)), start="1..2"), "start must be a layer's number"),
     ],
 )
 def test_nonsense_is_refused(make, message):

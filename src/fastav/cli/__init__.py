@@ -1,0 +1,85 @@
+"""The command line. torch, transformers and numpy are imported inside the commands, for a quick `--help`."""
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Annotated
+
+import typer
+
+from fastav import __version__
+from fastav.cli import flops, methods, models, plan, run
+from fastav.cli._text import complain
+from fastav.errors import FastAVError
+
+# typer brings its own click or needs the real one, by its version; either way this is the root of usage errors
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+app = typer.Typer(
+    name="fastav",
+    help="Training-free token pruning inside audio-visual LLMs.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+app.command("run")(run.run)
+app.command("flops")(flops.flops)
+app.add_typer(plan.app, name="plan")
+app.command("models")(models.models)
+app.command("methods")(methods.methods)
+
+
+def _version(wanted: bool) -> bool:
+    if wanted:
+        print(f"fastav {__version__}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def fastav(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Training-free token pruning inside audio-visual LLMs."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code is 2 for what the user can mend, 130 after Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="replace")  # a terminal that lacks a character is no reason to fail
+    try:
+        arguments = sys.argv[1:] if arguments is None else arguments
+        code = app(arguments or ["--help"], prog_name="fastav", standalone_mode=False)
+        sys.stdout.flush()  # a full disk shows here rather than at the interpreter's exit
+    except FastAVError as error:
+        return complain(error.message, error.hint)
+    except UsageError as error:
+        command = error.ctx.command_path if error.ctx else "fastav"  # pyright: ignore[reportAttributeAccessIssue]
+        return complain(error.format_message(), f"{command} --help")  # pyright: ignore[reportAttributeAccessIssue]
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except OSError as error:
+        _abandon_stdout()
+        if isinstance(error, BrokenPipeError):
+            return 1
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return complain(_reason(error), "make room, then run it again" if full else "")
+    if code == 130:
+        print("\ninterrupted", file=sys.stderr)
+    return code or 0
+
+
+def _reason(error: OSError) -> str:
+    return f"{error.strerror}: {error.filename}" if error.filename else error.strerror or str(error)
+
+
+def _abandon_stdout() -> None:
+    """Send what is still buffered nowhere, so that the interpreter's last flush does not fail again."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -27,6 +27,16 @@ class TransformersEngine(Engine):
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, adapter: ModelAdapter) -> None:
         self.model, self.processor, self.adapter = model, processor, adapter
 
+    @property
+    def device(self) -> str:
+        """Where the model runs."""
+        return str(self.model.device)
+
+    @property
+    def dtype(self) -> str:
+        """What its weights are."""
+        return str(self.model.dtype).removeprefix("torch.")
+
     @classmethod
     def check(cls, config: PreTrainedConfig, plan: Plan) -> None:
         """Refuse plans that this decoder cannot carry out exactly."""

@@ -113,10 +113,12 @@ class Pruning:
 
         On a GPU this waits for the device.
         """
-        prompt, kept = getattr(self._local, "kept", (None, []))
-        kept = [(layer, prompt.modality.gather(1, slots).cpu().numpy()) for layer, slots in kept]
+        if not hasattr(self._local, "kept"):
+            return []
+        prompt, slots_at = self._local.kept
+        kept = [(layer, prompt.modality.gather(1, slots).cpu().numpy()) for layer, slots in slots_at]
         rows = []
-        for row in range(kept[0][1].shape[0] if kept else 0):
+        for row in range(kept[0][1].shape[0]):
             present = [m for m in Modality if (kept[0][1][row] == m).any()]
             at = {layer: {m.label: int((modality[row] == m).sum()) for m in present} for layer, modality in kept}
             now, layers = at[0], []

@@ -28,8 +28,9 @@ def readable(source: Any) -> Iterator[None]:
             f"a file of {source} is damaged: {error}", "truncated? download or copy it again"
         ) from error
     except OSError as error:
+        reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"no readable checkpoint at {source}: {error}", "give a folder with config.json and weights, or a hub id"
+            f"no readable checkpoint at {source}: {reason}", "give a folder with config.json and weights, or a hub id"
         ) from error
 
 

@@ -1,0 +1,82 @@
+"""The chart of tokens per layer: a letter and a colour for every kind, so that it reads as well without colour."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.measure import Measurement
+from rich.segment import Segment
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+from fastav.cli._text import KINDS, number, width
+
+LETTERS = {"video": "V", "audio": "A", "image": "I", "media": "M", "text": "T", "all": "X"}
+COLOURS = {
+    "video": "color(153) on color(25)",
+    "audio": "color(223) on color(130)",
+    "image": "color(194) on color(29)",
+    "media": "color(225) on color(96)",
+    "text": "color(254) on color(241)",
+    "all": "color(225) on color(96)",
+}
+
+Layers = Sequence[Mapping[str, int]]  # tokens by kind that each layer runs on
+
+
+def chart(plans: Mapping[str, Layers], *, every_layer: bool = False) -> RenderableType:
+    """Tokens per layer and kind: bars and numbers, like layers joined to a range."""
+    layers = [layer for plan in plans.values() for layer in plan]
+    kinds = [kind for kind in KINDS if any(layer.get(kind) for layer in layers)]
+    most = max(sum(layer.values()) for layer in layers)
+    table = Table.grid(padding=(0, 2, 0, 0), expand=True)
+    table.width = width()
+    headings = ["plan"] * (len(plans) > 1) + ["layer"]
+    for heading in headings:
+        table.add_column(heading, no_wrap=True, style="dim" if heading == "layer" else "bold")
+    table.add_column("tokens", ratio=1)
+    for heading in ("total", *kinds):
+        table.add_column(heading, justify="right", no_wrap=True)
+    marks = [Text.assemble((LETTERS[kind], COLOURS[kind]), f" {kind}") for kind in kinds]
+    table.add_row(*(Text(h, "dim not bold") for h in headings), Text("tokens", "dim"), Text("total", "dim"), *marks)
+    for name, plan in plans.items():
+        shown = name
+        for span, layer in _spans(plan, every_layer):
+            counts = [number(layer[kind]) if layer.get(kind) else "" for kind in kinds]
+            names = [shown] if len(plans) > 1 else []
+            table.add_row(*names, span, Bar(layer, most), number(sum(layer.values())), *counts)
+            shown = ""
+    pooled = " and ".join(kind for kind in kinds if kind in ("media", "all"))
+    note = Text(f"{pooled}: kinds counted together; the scores decide how many of which", "dim")
+    return Group(table, note) if pooled else table
+
+
+class Bar:
+    """Letters for tokens by kind, as wide as the column allows at `most` tokens."""
+
+    def __init__(self, tokens: Mapping[str, int], most: int) -> None:
+        self.tokens, self.most = tokens, most
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(min(8, options.max_width), options.max_width)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        for kind, cells in letters(self.tokens, self.most, options.max_width).items():
+            yield Segment(LETTERS[kind] * cells, Style.parse(COLOURS[kind]))
+        yield Segment.line()
+
+
+def letters(tokens: Mapping[str, int], most: int, width: int) -> dict[str, int]:
+    """How many letters stand for each kind, where `most` tokens fill `width`; what is there gets at least one."""
+    kinds = [kind for kind in KINDS if tokens.get(kind)]
+    cells = {kind: max(1, round(tokens[kind] * width / most)) for kind in kinds}
+    while sum(cells.values()) > max(width, len(kinds)):
+        cells[max(cells, key=lambda kind: cells[kind])] -= 1
+    return cells
+
+
+def _spans(layers: Layers, every_layer: bool) -> Iterator[tuple[str, Mapping[str, int]]]:
+    for _, group in groupby(enumerate(layers), key=lambda pair: pair[0] if every_layer else dict(pair[1])):
+        (first, layer), *rest = group
+        yield (f"{first}-{rest[-1][0]}" if rest else str(first)), layer

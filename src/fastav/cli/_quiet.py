@@ -1,0 +1,54 @@
+"""Silence and signs of life while a command works."""
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from fastav.cli._text import stderr
+
+
+@contextmanager
+def working(text: str) -> Iterator[Any]:
+    """Show a spinner, on a terminal only."""
+    with stderr().status(Text(text)) if sys.stderr.isatty() else nullcontext() as status:
+        yield status
+
+
+@contextmanager
+def counting(text: str, steps: int) -> Iterator[Callable[[], None]]:
+    """Show a progress bar, on a terminal only; call what this yields after every step."""
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=stderr(), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(text, total=steps)
+        yield lambda: progress.advance(task)
+
+
+@contextmanager
+def hushed(*, downloads: bool = False) -> Iterator[None]:
+    """Keep warnings and the progress bars of transformers off the screen.
+
+    downloads: let the bars of the hub through, on a terminal.
+    """
+    from huggingface_hub.utils import enable_progress_bars
+    from huggingface_hub.utils import logging as hub
+    from transformers.utils import logging
+
+    levels, bars = (logging.get_verbosity(), hub.get_verbosity()), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    hub.set_verbosity_error()
+    logging.disable_progress_bar()
+    if downloads and sys.stderr.isatty():
+        enable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(levels[0])
+        hub.set_verbosity(levels[1])
+        (logging.enable_progress_bar if bars else logging.disable_progress_bar)()

@@ -1,0 +1,158 @@
+"""Tables and whole screens, drawn from what the JSON holds."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fastav.cli._chart import chart
+from fastav.cli._text import duration, number, percent, printable, prompt, scaled, size, stdout, width
+
+PHASES = ("media", "encode", "prefill", "decode")
+
+
+def plan(report: Mapping[str, Any], *, every_layer: bool) -> None:
+    """The screen of `fastav plan show`."""
+    depth = len(report["tokens_per_layer"])
+    console = stdout()
+    console.print(Text.assemble((report["plan"]["name"] or "plan", "bold"), f"  {report['fingerprint']}"))
+    rows = [
+        [step["layers"], step["method"]["name"], _settings(step["method"]), _kept(step["keep"])]
+        for step in report["plan"]["steps"]
+    ]
+    if rows:
+        console.print("", listing(["entering layer", "method", "options", "what stays"], rows), "", sep="\n")
+    else:
+        console.print("prunes nothing")
+    console.print(f"{report['model']}, {depth} layers, an example prompt: {prompt(report['prompt_tokens'])}\n")
+    console.print(chart({"": report["tokens_per_layer"]}, every_layer=every_layer))
+
+
+def _settings(method: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in method.items() if key != "name")
+
+
+def _kept(keep: Mapping[str, Mapping[str, Any]]) -> str:
+    wordings = {
+        "share": lambda value: f"{100 * value:g} % of what is left",
+        "tokens": lambda value: f"{number(value)} tokens",
+        "before": lambda value: f"as many as stand before position {number(value)}",
+        "frames": lambda value: f"as many as the first {value} frames have",
+        "unpadded": lambda _: "as many as are not padding",
+    }
+    return "\n".join(f"{pool}: {wordings[kind](value)}" for pool, b in keep.items() for kind, value in b.items())
+
+
+def flops(report: Mapping[str, Any]) -> None:
+    """The screen of `fastav flops`."""
+    decoder, console = report["decoder"], stdout()
+    heads = f"{decoder['heads']} heads ({decoder['kv_heads']} for keys and values)"
+    console.print(Text.assemble((report["model"], "bold"), "  plan ", (report["plan"]["name"] or "plan", "bold")))
+    console.print(f"{decoder['layers']} layers, {decoder['hidden']} wide, MLP {decoder['intermediate']}, {heads}")
+    console.print(f"prompt, assumed: {prompt(report['prompt_tokens'])}")
+    rows = [
+        ("FLOPs, the paper's formula", report["paper_flops"], ""),
+        ("FLOPs, counted exactly", report["flops"], ""),
+        (f"KV cache, {report['kv_bytes']['dtype']}", report["kv_bytes"], "B"),
+    ]
+    note = "(the paper's formula counts multiply-accumulates of a plain transformer; its ratio is what its tables show)"
+    console.print("", costs(rows), Text(note, "dim"), "", chart({"": report["tokens_per_layer"]}), sep="\n")
+
+
+def compared(report: Mapping[str, Any]) -> None:
+    """The screen of `fastav run --compare`."""
+    plans, console = report["plans"], stdout()
+    versions = " · ".join(f"{name} {version}" for name, version in report["versions"].items())
+    runs = f"{report['repeat']} run{'s' * (report['repeat'] > 1)} each after a warm-up, medians"
+    (full, *_) = plans.values()
+    console.print(Text.assemble((printable(report["question"]), "bold")))
+    console.print(f"{printable(Path(report['clip']).name)}: {prompt(full['prompt_tokens'])}")
+    console.print("", comparison(plans), "", sep="\n")
+    console.print(chart({name: answer["tokens_per_layer"] for name, answer in plans.items()}))
+    console.print(Text(f"\n{report['model']} · {report['device']} · {report['dtype']} · {runs}\n{versions}", "dim"))
+
+
+def listing(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Rows of text under a heading; the first column names them."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
+    for index, column in enumerate(columns):
+        table.add_column(column, style="bold" if index == 0 else "", no_wrap=index == 0)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def cards(entries: Sequence[Mapping[str, str]]) -> RenderableType:
+    """Entries under each other, with a line for every property; the first names the entry."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for entry in entries:
+        (_, name), *properties = entry.items()
+        grid.add_row(Text(name, "bold"))
+        for key, value in properties:
+            grid.add_row(Text(f"  {key}", "dim"), value)
+    return grid
+
+
+def costs(rows: Sequence[tuple[str, Mapping[str, Any], str]]) -> Table:
+    """Costs without and with a plan, and their ratio."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
+    for column in ("", "unpruned", "pruned", "pruned / unpruned"):
+        table.add_column(column, justify="right" if column else "left")
+    for label, saving, unit in rows:
+        shown = size if unit == "B" else scaled
+        table.add_row(label, shown(saving["full"]), shown(saving["pruned"]), Text(percent(saving["ratio"]), "bold"))
+    return table
+
+
+def summary(answer: Mapping[str, Any]) -> Table:
+    """What one answer cost, in four lines."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column()
+    seconds, last = answer["seconds"], sum(answer["tokens_per_layer"][-1].values())
+    times = " · ".join(f"{phase} {duration(seconds[phase])}" for phase in PHASES)
+    grid.add_row("prompt", f"{prompt(answer['prompt_tokens'])}; {number(last)} in the last layer")
+    grid.add_row("prefill", f"{_of(answer['flops'], scaled, 'FLOPs')} · KV cache {_of(answer['kv_bytes'], size)}")
+    grid.add_row("time", f"{times} ({len(answer['token_ids'])} tokens)")
+    grid.add_row("memory", f"{size(answer['peak_bytes'])} at most")
+    return grid
+
+
+def comparison(plans: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Two answers and their costs, side by side."""
+    (one, full), (other, pruned) = plans.items()
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold", width=width())
+    table.add_column("", style="dim", no_wrap=True)
+    for name in plans:
+        table.add_column(name, ratio=1, overflow="fold")
+    table.add_column(f"{other} / {one}", justify="right", style="bold")
+    same = "same" if full["token_ids"] == pruned["token_ids"] else "differs"
+    table.add_row("answer", printable(full["text"]), printable(pruned["text"]), same, end_section=True)
+    for label, key, shown in (("prefill FLOPs", "flops", scaled), ("KV cache", "kv_bytes", size)):
+        pair = full[key]["pruned"], pruned[key]["pruned"]
+        table.add_row(label, *map(shown, pair), percent(pair[1] / pair[0]))
+    for phase in PHASES:
+        table.add_row(phase, *(_time(answer, phase) for answer in plans.values()), _ratio(plans, phase))
+    totals = [sum(answer["seconds"].values()) for answer in plans.values()]
+    table.add_row("all phases", *map(duration, totals), percent(totals[1] / totals[0]), end_section=True)
+    peak = [answer["peak_bytes"] for answer in plans.values()]
+    table.add_row("peak memory", *map(size, peak), percent(peak[1] / peak[0]) if all(peak) else "")
+    return table
+
+
+def _of(saving: Mapping[str, Any], shown: Any, unit: str = "") -> str:
+    return f"{shown(saving['pruned'])}{unit} of {shown(saving['full'])}{unit} ({percent(saving['ratio'])})"
+
+
+def _time(answer: Mapping[str, Any], phase: str) -> str:
+    counted = f" for {len(answer['token_ids'])} tokens" if phase == "decode" else ""
+    return duration(answer["seconds"][phase]) + counted
+
+
+def _ratio(plans: Mapping[str, Mapping[str, Any]], phase: str) -> str:
+    full, pruned = (answer["seconds"][phase] for answer in plans.values())
+    return percent(pruned / full) if full > 0 else ""

@@ -1,0 +1,83 @@
+"""Where the commands print, how they complain, and how they write numbers."""
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.text import Text
+
+WIDTH = 110  # wider terminals gain nothing
+KINDS = ("video", "audio", "image", "media", "text", "all")  # of tokens, in the order shown
+
+
+def stdout() -> Console:
+    """Where results go."""
+    return Console(highlight=False, markup=False, emoji=False)
+
+
+def width() -> int:
+    """Columns that a screen may fill."""
+    return min(WIDTH, stdout().width)
+
+
+def stderr() -> Console:
+    """Where everything else goes."""
+    return Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+def complain(message: str, hint: str = "") -> int:
+    """Print an error on one line and its remedy on another; returns the exit code."""
+    for style, label, text in (("bold red", "error", message), ("bold", "hint", hint)):
+        if text:
+            line = Text.assemble((f"{label}: ", style), printable(" ".join(text.split())))
+            stderr().print(line, soft_wrap=True)
+    return 2
+
+
+def printable(text: str) -> str:
+    """The text without what could steer a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def number(n: int) -> str:
+    """`2,216`."""
+    return f"{n:,}"
+
+
+def scaled(n: int, unit: str = "") -> str:
+    """`35.2 T`: three digits and a power of 1,000."""
+    value, power = float(n), 0
+    while value >= 999.5:
+        value, power = value / 1000, power + 1
+    return f"{_three_digits(value)} {' kMGTPE'[power].strip()}{unit}".rstrip()
+
+
+def size(n: int | None) -> str:
+    """`121 MiB`."""
+    if n is None:
+        return "unknown"
+    value = float(n)
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1000:
+            return f"{_three_digits(value)} {unit}"
+        value /= 1024
+    return f"{_three_digits(value)} GiB"
+
+
+def duration(seconds: float) -> str:
+    """`815 ms` or `1.85 s`."""
+    return f"{seconds * 1000:.0f} ms" if seconds < 0.9995 else f"{_three_digits(seconds)} s"
+
+
+def percent(ratio: float) -> str:
+    """`53.6 %`."""
+    return f"{100 * ratio:.1f} %"
+
+
+def prompt(tokens: Mapping[str, int]) -> str:
+    """`676 video + 1,496 audio + 44 text = 2,216 tokens`."""
+    parts = " + ".join(f"{number(tokens[kind])} {kind}" for kind in KINDS if kind in tokens)
+    return f"{parts} = {number(sum(tokens.values()))} tokens"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 99.95 or value == int(value) else f"{value:.{1 if value >= 9.995 else 2}f}"

@@ -1,0 +1,40 @@
+"""`fastav methods`."""
+
+import json
+from typing import Any
+
+from fastav.cli import _options, _render
+from fastav.cli._quiet import working
+from fastav.cli._text import stdout
+
+
+def methods(as_json: _options.Json = False) -> None:
+    """List the methods that decide which tokens stay."""
+    from fastav.registry import METHODS
+
+    with working("looking"):
+        found = [_described(name, method) for name, method in METHODS.items()]
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        rows = [
+            [
+                m["name"],
+                m["summary"].removesuffix("."),
+                ", ".join(f"{key}={value}" for key, value in m["options"].items()),
+                ", ".join(m["needs"]),
+            ]
+            for m in found
+        ]
+        stdout().print(_render.listing(["method", "summary", "options", "needs"], rows))
+
+
+def _described(name: str, method: type) -> dict[str, Any]:
+    from dataclasses import MISSING, fields
+
+    return {
+        "name": name,
+        "summary": (method.__doc__ or "").partition("\n")[0],
+        "options": {f.name: None if f.default is MISSING else f.default for f in fields(method)},
+        "needs": sorted(method.needs),  # pyright: ignore[reportAttributeAccessIssue]
+    }

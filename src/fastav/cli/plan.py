@@ -1,0 +1,97 @@
+"""`fastav plan show` and `fastav plan write`."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fastav.cli import _options, _plans, _render
+from fastav.cli._quiet import hushed, working
+from fastav.errors import FastAVError, PlanError
+
+app = typer.Typer(help="Show a plan, or write one to a file.", rich_markup_mode=None)
+
+
+@app.command()
+def show(
+    plan: Annotated[str, typer.Argument(metavar="PLAN", help="A preset of the model, or a plan's .json file.")],
+    model: _options.Model = "videollama2",
+    layers: Annotated[bool, typer.Option("--layers", help="Every layer by itself, not ranges of like ones.")] = False,
+    as_json: _options.Json = False,
+) -> None:
+    """Show a plan's steps and the tokens that every layer keeps.
+
+    The tokens are those of an example prompt of the model; no weights are needed.
+    """
+    with working(f"reading {plan}"), hushed():
+        from fastav import pipelines
+
+        adapter, _, config = pipelines.resolve(model)
+        chosen = pipelines.plan_named(plan, adapter)
+        layout = adapter.example(config, audio=None, video=None, text=_options.TEXT_TOKENS)
+        kept = _plans.by_layer(chosen, layout, adapter.shape(config).layers)
+    report = {
+        "plan": json.loads(chosen.to_json()),
+        "fingerprint": chosen.fingerprint,
+        "model": model,
+        "prompt_tokens": layout.by_modality(),
+        "tokens_per_layer": kept,
+    }
+    if as_json:
+        print(json.dumps(report, indent=2))
+    else:
+        _render.plan(report, every_layer=layers)
+
+
+@app.command()
+def write(
+    name: Annotated[str, typer.Argument(metavar="PLAN", help="A preset of the model, or a plan's .json file.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write it.")],
+    model: _options.Model = "videollama2",
+    drop: _options.Drop = None,
+    start: _options.Start = None,
+    keep_audio: _options.KeepAudio = None,
+    before: _options.Before = None,
+    exempt_text: _options.ExemptText = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
+    as_json: _options.Json = False,
+) -> None:
+    """Write a plan to a JSON file.
+
+    FastAV's settings are changed as asked; no weights are needed.
+    """
+    if out.exists() and not force:
+        raise PlanError(f"{out} exists", "give --force to overwrite it")
+    with working(f"reading {name}"), hushed():
+        from fastav import pipelines
+
+        adapter, _, config = pipelines.resolve(model)
+        chosen = _plans.tuned(
+            pipelines.plan_named(name, adapter),
+            drop=drop,
+            start=start,
+            keep_audio=keep_audio,
+            before=before,
+            exempt_text=exempt_text,
+        )
+        chosen.cuts(adapter.shape(config).layers)  # raises if the model has no such layer
+    write_atomically(out, chosen.to_json() + "\n")
+    report: dict[str, Any] = {"path": str(out), "fingerprint": chosen.fingerprint}
+    print(json.dumps(report) if as_json else f"wrote {out} ({chosen.fingerprint})")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a whole file or none: what was there before stays until all is on disk.  Raises: FastAVError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise FastAVError(f"cannot write {path}: {error.strerror}", "nothing was written") from None
+    finally:
+        temporary.unlink(missing_ok=True)

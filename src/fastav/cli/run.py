@@ -1,0 +1,156 @@
+"""`fastav run`."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any, Literal
+
+import typer
+
+from fastav import __version__
+from fastav.cli import _options, _render
+from fastav.cli._quiet import counting, hushed, working
+from fastav.cli._text import printable, stderr
+from fastav.errors import FastAVError, PlanError
+
+REPEAT = 3
+
+
+def run(
+    clip: Annotated[str, typer.Argument(metavar="CLIP", help="A video or audio file.")],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.")],
+    model: _options.Model = "videollama2",
+    plan: _options.PlanName = "fastav",
+    compare: Annotated[bool, typer.Option("--compare", help="Also run unpruned; print both side by side.")] = False,
+    repeat: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help=f"Runs of each with --compare.  [default: {REPEAT}]")
+    ] = None,
+    use: Annotated[
+        Literal["auto", "both", "video", "audio"], typer.Option(help="Tracks to show the model; auto: those there are.")
+    ] = "auto",
+    max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Longest answer.")] = 128,
+    device: _options.Device = None,
+    dtype: _options.Dtype = None,
+    as_json: _options.Json = False,
+) -> None:
+    """Answer a question about a clip.
+
+    The answer goes to stdout, as it comes on a terminal; what it cost goes to stderr. With --compare the model is
+    loaded once and runs unpruned and pruned by turns.
+
+    --json prints one object: model, clip, question, device, dtype, versions; and text, token_ids, plan, prompt_tokens,
+    tokens_per_layer, flops, kv_bytes, seconds, peak_bytes; with --compare those of each plan under plans.
+    """
+    if repeat is not None and not compare:
+        raise PlanError("--repeat is for --compare only", "give both or neither")
+    opened = _opened(clip, question, use)
+    pipe = _loaded(model, plan, device, dtype, compare=compare)
+    ask = partial(pipe, opened, question, use=use, max_new_tokens=max_new_tokens)
+    report = {"model": model, "clip": clip, "question": question, **_circumstances(pipe)}
+    with hushed(), _memory():
+        if compare:
+            report |= {"repeat": repeat or REPEAT, "plans": _compared(pipe, ask, repeat or REPEAT)}
+        else:
+            report |= _answered(ask, stream=not as_json and sys.stdout.isatty()).to_dict()
+    if as_json:
+        print(json.dumps(report, indent=2))
+    elif compare:
+        _render.compared(report)
+    else:
+        if not sys.stdout.isatty():
+            print(report["text"], flush=True)
+        stderr().print(_render.summary(report))
+
+
+def _opened(path: str, question: str, use: str) -> Any:
+    """The clip.  Raises: MediaError if it cannot be read or lacks a track that `use` demands."""
+    with working(f"reading {path}"):
+        from fastav.adapter import Request, Use
+        from fastav.media import Clip
+
+        clip = Clip.open(path)
+        _ = Request(clip=clip, question=question, use=Use(use)).tracks
+    return clip
+
+
+def _loaded(model: str, plan: str, device: str | None, dtype: str | None, *, compare: bool) -> Any:
+    """The pipeline; what can be refused without weights is refused before they load."""
+    with working(f"reading {model}"), hushed():
+        from fastav import pipelines
+
+        adapter, source, _ = pipelines.resolve(model)
+        chosen = pipelines.plan_named(plan, adapter)
+        if compare and not chosen.steps:
+            raise PlanError(f"the plan {plan!r} prunes nothing, so there is nothing to compare", "e.g. --plan fastav")
+    local = Path(source).is_dir()
+    if not local and sys.stderr.isatty():
+        print(f"loading {source} from the hub or its cache", file=sys.stderr)
+    with working(f"loading {model}") if local else nullcontext(), hushed(downloads=True), _memory():
+        return pipelines.pipeline(model, chosen, device=device, dtype=dtype)
+
+
+def _answered(ask: Callable[..., Any], *, stream: bool) -> Any:
+    with working("watching and listening") as status:
+
+        def show(piece: str) -> None:
+            if status:
+                status.stop()
+            print(printable(piece), end="", flush=True)
+
+        answer = ask(on_text=show if stream else None)
+    if stream:
+        print("\n", flush=True)
+    return answer
+
+
+def _compared(pipe: Any, ask: Callable[..., Any], repeat: int) -> dict[str, Any]:
+    """The answers without and with the plan, by turns so that a busy machine slows both alike."""
+    from fastav.presets import NONE
+
+    name = pipe.plan.fingerprint if pipe.plan.name in ("", NONE.name) else pipe.plan.name
+    plans = {NONE.name: NONE, name: pipe.plan}
+    answers: dict[str, list[Any]] = {name: [] for name in plans}
+    with counting("unpruned and pruned by turns", len(plans) * (1 + repeat)) as step:
+        for plan in plans.values():
+            ask(plan=plan, max_new_tokens=2)  # the first run of each pays for what later ones reuse
+            step()
+        for _ in range(repeat):
+            for name, plan in plans.items():
+                answers[name].append(ask(plan=plan))
+                step()
+    return {name: _typical(runs).to_dict() for name, runs in answers.items()}
+
+
+def _typical(answers: Sequence[Any]) -> Any:
+    """The first answer, with the median of every phase's seconds and the highest peak."""
+    first = answers[0]
+    seconds = {phase: median(answer.seconds[phase] for answer in answers) for phase in first.seconds}
+    peak = None if first.peak_bytes is None else max(answer.peak_bytes for answer in answers)
+    return replace(first, seconds=seconds, peak_bytes=peak)
+
+
+def _circumstances(pipe: Any) -> dict[str, Any]:
+    import torch
+    import transformers
+
+    versions = {"fastav": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    return {"device": pipe.engine.device, "dtype": pipe.engine.dtype, "versions": versions}
+
+
+@contextmanager
+def _memory() -> Iterator[None]:
+    """Turn a lack of memory into an error that says so."""
+    import torch
+
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        lacking = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+        if not lacking:
+            raise
+        raise FastAVError("out of memory", "try --dtype bfloat16, a shorter answer, or another --device") from None

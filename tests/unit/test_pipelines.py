@@ -1,0 +1,76 @@
+"""What `fastav.pipeline` refuses before any weights load."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import fastav
+from fastav.errors import CheckpointError, FastAVError, MissingTrack, PlanError, UnknownName, UnsupportedModel
+from fastav.media import Clip
+from fastav.pipelines import resolve
+from fastav.plan import Keep, Plan, Share, Step
+
+BUNDLE = Path(__file__).parents[1] / "reference" / "videollama2"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"plan": "fastaw"}, UnknownName, "did you mean fastav"),
+        ({"plan": "missing.json"}, PlanError, "No such file"),
+        ({"engine": "tensorflow"}, UnknownName, "no engine is called"),
+        ({"device": "tpu"}, FastAVError, "device"),
+        ({"dtype": "int3"}, FastAVError, "dtype"),
+        (
+            {"plan": Plan((Step(layers="9", method="position", keep=Keep(media=Share(0.5))),))},
+            PlanError,
+            "do not exist",
+        ),
+        ({"plan": Plan((Step(layers="1", method="given", keep=Keep(media=Share(0.5))),))}, PlanError, "scores="),
+        (
+            {"plan": Plan((Step(layers="1", method="random", options={"sed": 1}, keep=Keep(media=Share(0.5))),))},
+            PlanError,
+            "its options: seed",
+        ),
+    ],
+)
+def test_bad_options_are_refused_before_weights_load(monkeypatch, options, error, message):
+    monkeypatch.setattr("fastav.models.videollama2.VideoLlama2Adapter.load", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(error, match=message):
+        fastav.pipeline(str(BUNDLE), **options)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="no model at"):
+        resolve(str(tmp_path))
+
+
+def test_a_folder_with_another_model_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["BertModel"], "model_type": "bert"}))
+    with pytest.raises(UnsupportedModel, match="BertModel"):
+        resolve(str(tmp_path))
+
+
+def test_a_broken_configuration_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="no model at"):
+        resolve(str(tmp_path))
+
+
+def test_a_name_resolves_without_download():
+    adapter, source, config = resolve("videollama2")
+    assert source == adapter.checkpoint == "DAMO-NLP-SG/VideoLLaMA2.1-7B-AV"
+    assert config.num_hidden_layers == 28
+
+
+def test_a_track_that_is_not_there_is_missed():
+    pipe = fastav.pipeline(str(BUNDLE), plan="none", device="cpu")
+    sound = Clip.open(BUNDLE / "sound.wav")
+    with pytest.raises(MissingTrack, match=r"sound.wav has no video track"):
+        pipe(sound, "What?", use="both")
+    assert pipe(sound, "Please describe the audio:", max_new_tokens=1).prompt_tokens.keys() == {"text", "audio"}
+    with pytest.raises(UnknownName, match="did you mean audio"):
+        pipe(sound, "What?", use="adio")
+    with pytest.raises(PlanError, match="max_new_tokens"):
+        pipe(sound, "What?", max_new_tokens=0)
