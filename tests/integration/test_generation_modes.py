@@ -150,8 +150,15 @@ def test_forward_refuses_what_cannot_be_exact(model):
     refuse("tell audio from text", lambda: model(inputs_embeds=embeds), model=model)
     right = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS).index_fill(1, torch.tensor([N - 1]), 0)}
     refuse("pad on the left", lambda: model(**right), model=model)
+    refuse("without a prompt", lambda: model(), model=model)
     layouts = TinyAdapter().layouts(model.config, INPUTS)
     refuse("do not fit", lambda: model(IDS[:, :8]), model=model, layouts=layouts)
+
+
+def test_a_decoder_on_several_devices_is_refused():
+    model = tiny_model()
+    model.model.layers[3].to("meta")
+    refuse("spread over cpu, meta", lambda: None, model=model)
 
 
 def test_media_in_a_later_turn_is_refused(model):

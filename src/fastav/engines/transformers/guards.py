@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
@@ -61,6 +62,14 @@ def check_attention(implementation: str | None, pruned: Collection[str]) -> None
         raise UnsupportedPlan(
             f"attention {implementation!r} is not supported while pruning",
             "load the model with attn_implementation='sdpa', 'eager' or 'flash_attention_2'",
+        )
+
+
+def check_device(decoder: nn.Module) -> None:
+    """Refuse a decoder that is spread over several devices.  Raises: UnsupportedPlan."""
+    if len(devices := {str(p.device) for p in decoder.parameters()}) > 1:
+        raise UnsupportedPlan(
+            f"the decoder is spread over {', '.join(sorted(devices))}", "load the model onto one device to prune it"
         )
 
 

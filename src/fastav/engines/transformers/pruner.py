@@ -132,6 +132,7 @@ class Pruning:
 
     def _check(self) -> None:
         guards.check_decoder(self._config, self._cuts)
+        guards.check_device(self._decoder)
         guards.check_attention(self._config._attn_implementation, guards.layer_types(self._config)[self._first :])
         needs = {signal for _, method in self._cuts for signal in method.needs}
         if Signal.GIVEN in needs and self._scores is None:
@@ -210,7 +211,9 @@ class Pruning:
         return _Decode()
 
     def _start(self, inputs: Mapping[str, Any]) -> _Prefill:
-        tokens = next(x for name in ("input_ids", "inputs_embeds") if (x := inputs.get(name)) is not None)
+        tokens = inputs.get("inputs_embeds") if inputs.get("input_ids") is None else inputs["input_ids"]
+        if tokens is None:
+            raise UnsupportedPlan("the model was called without a prompt", "pass input_ids or inputs_embeds")
         batch, length = tokens.shape[:2]
         layouts = self._layouts_of(inputs, batch, length)
         device = tokens.device
@@ -244,7 +247,10 @@ class Pruning:
             )
         layouts = [layout for layout in layouts for _ in range(batch // len(layouts))]
         mask = inputs.get("attention_mask")
-        if isinstance(mask, Tensor) and mask.ndim == 2 and mask.device.type == "cpu":
+        looked_at = not self._layouts or getattr(
+            mask, "is_cpu", False
+        )  # given layouts are there to spare the device a wait
+        if isinstance(mask, Tensor) and mask.ndim == 2 and looked_at:
             real = mask.bool().sum(1).tolist()
             if real != [len(layout) for layout in layouts] or not bool(mask[:, -1].all()):
                 raise UnsupportedPlan(
