@@ -4,9 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-slow check format bench gpu clean
+.PHONY: help setup demo test test-slow check format bench gpu clean
 
-setup: $(READY)
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 12
+
+setup: $(READY)  ## the environment, which the other targets make when needed
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "fastav needs Python 3.11 or later: make PYTHON=python3.11"; exit 2; }
@@ -30,7 +33,7 @@ check: $(READY)  ## format, lint, types, import order
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-format: $(READY)
+format: $(READY)  ## mend what `make check` finds
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -40,5 +43,5 @@ bench: $(READY)  ## prefill time, pruned over unpruned, against FLOPs
 gpu:  ## on a CUDA machine with torch and transformers: the real 7B shape; JSON to results/
 	PYTHONPATH=src $(PYTHON) -m fastav.bench --shape videollama2 --device cuda --out results
 
-clean:
+clean:  ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache
