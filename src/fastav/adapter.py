@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from fastav.errors import MissingTrack, UnsupportedModel
+from fastav.errors import FastAVError, MissingTrack, UnsupportedModel
 from fastav.flops import DecoderShape
 from fastav.layout import Layout
 from fastav.media import Clip
@@ -45,6 +45,12 @@ class Request:
     clip: Clip
     question: str
     use: Use = Use.AUTO
+
+    def __post_init__(self) -> None:
+        try:
+            self.question.encode()
+        except UnicodeEncodeError:
+            raise FastAVError("the question is not text: it holds bytes that are not UTF-8") from None
 
     @property
     def tracks(self) -> tuple[bool, bool]:

@@ -84,9 +84,10 @@ class Engine(ABC):
 
     @classmethod
     @abstractmethod
-    def check(cls, config: PreTrainedConfig, plan: Plan) -> None:
+    def check(cls, config: PreTrainedConfig, plan: Plan, attention: str | None = None) -> None:
         """Refuse, before any weights load, what this engine cannot do exactly.
 
+        attention: what the model is about to be loaded with, if that is known.
         Raises: PlanError, UnsupportedModel, UnsupportedPlan.
         """
 

@@ -28,16 +28,14 @@ class Signal(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """The layouts of a batch as tensors on the model's device, left-padded.
+    """The layouts of a batch as tensors on the model's device, left-padded, with one column more than the prompt.
 
-    modality: -1 where the batch is padded. position: counted from each row's first real token.
-    second, frame, padding: as in `Layout`.
+    modality: -1 where the batch is padded, and in the last column, to which rows with fewer tokens point.
+    position: counted from each row's first real token. padding: as in `Layout`.
     """
 
     modality: Int[Tensor, "batch prompt"]
     position: Int[Tensor, "batch prompt"]
-    second: Float[Tensor, "batch prompt"]
-    frame: Int[Tensor, "batch prompt"]
     padding: Bool[Tensor, "batch prompt"]
 
 
@@ -46,7 +44,7 @@ class View:
     """What a method may look at: the tokens still there, entering one layer.
 
     layer: the layer about to run. prompt: all tokens. slots: column in `prompt` of each token still there; rows with
-    fewer tokens repeat a slot at their left, and what is scored there is ignored.
+    fewer tokens point to its last column at their left, and what is scored there is ignored.
     """
 
     layer: int
@@ -115,9 +113,8 @@ def select(
     """
     if scores.device.type == "cpu" and bool(scores.isnan().any()):
         raise PlanError("a score is NaN", "the model's hidden states or the given scores are not finite")
-    scores = scores.clone()
-    scores[:, -1] = torch.inf
-    order = scores.argsort(dim=1, descending=True, stable=True)
+    last = torch.full_like(modality[:, :1], scores.shape[1] - 1, dtype=torch.long)
+    order = torch.cat([last, scores[:, :-1].argsort(dim=1, descending=True, stable=True)], dim=1)
     ranked = modality.gather(1, order)
     keep = ranked >= 0
     for pool, count in counts:

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 from fastav.adapter import ModelAdapter, Request, Use, adapter_for
@@ -65,7 +67,7 @@ def pipeline(
     adapter, source, config = resolve(model)
     chosen = plan_named(plan, adapter)
     kind: type[Engine] = ENGINES[engine]
-    kind.check(config, chosen)
+    kind.check(config, chosen, attention)
     place = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or ("bfloat16" if place.type == "cuda" else "float32")
     if dtype not in _DTYPES:
@@ -85,8 +87,8 @@ def _device(name: str) -> torch.device:
     """A device that is there.  Raises: FastAVError."""
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise FastAVError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}", "use cpu") from None
     return device
 
@@ -99,6 +101,8 @@ def resolve(model: str) -> tuple[ModelAdapter, str, PreTrainedConfig]:
     if model in MODELS:
         adapter: ModelAdapter = MODELS[model]()
         return adapter, adapter.checkpoint, adapter.config()
+    if Path(model).is_file():
+        raise CheckpointError(f"{model!r} is a file", "give the folder of a checkpoint")
     try:
         data, _ = PreTrainedConfig.get_config_dict(model)
     except (OSError, ValueError) as error:
@@ -109,7 +113,13 @@ def resolve(model: str) -> tuple[ModelAdapter, str, PreTrainedConfig]:
     if not data.get("architectures"):
         raise CheckpointError(f"no model at {model!r}: there is no config.json that names an architecture")
     adapter = adapter_for(data["architectures"])
-    return adapter, model, adapter.config(model)
+    try:
+        config = adapter.config(model)
+        adapter.shape(config)
+        return adapter, model, config
+    except (ValueError, TypeError, ArithmeticError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"the configuration of {model!r} makes no sense: {reason}") from None
 
 
 def plan_named(plan: Plan | str, adapter: ModelAdapter) -> Plan:

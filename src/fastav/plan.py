@@ -46,6 +46,7 @@ class Share(Budget):
     def __post_init__(self) -> None:
         if not (_is_number(self.share) and 0 < self.share <= 1):
             raise PlanError(f"a share must be in (0, 1], got {self.share!r}", "to drop a whole modality keep 0 tokens")
+        object.__setattr__(self, "share", float(self.share))
 
     def tokens(self, layout: Layout, pool: Collection[Modality], there: int) -> int:  # noqa: D102
         # the decimal that was written is meant, not its binary neighbour: 0.8 of 5 is 4
@@ -162,8 +163,8 @@ class Keep:
                     "use the same pool (media, all), or put the step by modality first",
                 )
             left = sum(n for group, n in there.items() if group <= pool)
-            least = 1 if Modality.TEXT in pool and left else 0
-            counts[pool] = min(left, max(least, budget.tokens(layout, pool, left)))
+            holds_last = len(layout) > 0 and Modality(layout.modality[-1]) in pool
+            counts[pool] = min(left, max(int(holds_last), budget.tokens(layout, pool, left)))
         return counts
 
     def to_dict(self) -> dict[str, Any]:
@@ -181,7 +182,7 @@ class Keep:
         return cls(**{name: _budget(name, value) for name, value in data.items()})
 
 
-_LAYERS = re.compile(r"(?P<first>\d+|middle)(?:\+(?P<more>\d+))?(?P<range>\.\.(?P<last>\d+)?)?")
+_LAYERS = re.compile(r"(?P<first>[0-9]{1,6}|middle)(?:\+(?P<more>[0-9]{1,6}))?(?P<range>\.\.(?P<last>[0-9]{1,6})?)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,6 +207,9 @@ class Step:
             METHODS[self.method]  # raises with the nearest names
         if not self.keep.pools():
             raise PlanError("a step keeps everything", "give at least one budget, e.g. keep media a share of 0.8")
+        if "name" in self.options:
+            raise PlanError("a method has no option called 'name'")
+        object.__setattr__(self, "options", dict(self.options))
 
     def entering(self, depth: int) -> range:
         """The layers, of a decoder of this depth; none for what begins after the last one and is open.
@@ -265,9 +269,16 @@ class Plan:
     VERSION: ClassVar[int] = 1
 
     def cuts(self, depth: int) -> tuple[tuple[int, Step], ...]:
-        """Every (layer, step) of a decoder of this depth, in order.  Raises: PlanError if a layer does not exist."""
-        cuts = [(layer, step) for step in self.steps for layer in step.entering(depth)]
-        return tuple(sorted(cuts, key=lambda cut: cut[0]))
+        """Every (layer, step) of a decoder of this depth, in order.
+
+        Raises: PlanError if a layer does not exist, or a step tells apart what an earlier one pooled.
+        """
+        cuts = sorted(((layer, step) for step in self.steps for layer in step.entering(depth)), key=lambda cut: cut[0])
+        nothing = Layout.of(Modality.TEXT, 0)
+        there = _whole(nothing)
+        for _, step in cuts:
+            there = _after(there, step.keep.counts(nothing, there))
+        return tuple(cuts)
 
     def schedule(self, layout: Layout, depth: int) -> tuple[Cut, ...]:
         """What stays of this prompt at every cut, known before anything runs.  Raises: PlanError."""
@@ -275,8 +286,7 @@ class Plan:
         schedule = []
         for layer, step in self.cuts(depth):
             counts = step.keep.counts(layout, there)
-            for pool, count in counts.items():
-                there = {group: n for group, n in there.items() if not group <= pool} | {pool: count}
+            there = _after(there, counts)
             schedule.append(Cut(layer=layer, step=step, counts=counts, there=there))
         return tuple(schedule)
 
@@ -308,11 +318,11 @@ class Plan:
     def from_json(cls, text: str) -> "Plan":
         """The inverse of `to_json`.  Raises: PlanError, UnknownName."""
         try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
+            data = json.loads(text, object_pairs_hook=_unique)
+        except (ValueError, RecursionError) as error:
             raise PlanError(f"a plan must be JSON: {error}") from None
         _require_keys("plan", data, {"fastav_plan", "name", "steps"}, all_of_them=True)
-        if data["fastav_plan"] != cls.VERSION:
+        if data["fastav_plan"] != cls.VERSION or isinstance(data["fastav_plan"], bool):
             raise PlanError(f"plan version {data['fastav_plan']!r} is not {cls.VERSION}", "write the plan anew")
         if not isinstance(data["name"], str) or not isinstance(data["steps"], list):
             raise PlanError("a plan's name must be a string and its steps a list")
@@ -335,6 +345,12 @@ def _whole(layout: Layout) -> Remaining:
     return {frozenset({m}): layout.count(m) for m in Modality}
 
 
+def _after(there: Remaining, counts: Remaining) -> Remaining:
+    """What is there after a cut: each pool is one group from now on."""
+    rest = {group: n for group, n in there.items() if not any(group <= pool for pool in counts)}
+    return {**rest, **counts}
+
+
 def _budget(pool: str, value: Any) -> Budget:
     if not isinstance(value, dict) or len(value) != 1 or next(iter(value)) not in _BUDGETS:
         raise PlanError(f"keep.{pool} must be one of {', '.join(_BUDGETS)}, got {value!r}", 'e.g. {"share": 0.8}')
@@ -347,6 +363,12 @@ def _budget(pool: str, value: Any) -> Budget:
         return budget(argument) if fields(budget) else budget()  # pyright: ignore
     except PlanError as error:
         raise PlanError(f"keep.{pool}: {error.message}", error.hint) from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(data := dict(pairs)) < len(pairs):
+        raise PlanError(f"a key stands twice among {', '.join(key for key, _ in pairs)}")
+    return data
 
 
 def _is_number(value: Any) -> bool:

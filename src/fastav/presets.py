@@ -19,7 +19,7 @@ def fastav(
     Source: arXiv:2601.13143. Reproduces its FLOPs column; see `fastav flops`.
     Raises: PlanError.
     """
-    if not 0 <= drop < 1:
+    if not isinstance(drop, int | float) or not 0 <= drop < 1:
         raise PlanError(f"drop must be in [0, 1), got {drop}")
     if start != "middle" and not str(start).isdecimal():
         raise PlanError(f"start must be a layer's number or 'middle', got {start!r}")
@@ -34,7 +34,8 @@ def fastav(
 def trim(name: str = "fastav-trim") -> Plan:
     """Drop, before the first layer, the tokens that are padding by construction.
 
-    Ours: the paper keeps them until the middle layer. Not bit-identical to the unpruned model, since attention also
+    Ours: the paper keeps them until the middle layer. Where a layout does not say what is padding (a prompt without the
+    processor's feature mask), nothing goes. Not bit-identical to the unpruned model, since attention also
     reads padding; what is dropped carries no content of the clip.
     """
     keep = Keep(audio=Unpadded(), video=Unpadded(), image=Unpadded())

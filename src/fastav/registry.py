@@ -13,7 +13,7 @@ from functools import cached_property
 from importlib.metadata import entry_points
 from typing import Any
 
-from fastav.errors import UnknownName
+from fastav.errors import FastAVError, UnknownName
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownName:
@@ -48,7 +48,7 @@ class Registry(Mapping[str, Any]):
         if name in self._ours:
             return self._load(self._ours[name])
         if name in self._theirs:
-            return self._theirs[name].load()
+            return self._load_theirs(name)
         raise unknown_name(self.kind, name, self)
 
     def _load(self, module_name: str) -> Any:
@@ -56,11 +56,23 @@ class Registry(Mapping[str, Any]):
         wanted = (module_name.replace("_", "") + self._suffix).lower()
         return next(value for key, value in vars(module).items() if key.lower() == wanted)
 
+    def _load_theirs(self, name: str) -> Any:
+        try:
+            return self._theirs[name].load()
+        except Exception as error:  # whatever another package does when it is imported
+            package = getattr(self._theirs[name].dist, "name", "another package")
+            raise FastAVError(
+                f"the {self.kind} {name!r} of {package} cannot be loaded: {type(error).__name__}: {error}",
+                "mend or uninstall that package",
+            ) from error
+
     def __contains__(self, name: object) -> bool:
         return name in self._ours or name in self._theirs
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted({*self._ours, *self._theirs}))
+        return iter(
+            [*sorted(self._ours), *sorted(self._theirs.keys() - self._ours.keys())]
+        )  # ours need no other package
 
     def __len__(self) -> int:
         return len({*self._ours, *self._theirs})

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastav.engines.transformers.pruner import _upload_prompt
+from fastav.engines.transformers.staging import stage_prompt
 from fastav.errors import PlanError
 from fastav.method import Method, Signal, View, method_of
 from fastav.plan import Keep, Share, Step
@@ -16,7 +16,7 @@ ROWS = [prompt(seed=1), prompt(before=5, video=6, audio=3, after=2, seed=2)]
 def view_of(rows, layer=4):
     layouts = [layout_of(row[0]) for row in rows]
     length = max(len(layout) for layout in layouts)
-    everything = _upload_prompt(layouts, length, torch.device("cpu"))
+    everything = stage_prompt(layouts, length, torch.device("cpu"))
     position = everything.position[:, :length].float()
     return View(
         layer=layer,

@@ -1,8 +1,10 @@
 """Ways of generating that stay exact, and ways that are refused in words."""
 
+import copy
+
 import pytest
 import torch
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache, GenerationConfig, StaticCache
 
 from fastav.engines.transformers import prune
 from fastav.errors import PlanError, UnsupportedModel, UnsupportedPlan
@@ -247,3 +249,210 @@ def test_sliding_layers_do_not_score():
 def test_an_unknown_architecture_is_refused():
     with pytest.raises(UnsupportedModel, match="Qwen2ForCausalLM"), prune(tiny_model(), PLAN):
         pass
+
+
+GREEDY = {"max_new_tokens": 4, "do_sample": False}
+FIRST = Keep(audio=Tokens(4), video=Tokens(14))
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"use_cache": False}, "prune anew"),
+        ({"prompt_lookup_num_tokens": 1}, "draft tokens"),
+        ({"prefill_chunk_size": 33}, "chunk"),
+        ({"cache_implementation": "static"}, "different lengths"),
+    ],
+)
+def test_no_way_of_saying_it_slips_past_the_guard(settings, reason):
+    model = tiny_model()
+    bound_before = model.generate
+    config = GenerationConfig(**GREEDY, **settings)
+    refuse(reason, lambda: model.generate(IDS, config), model=model)
+    refuse(reason, lambda: model.generate(IDS, generation_config=config), model=model)
+    refuse(reason, lambda: bound_before(IDS, **GREEDY, **settings), model=model)
+    for name, value in settings.items():
+        setattr(model.generation_config, name, value)
+    refuse(reason, lambda: model.generate(IDS, generation_config=GenerationConfig(**GREEDY)), model=model)
+
+
+def test_an_assistant_is_refused_however_it_comes():
+    model = tiny_model()
+    bound_before = model.generate
+    refuse("draft", lambda: bound_before(IDS, assistant_model=tiny_model(), **GREEDY), model=model)
+
+
+def test_holes_in_the_attention_mask_are_refused(model):
+    mask = torch.ones_like(IDS)
+    mask[0, 1] = 0
+    refuse("without holes", lambda: model(IDS, attention_mask=mask), model=model)
+
+
+def test_layouts_must_be_those_of_the_prompt(model):
+    short = TinyAdapter().layouts(model.config, {"input_ids": IDS[:, 3:]})
+    refuse("no attention mask", lambda: model(IDS), model=model, layouts=short)
+    refuse("the layouts", lambda: model(**INPUTS), model=model, layouts=short)
+    one = TinyAdapter().layouts(model.config, INPUTS)
+    refuse("1 layouts for 2 prompts", lambda: model(IDS.repeat(2, 1)), model=model, layouts=one)
+    refuse("0 layouts for 1 prompts", lambda: model(IDS), model=model, layouts=[])
+    four = torch.ones(1, 1, N, N, dtype=torch.bool).tril()
+    refuse("does not tell padding", lambda: model(IDS, attention_mask=four), model=model)
+
+
+@pytest.mark.parametrize("audio", [6, 0])
+def test_the_last_token_stays_whatever_it_is(model, audio):
+    ids = prompt(after=0, audio=audio)
+    plan = Plan((Step(layers="3", method="position", keep=Keep(media=Tokens(0))),))
+    hidden = ids[0] >= AUDIO_ID
+    hidden[-1] = False
+    with torch.no_grad(), prune(model, plan, adapter=TinyAdapter()):
+        out = model(ids).logits[0, -1]
+    with torch.no_grad():
+        expected = oracle_logits(model, ids, ids.shape[1], {3: lambda score, hide: hidden})[-1]
+    assert (out - expected).abs().max() < 1e-4
+
+
+def test_a_pruned_cache_is_refused_where_nobody_prunes(model):
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad(), prune(model, PLAN, adapter=TinyAdapter()):
+        model(**INPUTS, past_key_values=cache)
+    refuse("without this plan", lambda: model(IDS[:, :1], past_key_values=cache), model=model, plan=Plan())
+    with pytest.raises(UnsupportedPlan, match="is used without"), torch.no_grad():
+        model(IDS[:, :1], past_key_values=cache)
+
+
+def test_a_cache_that_a_failed_crop_tore_is_refused(model):
+    def tear():
+        cache = DynamicCache(config=model.config)
+        model(**INPUTS, past_key_values=cache)
+        with pytest.raises(UnsupportedPlan, match="only generated tokens"):
+            cache.crop(-2)
+        model(IDS[:, :1], past_key_values=cache)
+
+    refuse("come apart", tear, model=model)
+
+
+def test_what_asks_for_dropped_places_is_refused(model):
+    refuse("label", lambda: model(**INPUTS, labels=IDS), model=model)
+    refuse("output_hidden_states", lambda: model(**INPUTS, output_hidden_states=True), model=model)
+    refuse("output_attentions", lambda: model(**INPUTS, output_attentions=True), model=model)
+
+
+def test_embeddings_after_the_prefill_are_refused(model):
+    def later():
+        cache = DynamicCache(config=model.config)
+        model(**INPUTS, past_key_values=cache)
+        model(inputs_embeds=model.model.embed_tokens(IDS[:, :3]), past_key_values=cache)
+
+    refuse("may hold audio or video", later, model=model)
+
+
+def test_gradients_of_the_input_are_refused():
+    model = tiny_model().requires_grad_(False)
+    embeds = model.model.embed_tokens(IDS).requires_grad_()
+    layouts = TinyAdapter().layouts(model.config, INPUTS)
+    pruned = prune(model, PLAN, adapter=TinyAdapter(), layouts=layouts)
+    with pytest.raises(UnsupportedPlan, match="inference_mode"), pruned:
+        model(inputs_embeds=embeds)
+
+
+def test_what_wraps_a_model_is_refused():
+    wrapped = torch.nn.Sequential(tiny_model())
+    with pytest.raises(UnsupportedModel, match="not a transformers model"), prune(wrapped, PLAN, adapter=TinyAdapter()):
+        pass
+
+
+def test_a_copy_inside_the_context_is_refused():
+    model = tiny_model()
+    refuse("cannot be copied", lambda: copy.deepcopy(model), model=model)
+
+
+def test_decoders_that_share_layers_are_pruned_one_at_a_time():
+    one, other = tiny_model(), tiny_model(seed=1)
+    other.model.layers = one.model.layers
+    with prune(one, PLAN, adapter=TinyAdapter()):
+        refuse("already", lambda: None, model=other)
+
+
+def test_a_plan_that_tears_a_pool_is_refused_on_entry(model):
+    pooled = Step(layers="2", method="position", keep=Keep(media=Share(0.5)))
+    apart = Step(layers="4", method="position", keep=Keep(audio=Tokens(1)))
+    refuse("pooled", lambda: None, model=model, plan=Plan((pooled, apart)), error=PlanError)
+
+
+def test_given_scores_keep_their_precision(model):
+    scores = 1 + torch.arange(N, dtype=torch.float64)[None] * 1e-12
+    plan = Plan((Step(layers="2", method="given", keep=Keep(all=Tokens(3))),))
+    with torch.no_grad(), prune(model, plan, adapter=TinyAdapter(), scores=scores):
+        out = model(**INPUTS).logits[0, -1]
+    hidden = torch.arange(N) < N - 3
+    with torch.no_grad():
+        expected = oracle_logits(model, IDS, N, {2: lambda score, hide: hidden})[-1]
+    assert (out - expected).abs().max() < 1e-4
+
+
+def test_given_scores_and_layouts_follow_beams_and_every_cut(model):
+    rows = [ROWS[0], ROWS[1]]
+    inputs = pad_left(rows)
+    scores = torch.rand(2, inputs["input_ids"].shape[1], generator=torch.Generator().manual_seed(3))
+    plan = Plan(tuple(Step(layers=at, method="given", keep=Keep(media=Share(0.5))) for at in ("2", "2", "4")))
+    layouts = TinyAdapter().layouts(model.config, inputs)
+    beams = {"num_beams": 2, "num_return_sequences": 2, "length_penalty": 0.0, "output_scores": True}
+    with prune(model, plan, adapter=TinyAdapter(), scores=scores, layouts=layouts):
+        out = model.generate(**inputs, **GREEDY, **beams, return_dict_in_generate=True)
+    for index, sequence in enumerate(out.sequences):
+        ids = rows[index // 2]
+        n, new = ids.shape[1], sequence[-4:]
+        row, halve = scores[index // 2, -n:], drop_lowest(ids[0] >= AUDIO_ID, 0.5)
+        rules = {2: lambda s, h, r=row, f=halve: f(r, f(r, h)), 4: lambda s, h, r=row, f=halve: f(r, h)}
+        with torch.no_grad():
+            logits = oracle_logits(model, torch.cat([ids[0], new])[None], n, rules)[n - 1 : -1].log_softmax(-1)
+        assert abs(logits.gather(1, new[:, None]).sum() - out.sequences_scores[index]) < 1e-3
+
+
+def test_last_query_scores_follow_an_earlier_cut_at_the_same_layer(model):
+    half = Step(layers="3", method="last-query", keep=Keep(media=Share(0.5)))
+    plan = Plan((Step(layers="3", method="position", keep=FIRST), half))
+    audio, video = IDS[0] == AUDIO_ID, IDS[0] == VIDEO_ID
+    coarse, fine = [keep_only_first(audio, 4), keep_only_first(video, 14)], drop_lowest(audio | video, 0.5)
+    with torch.no_grad(), prune(model, plan, adapter=TinyAdapter()):
+        out = model(**INPUTS).logits[0, -1]
+    with torch.no_grad():
+        rules = {3: lambda s, h: fine(s, coarse[1](s, coarse[0](s, h)))}
+        assert (out - oracle_logits(model, IDS, N, rules)[-1]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("rows", [ROWS[:1], ROWS])
+def test_scores_are_the_row_that_eager_attention_computes(rows):
+    model = tiny_model("eager")
+    for layer in model.model.layers:
+        layer.self_attn.scaling = 0.05  # the model's own, not one over the root of the head's width
+    scores, maps = [], []
+    attention = model.model.layers[3].self_attn
+    with torch.no_grad(), prune(model, PLAN, adapter=TinyAdapter()) as pruning:
+        attention.register_forward_hook(lambda *_: scores.extend(pruning._running.signals.values()))
+        attention.register_forward_hook(lambda module, args, out: maps.append(out[1]))
+        model(**pad_left(rows))
+    assert (scores[0] - maps[0][:, :, -1].mean(1)).abs().max() < 1e-6
+
+
+def test_a_users_own_hook_on_a_layer_sees_what_the_layer_sees(model):
+    shapes = []
+    handle = model.model.layers[5].register_forward_pre_hook(lambda m, args: shapes.append(args[0].shape[1]))
+    with torch.no_grad(), prune(model, PLAN, adapter=TinyAdapter()) as pruning:
+        model(**INPUTS)
+        assert shapes == [sum(pruning.tokens()[0][5].values())]
+    handle.remove()
+
+
+def test_after_a_failed_forward_the_decoder_by_itself_is_still_refused():
+    model = tiny_model()
+
+    def twice():
+        handle = model.model.layers[4].mlp.register_forward_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            model(**INPUTS)
+        handle.remove()
+        model.model(IDS)
+
+    refuse("called by itself", twice, model=model)

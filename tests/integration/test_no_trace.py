@@ -120,3 +120,21 @@ def test_an_unpruned_model_runs_unobserved_beside_a_pruned_one():
     expected = logits(plain)
     with prune(pruned, PLAN, adapter=TinyAdapter()):
         assert torch.equal(logits(plain), expected)
+
+
+def test_what_others_put_in_the_same_place_is_left_there():
+    own = vars(ALL_ATTENTION_FUNCTIONS)
+    theirs = ALL_ATTENTION_FUNCTIONS.get_interface
+    own["get_interface"] = theirs
+    try:
+        with prune(tiny_model(), PLAN, adapter=TinyAdapter()):
+            assert own["get_interface"] is not theirs
+        assert own["get_interface"] is theirs
+        with prune(tiny_model(), PLAN, adapter=TinyAdapter()):
+            own["get_interface"] = theirs
+        assert own["get_interface"] is theirs
+        with prune(tiny_model(), PLAN, adapter=TinyAdapter()):
+            del own["get_interface"]
+        assert "get_interface" not in own
+    finally:
+        own.pop("get_interface", None)

@@ -5,6 +5,7 @@ import torch
 
 from fastav.engines.transformers.cache import PrunedLayer
 from fastav.engines.transformers.gather import decode_mask
+from fastav.errors import UnsupportedPlan
 
 
 @pytest.fixture
@@ -13,6 +14,9 @@ def layer():
     layer = PrunedLayer(slots, valid, prompt=7, owner="plan")
     states = torch.arange(2 * 3 * 4.0).reshape(2, 1, 3, 4)
     layer.update(states, states)
+    with pytest.raises(UnsupportedPlan, match="used without"):
+        layer.update(states[:, :, :2], states[:, :, :2])
+    layer.armed = True
     layer.update(states[:, :, :2], states[:, :, :2])
     return layer
 
@@ -39,9 +43,9 @@ def test_rows_follow_every_change_of_the_batch(layer):
 def test_only_generated_tokens_can_be_cropped(layer):
     layer.crop(-1)
     assert layer.get_seq_length() == 8
-    with pytest.raises(ValueError, match="only generated tokens"):
+    with pytest.raises(UnsupportedPlan, match="only generated tokens"):
         layer.crop(-2)
-    with pytest.raises(ValueError, match="only generated tokens"):
+    with pytest.raises(UnsupportedPlan, match="only generated tokens"):
         layer.crop(3)
 
 

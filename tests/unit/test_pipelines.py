@@ -1,11 +1,13 @@
 """What `fastav.pipeline` refuses before any weights load."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 import fastav
+from fastav.adapter import Request
 from fastav.errors import CheckpointError, FastAVError, MissingTrack, PlanError, UnknownName, UnsupportedModel
 from fastav.media import Clip
 from fastav.pipelines import resolve
@@ -56,6 +58,33 @@ def test_a_broken_configuration_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="no model at"):
         resolve(str(tmp_path))
+
+
+@pytest.mark.parametrize("change", [{"num_attention_heads": 0}, {"vocab_size": "a"}])
+def test_a_configuration_that_makes_no_sense_is_refused(tmp_path, change):
+    config = json.loads((BUNDLE / "config.json").read_text()) | change
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shutil.copytree(BUNDLE / "siglip-tiny-patch14", tmp_path / "siglip-tiny-patch14")
+    with pytest.raises(FastAVError, match=r"makes no sense|must be positive"):
+        resolve(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer_config.json"])
+def test_a_damaged_tokenizer_is_refused(tmp_path, name):
+    folder = shutil.copytree(BUNDLE, tmp_path / "copy")
+    (folder / name).write_bytes((folder / name).read_bytes()[:20])
+    with pytest.raises(CheckpointError, match="tokenizer"):
+        fastav.pipeline(str(folder))
+
+
+def test_a_file_is_no_model():
+    with pytest.raises(CheckpointError, match="is a file"):
+        resolve(str(BUNDLE / "clip.mp4"))
+
+
+def test_a_question_must_be_text():
+    with pytest.raises(FastAVError, match="not UTF-8"):
+        Request(clip=Clip.open(BUNDLE / "sound.wav"), question="bad \udcff")
 
 
 def test_a_name_resolves_without_download():

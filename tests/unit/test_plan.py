@@ -159,6 +159,21 @@ def test_nonsense_is_refused(make, message):
         make()
 
 
+def test_equal_plans_have_equal_fingerprints():
+    a, b = (Plan((Step(layers="1", method="position", keep=Keep(media=Share(x))),)) for x in (1, 1.0))
+    assert a == b
+    assert a.fingerprint == b.fingerprint
+
+
+def test_options_are_the_plans_own():
+    options = {"seed": 1}
+    step = Step(layers="1", method="random", options=options, keep=Keep(media=Share(0.5)))
+    options["seed"] = 2
+    assert step.options == {"seed": 1}
+    with pytest.raises(PlanError, match="no option called 'name'"):
+        Step(layers="1", method="random", options={"name": "position"}, keep=Keep(media=Share(0.5)))
+
+
 def test_an_unknown_method_names_the_nearest():
     with pytest.raises(UnknownName, match="did you mean last-query"):
         Step(layers="1", method="last-querry", keep=Keep(media=Share(0.5)))
@@ -171,6 +186,7 @@ GOOD = json.loads(fastav(Keep(audio=Tokens(10))).to_json())
     ("change", "message"),
     [
         ({"fastav_plan": 2}, "version 2"),
+        ({"fastav_plan": True}, "version True"),
         ({"steps": {}}, "steps a list"),
         ({"extra": 1}, "has no 'extra'"),
         ({"name": None}, "name must be a string"),
@@ -194,7 +210,9 @@ def test_a_wrong_file_is_refused_with_its_name(tmp_path, change, message):
     assert str(path) in caught.value.message
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"[]"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff\xfe\x00", b"[]", b"[" * 100_000, b"1" * 5000, b'{"name": "a", "name": "b"}']
+)
 def test_what_is_no_plan_is_refused(tmp_path, content):
     path = tmp_path / "plan.json"
     path.write_bytes(content)

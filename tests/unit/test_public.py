@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 
 import pytest
 
 import fastav
 from fastav import errors
 from fastav.errors import FastAVError, UnknownName
-from fastav.registry import METHODS
+from fastav.registry import METHODS, Registry
 
 
 def test_all_is_sorted_and_every_name_is_there():
@@ -46,3 +47,17 @@ def test_a_registry_is_a_mapping_by_file_name():
     with pytest.raises(UnknownName, match="did you mean position"):
         METHODS["postion"]
     assert "postion" not in METHODS
+
+
+def test_other_packages_are_found_by_entry_point(monkeypatch):
+    points = [
+        EntryPoint("shout", "fastav.methods.position:Position", "fastav.methods"),
+        EntryPoint("broken", "no_such_package:Method", "fastav.methods"),
+        EntryPoint("position", "no_such_package:Method", "fastav.methods"),
+    ]
+    monkeypatch.setattr("fastav.registry.entry_points", lambda group: [p for p in points if p.group == group])
+    methods = Registry("method", "fastav.methods")
+    assert methods["shout"] is METHODS["position"] is methods["position"]
+    assert list(methods)[-2:] == ["broken", "shout"]
+    with pytest.raises(FastAVError, match=r"'broken' of another package cannot be loaded: ModuleNotFoundError"):
+        methods["broken"]

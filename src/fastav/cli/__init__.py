@@ -56,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         arguments = sys.argv[1:] if arguments is None else arguments
         code = app(arguments or ["--help"], prog_name="fastav", standalone_mode=False)
-        sys.stdout.flush()  # a full disk shows here rather than at the interpreter's exit
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a full disk shows here rather than at the interpreter's exit
     except FastAVError as error:
         return complain(error.message, error.hint)
     except UsageError as error:

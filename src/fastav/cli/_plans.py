@@ -60,6 +60,17 @@ def tuned(
     return Plan((*others, *varied.steps), plan.name)
 
 
+def require_sound(plan: Any, config: Any) -> None:
+    """Refuse a plan that could not run.  Raises: PlanError, UnsupportedPlan, UnsupportedModel."""
+    from fastav.method import method_of
+    from fastav.registry import ENGINES
+
+    for step in plan.steps:
+        method_of(step)
+    if not any(step.method == "given" for step in plan.steps):  # whose scores only a caller can bring
+        ENGINES["transformers"].check(config, plan)
+
+
 def by_layer(plan: Any, layout: Any, depth: int) -> list[dict[str, int]]:
     """Tokens that every layer runs on, known from the plan alone; `media` where the scores will decide of which kind.
 

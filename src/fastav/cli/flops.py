@@ -50,6 +50,7 @@ def flops(
             before=before,
             exempt_text=exempt_text,
         )
+        _plans.require_sound(chosen, config)
         layout = adapter.example(config, audio=audio_tokens, video=video_tokens, text=text_tokens)
         report = {"model": model, **counted(adapter.shape(config), chosen, layout)}
     if as_json:

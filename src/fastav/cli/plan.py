@@ -30,6 +30,7 @@ def show(
 
         adapter, _, config = pipelines.resolve(model)
         chosen = pipelines.plan_named(plan, adapter)
+        _plans.require_sound(chosen, config)
         layout = adapter.example(config, audio=None, video=None, text=_options.TEXT_TOKENS)
         kept = _plans.by_layer(chosen, layout, adapter.shape(config).layers)
     report = {
@@ -62,8 +63,12 @@ def write(
 
     FastAV's settings are changed as asked; no weights are needed.
     """
+    if out.suffix != ".json":
+        raise PlanError(f"a plan's file must end in .json, got {str(out)!r}", "--plan reads only those")
     if out.exists() and not force:
         raise PlanError(f"{out} exists", "give --force to overwrite it")
+    if out.exists() and not out.is_file():
+        raise PlanError(f"{out} is no regular file", "name a file")
     with working(f"reading {name}"), hushed():
         from fastav import pipelines
 
@@ -76,7 +81,7 @@ def write(
             before=before,
             exempt_text=exempt_text,
         )
-        chosen.cuts(adapter.shape(config).layers)  # raises if the model has no such layer
+        _plans.require_sound(chosen, config)
     write_atomically(out, chosen.to_json() + "\n")
     report: dict[str, Any] = {"path": str(out), "fingerprint": chosen.fingerprint}
     print(json.dumps(report) if as_json else f"wrote {out} ({chosen.fingerprint})")
@@ -84,6 +89,7 @@ def write(
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a whole file or none: what was there before stays until all is on disk.  Raises: FastAVError."""
+    path = path.resolve()  # a link stays, and what it points to is replaced
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(temporary, "x", encoding="utf-8") as file:

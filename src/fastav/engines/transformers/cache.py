@@ -1,11 +1,14 @@
 """A cache layer that holds fewer tokens than the model believes."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
+
+from fastav.errors import UnsupportedPlan
 
 
 class PrunedLayer(DynamicLayer):
@@ -14,8 +17,9 @@ class PrunedLayer(DynamicLayer):
     It reports the length of the unpruned sequence, so that positions and masks are made as for the plain model; the
     engine then picks the columns of the mask that are stored here (`places`).
 
-    slots: column of the padded prompt of every kept token. valid: False where a row keeps fewer tokens than the longest
-    of its batch; None if all are real. prompt: length of the padded prompt. owner: fingerprint of the plan.
+    slots: column of the padded prompt of every kept token; `prompt` where a row keeps fewer tokens than the longest of
+    its batch, and valid is False there. valid: None if all are real. prompt: length of the padded prompt. owner:
+    fingerprint of the plan. armed: the engine is about to see to the mask of the next update.
     """
 
     def __init__(
@@ -30,6 +34,19 @@ class PrunedLayer(DynamicLayer):
         self.valid = valid
         self.prompt = prompt
         self.owner = owner
+        self.armed = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append keys and values.
+
+        Raises: UnsupportedPlan if nobody prunes: the model's own mask does not fit what is stored here.
+        """
+        if not self.armed:
+            raise UnsupportedPlan(
+                "a cache that was filled while pruning is used without", "decode in a context with the same plan"
+            )
+        self.armed = False
+        return super().update(key_states, value_states, *args, **kwargs)
 
     @property
     def generated(self) -> int:
@@ -70,10 +87,12 @@ class PrunedLayer(DynamicLayer):
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last `-tokens_to_remove` generated tokens.
 
-        Raises: ValueError if positive, or if it reaches into the prompt, whose dropped tokens cannot come back.
+        Raises: UnsupportedPlan if positive, or if it reaches into the prompt, whose dropped tokens cannot come back.
         """
         if tokens_to_remove > 0 or -tokens_to_remove > self.generated:
-            raise ValueError(f"cannot crop a pruned layer by {tokens_to_remove}: only generated tokens can go")
+            raise UnsupportedPlan(
+                f"cannot crop a pruned layer by {tokens_to_remove}: only generated tokens can go", "prefill again"
+            )
         super().crop(tokens_to_remove)
 
     def _rows(self, change: Callable[[Tensor], Tensor]) -> None:

@@ -38,7 +38,7 @@ class TransformersEngine(Engine):
         return str(self.model.dtype).removeprefix("torch.")
 
     @classmethod
-    def check(cls, config: PreTrainedConfig, plan: Plan) -> None:
+    def check(cls, config: PreTrainedConfig, plan: Plan, attention: str | None = None) -> None:
         """Refuse plans that this decoder cannot carry out exactly."""
         decoder: Any = config.get_text_config(decoder=True)
         cuts = plan.cuts(decoder.num_hidden_layers)
@@ -50,6 +50,8 @@ class TransformersEngine(Engine):
                     "prune the model yourself: fastav.prune(model, plan, scores=...)",
                 )
         guards.check_decoder(decoder, methods)
+        if attention is not None and cuts:
+            guards.check_attention(attention, guards.layer_types(decoder)[cuts[0][0] :])
 
     @torch.inference_mode()
     def generate(

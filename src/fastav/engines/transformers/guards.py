@@ -1,22 +1,32 @@
 """What cannot be exact is refused before it runs, in words."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from inspect import signature
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
 from fastav.errors import UnsupportedModel, UnsupportedPlan
 from fastav.method import Method, Signal
 
-_GENERATE_WITHOUT = {
-    "assistant_model": "assisted decoding puts draft tokens into the prefill, which shifts the last query",
-    "prompt_lookup_num_tokens": "prompt lookup puts draft tokens into the prefill, which shifts the last query",
-    "assistant_early_exit": "early-exit drafting puts draft tokens into the prefill, which shifts the last query",
-    "prefill_chunk_size": "a chunked prefill scores every chunk by that chunk's own last query",
-    "custom_generate": "custom generation code may not keep the cache",
+_DRAFTS = "puts draft tokens into the prefill, which shifts the last query"
+_REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {  # settings of generate: which values, and why
+    "assistant_model": (bool, f"assisted decoding {_DRAFTS}"),
+    "prompt_lookup_num_tokens": (bool, f"prompt lookup {_DRAFTS}"),
+    "assistant_early_exit": (bool, f"early-exit drafting {_DRAFTS}"),
+    "use_mtp": (bool, f"multi-token prediction {_DRAFTS}"),
+    "prefill_chunk_size": (bool, "a chunked prefill scores every chunk by that chunk's own last query"),
+    "custom_generate": (bool, "custom generation code may not keep the cache"),
+    "use_cache": (lambda value: value is False, "without a cache every token would prune anew, by another last query"),
+    "cache_implementation": (
+        lambda value: value not in (None, "dynamic", "hybrid"),
+        "this cache cannot hold layers of different lengths",
+    ),
 }
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
@@ -81,41 +91,88 @@ def check_cache(cache: Cache | None) -> None:
     raise UnsupportedPlan(f"{kind} cannot hold layers of different lengths", "use a DynamicCache")
 
 
+def check_model(model: Any) -> None:
+    """Refuse what wraps a model: the engine's hooks must stand on the model itself.  Raises: UnsupportedModel."""
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedModel(
+            f"{type(model).__name__} is not a transformers model",
+            "pass the model inside: get_base_model() of a PEFT model, the module that was given to torch.compile",
+        )
+    if getattr(model, "_compiled_call_impl", None) is not None:
+        raise UnsupportedModel("a model compiled as a whole cannot be pruned", "compile its decoder layers instead")
+
+
+def check_call(inputs: Mapping[str, Any], config: PreTrainedConfig, decoder: nn.Module) -> None:
+    """Refuse what asks for places that pruning drops.  Raises: UnsupportedPlan."""
+    grads = [x for x in (*inputs.values(), *decoder.parameters()) if isinstance(x, Tensor) and x.requires_grad]
+    if torch.is_grad_enabled() and grads:
+        raise UnsupportedPlan("pruning drops gradients with the tokens", "run under torch.inference_mode()")
+    if inputs.get("labels") is not None:
+        raise UnsupportedPlan(
+            "a label after a dropped token would be compared with nothing", "compute the loss from the logits of text"
+        )
+    for name in ("output_hidden_states", "output_attentions"):
+        if inputs.get(name) or (inputs.get(name) is None and getattr(config, name, False)):
+            raise UnsupportedPlan(f"{name} would differ in length from layer to layer", "leave it out while pruning")
+
+
 @contextmanager
-def guarded_generate(model: PreTrainedModel) -> Iterator[None]:
-    """While active, `model.generate` refuses ways of generating that pruning would make silently wrong."""
-    plain: Callable[..., Any] = model.generate  # pyright: ignore[reportAssignmentType]
-    before = model.__dict__.get("generate")
+def guarded_generate(model: PreTrainedModel, local: Any) -> Iterator[None]:
+    """While active, generation refuses what pruning would make silently wrong.
 
-    def generate(*args: Any, **kwargs: Any) -> Any:
-        _check_generate(model, kwargs)
-        return plain(*args, **kwargs)
+    `generate` itself is guarded for its arguments; `_prepare_generation_config` for what becomes of them and of the
+    model's own settings, on every path; `_get_candidate_generator` for drafts of any kind.
+    local: gets `generating`, True while `generate` runs in a thread.
+    """
 
-    model.__dict__["generate"] = generate
+    def generate(plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        given = signature(plain).bind_partial(*args, **kwargs).arguments
+        _refuse({**given, **given.get("kwargs", {})}.get)
+        local.generating = True
+        try:
+            return plain(*args, **kwargs)
+        finally:
+            local.generating = False
+
+    def prepare(plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        config, rest = plain(*args, **kwargs)
+        _refuse(lambda name: getattr(config, name, None))
+        return config, rest
+
+    def candidates(plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        raise UnsupportedPlan(f"drafting {_DRAFTS}", "leave the assistant out")
+
+    guarded = {
+        "generate": generate,
+        "_prepare_generation_config": prepare,
+        "_get_candidate_generator": candidates,
+    }
+    with ExitStack() as stack:
+        for name, guard in guarded.items():
+            if hasattr(model, name):
+                stack.enter_context(_shadowed(model, name, partial(guard, getattr(model, name))))
+        yield
+
+
+@contextmanager
+def _shadowed(model: PreTrainedModel, name: str, value: Any) -> Iterator[None]:
+    """An attribute of the instance, for a while."""
+    own = vars(model)
+    before = own.get(name)
+    own[name] = value
     try:
         yield
     finally:
         if before is None:
-            del model.__dict__["generate"]
+            del own[name]
         else:
-            model.__dict__["generate"] = before
+            own[name] = before
 
 
-def _check_generate(model: PreTrainedModel, kwargs: Mapping[str, Any]) -> None:
-    config = kwargs.get("generation_config") or getattr(model, "generation_config", None)
-
-    def setting(name: str) -> Any:
-        return kwargs[name] if name in kwargs else getattr(config, name, None)
-
-    for name, reason in _GENERATE_WITHOUT.items():
-        if setting(name) is not None:
-            raise UnsupportedPlan(f"generate({name}=...) cannot be exact while pruning: {reason}", f"leave {name} out")
-    if setting("use_cache") is False:
-        raise UnsupportedPlan(
-            "generate(use_cache=False) would prune anew at every token, by another last query", "leave use_cache on"
-        )
-    if setting("cache_implementation") not in (None, "dynamic"):
-        raise UnsupportedPlan(
-            f"cache_implementation={setting('cache_implementation')!r} cannot hold layers of different lengths",
-            "leave it out",
-        )
+def _refuse(setting: Callable[[str], Any]) -> None:
+    for name, (refused, reason) in _REFUSED.items():
+        if refused(value := setting(name)):
+            shown = value if isinstance(value, bool | int | str) else "..."
+            raise UnsupportedPlan(
+                f"generate({name}={shown!r}) cannot be exact while pruning: {reason}", f"leave {name} out"
+            )

@@ -6,7 +6,7 @@ decoder sees what it expects. No model code is replaced.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +14,6 @@ from inspect import signature
 from typing import Any
 from weakref import WeakSet
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from fastav.adapter import ModelAdapter, adapter_for
-from fastav.engines.transformers import gather, guards
+from fastav.engines.transformers import gather, guards, staging
 from fastav.engines.transformers.cache import PrunedLayer
 from fastav.engines.transformers.tap import tapped
 from fastav.errors import PlanError, UnsupportedModel, UnsupportedPlan
@@ -36,7 +35,7 @@ _pruned: WeakSet[nn.Module] = WeakSet()
 
 @contextmanager
 def prune(
-    model: PreTrainedModel,
+    model: Any,
     plan: Plan | str = "fastav",
     *,
     layouts: Sequence[Layout] | None = None,
@@ -53,10 +52,10 @@ def prune(
     Logits and hidden states at places of dropped tokens are those of a zero vector; those of text are exact. Keep
     decoding inside the context. Exact means: as if every layer hid the dropped tokens by an attention mask.
 
-    Raises, on entry: UnknownName, PlanError, UnsupportedModel, UnsupportedPlan; while active: UnsupportedPlan for
-    assisted decoding, chunked prefill, static or foreign caches, generation without a cache, media after the first
-    prefill, and gradients.
+    Raises, on entry: UnknownName, PlanError, UnsupportedModel, UnsupportedPlan; while active: UnsupportedPlan for what
+    docs/exactness.md lists, such as assisted decoding, chunked prefill, foreign caches, labels and gradients.
     """
+    guards.check_model(model)
     adapter = adapter or adapter_for({*(model.config.architectures or ()), type(model).__name__})
     chosen = plan if isinstance(plan, Plan) else adapter.preset(plan)
     pruning = Pruning(model, chosen, adapter, layouts, scores)
@@ -72,7 +71,7 @@ class _Prefill:
     length: int
     slots: Int[Tensor, "batch kept"]
     valid: Bool[Tensor, "batch kept"] | None
-    counts: list[list[tuple[frozenset[Modality], Int[Tensor, " batch"]]]]
+    counts: list[staging.Counts]
     widths: list[tuple[int, bool]]  # per cut: longest row, and whether another row is shorter
     next_cut: int = 0
     signals: dict[Signal, Tensor] = field(default_factory=dict)
@@ -140,12 +139,15 @@ class Pruning:
         if self._scores is not None and not bool(self._scores.isfinite().all()):
             raise PlanError("a given score is not finite")
 
+    def __deepcopy__(self, memo: Any) -> "Pruning":
+        raise UnsupportedPlan("a model cannot be copied while it is being pruned", "leave the context first")
+
     @contextmanager
     def _installed(self) -> Iterator[None]:
         with ExitStack() as stack:
             enter = stack.enter_context
             enter(self._claimed())
-            enter(guards.guarded_generate(self.model))
+            enter(guards.guarded_generate(self.model, self._local))
             stack.callback(self.model.register_forward_pre_hook(self._before_model, with_kwargs=True).remove)
             stack.callback(self.model.register_forward_hook(self._after_model, always_call=True).remove)
             for index in range(self._first, len(self._layers)):
@@ -161,13 +163,14 @@ class Pruning:
     @contextmanager
     def _claimed(self) -> Iterator[None]:
         with _claims:
-            if self._decoder in _pruned:
+            if any(layer in _pruned for layer in self._layers):
                 raise UnsupportedPlan("the model is being pruned already", "leave the other context first")
-            _pruned.add(self._decoder)
+            _pruned.update(self._layers)
         try:
             yield
         finally:
-            _pruned.discard(self._decoder)
+            with _claims:
+                _pruned.difference_update(self._layers)
 
     def _attention(self, layer: int) -> nn.Module:
         attention = getattr(self._layers[layer], "self_attn", None)
@@ -181,10 +184,15 @@ class Pruning:
     def _running(self) -> _Prefill | _Decode | None:
         return getattr(self._local, "running", None)
 
+    @property
+    def _generating(self) -> bool:
+        return getattr(self._local, "generating", False)
+
     def _before_model(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs = dict(zip(self._parameters, args, strict=False)) | kwargs
-        if torch.is_grad_enabled() and any(p.requires_grad for p in self._decoder.parameters()):
-            raise UnsupportedPlan("pruning drops gradients with the tokens", "run under torch.inference_mode()")
+        self._local.running = None
+        if self._cuts:
+            guards.check_call(inputs, self.model.config, self._decoder)
         cache = inputs.get("past_key_values")
         guards.check_cache(cache)
         if cache is not None and cache.get_seq_length() > 0:
@@ -196,12 +204,17 @@ class Pruning:
         self._local.running = None
 
     def _continue(self, cache: Cache, inputs: Mapping[str, Any]) -> _Decode:
-        late = cache.layers[self._first :]
-        if any(not isinstance(layer, PrunedLayer) or layer.owner != self.plan.fingerprint for layer in late):
+        owners = [layer.owner if isinstance(layer, PrunedLayer) else None for layer in cache.layers]
+        late = len(self._layers) - self._first
+        if owners != [None] * self._first + [self.plan.fingerprint] * late:
             raise UnsupportedPlan(
                 "the cache was filled without this plan, or in chunks", "prefill the whole prompt in this context"
             )
-        ids = inputs.get("input_ids")
+        if len({cache.get_seq_length(index) for index in range(len(cache.layers))}) > 1:
+            raise UnsupportedPlan("the cache's layers have come apart, as after a crop that failed", "prefill again")
+        ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
+        if self._cuts and ids is None and embeds is not None and embeds.shape[1] > 1:
+            raise UnsupportedPlan("inputs_embeds after the first prefill may hold audio or video", "pass input_ids")
         if ids is not None and ids.shape[1] > 1:
             config, chunk = self.model.config, {"input_ids": ids}
             if any(layout.count(*MEDIA) for layout in self.adapter.layouts(config, chunk)):
@@ -217,9 +230,9 @@ class Pruning:
         batch, length = tokens.shape[:2]
         layouts = self._layouts_of(inputs, batch, length)
         device = tokens.device
-        prompt = _upload_prompt(layouts, length, device)
+        prompt = staging.stage_prompt(layouts, length, device)
         padded = any(len(layout) < length for layout in layouts)
-        counts, widths = self._schedule(layouts, device)
+        counts, widths = staging.stage_cuts(self.plan, layouts, len(self._layers), device)
         state = _Prefill(
             prompt=prompt,
             length=length,
@@ -234,50 +247,35 @@ class Pruning:
         return state
 
     def _layouts_of(self, inputs: Mapping[str, Any], batch: int, length: int) -> list[Layout]:
-        layouts = list(self._layouts or ())
-        if not layouts:
+        mask = inputs.get("attention_mask")
+        if self._layouts is None:
             if inputs.get("input_ids") is None:
                 raise UnsupportedPlan("inputs_embeds do not tell audio from text", "pass layouts= to prune")
-            layouts = list(self.adapter.layouts(self.model.config, inputs))
-        if batch % len(layouts) or any(len(layout) > length for layout in layouts):
-            raise UnsupportedPlan(
-                f"{len(layouts)} layouts of {[len(layout) for layout in layouts]} tokens do not fit inputs of shape "
-                f"[{batch}, {length}]",
-                "pass one layout per prompt, and prefill whole prompts",
-            )
-        layouts = [layout for layout in layouts for _ in range(batch // len(layouts))]
-        mask = inputs.get("attention_mask")
-        looked_at = not self._layouts or getattr(
-            mask, "is_cpu", False
-        )  # given layouts are there to spare the device a wait
-        if isinstance(mask, Tensor) and mask.ndim == 2 and looked_at:
-            real = mask.bool().sum(1).tolist()
-            if real != [len(layout) for layout in layouts] or not bool(mask[:, -1].all()):
+            if isinstance(mask, Tensor) and mask.ndim != 2:
                 raise UnsupportedPlan(
-                    f"the attention mask shows {real} tokens, the layouts {[len(layout) for layout in layouts]}, "
-                    "or the padding is on the right",
-                    "pad on the left",
+                    f"a mask of shape {list(mask.shape)} does not tell padding", "pass layouts= to prune"
                 )
+            layouts = list(self.adapter.layouts(self.model.config, inputs))
+        else:
+            layouts = list(self._layouts)
+        copies = batch // max(1, len(layouts))
+        if copies * len(layouts) != batch or (copies > 1 and not self._generating):
+            raise UnsupportedPlan(f"{len(layouts)} layouts for {batch} prompts", "pass one layout per prompt")
+        layouts = [layout for layout in layouts for _ in range(copies)]
+        if any(len(layout) > length for layout in layouts):
+            raise UnsupportedPlan(
+                f"layouts of {[len(layout) for layout in layouts]} tokens do not fit prompts of {length}",
+                "prefill whole prompts",
+            )
+        staging.check_mask(mask if isinstance(mask, Tensor) else None, layouts, length, wait=self._layouts is None)
         return layouts
-
-    def _schedule(self, layouts: Sequence[Layout], device: torch.device) -> tuple[list[Any], list[tuple[int, bool]]]:
-        """Counts of every cut on the device (one upload), and the widths they lead to."""
-        depth = len(self._layers)
-        known = {id(layout): self.plan.schedule(layout, depth) for layout in layouts}
-        rows = [known[id(layout)] for layout in layouts]
-        cuts = list(zip(*rows, strict=True))
-        flat = [[cut.counts[pool] for cut in cut_rows] for cut_rows in cuts for pool in cut_rows[0].counts]
-        uploaded = iter(_upload(np.asarray(flat, dtype=np.int64).reshape(len(flat), len(rows)), device))
-        counts = [[(pool, next(uploaded)) for pool in cut_rows[0].counts] for cut_rows in cuts]
-        totals = [[cut.total for cut in cut_rows] for cut_rows in cuts]
-        return counts, [(max(total), min(total) < max(total)) for total in totals]
 
     def _given(self, batch: int, length: int, device: torch.device) -> Tensor:
         scores = self._scores
         assert scores is not None
         if batch % scores.shape[0] or scores.shape[1] != length:
             raise PlanError(f"scores have shape {list(scores.shape)}, the prompts [{batch}, {length}]")
-        return scores.float().to(device).repeat_interleave(batch // scores.shape[0], dim=0)
+        return scores.to(device).repeat_interleave(batch // scores.shape[0], dim=0)
 
     def _before_layer(
         self, index: int, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -343,6 +341,7 @@ class Pruning:
 
     def _decode_arguments(self, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
         layer = kwargs["past_key_values"].layers[index]
+        layer.armed = True
         new = hidden.shape[-2]
         mask = kwargs.get("attention_mask")
         if mask is None and layer.valid is None and new == 1:
@@ -371,31 +370,3 @@ class Pruning:
         full.scatter_(1, state.slots[..., None].expand_as(hidden), hidden)
         full = full[:, : state.length]
         return (full, *output[1:]) if isinstance(output, tuple) else full
-
-
-def _upload(array: np.ndarray, device: torch.device) -> Tensor:
-    """To the device without waiting for it."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
-def _upload_prompt(layouts: Sequence[Layout], length: int, device: torch.device) -> Prompt:
-    """Layouts as tensors, left-padded, with one more column of modality -1 for rows that keep fewer tokens."""
-    whole = np.zeros((4, len(layouts), length + 1), np.int64)
-    whole[0], whole[2] = -1, -1
-    second = np.full((len(layouts), length + 1), np.nan, np.float32)
-    for row, layout in enumerate(layouts):
-        start = length - len(layout)
-        fields: tuple[Callable[[Layout], Any], ...] = (
-            lambda x: x.modality,
-            lambda x: np.arange(len(x)),
-            lambda x: x.frame,
-            lambda x: x.padding,
-        )
-        for plane, read in zip(whole, fields, strict=True):
-            plane[row, start:length] = read(layout)
-        second[row, start:length] = layout.second
-    modality, position, frame, padding = _upload(whole, device)
-    return Prompt(
-        modality=modality, position=position, second=_upload(second, device), frame=frame, padding=padding.bool()
-    )

@@ -17,6 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 Observer = Callable[[Tensor, Tensor, Tensor | None, float], None]  # query, key, attention mask, scaling
 
 _lock = threading.Lock()
+_installed: list[tuple[Any, Any]] = []  # our look-up, and what stood on the instance before
 _observers: WeakKeyDictionary[nn.Module, Observer] = WeakKeyDictionary()
 
 
@@ -31,13 +32,25 @@ def tapped(module: nn.Module, observer: Observer) -> Iterator[None]:
         yield
     finally:
         with _lock:
-            del _observers[module]
+            _observers.pop(module, None)
             if not _observers:
-                del ALL_ATTENTION_FUNCTIONS.get_interface
+                _uninstall()
+
+
+def _uninstall() -> None:
+    """Put back what was there, unless someone else has replaced ours meanwhile."""
+    own, (ours, before) = vars(ALL_ATTENTION_FUNCTIONS), _installed.pop()
+    if own.get("get_interface") is not ours:
+        return
+    if before is None:
+        del own["get_interface"]
+    else:
+        own["get_interface"] = before
 
 
 def _install() -> None:
     plain = ALL_ATTENTION_FUNCTIONS.get_interface
+    before = vars(ALL_ATTENTION_FUNCTIONS).get("get_interface")
 
     @lru_cache(maxsize=64)
     def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,7 +59,8 @@ def _install() -> None:
     def get_interface(attn_implementation: str, default: Callable[..., Any]) -> Callable[..., Any]:
         return wrap(plain(attn_implementation, default))
 
-    ALL_ATTENTION_FUNCTIONS.get_interface = get_interface
+    vars(ALL_ATTENTION_FUNCTIONS)["get_interface"] = get_interface
+    _installed.append((get_interface, before))
 
 
 def _observe_then(

@@ -15,7 +15,7 @@ from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
 from fastav.models.videollama2.audio import clip_bounds
 from fastav.models.videollama2.configuration import VideoLlama2Config
-from fastav.models.videollama2.loading import readable
+from fastav.models.videollama2.loading import read_processor, readable
 from fastav.models.videollama2.modeling import VideoLlama2ForConditionalGeneration
 from fastav.models.videollama2.processing import HUB_OPTIONS, VideoLlama2Processor
 from fastav.models.videollama2.scheme import MERGE, RATE, SHIFT, Scheme
@@ -54,7 +54,7 @@ class VideoLlama2Adapter(ModelAdapter):
         hub = {name: options[name] for name in HUB_OPTIONS if name in options}
         with readable(source):
             VideoLlama2Config.from_pretrained(source, **hub)  # the clearest of errors if there is nothing there
-            processor = VideoLlama2Processor.from_pretrained(source, **hub)
+            processor = read_processor(VideoLlama2Processor, source, hub)
         return VideoLlama2ForConditionalGeneration.from_pretrained(source, **options).eval(), processor
 
     def prepare(self, processor: ProcessorMixin, requests: Sequence[Request]) -> Prepared:

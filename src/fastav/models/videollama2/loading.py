@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel, SiglipVisionModel
 
-from fastav.errors import CheckpointError
+from fastav.errors import CheckpointError, FastAVError
 from fastav.models.videollama2.configuration import vision_places
 
 VISION = "model.vision_tower.vision_tower.vision_model."
@@ -31,6 +31,19 @@ def readable(source: Any) -> Iterator[None]:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
             f"no readable checkpoint at {source}: {reason}", "give a folder with config.json and weights, or a hub id"
+        ) from error
+
+
+def read_processor(kind: Any, source: str, options: dict[str, Any]) -> Any:
+    """The processor of a checkpoint.  Raises: CheckpointError; OSError if there is no such folder or hub id."""
+    try:
+        return kind.from_pretrained(source, **options)
+    except (OSError, FastAVError):
+        raise
+    except Exception as error:  # the tokenizers library raises bare ones for damaged files
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"the tokenizer of {source} cannot be read: {reason}", "are its tokenizer files complete?"
         ) from error
 
 

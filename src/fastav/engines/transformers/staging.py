@@ -1,0 +1,82 @@
+"""What a prefill knows before it starts: layouts and the counts of every cut, brought to the device in few copies."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from fastav.errors import UnsupportedPlan
+from fastav.layout import Layout, Modality
+from fastav.method import Prompt
+from fastav.plan import Plan
+
+Counts = list[tuple[frozenset[Modality], Int[Tensor, " batch"]]]
+
+
+def stage_prompt(layouts: Sequence[Layout], length: int, device: torch.device) -> Prompt:
+    """Layouts as tensors of `length` columns, left-padded, and one more column of modality -1."""
+    whole = np.zeros((3, len(layouts), length + 1), np.int64)
+    whole[0] = -1
+    fields: tuple[Callable[[Layout], np.ndarray], ...] = (
+        lambda layout: layout.modality,
+        lambda layout: np.arange(len(layout)),
+        lambda layout: layout.padding,
+    )
+    for row, layout in enumerate(layouts):
+        for plane, read in zip(whole, fields, strict=True):
+            plane[row, length - len(layout) : length] = read(layout)
+    modality, position, padding = _upload(whole, device)
+    return Prompt(modality=modality, position=position, padding=padding.bool())
+
+
+def stage_cuts(
+    plan: Plan, layouts: Sequence[Layout], depth: int, device: torch.device
+) -> tuple[list[Counts], list[tuple[int, bool]]]:
+    """Counts of every cut, by pool and row, and the longest row it leaves and whether another row is shorter."""
+    known = {id(layout): plan.schedule(layout, depth) for layout in layouts}
+    cuts = list(zip(*(known[id(layout)] for layout in layouts), strict=True))
+    flat = [[cut.counts[pool] for cut in rows] for rows in cuts for pool in rows[0].counts]
+    uploaded = iter(_upload(np.asarray(flat, dtype=np.int64).reshape(len(flat), len(layouts)), device))
+    counts = [[(pool, next(uploaded)) for pool in rows[0].counts] for rows in cuts]
+    totals = [[cut.total for cut in rows] for rows in cuts]
+    return counts, [(max(total), min(total) < max(total)) for total in totals]
+
+
+def check_mask(mask: Tensor | None, layouts: Sequence[Layout], length: int, *, wait: bool) -> None:
+    """Refuse a prompt whose real tokens are not the last ones of each row, as many as its layout has.
+
+    wait: whether looking may wait for the device; otherwise a GPU looks for itself, and stops if they disagree.
+
+    Raises: UnsupportedPlan.
+    """
+    lengths = [len(layout) for layout in layouts]
+    if mask is None:
+        if any(n != length for n in lengths):
+            raise UnsupportedPlan(
+                f"the prompts have {length} tokens, their layouts {lengths}, and there is no attention mask",
+                "pass the attention mask, or one layout of full length per prompt",
+            )
+        return
+    if mask.ndim != 2:
+        return  # the caller's own rules of who sees whom; layouts were given with them
+    expected = torch.arange(length)[None] >= length - torch.tensor(lengths)[:, None]
+    if mask.is_cpu or wait:
+        if mask.shape != expected.shape or not torch.equal(mask.bool().cpu(), expected):
+            raise UnsupportedPlan(
+                f"the attention mask shows {mask.bool().sum(1).tolist()} tokens, the layouts {lengths}, "
+                "or the tokens shown are not the last ones of each row",
+                "pad on the left, without holes",
+            )
+        return
+    same = (mask.bool() == _upload(expected.numpy(), mask.device)).all()
+    check: Any = torch._assert_async  # pyright: ignore[reportPrivateImportUsage]
+    check(same, "the attention mask and the layouts given to fastav.prune disagree")
+
+
+def _upload(array: np.ndarray, device: torch.device) -> Tensor:
+    """To the device without waiting for it."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
