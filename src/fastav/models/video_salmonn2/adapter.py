@@ -1,0 +1,202 @@
+"""What the rest of fastav must know about video-SALMONN 2."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
+
+from fastav.adapter import ModelAdapter, Prepared, Request
+from fastav.errors import CheckpointError, MissingTrack
+from fastav.flops import DecoderShape
+from fastav.layout import Layout, Modality
+from fastav.models.video_salmonn2.audio import left_channel
+from fastav.models.video_salmonn2.configuration import VideoSalmonn2Config
+from fastav.models.video_salmonn2.modeling import VideoSalmonn2ForConditionalGeneration
+from fastav.models.video_salmonn2.processing import VideoSalmonn2Processor
+from fastav.models.video_salmonn2.scheme import COLUMNS, HOP, PIECE_SECONDS, RATE, Scheme
+from fastav.models.video_salmonn2.video import sample_frames
+from fastav.models.videollama2.loading import readable
+from fastav.models.videollama2.processing import HUB_OPTIONS
+from fastav.plan import Frames, Keep, Plan
+from fastav.presets import fastav, trim
+
+PREFIX = 14  # tokens before the clip: the system message and the start of the user's
+TYPICAL_SECONDS = 10  # of the clips in AVHBench and AVQA, on which the paper measures
+ORIGINAL = "VideoSALMONN2ForCausalLM"
+
+
+class VideoSalmonn2Adapter(ModelAdapter):
+    """video-SALMONN 2, 7B.
+
+    Frames and sound are interleaved: a frame's patches and newlines are video, the audio tokens after it have its
+    index. The times that follow the frames of silent videos are text, their padding included.
+    """
+
+    name = "video-salmonn2"
+    architectures = frozenset({ORIGINAL, "VideoSalmonn2ForConditionalGeneration"})
+    checkpoint = "tsinghua-ee/video-SALMONN-2"
+    presets: ClassVar[Mapping[str, Plan]] = {"fastav": fastav(Keep(media=Frames(4))), "fastav-trim": trim()}
+
+    def config(self, source: str | None = None) -> VideoSalmonn2Config:
+        """The configuration in a local folder or hub id; of the release, without any download, if None."""
+        if source is None:
+            return VideoSalmonn2Config(architectures=[ORIGINAL])
+        with readable(source):
+            return VideoSalmonn2Config.from_pretrained(source)
+
+    def load(self, source: str, **options: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
+        """Model (in evaluation mode) and processor from a local folder or a hub id.
+
+        Raises: CheckpointError if keys are missing, left over, or of another shape, or files cannot be read.
+        """
+        hub = {name: options[name] for name in HUB_OPTIONS if name in options}
+        with readable(source):
+            VideoSalmonn2Config.from_pretrained(source, **hub)  # the clearest of errors if there is nothing there
+            processor = VideoSalmonn2Processor.from_pretrained(source, **hub)
+        return VideoSalmonn2ForConditionalGeneration.from_pretrained(source, **options).eval(), processor
+
+    def prepare(self, processor: ProcessorMixin, requests: Sequence[Request]) -> Prepared:
+        """Decode, sample and tokenize a batch of requests.
+
+        Raises: CheckpointError for another model's processor; MissingTrack for a clip with neither track.
+        """
+        if not isinstance(processor, VideoSalmonn2Processor):
+            raise CheckpointError(
+                f"{self.name} needs a VideoSalmonn2Processor, got {type(processor).__name__}", "use the one `load` gave"
+            )
+        scheme = processor.media
+        clips = [_read(request, scheme) for request in requests]
+        inputs = processor(
+            [
+                processor.prompt(request.question, video=clip["video"] is not None, audio=clip["audio"] is not None)
+                for request, clip in zip(requests, clips, strict=True)
+            ],
+            videos=[clip["video"] for clip in clips],
+            audio=[clip["audio"] for clip in clips],
+            video_seconds=[clip["seconds"] for clip in clips],
+        )
+        return Prepared(inputs=dict(inputs), layouts=tuple(_timed(scheme, inputs, clips)))
+
+    def layouts(self, config: PreTrainedConfig, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
+        """The layout of each row, from the arguments of `forward` alone; seconds are unknown."""
+        return tuple(_layouts(_scheme(config), inputs))
+
+    def example(self, config: PreTrainedConfig, *, audio: int | None, video: int | None, text: int) -> Layout:
+        """A typical prompt: some text, a clip of 10 s with its sound, the rest of the text."""
+        scheme, frames = _scheme(config), round(TYPICAL_SECONDS * _scheme(config).video_fps)
+        video = frames * scheme.frame_tokens if video is None else video
+        padding = None
+        if audio is None:
+            each, rest = scheme.spread(scheme.piece_tokens, frames, TYPICAL_SECONDS)
+            sound = np.arange(COLUMNS) * HOP < TYPICAL_SECONDS * RATE
+            padding = ~scheme.heard(sound[None])[np.concatenate([each.ravel(), rest])]
+            audio = len(padding)
+        before = min(PREFIX, text)
+        clip = _interleaved(scheme, video, audio, padding)
+        return Layout.join([Layout.of(Modality.TEXT, before), clip, Layout.of(Modality.TEXT, text - before)])
+
+    def shape(self, config: PreTrainedConfig) -> DecoderShape:
+        """The dimensions of the Qwen2 decoder."""
+        return DecoderShape(
+            layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            intermediate=config.intermediate_size,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+            vocab=config.vocab_size,
+        )
+
+    def decoder(self, model: PreTrainedModel) -> nn.Module:
+        """Qwen2."""
+        return model.get_decoder()
+
+    def encoders(self, model: PreTrainedModel) -> tuple[nn.Module, ...]:
+        """SigLIP and its projector; Whisper, its norm, the Q-Former and its two projectors."""
+        ears = ("speech_encoder", "ln_speech", "speech_Qformer", "speech_llama_proj", "final_linear")
+        names = ("model.vision_tower", "model.mm_projector", *ears)
+        return tuple(model.get_submodule(name) for name in names)
+
+
+def _scheme(config: PreTrainedConfig) -> Scheme:
+    if not isinstance(config, VideoSalmonn2Config):
+        raise CheckpointError(f"video-salmonn2 needs a VideoSalmonn2Config, got {type(config).__name__}")
+    return config.scheme
+
+
+def _read(request: Request, scheme: Scheme) -> dict[str, Any]:
+    """A clip's sampled frames and sound, how long the video lasts, and when each frame is shown."""
+    video, audio = request.tracks
+    if not (video or audio):
+        raise MissingTrack(f"{request.clip.name} has neither a video nor an audio track")
+    read: dict[str, Any] = {"video": None, "audio": None, "seconds": None, "shown": np.zeros(0)}
+    if video:
+        track = request.clip.require_video()
+        indices = sample_frames(track.frames, track.fps, scheme)
+        read |= {"video": track.read(indices), "seconds": track.frames / track.fps, "shown": track.seconds(indices)}
+    if audio:
+        seconds = read["seconds"] if video else scheme.max_time
+        read["audio"] = left_channel(request.clip.require_audio(), round(RATE * seconds))
+    return read
+
+
+def _interleaved(scheme: Scheme, video: int, audio: int, padding: np.ndarray | None) -> Layout:
+    """Frames of so many tokens in all, each followed by its share of the audio tokens."""
+    frames = -(-video // scheme.frame_tokens)
+    seen = np.arange(video) // scheme.frame_tokens
+    accompanied = np.arange(audio) * frames // max(1, audio) if frames else np.full(audio, -1)
+    layout = Layout.join(
+        [
+            Layout.of(Modality.VIDEO, video, frame=seen),
+            Layout.of(Modality.AUDIO, audio, frame=accompanied, padding=padding),
+        ]
+    )
+    order = np.argsort(layout.frame, kind="stable")
+    return Layout(**{name: getattr(layout, name)[order] for name in Layout.__slots__})
+
+
+def _timed(scheme: Scheme, inputs: Mapping[str, Any], clips: Sequence[Mapping[str, Any]]) -> Iterator[Layout]:
+    """The layouts of prepared clips, with the second at which every frame is shown and every audio token starts."""
+    heard = iter(np.zeros(0))
+    if "piece_index" in inputs:
+        pieces = inputs["piece_index"].numpy()[:, None] * PIECE_SECONDS + scheme.piece_seconds()
+        heard = iter(pieces.ravel()[inputs["audio_index"].numpy()])
+    for layout, clip in zip(_layouts(scheme, inputs), clips, strict=True):
+        second = np.array(layout.second)
+        video, audio = layout.modality == Modality.VIDEO, layout.modality == Modality.AUDIO
+        second[video] = clip["shown"][layout.frame[video]]
+        second[audio] = [next(heard) for _ in range(audio.sum())]
+        yield replace(layout, second=np.where(layout.padding, np.nan, second).astype(np.float32))
+
+
+def _layouts(scheme: Scheme, inputs: Mapping[str, Any]) -> Iterator[Layout]:
+    ids = _host(inputs["input_ids"])
+    mask = np.ones_like(ids) if inputs.get("attention_mask") is None else _host(inputs["attention_mask"])
+    silent = iter(_silent(scheme, inputs))
+    for row, kept in zip(ids, mask.astype(bool), strict=True):
+        yield _layout(scheme, row[kept], silent)
+
+
+def _silent(scheme: Scheme, inputs: Mapping[str, Any]) -> np.ndarray:
+    """Whether each audio placeholder of the batch is padding; empty if that is not known."""
+    columns, index = inputs.get("feature_attention_mask"), inputs.get("audio_index")
+    if columns is None:
+        return np.zeros(0, bool)
+    silent = ~scheme.heard(_host(columns).astype(bool))
+    return silent if index is None else silent[_host(index)]
+
+
+def _layout(scheme: Scheme, ids: np.ndarray, silent: Iterator[np.bool_]) -> Layout:
+    video, audio = ids == scheme.video_token_id, ids == scheme.audio_token_id
+    modality = np.where(video, Modality.VIDEO, np.where(audio, Modality.AUDIO, Modality.TEXT)).astype(np.int8)
+    frame = np.where(video | audio, (np.cumsum(video) - 1) // scheme.frame_tokens, -1)
+    padding = np.zeros(len(ids), bool)
+    padding[audio] = [next(silent, False) for _ in range(audio.sum())]
+    return replace(Layout.of(Modality.TEXT, len(ids), frame=frame, padding=padding), modality=modality)
+
+
+def _host(values: Any) -> np.ndarray:
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)

@@ -1,0 +1,366 @@
+"""video-SALMONN 2: SigLIP, Whisper and a Q-Former in front of a Qwen2 decoder. Parameters have the original's names."""
+
+import math
+import os
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import GenerationMixin, LogitsProcessorList, Qwen2Model, SiglipVisionModel
+from transformers import initialization as init
+from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.models.qwen2.modeling_qwen2 import Qwen2PreTrainedModel
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers.utils.generic import can_return_tuple
+
+from fastav.errors import MediaError
+from fastav.models.video_salmonn2 import loading
+from fastav.models.video_salmonn2.configuration import VideoSalmonn2Config
+from fastav.models.video_salmonn2.qformer import Embeddings, QFormer
+from fastav.models.videollama2.connector import mlp
+from fastav.models.videollama2.loading import readable
+from fastav.models.videollama2.modeling import positions
+
+PER_ROW = ("pixel_values_videos", "audio_index")  # repeated with a prompt that is repeated; the rest is shared
+MEDIA = (*PER_ROW, "input_features", "feature_attention_mask", "piece_index")
+
+
+class VisionTower(nn.Module):
+    """All of SigLIP's layers that the checkpoint has. The layer norm after them is part of it but is not computed."""
+
+    def __init__(self, config: VideoSalmonn2Config) -> None:
+        super().__init__()
+        self.vision_tower = nn.ModuleDict({"vision_model": SiglipVisionModel(config.vision_config)})
+
+    def forward(self, pixels: Float[Tensor, "frames 3 height width"]) -> Float[Tensor, "frames patches channels"]:
+        """Patches in row-major order."""
+        siglip = cast(SiglipVisionModel, self.vision_tower["vision_model"])
+        hidden = siglip.embeddings(pixels)
+        for layer in siglip.encoder.layers:
+            hidden = layer(hidden, None)
+        return hidden
+
+
+class VideoSalmonn2PreTrainedModel(Qwen2PreTrainedModel):
+    """What both models share: the configuration and how absent weights are drawn."""
+
+    config: VideoSalmonn2Config
+    config_class = VideoSalmonn2Config
+    input_modalities = ["video", "audio", "text"]  # noqa: RUF012 (transformers' own declarations)
+    _no_split_modules = ["Qwen2DecoderLayer", "SiglipEncoderLayer", "WhisperEncoderLayer", "Layer"]  # noqa: RUF012
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, Embeddings):
+            init.copy_(module.position_ids, torch.arange(module.position_ids.shape[1])[None])
+
+
+class VideoSalmonn2Model(VideoSalmonn2PreTrainedModel, Qwen2Model):
+    """The decoder without its head, and what sees. As in the original, what hears is outside of it."""
+
+    def __init__(self, config: VideoSalmonn2Config) -> None:
+        super().__init__(config)
+        depth = int(config.mm_projector_type.removeprefix("mlp").removesuffix("x_gelu"))
+        self.vision_tower = VisionTower(config)
+        self.mm_projector = mlp(config.mm_hidden_size, config.hidden_size, depth)
+        self.image_newline = nn.Parameter(torch.randn(config.hidden_size) * config.initializer_range)
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """From a checkpoint of the whole model, whose head and ears are read and dropped."""
+        loaded = VideoSalmonn2ForConditionalGeneration.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        return (loaded[0].model, loaded[1]) if isinstance(loaded, tuple) else loaded.model
+
+    def get_video_features(
+        self, pixel_values_videos: Float[Tensor, "frames 3 height width"]
+    ) -> Float[Tensor, "frames tokens hidden"]:
+        """The tokens of each frame, row by row, a newline after each row."""
+        pooled = self.pool(self.mm_projector(self.vision_tower(pixel_values_videos.to(self.dtype))))
+        newlines = self.image_newline.to(pooled).expand(*pooled.shape[:2], 1, -1)
+        return torch.cat([pooled, newlines], dim=2).flatten(1, 2)
+
+    def pool(self, patches: Float[Tensor, "frames patches hidden"]) -> Float[Tensor, "frames rows columns hidden"]:
+        """The maximum of each square of patches; what is left of the last row and column is not seen."""
+        side = math.isqrt(patches.shape[1])
+        pixels = patches.unflatten(1, (side, side)).permute(0, 3, 1, 2)
+        return nn.functional.max_pool2d(pixels, self.config.mm_spatial_pool_stride).permute(0, 2, 3, 1)
+
+    def embed(
+        self,
+        input_ids: Int[Tensor, "batch prompt"],
+        pixel_values_videos: Float[Tensor, "frames 3 height width"] | None = None,
+        audio: Float[Tensor, "tokens hidden"] | None = None,
+    ) -> Float[Tensor, "batch prompt hidden"]:
+        """The decoder's input: text embeddings, with the media's in place of their placeholders.
+
+        audio: the tokens of all sounds, in the order of their placeholders.
+
+        Raises: MediaError if placeholders and media tokens differ in number (on the CPU, where looking costs nothing).
+        """
+        features, text = {}, input_ids
+        if pixel_values_videos is not None:
+            features[self.config.video_token_id] = self.get_video_features(pixel_values_videos).flatten(0, 1)
+        if audio is not None:
+            features[self.config.audio_token_id] = audio
+        blank = self.config.blank_token_id if pixel_values_videos is not None else None
+        for token in (*features, blank):
+            text = text if token is None else text.masked_fill(input_ids == token, 0)  # need not be a row of the table
+        merged = self.embed_tokens(text)
+        if blank is not None:
+            merged = merged.masked_fill((input_ids == blank)[..., None], 0)
+        for token, rows in features.items():
+            place = input_ids == token
+            if place.device.type == "cpu" and int(place.sum()) != len(rows):
+                raise MediaError(
+                    f"the prompts hold {int(place.sum())} placeholders of id {token}, their media give {len(rows)} "
+                    "tokens",
+                    "make the inputs with VideoSalmonn2Processor, or expand each placeholder to one id per token",
+                )
+            merged = merged.masked_scatter(place[..., None], rows.to(merged))
+        return merged
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast | tuple:
+        """Encode, merge, and run Qwen2's own decoder on the merged embeddings.
+
+        input_ids: [batch, prompt], one placeholder id per token of a frame. pixel_values_videos: [frames, 3, S, S], of
+        all videos. position_ids: counted from each row's first unmasked token, unless given.
+        """
+        if inputs_embeds is None and input_ids is not None:
+            inputs_embeds = self.embed(input_ids, pixel_values_videos)
+            input_ids = None
+        if position_ids is None and inputs_embeds is not None and isinstance(attention_mask, Tensor):
+            position_ids = positions(attention_mask, inputs_embeds.shape[1])
+        decoder: Any = super()
+        return decoder.forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+
+
+class VideoSalmonn2ForConditionalGeneration(VideoSalmonn2PreTrainedModel, GenerationMixin):
+    """video-SALMONN 2."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: VideoSalmonn2Config) -> None:
+        super().__init__(config)
+        width, query = config.speech_config.d_model, config.qformer.hidden_size
+        self.model = VideoSalmonn2Model(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.speech_encoder = WhisperEncoder(config.speech_config)
+        self.ln_speech = nn.LayerNorm(width)
+        queries = torch.randn(1, config.num_speech_query_token, query) * config.initializer_range
+        self.speech_query_tokens = nn.Parameter(queries)
+        self.speech_Qformer = QFormer(config.qformer, width)
+        self.speech_llama_proj = nn.Linear(query, config.hidden_size)
+        self.final_linear = mlp(config.hidden_size, config.hidden_size, 2) if config.use_final_linear else nn.Identity()
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *args: Any,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """As transformers' own, and nothing is left to chance: every key of the model and of the file must match.
+
+        Raises: CheckpointError for unreadable files, and for missing, unexpected or mismatched keys.
+        """
+        with readable(pretrained_model_name_or_path):
+            loaded: Any = super().from_pretrained(
+                pretrained_model_name_or_path,
+                *args,
+                output_loading_info=True,
+                **{**kwargs, "ignore_mismatched_sizes": True},  # named by `complete` instead
+            )
+            model, info = loaded
+            loading.complete(model, info, str(pretrained_model_name_or_path or ""))
+        return (model, info) if output_loading_info else model
+
+    def get_video_features(
+        self, pixel_values_videos: Float[Tensor, "frames 3 height width"]
+    ) -> Float[Tensor, "frames tokens hidden"]:
+        """As `VideoSalmonn2Model.get_video_features`."""
+        return self.model.get_video_features(pixel_values_videos)
+
+    def get_audio_features(
+        self,
+        input_features: Float[Tensor, "pieces bins columns"],
+        piece_index: Int[Tensor, " pieces"] | None = None,
+    ) -> Float[Tensor, "pieces tokens hidden"]:
+        """The tokens of each piece of sound, with what marks its place in the sound.
+
+        piece_index: the number of each piece in its sound, from 0; None: they are the pieces of one sound, in order.
+        """
+        if piece_index is None:
+            piece_index = torch.arange(len(input_features), device=input_features.device)
+        tokens = self.speech_tokens(input_features)
+        return tokens + piece_marks(piece_index, tokens.shape[-1]).to(tokens)[:, None]
+
+    def windows(
+        self, input_features: Float[Tensor, "pieces bins columns"]
+    ) -> Float[Tensor, "windows queries channels"]:
+        """What the Q-Former reads in each window of each piece."""
+        scheme = self.config.scheme
+        hidden = self.ln_speech(self.speech_encoder(input_features.to(self.dtype)).last_hidden_state)
+        windows = hidden.unfold(1, scheme.window, scheme.stride).flatten(0, 1).transpose(1, 2)
+        return self.speech_Qformer(self.speech_query_tokens, windows)
+
+    def speech_tokens(
+        self, input_features: Float[Tensor, "pieces bins columns"]
+    ) -> Float[Tensor, "pieces tokens hidden"]:
+        """The tokens of each piece of sound, in the order of time, without its place in the sound."""
+        tokens = self.final_linear(self.speech_llama_proj(self.windows(input_features)))
+        return tokens.flatten(0, 1).unflatten(0, (len(input_features), -1))
+
+    def embed(
+        self,
+        input_ids: Int[Tensor, "batch prompt"],
+        pixel_values_videos: Float[Tensor, "frames 3 height width"] | None = None,
+        input_features: Float[Tensor, "pieces bins columns"] | None = None,
+        audio_index: Int[Tensor, " placeholders"] | None = None,
+        piece_index: Int[Tensor, " pieces"] | None = None,
+    ) -> Float[Tensor, "batch prompt hidden"]:
+        """The decoder's input; arguments as `forward`.
+
+        Raises: MediaError if placeholders and media tokens differ in number (on the CPU, where looking costs nothing).
+        """
+        audio = None
+        if input_features is not None:
+            audio = self.get_audio_features(input_features, piece_index).flatten(0, 1)
+            audio = audio if audio_index is None else audio[audio_index]
+        return self.model.embed(input_ids, pixel_values_videos, audio)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        input_features: Tensor | None = None,
+        feature_attention_mask: Tensor | None = None,
+        audio_index: Tensor | None = None,
+        piece_index: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast | tuple:
+        """Logits [batch, kept, vocab].
+
+        input_ids: [batch, prompt], one placeholder id per media token. pixel_values_videos: [frames, 3, S, S], of all
+        videos. input_features: [pieces, bins, columns], of all sounds. feature_attention_mask: [pieces, columns], True
+        where a column holds sound; unused, for layouts. audio_index: [audio placeholders], which token of which piece
+        each stands for, counted through all pieces (a token may be repeated); by default all, in order.
+        piece_index: [pieces], the number of each in its sound; by default there is one sound.
+        labels: [batch, prompt], -100 where there is none (media and padding). logits_to_keep: only the last so many.
+        """
+        if inputs_embeds is None and input_ids is not None:
+            inputs_embeds = self.embed(input_ids, pixel_values_videos, input_features, audio_index, piece_index)
+        outputs = self.model(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        inputs_embeds: Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        use_cache: bool | None = True,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """As transformers' own; media are encoded in the first step only, unless there is no cache."""
+        mixin: Any = super()
+        inputs = mixin.prepare_inputs_for_generation(
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, use_cache=use_cache, **kwargs
+        )
+        if use_cache and not is_first_iteration:
+            for name in MEDIA:
+                inputs.pop(name, None)
+        return inputs
+
+    def _get_logits_processor(
+        self, *args: Any, input_ids_seq_length: int | None = None, **kwargs: Any
+    ) -> LogitsProcessorList:
+        """The original generates from embeddings, so a repetition penalty sees generated tokens only."""
+        mixin: Any = super()
+        processors = mixin._get_logits_processor(*args, input_ids_seq_length=input_ids_seq_length, **kwargs)
+        for processor in processors:
+            if isinstance(processor, RepetitionPenaltyLogitsProcessor) and processor.prompt_ignore_length is None:
+                processor.prompt_ignore_length = input_ids_seq_length
+        return processors
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor | None, dict[str, Any]]:
+        """Repeat each prompt's frames with the prompt; sounds are encoded once, and their tokens repeated."""
+        media = {name: kwargs.pop(name) for name in MEDIA if kwargs.get(name) is not None}
+        mixin: Any = super()
+        expanded, kwargs = mixin._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
+        if expand_size == 1 or input_ids is None:
+            return expanded, kwargs | media
+        scheme, sound = self.config.scheme, media.get("input_features")
+        if sound is not None and "audio_index" not in media:
+            media["audio_index"] = torch.arange(len(sound) * scheme.piece_tokens, device=sound.device)
+        sizes = ((scheme.video_token_id, scheme.frame_tokens), (scheme.audio_token_id, 1))
+        for name, (token, size) in zip(PER_ROW, sizes, strict=True):
+            if name in media:
+                groups = media[name].split(((input_ids == token).sum(1) // size).tolist())
+                media[name] = torch.cat([group for group in groups for _ in range(expand_size)])
+        return expanded, kwargs | media
+
+
+def piece_marks(piece_index: Int[Tensor, " pieces"], hidden: int) -> Float[Tensor, "pieces hidden"]:
+    """What is added to the tokens of a sound's n-th piece: nothing to the first, sinusoids of n - 1 to the others.
+
+    Source: arXiv:1706.03762, section 3.5, sines and cosines interleaved.
+    """
+    rates = 10_000.0 ** (-torch.arange(0, hidden, 2, device=piece_index.device) / hidden)
+    angles = (piece_index - 1)[:, None] * rates
+    waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :hidden]
+    return waves.masked_fill((piece_index == 0)[:, None], 0)

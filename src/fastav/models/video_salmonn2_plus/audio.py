@@ -1,0 +1,31 @@
+"""From sound to what Whisper hears: pieces of 30 s and their log-mel spectrograms."""
+
+from functools import cache
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from transformers import WhisperFeatureExtractor
+
+from fastav.models.video_salmonn2_plus.scheme import PIECE_ROWS, PIECE_SECONDS, PIECE_TOKENS, RATE, audio_tokens
+
+
+def spectrograms(
+    sound: Float[np.ndarray, " samples"], bins: int
+) -> tuple[Float[Tensor, "pieces bins rows"], Bool[Tensor, "pieces rows"]]:
+    """The spectrogram of each piece of a sound, and which of its rows hold sound.
+
+    sound: mono samples at 16 kHz in [-1, 1]. The last piece is padded with silence; no samples at all is silence.
+    """
+    pieces, length = audio_tokens(len(sound)) // PIECE_TOKENS, PIECE_SECONDS * RATE
+    padded = np.zeros(pieces * length, np.float32)
+    padded[: len(sound)] = sound
+    features = _extractor(bins)(list(padded.reshape(pieces, length)), sampling_rate=RATE, return_tensors="pt")
+    heard = torch.arange(pieces * PIECE_ROWS) * (length // PIECE_ROWS) < len(sound)
+    return torch.as_tensor(features["input_features"]), heard.reshape(pieces, PIECE_ROWS)
+
+
+@cache
+def _extractor(bins: int) -> WhisperFeatureExtractor:
+    return WhisperFeatureExtractor(feature_size=bins)

@@ -1,0 +1,352 @@
+"""video-SALMONN 2+: Qwen2.5-VL's tower and decoder, and ears. Parameters have the original's names."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import GenerationMixin, Qwen2_5_VLTextModel
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
+    Qwen2_5_VisionTransformerPretrainedModel,
+    Qwen2_5_VLPreTrainedModel,
+)
+from transformers.utils.generic import can_return_tuple
+
+from fastav.errors import MediaError
+from fastav.models.video_salmonn2_plus.configuration import VideoSalmonn2PlusConfig
+from fastav.models.video_salmonn2_plus.positions import row_positions
+from fastav.models.video_salmonn2_plus.scheme import PIECE_TOKENS
+from fastav.models.video_salmonn2_plus.speech import SpeechTower
+from fastav.models.videollama2.loading import readable, refuse
+
+MEDIA = ("pixel_values_videos", "video_grid_thw", "input_features", "feature_attention_mask")
+DELTA = "rope_deltas"  # of a cache: what to add to a later token's place in its row to get its position
+
+
+class VideoSalmonn2PlusPreTrainedModel(Qwen2_5_VLPreTrainedModel):
+    """What both models share: the configuration and the handling of checkpoints."""
+
+    config: VideoSalmonn2PlusConfig
+    config_class = VideoSalmonn2PlusConfig
+    base_model_prefix = ""
+    input_modalities = ("video", "audio", "text")
+    _no_split_modules = ["Qwen2_5_VLDecoderLayer", "Qwen2_5_VLVisionBlock", "WhisperEncoderLayer"]  # noqa: RUF012
+    # a table of 0, 1, 2, ... that older versions of BERT saved and queries do not use
+    _keys_to_ignore_on_load_unexpected = [r"qformer\.bert\.embeddings\.position_ids$"]  # noqa: RUF012
+
+
+class VideoSalmonn2PlusModel(VideoSalmonn2PlusPreTrainedModel):
+    """The encoders and the decoder without its head."""
+
+    def __init__(self, config: VideoSalmonn2PlusConfig) -> None:
+        super().__init__(config)
+        text = config.text_config
+        self.visual = Qwen2_5_VisionTransformerPretrainedModel._from_config(config.vision_config)
+        self.audio = SpeechTower._from_config(config.audio_config, out_hidden_size=text.hidden_size)
+        self.model = Qwen2_5_VLTextModel._from_config(text)
+        self._add_head(text)
+        self.post_init()
+
+    def _add_head(self, text: Any) -> None:
+        """Nothing; the whole model has one."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *args: Any,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """As transformers' own, and nothing is left to chance: every key of the model and of the file must match.
+
+        Raises: CheckpointError for unreadable files, and for missing, unexpected or mismatched keys.
+        """
+        source = str(pretrained_model_name_or_path or "")
+        with readable(source):
+            loaded: Any = super().from_pretrained(
+                pretrained_model_name_or_path,
+                *args,
+                output_loading_info=True,
+                **{**kwargs, "ignore_mismatched_sizes": True},  # named below instead
+            )
+        model, info = loaded
+        unknown = [key for key in info["unexpected_keys"] if hasattr(model, "lm_head") or key != "lm_head.weight"]
+        refuse("lacks", sorted(info["missing_keys"]), source)
+        refuse("has unknown", sorted(unknown), source)
+        refuse("has other shapes for", sorted(str(key[0]) for key in info["mismatched_keys"]), source)
+        return (model, info) if output_loading_info else model
+
+    def get_decoder(self) -> nn.Module:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Qwen2.5-VL's text model."""
+        return self.model
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Of text."""
+        return self.model.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace those of text."""
+        self.model.embed_tokens = value  # pyright: ignore[reportAttributeAccessIssue]
+
+    def get_video_features(
+        self, pixel_values_videos: Float[Tensor, "patches values"], video_grid_thw: Int[Tensor, "videos 3"]
+    ) -> Float[Tensor, "tokens hidden"]:
+        """The tokens of all videos, one after another, each in the order time, row, column."""
+        return self.visual(pixel_values_videos.to(self.visual.dtype), grid_thw=video_grid_thw).pooler_output
+
+    def get_audio_features(
+        self, input_features: Float[Tensor, "pieces bins rows"]
+    ) -> Float[Tensor, "pieces tokens hidden"]:
+        """The tokens of each piece of 30 s."""
+        return self.audio(input_features)
+
+    def embed(
+        self,
+        input_ids: Int[Tensor, "batch prompt"],
+        pixel_values_videos: Float[Tensor, "patches values"] | None = None,
+        video_grid_thw: Int[Tensor, "videos 3"] | None = None,
+        input_features: Float[Tensor, "pieces bins rows"] | None = None,
+    ) -> Float[Tensor, "batch prompt hidden"]:
+        """The decoder's input: text embeddings, with the media's in place of their placeholders, in order.
+
+        Raises: MediaError if placeholders and media tokens differ in number (on the CPU, where looking costs nothing).
+        """
+        features = {}
+        if pixel_values_videos is not None:
+            if video_grid_thw is None:
+                raise MediaError("pixel_values_videos come without their sizes", "pass video_grid_thw")
+            features[self.config.video_token_id] = self.get_video_features(pixel_values_videos, video_grid_thw)
+        if input_features is not None:
+            features[self.config.audio_token_id] = self.get_audio_features(input_features).flatten(0, 1)
+        merged = self.model.embed_tokens(input_ids)
+        for token, rows in features.items():
+            place = input_ids == token
+            if place.device.type == "cpu" and int(place.sum()) != len(rows):
+                raise MediaError(
+                    f"the prompts hold {int(place.sum())} placeholders of id {token}, their media give {len(rows)}",
+                    "make the inputs with VideoSalmonn2PlusProcessor",
+                )
+            merged = merged.masked_scatter(place[..., None], rows.to(merged))
+        return merged
+
+    def position_ids(
+        self,
+        input_ids: Int[Tensor, "batch prompt"],
+        attention_mask: Tensor | None = None,
+        video_grid_thw: Int[Tensor, "videos 3"] | None = None,
+    ) -> Int[Tensor, "3 batch prompt"]:
+        """Positions of whole prompts on the axes time, height and width; 0 where the mask hides.
+
+        Raises: MediaError if videos and prompts do not fit, or for `positions="dataset"`, which needs the clips' times.
+        """
+        scheme = self.config.scheme
+        ids = input_ids.cpu().numpy()
+        known = attention_mask is not None and attention_mask.ndim == 2
+        mask = attention_mask.cpu().numpy() if known else np.ones_like(ids)  # pyright: ignore[reportOptionalMemberAccess]
+        sizes = [] if video_grid_thw is None else video_grid_thw.tolist()
+        shown = (ids == scheme.video_token_id).any(1)
+        if len(sizes) != shown.sum():
+            raise MediaError(
+                f"{shown.sum()} of the prompts show a video, video_grid_thw has {len(sizes)}",
+                "a prompt shows one clip; pass video_grid_thw with the prompts",
+            )
+        grids = iter([(time, height // scheme.merge, width // scheme.merge) for time, height, width in sizes])
+        positions = np.zeros((3, *ids.shape), np.int64)
+        for row, real in enumerate(mask.astype(bool)):
+            grid = next(grids) if shown[row] else None
+            positions[:, row, real] = row_positions(ids[row, real], grid, None, scheme)
+        return torch.from_numpy(positions).to(input_ids.device)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        video_grid_thw: Tensor | None = None,
+        input_features: Tensor | None = None,
+        feature_attention_mask: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast | tuple:
+        """Encode, merge, place, and run Qwen2.5-VL's own decoder.
+
+        input_ids: [batch, prompt], one placeholder id per media token. pixel_values_videos: [patches, values] of all
+        videos. video_grid_thw: [videos, 3], patches along time, height and width. input_features: [pieces, bins, rows]
+        of all sounds. feature_attention_mask: [pieces, rows], True where a row holds sound; unused, for layouts.
+        position_ids: [3, batch, prompt], or [4, ...] with the text's own before them. The processor gives them; without
+        them prompts are placed by `script`, and later tokens where the cache's prompt ended.
+        """
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if inputs_embeds is None and input_ids is not None:
+            if position_ids is None and not past:
+                position_ids = self.position_ids(input_ids, attention_mask, video_grid_thw)
+            inputs_embeds = self.embed(input_ids, pixel_values_videos, video_grid_thw, input_features)
+        if inputs_embeds is None:
+            raise MediaError("the model needs input_ids or inputs_embeds")
+        if position_ids is None:
+            if not past:
+                raise MediaError("inputs_embeds do not tell where the clip is", "pass position_ids")
+            position_ids = later_positions(past_key_values, past, inputs_embeds.shape[1], attention_mask)
+        outputs: Any = self.model(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        if not past and outputs.past_key_values is not None:
+            setattr(outputs.past_key_values, DELTA, deltas(position_ids, attention_mask))
+        return outputs
+
+
+class VideoSalmonn2PlusForConditionalGeneration(VideoSalmonn2PlusModel, GenerationMixin):
+    """video-SALMONN 2+."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+
+    def _add_head(self, text: Any) -> None:
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        video_grid_thw: Tensor | None = None,
+        input_features: Tensor | None = None,
+        feature_attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast | tuple:
+        """Logits [batch, kept, vocab]; arguments as `VideoSalmonn2PlusModel.forward`.
+
+        labels: [batch, prompt], -100 where there is none (media and padding). logits_to_keep: only the last so many.
+        """
+        outputs: Any = super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            pixel_values_videos=pixel_values_videos,
+            video_grid_thw=video_grid_thw,
+            input_features=input_features,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
+        loss = None
+        if labels is not None:
+            vocab = self.config.text_config.vocab_size
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        inputs_embeds: Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        use_cache: bool | None = True,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """As transformers' own; media are encoded in the first step only, unless there is no cache."""
+        mixin: Any = super()
+        inputs = mixin.prepare_inputs_for_generation(
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, use_cache=use_cache, **kwargs
+        )
+        if use_cache and not is_first_iteration:
+            for name in MEDIA:
+                inputs.pop(name, None)
+        return inputs
+
+    def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
+        """Three axes; transformers appends one to the last of each for every generated token."""
+        mixin: Any = super()
+        cache = model_kwargs.get("past_key_values")
+        if cache is not None and cache.get_seq_length():
+            places = mixin._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
+            return (places + cache_deltas(cache, places.shape[0])).expand(3, -1, -1)
+        ids = model_kwargs.get("input_ids", inputs_tensor)
+        if ids.ndim != 2 or not ids.shape[1]:
+            raise MediaError("inputs_embeds do not tell where the clip is", "pass position_ids")
+        return self.position_ids(ids, model_kwargs.get("attention_mask"), model_kwargs.get("video_grid_thw"))
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor | None, dict[str, Any]]:
+        """Repeat each prompt's media with the prompt."""
+        media = {name: kwargs.pop(name) for name in MEDIA if kwargs.get(name) is not None}
+        mixin: Any = super()
+        expanded, kwargs = mixin._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
+        if expand_size == 1 or input_ids is None:
+            return expanded, kwargs | media
+        for name, value in media.items():
+            groups = value.split(self._media_per_row(name, media, input_ids))
+            kwargs[name] = torch.cat([group for group in groups for _ in range(expand_size)])
+        return expanded, kwargs
+
+    def _media_per_row(self, name: str, media: Mapping[str, Tensor], input_ids: Tensor) -> list[int]:
+        """How many of the first axis belong to each row."""
+        if name in ("input_features", "feature_attention_mask"):
+            return ((input_ids == self.config.audio_token_id).sum(1) // PIECE_TOKENS).tolist()
+        videos = (input_ids == self.config.video_token_id).any(1).long().tolist()
+        if name == "video_grid_thw":
+            return videos
+        patches = iter(media["video_grid_thw"].prod(1).tolist())
+        return [next(patches) if video else 0 for video in videos]
+
+
+def deltas(position_ids: Tensor, attention_mask: Any) -> Tensor | None:
+    """What to add to a later token's place in its row: [batch, 1]; None under masks of a form that hides it."""
+    if attention_mask is not None and not (isinstance(attention_mask, Tensor) and attention_mask.ndim == 2):
+        return None
+    last = position_ids[-1] if position_ids.ndim == 3 else position_ids
+    real = position_ids.shape[-1] if attention_mask is None else attention_mask.long().sum(1, keepdim=True)
+    return last[:, -1:] + 1 - real
+
+
+def cache_deltas(cache: Any, batch: int) -> Tensor:
+    """The deltas that a prefill left with its cache, one per row of a batch that may hold each row several times.
+
+    Raises: MediaError if there are none.
+    """
+    delta = getattr(cache, DELTA, None)
+    if delta is None or batch % delta.shape[0]:
+        raise MediaError("the cache does not tell where its prompts ended", "pass position_ids")
+    return delta.repeat_interleave(batch // delta.shape[0], dim=0)
+
+
+def later_positions(cache: Any, past: int, new: int, attention_mask: Any) -> Tensor:
+    """Positions [3, batch, new] of tokens after a cached prompt: they go on from its last one, on all axes alike."""
+    if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
+        places = (attention_mask.long().cumsum(-1) - 1)[:, -new:]
+        return (places + cache_deltas(cache, len(places))).expand(3, -1, -1)
+    delta = getattr(cache, DELTA, None)
+    delta = cache_deltas(cache, 1 if delta is None else len(delta))
+    return (torch.arange(past, past + new, device=delta.device) + delta).expand(3, -1, -1)

@@ -1,0 +1,49 @@
+"""The ears: Whisper's encoder, the Q-Former, and the projection to the decoder. Names are the original's."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from fastav.models.video_salmonn2_plus.configuration import VideoSalmonn2PlusAudioConfig
+from fastav.models.video_salmonn2_plus.qformer import QFormer, windows
+from fastav.models.video_salmonn2_plus.scheme import PIECE_TOKENS
+
+
+class SpeechTower(WhisperEncoder):
+    """Whisper's encoder, a Q-Former that turns every half second into one token, and a projection to the decoder."""
+
+    config: VideoSalmonn2PlusAudioConfig
+
+    def __init__(self, config: VideoSalmonn2PlusAudioConfig, out_hidden_size: int) -> None:
+        super().__init__(config)
+        shape = config.qformer
+        self.qformer = QFormer(shape)
+        self.q_tokens = nn.Parameter(torch.zeros(1, shape.query_length, shape.hidden_size))
+        self.audio_proj = nn.Linear(shape.hidden_size, out_hidden_size)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, SpeechTower):
+            init.normal_(module.q_tokens, std=self.config.init_std)
+
+    def hear(self, input_features: Float[Tensor, "pieces bins rows"]) -> Float[Tensor, "pieces frames width"]:
+        """Whisper's features of each piece."""
+        whisper: Any = super()
+        return whisper.forward(input_features.to(self.dtype)).last_hidden_state
+
+    def summarize(self, speech: Float[Tensor, "pieces frames width"]) -> Float[Tensor, "windows queries hidden"]:
+        """The Q-Former's reading of every window."""
+        window = windows(speech, speech.shape[1] // PIECE_TOKENS)
+        return self.qformer(self.q_tokens.expand(len(window), -1, -1), window)
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, input_features: Float[Tensor, "pieces bins rows"]
+    ) -> Float[Tensor, "pieces tokens hidden"]:
+        """The tokens of each piece of 30 s."""
+        tokens = self.audio_proj(self.summarize(self.hear(input_features)))
+        return tokens.reshape(len(input_features), -1, tokens.shape[-1])

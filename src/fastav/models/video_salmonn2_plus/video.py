@@ -1,0 +1,61 @@
+"""From decoded video to pixels: which frames, how they are scaled, and how they are cut into patches."""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+from torch import Tensor
+from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from fastav.media import VideoTrack
+from fastav.models.video_salmonn2_plus.scheme import Scheme
+
+READ_BYTES = 2**28  # frames of a file are read and scaled in groups of about this size
+
+Frames = UInt8[np.ndarray, "frames height width 3"]
+
+
+def sample_frames(frames: int, count: int) -> Int[np.ndarray, " sampled"]:
+    """Which of a clip's frames the model sees: evenly spaced from the first to the last; repeated if there are fewer.
+
+    Source: bytedance/video-SALMONN-2 at 61faec0.
+    """
+    return np.linspace(0, frames - 1, count).astype(np.int64)
+
+
+def read_frames(track: VideoTrack, indices: Int[np.ndarray, " sampled"], scheme: Scheme) -> Frames:
+    """These frames of a track, scaled as the model takes them; never more than a few at their full size."""
+    size = scheme.size(len(indices), track.height, track.width)
+    group = max(1, READ_BYTES // (track.width * track.height * 3))
+    groups = [indices[start : start + group] for start in range(0, len(indices), group)]
+    return np.concatenate([resized(track.read(some), size) for some in groups])
+
+
+def resized(
+    frames: UInt8[np.ndarray, "frames height width 3"], size: tuple[int, int]
+) -> UInt8[np.ndarray, "frames newheight newwidth 3"]:
+    """Frames of this height and width (bicubic); those that have it already are left alone."""
+    if frames.shape[1:3] == size:
+        return frames
+    height, width = size
+    return np.stack(
+        [np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC)) for frame in frames]
+    )
+
+
+def patches(frames: Frames, scheme: Scheme) -> Float[Tensor, "patches values"]:
+    """Scaled frames as patches, in the order that Qwen2.5-VL's tower takes them.
+
+    Patches go by time, then by token (row, column), then within the token; values by channel, frame, row, column.
+    A last frame without a partner is repeated. Frames' height and width must be multiples of a token's side.
+    """
+    size, merge, temporal = scheme.patch_size, scheme.merge, scheme.temporal
+    missing = -len(frames) % temporal
+    frames = np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])
+    count, height, width, _ = frames.shape
+    scaled = (frames.astype(np.float64) * (1 / 255)).astype(np.float32)
+    scaled = (scaled - np.array(OPENAI_CLIP_MEAN, np.float32)) / np.array(OPENAI_CLIP_STD, np.float32)
+    rows, columns = height // (merge * size), width // (merge * size)
+    split = scaled.reshape(count // temporal, temporal, rows, merge, size, columns, merge, size, 3)
+    ordered = split.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
+    return torch.from_numpy(ordered.reshape(-1, 3 * temporal * size * size))
