@@ -101,5 +101,7 @@ def test_a_track_that_is_not_there_is_missed():
     assert pipe(sound, "Please describe the audio:", max_new_tokens=1).prompt_tokens.keys() == {"text", "audio"}
     with pytest.raises(UnknownName, match="did you mean audio"):
         pipe(sound, "What?", use="adio")
+    with pytest.raises(FastAVError, match="exceed the model's 32768"):
+        pipe(sound, "What?", max_new_tokens=32768)
     with pytest.raises(PlanError, match="max_new_tokens"):
         pipe(sound, "What?", max_new_tokens=0)

@@ -35,8 +35,8 @@ def flops(
     """Count a prefill's FLOPs and KV bytes, with and without a plan.
 
     From the configuration alone, without weights: by the paper's formula, and exactly (grouped-query attention, SwiGLU,
-    causal). Of VideoLLaMA2 the default prompt is the paper's: 676 video + 1,496 audio + 44 text tokens. The paper's
-    column for P = 0, 10, 20, 30 is --drop 0, 10, 20, 30.
+    causal). The default prompt is an example of the model; VideoLLaMA2's of 676 video + 1,496 audio + 44 text tokens
+    reproduces the paper's column for P = 0, 10, 20, 30: --drop 0, 10, 20, 30.
     """
     with working(f"reading {model}"), hushed():
         from fastav import pipelines

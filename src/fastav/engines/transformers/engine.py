@@ -13,7 +13,7 @@ from fastav.engine import Answer, Engine, Saving
 from fastav.engines.transformers import guards
 from fastav.engines.transformers.pruner import prune
 from fastav.engines.transformers.stopwatch import PeakMemory, Phases
-from fastav.errors import PlanError
+from fastav.errors import FastAVError, PlanError
 from fastav.flops import kv_bytes, prefill_flops
 from fastav.method import Signal, method_of
 from fastav.plan import Plan
@@ -46,7 +46,7 @@ class TransformersEngine(Engine):
         for _, method in methods:
             if lacking := method.needs - cls.provides:
                 raise PlanError(
-                    f"{type(method).__name__} needs {', '.join(lacking)}, which requests do not carry",
+                    f"the plan needs {', '.join(lacking)} scores, which only a caller can bring along",
                     "prune the model yourself: fastav.prune(model, plan, scores=...)",
                 )
         guards.check_decoder(decoder, methods)
@@ -69,6 +69,7 @@ class TransformersEngine(Engine):
         start = time.perf_counter()
         prepared = self.adapter.prepare(self.processor, requests)
         media = time.perf_counter() - start
+        self._require_room(max(map(len, prepared.layouts)), max_new_tokens)
         inputs = {name: self._to_device(tensor) for name, tensor in prepared.inputs.items()}
         tokenizer: Any = getattr(self.processor, "tokenizer", None)
         streamer = _Stream(tokenizer, on_text) if on_text and len(requests) == 1 else None
@@ -87,6 +88,14 @@ class TransformersEngine(Engine):
             self._answer(tokenizer, prepared, plan, row, new[row], kept[row], seconds, memory.bytes())
             for row in range(len(requests))
         )
+
+    def _require_room(self, prompt: int, new: int) -> None:
+        config: Any = self.model.config.get_text_config(decoder=True)
+        if prompt + new > config.max_position_embeddings:
+            raise FastAVError(
+                f"a prompt of {prompt} tokens and {new} new ones exceed the model's {config.max_position_embeddings}",
+                "ask for a shorter answer, or about less of the clip",
+            )
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         dtype = self.model.dtype if tensor.is_floating_point() else tensor.dtype
