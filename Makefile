@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-slow check format bench gpu clean
+.PHONY: help setup demo test test-slow compat check format bench gpu clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 12
@@ -27,6 +27,9 @@ test: $(READY)  ## the tests that every change must pass
 test-slow: $(READY)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
+compat: $(READY)  ## the tests against the oldest and the newest supported transformers
+	$(BIN)/python tests/compat.py
+
 check: $(READY)  ## format, lint, types, import order
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -44,4 +47,4 @@ gpu:  ## on a CUDA machine with torch and transformers: the real 7B shape; JSON 
 	PYTHONPATH=src $(PYTHON) -m fastav.bench --shape videollama2 --device cuda --out results
 
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .compat .pytest_cache .ruff_cache .hypothesis .import_linter_cache

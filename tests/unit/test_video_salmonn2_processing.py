@@ -9,8 +9,8 @@ import torch
 from transformers import AutoProcessor
 
 from fastav.errors import CheckpointError, MediaError
+from fastav.models._prompts import QWEN2_TEMPLATE
 from fastav.models.video_salmonn2 import Scheme, VideoSalmonn2Processor, log_mel, sample_frames
-from fastav.models.videollama2.processing import QWEN2_TEMPLATE
 
 TINY = Path(__file__).parents[1] / "reference" / "video_salmonn2"
 RANDOM = np.random.default_rng(0)

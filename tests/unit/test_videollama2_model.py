@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
 from fastav.errors import MediaError
+from fastav.models._generation import positions
 from fastav.models.videollama2 import (
     VideoLlama2ForConditionalGeneration,
     VideoLlama2Processor,
@@ -20,7 +21,6 @@ from fastav.models.videollama2 import (
 )
 from fastav.models.videollama2.audio import mel_filters, resample
 from fastav.models.videollama2.beats import PositionConv, relative_buckets
-from fastav.models.videollama2.modeling import positions
 
 TINY = Path(__file__).parents[1] / "reference" / "videollama2"
 RANDOM = np.random.default_rng(0)

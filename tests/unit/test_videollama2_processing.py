@@ -9,8 +9,8 @@ import torch
 from transformers import AutoProcessor, AutoTokenizer
 
 from fastav.errors import CheckpointError, MediaError
+from fastav.models._prompts import QWEN2_TEMPLATE
 from fastav.models.videollama2 import VideoLlama2Processor, clip_bounds, file_features, soundtrack_features
-from fastav.models.videollama2.processing import QWEN2_TEMPLATE
 
 TINY = Path(__file__).parents[1] / "reference" / "videollama2"
 RANDOM = np.random.default_rng(0)

@@ -1,25 +1,24 @@
 """What the rest of fastav must know about video-SALMONN 2."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from fastav.adapter import ModelAdapter, Prepared, Request
 from fastav.errors import CheckpointError, MissingTrack
 from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
+from fastav.models._adapters import host, of_places, qwen2_shape, with_seconds
+from fastav.models._checkpoint import load, readable
 from fastav.models.video_salmonn2.audio import left_channel
 from fastav.models.video_salmonn2.configuration import VideoSalmonn2Config
 from fastav.models.video_salmonn2.modeling import VideoSalmonn2ForConditionalGeneration
 from fastav.models.video_salmonn2.processing import VideoSalmonn2Processor
 from fastav.models.video_salmonn2.scheme import COLUMNS, HOP, PIECE_SECONDS, RATE, Scheme
 from fastav.models.video_salmonn2.video import sample_frames
-from fastav.models.videollama2.loading import readable
-from fastav.models.videollama2.processing import HUB_OPTIONS
 from fastav.plan import Frames, Keep, Plan
 from fastav.presets import fastav, trim
 
@@ -52,11 +51,13 @@ class VideoSalmonn2Adapter(ModelAdapter):
 
         Raises: CheckpointError if keys are missing, left over, or of another shape, or files cannot be read.
         """
-        hub = {name: options[name] for name in HUB_OPTIONS if name in options}
-        with readable(source):
-            VideoSalmonn2Config.from_pretrained(source, **hub)  # the clearest of errors if there is nothing there
-            processor = VideoSalmonn2Processor.from_pretrained(source, **hub)
-        return VideoSalmonn2ForConditionalGeneration.from_pretrained(source, **options).eval(), processor
+        return load(
+            source,
+            options,
+            config=VideoSalmonn2Config,
+            processor=VideoSalmonn2Processor,
+            model=VideoSalmonn2ForConditionalGeneration,
+        )
 
     def prepare(self, processor: ProcessorMixin, requests: Sequence[Request]) -> Prepared:
         """Decode, sample and tokenize a batch of requests.
@@ -100,15 +101,7 @@ class VideoSalmonn2Adapter(ModelAdapter):
 
     def shape(self, config: PreTrainedConfig) -> DecoderShape:
         """The dimensions of the Qwen2 decoder."""
-        return DecoderShape(
-            layers=config.num_hidden_layers,
-            hidden=config.hidden_size,
-            intermediate=config.intermediate_size,
-            heads=config.num_attention_heads,
-            kv_heads=config.num_key_value_heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-            vocab=config.vocab_size,
-        )
+        return qwen2_shape(config)
 
     def decoder(self, model: PreTrainedModel) -> nn.Module:
         """Qwen2."""
@@ -169,12 +162,12 @@ def _timed(scheme: Scheme, inputs: Mapping[str, Any], clips: Sequence[Mapping[st
         video, audio = layout.modality == Modality.VIDEO, layout.modality == Modality.AUDIO
         second[video] = clip["shown"][layout.frame[video]]
         second[audio] = [next(heard) for _ in range(audio.sum())]
-        yield replace(layout, second=np.where(layout.padding, np.nan, second).astype(np.float32))
+        yield with_seconds(layout, second)
 
 
 def _layouts(scheme: Scheme, inputs: Mapping[str, Any]) -> Iterator[Layout]:
-    ids = _host(inputs["input_ids"])
-    mask = np.ones_like(ids) if inputs.get("attention_mask") is None else _host(inputs["attention_mask"])
+    ids = host(inputs["input_ids"])
+    mask = np.ones_like(ids) if inputs.get("attention_mask") is None else host(inputs["attention_mask"])
     silent = iter(_silent(scheme, inputs))
     for row, kept in zip(ids, mask.astype(bool), strict=True):
         yield _layout(scheme, row[kept], silent)
@@ -185,18 +178,13 @@ def _silent(scheme: Scheme, inputs: Mapping[str, Any]) -> np.ndarray:
     columns, index = inputs.get("feature_attention_mask"), inputs.get("audio_index")
     if columns is None:
         return np.zeros(0, bool)
-    silent = ~scheme.heard(_host(columns).astype(bool))
-    return silent if index is None else silent[_host(index)]
+    silent = ~scheme.heard(host(columns).astype(bool))
+    return silent if index is None else silent[host(index)]
 
 
 def _layout(scheme: Scheme, ids: np.ndarray, silent: Iterator[np.bool_]) -> Layout:
     video, audio = ids == scheme.video_token_id, ids == scheme.audio_token_id
-    modality = np.where(video, Modality.VIDEO, np.where(audio, Modality.AUDIO, Modality.TEXT)).astype(np.int8)
     frame = np.where(video | audio, (np.cumsum(video) - 1) // scheme.frame_tokens, -1)
     padding = np.zeros(len(ids), bool)
     padding[audio] = [next(silent, False) for _ in range(audio.sum())]
-    return replace(Layout.of(Modality.TEXT, len(ids), frame=frame, padding=padding), modality=modality)
-
-
-def _host(values: Any) -> np.ndarray:
-    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    return of_places(video, audio, frame=frame, padding=padding)

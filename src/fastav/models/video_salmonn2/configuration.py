@@ -3,13 +3,14 @@
 import json
 import os
 import re
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, no_type_check
 
 from transformers import Qwen2Config, SiglipVisionConfig, WhisperConfig
 
-from fastav.errors import CheckpointError, UnsupportedModel
+from fastav.errors import UnsupportedModel
+from fastav.models._configuration import from_fields, refuse_other_kind
 from fastav.models.video_salmonn2.qformer import QFormerShape
 from fastav.models.video_salmonn2.scheme import Scheme
 
@@ -104,7 +105,7 @@ class VideoSalmonn2Config(Qwen2Config):
     def __post_init__(self, **kwargs: Any) -> None:
         self.vision_config = _sub(SiglipVisionConfig, self.vision_config, SIGLIP_SHAPE | {"vision_use_head": False})
         self.speech_config = _sub(WhisperConfig, self.speech_config, WHISPER_SHAPE)
-        self.qformer_config = asdict(_qformer(self.qformer_config or {}))
+        self.qformer_config = asdict(from_fields(QFormerShape, "qformer_config", self.qformer_config or {}))
         for back, name in enumerate(PLACEHOLDERS, start=1):
             if getattr(self, name) is None:
                 setattr(self, name, self.vocab_size - back)
@@ -150,9 +151,7 @@ class VideoSalmonn2Config(Qwen2Config):
 
         Raises: CheckpointError if it is another model's.
         """
-        kind = config_dict.get("model_type") or cls.model_type
-        if kind != cls.model_type:
-            raise CheckpointError(f"this is the configuration of a {kind} model, not of {cls.model_type}")
+        refuse_other_kind(config_dict, cls.model_type)
         path = Path(str(kwargs.get("name_or_path") or config_dict.get("name_or_path") or ""), AUX)
         aux = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         return super().from_dict(gathered(config_dict, aux), **kwargs)
@@ -180,10 +179,3 @@ def gathered(written: dict[str, Any], aux: dict[str, Any]) -> dict[str, Any]:
 
 def _sub(kind: type, given: Any, shape: dict[str, Any]) -> Any:
     return given if isinstance(given, kind) else kind(**(shape | (given or {})))
-
-
-def _qformer(given: dict[str, Any]) -> QFormerShape:
-    unknown = set(given) - {field.name for field in fields(QFormerShape)}
-    if unknown:
-        raise CheckpointError(f"qformer_config has unknown keys: {', '.join(sorted(unknown))}")
-    return QFormerShape(**given)

@@ -1,30 +1,27 @@
 """video-SALMONN 2: SigLIP, Whisper and a Q-Former in front of a Qwen2 decoder. Parameters have the original's names."""
 
 import math
-import os
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import GenerationMixin, LogitsProcessorList, Qwen2Model, SiglipVisionModel
+from transformers import GenerationMixin, Qwen2Model, SiglipVisionModel
 from transformers import initialization as init
-from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.qwen2.modeling_qwen2 import Qwen2PreTrainedModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils.generic import can_return_tuple
 
 from fastav.errors import MediaError
-from fastav.models.video_salmonn2 import loading
+from fastav.models._checkpoint import StrictLoading, refuse_differences
+from fastav.models._generation import GeneratedPenalty, MediaGeneration, positions, repeat_groups
+from fastav.models._layers import mlp
 from fastav.models.video_salmonn2.configuration import VideoSalmonn2Config
 from fastav.models.video_salmonn2.qformer import Embeddings, QFormer
-from fastav.models.videollama2.connector import mlp
-from fastav.models.videollama2.loading import readable
-from fastav.models.videollama2.modeling import positions
 
-PER_ROW = ("pixel_values_videos", "audio_index")  # repeated with a prompt that is repeated; the rest is shared
-MEDIA = (*PER_ROW, "input_features", "feature_attention_mask", "piece_index")
+UNUSED = "speech_Qformer.bert.embeddings.position_ids"
 
 
 class VisionTower(nn.Module):
@@ -155,9 +152,12 @@ class VideoSalmonn2Model(VideoSalmonn2PreTrainedModel, Qwen2Model):
         )
 
 
-class VideoSalmonn2ForConditionalGeneration(VideoSalmonn2PreTrainedModel, GenerationMixin):
+class VideoSalmonn2ForConditionalGeneration(
+    StrictLoading, GeneratedPenalty, MediaGeneration, VideoSalmonn2PreTrainedModel, GenerationMixin
+):
     """video-SALMONN 2."""
 
+    media_inputs = ("pixel_values_videos", "input_features", "feature_attention_mask", "audio_index", "piece_index")
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: VideoSalmonn2Config) -> None:
@@ -174,29 +174,6 @@ class VideoSalmonn2ForConditionalGeneration(VideoSalmonn2PreTrainedModel, Genera
         self.speech_llama_proj = nn.Linear(query, config.hidden_size)
         self.final_linear = mlp(config.hidden_size, config.hidden_size, 2) if config.use_final_linear else nn.Identity()
         self.post_init()
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike | None,
-        *args: Any,
-        output_loading_info: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        """As transformers' own, and nothing is left to chance: every key of the model and of the file must match.
-
-        Raises: CheckpointError for unreadable files, and for missing, unexpected or mismatched keys.
-        """
-        with readable(pretrained_model_name_or_path):
-            loaded: Any = super().from_pretrained(
-                pretrained_model_name_or_path,
-                *args,
-                output_loading_info=True,
-                **{**kwargs, "ignore_mismatched_sizes": True},  # named by `complete` instead
-            )
-            model, info = loaded
-            loading.complete(model, info, str(pretrained_model_name_or_path or ""))
-        return (model, info) if output_loading_info else model
 
     def get_video_features(
         self, pixel_values_videos: Float[Tensor, "frames 3 height width"]
@@ -289,70 +266,28 @@ class VideoSalmonn2ForConditionalGeneration(VideoSalmonn2PreTrainedModel, Genera
             use_cache=use_cache,
             **kwargs,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        return self._with_head(outputs, labels, logits_to_keep, **kwargs)
 
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: Tensor,
-        inputs_embeds: Tensor | None = None,
-        is_first_iteration: bool | None = False,
-        use_cache: bool | None = True,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """As transformers' own; media are encoded in the first step only, unless there is no cache."""
-        mixin: Any = super()
-        inputs = mixin.prepare_inputs_for_generation(
-            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, use_cache=use_cache, **kwargs
-        )
-        if use_cache and not is_first_iteration:
-            for name in MEDIA:
-                inputs.pop(name, None)
-        return inputs
+    def _complete(self, info: dict[str, Any], source: str) -> None:
+        """A checkpoint may lack a buffer of numbers that nothing reads."""
+        info["missing_keys"] = set(info["missing_keys"]) - {UNUSED}
+        refuse_differences(info, source)
 
-    def _get_logits_processor(
-        self, *args: Any, input_ids_seq_length: int | None = None, **kwargs: Any
-    ) -> LogitsProcessorList:
-        """The original generates from embeddings, so a repetition penalty sees generated tokens only."""
-        mixin: Any = super()
-        processors = mixin._get_logits_processor(*args, input_ids_seq_length=input_ids_seq_length, **kwargs)
-        for processor in processors:
-            if isinstance(processor, RepetitionPenaltyLogitsProcessor) and processor.prompt_ignore_length is None:
-                processor.prompt_ignore_length = input_ids_seq_length
-        return processors
-
-    def _expand_inputs_for_generation(
-        self,
-        expand_size: int = 1,
-        is_encoder_decoder: bool = False,
-        input_ids: Tensor | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor | None, dict[str, Any]]:
-        """Repeat each prompt's frames with the prompt; sounds are encoded once, and their tokens repeated."""
-        media = {name: kwargs.pop(name) for name in MEDIA if kwargs.get(name) is not None}
-        mixin: Any = super()
-        expanded, kwargs = mixin._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
-        if expand_size == 1 or input_ids is None:
-            return expanded, kwargs | media
-        scheme, sound = self.config.scheme, media.get("input_features")
+    def _repeat_media(self, media: Mapping[str, Tensor], input_ids: Tensor, times: int) -> dict[str, Tensor]:
+        """Frames are repeated with their prompt; sounds are encoded once, and their tokens repeated."""
+        scheme, repeated = self.config.scheme, dict(media)
+        sound = media.get("input_features")
         if sound is not None and "audio_index" not in media:
-            media["audio_index"] = torch.arange(len(sound) * scheme.piece_tokens, device=sound.device)
-        sizes = ((scheme.video_token_id, scheme.frame_tokens), (scheme.audio_token_id, 1))
-        for name, (token, size) in zip(PER_ROW, sizes, strict=True):
-            if name in media:
-                groups = media[name].split(((input_ids == token).sum(1) // size).tolist())
-                media[name] = torch.cat([group for group in groups for _ in range(expand_size)])
-        return expanded, kwargs | media
+            repeated["audio_index"] = torch.arange(len(sound) * scheme.piece_tokens, device=sound.device)
+        sizes = {
+            "pixel_values_videos": (scheme.video_token_id, scheme.frame_tokens),
+            "audio_index": (scheme.audio_token_id, 1),
+        }
+        for name, (token, size) in sizes.items():
+            if name in repeated:
+                groups = ((input_ids == token).sum(1) // size).tolist()
+                repeated[name] = repeat_groups(repeated[name], groups, times)
+        return repeated
 
 
 def piece_marks(piece_index: Int[Tensor, " pieces"], hidden: int) -> Float[Tensor, "pieces hidden"]:

@@ -2,25 +2,25 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, NamedTuple, no_type_check
+from typing import Any, ClassVar, NamedTuple, no_type_check
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import BatchFeature, ProcessorMixin
+from transformers import BatchFeature
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from fastav.errors import CheckpointError, MediaError
+from fastav.models._pixels import pixel_values
+from fastav.models._prompts import QWEN2_TEMPLATE, ClipProcessor, checked_frames, checked_sound, per_prompt
 from fastav.models.video_salmonn2.audio import log_mel
 from fastav.models.video_salmonn2.configuration import VideoSalmonn2Config
 from fastav.models.video_salmonn2.scheme import RATE, Scheme
-from fastav.models.video_salmonn2.video import pixel_values
-from fastav.models.videollama2.processing import HUB_OPTIONS, QWEN2_TEMPLATE
 
 VIDEO, AUDIO = "<video>", "<audio>"
 
 
-class VideoSalmonn2Processor(ProcessorMixin):
+class VideoSalmonn2Processor(ClipProcessor):
     """Tokenizer, frames and sound of video-SALMONN 2.
 
     One prompt shows one clip: its frames, its sound, or both. Of each prompt the first `<video>` (the first `<audio>`
@@ -31,6 +31,9 @@ class VideoSalmonn2Processor(ProcessorMixin):
     `from_pretrained` then takes it from the model's configuration.
     Raises: CheckpointError if the tokenizer uses the ids of the placeholders.
     """
+
+    model_config = VideoSalmonn2Config
+    places: ClassVar[Mapping[str, str]] = {"video": f"{VIDEO}\n\n", "audio": f"{AUDIO}\n\n"}
 
     @no_type_check  # transformers reads this function's own argument names, which a checking wrapper would hide
     def __init__(
@@ -53,32 +56,6 @@ class VideoSalmonn2Processor(ProcessorMixin):
     def media(self) -> Scheme:
         """How a clip becomes tokens."""
         return Scheme(**self.scheme)
-
-    @classmethod
-    def get_processor_dict(
-        cls, pretrained_model_name_or_path: Any, **kwargs: Any
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As transformers' own; the scheme is the model configuration's where there is no processor file."""
-        hub = {name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name)}
-        found, rest = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
-        if "scheme" not in found:
-            config = VideoSalmonn2Config.from_pretrained(pretrained_model_name_or_path, **hub)
-            found["scheme"] = asdict(config.scheme)
-        return found, rest
-
-    def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
-        """Render a conversation (or a list of them); a string unless `tokenize=True`.
-
-        Contents may be strings, or lists of parts of type "video", "audio" and "text": a video, with or without its
-        audio, becomes `<video>` and two newlines, audio alone `<audio>` and two newlines.
-        Raises: MediaError for parts of another type.
-        """
-        if conversation and isinstance(conversation[0], Mapping):
-            messages: Any = _flat(conversation)
-        else:
-            messages = [_flat(one) for one in conversation]
-        kwargs.setdefault("tokenize", False)
-        return self.tokenizer.apply_chat_template(messages, chat_template=chat_template or self.chat_template, **kwargs)
 
     def prompt(self, question: str, *, video: bool, audio: bool = False) -> str:
         """One question about a clip, rendered up to where the model answers."""
@@ -113,9 +90,11 @@ class VideoSalmonn2Processor(ProcessorMixin):
         if sampling_rate != RATE:
             raise MediaError(f"sound must be at {RATE} Hz, got {sampling_rate}", "resample it first")
         prompts = [text] if isinstance(text, str) else list(text)
-        clips = [None if clip is None else _frames(clip) for clip in _per_prompt("videos", videos, len(prompts), 4)]
-        sounds = [None if one is None else _sound(one) for one in _per_prompt("audio", audio, len(prompts), 1)]
-        times = _per_prompt("video_seconds", video_seconds, len(prompts), 0)
+        clips = [
+            None if clip is None else checked_frames(clip) for clip in per_prompt("videos", videos, len(prompts), 4)
+        ]
+        sounds = [None if one is None else checked_sound(one) for one in per_prompt("audio", audio, len(prompts), 1)]
+        times = per_prompt("video_seconds", video_seconds, len(prompts), 0)
         rows = [self._row(*row) for row in zip(prompts, clips, sounds, times, strict=True)]
         data = self._pad([row.ids for row in rows])
         if any(clip is not None for clip in clips):
@@ -167,9 +146,6 @@ class VideoSalmonn2Processor(ProcessorMixin):
         rest = after.removeprefix("\n")
         return [*self._tokens(before), *run, *self._tokens(newline), *self._tokens(rest)]
 
-    def _tokens(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-
     def _join(self, rows: "list[_Row]") -> dict[str, Tensor]:
         """The sounds of a batch one after another; indices count through all of them."""
         pieces = [len(row.mel) for row in rows]
@@ -181,17 +157,6 @@ class VideoSalmonn2Processor(ProcessorMixin):
             "piece_index": torch.cat([torch.arange(count) for count in pieces]),
         }
 
-    def _pad(self, rows: list[list[int]]) -> dict[str, Tensor]:
-        pad = self.tokenizer.pad_token_id
-        pad = self.tokenizer.eos_token_id if pad is None else pad
-        width = max(map(len, rows))
-        ids = torch.full((len(rows), width), 0 if pad is None else pad)
-        mask = torch.zeros(len(rows), width, dtype=torch.long)
-        for row, tokens in enumerate(rows):
-            ids[row, width - len(tokens) :] = torch.tensor(tokens)
-            mask[row, width - len(tokens) :] = 1
-        return {"input_ids": ids, "attention_mask": mask}
-
 
 class _Row(NamedTuple):
     """One prompt: its ids, which audio token each audio placeholder is, and its sound, if it has any."""
@@ -200,46 +165,3 @@ class _Row(NamedTuple):
     index: np.ndarray
     mel: Any
     columns: Any
-
-
-def _frames(clip: Any) -> np.ndarray:
-    frames = np.asarray(clip)
-    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
-        raise MediaError(
-            f"a video must be uint8 frames [frames, height, width, 3], got {frames.dtype} {list(frames.shape)}"
-        )
-    return frames
-
-
-def _sound(sound: Any) -> np.ndarray:
-    samples = np.asarray(sound)
-    if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
-        raise MediaError("sound must be mono float samples in [-1, 1]")
-    return samples
-
-
-def _per_prompt(name: str, value: Any, prompts: int, ndim: int) -> list[Any]:
-    """One value per prompt: a lone number or None goes to all, of anything else there must be as many."""
-    if value is None or (ndim == 0 and np.ndim(value) == 0):
-        return [value] * prompts
-    if isinstance(value, np.ndarray) and value.ndim == ndim:
-        value = [value]
-    if len(value) != prompts:
-        raise MediaError(
-            f"{name} must have one entry per prompt ({prompts}), got {len(value)}", "None where it has none"
-        )
-    return list(value)
-
-
-def _flat(conversation: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [{**message, "content": _content(message["content"])} for message in conversation]
-
-
-def _content(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    kinds = [part["type"] for part in content]
-    if unknown := set(kinds) - {"video", "audio", "text"}:
-        raise MediaError(f"a message part cannot be of type {', '.join(sorted(unknown))}", "use video, audio and text")
-    place = f"{VIDEO}\n\n" if "video" in kinds else f"{AUDIO}\n\n" if "audio" in kinds else ""
-    return place + "".join(part["text"] for part in content if part["type"] == "text")

@@ -1,10 +1,7 @@
-"""From decoded video to pixels: which frames, and how they are scaled."""
+"""From decoded video to pixels: which frames."""
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int, UInt8
-from PIL import Image
-from torch import Tensor
+from jaxtyping import Int
 
 from fastav.models.video_salmonn2.scheme import Scheme
 
@@ -22,10 +19,3 @@ def sample_frames(frames: int, fps: float | int, scheme: Scheme | None = None) -
     if len(indices) > scheme.max_frames:
         indices = np.linspace(0, frames - 1, scheme.max_frames).astype(np.int64)
     return indices
-
-
-def pixel_values(frames: UInt8[np.ndarray, "frames height width 3"], size: int) -> Float[Tensor, "frames 3 size size"]:
-    """Frames as SigLIP takes them: resized (bicubic, the aspect ratio is not kept), each value in [-1, 1]."""
-    pictures = [np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC)) for frame in frames]
-    scaled = (np.stack(pictures) * (1 / 255)).astype(np.float32)
-    return torch.from_numpy((scaled - np.float32(0.5)) / np.float32(0.5)).permute(0, 3, 1, 2).contiguous()

@@ -1,18 +1,19 @@
 """What the rest of fastav must know about video-SALMONN 2+."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 from typing import Any, ClassVar
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from fastav.adapter import ModelAdapter, Prepared, Request
 from fastav.errors import CheckpointError, MissingTrack
 from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
+from fastav.models._adapters import host, of_places, qwen2_shape, with_seconds
+from fastav.models._checkpoint import load, readable
 from fastav.models.video_salmonn2_plus.configuration import VideoSalmonn2PlusConfig
 from fastav.models.video_salmonn2_plus.modeling import VideoSalmonn2PlusForConditionalGeneration
 from fastav.models.video_salmonn2_plus.processing import VideoSalmonn2PlusProcessor
@@ -26,8 +27,6 @@ from fastav.models.video_salmonn2_plus.scheme import (
     audio_tokens,
 )
 from fastav.models.video_salmonn2_plus.video import read_frames, sample_frames
-from fastav.models.videollama2.loading import readable
-from fastav.models.videollama2.processing import HUB_OPTIONS
 from fastav.plan import Keep, Plan, Share
 from fastav.presets import fastav, trim
 
@@ -62,11 +61,13 @@ class VideoSalmonn2PlusAdapter(ModelAdapter):
 
         Raises: CheckpointError if keys are missing, left over, or of another shape, or files cannot be read.
         """
-        hub = {name: options[name] for name in HUB_OPTIONS if name in options}
-        with readable(source):
-            VideoSalmonn2PlusConfig.from_pretrained(source, **hub)  # the clearest of errors if there is nothing there
-            processor = VideoSalmonn2PlusProcessor.from_pretrained(source, **hub)
-        return VideoSalmonn2PlusForConditionalGeneration.from_pretrained(source, **options).eval(), processor
+        return load(
+            source,
+            options,
+            config=VideoSalmonn2PlusConfig,
+            processor=VideoSalmonn2PlusProcessor,
+            model=VideoSalmonn2PlusForConditionalGeneration,
+        )
 
     def prepare(self, processor: ProcessorMixin, requests: Sequence[Request]) -> Prepared:
         """Decode, sample and tokenize a batch of requests.
@@ -118,16 +119,7 @@ class VideoSalmonn2PlusAdapter(ModelAdapter):
 
     def shape(self, config: PreTrainedConfig) -> DecoderShape:
         """The dimensions of the Qwen2.5 decoder."""
-        text: Any = config.get_text_config(decoder=True)
-        return DecoderShape(
-            layers=text.num_hidden_layers,
-            hidden=text.hidden_size,
-            intermediate=text.intermediate_size,
-            heads=text.num_attention_heads,
-            kv_heads=text.num_key_value_heads,
-            head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
-            vocab=text.vocab_size,
-        )
+        return qwen2_shape(config)
 
     def decoder(self, model: PreTrainedModel) -> nn.Module:
         """Qwen2.5-VL's text model."""
@@ -169,22 +161,21 @@ def _timed(layout: Layout, clip: Mapping[str, Any]) -> Layout:
     starts = clip["step_starts"]
     second[video] = np.repeat(starts, video.sum() // len(starts))
     second[audio] = np.arange(audio.sum()) / TOKENS_PER_SECOND
-    return replace(layout, second=np.where(layout.padding, np.nan, second).astype(np.float32))
+    return with_seconds(layout, second)
 
 
 def _layouts(scheme: Scheme, inputs: Mapping[str, Any]) -> Iterator[Layout]:
-    ids = _host(inputs["input_ids"])
-    mask = np.ones_like(ids) if inputs.get("attention_mask") is None else _host(inputs["attention_mask"])
+    ids = host(inputs["input_ids"])
+    mask = np.ones_like(ids) if inputs.get("attention_mask") is None else host(inputs["attention_mask"])
     sizes, sounds = inputs.get("video_grid_thw"), inputs.get("feature_attention_mask")
-    grids = iter([] if sizes is None else _host(sizes).tolist())
-    heard = iter([] if sounds is None else _host(sounds).astype(bool))
+    grids = iter([] if sizes is None else host(sizes).tolist())
+    heard = iter([] if sounds is None else host(sounds).astype(bool))
     for row, kept in zip(ids, mask[:, -ids.shape[1] :].astype(bool), strict=True):
         yield _layout(scheme, row[kept], grids, heard)
 
 
 def _layout(scheme: Scheme, ids: np.ndarray, grids: Iterator[list[int]], heard: Iterator[np.ndarray]) -> Layout:
     video, audio = ids == scheme.video_token_id, ids == scheme.audio_token_id
-    modality = np.where(video, Modality.VIDEO, np.where(audio, Modality.AUDIO, Modality.TEXT)).astype(np.int8)
     frame, padding = np.full(len(ids), -1), np.zeros(len(ids), bool)
     grid = next(grids, None) if video.any() else None
     if grid is not None:
@@ -194,8 +185,4 @@ def _layout(scheme: Scheme, ids: np.ndarray, grids: Iterator[list[int]], heard: 
     pieces = list(islice(heard, int(audio.sum()) // PIECE_TOKENS))
     if pieces and len(pieces) * PIECE_TOKENS == audio.sum():
         padding[audio] = ~np.concatenate(pieces).reshape(-1, TOKEN_ROWS).any(1)
-    return replace(Layout.of(Modality.TEXT, len(ids), frame=frame, padding=padding), modality=modality)
-
-
-def _host(values: Any) -> np.ndarray:
-    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    return of_places(video, audio, frame=frame, padding=padding)

@@ -7,7 +7,8 @@ from typing import Any, no_type_check
 from transformers import Qwen2_5_VLConfig, WhisperConfig
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
 
-from fastav.errors import CheckpointError, UnsupportedModel
+from fastav.errors import UnsupportedModel
+from fastav.models._configuration import refuse_other_kind
 from fastav.models.video_salmonn2_plus.scheme import TOKENS_PER_SECOND, Scheme
 
 ORIGINAL_TYPE = "qwen2_5_vl"  # what the original's config.json says, though stock Qwen2.5-VL cannot hear
@@ -157,9 +158,7 @@ class VideoSalmonn2PlusConfig(Qwen2_5_VLConfig):
         Raises: CheckpointError if it is another model's, a Qwen2.5-VL without ears for one.
         """
         config_dict = _under_our_type(config_dict)
-        kind = config_dict.get("model_type") or cls.model_type
-        if kind != cls.model_type:
-            raise CheckpointError(f"this is the configuration of a {kind} model, not of {cls.model_type}")
+        refuse_other_kind(config_dict, cls.model_type)
         return super().from_dict(config_dict, **kwargs)
 
 

@@ -1,6 +1,5 @@
 """video-SALMONN 2+: Qwen2.5-VL's tower and decoder, and ears. Parameters have the original's names."""
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,13 +16,13 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 from transformers.utils.generic import can_return_tuple
 
 from fastav.errors import MediaError
+from fastav.models._checkpoint import StrictLoading, refuse_differences
+from fastav.models._generation import MediaGeneration
 from fastav.models.video_salmonn2_plus.configuration import VideoSalmonn2PlusConfig
 from fastav.models.video_salmonn2_plus.positions import row_positions
 from fastav.models.video_salmonn2_plus.scheme import PIECE_TOKENS
 from fastav.models.video_salmonn2_plus.speech import SpeechTower
-from fastav.models.videollama2.loading import readable, refuse
 
-MEDIA = ("pixel_values_videos", "video_grid_thw", "input_features", "feature_attention_mask")
 DELTA = "rope_deltas"  # of a cache: what to add to a later token's place in its row to get its position
 
 
@@ -39,7 +38,7 @@ class VideoSalmonn2PlusPreTrainedModel(Qwen2_5_VLPreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"qformer\.bert\.embeddings\.position_ids$"]  # noqa: RUF012
 
 
-class VideoSalmonn2PlusModel(VideoSalmonn2PlusPreTrainedModel):
+class VideoSalmonn2PlusModel(StrictLoading, VideoSalmonn2PlusPreTrainedModel):
     """The encoders and the decoder without its head."""
 
     def __init__(self, config: VideoSalmonn2PlusConfig) -> None:
@@ -54,32 +53,10 @@ class VideoSalmonn2PlusModel(VideoSalmonn2PlusPreTrainedModel):
     def _add_head(self, text: Any) -> None:
         """Nothing; the whole model has one."""
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike | None,
-        *args: Any,
-        output_loading_info: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        """As transformers' own, and nothing is left to chance: every key of the model and of the file must match.
-
-        Raises: CheckpointError for unreadable files, and for missing, unexpected or mismatched keys.
-        """
-        source = str(pretrained_model_name_or_path or "")
-        with readable(source):
-            loaded: Any = super().from_pretrained(
-                pretrained_model_name_or_path,
-                *args,
-                output_loading_info=True,
-                **{**kwargs, "ignore_mismatched_sizes": True},  # named below instead
-            )
-        model, info = loaded
-        unknown = [key for key in info["unexpected_keys"] if hasattr(model, "lm_head") or key != "lm_head.weight"]
-        refuse("lacks", sorted(info["missing_keys"]), source)
-        refuse("has unknown", sorted(unknown), source)
-        refuse("has other shapes for", sorted(str(key[0]) for key in info["mismatched_keys"]), source)
-        return (model, info) if output_loading_info else model
+    def _complete(self, info: dict[str, Any], source: str) -> None:
+        """A model without a head leaves the checkpoint's unread."""
+        unknown = [key for key in info["unexpected_keys"] if hasattr(self, "lm_head") or key != "lm_head.weight"]
+        refuse_differences({**info, "unexpected_keys": unknown}, source)
 
     def get_decoder(self) -> nn.Module:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Qwen2.5-VL's text model."""
@@ -208,9 +185,10 @@ class VideoSalmonn2PlusModel(VideoSalmonn2PlusPreTrainedModel):
         return outputs
 
 
-class VideoSalmonn2PlusForConditionalGeneration(VideoSalmonn2PlusModel, GenerationMixin):
+class VideoSalmonn2PlusForConditionalGeneration(MediaGeneration, VideoSalmonn2PlusModel, GenerationMixin):
     """video-SALMONN 2+."""
 
+    media_inputs = ("pixel_values_videos", "video_grid_thw", "input_features", "feature_attention_mask")
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
 
     def _add_head(self, text: Any) -> None:
@@ -249,37 +227,7 @@ class VideoSalmonn2PlusForConditionalGeneration(VideoSalmonn2PlusModel, Generati
             use_cache=use_cache,
             **kwargs,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
-        loss = None
-        if labels is not None:
-            vocab = self.config.text_config.vocab_size
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab, **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: Tensor,
-        inputs_embeds: Tensor | None = None,
-        is_first_iteration: bool | None = False,
-        use_cache: bool | None = True,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """As transformers' own; media are encoded in the first step only, unless there is no cache."""
-        mixin: Any = super()
-        inputs = mixin.prepare_inputs_for_generation(
-            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, use_cache=use_cache, **kwargs
-        )
-        if use_cache and not is_first_iteration:
-            for name in MEDIA:
-                inputs.pop(name, None)
-        return inputs
+        return self._with_head(outputs, labels, logits_to_keep, **kwargs)
 
     def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
         """Three axes; transformers appends one to the last of each for every generated token."""
@@ -292,24 +240,6 @@ class VideoSalmonn2PlusForConditionalGeneration(VideoSalmonn2PlusModel, Generati
         if ids.ndim != 2 or not ids.shape[1]:
             raise MediaError("inputs_embeds do not tell where the clip is", "pass position_ids")
         return self.position_ids(ids, model_kwargs.get("attention_mask"), model_kwargs.get("video_grid_thw"))
-
-    def _expand_inputs_for_generation(
-        self,
-        expand_size: int = 1,
-        is_encoder_decoder: bool = False,
-        input_ids: Tensor | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor | None, dict[str, Any]]:
-        """Repeat each prompt's media with the prompt."""
-        media = {name: kwargs.pop(name) for name in MEDIA if kwargs.get(name) is not None}
-        mixin: Any = super()
-        expanded, kwargs = mixin._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
-        if expand_size == 1 or input_ids is None:
-            return expanded, kwargs | media
-        for name, value in media.items():
-            groups = value.split(self._media_per_row(name, media, input_ids))
-            kwargs[name] = torch.cat([group for group in groups for _ in range(expand_size)])
-        return expanded, kwargs
 
     def _media_per_row(self, name: str, media: Mapping[str, Tensor], input_ids: Tensor) -> list[int]:
         """How many of the first axis belong to each row."""

@@ -2,21 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, NamedTuple, no_type_check
+from typing import Any, ClassVar, NamedTuple, no_type_check
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import BatchFeature, ProcessorMixin
+from transformers import BatchFeature
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from fastav.errors import CheckpointError, MediaError
+from fastav.models._pixels import resized
+from fastav.models._prompts import QWEN2_TEMPLATE, ClipProcessor, checked_frames, checked_sound, per_prompt
 from fastav.models.video_salmonn2_plus.audio import spectrograms
 from fastav.models.video_salmonn2_plus.configuration import VideoSalmonn2PlusConfig
 from fastav.models.video_salmonn2_plus.positions import Grid, row_positions
 from fastav.models.video_salmonn2_plus.scheme import RATE, Scheme, audio_per_step, audio_tokens
-from fastav.models.video_salmonn2_plus.video import patches, resized
-from fastav.models.videollama2.processing import HUB_OPTIONS, QWEN2_TEMPLATE
+from fastav.models.video_salmonn2_plus.video import patches
 
 VIDEO = "<video>"
 ANSWER = "<|im_start|>assistant\n"
@@ -31,7 +32,7 @@ class _Video(NamedTuple):
     step_seconds: float
 
 
-class VideoSalmonn2PlusProcessor(ProcessorMixin):
+class VideoSalmonn2PlusProcessor(ClipProcessor):
     """Tokenizer, frames and sound of video-SALMONN 2+.
 
     One prompt shows one clip: its frames, with or without its sound. Of each prompt the first `<video>` stands for the
@@ -41,6 +42,9 @@ class VideoSalmonn2PlusProcessor(ProcessorMixin):
     `from_pretrained` then takes it from the model's configuration; `positions=` chooses another than there.
     Raises: CheckpointError if the tokenizer is too small for the ids of the placeholders.
     """
+
+    model_config = VideoSalmonn2PlusConfig
+    places: ClassVar[Mapping[str, str]] = {"video": f"{VIDEO}\n"}
 
     @no_type_check  # transformers reads this function's own argument names, which a checking wrapper would hide
     def __init__(
@@ -66,32 +70,6 @@ class VideoSalmonn2PlusProcessor(ProcessorMixin):
     def media(self) -> Scheme:
         """How a clip becomes tokens."""
         return Scheme(**self.scheme)
-
-    @classmethod
-    def get_processor_dict(
-        cls, pretrained_model_name_or_path: Any, **kwargs: Any
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As transformers' own; the scheme is the model configuration's where there is no processor file."""
-        hub = {name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name)}
-        found, rest = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
-        if "scheme" not in found:
-            config = VideoSalmonn2PlusConfig.from_pretrained(pretrained_model_name_or_path, **hub)
-            found["scheme"] = asdict(config.scheme)
-        return found, rest
-
-    def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
-        """Render a conversation (or a list of them); a string unless `tokenize=True`.
-
-        Contents may be strings, or lists of parts of type "video", "audio" and "text": a video, with or without its
-        audio, becomes `<video>` and a newline.
-        Raises: MediaError for parts of another type, and for audio without video.
-        """
-        if conversation and isinstance(conversation[0], Mapping):
-            messages: Any = _flat(conversation)
-        else:
-            messages = [_flat(one) for one in conversation]
-        kwargs.setdefault("tokenize", False)
-        return self.tokenizer.apply_chat_template(messages, chat_template=chat_template or self.chat_template, **kwargs)
 
     def prompt(self, question: str, *, video: bool = True) -> str:
         """One question about a clip, rendered up to where the model answers."""
@@ -125,16 +103,18 @@ class VideoSalmonn2PlusProcessor(ProcessorMixin):
         if sampling_rate != RATE:
             raise MediaError(f"sound must be at {RATE} Hz, got {sampling_rate}", "resample it first")
         prompts = [text] if isinstance(text, str) else list(text)
-        lengths = _per_prompt("seconds", seconds, len(prompts), ndim=0)
+        lengths = per_prompt("seconds", seconds, len(prompts), ndim=0)
         clips = [
             None if clip is None else self._video(clip, length)
-            for clip, length in zip(_per_prompt("videos", videos, len(prompts), ndim=4), lengths, strict=True)
+            for clip, length in zip(per_prompt("videos", videos, len(prompts), ndim=4), lengths, strict=True)
         ]
         sounds = [
-            None if sound is None else _sound(sound) for sound in _per_prompt("audio", audio, len(prompts), ndim=1)
+            None if sound is None else checked_sound(sound)
+            for sound in per_prompt("audio", audio, len(prompts), ndim=1)
         ]
         rows = [self._ids(*one) for one in zip(prompts, clips, sounds, strict=True)]
-        data = self._pad(rows, clips)
+        data = self._pad(rows)
+        data["position_ids"] = self._positions(rows, clips, data["input_ids"].shape[1])
         if shown := [clip for clip in clips if clip is not None]:
             data["pixel_values_videos"] = torch.cat([patches(clip.frames, self.media) for clip in shown])
             merge = self.media.merge
@@ -145,11 +125,7 @@ class VideoSalmonn2PlusProcessor(ProcessorMixin):
         return BatchFeature(data)
 
     def _video(self, clip: Any, seconds: float | None) -> _Video:
-        frames = np.asarray(clip)
-        if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
-            raise MediaError(
-                f"a video must be uint8 frames [frames, height, width, 3], got {frames.dtype} {list(frames.shape)}"
-            )
+        frames = checked_frames(clip)
         scheme, (count, height, width, _) = self.media, frames.shape
         lasting = float(count * scheme.frame_seconds if seconds is None else seconds)
         if not lasting > 0:
@@ -175,61 +151,19 @@ class VideoSalmonn2PlusProcessor(ProcessorMixin):
 
     def _tokens(self, text: str) -> list[int]:
         asked = text.removesuffix(ANSWER)
-        ids = self.tokenizer(asked, add_special_tokens=False)["input_ids"] if asked else []
+        ids = super()._tokens(asked)
         if asked != text:
-            ids = ids + self.tokenizer(ANSWER, add_special_tokens=False)["input_ids"][:ANSWER_TOKENS]
+            ids = ids + super()._tokens(ANSWER)[:ANSWER_TOKENS]
         if reserved := set(ids) & set(self.media.placeholders):
             words = ", ".join(self.tokenizer.convert_ids_to_tokens(sorted(reserved)))
             raise MediaError(f"the text holds {words}, which stands for media", "write it differently")
         return ids
 
-    def _pad(self, rows: list[list[int]], clips: list[_Video | None]) -> dict[str, Tensor]:
-        pad = self.tokenizer.pad_token_id
-        pad = self.tokenizer.eos_token_id if pad is None else pad
-        width = max(map(len, rows))
-        ids = torch.full((len(rows), width), 0 if pad is None else pad)
-        mask = torch.zeros(len(rows), width, dtype=torch.long)
+    def _positions(self, rows: list[list[int]], clips: list[_Video | None], width: int) -> Tensor:
+        """Positions [3, batch, width], 0 in the padding at the left."""
         positions = torch.zeros(3, len(rows), width, dtype=torch.long)
         for row, (tokens, clip) in enumerate(zip(rows, clips, strict=True)):
             grid, step = (None, None) if clip is None else (clip.grid, clip.step_seconds)
-            start = width - len(tokens)
-            ids[row, start:] = torch.tensor(tokens)
-            mask[row, start:] = 1
-            positions[:, row, start:] = torch.from_numpy(row_positions(np.array(tokens), grid, step, self.media))
-        return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-
-
-def _sound(sound: Any) -> np.ndarray:
-    samples = np.asarray(sound)
-    if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
-        raise MediaError("sound must be mono float samples in [-1, 1]")
-    return samples
-
-
-def _per_prompt(name: str, value: Any, prompts: int, ndim: int) -> list[Any]:
-    """One value per prompt: a lone one (of `ndim` dimensions) or None goes to all, a list must have as many."""
-    if value is None or (ndim == 0 and np.ndim(value) == 0):
-        return [value] * prompts
-    if isinstance(value, np.ndarray) and value.ndim == ndim:
-        value = [value]
-    if len(value) != prompts:
-        raise MediaError(
-            f"{name} must have one entry per prompt ({prompts}), got {len(value)}", "None where it has none"
-        )
-    return list(value)
-
-
-def _flat(conversation: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [{**message, "content": _content(message["content"])} for message in conversation]
-
-
-def _content(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    kinds = [part["type"] for part in content]
-    if unknown := set(kinds) - {"video", "audio", "text"}:
-        raise MediaError(f"a message part cannot be of type {', '.join(sorted(unknown))}", "use video, audio and text")
-    if "audio" in kinds and "video" not in kinds:
-        raise MediaError("this model hears sound only along with a picture", "add the video part")
-    place = f"{VIDEO}\n" if "video" in kinds else ""
-    return place + "".join(part["text"] for part in content if part["type"] == "text")
+            places = row_positions(np.array(tokens), grid, step, self.media)
+            positions[:, row, width - len(tokens) :] = torch.from_numpy(places)
+        return positions

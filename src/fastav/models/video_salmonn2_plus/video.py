@@ -3,11 +3,11 @@
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
-from PIL import Image
 from torch import Tensor
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from fastav.media import VideoTrack
+from fastav.models._pixels import resized
 from fastav.models.video_salmonn2_plus.scheme import Scheme
 
 READ_BYTES = 2**28  # frames of a file are read and scaled in groups of about this size
@@ -29,18 +29,6 @@ def read_frames(track: VideoTrack, indices: Int[np.ndarray, " sampled"], scheme:
     group = max(1, READ_BYTES // (track.width * track.height * 3))
     groups = [indices[start : start + group] for start in range(0, len(indices), group)]
     return np.concatenate([resized(track.read(some), size) for some in groups])
-
-
-def resized(
-    frames: UInt8[np.ndarray, "frames height width 3"], size: tuple[int, int]
-) -> UInt8[np.ndarray, "frames newheight newwidth 3"]:
-    """Frames of this height and width (bicubic); those that have it already are left alone."""
-    if frames.shape[1:3] == size:
-        return frames
-    height, width = size
-    return np.stack(
-        [np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC)) for frame in frames]
-    )
 
 
 def patches(frames: Frames, scheme: Scheme) -> Float[Tensor, "patches values"]:

@@ -1,23 +1,23 @@
 """What the rest of fastav must know about VideoLLaMA2.1-7B-AV."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 from typing import Any, ClassVar
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from fastav.adapter import ModelAdapter, Prepared, Request
 from fastav.errors import CheckpointError, MissingTrack
 from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
+from fastav.models._adapters import host, of_places, qwen2_shape, with_seconds
+from fastav.models._checkpoint import load, readable
 from fastav.models.videollama2.audio import clip_bounds
 from fastav.models.videollama2.configuration import VideoLlama2Config
-from fastav.models.videollama2.loading import read_processor, readable
 from fastav.models.videollama2.modeling import VideoLlama2ForConditionalGeneration
-from fastav.models.videollama2.processing import HUB_OPTIONS, VideoLlama2Processor
+from fastav.models.videollama2.processing import VideoLlama2Processor
 from fastav.models.videollama2.scheme import MERGE, RATE, SHIFT, Scheme
 from fastav.models.videollama2.video import sample_frames
 from fastav.plan import Keep, Plan, Tokens
@@ -51,11 +51,13 @@ class VideoLlama2Adapter(ModelAdapter):
 
         Raises: CheckpointError if keys are missing, left over, or of another shape, or files cannot be read.
         """
-        hub = {name: options[name] for name in HUB_OPTIONS if name in options}
-        with readable(source):
-            VideoLlama2Config.from_pretrained(source, **hub)  # the clearest of errors if there is nothing there
-            processor = read_processor(VideoLlama2Processor, source, hub)
-        return VideoLlama2ForConditionalGeneration.from_pretrained(source, **options).eval(), processor
+        return load(
+            source,
+            options,
+            config=VideoLlama2Config,
+            processor=VideoLlama2Processor,
+            model=VideoLlama2ForConditionalGeneration,
+        )
 
     def prepare(self, processor: ProcessorMixin, requests: Sequence[Request]) -> Prepared:
         """Decode, sample and tokenize a batch of requests.
@@ -105,15 +107,7 @@ class VideoLlama2Adapter(ModelAdapter):
 
     def shape(self, config: PreTrainedConfig) -> DecoderShape:
         """The dimensions of the Qwen2 decoder."""
-        return DecoderShape(
-            layers=config.num_hidden_layers,
-            hidden=config.hidden_size,
-            intermediate=config.intermediate_size,
-            heads=config.num_attention_heads,
-            kv_heads=config.num_key_value_heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-            vocab=config.vocab_size,
-        )
+        return qwen2_shape(config)
 
     def decoder(self, model: PreTrainedModel) -> nn.Module:
         """Qwen2, which is the model itself without its head."""
@@ -173,35 +167,30 @@ def _timed(layout: Layout, clip: Mapping[str, Any]) -> Layout:
         place = layout.modality == modality
         if place.any():
             second[place] = np.repeat(starts, place.sum() // len(starts))
-    return replace(layout, second=np.where(layout.padding, np.nan, second).astype(np.float32))
+    return with_seconds(layout, second)
 
 
 def _layouts(scheme: Scheme, inputs: Mapping[str, Any]) -> Iterator[Layout]:
-    ids = _host(inputs["input_ids"])
-    mask = np.ones_like(ids) if inputs.get("attention_mask") is None else _host(inputs["attention_mask"])
+    ids = host(inputs["input_ids"])
+    mask = np.ones_like(ids) if inputs.get("attention_mask") is None else host(inputs["attention_mask"])
     sounds = inputs.get("feature_attention_mask")
-    heard = iter([] if sounds is None else [_heard(scheme, rows) for rows in _host(sounds).astype(bool)])
+    heard = iter([] if sounds is None else [_heard(scheme, rows) for rows in host(sounds).astype(bool)])
     for row, kept in zip(ids, mask.astype(bool), strict=True):
         yield _layout(scheme, row[kept], heard)
 
 
 def _layout(scheme: Scheme, ids: np.ndarray, heard: Iterator[np.ndarray]) -> Layout:
     video, audio = ids == scheme.video_token_id, ids == scheme.audio_token_id
-    modality = np.where(video, Modality.VIDEO, np.where(audio, Modality.AUDIO, Modality.TEXT)).astype(np.int8)
     frame = np.where(video, (np.cumsum(video) - 1) // scheme.pair_tokens * MERGE, -1)
     padding = np.zeros(len(ids), bool)
     count = int(audio.sum()) // scheme.audio_tokens
     sounds = list(islice(heard, count))
     if count and len(sounds) == count:
         padding[audio] = ~np.concatenate(sounds)
-    return replace(Layout.of(Modality.TEXT, len(ids), frame=frame, padding=padding), modality=modality)
+    return of_places(video, audio, frame=frame, padding=padding)
 
 
 def _heard(scheme: Scheme, rows: np.ndarray) -> np.ndarray:
     """Whether each audio token's patch has a row that holds sound."""
     times, frequencies = scheme.audio_grid
     return np.repeat(rows[: times * scheme.audio_patch].reshape(times, -1).any(1), frequencies)
-
-
-def _host(values: Any) -> np.ndarray:
-    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)

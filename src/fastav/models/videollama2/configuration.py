@@ -1,13 +1,14 @@
 """The configuration of VideoLLaMA2.1-7B-AV, under the key names of the original."""
 
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, no_type_check
 
 from transformers import Qwen2Config, SiglipVisionConfig
 
 from fastav.errors import CheckpointError, UnsupportedModel
+from fastav.models._configuration import from_fields, refuse_other_kind
 from fastav.models.videollama2.scheme import Scheme
 
 SIGLIP = "siglip-so400m-patch14-384"
@@ -93,7 +94,7 @@ class VideoLlama2Config(Qwen2Config):
             self.vision_config = SiglipVisionConfig(**SIGLIP_SHAPE)
         elif isinstance(self.vision_config, dict):
             self.vision_config = SiglipVisionConfig(**self.vision_config)
-        self.beats_config = asdict(_beats(self.beats_config or {}))
+        self.beats_config = asdict(from_fields(BeatsShape, "beats_config", self.beats_config or {}))
         self.num_frames = 8 if self.num_frames is None else self.num_frames
         if self.video_token_id is None:
             self.video_token_id = self.vocab_size - 2
@@ -137,9 +138,7 @@ class VideoLlama2Config(Qwen2Config):
 
         Raises: CheckpointError if it is another model's, or SigLIP's dimensions cannot be found.
         """
-        kind = config_dict.get("model_type") or cls.model_type
-        if kind != cls.model_type:
-            raise CheckpointError(f"this is the configuration of a {kind} model, not of {cls.model_type}")
+        refuse_other_kind(config_dict, cls.model_type)
         if config_dict.get("vision_config") is None and config_dict.get("mm_vision_tower"):
             root = kwargs.get("name_or_path") or config_dict.get("name_or_path") or ""
             config_dict = {**config_dict, "vision_config": vision_config(config_dict["mm_vision_tower"], str(root))}
@@ -175,10 +174,3 @@ def vision_config(tower: str, root: str) -> SiglipVisionConfig:
         f"the vision tower {tower!r} of {root or 'the configuration'} is neither a folder nor a reachable hub id",
         "put SigLIP's folder inside the checkpoint's, or write its dimensions as vision_config into config.json",
     )
-
-
-def _beats(given: dict[str, int]) -> BeatsShape:
-    unknown = set(given) - {field.name for field in fields(BeatsShape)}
-    if unknown:
-        raise CheckpointError(f"beats_config has unknown keys: {', '.join(sorted(unknown))}")
-    return BeatsShape(**given)

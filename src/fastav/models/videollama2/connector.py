@@ -8,6 +8,7 @@ import math
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fastav.models._layers import mlp
 from fastav.models.videollama2.scheme import MERGE
 
 
@@ -103,11 +104,3 @@ class StcConnector(nn.Module):
         pixels = self.s2(pixels.transpose(1, 2).flatten(0, 1))
         tokens = pixels.flatten(2).transpose(1, 2).unflatten(0, (videos, pairs)).flatten(1, 2)
         return self.readout(tokens)
-
-
-def mlp(channels: int, hidden: int, depth: int) -> nn.Sequential:
-    """`depth` linear layers with GELUs between them."""
-    layers: list[nn.Module] = [nn.Linear(channels, hidden)]
-    for _ in range(depth - 1):
-        layers += [nn.GELU(), nn.Linear(hidden, hidden)]
-    return nn.Sequential(*layers)

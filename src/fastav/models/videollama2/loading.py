@@ -1,50 +1,17 @@
 """Loading that accounts for every key: what the file lacks is found elsewhere or is an error, never random."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from json import JSONDecodeError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel, SiglipVisionModel
 
-from fastav.errors import CheckpointError, FastAVError
+from fastav.errors import CheckpointError
+from fastav.models._checkpoint import refuse, refuse_differences
 from fastav.models.videollama2.configuration import vision_places
 
 VISION = "model.vision_tower.vision_tower.vision_model."
 SHARED = ".self_attn.relative_attention_bias.weight"
-SHOWN = 10
-
-
-@contextmanager
-def readable(source: Any) -> Iterator[None]:
-    """Turn what unreadable files raise into a CheckpointError."""
-    try:
-        yield
-    except (SafetensorError, JSONDecodeError) as error:
-        raise CheckpointError(
-            f"a file of {source} is damaged: {error}", "truncated? download or copy it again"
-        ) from error
-    except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"no readable checkpoint at {source}: {reason}", "give a folder with config.json and weights, or a hub id"
-        ) from error
-
-
-def read_processor(kind: Any, source: str, options: dict[str, Any]) -> Any:
-    """The processor of a checkpoint.  Raises: CheckpointError; OSError if there is no such folder or hub id."""
-    try:
-        return kind.from_pretrained(source, **options)
-    except (OSError, FastAVError):
-        raise
-    except Exception as error:  # the tokenizers library raises bare ones for damaged files
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"the tokenizer of {source} cannot be read: {reason}", "are its tokenizer files complete?"
-        ) from error
 
 
 def complete(model: PreTrainedModel, info: dict[str, Any], source: str) -> None:
@@ -61,19 +28,7 @@ def complete(model: PreTrainedModel, info: dict[str, Any], source: str) -> None:
         _load_vision(model, source)
         missing -= vision
     info["missing_keys"] = missing
-    refuse("lacks", sorted(missing), source)
-    refuse("has unknown", sorted(info["unexpected_keys"]), source)
-    refuse("has other shapes for", sorted(str(key[0]) for key in info["mismatched_keys"]), source)
-
-
-def refuse(what: str, keys: Sequence[str], source: str) -> None:
-    """Raise CheckpointError naming the first keys, if there are any."""
-    if keys:
-        more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
-        raise CheckpointError(
-            f"the checkpoint {source} {what} {len(keys)} key{'s' * (len(keys) > 1)}: {', '.join(keys[:SHOWN])}{more}",
-            "is it complete, and of this model?",
-        )
+    refuse_differences(info, source)
 
 
 def _copy_shared(model: PreTrainedModel, missing: set[str]) -> set[str]:

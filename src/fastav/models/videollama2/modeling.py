@@ -1,27 +1,25 @@
 """VideoLLaMA2.1-7B-AV: SigLIP and BEATs in front of a Qwen2 decoder. Parameters have the original's names."""
 
-import os
 import re
 from collections.abc import Mapping
 from typing import Any, cast
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import GenerationMixin, LogitsProcessorList, Qwen2Model, SiglipVisionModel
+from transformers import GenerationMixin, Qwen2Model, SiglipVisionModel
 from transformers import initialization as init
-from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.qwen2.modeling_qwen2 import Qwen2PreTrainedModel, Qwen2RotaryEmbedding
 from transformers.utils.generic import can_return_tuple
 
 from fastav.errors import MediaError, UnsupportedModel
-from fastav.models.videollama2 import loading
+from fastav.models._checkpoint import StrictLoading
+from fastav.models._generation import GeneratedPenalty, MediaGeneration, positions
+from fastav.models._layers import mlp
 from fastav.models.videollama2.beats import Beats, BeatsAttention, PositionConv
 from fastav.models.videollama2.configuration import VideoLlama2Config
-from fastav.models.videollama2.connector import StcConnector, mlp
-
-MEDIA = ("pixel_values_videos", "input_features", "feature_attention_mask")
+from fastav.models.videollama2.connector import StcConnector
+from fastav.models.videollama2.loading import complete
 
 
 class VisionTower(nn.Module):
@@ -184,9 +182,12 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel, Qwen2Model):
         )
 
 
-class VideoLlama2ForConditionalGeneration(VideoLlama2PreTrainedModel, GenerationMixin):
+class VideoLlama2ForConditionalGeneration(
+    StrictLoading, GeneratedPenalty, MediaGeneration, VideoLlama2PreTrainedModel, GenerationMixin
+):
     """VideoLLaMA2.1-7B-AV."""
 
+    media_inputs = ("pixel_values_videos", "input_features", "feature_attention_mask")
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: VideoLlama2Config) -> None:
@@ -195,30 +196,6 @@ class VideoLlama2ForConditionalGeneration(VideoLlama2PreTrainedModel, Generation
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike | None,
-        *args: Any,
-        output_loading_info: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        """As transformers' own, and nothing is left to chance: every key of the model and of the file must match.
-
-        SigLIP's weights come from the checkpoint, or, if it has none, from where `mm_vision_tower` points.
-        Raises: CheckpointError for unreadable files, and for missing, unexpected or mismatched keys.
-        """
-        with loading.readable(pretrained_model_name_or_path):
-            loaded: Any = super().from_pretrained(
-                pretrained_model_name_or_path,
-                *args,
-                output_loading_info=True,
-                **{**kwargs, "ignore_mismatched_sizes": True},  # named by `complete` instead
-            )
-            model, info = loaded
-            loading.complete(model, info, str(pretrained_model_name_or_path or ""))
-        return (model, info) if output_loading_info else model
 
     @can_return_tuple
     def forward(
@@ -251,80 +228,15 @@ class VideoLlama2ForConditionalGeneration(VideoLlama2PreTrainedModel, Generation
             use_cache=use_cache,
             **kwargs,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        return self._with_head(outputs, labels, logits_to_keep, **kwargs)
 
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: Tensor,
-        inputs_embeds: Tensor | None = None,
-        is_first_iteration: bool | None = False,
-        use_cache: bool | None = True,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """As transformers' own; media are encoded in the first step only, unless there is no cache."""
-        mixin: Any = super()
-        inputs = mixin.prepare_inputs_for_generation(
-            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, use_cache=use_cache, **kwargs
-        )
-        if use_cache and not is_first_iteration:
-            for name in MEDIA:
-                inputs.pop(name, None)
-        return inputs
+    def _complete(self, info: dict[str, Any], source: str) -> None:
+        """SigLIP's weights come from the checkpoint, or, if it has none, from where `mm_vision_tower` points."""
+        complete(self, info, source)
 
-    def _get_logits_processor(
-        self, *args: Any, input_ids_seq_length: int | None = None, **kwargs: Any
-    ) -> LogitsProcessorList:
-        """The original generates from embeddings, so its repetition penalty sees generated tokens only."""
-        mixin: Any = super()
-        processors = mixin._get_logits_processor(*args, input_ids_seq_length=input_ids_seq_length, **kwargs)
-        for processor in processors:
-            if isinstance(processor, RepetitionPenaltyLogitsProcessor) and processor.prompt_ignore_length is None:
-                processor.prompt_ignore_length = input_ids_seq_length
-        return processors
-
-    def _expand_inputs_for_generation(
-        self,
-        expand_size: int = 1,
-        is_encoder_decoder: bool = False,
-        input_ids: Tensor | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor | None, dict[str, Any]]:
-        """Repeat each prompt's media with the prompt; a row may have any number of them."""
-        media = {name: kwargs.pop(name) for name in MEDIA if kwargs.get(name) is not None}
-        mixin: Any = super()
-        expanded, kwargs = mixin._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
-        if expand_size == 1 or input_ids is None:
-            return expanded, kwargs | media
-        for name, value in media.items():
-            groups = value.split(self._media_per_row(name, value, input_ids))
-            kwargs[name] = torch.cat([group for group in groups for _ in range(expand_size)])
-        return expanded, kwargs
-
-    def _media_per_row(self, name: str, value: Tensor, input_ids: Tensor) -> list[int]:
+    def _media_per_row(self, name: str, media: Mapping[str, Tensor], input_ids: Tensor) -> list[int]:
         scheme = self.config.scheme
-        video = name == "pixel_values_videos"
-        token, size = (
-            (scheme.video_token_id, scheme.video_tokens(value.shape[1]))
-            if video
-            else (scheme.audio_token_id, scheme.audio_tokens)
-        )
+        token, size = scheme.audio_token_id, scheme.audio_tokens
+        if name == "pixel_values_videos":
+            token, size = scheme.video_token_id, scheme.video_tokens(media[name].shape[1])
         return ((input_ids == token).sum(1) // size).tolist()
-
-
-def positions(attention_mask: Tensor, last: int) -> Tensor | None:
-    """Position ids [batch, last] of the last tokens under a mask [batch, prompt]; None for masks of another form."""
-    if attention_mask.ndim != 2:
-        return None
-    counted = (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 0)
-    return counted[:, -last:]

@@ -2,31 +2,25 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, no_type_check
+from typing import Any, ClassVar, no_type_check
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import BatchFeature, ProcessorMixin
+from transformers import BatchFeature
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from fastav.errors import CheckpointError, MediaError
+from fastav.models._prompts import QWEN2_TEMPLATE, ClipProcessor, checked_frames, checked_sound, per_prompt
 from fastav.models.videollama2.audio import file_features, soundtrack_features
 from fastav.models.videollama2.configuration import VideoLlama2Config
 from fastav.models.videollama2.scheme import RATE, Scheme
 from fastav.models.videollama2.video import MOST_FRAMES, pixel_values
 
 VIDEO, AUDIO = "<video>", "<audio>"
-HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-QWEN2_TEMPLATE = (
-    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-    "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 
 
-class VideoLlama2Processor(ProcessorMixin):
+class VideoLlama2Processor(ClipProcessor):
     """Tokenizer, frames and sound of VideoLLaMA2.1-7B-AV.
 
     One prompt shows one clip: its frames, its soundtrack, both, or a sound file. Of each prompt the first `<video>`
@@ -37,6 +31,9 @@ class VideoLlama2Processor(ProcessorMixin):
     `from_pretrained` then takes it from the model's configuration.
     Raises: CheckpointError if the tokenizer uses the ids of the placeholders.
     """
+
+    model_config = VideoLlama2Config
+    places: ClassVar[Mapping[str, str]] = {"video": f"{VIDEO}\n", "audio": f"{AUDIO}\n"}
 
     @no_type_check  # transformers reads this function's own argument names, which a checking wrapper would hide
     def __init__(
@@ -58,32 +55,6 @@ class VideoLlama2Processor(ProcessorMixin):
     def media(self) -> Scheme:
         """How a clip becomes tokens."""
         return Scheme(**self.scheme)
-
-    @classmethod
-    def get_processor_dict(
-        cls, pretrained_model_name_or_path: Any, **kwargs: Any
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As transformers' own; the scheme is the model configuration's where there is no processor file."""
-        hub = {name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name)}
-        found, rest = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
-        if "scheme" not in found:
-            config = VideoLlama2Config.from_pretrained(pretrained_model_name_or_path, **hub)
-            found["scheme"] = asdict(config.scheme)
-        return found, rest
-
-    def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
-        """Render a conversation (or a list of them) with the tokenizer's template; a string unless `tokenize=True`.
-
-        Contents may be strings, or lists of parts of type "video", "audio" and "text": a video, with or without its
-        audio, becomes `<video>` and a newline, audio alone `<audio>` and a newline.
-        Raises: MediaError for parts of another type.
-        """
-        if conversation and isinstance(conversation[0], Mapping):
-            messages: Any = _flat(conversation)
-        else:
-            messages = [_flat(one) for one in conversation]
-        kwargs.setdefault("tokenize", False)
-        return self.tokenizer.apply_chat_template(messages, chat_template=chat_template or self.chat_template, **kwargs)
 
     def prompt(self, question: str, *, video: bool, audio: bool = False) -> str:
         """One question about a clip, rendered up to where the model answers."""
@@ -118,10 +89,10 @@ class VideoLlama2Processor(ProcessorMixin):
         if return_tensors != "pt" or not padding:
             raise MediaError("this processor makes padded PyTorch tensors only", "leave return_tensors and padding out")
         prompts = [text] if isinstance(text, str) else list(text)
-        clips = _per_prompt("videos", videos, len(prompts), ndim=4)
-        sounds = _per_prompt("audio", audio, len(prompts), ndim=1)
-        schemes = _per_prompt("audio_from_video", audio_from_video, len(prompts), ndim=0)
-        rates = _per_prompt("sampling_rate", sampling_rate, len(prompts), ndim=0)
+        clips = per_prompt("videos", videos, len(prompts), ndim=4)
+        sounds = per_prompt("audio", audio, len(prompts), ndim=1)
+        schemes = per_prompt("audio_from_video", audio_from_video, len(prompts), ndim=0)
+        rates = per_prompt("sampling_rate", sampling_rate, len(prompts), ndim=0)
         pixels = [self._pixels(clip) for clip in clips if clip is not None]
         heard = [
             self._sound(sound, clip is not None if scheme is None else scheme, rate)
@@ -142,22 +113,12 @@ class VideoLlama2Processor(ProcessorMixin):
             data["feature_attention_mask"] = torch.stack([mask for _, mask in heard])
         return BatchFeature(data)
 
-    def _frames(self, clip: Any) -> np.ndarray:
-        frames = np.asarray(clip)
-        if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
-            raise MediaError(
-                f"a video must be uint8 frames [frames, height, width, 3], got {frames.dtype} {list(frames.shape)}"
-            )
-        return frames
-
     def _pixels(self, clip: Any) -> Tensor:
-        return pixel_values(self._frames(clip), self.media.image_size, self.media.num_frames)
+        return pixel_values(checked_frames(clip), self.media.image_size, self.media.num_frames)
 
     def _sound(self, sound: Any, soundtrack: bool, rate: int) -> tuple[Tensor, Tensor]:
         pieces = sound if isinstance(sound, list | tuple) and sound and np.ndim(sound[0]) else [sound]
-        arrays = [np.asarray(piece) for piece in pieces]
-        if any(array.ndim != 1 or not np.issubdtype(array.dtype, np.floating) for array in arrays):
-            raise MediaError("sound must be mono float samples in [-1, 1]")
+        arrays = [checked_sound(piece) for piece in pieces]
         if not soundtrack:
             return file_features(np.concatenate(arrays), rate, self.media)
         if rate != RATE:
@@ -166,7 +127,7 @@ class VideoLlama2Processor(ProcessorMixin):
 
     def _ids(self, prompt: str, clip: Any, sound: bool) -> list[int]:
         """Token ids with the media's placeholders; each side of the placeholder is tokenized by itself."""
-        frames = 0 if clip is None else max(len(self._frames(clip)), self.media.num_frames)
+        frames = 0 if clip is None else max(len(checked_frames(clip)), self.media.num_frames)
         run = [self.media.video_token_id] * self.media.video_tokens(min(frames, MOST_FRAMES))
         run += [self.media.audio_token_id] * (self.media.audio_tokens if sound else 0)
         place = VIDEO if frames else AUDIO
@@ -174,44 +135,3 @@ class VideoLlama2Processor(ProcessorMixin):
         if run and not found:
             raise MediaError(f"the prompt has no {place} for its clip: {prompt!r}", "use processor.prompt(question)")
         return [*self._tokens(before), *run, *self._tokens(after)]
-
-    def _tokens(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-
-    def _pad(self, rows: list[list[int]]) -> dict[str, Tensor]:
-        pad = self.tokenizer.pad_token_id
-        pad = self.tokenizer.eos_token_id if pad is None else pad
-        width = max(map(len, rows))
-        ids = torch.full((len(rows), width), 0 if pad is None else pad)
-        mask = torch.zeros(len(rows), width, dtype=torch.long)
-        for row, tokens in enumerate(rows):
-            ids[row, width - len(tokens) :] = torch.tensor(tokens)
-            mask[row, width - len(tokens) :] = 1
-        return {"input_ids": ids, "attention_mask": mask}
-
-
-def _per_prompt(name: str, value: Any, prompts: int, ndim: int) -> list[Any]:
-    """One value per prompt: a lone one (of `ndim` dimensions) or None goes to all, a list must have as many."""
-    if value is None or (ndim == 0 and np.ndim(value) == 0):
-        return [value] * prompts
-    if isinstance(value, np.ndarray) and value.ndim == ndim:
-        value = [value]
-    if len(value) != prompts:
-        raise MediaError(
-            f"{name} must have one entry per prompt ({prompts}), got {len(value)}", "None where it has none"
-        )
-    return list(value)
-
-
-def _flat(conversation: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [{**message, "content": _content(message["content"])} for message in conversation]
-
-
-def _content(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    kinds = [part["type"] for part in content]
-    if unknown := set(kinds) - {"video", "audio", "text"}:
-        raise MediaError(f"a message part cannot be of type {', '.join(sorted(unknown))}", "use video, audio and text")
-    place = f"{VIDEO}\n" if "video" in kinds else f"{AUDIO}\n" if "audio" in kinds else ""
-    return place + "".join(part["text"] for part in content if part["type"] == "text")

@@ -1,10 +1,10 @@
 """From decoded video to pixels: which frames, and how they are scaled."""
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int, UInt8
-from PIL import Image
 from torch import Tensor
+
+from fastav.models import _pixels
 
 MOST_FRAMES = 32  # the original keeps no more
 
@@ -30,8 +30,4 @@ def pixel_values(
     """
     frames = frames[:MOST_FRAMES]
     black = np.zeros((max(0, count - len(frames)), *frames.shape[1:]), np.uint8)
-    pictures = [
-        np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC)) for frame in (*frames, *black)
-    ]
-    scaled = (np.stack(pictures) * (1 / 255)).astype(np.float32)
-    return torch.from_numpy((scaled - np.float32(0.5)) / np.float32(0.5)).permute(0, 3, 1, 2).contiguous()
+    return _pixels.pixel_values(np.concatenate([frames, black]), size)

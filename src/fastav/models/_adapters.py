@@ -1,0 +1,41 @@
+"""What the adapters share: host arrays, layouts and the shape of a Qwen2-like decoder."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from fastav.flops import DecoderShape
+from fastav.layout import Layout, Modality
+
+
+def host(values: Any) -> np.ndarray:
+    """A tensor, or whatever numpy understands, as an array in host memory."""
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def of_places(video: np.ndarray, audio: np.ndarray, *, frame: np.ndarray, padding: np.ndarray) -> Layout:
+    """The layout of a prompt by where its video and its audio are, all of [tokens]; seconds are unknown."""
+    modality = np.where(video, Modality.VIDEO, np.where(audio, Modality.AUDIO, Modality.TEXT)).astype(np.int8)
+    return replace(Layout.of(Modality.TEXT, len(video), frame=frame, padding=padding), modality=modality)
+
+
+def with_seconds(layout: Layout, second: np.ndarray) -> Layout:
+    """The layout with the second of each token, which padding has none of."""
+    return replace(layout, second=np.where(layout.padding, np.nan, second).astype(np.float32))
+
+
+def qwen2_shape(config: PreTrainedConfig) -> DecoderShape:
+    """The dimensions of the Qwen2 or Qwen2.5 decoder of a configuration, or of its part for text."""
+    text: Any = config.get_text_config(decoder=True)
+    return DecoderShape(
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        intermediate=text.intermediate_size,
+        heads=text.num_attention_heads,
+        kv_heads=text.num_key_value_heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+        vocab=text.vocab_size,
+    )

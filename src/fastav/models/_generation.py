@@ -1,0 +1,110 @@
+"""What the models share around their decoders: the head, positions under a mask, and media while generating."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList
+from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+
+class MediaGeneration:
+    """Mixin of a generating model with an `lm_head`; it stands before transformers' GenerationMixin.
+
+    A model declares `media_inputs`, the arguments of `forward` that hold media.
+    """
+
+    media_inputs: ClassVar[tuple[str, ...]]
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        inputs_embeds: Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        use_cache: bool | None = True,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """As transformers' own; media are encoded in the first step only, unless there is no cache."""
+        mixin: Any = super()
+        inputs = mixin.prepare_inputs_for_generation(
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, use_cache=use_cache, **kwargs
+        )
+        if use_cache and not is_first_iteration:
+            for name in self.media_inputs:
+                inputs.pop(name, None)
+        return inputs
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor | None, dict[str, Any]]:
+        """Repeat each prompt's media with the prompt; a row may have any number of them."""
+        media = {name: kwargs.pop(name) for name in self.media_inputs if kwargs.get(name) is not None}
+        mixin: Any = super()
+        expanded, kwargs = mixin._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
+        if expand_size > 1 and input_ids is not None:
+            media = self._repeat_media(media, input_ids, expand_size)
+        return expanded, kwargs | media
+
+    def _repeat_media(self, media: Mapping[str, Tensor], input_ids: Tensor, times: int) -> dict[str, Tensor]:
+        """The media of prompts [batch, prompt] that are each repeated so many times."""
+        return {
+            name: repeat_groups(value, self._media_per_row(name, media, input_ids), times)
+            for name, value in media.items()
+        }
+
+    def _media_per_row(self, name: str, media: Mapping[str, Tensor], input_ids: Tensor) -> list[int]:
+        """How many of the first axis of `media[name]` belong to each row."""
+        raise NotImplementedError
+
+    def _with_head(
+        self, outputs: Any, labels: Tensor | None, logits_to_keep: int | Tensor, **kwargs: Any
+    ) -> CausalLMOutputWithPast:
+        """The decoder's outputs, with logits [batch, kept, vocab] and, if there are labels, the loss."""
+        model: Any = self
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = model.lm_head(outputs.last_hidden_state[:, kept, :])
+        loss = None
+        if labels is not None:
+            vocab = model.config.get_text_config(decoder=True).vocab_size
+            loss = model.loss_function(logits=logits, labels=labels, vocab_size=vocab, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class GeneratedPenalty:
+    """Mixin of models whose originals generate from embeddings; it stands before transformers' GenerationMixin."""
+
+    def _get_logits_processor(
+        self, *args: Any, input_ids_seq_length: int | None = None, **kwargs: Any
+    ) -> LogitsProcessorList:
+        """As transformers' own; a repetition penalty sees generated tokens only, as in the originals."""
+        mixin: Any = super()
+        processors = mixin._get_logits_processor(*args, input_ids_seq_length=input_ids_seq_length, **kwargs)
+        for processor in processors:
+            if isinstance(processor, RepetitionPenaltyLogitsProcessor) and processor.prompt_ignore_length is None:
+                processor.prompt_ignore_length = input_ids_seq_length
+        return processors
+
+
+def repeat_groups(value: Tensor, sizes: Sequence[int], times: int) -> Tensor:
+    """Split the first axis into groups of these sizes, and repeat each group in place."""
+    return torch.cat([group for group in value.split(list(sizes)) for _ in range(times)])
+
+
+def positions(attention_mask: Tensor, last: int) -> Tensor | None:
+    """Position ids [batch, last] of the last tokens under a mask [batch, prompt]; None for masks of another form."""
+    if attention_mask.ndim != 2:
+        return None
+    counted = (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 0)
+    return counted[:, -last:]

@@ -1,0 +1,51 @@
+"""Run the tests against the oldest and the newest supported transformers: `make compat`.
+
+Each version is installed into `.compat/` beside the environment and put first on the path; what passed, with versions
+and commit, goes to `results/compat.json`. Takes some minutes a version.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+# with what a version needs and the constraints do not have
+VERSIONS: dict[str, list[str]] = {"5.17.0": ["huggingface_hub<2"], "5.23.0": []}
+
+
+def run(version: str, extras: list[str]) -> dict[str, int]:
+    """Install one version and run the tests; how many passed, failed, and so on."""
+    target = ROOT / ".compat" / version
+    if not target.exists():
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target)]
+        subprocess.run([*pip, f"transformers=={version}", *extras], check=True)
+    path = f"{target}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    tests = [sys.executable, "-m", "pytest", "-m", "not slow and not gpu", "-p", "no:cacheprovider"]
+    done = subprocess.run(tests, env=os.environ | {"PYTHONPATH": path}, cwd=ROOT, capture_output=True, text=True)
+    print(done.stdout[-3000:])
+    counts = re.findall(r"(\d+) (passed|failed|skipped|errors?)", done.stdout.splitlines()[-1])
+    return {kind: int(count) for count, kind in counts}
+
+
+def main() -> int:
+    """Run every version; 0 if all passed."""
+    git = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    result = {
+        "command": "make compat",
+        "commit": commit,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": sys.version.split()[0],
+        "transformers": {version: run(version, extras) for version, extras in VERSIONS.items()},
+    }
+    (ROOT / "results" / "compat.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=2))
+    return any(set(counts) & {"failed", "error", "errors"} for counts in result["transformers"].values())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
