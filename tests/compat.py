@@ -21,8 +21,10 @@ def run(version: str, extras: list[str]) -> dict[str, int]:
     """Install one version and run the tests; how many passed, failed, and so on."""
     target = ROOT / ".compat" / version
     if not target.exists():
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target)]
-        subprocess.run([*pip, f"transformers=={version}", *extras], check=True)
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(target)]
+        subprocess.run([*pip, "--no-deps", f"transformers=={version}"], check=True)  # torch stays the one that is here
+        if extras:
+            subprocess.run([*pip, *extras], check=True)
     path = f"{target}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     tests = [sys.executable, "-m", "pytest", "-m", "not slow and not gpu", "-p", "no:cacheprovider"]
     done = subprocess.run(tests, env=os.environ | {"PYTHONPATH": path}, cwd=ROOT, capture_output=True, text=True)

@@ -13,7 +13,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 class MediaGeneration:
     """Mixin of a generating model with an `lm_head`; it stands before transformers' GenerationMixin.
 
-    A model declares `media_inputs`, the arguments of `forward` that hold media.
+    A model declares `media_inputs`, the arguments of `forward` that hold media, and defines
+    `_media_per_row(name, media, input_ids)`: how many of the first axis of `media[name]` belong to each row.
     """
 
     media_inputs: ClassVar[tuple[str, ...]]
@@ -53,14 +54,11 @@ class MediaGeneration:
 
     def _repeat_media(self, media: Mapping[str, Tensor], input_ids: Tensor, times: int) -> dict[str, Tensor]:
         """The media of prompts [batch, prompt] that are each repeated so many times."""
+        model: Any = self
         return {
-            name: repeat_groups(value, self._media_per_row(name, media, input_ids), times)
+            name: repeat_groups(value, model._media_per_row(name, media, input_ids), times)
             for name, value in media.items()
         }
-
-    def _media_per_row(self, name: str, media: Mapping[str, Tensor], input_ids: Tensor) -> list[int]:
-        """How many of the first axis of `media[name]` belong to each row."""
-        raise NotImplementedError
 
     def _with_head(
         self, outputs: Any, labels: Tensor | None, logits_to_keep: int | Tensor, **kwargs: Any
