@@ -88,7 +88,7 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         raise FastAVError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}", "use cpu") from None
     return device
 
