@@ -46,8 +46,14 @@ class MediaGeneration:
     ) -> tuple[Tensor | None, dict[str, Any]]:
         """Repeat each prompt's media with the prompt; a row may have any number of them."""
         media = {name: kwargs.pop(name) for name in self.media_inputs if kwargs.get(name) is not None}
+        places = kwargs.get("position_ids")
+        by_axis = places is not None and places.ndim == 3  # M-RoPE: the batch is the second axis
+        if by_axis:
+            del kwargs["position_ids"]
         mixin: Any = super()
         expanded, kwargs = mixin._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
+        if places is not None and by_axis:
+            kwargs["position_ids"] = places.repeat_interleave(expand_size, dim=1)
         if expand_size > 1 and input_ids is not None:
             media = self._repeat_media(media, input_ids, expand_size)
         return expanded, kwargs | media
