@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from fastav.errors import FastAVError, MissingTrack, UnsupportedModel
@@ -69,9 +69,9 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """Inputs of a model's `forward` for a batch of requests (left-padded), and the layout of each row."""
+    """Arguments of a model's `forward` for a batch of requests (left-padded), and the layout of each row."""
 
-    inputs: Mapping[str, Tensor]
+    inputs: Mapping[str, Any]
     layouts: tuple[Layout, ...]
 
 
@@ -82,6 +82,7 @@ class ModelAdapter(ABC):
     architectures: ClassVar[frozenset[str]]
     checkpoint: ClassVar[str]  # hub id of the released weights
     presets: ClassVar[Mapping[str, Plan]]
+    hears: ClassVar[bool] = True  # whether it takes sound
 
     def preset(self, name: str) -> Plan:
         """The plan of this name; `none` prunes nothing.  Raises: UnknownName."""
@@ -111,8 +112,20 @@ class ModelAdapter(ABC):
         """The layout of each row, from the arguments of `forward` alone."""
 
     @abstractmethod
-    def example(self, config: PreTrainedConfig, *, audio: int | None, video: int | None, text: int) -> Layout:
-        """A typical prompt of this many tokens (None: as many as a long clip gives), for estimates without media."""
+    def example(
+        self,
+        config: PreTrainedConfig,
+        *,
+        seconds: float | int | None = None,
+        audio: int | None = None,
+        video: int | None = None,
+        text: int,
+    ) -> Layout:
+        """A typical prompt about a clip of 1280 x 720 with sound, for estimates without media.
+
+        seconds: how long it is (None: a length that is typical of the family). audio, video: other numbers of tokens
+        than such a clip has.
+        """
 
     @abstractmethod
     def shape(self, config: PreTrainedConfig) -> DecoderShape:

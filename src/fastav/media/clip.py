@@ -58,7 +58,7 @@ class Clip:
         cls,
         *,
         frames: UInt8[np.ndarray, "frames height width 3"] | None = None,
-        fps: float = 25.0,
+        fps: float | int = 25.0,
         waveform: Float[np.ndarray, "channels samples"] | Float[np.ndarray, " samples"] | None = None,
         sample_rate: int | None = None,
         name: str = "array",
@@ -103,12 +103,12 @@ def _choose(container: InputContainer, kind: Literal["video", "audio"]) -> int |
     return next((s.index for s in candidates if s is not None and usable(s)), None)
 
 
-def _video_of_array(frames: UInt8[np.ndarray, "frames height width 3"], fps: float) -> VideoTrack:
+def _video_of_array(frames: UInt8[np.ndarray, "frames height width 3"], fps: float | int) -> VideoTrack:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
         found = f"{frames.dtype} {list(frames.shape)}"
         raise UnreadableMedia(f"frames must be uint8 [frames, height, width, 3], got {found}", "convert them to RGB")
     if not fps > 0:
         raise UnreadableMedia(f"fps must be positive, got {fps}", "25 is usual")
     count, height, width, _ = frames.shape
-    source = ArrayFrames(pictures=frames, fps=fps)
-    return VideoTrack(frames=count, fps=fps, duration=count / fps, width=width, height=height, source=source)
+    source = ArrayFrames(pictures=frames, fps=float(fps))
+    return VideoTrack(frames=count, fps=float(fps), duration=count / fps, width=width, height=height, source=source)

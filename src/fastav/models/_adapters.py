@@ -1,5 +1,6 @@
 """What the adapters share: host arrays, layouts and the shape of a Qwen2-like decoder."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +17,32 @@ def host(values: Any) -> np.ndarray:
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
-def of_places(video: np.ndarray, audio: np.ndarray, *, frame: np.ndarray, padding: np.ndarray) -> Layout:
-    """The layout of a prompt by where its video and its audio are, all of [tokens]; seconds are unknown."""
+def prompts_of(inputs: Mapping[str, Any]) -> Iterator[np.ndarray]:
+    """The token ids of each prompt of a batch, without padding."""
+    ids = host(inputs["input_ids"])
+    mask = np.ones_like(ids) if inputs.get("attention_mask") is None else host(inputs["attention_mask"])
+    for row, kept in zip(ids, mask[:, -ids.shape[1] :].astype(bool), strict=True):
+        yield row[kept]
+
+
+def rows_of(inputs: Mapping[str, Any], name: str) -> Iterator[np.ndarray]:
+    """The rows of an input, none if it is missing."""
+    value = inputs.get(name)
+    return iter([] if value is None else host(value))
+
+
+def of_places(
+    video: np.ndarray,
+    audio: np.ndarray,
+    *,
+    image: np.ndarray | None = None,
+    frame: np.ndarray | None = None,
+    padding: np.ndarray | None = None,
+) -> Layout:
+    """The layout of a prompt by where its video, audio and images are, all of [tokens]; seconds are unknown."""
     modality = np.where(video, Modality.VIDEO, np.where(audio, Modality.AUDIO, Modality.TEXT)).astype(np.int8)
+    if image is not None:
+        modality[image] = Modality.IMAGE
     return replace(Layout.of(Modality.TEXT, len(video), frame=frame, padding=padding), modality=modality)
 
 

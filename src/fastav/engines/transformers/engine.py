@@ -70,7 +70,7 @@ class TransformersEngine(Engine):
         prepared = self.adapter.prepare(self.processor, requests)
         media = time.perf_counter() - start
         self._require_room(max(map(len, prepared.layouts)), max_new_tokens)
-        inputs = {name: self._to_device(tensor) for name, tensor in prepared.inputs.items()}
+        inputs = {name: self._to_device(value) for name, value in prepared.inputs.items()}
         tokenizer: Any = getattr(self.processor, "tokenizer", None)
         streamer = _Stream(tokenizer, on_text) if on_text and len(requests) == 1 else None
         phases, memory = Phases(self.model.device), PeakMemory(self.model.device)
@@ -97,9 +97,11 @@ class TransformersEngine(Engine):
                 "ask for a shorter answer, or about less of the clip",
             )
 
-    def _to_device(self, tensor: Tensor) -> Tensor:
-        dtype = self.model.dtype if tensor.is_floating_point() else tensor.dtype
-        return tensor.to(device=self.model.device, dtype=dtype)
+    def _to_device(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        features = value.is_floating_point() and value.ndim > 1  # one number an item is a time, which must stay exact
+        return value.to(device=self.model.device, dtype=self.model.dtype if features else value.dtype)
 
     def _answer(
         self,

@@ -1,5 +1,6 @@
 """What the rest of fastav must know about video-SALMONN 2."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -11,7 +12,7 @@ from fastav.adapter import ModelAdapter, Prepared, Request
 from fastav.errors import CheckpointError, MissingTrack
 from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
-from fastav.models._adapters import host, of_places, qwen2_shape, with_seconds
+from fastav.models._adapters import host, of_places, prompts_of, qwen2_shape, with_seconds
 from fastav.models._checkpoint import load, readable
 from fastav.models.video_salmonn2.audio import left_channel
 from fastav.models.video_salmonn2.configuration import VideoSalmonn2Config
@@ -24,6 +25,7 @@ from fastav.presets import fastav, trim
 
 PREFIX = 14  # tokens before the clip: the system message and the start of the user's
 TYPICAL_SECONDS = 10  # of the clips in AVHBench and AVQA, on which the paper measures
+TYPICAL_FPS = 25
 ORIGINAL = "VideoSALMONN2ForCausalLM"
 
 
@@ -85,15 +87,26 @@ class VideoSalmonn2Adapter(ModelAdapter):
         """The layout of each row, from the arguments of `forward` alone; seconds are unknown."""
         return tuple(_layouts(_scheme(config), inputs))
 
-    def example(self, config: PreTrainedConfig, *, audio: int | None, video: int | None, text: int) -> Layout:
+    def example(
+        self,
+        config: PreTrainedConfig,
+        *,
+        seconds: float | int | None = None,
+        audio: int | None = None,
+        video: int | None = None,
+        text: int,
+    ) -> Layout:
         """A typical prompt: some text, a clip of 10 s with its sound, the rest of the text."""
-        scheme, frames = _scheme(config), round(TYPICAL_SECONDS * _scheme(config).video_fps)
+        scheme = _scheme(config)
+        seconds = TYPICAL_SECONDS if seconds is None else seconds
+        frames = len(sample_frames(max(1, round(seconds * TYPICAL_FPS)), TYPICAL_FPS, scheme))
         video = frames * scheme.frame_tokens if video is None else video
         padding = None
         if audio is None:
-            each, rest = scheme.spread(scheme.piece_tokens, frames, TYPICAL_SECONDS)
-            sound = np.arange(COLUMNS) * HOP < TYPICAL_SECONDS * RATE
-            padding = ~scheme.heard(sound[None])[np.concatenate([each.ravel(), rest])]
+            pieces = max(1, math.ceil(seconds / PIECE_SECONDS))
+            each, rest = scheme.spread(pieces * scheme.piece_tokens, frames, seconds)
+            sound = np.arange(pieces * COLUMNS) * HOP < seconds * RATE
+            padding = ~scheme.heard(sound.reshape(pieces, COLUMNS))[np.concatenate([each.ravel(), rest])]
             audio = len(padding)
         before = min(PREFIX, text)
         clip = _interleaved(scheme, video, audio, padding)
@@ -166,11 +179,9 @@ def _timed(scheme: Scheme, inputs: Mapping[str, Any], clips: Sequence[Mapping[st
 
 
 def _layouts(scheme: Scheme, inputs: Mapping[str, Any]) -> Iterator[Layout]:
-    ids = host(inputs["input_ids"])
-    mask = np.ones_like(ids) if inputs.get("attention_mask") is None else host(inputs["attention_mask"])
     silent = iter(_silent(scheme, inputs))
-    for row, kept in zip(ids, mask.astype(bool), strict=True):
-        yield _layout(scheme, row[kept], silent)
+    for ids in prompts_of(inputs):
+        yield _layout(scheme, ids, silent)
 
 
 def _silent(scheme: Scheme, inputs: Mapping[str, Any]) -> np.ndarray:

@@ -12,7 +12,7 @@ from fastav.adapter import ModelAdapter, Prepared, Request
 from fastav.errors import CheckpointError, MissingTrack
 from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
-from fastav.models._adapters import host, of_places, qwen2_shape, with_seconds
+from fastav.models._adapters import host, of_places, prompts_of, qwen2_shape, with_seconds
 from fastav.models._checkpoint import load, readable
 from fastav.models.video_salmonn2_plus.configuration import VideoSalmonn2PlusConfig
 from fastav.models.video_salmonn2_plus.modeling import VideoSalmonn2PlusForConditionalGeneration
@@ -97,17 +97,26 @@ class VideoSalmonn2PlusAdapter(ModelAdapter):
         """The layout of each row, from the arguments of `forward` alone; seconds are unknown."""
         return tuple(_layouts(_scheme(config), inputs))
 
-    def example(self, config: PreTrainedConfig, *, audio: int | None, video: int | None, text: int) -> Layout:
+    def example(
+        self,
+        config: PreTrainedConfig,
+        *,
+        seconds: float | int | None = None,
+        audio: int | None = None,
+        video: int | None = None,
+        text: int,
+    ) -> Layout:
         """A typical prompt: some text, a clip of 40 s at 1280 x 720 with its sound, the rest of the text."""
         scheme = _scheme(config)
-        frames = scheme.frames(EXAMPLE_SECONDS)
+        seconds = float(EXAMPLE_SECONDS if seconds is None else seconds)
+        frames = scheme.frames(seconds)
         steps, height, width = scheme.grid(frames, *scheme.size(frames, *EXAMPLE_SIZE))
         tokens = steps * height * width if video is None else video
-        sound = audio_tokens(int(EXAMPLE_SECONDS * RATE)) if audio is None else audio
-        heard = EXAMPLE_SECONDS * TOKENS_PER_SECOND if audio is None else sound
+        sound = audio_tokens(int(seconds * RATE)) if audio is None else audio
+        heard = seconds * TOKENS_PER_SECOND if audio is None else sound
         parts, done, seen = [Layout.of(Modality.TEXT, before := min(PREFIX, text))], 0, 0
         used = max(1, -(-tokens // (height * width)))
-        step_seconds = scheme.step_seconds(frames, EXAMPLE_SECONDS)
+        step_seconds = scheme.step_seconds(frames, seconds)
         for step, count in enumerate(audio_per_step(used, step_seconds, sound)):
             shown = min(height * width, tokens - seen)
             frame = scheme.temporal * step if tokens else -1
@@ -165,13 +174,11 @@ def _timed(layout: Layout, clip: Mapping[str, Any]) -> Layout:
 
 
 def _layouts(scheme: Scheme, inputs: Mapping[str, Any]) -> Iterator[Layout]:
-    ids = host(inputs["input_ids"])
-    mask = np.ones_like(ids) if inputs.get("attention_mask") is None else host(inputs["attention_mask"])
     sizes, sounds = inputs.get("video_grid_thw"), inputs.get("feature_attention_mask")
     grids = iter([] if sizes is None else host(sizes).tolist())
     heard = iter([] if sounds is None else host(sounds).astype(bool))
-    for row, kept in zip(ids, mask[:, -ids.shape[1] :].astype(bool), strict=True):
-        yield _layout(scheme, row[kept], grids, heard)
+    for ids in prompts_of(inputs):
+        yield _layout(scheme, ids, grids, heard)
 
 
 def _layout(scheme: Scheme, ids: np.ndarray, grids: Iterator[list[int]], heard: Iterator[np.ndarray]) -> Layout:

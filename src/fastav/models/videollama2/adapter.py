@@ -12,7 +12,7 @@ from fastav.adapter import ModelAdapter, Prepared, Request
 from fastav.errors import CheckpointError, MissingTrack
 from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
-from fastav.models._adapters import host, of_places, qwen2_shape, with_seconds
+from fastav.models._adapters import host, of_places, prompts_of, qwen2_shape, with_seconds
 from fastav.models._checkpoint import load, readable
 from fastav.models.videollama2.audio import clip_bounds
 from fastav.models.videollama2.configuration import VideoLlama2Config
@@ -89,8 +89,19 @@ class VideoLlama2Adapter(ModelAdapter):
         """The layout of each row, from the arguments of `forward` alone; seconds are unknown."""
         return tuple(_layouts(_scheme(config), inputs))
 
-    def example(self, config: PreTrainedConfig, *, audio: int | None, video: int | None, text: int) -> Layout:
-        """A typical prompt: some text, video, audio, the rest of the text. Of a default audio, 16 s are sound."""
+    def example(
+        self,
+        config: PreTrainedConfig,
+        *,
+        seconds: float | int | None = None,
+        audio: int | None = None,
+        video: int | None = None,
+        text: int,
+    ) -> Layout:
+        """A typical prompt: some text, video, audio, the rest of the text.
+
+        A clip of any length gives as many tokens; of its audio, 16 s are sound.
+        """
         scheme = _scheme(config)
         sound = np.arange(scheme.fbank_rows) < scheme.audio_clips * scheme.clip_seconds * RATE // SHIFT
         padding = ~_heard(scheme, sound) if audio is None else None
@@ -171,12 +182,10 @@ def _timed(layout: Layout, clip: Mapping[str, Any]) -> Layout:
 
 
 def _layouts(scheme: Scheme, inputs: Mapping[str, Any]) -> Iterator[Layout]:
-    ids = host(inputs["input_ids"])
-    mask = np.ones_like(ids) if inputs.get("attention_mask") is None else host(inputs["attention_mask"])
     sounds = inputs.get("feature_attention_mask")
     heard = iter([] if sounds is None else [_heard(scheme, rows) for rows in host(sounds).astype(bool)])
-    for row, kept in zip(ids, mask.astype(bool), strict=True):
-        yield _layout(scheme, row[kept], heard)
+    for ids in prompts_of(inputs):
+        yield _layout(scheme, ids, heard)
 
 
 def _layout(scheme: Scheme, ids: np.ndarray, heard: Iterator[np.ndarray]) -> Layout:

@@ -1,0 +1,210 @@
+"""Families that transformers has itself: its configuration, model and processor; here only what they do not tell.
+
+A family says how one request becomes a processor's call. Sampling, batching and loading are alike and stand here.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+import transformers
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers.video_utils import VideoMetadata
+
+from fastav.adapter import ModelAdapter, Prepared, Request, Use
+from fastav.errors import CheckpointError, FastAVError, MediaError
+from fastav.layout import Layout
+from fastav.media import VideoTrack
+from fastav.models._checkpoint import HUB_OPTIONS, read_processor, readable, refuse_differences
+
+
+class Row(NamedTuple):
+    """One request: what the processor made of it, and its layout."""
+
+    inputs: Mapping[str, Any]
+    layout: Layout
+
+
+class OfficialAdapter(ModelAdapter):
+    """A family that transformers has itself.
+
+    config_class, model_class, processor_class: names in transformers. release: the arguments of the configuration of
+    the released weights.
+    """
+
+    config_class: ClassVar[str]
+    model_class: ClassVar[str]
+    processor_class: ClassVar[str]
+    release: ClassVar[Mapping[str, Any]]
+
+    def config(self, source: str | None = None) -> PreTrainedConfig:
+        """The configuration in a local folder or hub id; of the release, without any download, if None."""
+        kind = getattr(transformers, self.config_class)
+        if source is None:
+            return kind(**self.release, architectures=[self.model_class])
+        with readable(source):
+            return kind.from_pretrained(source)
+
+    def load(self, source: str, **options: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
+        """Model (in evaluation mode) and processor from a local folder or a hub id.
+
+        Raises: CheckpointError if keys are missing, left over, or of another shape, or files cannot be read;
+        FastAVError if a package that the processor needs is not installed.
+        """
+        hub = {name: options[name] for name in HUB_OPTIONS if name in options}
+        with readable(source):
+            self.config(source)  # the clearest of errors if there is nothing there
+            try:
+                processor = read_processor(getattr(transformers, self.processor_class), source, hub)
+            except ImportError as error:
+                raise missing_package(self, error) from None
+            model, info = getattr(transformers, self.model_class).from_pretrained(
+                source, output_loading_info=True, **{**options, "ignore_mismatched_sizes": True}
+            )
+        refuse_differences(info, source)
+        return model.eval(), processor
+
+    def prepare(self, processor: ProcessorMixin, requests: Sequence[Request]) -> Prepared:
+        """Decode, sample and tokenize a batch of requests.
+
+        Raises: CheckpointError for another model's processor; MissingTrack for a clip without a track that is asked
+        for; MediaError if sound is asked for of a model that does not hear.
+        """
+        if type(processor).__name__ != self.processor_class:
+            raise CheckpointError(
+                f"{self.name} needs a {self.processor_class}, got {type(processor).__name__}", "use the one `load` gave"
+            )
+        for request in requests:
+            if not self.hears and request.use in (Use.BOTH, Use.AUDIO):
+                raise deaf(self)
+        rows = [self.row(processor, request) for request in requests]
+        tokenizer: Any = getattr(processor, "tokenizer")  # noqa: B009  (each processor has it, their base does not)
+        inputs = collated([row.inputs for row in rows], pad=tokenizer.pad_token_id)
+        return Prepared(inputs=inputs, layouts=tuple(row.layout for row in rows))
+
+    @abstractmethod
+    def row(self, processor: Any, request: Request) -> Row:
+        """The processor's tensors for one request, and its layout."""
+
+
+def deaf(adapter: ModelAdapter) -> MediaError:
+    """The error for sound that is asked of a model that does not hear."""
+    return MediaError(f"{adapter.name} does not hear", "ask with use='video' (--use video)")
+
+
+def missing_package(adapter: ModelAdapter, error: ImportError) -> FastAVError:
+    """The error for a package that a processor of transformers needs."""
+    reason = next(line for line in str(error).splitlines() if line.strip())
+    return FastAVError(
+        f"the processor of {adapter.name} cannot be used: {reason}", "pip install 'fastav[transformers]'"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sampled:
+    """Frames of a video as a processor samples them.
+
+    metadata: as `VideoMetadata` holds it. seconds: when each frame is shown.
+    """
+
+    frames: UInt8[np.ndarray, "frames height width 3"]
+    metadata: dict[str, Any]
+    seconds: Float[np.ndarray, " frames"]
+
+    @property
+    def fps(self) -> float:
+        """Sampled frames a second."""
+        return len(self.frames) * self.metadata["fps"] / self.metadata["total_num_frames"]
+
+
+def sampled(track: VideoTrack, processor: Any, *, fps: float | int) -> Sampled:
+    """The frames that a video processor of transformers picks from a track, decoded.
+
+    A track with fewer frames than a token shows is given whole; the processor repeats its last frame.
+    fps: frames a second where the processor's own settings name neither a rate nor a number.
+    """
+    metadata = {
+        "total_num_frames": track.frames,
+        "fps": track.fps,
+        "duration": track.frames / track.fps,
+        "width": track.width,
+        "height": track.height,
+    }
+    rate = fps if processor.fps is None and processor.num_frames is None else None
+    if track.frames < getattr(processor, "temporal_patch_size", 1):
+        indices = list(range(track.frames))
+    else:
+        indices = [int(i) for i in processor.sample_frames(VideoMetadata(**metadata), fps=rate)]
+    seconds = np.asarray(track.seconds(indices), np.float64)
+    return Sampled(frames=track.read(indices), metadata={**metadata, "frames_indices": indices}, seconds=seconds)
+
+
+def bounded(processor: Any) -> dict[str, bool]:
+    """Arguments of a video processor that bound a video's tokens as its authors do.
+
+    Where the processor's own settings do not say, transformers before 5.22 leaves them unbounded.
+    """
+    return {"cap_pixels_per_frame": True} if getattr(processor, "cap_pixels_per_frame", False) is None else {}
+
+
+def collated(rows: Sequence[Mapping[str, Any]], *, pad: int) -> dict[str, Any]:
+    """One batch of several prompts' tensors: tokens padded at the left, media one after another.
+
+    A tensor [1, tokens] is a prompt's own; other tensors are media, along whose first axis the prompts are joined,
+    after their later axes are padded with zeros to the longest. What is no tensor must be alike in all rows.
+    """
+    lengths = [row["input_ids"].shape[1] for row in rows]
+    names = dict.fromkeys(name for row in rows for name in row)
+    batch: dict[str, Any] = {}
+    for name in names:
+        values = [row[name] for row in rows if name in row]
+        if not isinstance(values[0], Tensor):
+            batch[name] = values[0]
+            continue
+        aligned = all(tuple(row[name].shape) == (1, n) for row, n in zip(rows, lengths, strict=True) if name in row)
+        if aligned and len(values) == len(rows):
+            filler = pad if name == "input_ids" else 0
+            batch[name] = torch.cat([_left_padded(value, max(lengths), filler) for value in values])
+        else:
+            batch[name] = torch.cat(_alike(values))
+    return batch
+
+
+def _left_padded(value: Tensor, width: int, filler: int) -> Tensor:
+    return torch.nn.functional.pad(value, (width - value.shape[1], 0), value=filler)
+
+
+def _alike(values: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors padded with zeros so that they differ in their first axis only."""
+    shape = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values), strict=True)]
+    padded = []
+    for value in values:
+        room = [n - have for n, have in zip(shape, value.shape[1:], strict=True)]
+        padded.append(
+            torch.nn.functional.pad(value, [x for n in reversed(room) for x in (0, n)]) if any(room) else value
+        )
+    return padded
+
+
+def rendered(processor: Any, content: Sequence[Mapping[str, str]]) -> str:
+    """One user's message by the processor's own chat template, up to where the model answers.
+
+    Raises: CheckpointError if the processor has no template.
+    """
+    if getattr(processor, "chat_template", None) is None:
+        raise CheckpointError(
+            "the processor has no chat template", "is chat_template.json missing from the checkpoint?"
+        )
+    messages = [{"role": "user", "content": list(content)}]
+    return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+
+def refuse_written_placeholders(question: str, words: Sequence[str]) -> None:
+    """Raise MediaError if a question holds a word that stands for media."""
+    if found := [word for word in words if word and word in question]:
+        raise MediaError(f"the question holds {', '.join(found)}, which stands for media", "write it differently")

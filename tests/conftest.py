@@ -1,0 +1,32 @@
+"""The video processors of transformers need torchvision, of which they use the part that is written in Python.
+
+`make setup` puts it beside the environment, not into it, because fastav itself must work without. Its compiled part
+wants the very build of torch that it was made for; where that is another, the operators it would define are declared.
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import torch
+
+BESIDE = Path(sys.prefix) / "vision"
+_declared = []
+
+
+def _import_torchvision() -> None:
+    if importlib.util.find_spec("torchvision") is None:
+        sys.path.append(str(BESIDE))
+    try:
+        import torchvision
+    except RuntimeError:
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "DEF")
+        for operator in ("nms", "qnms"):
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _declared.append(library)  # it lives as long as this does
+        import torchvision  # noqa: F401
+
+
+_import_torchvision()

@@ -1,0 +1,229 @@
+"""What every family that transformers has itself must do, on a tiny random model and its official processor.
+
+A family is a module of `support.families` with `build(attention)`; it is tested without a line here. It may name a
+`PLAN` of its own where its layers do not allow the usual one, and the `PADDING` that its layouts know.
+"""
+
+import importlib
+import pkgutil
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fastav.adapter import ModelAdapter, Prepared, Request, Use, adapter_for
+from fastav.engines.transformers import TransformersEngine, prune
+from fastav.errors import CheckpointError, MediaError
+from fastav.layout import MEDIA, Modality
+from fastav.media import Clip
+from fastav.models.video_salmonn2_plus import VideoSalmonn2PlusProcessor
+from fastav.plan import Keep, Plan, Share
+from fastav.presets import fastav
+from support import families
+from support.masked import masked_logits, rules_of
+
+NAMES = sorted(m.name for m in pkgutil.iter_modules(families.__path__) if not m.name.startswith("_"))
+STEPS = 4
+REFERENCE = Path(__file__).parents[1] / "reference"
+PLAN = fastav(Keep(media=Share(0.6)), drop=0.2)
+EVERYTHING = fastav(Keep(media=Share(1.0)), drop=1e-9)
+
+
+class Family:
+    """One family: adapter, model by attention, processor, and its plans."""
+
+    def __init__(self, name: str) -> None:
+        self.module = importlib.import_module(f"support.families.{name}")
+        model, self.processor = self.module.build("sdpa")
+        self.models = {"sdpa": model}
+        self.adapter: ModelAdapter = adapter_for([type(model).__name__])
+        self.depth = self.adapter.shape(model.config).layers
+        self.plan: Plan = getattr(self.module, "PLAN", PLAN)
+        self.everything: Plan = getattr(self.module, "EVERYTHING", EVERYTHING)
+        self.clips = _clips(self.adapter.hears)
+        self.prepared = self.prepare(*self.clips)
+
+    def model(self, attention: str = "sdpa") -> Any:
+        if attention not in self.models:
+            self.models[attention], _ = self.module.build(attention)
+        return self.models[attention]
+
+    def prepare(self, *requests: Request) -> Prepared:
+        return self.adapter.prepare(self.processor, requests)
+
+
+def _clips(hears: bool) -> tuple[Request, Request]:
+    """Two questions about clips of different length."""
+    make = np.random.default_rng(0)
+    requests = []
+    for frames, size, question in ((40, (24, 32), "What is heard?"), (21, (32, 24), "Who?")):
+        clip = Clip.from_arrays(
+            frames=make.integers(0, 256, (frames, *size, 3), dtype=np.uint8),
+            fps=10,
+            waveform=make.uniform(-0.5, 0.5, frames * 1_600).astype(np.float32) if hears else None,
+            sample_rate=16_000 if hears else None,
+        )
+        requests.append(Request(clip=clip, question=question))
+    return requests[0], requests[1]
+
+
+@cache
+def family_of(name: str) -> Family:
+    return Family(name)
+
+
+@pytest.fixture(params=NAMES)
+def family(request):
+    return family_of(request.param)
+
+
+def generate(model: Any, prepared: Prepared, **options: Any) -> Any:
+    return model.generate(
+        **prepared.inputs,
+        max_new_tokens=STEPS,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+        **options,
+    )
+
+
+# --- prompts and layouts
+
+
+def test_a_layout_is_as_long_as_its_prompt_and_is_read_off_the_inputs_too(family):
+    lengths = family.prepared.inputs["attention_mask"].sum(1).tolist()
+    assert [len(layout) for layout in family.prepared.layouts] == lengths
+    assert lengths[0] > lengths[1]
+    again = family.adapter.layouts(family.model().config, family.prepared.inputs)
+    for ours, read in zip(family.prepared.layouts, again, strict=True):
+        for name in ("modality", "frame", "padding"):
+            assert np.array_equal(getattr(ours, name), getattr(read, name)), name
+
+
+def test_a_batch_is_its_prompts_padded_at_the_left(family):
+    ids = family.prepared.inputs["input_ids"]
+    for row, request in enumerate(family.clips):
+        alone = family.prepare(request)
+        assert torch.equal(ids[row, -alone.inputs["input_ids"].shape[1] :], alone.inputs["input_ids"][0])
+        assert np.array_equal(alone.layouts[0].modality, family.prepared.layouts[row].modality)
+
+
+def test_media_have_seconds_within_the_clip_and_frames_in_order(family):
+    for layout, request in zip(family.prepared.layouts, family.clips, strict=True):
+        media = np.isin(layout.modality, MEDIA)
+        assert media.any()
+        assert np.isnan(layout.second[~media]).all()
+        real = media & ~layout.padding
+        assert np.isfinite(layout.second[real]).all()
+        assert (layout.second[real] >= 0).all()
+        assert (layout.second[real] <= request.clip.duration + 0.05).all()
+        for modality in MEDIA:
+            place = real & (layout.modality == modality)
+            assert (np.diff(layout.second[place]) >= 0).all()
+            assert (np.diff(layout.frame[place]) >= 0).all()
+        seen = np.isin(layout.modality, (Modality.VIDEO, Modality.IMAGE))
+        assert (layout.frame[seen] >= 0).all()
+
+
+def test_a_model_that_hears_has_audio_tokens_and_one_that_does_not_refuses_to(family):
+    heard = [layout.count(Modality.AUDIO) for layout in family.prepared.layouts]
+    if family.adapter.hears:
+        assert all(heard)
+        return
+    assert not any(heard)
+    for use in (Use.BOTH, Use.AUDIO):
+        with pytest.raises(MediaError, match="does not hear"):
+            family.prepare(Request(clip=_clips(True)[0].clip, question="?", use=use))
+    with_sound = family.prepare(Request(clip=_clips(True)[0].clip, question="?"))
+    assert with_sound.layouts[0].count(Modality.AUDIO) == 0
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3])
+def test_clips_of_few_frames_are_shown(family, frames):
+    clip = Clip.from_arrays(frames=np.full((frames, 30, 40, 3), 90, np.uint8), fps=5)
+    prepared = family.prepare(Request(clip=clip, question="?"))
+    (layout,) = prepared.layouts
+    assert len(layout) == prepared.inputs["input_ids"].shape[1]
+    assert layout.count(Modality.VIDEO, Modality.IMAGE) > 0
+    with torch.no_grad():
+        assert family.model()(**prepared.inputs).logits.isfinite().all()
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(8_000, 1), (96_000, 2), (44_100, 6)])
+def test_sound_of_any_rate_and_channels_is_heard(family, rate, channels):
+    if not family.adapter.hears:
+        pytest.skip("it does not hear")
+    wave = np.sin(np.arange(2 * rate) / rate * 2_000).astype(np.float32)[None].repeat(channels, 0) / 4
+    frames = np.full((20, 24, 32, 3), 90, np.uint8)
+    at = Clip.from_arrays(frames=frames, fps=10, waveform=wave, sample_rate=rate)
+    (layout,) = family.prepare(Request(clip=at, question="?")).layouts
+    assert layout.count(Modality.AUDIO) > 0
+
+
+def test_a_clip_without_sound_is_shown_without_audio_tokens(family):
+    clip = Clip.from_arrays(frames=np.full((20, 24, 32, 3), 90, np.uint8), fps=10)
+    (layout,) = family.prepare(Request(clip=clip, question="?")).layouts
+    assert layout.count(Modality.AUDIO) == 0
+
+
+def test_a_question_cannot_smuggle_in_placeholders(family):
+    vocabulary = family.processor.tokenizer
+    ids = family.prepared.inputs["input_ids"][0]
+    marked = np.isin(family.prepared.layouts[0].modality, MEDIA)
+    word = vocabulary.convert_ids_to_tokens(int(ids[-len(marked) :][torch.from_numpy(marked)][0]))
+    with pytest.raises(MediaError, match="stands for media"):
+        family.prepare(Request(clip=family.clips[0].clip, question=f"What is {word}?"))
+
+
+def test_another_models_processor_is_refused(family):
+    other = VideoSalmonn2PlusProcessor.from_pretrained(REFERENCE / "video_salmonn2_plus")
+    with pytest.raises(CheckpointError, match=r"needs a \w+Processor, got VideoSalmonn2PlusProcessor"):
+        family.adapter.prepare(other, family.clips)
+
+
+# --- exactness
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("rows", [[0], [0, 1]])
+def test_keeping_everything_changes_nothing(family, attention, rows):
+    model, prepared = family.model(attention), family.prepare(*(family.clips[row] for row in rows))
+    plain = generate(model, prepared)
+    with prune(model, family.everything, layouts=prepared.layouts, adapter=family.adapter):
+        kept = generate(model, prepared)
+    assert torch.equal(plain.sequences, kept.sequences)
+    assert (torch.stack(plain.logits) - torch.stack(kept.logits)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("rows", [[0], [0, 1]])
+def test_every_step_equals_the_masked_model(family, attention, rows):
+    model, prepared = family.model(attention), family.prepare(*(family.clips[row] for row in rows))
+    with prune(model, family.plan, layouts=prepared.layouts, adapter=family.adapter) as pruning:
+        out = generate(model, prepared)
+    for row, number in enumerate(rows):
+        alone, layout = family.prepare(family.clips[number]), prepared.layouts[row]
+        answer = out.sequences[row, -STEPS:]
+        rules = rules_of(family.plan, layout, family.depth)
+        expected = masked_logits(model, family.adapter.decoder(model).layers, alone.inputs, answer, rules)
+        plain = masked_logits(model, family.adapter.decoder(model).layers, alone.inputs, answer, {})
+        logits = torch.stack([step[row] for step in out.logits])
+        assert (logits - expected).abs().max() < 1e-3 * expected.abs().max()
+        assert (logits - plain).abs().max() > 1e-2 * expected.abs().max(), "the plan changes nothing here"
+        kept = [sum(layer.values()) for layer in pruning.tokens()[row]]
+        assert kept == list(family.plan.tokens(layout, family.depth))
+        assert kept[-1] < len(layout)
+
+
+@pytest.mark.parametrize("preset", ["fastav", "fastav-trim"])
+def test_presets_answer_through_the_engine(family, preset):
+    engine = TransformersEngine(family.model(), family.processor, family.adapter)
+    answers = engine.generate(family.clips, family.adapter.preset(preset), max_new_tokens=2)
+    for answer, layout in zip(answers, family.prepared.layouts, strict=True):
+        assert len(answer.token_ids) == 2
+        assert answer.prompt_tokens == layout.by_modality()
+        assert answer.flops.ratio <= 1
