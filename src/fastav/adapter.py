@@ -131,6 +131,13 @@ class ModelAdapter(ABC):
     def shape(self, config: PreTrainedConfig) -> DecoderShape:
         """The decoder's dimensions."""
 
+    def language_model(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The part that reads the prompt and writes text, where a model has others (a talker); else the model itself.
+
+        `decoder` and `encoders` are asked for this part's.
+        """
+        return model
+
     @abstractmethod
     def decoder(self, model: PreTrainedModel) -> nn.Module:
         """The module whose `layers` are the decoder layers."""

@@ -51,7 +51,7 @@ class TransformersEngine(Engine):
                 )
         guards.check_decoder(decoder, methods)
         if attention is not None and cuts:
-            guards.check_attention(attention, guards.layer_types(decoder)[cuts[0][0] :])
+            guards.check_attention(decoder, attention, cuts[0][0])
 
     @torch.inference_mode()
     def generate(

@@ -3,7 +3,7 @@
 Indices are of known size, so nothing here waits for the device.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -26,33 +26,46 @@ def take_positions(x: Int[Tensor, "*lead tokens"], index: Int[Tensor, "batch kep
     return x.gather(-1, index.expand(*x.shape[:-1], index.shape[1]))
 
 
-def prefill_mask(
-    mask: Any,
-    slots: Int[Tensor, "batch kept"],
-    valid: Bool[Tensor, "batch kept"] | None,
-    *,
-    kind: str,
-    dtype: torch.dtype,
-) -> Tensor | None:
+class Kept(NamedTuple):
+    """Tokens that a layer runs on, or holds: their columns in the padded prompt, and which are real (None: all)."""
+
+    slots: Int[Tensor, "batch kept"]
+    valid: Bool[Tensor, "batch kept"] | None
+
+
+def prefill_mask(mask: Any, rows: Kept, columns: Kept, *, kind: str, dtype: torch.dtype) -> Tensor | None:
     """The mask of a prefill among the kept tokens, from the model's own.
 
     mask: None (plain causal), [batch or 1, heads or 1, tokens, tokens] (bool, or additive), or [batch, tokens] (flash).
+    rows: the queries. columns: the keys; others than the queries where a layer shares an earlier one's.
     kind: `attn_implementation`. Rows that are not real may attend anywhere: nothing reads them, but NaN would spread.
     """
     if "flash" in kind:
-        return valid
+        return columns.valid
     if mask is None:
-        if valid is None:
+        if rows.slots is columns.slots and rows.valid is None:
             return None
-        steps = torch.arange(slots.shape[1], device=slots.device)
-        allowed = (steps[:, None] >= steps[None])[None, None] & valid[:, None, None]
-        return _as_kind(allowed | ~valid[:, None, :, None], kind, dtype)
-    index = slots if valid is None else slots.clamp(max=mask.shape[-1] - 1)
-    mask = _columns(_columns(mask, index).transpose(-1, -2), index).transpose(-1, -2)
-    if valid is None:
-        return mask
-    mask = _hide(mask, ~valid[:, None, None])
-    return mask.masked_fill(~valid[:, None, :, None], True if mask.dtype == torch.bool else 0.0)
+        allowed = rows.slots[:, None, :, None] >= columns.slots[:, None, None]
+        if columns.valid is not None:
+            allowed = allowed & columns.valid[:, None, None]
+        if rows.valid is not None:
+            allowed = allowed | ~rows.valid[:, None, :, None]
+        return _as_kind(allowed, kind, dtype)
+    mask = _columns(_columns(mask, _within(columns, mask)).transpose(-1, -2), _within(rows, mask)).transpose(-1, -2)
+    if columns.valid is not None:
+        mask = _hide(mask, ~columns.valid[:, None, None])
+    if rows.valid is not None:
+        mask = mask.masked_fill(~rows.valid[:, None, :, None], True if mask.dtype == torch.bool else 0.0)
+    return mask
+
+
+def last_rows_mask(mask: Any, columns: Kept, total: int, *, kind: str, dtype: torch.dtype) -> Tensor | None:
+    """The mask of a prompt's last tokens over what a layer holds, from the model's own rows for them.
+
+    mask: None (of one query only: it sees all), or [batch or 1, heads or 1, queries, total].
+    """
+    places = columns.slots.clamp(max=total - 1)
+    return decode_mask(mask, places, columns.valid, total=total, new=1, kind=kind, dtype=dtype)
 
 
 def decode_mask(
@@ -105,6 +118,11 @@ def last_query_attention(
     if valid is not None:
         logits = logits.masked_fill(~valid[:, None, None], -torch.inf)
     return logits.softmax(-1).mean((1, 2))
+
+
+def _within(kept: Kept, mask: Tensor) -> Int[Tensor, "batch kept"]:
+    """Slots that are columns of the mask, also where they stand for no token."""
+    return kept.slots if kept.valid is None else kept.slots.clamp(max=mask.shape[-1] - 1)
 
 
 def _columns(mask: Tensor, index: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """What cannot be exact is refused before it runs, in words."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from inspect import signature
@@ -36,11 +36,17 @@ def check_decoder(config: PreTrainedConfig, cuts: tuple[tuple[int, Method], ...]
 
     Raises: UnsupportedModel, UnsupportedPlan.
     """
-    types = layer_types(config)
+    types, owners = layer_types(config), layers_with_cache(config)
     for layer, method in cuts:
         if strange := set(types[layer:]) - _LAYER_TYPES:
             raise UnsupportedModel(
                 f"layers of type {', '.join(sorted(strange))} mix neighbouring tokens: none can be dropped before them"
+            )
+        if layer >= owners:
+            raise UnsupportedPlan(
+                f"layer {layer} has no keys and values but shares those of layers before {owners}, so what is dropped "
+                "entering it would be seen all the same",
+                f"place the last step at layer {owners - 1} or before",
             )
         if Signal.LAST_QUERY not in method.needs:
             continue
@@ -58,17 +64,37 @@ def layer_types(config: PreTrainedConfig) -> list[str]:
     return getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
 
 
-def check_attention(implementation: str | None, pruned: Collection[str]) -> None:
-    """Refuse attention whose masks the engine cannot follow.  pruned: types of the pruned layers.
+def layers_with_cache(config: PreTrainedConfig) -> int:
+    """How many layers, the first ones, have keys and values of their own; later ones share theirs."""
+    return config.num_hidden_layers - (getattr(config, "num_kv_shared_layers", None) or 0)
+
+
+def source(config: PreTrainedConfig, layer: int) -> int:
+    """The layer whose keys and values this one reads: itself, or the last of its type that has its own."""
+    owners = layers_with_cache(config)
+    if layer < owners:
+        return layer
+    types = layer_types(config)
+    return max(index for index in range(owners) if types[index] == types[layer])
+
+
+def check_attention(config: PreTrainedConfig, implementation: str | None, first: int) -> None:
+    """Refuse attention whose masks the engine cannot follow.  first: the first pruned layer.
 
     Raises: UnsupportedPlan.
     """
-    if implementation is not None and "flash" in implementation and "sliding_attention" in pruned:
+    flash = implementation is not None and "flash" in implementation
+    if flash and layers_with_cache(config) < config.num_hidden_layers:
+        raise UnsupportedPlan(
+            "flash attention takes a layer's queries for its last keys, which they are not where keys are shared",
+            "load the model with attn_implementation='sdpa'",
+        )
+    if flash and "sliding_attention" in layer_types(config)[first:]:
         raise UnsupportedPlan(
             "flash attention counts its sliding window in stored keys, which are not neighbours after pruning",
             "load the model with attn_implementation='sdpa', or prune after the last sliding-window layer",
         )
-    if implementation is None or not (implementation in ("eager", "sdpa") or "flash" in implementation):
+    if not (implementation in ("eager", "sdpa") or flash):
         raise UnsupportedPlan(
             f"attention {implementation!r} is not supported while pruning",
             "load the model with attn_implementation='sdpa', 'eager' or 'flash_attention_2'",
@@ -150,14 +176,35 @@ def guarded_generate(model: PreTrainedModel, local: Any) -> Iterator[None]:
     with ExitStack() as stack:
         for name, guard in guarded.items():
             if hasattr(model, name):
-                stack.enter_context(_shadowed(model, name, partial(guard, getattr(model, name))))
+                stack.enter_context(shadowed(model, name, partial(guard, getattr(model, name))))
         yield
 
 
 @contextmanager
-def _shadowed(model: PreTrainedModel, name: str, value: Any) -> Iterator[None]:
+def speechless(model: PreTrainedModel) -> Iterator[None]:
+    """While active, a model that also speaks is refused speech: its talker reads hidden states of every token."""
+    if not hasattr(model, "generate"):
+        yield
+        return
+    plain: Any = model.generate
+
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        silent = kwargs.get("return_audio") is False or kwargs.get("generation_mode") in ("text", False)
+        if getattr(model, "has_talker", False) and not silent:
+            raise UnsupportedPlan(
+                "speech cannot be exact while pruning: the talker reads the hidden states of tokens that are dropped",
+                "ask for text only: generation_mode='text' (Qwen2.5-Omni), return_audio=False (Qwen3-Omni)",
+            )
+        return plain(*args, **kwargs)
+
+    with shadowed(model, "generate", generate):
+        yield
+
+
+@contextmanager
+def shadowed(module: nn.Module, name: str, value: Any) -> Iterator[None]:
     """An attribute of the instance, for a while."""
-    own = vars(model)
+    own = vars(module)
     before = own.get(name)
     own[name] = value
     try:

@@ -7,7 +7,7 @@ decoder sees what it expects. No model code is replaced.
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
@@ -44,6 +44,7 @@ def prune(
 ) -> Iterator["Pruning"]:
     """While active, `model` drops tokens as the plan says, in `forward` and in `generate`; afterwards it is as before.
 
+    model: of a model that also speaks (Qwen-Omni), its thinker is pruned; ask such a whole model for text only.
     plan: a `Plan`, or the name of one of the model's presets.
     layouts: one per prompt of the batch. Without them they are read off `input_ids`, which on a GPU waits for the
     device once per prefill.
@@ -58,8 +59,9 @@ def prune(
     guards.check_model(model)
     adapter = adapter or adapter_for({*(model.config.architectures or ()), type(model).__name__})
     chosen = plan if isinstance(plan, Plan) else adapter.preset(plan)
-    pruning = Pruning(model, chosen, adapter, layouts, scores)
-    with pruning._installed():
+    part = adapter.language_model(model)
+    pruning = Pruning(part, chosen, adapter, layouts, scores)
+    with pruning._installed(), nullcontext() if part is model else guards.speechless(model):
         yield pruning
 
 
@@ -74,8 +76,12 @@ class _Prefill:
     counts: list[staging.Counts]
     widths: list[tuple[int, bool]]  # per cut: longest row, and whether another row is shorter
     next_cut: int = 0
+    stored: dict[int, gather.Kept] = field(default_factory=dict)  # what pruned layers hold, for those that share it
+    sliced: bool = False  # whether the model went on with the last tokens only
     signals: dict[Signal, Tensor] = field(default_factory=dict)
-    arguments: dict[tuple[str, int], tuple[Any, Any]] = field(default_factory=dict)  # shrunk, since the last cut
+    arguments: dict[tuple[str, int, int, bool], tuple[Any, Any]] = field(
+        default_factory=dict
+    )  # shrunk, since the last cut
 
 
 class _Decode:
@@ -99,6 +105,8 @@ class Pruning:
         self._layers = list(self._decoder.layers)  # pyright: ignore[reportArgumentType]
         self._config: Any = self._decoder.config
         self._parameters = tuple(signature(model.forward).parameters)
+        self._layer_parameters = tuple(signature(self._layers[0].forward).parameters)
+        self._owners = guards.layers_with_cache(self._config)
         cuts = plan.cuts(len(self._layers))
         self._cuts: tuple[tuple[int, Method], ...] = tuple((layer, method_of(step)) for layer, step in cuts)
         self._first = self._cuts[0][0] if self._cuts else len(self._layers)
@@ -132,7 +140,8 @@ class Pruning:
     def _check(self) -> None:
         guards.check_decoder(self._config, self._cuts)
         guards.check_device(self._decoder)
-        guards.check_attention(self._config._attn_implementation, guards.layer_types(self._config)[self._first :])
+        if self._cuts:
+            guards.check_attention(self._config, self._config._attn_implementation, self._first)
         needs = {signal for _, method in self._cuts for signal in method.needs}
         if Signal.GIVEN in needs and self._scores is None:
             raise UnsupportedPlan("the plan asks for given scores, and none are given", "pass scores= to prune")
@@ -156,6 +165,9 @@ class Pruning:
                 stack.callback(layer.register_forward_pre_hook(before, with_kwargs=True, prepend=True).remove)
             if self._cuts:
                 stack.callback(self._layers[-1].register_forward_hook(self._after_last_layer).remove)
+            if hasattr(self._decoder, "_deepstack_process"):
+                add = partial(self._add_visual, self._decoder._deepstack_process)
+                enter(guards.shadowed(self._decoder, "_deepstack_process", add))
             for index in {layer - 1 for layer, method in self._cuts if Signal.LAST_QUERY in method.needs}:
                 enter(tapped(self._attention(index), self._observe))
             yield
@@ -204,13 +216,14 @@ class Pruning:
         self._local.running = None
 
     def _continue(self, cache: Cache, inputs: Mapping[str, Any]) -> _Decode:
-        owners = [layer.owner if isinstance(layer, PrunedLayer) else None for layer in cache.layers]
-        late = len(self._layers) - self._first
-        if owners != [None] * self._first + [self.plan.fingerprint] * late:
+        layers = cache.layers[: self._owners]
+        owners = [layer.owner if isinstance(layer, PrunedLayer) else None for layer in layers]
+        late = max(0, self._owners - self._first)
+        if owners != [None] * min(self._first, self._owners) + [self.plan.fingerprint] * late:
             raise UnsupportedPlan(
                 "the cache was filled without this plan, or in chunks", "prefill the whole prompt in this context"
             )
-        if len({cache.get_seq_length(index) for index in range(len(cache.layers))}) > 1:
+        if len({layer.get_seq_length() for layer in layers}) > 1:
             raise UnsupportedPlan("the cache's layers have come apart, as after a crop that failed", "prefill again")
         ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
         if self._cuts and ids is None and embeds is not None and embeds.shape[1] > 1:
@@ -280,9 +293,8 @@ class Pruning:
     def _before_layer(
         self, index: int, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        hidden, rest = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
-        if rest:
-            raise UnsupportedModel(f"{type(module).__name__} takes positional arguments the engine does not know")
+        kwargs = dict(zip(self._layer_parameters, args, strict=False)) | kwargs
+        hidden = kwargs.pop("hidden_states")
         state = self._running
         if state is None:
             raise UnsupportedPlan("the decoder was called by itself", "call the whole model")
@@ -296,6 +308,8 @@ class Pruning:
             method, counts = self._cuts[state.next_cut][1], state.counts[state.next_cut]
             width, ragged = state.widths[state.next_cut]
             state.next_cut += 1
+            if not state.stored:  # layers before the first cut hold everything
+                state.stored = dict.fromkeys(range(index), gather.Kept(state.slots, state.valid))
             if width == state.slots.shape[1] and not ragged and state.valid is None:
                 continue  # nothing goes
             scores = method.score(View(layer=index, prompt=state.prompt, slots=state.slots, signals=state.signals))
@@ -311,46 +325,73 @@ class Pruning:
         return hidden
 
     def _prefill_arguments(self, state: _Prefill, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
-        if (cache := kwargs.get("past_key_values")) is not None:
+        here = gather.Kept(state.slots, state.valid)
+        state.stored[index] = here
+        if index < self._owners and (cache := kwargs.get("past_key_values")) is not None:
             layer = PrunedLayer(state.slots, state.valid, state.length, self.plan.fingerprint)
             cache.layers[index : index + 1] = [layer]
-        if state.slots.shape[1] == state.length and state.valid is None:
+        seen = state.stored[guards.source(self._config, index)]
+        if state.slots.shape[1] == seen.slots.shape[1] == state.length and state.valid is None:
             return kwargs
+        state.sliced = self._is_sliced(state, index, kwargs)
         shrunk = {}
         for name, value in kwargs.items():
-            key = (name, id(value))
+            key = (name, id(value), id(seen.slots), state.sliced)
             if key not in state.arguments:
-                state.arguments[key] = (value, self._shrink(state, name, value, hidden.dtype))
+                state.arguments[key] = (value, self._shrink(state, name, value, seen, hidden.dtype))
             shrunk[name] = state.arguments[key][1]
         return shrunk
 
-    def _shrink(self, state: _Prefill, name: str, value: Any, dtype: torch.dtype) -> Any:
+    def _is_sliced(self, state: _Prefill, index: int, kwargs: Mapping[str, Any]) -> bool:
+        """Whether a layer that shares its keys runs on the prompt's last tokens alone, as no other is read again."""
+        rotary = kwargs.get("position_embeddings")
+        if index < self._owners or rotary is None or rotary[0].shape[-2] == state.length:
+            return False
+        last = rotary[0].shape[-2]
+        expected = torch.arange(state.length - last, state.length, device=state.slots.device)
+        if last > 1 and not bool((state.slots[:, -last:] == expected).all()):
+            raise UnsupportedPlan(f"logits_to_keep={last} asks for dropped tokens", "ask for the last token's logits")
+        return True
+
+    def _shrink(self, state: _Prefill, name: str, value: Any, seen: gather.Kept, dtype: torch.dtype) -> Any:
         index = state.slots if state.valid is None else state.slots.clamp(max=state.length - 1)
         kind = self._config._attn_implementation
         match name, value:
+            case "attention_mask", _ if state.sliced:
+                return gather.last_rows_mask(value, seen, state.length, kind=kind, dtype=dtype)
             case "attention_mask", _:
-                return gather.prefill_mask(value, state.slots, state.valid, kind=kind, dtype=dtype)
+                here = gather.Kept(state.slots, state.valid)
+                return gather.prefill_mask(value, here, seen, kind=kind, dtype=dtype)
             case "position_ids" | "cache_position", Tensor():
                 # flash attention takes gaps at batch size 1 for packed sequences; RoPE reads position_embeddings
                 return None if "flash" in kind else gather.take_positions(torch.atleast_2d(value), index)
+            case (("position_embeddings" | "per_layer_input"), _) if state.sliced:
+                return value
             case "position_embeddings", (Tensor(), Tensor()):
                 return tuple(gather.take(part, index) for part in value)
+            case "per_layer_input", Tensor():
+                return gather.take(value, index)
             case _, Tensor() if state.length in value.shape:
                 raise UnsupportedModel(f"layers take {name} {list(value.shape)}, whose token axis is not known")
         return value
 
     def _decode_arguments(self, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
-        layer = kwargs["past_key_values"].layers[index]
-        layer.armed = True
-        new = hidden.shape[-2]
+        layer, new = kwargs["past_key_values"].layers[guards.source(self._config, index)], hidden.shape[-2]
         mask = kwargs.get("attention_mask")
+        if not isinstance(layer, PrunedLayer):
+            return kwargs  # it shares what an unpruned layer holds
+        if index < self._owners:
+            layer.armed = True
+            coming = new
+        else:
+            coming = 0  # the layer whose keys it shares has stored the new ones already
         if mask is None and layer.valid is None and new == 1:
             return kwargs
         kwargs["attention_mask"] = gather.decode_mask(
             mask,
-            layer.places(new),
-            layer.validity(new),
-            total=layer.get_seq_length() + new,
+            layer.places(coming),
+            layer.validity(coming),
+            total=layer.get_seq_length() + coming,
             new=new,
             kind=self._config._attn_implementation,
             dtype=hidden.dtype,
@@ -363,10 +404,20 @@ class Pruning:
 
     def _after_last_layer(self, module: Any, args: Any, output: Any) -> Any:
         state = self._running
-        if not isinstance(state, _Prefill) or (state.slots.shape[1] == state.length and state.valid is None):
+        whole = isinstance(state, _Prefill) and state.slots.shape[1] == state.length and state.valid is None
+        if not isinstance(state, _Prefill) or whole or state.sliced:
             return None
         hidden = output[0] if isinstance(output, tuple) else output
-        full = hidden.new_zeros(hidden.shape[0], state.length + 1, hidden.shape[-1])
-        full.scatter_(1, state.slots[..., None].expand_as(hidden), hidden)
-        full = full[:, : state.length]
+        full = hidden.new_zeros(*hidden.shape[:-2], state.length + 1, hidden.shape[-1])
+        full.scatter_(-2, state.slots[..., None].expand_as(hidden), hidden)
+        full = full[..., : state.length, :]
         return (full, *output[1:]) if isinstance(output, tuple) else full
+
+    def _add_visual(self, plain: Any, hidden: Tensor, places: Tensor, embeds: Tensor) -> Tensor:
+        """Deepstack: what early layers add to the video tokens, for those of them that are still there."""
+        state = self._running
+        if not isinstance(state, _Prefill) or (state.slots.shape[1] == state.length and state.valid is None):
+            return plain(hidden, places, embeds)
+        whole = hidden.new_zeros(hidden.shape[0], state.length + 1, hidden.shape[-1])
+        whole[:, :-1][places.to(hidden.device)] = embeds.to(hidden.device, hidden.dtype)
+        return hidden + gather.take(whole, state.slots)
