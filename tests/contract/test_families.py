@@ -1,7 +1,8 @@
 """What every family that transformers has itself must do, on a tiny random model and its official processor.
 
 A family is a module of `support.families` with `build(attention)`; it is tested without a line here. It may name a
-`PLAN` of its own where its layers do not allow the usual one, and the `PADDING` that its layouts know.
+`PLAN` of its own where its layers do not allow the usual one, the `PADDING` that its layouts know, and how many samples
+of `SOUND` each clip has where a batch of sounds of different length is heard otherwise than each sound alone.
 """
 
 import importlib
@@ -20,7 +21,7 @@ from fastav.errors import CheckpointError, MediaError
 from fastav.layout import MEDIA, Modality
 from fastav.media import Clip
 from fastav.models.video_salmonn2_plus import VideoSalmonn2PlusProcessor
-from fastav.plan import Keep, Plan, Share
+from fastav.plan import Keep, Plan, Share, Step
 from fastav.presets import fastav
 from support import families
 from support.masked import masked_logits, rules_of
@@ -29,6 +30,7 @@ NAMES = sorted(m.name for m in pkgutil.iter_modules(families.__path__) if not m.
 STEPS = 4
 REFERENCE = Path(__file__).parents[1] / "reference"
 PLAN = fastav(Keep(media=Share(0.6)), drop=0.2)
+EARLY = Plan((Step(layers="0", method="position", keep=Keep(media=Share(0.6))),))
 EVERYTHING = fastav(Keep(media=Share(1.0)), drop=1e-9)
 
 
@@ -43,7 +45,7 @@ class Family:
         self.depth = self.adapter.shape(model.config).layers
         self.plan: Plan = getattr(self.module, "PLAN", PLAN)
         self.everything: Plan = getattr(self.module, "EVERYTHING", EVERYTHING)
-        self.clips = _clips(self.adapter.hears)
+        self.clips = _clips(self.adapter.hears, getattr(self.module, "SOUND", None))
         self.prepared = self.prepare(*self.clips)
 
     def model(self, attention: str = "sdpa") -> Any:
@@ -55,15 +57,15 @@ class Family:
         return self.adapter.prepare(self.processor, requests)
 
 
-def _clips(hears: bool) -> tuple[Request, Request]:
-    """Two questions about clips of different length."""
+def _clips(hears: bool, samples: int | None = None) -> tuple[Request, Request]:
+    """Two questions about clips of different length, whose sound is as long as they are, or of so many samples."""
     make = np.random.default_rng(0)
     requests = []
     for frames, size, question in ((40, (24, 32), "What is heard?"), (21, (32, 24), "Who?")):
         clip = Clip.from_arrays(
             frames=make.integers(0, 256, (frames, *size, 3), dtype=np.uint8),
             fps=10,
-            waveform=make.uniform(-0.5, 0.5, frames * 1_600).astype(np.float32) if hears else None,
+            waveform=make.uniform(-0.5, 0.5, samples or frames * 1_600).astype(np.float32) if hears else None,
             sample_rate=16_000 if hears else None,
         )
         requests.append(Request(clip=clip, question=question))
@@ -199,23 +201,34 @@ def test_keeping_everything_changes_nothing(family, attention, rows):
     assert (torch.stack(plain.logits) - torch.stack(kept.logits)).abs().max() < 1e-4
 
 
+def test_beams_that_keep_everything_are_the_plain_models(family):
+    model, options = family.model(), {"num_beams": 2, "num_return_sequences": 2, "output_scores": True}
+    plain = generate(model, family.prepared, **options)
+    with prune(model, family.everything, layouts=family.prepared.layouts, adapter=family.adapter):
+        kept = generate(model, family.prepared, **options)
+    assert torch.equal(plain.sequences, kept.sequences)
+    assert (plain.sequences_scores - kept.sequences_scores).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("rows", [[0], [0, 1]])
-def test_every_step_equals_the_masked_model(family, attention, rows):
+@pytest.mark.parametrize("early", [False, True])
+def test_every_step_equals_the_masked_model(family, attention, rows, early):
+    plan = EARLY if early else family.plan
     model, prepared = family.model(attention), family.prepare(*(family.clips[row] for row in rows))
-    with prune(model, family.plan, layouts=prepared.layouts, adapter=family.adapter) as pruning:
+    with prune(model, plan, layouts=prepared.layouts, adapter=family.adapter) as pruning:
         out = generate(model, prepared)
     for row, number in enumerate(rows):
         alone, layout = family.prepare(family.clips[number]), prepared.layouts[row]
         answer = out.sequences[row, -STEPS:]
-        rules = rules_of(family.plan, layout, family.depth)
+        rules = rules_of(plan, layout, family.depth)
         expected = masked_logits(model, family.adapter.decoder(model).layers, alone.inputs, answer, rules)
         plain = masked_logits(model, family.adapter.decoder(model).layers, alone.inputs, answer, {})
         logits = torch.stack([step[row] for step in out.logits])
         assert (logits - expected).abs().max() < 1e-3 * expected.abs().max()
         assert (logits - plain).abs().max() > 1e-2 * expected.abs().max(), "the plan changes nothing here"
         kept = [sum(layer.values()) for layer in pruning.tokens()[row]]
-        assert kept == list(family.plan.tokens(layout, family.depth))
+        assert kept == list(plan.tokens(layout, family.depth))
         assert kept[-1] < len(layout)
 
 

@@ -97,3 +97,14 @@ def test_a_step_in_layers_that_share_is_refused():
     late = Plan((Step(layers="9", method="position", keep=HALF),))
     with pytest.raises(UnsupportedPlan, match="layer 9 has no keys"), prune(model, late, adapter=TinyAdapter()):
         pass
+
+
+@pytest.mark.parametrize("make", [gemma3n, gemma4])
+def test_a_sliding_layer_holds_no_more_than_its_window(make):
+    model, plan = make("sdpa"), PLANS["before all"]
+    with prune(model, plan, adapter=TinyAdapter()):
+        cache = model.generate(**pad_left(ROWS), max_new_tokens=1, return_dict_in_generate=True).past_key_values
+    held = [layer.keys.shape[-2] for layer in cache.layers[: DEPTH - SHARED]]
+    assert max(len(row[0]) for row in ROWS) - 14 > 12
+    assert held == [12, 12, 12, held[3]] * 2
+    assert held[3] > 12

@@ -1,5 +1,7 @@
 """FLOPs and KV bytes: the paper's column, and PyTorch's own count of a real run."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -57,3 +59,25 @@ def test_kv_bytes_are_what_a_cache_holds():
 def test_a_shape_must_be_positive():
     with pytest.raises(PlanError, match="heads must be positive"):
         DecoderShape(layers=1, hidden=1, intermediate=1, heads=0, kv_heads=1, head_dim=1, vocab=1)
+
+
+def test_a_query_is_counted_with_the_keys_of_its_window():
+    windowed = replace(TINY, windows=(0, 3, 0, 3, 0, 3))
+    pairs = sum(min(query + 1, 3) for query in range(10))
+    saved = prefill_flops(TINY, [10] * 6) - prefill_flops(windowed, [10] * 6)
+    assert saved == 3 * 4 * 64 * (55 - pairs)
+    assert kv_bytes(TINY, [10] * 6) - kv_bytes(windowed, [10] * 6) == 3 * 7 * 2 * 2 * 16 * 2
+    assert prefill_flops(windowed, [2] * 6) == prefill_flops(TINY, [2] * 6)
+
+
+def test_layers_that_share_keys_compute_and_hold_none():
+    shared = replace(TINY, kv_layers=4)
+    assert kv_bytes(shared, [10] * 6) == kv_bytes(TINY, [10] * 6) * 4 // 6
+    projections = 2 * 64 * (2 * 2 * 16)
+    assert prefill_flops(TINY, [10] * 6) - prefill_flops(shared, [10] * 6) == 2 * 10 * projections
+
+
+@pytest.mark.parametrize("changes", [{"windows": (1, 2)}, {"windows": (-1,) * 6}, {"kv_layers": 0}, {"kv_layers": 7}])
+def test_windows_and_shared_keys_must_fit_the_layers(changes):
+    with pytest.raises(PlanError, match="of 6 layers"):
+        replace(TINY, **changes)

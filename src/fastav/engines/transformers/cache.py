@@ -19,7 +19,8 @@ class PrunedLayer(DynamicLayer):
 
     slots: column of the padded prompt of every kept token; `prompt` where a row keeps fewer tokens than the longest of
     its batch, and valid is False there. valid: None if all are real. prompt: length of the padded prompt. owner:
-    fingerprint of the plan. armed: the engine is about to see to the mask of the next update.
+    fingerprint of the plan. window: how many tokens a later query sees at most; no more of the prompt's are held.
+    armed: the engine is about to see to the mask of the next update.
     """
 
     def __init__(
@@ -28,16 +29,18 @@ class PrunedLayer(DynamicLayer):
         valid: Bool[Tensor, "batch kept"] | None,
         prompt: int,
         owner: str,
+        window: int | None = None,
     ) -> None:
         super().__init__()
         self.slots = slots
         self.valid = valid
         self.prompt = prompt
         self.owner = owner
+        self.window = window
         self.armed = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append keys and values.
+        """Append keys and values, and return all that these queries may see.
 
         Raises: UnsupportedPlan if nobody prunes: the model's own mask does not fit what is stored here.
         """
@@ -46,7 +49,16 @@ class PrunedLayer(DynamicLayer):
                 "a cache that was filled while pruning is used without", "decode in a context with the same plan"
             )
         self.armed = False
-        return super().update(key_states, value_states, *args, **kwargs)
+        first = not self.is_initialized
+        keys, values = super().update(key_states, value_states, *args, **kwargs)
+        if first and self.window is not None and self.window < self.slots.shape[1]:
+            self._hold_last(self.window)
+        return keys, values
+
+    def _hold_last(self, tokens: int) -> None:
+        self.keys, self.values = (x[:, :, -tokens:].contiguous() for x in (self.keys, self.values))
+        self.slots = self.slots[:, -tokens:]
+        self.valid = None if self.valid is None else self.valid[:, -tokens:]
 
     @property
     def generated(self) -> int:

@@ -6,7 +6,7 @@ Indices are of known size, so nothing here waits for the device.
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 
@@ -20,7 +20,7 @@ def take(
     return x.gather(-2, index[..., None].expand(*x.shape[:-2], index.shape[1], x.shape[-1]))
 
 
-def take_positions(x: Int[Tensor, "*lead tokens"], index: Int[Tensor, "batch kept"]) -> Int[Tensor, "*newlead kept"]:
+def take_positions(x: Num[Tensor, "*lead tokens"], index: Int[Tensor, "batch kept"]) -> Num[Tensor, "*newlead kept"]:
     """Columns `index` of position ids, of shape [batch, tokens] or [axes, batch, tokens] (M-RoPE)."""
     x = x.expand(*x.shape[:-2], index.shape[0], x.shape[-1])
     return x.gather(-1, index.expand(*x.shape[:-1], index.shape[1]))

@@ -64,6 +64,11 @@ def layer_types(config: PreTrainedConfig) -> list[str]:
     return getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
 
 
+def window(config: PreTrainedConfig, layer: int) -> int | None:
+    """How many tokens a query of this layer sees at most; None if all."""
+    return config.sliding_window if layer_types(config)[layer] == "sliding_attention" else None
+
+
 def layers_with_cache(config: PreTrainedConfig) -> int:
     """How many layers, the first ones, have keys and values of their own; later ones share theirs."""
     return config.num_hidden_layers - (getattr(config, "num_kv_shared_layers", None) or 0)

@@ -328,7 +328,8 @@ class Pruning:
         here = gather.Kept(state.slots, state.valid)
         state.stored[index] = here
         if index < self._owners and (cache := kwargs.get("past_key_values")) is not None:
-            layer = PrunedLayer(state.slots, state.valid, state.length, self.plan.fingerprint)
+            window = guards.window(self._config, index)
+            layer = PrunedLayer(state.slots, state.valid, state.length, self.plan.fingerprint, window)
             cache.layers[index : index + 1] = [layer]
         seen = state.stored[guards.source(self._config, index)]
         if state.slots.shape[1] == seen.slots.shape[1] == state.length and state.valid is None:
