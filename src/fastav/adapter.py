@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
+from fastav import mixing
 from fastav.errors import FastAVError, MissingTrack, UnsupportedModel
 from fastav.flops import DecoderShape
 from fastav.layout import Layout
@@ -147,15 +148,19 @@ class ModelAdapter(ABC):
         """The modules that turn audio and video into embeddings, projectors included (their time is `encode`)."""
 
 
-def adapter_for(architectures: Collection[str]) -> ModelAdapter:
+def adapter_for(architectures: Collection[str], config: Mapping[Any, Any] | None = None) -> ModelAdapter:
     """The adapter of a model, by the names in its configuration's `architectures`.
 
+    config: as config.json holds it, to say more about a model that nobody can support.
     Raises: UnsupportedModel if no adapter knows any of them.
     """
     for adapter in MODELS.values():
         if adapter.architectures & set(architectures):
             return adapter()
+    named = " or ".join(sorted(architectures)) or "(the configuration names none)"
+    if why := mixing.of_config(config or {}):
+        raise UnsupportedModel(f"{named} cannot be pruned: {why}", "run it without fastav")
     raise UnsupportedModel(
-        f"no adapter knows the architecture {' or '.join(sorted(architectures)) or '(the configuration names none)'}",
+        f"no adapter knows the architecture {named}",
         f"known models: {', '.join(MODELS)}; docs/adapters.md says how to write one",
     )

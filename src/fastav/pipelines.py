@@ -112,7 +112,7 @@ def resolve(model: str) -> tuple[ModelAdapter, str, PreTrainedConfig]:
         ) from None
     if not data.get("architectures"):
         raise CheckpointError(f"no model at {model!r}: there is no config.json that names an architecture")
-    adapter = adapter_for(data["architectures"])
+    adapter = adapter_for(data["architectures"], data)
     try:
         config = adapter.config(model)
         adapter.shape(config)

@@ -22,6 +22,8 @@ from fastav.layout import Layout
 from fastav.media import VideoTrack
 from fastav.models._checkpoint import HUB_OPTIONS, read_processor, readable, refuse_differences
 
+OF_TOKENS = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
+
 
 class Row(NamedTuple):
     """One request: what the processor made of it, and its layout."""
@@ -33,21 +35,24 @@ class Row(NamedTuple):
 class OfficialAdapter(ModelAdapter):
     """A family that transformers has itself.
 
-    config_class, model_class, processor_class: names in transformers. release: the arguments of the configuration of
-    the released weights.
+    config_class, model_class, processor_class: names in transformers. variants: the first two of checkpoints of another
+    `model_type`. release: the arguments of the configuration of the released weights. unused: how the keys of parts of
+    a checkpoint begin that are left out.
     """
 
     config_class: ClassVar[str]
     model_class: ClassVar[str]
     processor_class: ClassVar[str]
+    variants: ClassVar[Mapping[str, tuple[str, str]]] = {}
     release: ClassVar[Mapping[str, Any]]
+    unused: ClassVar[tuple[str, ...]] = ()
 
     def config(self, source: str | None = None) -> PreTrainedConfig:
         """The configuration in a local folder or hub id; of the release, without any download, if None."""
-        kind = getattr(transformers, self.config_class)
         if source is None:
-            return kind(**self.release, architectures=[self.model_class])
+            return getattr(transformers, self.config_class)(**self.release, architectures=[self.model_class])
         with readable(source):
+            kind, _ = self._classes(source, {})
             return kind.from_pretrained(source)
 
     def load(self, source: str, **options: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -58,16 +63,23 @@ class OfficialAdapter(ModelAdapter):
         """
         hub = {name: options[name] for name in HUB_OPTIONS if name in options}
         with readable(source):
-            self.config(source)  # the clearest of errors if there is nothing there
+            _, kind = self._classes(source, hub)  # the clearest of errors if there is nothing there
             try:
                 processor = read_processor(getattr(transformers, self.processor_class), source, hub)
             except ImportError as error:
                 raise missing_package(self, error) from None
-            model, info = getattr(transformers, self.model_class).from_pretrained(
+            model, info = kind.from_pretrained(
                 source, output_loading_info=True, **{**options, "ignore_mismatched_sizes": True}
             )
-        refuse_differences(info, source)
+        unexpected = [key for key in info["unexpected_keys"] if not key.startswith(self.unused)]
+        refuse_differences({**info, "unexpected_keys": unexpected}, source)
         return model.eval(), processor
+
+    def _classes(self, source: str, hub: dict[str, Any]) -> tuple[Any, Any]:
+        """The classes of a checkpoint's configuration and model."""
+        written, _ = PreTrainedConfig.get_config_dict(source, **hub)
+        names = self.variants.get(written.get("model_type", ""), (self.config_class, self.model_class))
+        return getattr(transformers, names[0]), getattr(transformers, names[1])
 
     def prepare(self, processor: ProcessorMixin, requests: Sequence[Request]) -> Prepared:
         """Decode, sample and tokenize a batch of requests.
@@ -125,7 +137,8 @@ class Sampled:
 def sampled(track: VideoTrack, processor: Any, *, fps: float | int) -> Sampled:
     """The frames that a video processor of transformers picks from a track, decoded.
 
-    A track with fewer frames than a token shows is given whole; the processor repeats its last frame.
+    A track with fewer frames than a token shows, whose last the processor repeats, or than the processor's settings
+    ask for, is given whole.
     fps: frames a second where the processor's own settings name neither a rate nor a number.
     """
     metadata = {
@@ -136,10 +149,12 @@ def sampled(track: VideoTrack, processor: Any, *, fps: float | int) -> Sampled:
         "height": track.height,
     }
     rate = fps if processor.fps is None and processor.num_frames is None else None
-    if track.frames < getattr(processor, "temporal_patch_size", 1):
+    if track.frames < max(getattr(processor, "temporal_patch_size", 1), processor.num_frames or 1):
         indices = list(range(track.frames))
     else:
-        indices = [int(i) for i in processor.sample_frames(VideoMetadata(**metadata), fps=rate)]
+        picked = (int(i) for i in processor.sample_frames(VideoMetadata(**metadata), fps=rate))
+        # some step through the track in fractions of a frame, whose rounding may land one past its end
+        indices = [i for i in picked if i < track.frames]
     seconds = np.asarray(track.seconds(indices), np.float64)
     return Sampled(frames=track.read(indices), metadata={**metadata, "frames_indices": indices}, seconds=seconds)
 
@@ -155,10 +170,11 @@ def bounded(processor: Any) -> dict[str, bool]:
 def collated(rows: Sequence[Mapping[str, Any]], *, pad: int) -> dict[str, Any]:
     """One batch of several prompts' tensors: tokens padded at the left, media one after another.
 
-    A tensor [1, tokens] is a prompt's own; other tensors are media, along whose first axis the prompts are joined,
-    after their later axes are padded with zeros to the longest. What is no tensor must be alike in all rows.
+    What is named in `OF_TOKENS` is a prompt's own, [1, tokens]; other tensors are media, along whose first axis the
+    prompts are joined, after their later axes are padded with zeros to the longest. What is no tensor must be alike in
+    all rows.
     """
-    lengths = [row["input_ids"].shape[1] for row in rows]
+    width = max(row["input_ids"].shape[1] for row in rows)
     names = dict.fromkeys(name for row in rows for name in row)
     batch: dict[str, Any] = {}
     for name in names:
@@ -166,10 +182,9 @@ def collated(rows: Sequence[Mapping[str, Any]], *, pad: int) -> dict[str, Any]:
         if not isinstance(values[0], Tensor):
             batch[name] = values[0]
             continue
-        aligned = all(tuple(row[name].shape) == (1, n) for row, n in zip(rows, lengths, strict=True) if name in row)
-        if aligned and len(values) == len(rows):
+        if name in OF_TOKENS:
             filler = pad if name == "input_ids" else 0
-            batch[name] = torch.cat([_left_padded(value, max(lengths), filler) for value in values])
+            batch[name] = torch.cat([_left_padded(value, width, filler) for value in values])
         else:
             batch[name] = torch.cat(_alike(values))
     return batch

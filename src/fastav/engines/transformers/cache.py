@@ -56,6 +56,8 @@ class PrunedLayer(DynamicLayer):
         return keys, values
 
     def _hold_last(self, tokens: int) -> None:
+        assert self.keys is not None
+        assert self.values is not None
         self.keys, self.values = (x[:, :, -tokens:].contiguous() for x in (self.keys, self.values))
         self.slots = self.slots[:, -tokens:]
         self.valid = None if self.valid is None else self.valid[:, -tokens:]

@@ -1,6 +1,6 @@
 """What cannot be exact is refused before it runs, in words."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from inspect import signature
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
+from fastav import mixing
 from fastav.errors import UnsupportedModel, UnsupportedPlan
 from fastav.method import Method, Signal
 
@@ -28,7 +29,6 @@ _REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {  # settings of genera
         "this cache cannot hold layers of different lengths",
     ),
 }
-_LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
 def check_decoder(config: PreTrainedConfig, cuts: tuple[tuple[int, Method], ...]) -> None:
@@ -38,10 +38,8 @@ def check_decoder(config: PreTrainedConfig, cuts: tuple[tuple[int, Method], ...]
     """
     types, owners = layer_types(config), layers_with_cache(config)
     for layer, method in cuts:
-        if strange := set(types[layer:]) - _LAYER_TYPES:
-            raise UnsupportedModel(
-                f"layers of type {', '.join(sorted(strange))} mix neighbouring tokens: none can be dropped before them"
-            )
+        if why := mixing.of_types(types[layer:]):
+            raise UnsupportedModel(f"no token can be dropped entering layer {layer}: {why}")
         if layer >= owners:
             raise UnsupportedPlan(
                 f"layer {layer} has no keys and values but shares those of layers before {owners}, so what is dropped "
@@ -57,6 +55,16 @@ def check_decoder(config: PreTrainedConfig, cuts: tuple[tuple[int, Method], ...]
                 f"layer {layer - 1} attends within a window, so its last query cannot score all tokens",
                 "place the step after a layer of full attention",
             )
+
+
+def check_layers(layers: Sequence[nn.Module]) -> None:
+    """Refuse layers that are built of more than attention, whatever their configuration says.
+
+    Raises: UnsupportedModel.
+    """
+    for layer in layers:
+        if why := mixing.of_layer(layer):
+            raise UnsupportedModel(f"{type(layer).__name__} cannot be pruned: {why}")
 
 
 def layer_types(config: PreTrainedConfig) -> list[str]:

@@ -57,7 +57,8 @@ def prune(
     docs/exactness.md lists, such as assisted decoding, chunked prefill, foreign caches, labels and gradients.
     """
     guards.check_model(model)
-    adapter = adapter or adapter_for({*(model.config.architectures or ()), type(model).__name__})
+    named = {*(model.config.architectures or ()), type(model).__name__}
+    adapter = adapter or adapter_for(named, model.config.to_dict())
     chosen = plan if isinstance(plan, Plan) else adapter.preset(plan)
     part = adapter.language_model(model)
     pruning = Pruning(part, chosen, adapter, layouts, scores)
@@ -139,6 +140,7 @@ class Pruning:
 
     def _check(self) -> None:
         guards.check_decoder(self._config, self._cuts)
+        guards.check_layers(self._layers[self._first :])
         guards.check_device(self._decoder)
         if self._cuts:
             guards.check_attention(self._config, self._config._attn_implementation, self._first)
@@ -216,7 +218,7 @@ class Pruning:
         self._local.running = None
 
     def _continue(self, cache: Cache, inputs: Mapping[str, Any]) -> _Decode:
-        layers = cache.layers[: self._owners]
+        layers: list[Any] = cache.layers[: self._owners]
         owners = [layer.owner if isinstance(layer, PrunedLayer) else None for layer in layers]
         late = max(0, self._owners - self._first)
         if owners != [None] * min(self._first, self._owners) + [self.plan.fingerprint] * late:

@@ -1,0 +1,76 @@
+"""What Gemma 3n and Gemma 4 share: sound in pieces of 30 s, and layers of two kinds that share keys and values."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int
+from transformers import PreTrainedConfig
+
+from fastav.adapter import Request
+from fastav.errors import MediaError
+from fastav.flops import DecoderShape
+from fastav.plan import Keep, Plan, Share, Step
+
+RATE = 16_000
+PIECE = 30 * RATE  # samples of the longest sound that the feature extractors take; they cut off the rest
+LEAST = RATE // 10  # a last piece of less would not fill one token
+PAPER = 0.8  # what stays at each of the paper's fine cuts
+
+
+def pieces(request: Request) -> list[Float32[np.ndarray, " samples"]]:
+    """A clip's sound in pieces of 30 s; a rest of under 0.1 s is left out.  Raises: MediaError if that is all."""
+    sound = np.asarray(request.clip.require_audio().read(RATE), np.float32)
+    parts = [sound[start : start + PIECE] for start in range(0, len(sound), PIECE)]
+    parts = [part for part in parts if len(part) >= LEAST]
+    if not parts:
+        raise MediaError(f"{request.clip.name} has under 0.1 s of sound", "ask with use='video' (--use video)")
+    return parts
+
+
+def lengths(seconds: float | int) -> list[int]:
+    """How many samples the pieces of so much sound have."""
+    samples = max(round(seconds * RATE), LEAST)
+    return [n for start in range(0, samples, PIECE) if (n := min(samples - start, PIECE)) >= LEAST]
+
+
+def runs(places: Bool[np.ndarray, " tokens"]) -> tuple[Int[np.ndarray, " tokens"], Int[np.ndarray, " tokens"]]:
+    """Which run of neighbouring places each token is of, and its place there; both -1 elsewhere."""
+    starts = places & ~np.concatenate([[False], places[:-1]])
+    number = np.cumsum(starts) - 1
+    place = np.arange(len(places)) - np.flatnonzero(starts)[number] if starts.any() else number
+    return np.where(places, number, -1), np.where(places, place, -1)
+
+
+def gemma_plan(keep: Keep, *, first: int, later: int) -> Plan:
+    """The preset `fastav` for layers most of which attend within a window, and the last of which share keys and values.
+
+    keep: what stays at the cut by position. first: its layer, the middle one of those with keys and values of their
+    own. later: the last of those that follows a layer of full attention, which alone scores all tokens. There the one
+    fine cut keeps what as many of the paper's as there are layers between would keep.
+    """
+    share = Share(round(PAPER ** (later - first), 2))
+    return Plan(
+        (
+            Step(layers=str(first), method="position", keep=keep),
+            Step(layers=str(later), method="last-query", keep=Keep(media=share)),
+        ),
+        "fastav",
+    )
+
+
+def gemma_shape(config: PreTrainedConfig) -> DecoderShape:
+    """The dimensions of the part of a configuration for text; heads are those of the first layer."""
+    text: Any = config.get_text_config(decoder=True)
+    first = text.per_layer_config[0] if getattr(text, "per_layer_config", None) else text
+    sizes = text.intermediate_size
+    return DecoderShape(
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        intermediate=sizes if isinstance(sizes, int) else max(sizes),
+        heads=text.num_attention_heads,
+        kv_heads=first.num_key_value_heads,
+        head_dim=first.head_dim,
+        vocab=text.vocab_size,
+        windows=tuple(text.sliding_window if kind == "sliding_attention" else 0 for kind in text.layer_types),
+        kv_layers=text.num_hidden_layers - text.num_kv_shared_layers,
+    )

@@ -1,0 +1,189 @@
+"""The Qwen-Omni line: a thinker sees, hears and answers in text; of whole models that also speak, only it is loaded.
+
+A clip with sound is one block in which video and audio tokens alternate by time.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from math import ceil
+from typing import Any, ClassVar
+
+import numpy as np
+import transformers
+from jaxtyping import Float, Float32
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
+
+from fastav.adapter import Prepared, Request
+from fastav.errors import MediaError
+from fastav.layout import Layout, Modality
+from fastav.models._adapters import of_places, with_seconds
+from fastav.models._checkpoint import HUB_OPTIONS, readable
+from fastav.models._grids import Grids, Places, grid_layouts, timed
+from fastav.models._official import OfficialAdapter, Row, bounded, refuse_written_placeholders, rendered, sampled
+
+FPS = 2.0  # frames a second of the authors' own preparation
+RATE = 16_000  # samples a second
+MEL_FRAMES = 100  # columns of the spectrogram a second
+LEAST_SAMPLES = 640  # shorter sound makes no token
+EXAMPLE_SECONDS = 30.0
+KEPT = 0.4  # of a clip: of 10 frames and their sound the paper keeps 4
+
+
+class OmniAdapter(OfficialAdapter):
+    """A family of thinkers.
+
+    whole_class: name of the configuration of whole models. grids: how the release turns frames into tokens.
+    positions: positions in time a second. prefix: tokens of a typical prompt before the clip.
+    """
+
+    whole_class: ClassVar[str]
+    grids: ClassVar[Grids]
+    positions: ClassVar[int]
+    prefix: ClassVar[int]
+    unused = ("talker.", "token2wav.", "code2wav.")
+
+    @abstractmethod
+    def heard(self, columns: int) -> int:
+        """Audio tokens of a spectrogram of so many columns."""
+
+    @abstractmethod
+    def starts(self, tokens: int) -> Float[np.ndarray, " tokens"]:
+        """When each of a clip's audio tokens starts, in seconds."""
+
+    @abstractmethod
+    def turn(self, position: Float[np.ndarray, " tokens"]) -> Float[np.ndarray, " tokens"]:
+        """What the tokens of a clip are ordered by, from their positions in time; where it is alike, video is first."""
+
+    def config(self, source: str | None = None) -> PreTrainedConfig:
+        """The thinker's configuration in a folder or hub id of a whole model or a thinker; of the release if None."""
+        return super().config() if source is None else self._thinker(source)
+
+    def load(self, source: str, **options: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
+        """The thinker (in evaluation mode) and the processor from a folder or hub id of a whole model or a thinker.
+
+        Raises: CheckpointError if keys of the thinker are missing, left over, or of another shape, or files cannot be
+        read; FastAVError if a package that the processor needs is not installed.
+        """
+        hub = {name: options[name] for name in HUB_OPTIONS if name in options}
+        return super().load(source, **{"config": self._thinker(source, **hub), **options})
+
+    def _thinker(self, source: str, **hub: Any) -> PreTrainedConfig:
+        with readable(source):
+            whole = "thinker_config" in PreTrainedConfig.get_config_dict(source, **hub)[0]
+            kind = getattr(transformers, self.whole_class if whole else self.config_class)
+            config = kind.from_pretrained(source, **hub)
+        if whole:
+            config = config.thinker_config
+            config.architectures = [self.model_class]
+        return config
+
+    def prepare(self, processor: ProcessorMixin, requests: Sequence[Request]) -> Prepared:
+        """Decode, sample and tokenize a batch of requests.
+
+        Raises: MediaError if some clips are shown with their sound and others silent: the models take one switch for
+        a whole batch, and place the tokens of silent videos wrongly where it is on. CheckpointError, MissingTrack.
+        """
+        shown = {request.tracks[1] for request in requests if request.tracks[0]}
+        if len(shown) == 2:
+            raise MediaError(
+                f"{self.name} cannot take videos with and without sound in one batch",
+                "ask for them apart, or about all with use='video' (--use video)",
+            )
+        return super().prepare(processor, requests)
+
+    def row(self, processor: Any, request: Request) -> Row:
+        """The processor's tensors for one request, and its layout."""
+        marks = ("image_token", "video_token", "audio_token", "vision_bos_token", "vision_eos_token")
+        marks += ("audio_bos_token", "audio_eos_token")
+        refuse_written_placeholders(request.question, [getattr(processor, mark) for mark in marks])
+        video, audio = request.tracks
+        media: dict[str, Any] = {}
+        shown = np.zeros(0)
+        if video:
+            clip = sampled(request.clip.require_video(), processor.video_processor, fps=FPS)
+            shown = clip.seconds
+            media |= {"videos": [clip.frames], "video_metadata": [clip.metadata], "do_sample_frames": False}
+            # the processor cannot know the rate, by which it and the model place video and sound in time
+            media |= {"fps": clip.fps, "use_audio_in_video": audio, **bounded(processor.video_processor)}
+        if audio:
+            # by default what goes past the extractor's `chunk_length` would be cut off
+            media |= {"audio": [_heard(np.asarray(request.clip.require_audio().read(RATE)))]}
+            media |= {"audio_kwargs": {"truncation": False}}
+        content = [{"type": "video" if video else "audio"}, {"type": "text", "text": request.question}]
+        inputs = dict(processor(text=[rendered(processor, content)], **media, return_tensors="pt"))
+        if video and audio:
+            inputs["use_audio_in_video"] = True
+        ids = processor.tokenizer.convert_tokens_to_ids
+        places = Places(
+            video=ids(processor.video_token),
+            image=ids(processor.image_token),
+            audio=ids(processor.audio_token),
+            merge=processor.video_processor.merge_size,
+            temporal=processor.video_processor.temporal_patch_size,
+        )
+        (layout,) = grid_layouts(places, inputs)
+        return Row(inputs, self._with_sound(timed(layout, frames=shown)))
+
+    def _with_sound(self, layout: Layout) -> Layout:
+        """The layout with the seconds of its audio tokens."""
+        second, audio = np.array(layout.second), layout.modality == Modality.AUDIO
+        second[audio] = self.starts(int(audio.sum()))
+        return with_seconds(layout, second)
+
+    def layouts(self, config: PreTrainedConfig, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
+        """The layout of each row, from the arguments of `forward` alone; seconds are unknown."""
+        known: Any = config
+        places = Places(
+            video=known.video_token_id,
+            image=known.image_token_id,
+            audio=known.audio_token_id,
+            merge=known.vision_config.spatial_merge_size,
+            temporal=known.vision_config.temporal_patch_size,
+        )
+        return grid_layouts(places, inputs)
+
+    def example(
+        self,
+        config: PreTrainedConfig,
+        *,
+        seconds: float | int | None = None,
+        audio: int | None = None,
+        video: int | None = None,
+        text: int,
+    ) -> Layout:
+        """A typical prompt: some text, a clip of 30 s at 1280 x 720 with its sound, the rest of the text."""
+        long = EXAMPLE_SECONDS if seconds is None else seconds
+        time, height, width = self.grids.grid(long, 720, 1280)
+        seen = time * height * width if video is None else video
+        heard = self.heard(ceil(long * MEL_FRAMES)) if audio is None else audio
+        frame = np.arange(seen) // (height * width) * self.grids.temporal
+        position = np.concatenate([frame * long / self.grids.frames(long) * self.positions, np.arange(heard)])
+        order = np.argsort(self.turn(position), kind="stable")
+        is_video = order < seen
+        latest = np.maximum.accumulate(np.where(is_video, np.append(frame, np.zeros(heard, int))[order], -1))
+        before = min(self.prefix, text)
+        return Layout.join(
+            [
+                Layout.of(Modality.TEXT, before),
+                of_places(is_video, ~is_video, frame=latest),
+                Layout.of(Modality.TEXT, text - before),
+            ]
+        )
+
+    def language_model(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The thinker: the model itself, or its part that does not speak."""
+        return getattr(model, "thinker", model)
+
+    def decoder(self, model: PreTrainedModel) -> nn.Module:
+        """The thinker's text model."""
+        return model.get_submodule("model")
+
+    def encoders(self, model: PreTrainedModel) -> tuple[nn.Module, ...]:
+        """The vision and audio towers with their projectors."""
+        return model.get_submodule("visual"), model.get_submodule("audio_tower")
+
+
+def _heard(wave: Float32[np.ndarray, " samples"]) -> Float32[np.ndarray, " longer"]:
+    """Sound with enough silence after it for one token, which only the shortest needs."""
+    return np.pad(wave, (0, max(0, LEAST_SAMPLES - len(wave))))

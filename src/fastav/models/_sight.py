@@ -1,0 +1,114 @@
+"""Families that see and do not hear: a clip is its frames, sampled and scaled by the family's own processor."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import UInt8
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from fastav.adapter import Request
+from fastav.flops import DecoderShape
+from fastav.layout import Layout, Modality
+from fastav.models._adapters import qwen2_shape
+from fastav.models._grids import Places, grid_layouts, timed
+from fastav.models._official import OfficialAdapter, Row, bounded, deaf, refuse_written_placeholders, rendered, sampled
+from fastav.plan import Keep, Plan, Share
+from fastav.presets import fastav, trim
+
+EXAMPLE_SECONDS = 30.0
+KEPT = 0.4
+
+
+class SightAdapter(OfficialAdapter):
+    """A family that sees and does not hear.
+
+    The paper has no settings for such models; the preset `fastav` keeps the share of the clip that the paper keeps of
+    video-SALMONN 2, the first 40 % of its tokens, which follow its time.
+
+    fps: frames a second where the processor names no rate. prefix: tokens of a typical prompt before the clip.
+    temporal: frames that a token of the release shows.
+    """
+
+    hears = False
+    presets: ClassVar[Mapping[str, Plan]] = {"fastav": fastav(Keep(media=Share(KEPT))), "fastav-trim": trim()}
+    fps: ClassVar[float]
+    prefix: ClassVar[int]
+    temporal: ClassVar[int]
+
+    @abstractmethod
+    def released_grid(self, seconds: float | int, height: int, width: int) -> tuple[int, int, int]:
+        """Tokens along time, height and width that the release makes of a video of this length and size."""
+
+    def row(self, processor: Any, request: Request) -> Row:
+        """The processor's tensors for one request, and its layout."""
+        refuse_written_placeholders(request.question, [processor.video_token, processor.image_token])
+        eye = processor.video_processor
+        clip = sampled(request.clip.require_video(), eye, fps=self.fps)
+        inputs = processor(
+            text=[rendered(processor, [{"type": "video"}, {"type": "text", "text": request.question}])],
+            videos=[_enough(clip.frames, eye.temporal_patch_size)],
+            video_metadata=[clip.metadata],
+            do_sample_frames=False,
+            return_tensors="pt",
+            **bounded(eye),
+        )
+        ids = (processor.video_token_id, processor.image_token_id)
+        places = Places(video=ids[0], image=ids[1], merge=eye.merge_size, temporal=eye.temporal_patch_size)
+        (layout,) = self.read(places, inputs)
+        return Row(dict(inputs), timed(layout, frames=clip.seconds))
+
+    def layouts(self, config: PreTrainedConfig, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
+        """The layout of each row, from the arguments of `forward` alone; seconds are unknown."""
+        known: Any = config
+        merge = getattr(known.vision_config, "spatial_merge_size", 1)
+        temporal = getattr(known.vision_config, "temporal_patch_size", 1)
+        places = Places(video=known.video_token_id, image=known.image_token_id, merge=merge, temporal=temporal)
+        return self.read(places, inputs)
+
+    def read(self, places: Places, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
+        """The layout of each row, given which ids stand for media."""
+        return grid_layouts(places, inputs)
+
+    def example(
+        self,
+        config: PreTrainedConfig,
+        *,
+        seconds: float | int | None = None,
+        audio: int | None = None,
+        video: int | None = None,
+        text: int,
+    ) -> Layout:
+        """A typical prompt: some text, a clip of 30 s at 1280 x 720 in one piece, the rest of the text."""
+        if audio:
+            raise deaf(self)
+        time, height, width = self.released_grid(EXAMPLE_SECONDS if seconds is None else seconds, 720, 1280)
+        tokens = time * height * width if video is None else video
+        frame = np.arange(tokens) // (height * width) * self.temporal
+        before = min(self.prefix, text)
+        return Layout.join(
+            [
+                Layout.of(Modality.TEXT, before),
+                Layout.of(Modality.VIDEO, tokens, frame=frame),
+                Layout.of(Modality.TEXT, text - before),
+            ]
+        )
+
+    def shape(self, config: PreTrainedConfig) -> DecoderShape:
+        """The dimensions of the text model."""
+        return qwen2_shape(config)
+
+    def decoder(self, model: PreTrainedModel) -> nn.Module:
+        """The text model."""
+        return model.get_submodule("model.language_model")
+
+    def encoders(self, model: PreTrainedModel) -> tuple[nn.Module, ...]:
+        """The vision tower with its merger."""
+        return (model.get_submodule("model.visual"),)
+
+
+def _enough(frames: UInt8[np.ndarray, "frames h w 3"], temporal: int) -> UInt8[np.ndarray, "enough h w 3"]:
+    # processors repeat the last frame of odd numbers, but some refuse fewer than a token shows
+    return np.pad(frames, ((0, max(0, temporal - len(frames))), (0, 0), (0, 0), (0, 0)), mode="edge")

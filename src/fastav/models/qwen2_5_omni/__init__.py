@@ -1,0 +1,5 @@
+"""Qwen2.5-Omni's thinker, by transformers' own classes."""
+
+from fastav.models.qwen2_5_omni.adapter import Qwen25OmniAdapter
+
+__all__ = ["Qwen25OmniAdapter"]

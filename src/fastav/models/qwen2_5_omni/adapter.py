@@ -1,0 +1,81 @@
+"""What the rest of fastav must know about Qwen2.5-Omni."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Float
+from transformers import PreTrainedConfig
+
+from fastav.flops import DecoderShape
+from fastav.models._adapters import qwen2_shape
+from fastav.models._grids import Grids
+from fastav.models._omni import FPS, KEPT, OmniAdapter
+from fastav.plan import Keep, Plan, Share
+from fastav.presets import fastav, trim
+
+CHUNK_SECONDS = 2  # of video, then its sound, then the next
+
+
+class Qwen25OmniAdapter(OmniAdapter):
+    """The thinker of Qwen2.5-Omni: 2 s of video, their sound, the next 2 s, and so on.
+
+    The paper has no settings for it; as video and sound alternate by time, as in video-SALMONN 2, the preset `fastav`
+    keeps what the paper keeps there, the first 40 % of the clip.
+    """
+
+    name = "qwen2-5-omni"
+    architectures = frozenset(
+        {"Qwen2_5OmniModel", "Qwen2_5OmniForConditionalGeneration", "Qwen2_5OmniThinkerForConditionalGeneration"}
+    )
+    checkpoint = "Qwen/Qwen2.5-Omni-7B"
+    presets: ClassVar[Mapping[str, Plan]] = {"fastav": fastav(Keep(media=Share(KEPT))), "fastav-trim": trim()}
+    config_class = "Qwen2_5OmniThinkerConfig"
+    whole_class = "Qwen2_5OmniConfig"
+    model_class = "Qwen2_5OmniThinkerForConditionalGeneration"
+    processor_class = "Qwen2_5OmniProcessor"
+    release: ClassVar[Mapping[str, Any]] = {
+        "text_config": {
+            "vocab_size": 152_064,
+            "hidden_size": 3584,
+            "intermediate_size": 18_944,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 28,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 32_768,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+            "tie_word_embeddings": False,
+        },
+        "vision_config": {"hidden_size": 1280, "out_hidden_size": 3584},
+        "vision_start_token_id": 151_652,
+        "vision_end_token_id": 151_653,
+    }
+    grids = Grids(
+        patch=14,
+        merge=2,
+        temporal=2,
+        fps=FPS,
+        least=4,
+        most=768,
+        min_pixels=128 * 28 * 28,
+        max_pixels=768 * 28 * 28,
+        video_tokens=128_000,
+    )
+    positions = 25
+    prefix = 16  # the system message, the start of the user's, and of the blocks of vision and sound
+
+    def heard(self, columns: int) -> int:
+        """Audio tokens of a spectrogram of so many columns: two halvings."""
+        return ((columns - 1) // 2 + 1 - 2) // 2 + 1
+
+    def starts(self, tokens: int) -> Float[np.ndarray, " tokens"]:
+        """When each of a clip's audio tokens starts, in seconds: 25 a second."""
+        return np.arange(tokens) / self.positions
+
+    def turn(self, position: Float[np.ndarray, " tokens"]) -> Float[np.ndarray, " tokens"]:
+        """The chunk of 2 s that each token of a clip is in."""
+        return position // (CHUNK_SECONDS * self.positions)
+
+    def shape(self, config: PreTrainedConfig) -> DecoderShape:
+        """The dimensions of the Qwen2.5 decoder."""
+        return qwen2_shape(config)

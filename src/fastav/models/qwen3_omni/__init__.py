@@ -1,0 +1,5 @@
+"""Qwen3-Omni's thinker, a mixture of experts, by transformers' own classes."""
+
+from fastav.models.qwen3_omni.adapter import Qwen3OmniAdapter
+
+__all__ = ["Qwen3OmniAdapter"]

@@ -1,0 +1,98 @@
+"""What the rest of fastav must know about Qwen3-Omni."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Float
+from transformers import PreTrainedConfig
+
+from fastav.flops import DecoderShape
+from fastav.models._adapters import qwen2_shape
+from fastav.models._grids import Grids
+from fastav.models._omni import FPS, KEPT, MEL_FRAMES, OmniAdapter
+from fastav.plan import Keep, Plan, Share
+from fastav.presets import fastav, trim
+
+STRIDE = 8  # columns of the spectrogram from one audio token to the next, anew after each second
+
+
+class Qwen3OmniAdapter(OmniAdapter):
+    """The thinker of Qwen3-Omni, a mixture of experts: video and sound in the order of their time, token by token.
+
+    The paper has no settings for it; as video and sound alternate by time, as in video-SALMONN 2, the preset `fastav`
+    keeps what the paper keeps there, the first 40 % of the clip.
+    """
+
+    name = "qwen3-omni"
+    architectures = frozenset({"Qwen3OmniMoeForConditionalGeneration", "Qwen3OmniMoeThinkerForConditionalGeneration"})
+    checkpoint = "Qwen/Qwen3-Omni-30B-A3B-Instruct"
+    presets: ClassVar[Mapping[str, Plan]] = {"fastav": fastav(Keep(media=Share(KEPT))), "fastav-trim": trim()}
+    config_class = "Qwen3OmniMoeThinkerConfig"
+    whole_class = "Qwen3OmniMoeConfig"
+    model_class = "Qwen3OmniMoeThinkerForConditionalGeneration"
+    processor_class = "Qwen3OmniMoeProcessor"
+    release: ClassVar[Mapping[str, Any]] = {
+        "text_config": {
+            "vocab_size": 152_064,
+            "hidden_size": 2048,
+            "intermediate_size": 768,
+            "moe_intermediate_size": 768,
+            "num_experts": 128,
+            "num_experts_per_tok": 8,
+            "num_hidden_layers": 48,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 4,
+            "head_dim": 128,
+            "max_position_embeddings": 65_536,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e6,
+                "mrope_section": [24, 20, 20],
+                "mrope_interleaved": True,
+            },
+        },
+        "vision_config": {"out_hidden_size": 2048},
+        "audio_config": {"output_dim": 2048},
+        "audio_token_id": 151_675,
+        "audio_start_token_id": 151_669,
+        "audio_end_token_id": 151_670,
+        "vision_start_token_id": 151_652,
+        "vision_end_token_id": 151_653,
+        "position_id_per_seconds": 13,
+        "seconds_per_chunk": 2,
+    }
+    grids = Grids(
+        patch=16,
+        merge=2,
+        temporal=2,
+        fps=FPS,
+        least=4,
+        most=768,
+        min_pixels=128 * 32 * 32,
+        max_pixels=768 * 32 * 32,
+        video_tokens=128_000,
+    )
+    positions = 13
+    prefix = 5  # the start of the user's message, and of the blocks of vision and sound
+
+    def heard(self, columns: int) -> int:
+        """Audio tokens of a spectrogram of so many columns: 13 for every 100, one for every 8 begun of the rest."""
+        return columns // MEL_FRAMES * self.positions + -(-(columns % MEL_FRAMES) // STRIDE)
+
+    def starts(self, tokens: int) -> Float[np.ndarray, " tokens"]:
+        """When each of a clip's audio tokens starts, in seconds: 80 ms apart, anew with each second."""
+        number = np.arange(tokens)
+        return number // self.positions + number % self.positions * STRIDE / MEL_FRAMES
+
+    def turn(self, position: Float[np.ndarray, " tokens"]) -> Float[np.ndarray, " tokens"]:
+        """The position itself."""
+        return position
+
+    def shape(self, config: PreTrainedConfig) -> DecoderShape:
+        """The dimensions of the Qwen3 decoder, whose MLP is what is active for a token."""
+        text: Any = config.get_text_config(decoder=True)
+        # each token runs through this many experts and no shared one; the router, under 1 % of that, is left out
+        active = text.num_experts_per_tok * text.moe_intermediate_size
+        return replace(qwen2_shape(config), intermediate=active)

@@ -1,0 +1,5 @@
+"""Qwen3-VL, dense and sparse, by transformers' own classes."""
+
+from fastav.models.qwen3_vl.adapter import Qwen3VLAdapter
+
+__all__ = ["Qwen3VLAdapter"]

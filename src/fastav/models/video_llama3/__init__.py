@@ -1,0 +1,5 @@
+"""VideoLLaMA3, by transformers' own classes."""
+
+from fastav.models.video_llama3.adapter import VideoLlama3Adapter
+
+__all__ = ["VideoLlama3Adapter"]
