@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-slow compat check format bench gpu clean
+.PHONY: help setup demo test test-slow compat check format tables bench gpu clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 12
@@ -40,6 +40,9 @@ check: $(READY)  ## format, lint, types, import order
 format: $(READY)  ## mend what `make check` finds
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+tables: $(READY)  ## write the table of models into README.md and docs/models.md
+	PYTHONPATH=tests $(BIN)/python docs/models.py
 
 bench: $(READY)  ## prefill time, pruned over unpruned, against FLOPs
 	$(BIN)/python -m fastav.bench

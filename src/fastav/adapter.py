@@ -105,6 +105,10 @@ class ModelAdapter(ABC):
         """
 
     @abstractmethod
+    def build(self, config: PreTrainedConfig) -> PreTrainedModel:
+        """A model of this configuration whose weights are not loaded."""
+
+    @abstractmethod
     def prepare(self, processor: ProcessorMixin, requests: Sequence[Request]) -> Prepared:
         """Decode, sample and tokenize a batch of requests."""
 

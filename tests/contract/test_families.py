@@ -21,8 +21,10 @@ from fastav.errors import CheckpointError, MediaError
 from fastav.layout import MEDIA, Modality
 from fastav.media import Clip
 from fastav.models.video_salmonn2_plus import VideoSalmonn2PlusProcessor
+from fastav.pipelines import pipeline
 from fastav.plan import Keep, Plan, Share, Step
 from fastav.presets import fastav
+from media_files import tone, write_clip
 from support import families
 from support.masked import masked_logits, rules_of
 
@@ -230,6 +232,23 @@ def test_every_step_equals_the_masked_model(family, attention, rows, early):
         kept = [sum(layer.values()) for layer in pruning.tokens()[row]]
         assert kept == list(plan.tokens(layout, family.depth))
         assert kept[-1] < len(layout)
+
+
+def test_a_saved_checkpoint_answers_about_a_file(family, tmp_path):
+    model, checkpoint = family.model(), tmp_path / "checkpoint"
+    model.save_pretrained(checkpoint)
+    family.processor.save_pretrained(checkpoint)
+    write_clip(tmp_path / "clip.mp4", frames=30, audio="aac", sound=tone(3.0, 44_100, 2), rate=44_100, layout="stereo")
+    answers = []
+    for plan in ("none", family.plan):
+        pipe = pipeline(str(checkpoint), plan, device="cpu", dtype="float32")
+        answers.append(pipe(tmp_path / "clip.mp4", "What is this?", max_new_tokens=3))
+    plain, pruned = answers
+    assert type(pipe.adapter) is type(family.adapter)
+    assert pruned.prompt_tokens == plain.prompt_tokens
+    assert pruned.flops.pruned < pruned.flops.full == plain.flops.pruned
+    assert set(pruned.seconds) == {"media", "encode", "prefill", "decode"}
+    assert pruned.seconds["encode"] > 0
 
 
 @pytest.mark.parametrize("preset", ["fastav", "fastav-trim"])

@@ -31,6 +31,9 @@ class TinyAdapter(ModelAdapter):
     def load(self, source: str, **options: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
         raise AssertionError("the tiny model is made, not loaded")
 
+    def build(self, config: PreTrainedConfig) -> PreTrainedModel:
+        raise AssertionError("not used")
+
     def prepare(self, processor: ProcessorMixin, requests: Sequence[Request]) -> Prepared:
         raise AssertionError("the tiny model has no processor")
 

@@ -9,6 +9,7 @@ from fastav.cli import _options, _plans, _render
 from fastav.cli._quiet import hushed, working
 
 MOST_TOKENS = 1_000_000
+MOST_SECONDS = 86_400
 
 
 def flops(
@@ -21,6 +22,10 @@ def flops(
     keep_audio: _options.KeepAudio = None,
     before: _options.Before = None,
     exempt_text: _options.ExemptText = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(min=0.1, max=MOST_SECONDS, metavar="S", help="Of a 720p clip with sound.  [default: a usual one]"),
+    ] = None,
     video_tokens: Annotated[
         int | None, typer.Option(min=0, max=MOST_TOKENS, metavar="N", help="Of the prompt.  [default: a clip's]")
     ] = None,
@@ -35,8 +40,8 @@ def flops(
     """Count a prefill's FLOPs and KV bytes, with and without a plan.
 
     From the configuration alone, without weights: by the paper's formula, and exactly (grouped-query attention, SwiGLU,
-    causal). The default prompt is an example of the model; VideoLLaMA2's of 676 video + 1,496 audio + 44 text tokens
-    reproduces the paper's column for P = 0, 10, 20, 30: --drop 0, 10, 20, 30.
+    causal). The default prompt is an example of the model, --seconds another. VideoLLaMA2's of 676 video + 1,496 audio
+    + 44 text tokens reproduces the paper's column for P = 0, 10, 20, 30: --drop 0, 10, 20, 30.
     """
     with working(f"reading {model}"), hushed():
         from fastav import pipelines
@@ -51,7 +56,7 @@ def flops(
             exempt_text=exempt_text,
         )
         _plans.require_sound(chosen, config)
-        layout = adapter.example(config, audio=audio_tokens, video=video_tokens, text=text_tokens)
+        layout = adapter.example(config, seconds=seconds, audio=audio_tokens, video=video_tokens, text=text_tokens)
         report = {"model": model, **counted(adapter.shape(config), chosen, layout)}
     if as_json:
         print(json.dumps(report, indent=2))

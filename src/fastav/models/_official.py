@@ -52,8 +52,7 @@ class OfficialAdapter(ModelAdapter):
         if source is None:
             return getattr(transformers, self.config_class)(**self.release, architectures=[self.model_class])
         with readable(source):
-            kind, _ = self._classes(source, {})
-            return kind.from_pretrained(source)
+            return self._classes(source, {})[0].from_pretrained(source)
 
     def load(self, source: str, **options: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
         """Model (in evaluation mode) and processor from a local folder or a hub id.
@@ -74,6 +73,11 @@ class OfficialAdapter(ModelAdapter):
         unexpected = [key for key in info["unexpected_keys"] if not key.startswith(self.unused)]
         refuse_differences({**info, "unexpected_keys": unexpected}, source)
         return model.eval(), processor
+
+    def build(self, config: PreTrainedConfig) -> PreTrainedModel:
+        """A model of this configuration whose weights are not loaded."""
+        _, name = self.variants.get(config.model_type, (self.config_class, self.model_class))
+        return getattr(transformers, name)(config)
 
     def _classes(self, source: str, hub: dict[str, Any]) -> tuple[Any, Any]:
         """The classes of a checkpoint's configuration and model."""

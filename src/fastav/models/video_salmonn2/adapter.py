@@ -61,6 +61,11 @@ class VideoSalmonn2Adapter(ModelAdapter):
             model=VideoSalmonn2ForConditionalGeneration,
         )
 
+    def build(self, config: PreTrainedConfig) -> PreTrainedModel:
+        """A model of this configuration whose weights are not loaded."""
+        _scheme(config)
+        return VideoSalmonn2ForConditionalGeneration(config)
+
     def prepare(self, processor: ProcessorMixin, requests: Sequence[Request]) -> Prepared:
         """Decode, sample and tokenize a batch of requests.
 

@@ -69,6 +69,11 @@ class VideoSalmonn2PlusAdapter(ModelAdapter):
             model=VideoSalmonn2PlusForConditionalGeneration,
         )
 
+    def build(self, config: PreTrainedConfig) -> PreTrainedModel:
+        """A model of this configuration whose weights are not loaded."""
+        _scheme(config)
+        return VideoSalmonn2PlusForConditionalGeneration(config)
+
     def prepare(self, processor: ProcessorMixin, requests: Sequence[Request]) -> Prepared:
         """Decode, sample and tokenize a batch of requests.
 

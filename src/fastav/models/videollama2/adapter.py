@@ -59,6 +59,11 @@ class VideoLlama2Adapter(ModelAdapter):
             model=VideoLlama2ForConditionalGeneration,
         )
 
+    def build(self, config: PreTrainedConfig) -> PreTrainedModel:
+        """A model of this configuration whose weights are not loaded."""
+        _scheme(config)
+        return VideoLlama2ForConditionalGeneration(config)
+
     def prepare(self, processor: ProcessorMixin, requests: Sequence[Request]) -> Prepared:
         """Decode, sample and tokenize a batch of requests.
 

@@ -1,0 +1,127 @@
+"""Write the table of models into README.md and docs/models.md: `make tables`.
+
+Everything in it is computed here: parameters from the release's configuration, tokens and FLOPs from the adapter's
+example of a clip of 1280 x 720 with sound and 44 tokens of text, without weights.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+
+import conftest  # noqa: F401  (Gemma 3n's vision tower is timm's, which `make setup` puts where tests find it)
+from fastav.adapter import ModelAdapter
+from fastav.flops import prefill_flops
+from fastav.layout import Layout, Modality
+from fastav.plan import Before, Budget, Frames, Plan, Share, Tokens
+from fastav.registry import MODELS
+
+ROOT = Path(__file__).parents[1]
+CLIPS, TEXT = (10, 30, 60), 44
+START, END = "<!-- models: make tables -->", "<!-- /models -->"
+FILES = (ROOT / "README.md", ROOT / "docs" / "models.md")
+HEAD = (
+    "| model | name | parameters | video + audio tokens of a clip of 10 / 30 / 60 s | padding | `fastav` keeps "
+    "| FLOPs | checked against |"
+)
+OWN = {"videollama2", "video-salmonn2", "video-salmonn2-plus"}  # whose code is ours
+
+
+def table() -> str:
+    """The table of all models that come with fastav, as Markdown."""
+    rows = [HEAD, "|---" * (HEAD.count("|") - 1) + "|"]
+    return "\n".join(rows + [row(MODELS[name]()) for name in MODELS if MODELS[name].__module__.startswith("fastav.")])
+
+
+def row(adapter: ModelAdapter) -> str:
+    """One model."""
+    config, plan = adapter.config(), adapter.presets["fastav"]
+    layouts = [adapter.example(config, seconds=seconds, text=TEXT) for seconds in CLIPS]
+    with torch.device("meta"):
+        parameters = sum(weight.numel() for weight in adapter.build(config).parameters())
+    page = f"docs/{adapter.name}.md"
+    cells = [
+        f"[{adapter.checkpoint.split('/')[1]}]({page})",
+        f"`{adapter.name}`",
+        f"{parameters / 1e9:.1f} B",
+        " / ".join(map(clip, layouts)),
+        " / ".join(f"{share(layout):.0%}".replace("%", " %") for layout in layouts),
+        kept(plan),
+        " / ".join(f"{ratio(adapter, plan, layout):.0%}".replace("%", " %") for layout in layouts),
+        "the authors' code" if adapter.name in OWN else "transformers' model, masked",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def clip(layout: Layout) -> str:
+    """Tokens of the clip: those seen, and those heard if there are any."""
+    seen, heard = layout.count(Modality.VIDEO, Modality.IMAGE), layout.count(Modality.AUDIO)
+    return f"{seen:,} + {heard:,}" if heard else f"{seen:,}"
+
+
+def share(layout: Layout) -> float:
+    """The part of the clip's tokens that is padding."""
+    return float(layout.padding.sum()) / (len(layout) - layout.count(Modality.TEXT))
+
+
+def ratio(adapter: ModelAdapter, plan: Plan, layout: Layout) -> float:
+    """FLOPs of the prefill, pruned over unpruned."""
+    shape = adapter.shape(adapter.config())
+    full = [len(layout)] * shape.layers
+    return prefill_flops(shape, plan.tokens(layout, shape.layers)) / prefill_flops(shape, full)
+
+
+def kept(plan: Plan) -> str:
+    """What the plan's global cut keeps, in words."""
+    first = plan.steps[0]
+    return ", ".join(words(budget, name) for name, budget in budgets(first.keep))
+
+
+def budgets(keep: object) -> Iterator[tuple[str, Budget]]:
+    """The budgets that are set."""
+    for field in fields(keep):
+        if (budget := getattr(keep, field.name)) is not None:
+            yield field.name, budget
+
+
+def words(budget: Budget, name: str) -> str:
+    """A budget in words."""
+    what = "of the clip" if name == "media" else name
+    match budget:
+        case Tokens(number=number):
+            return f"first {number} {what}"
+        case Share(share=part):
+            return f"first {part:.0%}".replace("%", " %") + f" {what}"
+        case Frames(frames=frames):
+            return f"first {frames} frames {what}"
+        case Before(position=position):
+            return f"before {position} {what}"
+    raise TypeError(type(budget).__name__)
+
+
+def written(text: str, content: str, *, inside: Path) -> str:
+    """The file's text with the table between its marks, links relative to the file."""
+    before, _, rest = text.partition(START)
+    _, _, after = rest.partition(END)
+    local = content.replace("](docs/", "](") if inside.parent.name == "docs" else content
+    return f"{before}{START}\n{local}\n{END}{after}"
+
+
+def main() -> int:
+    """Write the table; with `--check`, 1 if it is not what the files hold."""
+    content, stale = table(), []
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        new = written(text, content, inside=path)
+        if new != text:
+            stale.append(path.name)
+            if "--check" not in sys.argv:
+                path.write_text(new, encoding="utf-8")
+    print(content)
+    return int(bool(stale) and "--check" in sys.argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
