@@ -8,7 +8,8 @@ FastAVError
 ├── MediaError              a clip that cannot be used
 │   ├── UnreadableMedia     no such file, not media, truncated, or too large
 │   └── MissingTrack        the clip has no video (or audio) where the request needs it
-└── CheckpointError         weights or a processor that do not fit the model
+├── CheckpointError         weights or a processor that do not fit the model
+└── TaskError               a benchmark whose annotations or clips are missing or malformed
 """
 
 
@@ -57,3 +58,7 @@ class MissingTrack(MediaError):
 
 class CheckpointError(FastAVError):
     """Weights or a processor that do not fit the model."""
+
+
+class TaskError(FastAVError):
+    """A benchmark whose annotations or clips are missing or malformed."""

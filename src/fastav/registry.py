@@ -1,8 +1,8 @@
-"""Names to objects: methods, models and engines, ours and those of installed packages.
+"""Names to objects: methods, models, engines and tasks, ours and those of installed packages.
 
 Ours are found by file name: `methods/last_query.py` holds `LastQuery`, whose name is `"last-query"`; a model is the
 folder `models/videollama2/` that exports `VideoLlama2Adapter`. Adding one is adding a file. Other packages declare an
-entry point in the group of the same name (`fastav.methods`, `fastav.models`, `fastav.engines`).
+entry point in the group of the same name (`fastav.methods`, `fastav.models`, `fastav.engines`, `fastav.tasks`).
 """
 
 import difflib
@@ -81,3 +81,4 @@ class Registry(Mapping[str, Any]):
 METHODS = Registry("method", "fastav.methods")
 MODELS = Registry("model", "fastav.models", suffix="Adapter")
 ENGINES = Registry("engine", "fastav.engines", suffix="Engine")
+TASKS = Registry("task", "fastav.tasks", suffix="Task")
