@@ -23,6 +23,10 @@ class Signal(StrEnum):
     """What a method can ask an engine for, beyond the layout."""
 
     LAST_QUERY = "last-query"  # attention of the last query over the tokens of the layer before, head mean
+    TEXT_QUERIES = "text-queries"  # the same, mean over the queries of the text behind the last audio or video token
+    WINDOW = "window"  # the same, mean over the last 32 queries
+    ROLLOUT = "rollout"  # the last query's row of the attention rollout through all layers so far (fastav.rollout)
+    KEYS = "keys"  # key vectors of the layer before, as `View.keys`
     GIVEN = "given"  # scores that the caller brought along
 
 
@@ -31,12 +35,18 @@ class Prompt:
     """The layouts of a batch as tensors on the model's device, left-padded, with one column more than the prompt.
 
     modality: -1 where the batch is padded, and in the last column, to which rows with fewer tokens point.
-    position: counted from each row's first real token. padding: as in `Layout`.
+    position: counted from each row's first real token. padding, frame, second: as in `Layout`. place: of a token among
+    those of its modality and frame, so that tokens with the same place in two frames show the same part of the picture.
+    question: text behind the last audio or video token, and the prompt's last token.
     """
 
     modality: Int[Tensor, "batch prompt"]
     position: Int[Tensor, "batch prompt"]
     padding: Bool[Tensor, "batch prompt"]
+    frame: Int[Tensor, "batch prompt"]
+    place: Int[Tensor, "batch prompt"]
+    second: Float[Tensor, "batch prompt"]
+    question: Bool[Tensor, "batch prompt"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,13 +54,16 @@ class View:
     """What a method may look at: the tokens still there, entering one layer.
 
     layer: the layer about to run. prompt: all tokens. slots: column in `prompt` of each token still there; rows with
-    fewer tokens point to its last column at their left, and what is scored there is ignored.
+    fewer tokens point to its last column at their left, and what is scored there is ignored. hidden: what enters the
+    layer. keys: of the layer before, after RoPE; None unless the method needs `Signal.KEYS`.
     """
 
     layer: int
     prompt: Prompt
     slots: Int[Tensor, "batch tokens"]
     signals: Mapping[Signal, Float[Tensor, "batch tokens"]]
+    hidden: Float[Tensor, "batch tokens features"]
+    keys: Float[Tensor, "batch kv_heads tokens head"] | None = None
 
     def __getitem__(self, signal: Signal) -> Float[Tensor, "batch tokens"]:
         return self.signals[signal]
@@ -69,6 +82,21 @@ class View:
     def padding(self) -> Bool[Tensor, "batch tokens"]:
         """Whether a token is padding by construction."""
         return self.prompt.padding.gather(1, self.slots)
+
+    @property
+    def frame(self) -> Int[Tensor, "batch tokens"]:
+        """Index of the sampled frame that a token shows or accompanies; -1 where there is none."""
+        return self.prompt.frame.gather(1, self.slots)
+
+    @property
+    def place(self) -> Int[Tensor, "batch tokens"]:
+        """Which part of its frame (or of the sound that accompanies it) a token is, counted from 0."""
+        return self.prompt.place.gather(1, self.slots)
+
+    @property
+    def second(self) -> Float[Tensor, "batch tokens"]:
+        """Where a token's content starts in the clip, in seconds; NaN where that is unknown."""
+        return self.prompt.second.gather(1, self.slots)
 
 
 class Method(ABC):

@@ -23,6 +23,8 @@ def view_of(rows, layer=4):
         prompt=everything,
         slots=torch.arange(length).expand(len(rows), length),
         signals={signal: (position * 0.37).sin() for signal in Signal},
+        hidden=(position[..., None] * torch.arange(1, 9) * 0.21).sin(),
+        keys=(position[:, None, :, None] * torch.arange(1, 5) * 0.13).cos().expand(-1, 2, -1, -1),
     )
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastav.attention import last_query_attention
 from fastav.bench.measure import Spread, timed
 from fastav.bench.workload import ADAPTER, Workload
-from fastav.engines.transformers.gather import last_query_attention, take, take_positions
+from fastav.engines.transformers.gather import take, take_positions
 from fastav.method import select
 from fastav.plan import Keep, Plan, Share, Step
 

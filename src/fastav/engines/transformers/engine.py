@@ -22,7 +22,7 @@ from fastav.plan import Plan
 class TransformersEngine(Engine):
     """A loaded model with its processor and adapter."""
 
-    provides: ClassVar[frozenset[Signal]] = frozenset({Signal.LAST_QUERY})
+    provides: ClassVar[frozenset[Signal]] = frozenset(Signal) - {Signal.GIVEN}
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, adapter: ModelAdapter) -> None:
         self.model, self.processor, self.adapter = model, processor, adapter

@@ -26,6 +26,13 @@ def take_positions(x: Num[Tensor, "*lead tokens"], index: Int[Tensor, "batch kep
     return x.gather(-1, index.expand(*x.shape[:-1], index.shape[1]))
 
 
+def take_keys(
+    x: Float[Tensor, "batch kv_heads tokens features"], index: Int[Tensor, "batch kept"]
+) -> Float[Tensor, "batch kv_heads kept features"]:
+    """Keys of the tokens `index`."""
+    return x.gather(2, index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+
+
 class Kept(NamedTuple):
     """Tokens that a layer runs on, or holds: their columns in the padded prompt, and which are real (None: all)."""
 
@@ -94,30 +101,6 @@ def decode_mask(
     mask = _columns(mask, column.clamp(0, mask.shape[-1] - 1))
     hidden = column < 0 if valid is None else (column < 0) | ~valid
     return _hide(mask, hidden[:, None, None])
-
-
-def last_query_attention(
-    query: Float[Tensor, "batch heads tokens features"],
-    key: Float[Tensor, "batch kv_heads tokens features"],
-    mask: Tensor | None,
-    valid: Bool[Tensor, "batch tokens"] | None,
-    scaling: float,
-) -> Float[Tensor, "batch tokens"]:
-    """Attention of the last query over all tokens, mean over heads, in float32: one row, never a map.
-
-    mask: as the attention function gets it; a two-dimensional one (flash) says no more than `valid`.
-    """
-    batch, heads, _, features = query.shape
-    kv_heads, tokens = key.shape[1], key.shape[2]
-    row = query[:, :, -1].reshape(batch, kv_heads, heads // kv_heads, features)
-    logits = torch.matmul(row, key.transpose(-1, -2)).float() * scaling
-    if mask is not None and mask.ndim == 4:
-        seen = mask[:, :, -1:, :].expand(-1, kv_heads, -1, -1) if mask.shape[1] == 1 else mask[:, :, -1:, :]
-        seen = seen if seen.shape[1] == kv_heads else seen.reshape(seen.shape[0], kv_heads, -1, tokens)
-        logits = logits.masked_fill(~seen, -torch.inf) if seen.dtype == torch.bool else logits + seen.float()
-    if valid is not None:
-        logits = logits.masked_fill(~valid[:, None, None], -torch.inf)
-    return logits.softmax(-1).mean((1, 2))
 
 
 def _within(kept: Kept, mask: Tensor) -> Int[Tensor, "batch kept"]:

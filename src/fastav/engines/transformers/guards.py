@@ -46,10 +46,13 @@ def check_decoder(config: PreTrainedConfig, cuts: tuple[tuple[int, Method], ...]
                 "entering it would be seen all the same",
                 f"place the last step at layer {owners - 1} or before",
             )
-        if Signal.LAST_QUERY not in method.needs:
+        if not method.needs - {Signal.GIVEN}:
             continue
         if layer == 0:
-            raise UnsupportedPlan("no layer has attended yet when layer 0 is entered", "start last-query at layer 1")
+            named = ", ".join(sorted(method.needs))
+            raise UnsupportedPlan(f"no layer has attended yet when layer 0 is entered ({named})", "start at layer 1")
+        if not method.needs & {Signal.LAST_QUERY, Signal.TEXT_QUERIES, Signal.WINDOW}:
+            continue
         if types[layer - 1] == "sliding_attention":
             raise UnsupportedPlan(
                 f"layer {layer - 1} attends within a window, so its last query cannot score all tokens",

@@ -6,7 +6,7 @@ decoder sees what it expects. No model code is replaced.
 """
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from fastav.adapter import ModelAdapter, adapter_for
+from fastav.attention import attention_rows, last_query_attention
 from fastav.engines.transformers import gather, guards, staging
 from fastav.engines.transformers.cache import PrunedLayer
 from fastav.engines.transformers.tap import tapped
@@ -28,7 +29,9 @@ from fastav.errors import PlanError, UnsupportedModel, UnsupportedPlan
 from fastav.layout import MEDIA, Layout, Modality
 from fastav.method import Method, Prompt, Signal, View, method_of, select
 from fastav.plan import Plan
+from fastav.rollout import Captured, rollout_row
 
+WINDOW = 32  # queries of the observation window, as in SnapKV's paper
 _claims = threading.Lock()
 _pruned: WeakSet[nn.Module] = WeakSet()
 
@@ -79,10 +82,23 @@ class _Prefill:
     next_cut: int = 0
     stored: dict[int, gather.Kept] = field(default_factory=dict)  # what pruned layers hold, for those that share it
     sliced: bool = False  # whether the model went on with the last tokens only
+    asking: int  # the most tokens that any row's question has
     signals: dict[Signal, Tensor] = field(default_factory=dict)
+    keys: Tensor | None = None
+    captured: list[Captured] = field(default_factory=list)
     arguments: dict[tuple[str, int, int, bool], tuple[Any, Any]] = field(
         default_factory=dict
     )  # shrunk, since the last cut
+
+
+def _wanted(cuts: Sequence[tuple[int, Method]]) -> dict[int, set[Signal]]:
+    """What is asked of the attention of which layers."""
+    wanted: dict[int, set[Signal]] = {}
+    for layer, method in cuts:
+        for signal in method.needs - {Signal.GIVEN}:
+            for index in range(layer) if signal is Signal.ROLLOUT else [layer - 1]:
+                wanted.setdefault(index, set()).add(signal)
+    return wanted
 
 
 class _Decode:
@@ -110,6 +126,7 @@ class Pruning:
         self._owners = guards.layers_with_cache(self._config)
         cuts = plan.cuts(len(self._layers))
         self._cuts: tuple[tuple[int, Method], ...] = tuple((layer, method_of(step)) for layer, step in cuts)
+        self._wanted = _wanted(self._cuts)
         self._first = self._cuts[0][0] if self._cuts else len(self._layers)
         self._local = threading.local()  # the running forward: a model may serve several threads
         self._check()
@@ -170,8 +187,8 @@ class Pruning:
             if hasattr(self._decoder, "_deepstack_process"):
                 add = partial(self._add_visual, self._decoder._deepstack_process)
                 enter(guards.shadowed(self._decoder, "_deepstack_process", add))
-            for index in {layer - 1 for layer, method in self._cuts if Signal.LAST_QUERY in method.needs}:
-                enter(tapped(self._attention(index), self._observe))
+            for index, wanted in self._wanted.items():
+                enter(tapped(self._attention(index), partial(self._observe, wanted)))
             yield
 
     @contextmanager
@@ -255,6 +272,7 @@ class Pruning:
             valid=prompt.modality[:, :length] >= 0 if padded else None,
             counts=counts,
             widths=widths,
+            asking=max(int(staging.question(layout).sum()) for layout in layouts),
         )
         self._local.kept = (prompt, [(0, state.slots)])
         if self._scores is not None:
@@ -314,7 +332,7 @@ class Pruning:
                 state.stored = dict.fromkeys(range(index), gather.Kept(state.slots, state.valid))
             if width == state.slots.shape[1] and not ragged and state.valid is None:
                 continue  # nothing goes
-            scores = method.score(View(layer=index, prompt=state.prompt, slots=state.slots, signals=state.signals))
+            scores = method.score(self._view(state, index, method, hidden))
             modality = state.prompt.modality.gather(1, state.slots)
             chosen, real = select(scores, modality, counts, width)
             hidden = gather.take(hidden, chosen)
@@ -322,9 +340,24 @@ class Pruning:
             state.slots = torch.where(real, slots, state.length) if ragged else slots
             state.valid = real if ragged else None
             state.signals = {signal: score.gather(1, chosen) for signal, score in state.signals.items()}
+            state.keys = None if state.keys is None else gather.take_keys(state.keys, chosen)
             state.arguments.clear()
             self._local.kept[1].append((index, state.slots))
         return hidden
+
+    def _view(self, state: _Prefill, index: int, method: Method, hidden: Tensor) -> View:
+        if Signal.ROLLOUT in method.needs:
+            start = torch.zeros(hidden.shape[-3], state.length + 1, device=hidden.device)
+            start[:, state.length - 1] = 1.0
+            state.signals[Signal.ROLLOUT] = rollout_row(state.captured, start).gather(1, state.slots)
+        return View(
+            layer=index,
+            prompt=state.prompt,
+            slots=state.slots,
+            signals=state.signals,
+            hidden=hidden if hidden.ndim == 3 else hidden[0],  # stacked hidden states (AltUp): the one that attends
+            keys=state.keys,
+        )
 
     def _prefill_arguments(self, state: _Prefill, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
         here = gather.Kept(state.slots, state.valid)
@@ -401,9 +434,30 @@ class Pruning:
         )
         return kwargs
 
-    def _observe(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
-        if isinstance(state := self._running, _Prefill):
-            state.signals[Signal.LAST_QUERY] = gather.last_query_attention(query, key, mask, state.valid, scaling)
+    def _observe(
+        self, wanted: Collection[Signal], query: Tensor, key: Tensor, mask: Tensor | None, scaling: float
+    ) -> None:
+        """Keep what later cuts ask of one layer's attention."""
+        state = self._running
+        if not isinstance(state, _Prefill):
+            return
+        tokens = query.shape[2]
+        if Signal.LAST_QUERY in wanted:
+            state.signals[Signal.LAST_QUERY] = last_query_attention(query, key, mask, state.valid, scaling)
+        if Signal.TEXT_QUERIES in wanted:
+            first = max(0, tokens - state.asking)
+            rows = attention_rows(query, key, mask, state.valid, scaling, first=first)
+            asked = state.prompt.question.gather(1, state.slots)[:, first:].float()
+            state.signals[Signal.TEXT_QUERIES] = torch.einsum("bq,bqt->bt", asked / asked.sum(1, keepdim=True), rows)
+        if Signal.WINDOW in wanted:
+            first = max(0, tokens - WINDOW)
+            rows = attention_rows(query, key, mask, state.valid, scaling, first=first)
+            real = rows.sum(-1)
+            state.signals[Signal.WINDOW] = rows.sum(1) / real.sum(1, keepdim=True)
+        if Signal.KEYS in wanted:
+            state.keys = key
+        if Signal.ROLLOUT in wanted:
+            state.captured.append(Captured(query, key, mask, scaling, state.slots, state.valid))
 
     def _after_last_layer(self, module: Any, args: Any, output: Any) -> Any:
         state = self._running

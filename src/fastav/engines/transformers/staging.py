@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from fastav.errors import UnsupportedPlan
-from fastav.layout import Layout, Modality
+from fastav.layout import MEDIA, Layout, Modality
 from fastav.method import Prompt
 from fastav.plan import Plan
 
@@ -18,18 +18,51 @@ Counts = list[tuple[frozenset[Modality], Int[Tensor, " batch"]]]
 
 def stage_prompt(layouts: Sequence[Layout], length: int, device: torch.device) -> Prompt:
     """Layouts as tensors of `length` columns, left-padded, and one more column of modality -1."""
-    whole = np.zeros((3, len(layouts), length + 1), np.int64)
+    whole = np.zeros((6, len(layouts), length + 1), np.int64)
     whole[0] = -1
+    seconds = np.full((len(layouts), length + 1), np.nan, np.float32)
     fields: tuple[Callable[[Layout], np.ndarray], ...] = (
         lambda layout: layout.modality,
         lambda layout: np.arange(len(layout)),
         lambda layout: layout.padding,
+        lambda layout: layout.frame,
+        _places,
+        question,
     )
     for row, layout in enumerate(layouts):
         for plane, read in zip(whole, fields, strict=True):
             plane[row, length - len(layout) : length] = read(layout)
-    modality, position, padding = _upload(whole, device)
-    return Prompt(modality=modality, position=position, padding=padding.bool())
+        seconds[row, length - len(layout) : length] = layout.second
+    modality, position, padding, frame, place, asked = _upload(whole, device)
+    return Prompt(
+        modality=modality,
+        position=position,
+        padding=padding.bool(),
+        frame=frame,
+        place=place,
+        second=_upload(seconds, device),
+        question=asked.bool(),
+    )
+
+
+def question(layout: Layout) -> np.ndarray:
+    """Whether each token is text behind the last audio or video token, or the prompt's last token."""
+    media = np.isin(layout.modality, MEDIA)
+    after = np.cumsum(media[::-1])[::-1] == 0
+    after[-1:] = True
+    return after
+
+
+def _places(layout: Layout) -> np.ndarray:
+    """Of each token, how many of its modality and frame stand before it."""
+    order = np.lexsort((np.arange(len(layout)), layout.frame, layout.modality))
+    modality, frame = layout.modality[order], layout.frame[order]
+    new = np.ones(len(layout), bool)
+    new[1:] = (np.diff(modality) != 0) | (np.diff(frame) != 0)
+    starts = np.maximum.accumulate(np.where(new, np.arange(len(layout)), 0))
+    places = np.empty(len(layout), np.int64)
+    places[order] = np.arange(len(layout)) - starts
+    return places
 
 
 def stage_cuts(

@@ -1,0 +1,26 @@
+"""The tokens stay that reach the last query most, through all layers so far."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from fastav.method import Method, Signal, View
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout(Method):
+    """FastAV's global pruning with scores of the prompt at hand: the last query's row of the attention rollout.
+
+    The paper reads a fixed rule off rollouts made beforehand (see `position`); here every prompt has its own, at the
+    cost of the attention scores of the layers so far, once more.
+
+    Source: arXiv:2601.13143, section 3; rollout by Abnar and Zuidema, arXiv:2005.00928, alpha 0.5 (not given there).
+    """
+
+    needs: ClassVar[frozenset[Signal]] = frozenset({Signal.ROLLOUT})
+
+    def score(self, view: View) -> Float[Tensor, "batch tokens"]:
+        """The last query's row of the rollout."""
+        return view[Signal.ROLLOUT]
