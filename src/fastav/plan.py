@@ -191,6 +191,8 @@ class Step:
 
     layers: `"14"`, `"middle"` (half the depth), `"middle+1"`, `"15..20"` (both included), `"middle+1.."` (to the end).
     method: a name in the registry of methods; options: its settings.
+    cache_only: whether tokens go from the layer's KV cache alone, after it has run on all of them, scored by its own
+    attention. That saves memory and decoding, not prefill, and no other layer notices.
 
     Raises: PlanError, UnknownName.
     """
@@ -199,6 +201,7 @@ class Step:
     method: str
     keep: Keep
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    cache_only: bool = False
 
     def __post_init__(self) -> None:
         if not (isinstance(self.layers, str) and _LAYERS.fullmatch(self.layers)):
@@ -227,23 +230,29 @@ class Step:
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
         method = {"name": self.method, **self.options}
-        return {"layers": self.layers, "method": method, "keep": self.keep.to_dict()}
+        data = {"layers": self.layers, "method": method, "keep": self.keep.to_dict()}
+        return data | ({"cache_only": True} if self.cache_only else {})
 
     @classmethod
     def from_dict(cls, data: Any) -> "Step":
         """The inverse of `to_dict`.  Raises: PlanError, UnknownName."""
-        _require_keys("step", data, {"layers", "method", "keep"}, all_of_them=True)
+        _require_keys("step", data, {"layers", "method", "keep", "cache_only"})
+        rest = {key: value for key, value in data.items() if key != "cache_only"}
+        _require_keys("step", rest, {"layers", "method", "keep"}, all_of_them=True)
+        if not isinstance(only := data.get("cache_only", False), bool):
+            raise PlanError(f"a step's cache_only must be true or false, got {only!r}")
         if not isinstance(method := data["method"], dict) or not isinstance(method.get("name"), str):
             raise PlanError(f"a step's method must be an object with a name, got {method!r}")
         if not isinstance(data["layers"], str):
             raise PlanError(f"a step's layers must be a string, got {data['layers']!r}", 'e.g. "14"')
         options = {key: value for key, value in method.items() if key != "name"}
-        return cls(layers=data["layers"], method=method["name"], options=options, keep=Keep.from_dict(data["keep"]))
+        keep = Keep.from_dict(data["keep"])
+        return cls(layers=data["layers"], method=method["name"], options=options, keep=keep, cache_only=only)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
-    """One cut through one prompt: entering `layer`, `counts` tokens of each pool stay.
+    """One cut through one prompt: entering `layer` (or in its cache alone), `counts` tokens of each pool stay.
 
     there: what is then there in all, by groups of modalities whose split is known.
     """
@@ -269,16 +278,28 @@ class Plan:
     VERSION: ClassVar[int] = 1
 
     def cuts(self, depth: int) -> tuple[tuple[int, Step], ...]:
-        """Every (layer, step) of a decoder of this depth, in order.
+        """Every (layer, step) that drops tokens in a decoder of this depth, in order.
 
         Raises: PlanError if a layer does not exist, or a step tells apart what an earlier one pooled.
         """
-        cuts = sorted(((layer, step) for step in self.steps for layer in step.entering(depth)), key=lambda cut: cut[0])
+        cuts = self._of_layers(depth, cache_only=False)
         nothing = Layout.of(Modality.TEXT, 0)
         there = _whole(nothing)
         for _, step in cuts:
             there = _after(there, step.keep.counts(nothing, there))
         return tuple(cuts)
+
+    def cache_cuts(self, depth: int) -> tuple[tuple[int, Step], ...]:
+        """Every (layer, step) that drops tokens from a cache alone, in order.
+
+        Raises: PlanError if a layer does not exist, has two of them, or a step tells apart what an earlier one pooled.
+        """
+        self.cache_schedule(Layout.of(Modality.TEXT, 0), depth)
+        return tuple(self._of_layers(depth, cache_only=True))
+
+    def _of_layers(self, depth: int, *, cache_only: bool) -> list[tuple[int, Step]]:
+        steps = [step for step in self.steps if step.cache_only == cache_only]
+        return sorted(((layer, step) for step in steps for layer in step.entering(depth)), key=lambda cut: cut[0])
 
     def schedule(self, layout: Layout, depth: int) -> tuple[Cut, ...]:
         """What stays of this prompt at every cut, known before anything runs.  Raises: PlanError."""
@@ -289,6 +310,24 @@ class Plan:
             there = _after(there, counts)
             schedule.append(Cut(layer=layer, step=step, counts=counts, there=there))
         return tuple(schedule)
+
+    def cache_schedule(self, layout: Layout, depth: int) -> tuple[Cut, ...]:
+        """What stays in the caches of layers that drop tokens from theirs alone.  Raises: PlanError."""
+        running, cuts = self.layers(layout, depth), self._of_layers(depth, cache_only=True)
+        if len({layer for layer, _ in cuts}) < len(cuts):
+            raise PlanError("two cache-only steps name the same layer", "give every layer one")
+        schedule = []
+        for layer, step in cuts:
+            counts = step.keep.counts(layout, running[layer])
+            schedule.append(Cut(layer=layer, step=step, counts=counts, there=_after(running[layer], counts)))
+        return tuple(schedule)
+
+    def cached(self, layout: Layout, depth: int) -> tuple[int, ...]:
+        """Tokens of the prompt that every layer's cache holds.  Raises: PlanError."""
+        held = list(self.tokens(layout, depth))
+        for cut in self.cache_schedule(layout, depth):
+            held[cut.layer] = cut.total
+        return tuple(held)
 
     def layers(self, layout: Layout, depth: int) -> tuple[Remaining, ...]:
         """What every layer runs on, by groups of modalities whose split is known.  Raises: PlanError."""

@@ -174,12 +174,12 @@ def measure(workload: Workload, plans: Sequence[Plan], rounds: int, answer_round
 def _of_tokens(workload: Workload, base: Plan, plan: Plan) -> dict[str, Any]:
     decoder = ADAPTER.shape(workload.model.config)
     full, tokens = (p.tokens(workload.layout, decoder.layers) for p in (base, plan))
-    flops = prefill_flops(decoder, tokens)
+    flops, held = prefill_flops(decoder, tokens), plan.cached(workload.layout, decoder.layers)
     return {
         "tokens_per_layer": tokens,
         "flops": workload.batch * flops,
         "flops_ratio": flops / prefill_flops(decoder, full),
-        "kv_bytes_expected": workload.batch * kv_bytes(decoder, tokens, workload.model.dtype.itemsize),
+        "kv_bytes_expected": workload.batch * kv_bytes(decoder, held, workload.model.dtype.itemsize),
     }
 
 

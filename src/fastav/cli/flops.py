@@ -71,9 +71,10 @@ def counted(shape: Any, plan: Any, layout: Any) -> dict[str, Any]:
     from fastav.flops import kv_bytes, paper_flops, prefill_flops
 
     full, pruned = [len(layout)] * shape.layers, plan.tokens(layout, shape.layers)
+    held = plan.cached(layout, shape.layers)
 
-    def saving(cost: Any) -> dict[str, Any]:
-        before, after = cost(shape, full), cost(shape, pruned)
+    def saving(cost: Any, tokens: Any = pruned) -> dict[str, Any]:
+        before, after = cost(shape, full), cost(shape, tokens)
         return {"full": before, "pruned": after, "ratio": after / before}
 
     return {
@@ -83,5 +84,5 @@ def counted(shape: Any, plan: Any, layout: Any) -> dict[str, Any]:
         "tokens_per_layer": _plans.by_layer(plan, layout, shape.layers),
         "paper_flops": saving(paper_flops),
         "flops": saving(prefill_flops),
-        "kv_bytes": {**saving(kv_bytes), "dtype": "bfloat16"},
+        "kv_bytes": {**saving(kv_bytes, held), "dtype": "bfloat16"},
     }

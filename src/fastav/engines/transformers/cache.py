@@ -55,6 +55,17 @@ class PrunedLayer(DynamicLayer):
             self._hold_last(self.window)
         return keys, values
 
+    def hold(self, index: Int[Tensor, "batch kept"], real: Bool[Tensor, "batch kept"] | None) -> None:
+        """Keep these of the tokens that are stored, and no others.  real: which of them there are (None: all)."""
+        assert self.keys is not None
+        assert self.values is not None
+        place = index[:, None, :, None].expand(-1, self.keys.shape[1], -1, self.keys.shape[3])
+        self.keys = self.keys.gather(2, place)
+        self.values = self.values.gather(2, place[..., : self.values.shape[3]].contiguous())
+        slots = self.slots.gather(1, index)
+        self.slots = slots if real is None else torch.where(real, slots, self.prompt)
+        self.valid = real
+
     def _hold_last(self, tokens: int) -> None:
         assert self.keys is not None
         assert self.values is not None

@@ -41,17 +41,20 @@ class TransformersEngine(Engine):
     def check(cls, config: PreTrainedConfig, plan: Plan, attention: str | None = None) -> None:
         """Refuse plans that this decoder cannot carry out exactly."""
         decoder: Any = config.get_text_config(decoder=True)
-        cuts = plan.cuts(decoder.num_hidden_layers)
-        methods = tuple((layer, method_of(step)) for layer, step in cuts)
-        for _, method in methods:
+        depth = decoder.num_hidden_layers
+        cuts = tuple((layer, method_of(step)) for layer, step in plan.cuts(depth))
+        cache_cuts = tuple((layer, method_of(step)) for layer, step in plan.cache_cuts(depth))
+        for _, method in (*cuts, *cache_cuts):
             if lacking := method.needs - cls.provides:
                 raise PlanError(
                     f"the plan needs {', '.join(lacking)} scores, which only a caller can bring along",
                     "prune the model yourself: fastav.prune(model, plan, scores=...)",
                 )
-        guards.check_decoder(decoder, methods)
-        if attention is not None and cuts:
-            guards.check_attention(decoder, attention, cuts[0][0])
+        guards.check_decoder(decoder, cuts)
+        guards.check_caches(decoder, cache_cuts)
+        first = min((layer for layer, _ in (*cuts, *cache_cuts)), default=None)
+        if attention is not None and first is not None:
+            guards.check_attention(decoder, attention, first)
 
     @torch.inference_mode()
     def generate(
@@ -117,7 +120,7 @@ class TransformersEngine(Engine):
         layout, shape = prepared.layouts[row], self.adapter.shape(self.model.config)
         full = [len(layout)] * shape.layers
         tokens = [sum(layer.values()) for layer in kept]
-        itemsize = self.model.dtype.itemsize
+        held, itemsize = plan.cached(layout, shape.layers), self.model.dtype.itemsize
         new = self._until_end(ids.tolist())
         return Answer(
             text=tokenizer.decode(new, skip_special_tokens=True).strip(),
@@ -126,7 +129,7 @@ class TransformersEngine(Engine):
             prompt_tokens=layout.by_modality(),
             tokens_per_layer=tuple(kept),
             flops=Saving(prefill_flops(shape, full), prefill_flops(shape, tokens)),
-            kv_bytes=Saving(kv_bytes(shape, full, itemsize), kv_bytes(shape, tokens, itemsize)),
+            kv_bytes=Saving(kv_bytes(shape, full, itemsize), kv_bytes(shape, held, itemsize)),
             seconds=seconds,
             peak_bytes=peak,
         )

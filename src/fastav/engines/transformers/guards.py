@@ -60,6 +60,17 @@ def check_decoder(config: PreTrainedConfig, cuts: tuple[tuple[int, Method], ...]
             )
 
 
+def check_caches(config: PreTrainedConfig, cuts: tuple[tuple[int, Method], ...]) -> None:
+    """Refuse to drop tokens from caches that are another layer's, or hold a window only.  Raises: UnsupportedPlan."""
+    for layer, _ in cuts:
+        if layer >= (owners := layers_with_cache(config)):
+            raise UnsupportedPlan(f"layer {layer} has no cache of its own", f"place the step before layer {owners}")
+        if window(config, layer) is not None:
+            raise UnsupportedPlan(
+                f"layer {layer} attends within a window, and its cache holds no more", "name layers of full attention"
+            )
+
+
 def check_layers(layers: Sequence[nn.Module]) -> None:
     """Refuse layers that are built of more than attention, whatever their configuration says.
 

@@ -80,9 +80,9 @@ class _Prefill:
     counts: list[staging.Counts]
     widths: list[tuple[int, bool]]  # per cut: longest row, and whether another row is shorter
     next_cut: int = 0
-    stored: dict[int, gather.Kept] = field(default_factory=dict)  # what pruned layers hold, for those that share it
     sliced: bool = False  # whether the model went on with the last tokens only
     asking: int  # the most tokens that any row's question has
+    stored: dict[int, gather.Kept]  # what layers hold, for those that share it
     signals: dict[Signal, Tensor] = field(default_factory=dict)
     keys: Tensor | None = None
     captured: list[Captured] = field(default_factory=list)
@@ -126,8 +126,11 @@ class Pruning:
         self._owners = guards.layers_with_cache(self._config)
         cuts = plan.cuts(len(self._layers))
         self._cuts: tuple[tuple[int, Method], ...] = tuple((layer, method_of(step)) for layer, step in cuts)
-        self._wanted = _wanted(self._cuts)
-        self._first = self._cuts[0][0] if self._cuts else len(self._layers)
+        cache_cuts = plan.cache_cuts(len(self._layers))
+        self._cache_cuts: tuple[tuple[int, Method], ...] = tuple((layer, method_of(step)) for layer, step in cache_cuts)
+        # what a cut of tokens asks, it asks of the layer before; what a cut of a cache asks, of that layer itself
+        self._wanted = _wanted([*self._cuts, *((layer + 1, method) for layer, method in self._cache_cuts)])
+        self._first = min((layer for layer, _ in [*self._cuts, *self._cache_cuts]), default=len(self._layers))
         self._local = threading.local()  # the running forward: a model may serve several threads
         self._check()
 
@@ -157,11 +160,12 @@ class Pruning:
 
     def _check(self) -> None:
         guards.check_decoder(self._config, self._cuts)
+        guards.check_caches(self._config, self._cache_cuts)
         guards.check_layers(self._layers[self._first :])
         guards.check_device(self._decoder)
-        if self._cuts:
+        if self._first < len(self._layers):
             guards.check_attention(self._config, self._config._attn_implementation, self._first)
-        needs = {signal for _, method in self._cuts for signal in method.needs}
+        needs = {signal for _, method in [*self._cuts, *self._cache_cuts] for signal in method.needs}
         if Signal.GIVEN in needs and self._scores is None:
             raise UnsupportedPlan("the plan asks for given scores, and none are given", "pass scores= to prune")
         if self._scores is not None and not bool(self._scores.isfinite().all()):
@@ -182,6 +186,9 @@ class Pruning:
                 before = partial(self._before_layer, index)
                 layer = self._layers[index]
                 stack.callback(layer.register_forward_pre_hook(before, with_kwargs=True, prepend=True).remove)
+            for number, (index, _) in enumerate(self._cache_cuts):
+                after = partial(self._cut_cache, number)
+                stack.callback(self._layers[index].register_forward_hook(after, with_kwargs=True).remove)
             if self._cuts:
                 stack.callback(self._layers[-1].register_forward_hook(self._after_last_layer).remove)
             if hasattr(self._decoder, "_deepstack_process"):
@@ -222,7 +229,7 @@ class Pruning:
     def _before_model(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs = dict(zip(self._parameters, args, strict=False)) | kwargs
         self._local.running = None
-        if self._cuts:
+        if self._first < len(self._layers):
             guards.check_call(inputs, self.model.config, self._decoder)
         cache = inputs.get("past_key_values")
         guards.check_cache(cache)
@@ -245,7 +252,7 @@ class Pruning:
         if len({layer.get_seq_length() for layer in layers}) > 1:
             raise UnsupportedPlan("the cache's layers have come apart, as after a crop that failed", "prefill again")
         ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
-        if self._cuts and ids is None and embeds is not None and embeds.shape[1] > 1:
+        if self._first < len(self._layers) and ids is None and embeds is not None and embeds.shape[1] > 1:
             raise UnsupportedPlan("inputs_embeds after the first prefill may hold audio or video", "pass input_ids")
         if ids is not None and ids.shape[1] > 1:
             config, chunk = self.model.config, {"input_ids": ids}
@@ -265,11 +272,14 @@ class Pruning:
         prompt = staging.stage_prompt(layouts, length, device)
         padded = any(len(layout) < length for layout in layouts)
         counts, widths = staging.stage_cuts(self.plan, layouts, len(self._layers), device)
+        slots = torch.arange(length, device=device).expand(batch, length)
+        valid = prompt.modality[:, :length] >= 0 if padded else None
         state = _Prefill(
             prompt=prompt,
             length=length,
-            slots=torch.arange(length, device=device).expand(batch, length),
-            valid=prompt.modality[:, :length] >= 0 if padded else None,
+            slots=slots,
+            valid=valid,
+            stored=dict.fromkeys(range(self._first), gather.Kept(slots, valid)),
             counts=counts,
             widths=widths,
             asking=max(int(staging.question(layout).sum()) for layout in layouts),
@@ -328,8 +338,6 @@ class Pruning:
             method, counts = self._cuts[state.next_cut][1], state.counts[state.next_cut]
             width, ragged = state.widths[state.next_cut]
             state.next_cut += 1
-            if not state.stored:  # layers before the first cut hold everything
-                state.stored = dict.fromkeys(range(index), gather.Kept(state.slots, state.valid))
             if width == state.slots.shape[1] and not ragged and state.valid is None:
                 continue  # nothing goes
             scores = method.score(self._view(state, index, method, hidden))
@@ -344,6 +352,18 @@ class Pruning:
             state.arguments.clear()
             self._local.kept[1].append((index, state.slots))
         return hidden
+
+    def _cut_cache(self, number: int, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        """Drop tokens from the cache of a layer that has just run on them."""
+        state = self._running
+        if not isinstance(state, _Prefill) or (cache := kwargs.get("past_key_values")) is None:
+            return
+        index, method = self._cache_cuts[number]
+        counts, (width, ragged) = state.counts[len(self._cuts) + number], state.widths[len(self._cuts) + number]
+        hidden = output[0] if isinstance(output, tuple) else output
+        scores = method.score(self._view(state, index, method, hidden))
+        chosen, real = select(scores, state.prompt.modality.gather(1, state.slots), counts, width)
+        cache.layers[index].hold(chosen, real if ragged or state.valid is not None else None)
 
     def _view(self, state: _Prefill, index: int, method: Method, hidden: Tensor) -> View:
         if Signal.ROLLOUT in method.needs:

@@ -68,8 +68,11 @@ def _places(layout: Layout) -> np.ndarray:
 def stage_cuts(
     plan: Plan, layouts: Sequence[Layout], depth: int, device: torch.device
 ) -> tuple[list[Counts], list[tuple[int, bool]]]:
-    """Counts of every cut, by pool and row, and the longest row it leaves and whether another row is shorter."""
-    known = {id(layout): plan.schedule(layout, depth) for layout in layouts}
+    """Counts of every cut, by pool and row, and the longest row it leaves and whether another row is shorter.
+
+    Cuts of tokens come first, then those of caches alone.
+    """
+    known = {id(layout): plan.schedule(layout, depth) + plan.cache_schedule(layout, depth) for layout in layouts}
     cuts = list(zip(*(known[id(layout)] for layout in layouts), strict=True))
     flat = [[cut.counts[pool] for cut in rows] for rows in cuts for pool in rows[0].counts]
     uploaded = iter(_upload(np.asarray(flat, dtype=np.int64).reshape(len(flat), len(layouts)), device))
