@@ -178,6 +178,8 @@ def collated(rows: Sequence[Mapping[str, Any]], *, pad: int) -> dict[str, Any]:
     prompts are joined, after their later axes are padded with zeros to the longest. What is no tensor must be alike in
     all rows.
     """
+    if len(rows) == 1:
+        return dict(rows[0])
     width = max(row["input_ids"].shape[1] for row in rows)
     names = dict.fromkeys(name for row in rows for name in row)
     batch: dict[str, Any] = {}
@@ -210,8 +212,8 @@ def _alike(values: Sequence[Tensor]) -> list[Tensor]:
     return padded
 
 
-def rendered(processor: Any, content: Sequence[Mapping[str, str]]) -> str:
-    """One user's message by the processor's own chat template, up to where the model answers.
+def rendered(processor: Any, content: Sequence[Mapping[str, str]] | str) -> str:
+    """One user's message by the processor's own (or its tokenizer's) chat template, up to where the model answers.
 
     Raises: CheckpointError if the processor has no template.
     """
@@ -219,7 +221,7 @@ def rendered(processor: Any, content: Sequence[Mapping[str, str]]) -> str:
         raise CheckpointError(
             "the processor has no chat template", "is chat_template.json missing from the checkpoint?"
         )
-    messages = [{"role": "user", "content": list(content)}]
+    messages = [{"role": "user", "content": content if isinstance(content, str) else list(content)}]
     return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
 

@@ -305,6 +305,11 @@ class Pruning:
         if copies * len(layouts) != batch or (copies > 1 and not self._generating):
             raise UnsupportedPlan(f"{len(layouts)} layouts for {batch} prompts", "pass one layout per prompt")
         layouts = [layout for layout in layouts for _ in range(copies)]
+        if length == 1 and self._generating and hasattr(self._local, "kept"):
+            raise UnsupportedPlan(
+                "the model dropped its cache in mid-answer (Phi-4 does where the prompt and answer pass 4,096 tokens)",
+                "ask for a shorter answer, or about less of the clip",
+            )
         if any(len(layout) > length for layout in layouts):
             raise UnsupportedPlan(
                 f"layouts of {[len(layout) for layout in layouts]} tokens do not fit prompts of {length}",

@@ -1,0 +1,5 @@
+"""Gemma 4, by transformers' own classes."""
+
+from fastav.models.gemma4.adapter import Gemma4Adapter
+
+__all__ = ["Gemma4Adapter"]
