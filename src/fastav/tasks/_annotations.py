@@ -1,0 +1,134 @@
+"""Annotations of a benchmark: the rows of JSON, JSON lines or Parquet files."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastav.errors import TaskError
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One annotation. file, number: where it stands, counted from 1. columns: by name."""
+
+    file: str
+    number: int
+    columns: Mapping[str, Any]
+
+    def error(self, what: str) -> TaskError:
+        """The error that this row is malformed."""
+        return TaskError(
+            f"{self.file}, row {self.number}: {what}", "is this the published annotation, whole and unchanged?"
+        )
+
+    def text(self, column: str) -> str:
+        """A text that is not blank; numbers are written out.  Raises: TaskError."""
+        value = self._value(column)
+        if not _is_text(value) or not str(value).strip():
+            raise self.error(f"{column!r} must be text, got {value!r}")
+        return str(value).strip()
+
+    def texts(self, column: str) -> tuple[str, ...]:
+        """A list of texts, at least one.  Raises: TaskError."""
+        value = self._value(column)
+        if not isinstance(value, list) or not value or not all(map(_is_text, value)):
+            raise self.error(f"{column!r} must be a list of texts, got {value!r}")
+        return tuple(str(one).strip() for one in value)
+
+    def listed(self, column: str) -> tuple[str, ...]:
+        """A list of texts that is itself written as text, in JSON; may be empty.  Raises: TaskError."""
+        written = self.text(column)
+        try:
+            value = json.loads(written)
+        except json.JSONDecodeError:
+            value = None
+        if not isinstance(value, list) or not all(map(_is_text, value)):
+            raise self.error(f"{column!r} must be a list written as text, got {written!r}")
+        return tuple(map(str, value))
+
+    def present(self, column: str) -> tuple[str, ...]:
+        """The texts that are there: of a list with gaps, of a single text, of a column that is missing."""
+        value = self.columns.get(column)
+        values = value if isinstance(value, list) else [value]
+        return tuple(one.strip() for one in values if isinstance(one, str) and one.strip())
+
+    def index(self, column: str, size: int) -> int:
+        """A whole number in [0, size).  Raises: TaskError."""
+        value = self._value(column)
+        if type(value) is not int or not 0 <= value < size:
+            raise self.error(f"{column!r} must be a whole number from 0 to {size - 1}, got {value!r}")
+        return value
+
+    def _value(self, column: str) -> Any:
+        if column not in self.columns:
+            raise self.error(f"there is no {column!r} among {', '.join(self.columns) or 'no columns at all'}")
+        return self.columns[column]
+
+
+def read(folder: Path, places: Sequence[str], rows_of: Callable[[Any], Any] = lambda loaded: loaded) -> list[Row]:
+    """The rows of the first of these places that is there.
+
+    places: paths in the folder without suffix, with `*` for files that belong together. rows_of: makes a list of what
+    a file holds if that is not one.
+    Raises: TaskError if none is there, or one cannot be read or holds no rows.
+    """
+    for place in places:
+        for suffix, load in LOADERS.items():
+            if found := sorted(folder.glob(place + suffix)):
+                return [row for path in found for row in _rows(path, rows_of(load(path)))]
+    wanted = " or ".join(f"{place}{{{','.join(LOADERS)}}}" for place in places)
+    raise TaskError(
+        f"there are no annotations in {folder}: looked for {wanted}", "docs/tasks.md says where to get them"
+    )
+
+
+def _rows(path: Path, loaded: Any) -> Iterable[Row]:
+    if not isinstance(loaded, list) or not loaded or not all(isinstance(one, dict) for one in loaded):
+        raise TaskError(f"{path.name} is not a list of annotations", "is it the published file, whole and unchanged?")
+    return (Row(path.name, number, columns) for number, columns in enumerate(loaded, start=1))
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
+
+
+def _json(path: Path) -> Any:
+    return _parsed(path, _content(path))
+
+
+def _json_lines(path: Path) -> list[Any]:
+    lines = enumerate(_content(path).split("\n"), start=1)
+    return [_parsed(path, line, f"line {number} of ") for number, line in lines if line.strip()]
+
+
+def _parquet(path: Path) -> list[Any]:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        hint = "pip install 'fastav[eval]', or export the same columns to JSON lines (.jsonl)"
+        raise TaskError(f"reading {path.name} takes pyarrow, which is not installed", hint) from None
+    try:
+        with ParquetFile(path) as file:
+            return file.read().to_pylist()
+    except (ArrowException, OSError) as error:
+        raise TaskError(f"{path.name} cannot be read as Parquet: {error}", "is the file complete?") from error
+
+
+def _content(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaskError(f"{path} cannot be read: {error}", "expected a text file in UTF-8") from error
+
+
+def _parsed(path: Path, text: str, where: str = "") -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise TaskError(f"{where}{path.name} is not JSON: {error}", "is the file complete?") from error
+
+
+LOADERS: Mapping[str, Callable[[Path], Any]] = {".json": _json, ".jsonl": _json_lines, ".parquet": _parquet}

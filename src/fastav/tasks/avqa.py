@@ -1,0 +1,32 @@
+"""AVQA: multiple choice about everyday clips whose questions need picture and sound."""
+
+from fastav.adapter import Use
+from fastav.task import Sample
+from fastav.tasks._annotations import Row
+from fastav.tasks._choices import LETTERS, ChoiceTask, asked
+
+
+class AVQATask(ChoiceTask):
+    """The validation split, which papers report, by the eight types of question.
+
+    Clips are those of VGG-Sound, 10 s each. Source: Yang et al., "AVQA", ACM Multimedia 2022, section 3 (data), 5
+    (accuracy).
+    """
+
+    name = "avqa"
+    source = "https://mn.cs.tsinghua.edu.cn/avqa"
+    annotations = ("data/annotation/val_qa", "annotation/val_qa", "val_qa")
+    clips = ("data/video", "videos", "video", "")
+
+    def sample(self, row: Row) -> Sample:
+        """One row of val_qa.json; `answer` counts options from 0."""
+        options = row.texts("multi_choice")
+        return Sample(
+            id=row.text("id"),
+            clip=self.clip(row.text("video_name") + ".mp4"),
+            question=asked(row.text("question_text"), options),
+            answer=LETTERS[row.index("answer", len(options))],
+            family=row.text("question_type"),
+            options=options,
+            use=Use.BOTH,
+        )

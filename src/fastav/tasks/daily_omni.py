@@ -1,0 +1,31 @@
+"""Daily-Omni: multiple choice about daily life, where sound and picture must be brought together in time."""
+
+from fastav.adapter import Use
+from fastav.task import Sample
+from fastav.tasks._annotations import Row
+from fastav.tasks._choices import ChoiceTask, asked, lettered, unlettered
+
+
+class DailyOmniTask(ChoiceTask):
+    """All 1,197 questions about videos of 30 and 60 s, by the six types of question.
+
+    Source: Zhou et al., arXiv:2505.17862.
+    """
+
+    name = "daily-omni"
+    source = "https://arxiv.org/abs/2505.17862"
+    annotations = ("qa",)
+    clips = ("Videos", "")
+
+    def sample(self, row: Row) -> Sample:
+        """One row of qa.json."""
+        options, video = unlettered(row.texts("Choice")), row.text("video_id")
+        return Sample(
+            id=f"{video}-{row.number}",
+            clip=self.clip(f"{video}/{video}_video.mp4"),
+            question=asked(row.text("Question"), options),
+            answer=lettered(row, "Answer", options),
+            family=row.text("Type"),
+            options=options,
+            use=Use.BOTH,
+        )

@@ -1,0 +1,57 @@
+"""MUSIC-AVQA: questions about musical performances, answered in a word."""
+
+import re
+
+from fastav.adapter import Use
+from fastav.task import Grade, Sample
+from fastav.tasks._annotations import Row
+from fastav.tasks._published import PublishedTask
+
+
+class MusicAVQATask(PublishedTask):
+    """The test split, by the nine types of question ("Audio-Visual Counting").
+
+    An answer is right if it is the annotated word but for case and full stops at its end, as in the evaluation of
+    VideoLLaMA2. Source: Li et al., "Learning to Answer Questions in Dynamic Audio-Visual Scenarios", CVPR 2022.
+    """
+
+    name = "music-avqa"
+    source = "https://arxiv.org/abs/2203.14072"
+    annotations = (
+        "data/json_update/avqa-test",
+        "data/json/avqa-test",
+        "json_update/avqa-test",
+        "json/avqa-test",
+        "avqa-test",
+    )
+    clips = ("data/video", "videos", "video", "")
+
+    def sample(self, row: Row) -> Sample:
+        """One row of avqa-test.json; "<Object>" and its like in the question stand for the template's values."""
+        question = _filled(row)
+        return Sample(
+            id=row.text("question_id"),
+            clip=self.clip(row.text("video_id") + ".mp4"),
+            question=f"{question}\nAnswer with a single word; spell numbers out.",
+            answer=row.text("anser"),  # sic
+            family=" ".join(row.listed("type")),
+            use=Use.BOTH,
+        )
+
+    def grade(self, sample: Sample, text: str) -> Grade:
+        """1 for the annotated word, else 0; not parsed if there is no answer at all."""
+        answer = _normal(text)
+        return Grade(int(answer == _normal(sample.answer)), parsed=bool(answer))
+
+
+def _filled(row: Row) -> str:
+    template, values = row.text("question_content"), row.listed("templ_values")
+    slots = re.findall(r"<[^<>]*>", template)
+    if len(slots) > len(values):
+        raise row.error(f"{len(slots)} slots in {template!r} and {len(values)} values for them")
+    rest = iter(values)
+    return re.sub(r"<[^<>]*>", lambda _: next(rest), template)
+
+
+def _normal(answer: str) -> str:
+    return answer.strip().upper().rstrip(" .")

@@ -1,0 +1,35 @@
+"""OmniBench: multiple choice about a picture and a sound that belong together."""
+
+from fastav.adapter import Use
+from fastav.task import Sample
+from fastav.tasks._annotations import Row
+from fastav.tasks._choices import LETTERS, ChoiceTask, asked
+
+
+class OmniBenchTask(ChoiceTask):
+    """All 1,142 questions, by the types of task; the picture is shown as a video of one frame.
+
+    Source: Li et al., arXiv:2409.15272. Deviation: the model names a letter, where the paper's own evaluation looks for
+    the text of an option.
+    """
+
+    name = "omnibench"
+    source = "https://arxiv.org/abs/2409.15272"
+    annotations = ("dataset/*", "batch-5_1142_*")
+    clips = ("mm_data", "")
+
+    def sample(self, row: Row) -> Sample:
+        """One line of the file in `dataset/`; `answer` is the text of an option."""
+        options, answer = row.texts("options"), row.text("answer")
+        if options.count(answer) != 1:
+            raise row.error(f"'answer' must be one of the options, got {answer!r}")
+        return Sample(
+            id=row.text("index"),
+            clip=self.clip(f"image/{row.text('image_path')}"),
+            sound=self.clip(f"audio/{row.text('audio_path')}"),
+            question=asked(row.text("question"), options),
+            answer=LETTERS[options.index(answer)],
+            family=row.text("task type"),
+            options=options,
+            use=Use.BOTH,
+        )

@@ -1,0 +1,38 @@
+"""Video-MME: multiple choice about videos from seconds to an hour, here with their sound."""
+
+from fastav.adapter import Use
+from fastav.task import Sample
+from fastav.tasks._annotations import Row
+from fastav.tasks._choices import ChoiceTask, asked, lettered, unlettered
+
+# the benchmark's own wording for frames with audio, https://github.com/BradyFU/Video-MME
+BEFORE = (
+    "Select the best answer to the following multiple-choice question based on the video. "
+    "Respond with only the letter (A, B, C, or D) of the correct option."
+)
+AFTER = "The best answer is:"
+
+
+class VideoMMETask(ChoiceTask):
+    """All 2,700 questions about 900 videos, by how long the videos are (short, medium, long); no subtitles.
+
+    Source: Fu et al., arXiv:2405.21075, section 4 and the instruction of the project's repository.
+    """
+
+    name = "video-mme"
+    source = "https://arxiv.org/abs/2405.21075"
+    annotations = ("videomme/test-*", "test-*")
+    clips = ("data", "videos", "video", "")
+
+    def sample(self, row: Row) -> Sample:
+        """One row of the published table; a few videos are not MP4."""
+        options, video = unlettered(row.texts("options")), row.text("videoID")
+        return Sample(
+            id=row.text("question_id"),
+            clip=self.clip(f"{video}.mp4", f"{video}.MP4", f"{video}.mkv"),
+            question=asked(row.text("question"), options, BEFORE, AFTER),
+            answer=lettered(row, "answer", options),
+            family=row.text("duration"),
+            options=options,
+            use=Use.BOTH,
+        )

@@ -1,0 +1,45 @@
+"""WorldSense: multiple choice about real-world videos that take picture and sound together."""
+
+from typing import Any
+
+from fastav.adapter import Use
+from fastav.task import Sample
+from fastav.tasks._annotations import Row
+from fastav.tasks._choices import ChoiceTask, asked, lettered, unlettered
+
+
+class WorldSenseTask(ChoiceTask):
+    """All 3,172 questions about 1,662 videos, by the 26 types of task.
+
+    Reads `worldsense_qa.json` of the authors, or the table of lmms-lab/WorldSense. Subtitles are not shown.
+    Source: Hong et al., arXiv:2502.04326, section 3.
+    """
+
+    name = "worldsense"
+    source = "https://arxiv.org/abs/2502.04326"
+    annotations = ("worldsense_qa", "data/test-*", "test-*")
+
+    def rows(self, loaded: Any) -> Any:
+        """The authors' file is a table of videos, whose tasks (`task0`, ...) are the questions."""
+        if not isinstance(loaded, dict):
+            return loaded
+        return [
+            {"index": f"{video}/{name}", "video_path": f"{video}.mp4", **task}
+            for video, columns in loaded.items()
+            if isinstance(columns, dict)
+            for name, task in columns.items()
+            if name.startswith("task") and isinstance(task, dict)
+        ]
+
+    def sample(self, row: Row) -> Sample:
+        """One question."""
+        options = unlettered(row.texts("candidates"))
+        return Sample(
+            id=row.text("index"),
+            clip=self.clip(row.text("video_path").removeprefix("./").removeprefix("videos/")),
+            question=asked(row.text("question"), options),
+            answer=lettered(row, "answer", options),
+            family=row.text("task_type"),
+            options=options,
+            use=Use.BOTH,
+        )
