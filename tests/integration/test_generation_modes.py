@@ -210,7 +210,7 @@ def test_attention_without_a_tap_is_refused():
 def test_layers_that_mix_neighbours_are_refused():
     model = tiny_model()
     model.config.layer_types = ["full_attention"] * 3 + ["linear_attention"] * 3
-    refuse("no token can be dropped entering layer 3: a recurrent state", lambda: None, model=model, error=UnsupportedModel)
+    refuse("entering layer 3: a recurrent state", lambda: None, model=model, error=UnsupportedModel)
 
 
 SLIDING = ["full_attention", "sliding_attention", "sliding_attention"] * 2

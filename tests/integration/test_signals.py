@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastav.engines.transformers import prune
-from fastav.engines.transformers.pruner import WINDOW
+from fastav.engines.transformers.prefill import WINDOW
 from fastav.method import Method, Signal, View
 from fastav.plan import Keep, Plan, Share, Step
 from support.cases import ROWS

@@ -1,0 +1,228 @@
+"""One prefill while it runs: which tokens are still there, what methods are shown, and what each layer is given."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from fastav.attention import attention_rows, last_query_attention
+from fastav.engines.transformers import gather, guards, staging
+from fastav.engines.transformers.cache import PrunedLayer
+from fastav.errors import UnsupportedModel, UnsupportedPlan
+from fastav.method import Method, Prompt, Signal, View, select
+from fastav.plan import Plan
+from fastav.rollout import Captured, rollout_row
+
+WINDOW = 32  # queries of the observation window, as in SnapKV's paper
+
+Cuts = tuple[tuple[int, Method], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """Which layers of a decoder are cut, and by which methods.
+
+    cuts: of tokens, entering a layer. cache_cuts: of a layer's cache alone. owners: how many layers have a cache.
+    """
+
+    plan: Plan
+    config: PreTrainedConfig
+    cuts: Cuts
+    cache_cuts: Cuts
+    owners: int
+    depth: int
+
+    @property
+    def first(self) -> int:
+        """The first layer at which anything happens; the depth if nothing does."""
+        return min((layer for layer, _ in (*self.cuts, *self.cache_cuts)), default=self.depth)
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """Of all cuts."""
+        return tuple(method for _, method in (*self.cuts, *self.cache_cuts))
+
+    def wanted(self) -> dict[int, set[Signal]]:
+        """What is asked of the attention of which layers.
+
+        A cut of tokens asks the layer before, a cut of a cache that layer itself.
+        """
+        wanted: dict[int, set[Signal]] = {}
+        for layer, method in (*self.cuts, *((layer + 1, method) for layer, method in self.cache_cuts)):
+            for signal in method.needs - {Signal.GIVEN}:
+                for index in range(layer) if signal is Signal.ROLLOUT else [layer - 1]:
+                    wanted.setdefault(index, set()).add(signal)
+        return wanted
+
+
+@dataclass(slots=True, kw_only=True)
+class Prefill:
+    """One running prefill of a batch.
+
+    prompt: all tokens, `length` columns wide. slots, valid: columns of the tokens still there, and which rows of them
+    are real (None: all). counts, widths: of every cut, those of caches after those of tokens: how many stay, the
+    longest row and whether another is shorter. asking: the most tokens that any row's question has. stored: what each
+    layer holds so far, for those that share it. kept: (layer, slots) of every cut.
+    """
+
+    schedule: Schedule
+    prompt: Prompt
+    length: int
+    slots: Int[Tensor, "batch kept"]
+    valid: Bool[Tensor, "batch kept"] | None
+    counts: Sequence[staging.Counts]
+    widths: Sequence[tuple[int, bool]]
+    asking: int
+    stored: dict[int, gather.Kept]
+    kept: list[tuple[int, Tensor]]
+    signals: dict[Signal, Tensor] = field(default_factory=dict)
+    keys: Tensor | None = None
+    captured: list[Captured] = field(default_factory=list)
+    next_cut: int = 0
+    sliced: bool = False  # whether the model went on with the last tokens only
+    arguments: dict[Any, tuple[Any, Any]] = field(default_factory=dict)  # those shrunk since the last cut
+
+    @property
+    def whole(self) -> bool:
+        """Whether all tokens are there, and no row is padded."""
+        return self.slots.shape[1] == self.length and self.valid is None
+
+    # --- cuts
+
+    def cut(self, index: int, hidden: Tensor) -> Tensor:
+        """The hidden states that enter a layer, of the tokens that stay."""
+        cuts = self.schedule.cuts
+        while self.next_cut < len(cuts) and cuts[self.next_cut][0] == index:
+            method, counts = cuts[self.next_cut][1], self.counts[self.next_cut]
+            width, ragged = self.widths[self.next_cut]
+            self.next_cut += 1
+            if width == self.slots.shape[1] and not ragged and self.valid is None:
+                continue  # nothing goes
+            chosen, real = self._select(index, method, hidden, counts, width)
+            hidden = gather.take(hidden, chosen)
+            slots = self.slots.gather(1, chosen)
+            self.slots = torch.where(real, slots, self.length) if ragged else slots
+            self.valid = real if ragged else None
+            self.signals = {signal: score.gather(1, chosen) for signal, score in self.signals.items()}
+            self.keys = None if self.keys is None else gather.take_keys(self.keys, chosen)
+            self.arguments.clear()
+            self.kept.append((index, self.slots))
+        return hidden
+
+    def cut_cache(self, number: int, layer: PrunedLayer, hidden: Tensor) -> None:
+        """Drop tokens from the cache of a layer that has just run.  number: of the cut, among those of caches."""
+        index, method = self.schedule.cache_cuts[number]
+        place = len(self.schedule.cuts) + number
+        width, ragged = self.widths[place]
+        chosen, real = self._select(index, method, hidden, self.counts[place], width)
+        layer.hold(chosen, real if ragged or self.valid is not None else None)
+
+    def _select(
+        self, index: int, method: Method, hidden: Tensor, counts: staging.Counts, width: int
+    ) -> tuple[Tensor, Tensor]:
+        if Signal.ROLLOUT in method.needs:
+            start = torch.zeros(self.slots.shape[0], self.length + 1, device=hidden.device)
+            start[:, self.length - 1] = 1.0
+            self.signals[Signal.ROLLOUT] = rollout_row(self.captured, start).gather(1, self.slots)
+        view = View(
+            layer=index,
+            prompt=self.prompt,
+            slots=self.slots,
+            signals=self.signals,
+            hidden=hidden if hidden.ndim == 3 else hidden[0],  # stacked hidden states (AltUp): the one that attends
+            keys=self.keys,
+        )
+        return select(method.score(view), self.prompt.modality.gather(1, self.slots), counts, width)
+
+    def observe(
+        self, wanted: Collection[Signal], query: Tensor, key: Tensor, mask: Tensor | None, scaling: float
+    ) -> None:
+        """Keep what later cuts ask of one layer's attention."""
+        tokens = query.shape[2]
+        if Signal.LAST_QUERY in wanted:
+            self.signals[Signal.LAST_QUERY] = last_query_attention(query, key, mask, self.valid, scaling)
+        if Signal.TEXT_QUERIES in wanted:
+            first = max(0, tokens - self.asking)
+            rows = attention_rows(query, key, mask, self.valid, scaling, first=first)
+            asked = self.prompt.question.gather(1, self.slots)[:, first:].float()
+            self.signals[Signal.TEXT_QUERIES] = torch.einsum("bq,bqt->bt", asked / asked.sum(1, keepdim=True), rows)
+        if Signal.WINDOW in wanted:
+            rows = attention_rows(query, key, mask, self.valid, scaling, first=max(0, tokens - WINDOW))
+            self.signals[Signal.WINDOW] = rows.sum(1) / rows.sum((1, 2))[:, None]
+        if Signal.KEYS in wanted:
+            self.keys = key
+        if Signal.ROLLOUT in wanted:
+            self.captured.append(Captured(query, key, mask, scaling, self.slots, self.valid))
+
+    # --- what layers are given
+
+    def layer_arguments(self, index: int, kwargs: Mapping[str, Any], dtype: torch.dtype) -> Mapping[str, Any]:
+        """A layer's arguments for the tokens still there, with a cache layer that knows which they are."""
+        schedule = self.schedule
+        self.stored[index] = gather.Kept(self.slots, self.valid)
+        if index < schedule.owners and (cache := kwargs.get("past_key_values")) is not None:
+            window = guards.window(schedule.config, index)
+            layer = PrunedLayer(self.slots, self.valid, self.length, schedule.plan.fingerprint, window)
+            cache.layers[index : index + 1] = [layer]
+        seen = self.stored[guards.source(schedule.config, index)]
+        if self.whole and seen.slots.shape[1] == self.length:
+            return kwargs
+        self.sliced = self._is_sliced(index, kwargs)
+        shrunk = {}
+        for name, value in kwargs.items():
+            key = (name, id(value), id(seen.slots), self.sliced)
+            if key not in self.arguments:
+                self.arguments[key] = (value, self._shrink(name, value, seen, dtype))
+            shrunk[name] = self.arguments[key][1]
+        return shrunk
+
+    def _is_sliced(self, index: int, kwargs: Mapping[str, Any]) -> bool:
+        """Whether a layer that shares its keys runs on the prompt's last tokens alone, as no other is read again."""
+        rotary = kwargs.get("position_embeddings")
+        if index < self.schedule.owners or rotary is None or rotary[0].shape[-2] == self.length:
+            return False
+        last = rotary[0].shape[-2]
+        expected = torch.arange(self.length - last, self.length, device=self.slots.device)
+        if last > 1 and not bool((self.slots[:, -last:] == expected).all()):
+            raise UnsupportedPlan(f"logits_to_keep={last} asks for dropped tokens", "ask for the last token's logits")
+        return True
+
+    def _shrink(self, name: str, value: Any, seen: gather.Kept, dtype: torch.dtype) -> Any:
+        index = self.slots if self.valid is None else self.slots.clamp(max=self.length - 1)
+        kind: Any = self.schedule.config._attn_implementation
+        match name, value:
+            case "attention_mask", _ if self.sliced:
+                return gather.last_rows_mask(value, seen, self.length, kind=kind, dtype=dtype)
+            case "attention_mask", _:
+                here = gather.Kept(self.slots, self.valid)
+                return gather.prefill_mask(value, here, seen, kind=kind, dtype=dtype)
+            case "position_ids" | "cache_position", Tensor():
+                # flash attention takes gaps at batch size 1 for packed sequences; RoPE reads position_embeddings
+                return None if "flash" in kind else gather.take_positions(torch.atleast_2d(value), index)
+            case (("position_embeddings" | "per_layer_input"), _) if self.sliced:
+                return value
+            case "position_embeddings", (Tensor(), Tensor()):
+                return tuple(gather.take(part, index) for part in value)
+            case "per_layer_input", Tensor():
+                return gather.take(value, index)
+            case _, Tensor() if self.length in value.shape:
+                raise UnsupportedModel(f"layers take {name} {list(value.shape)}, whose token axis is not known")
+        return value
+
+    # --- what comes out
+
+    def laid_out(self, hidden: Tensor) -> Tensor:
+        """Hidden states at full length again, zero where tokens were dropped."""
+        full = hidden.new_zeros(*hidden.shape[:-2], self.length + 1, hidden.shape[-1])
+        full.scatter_(-2, self.slots[..., None].expand_as(hidden), hidden)
+        return full[..., : self.length, :]
+
+    def with_visual(self, hidden: Tensor, places: Tensor, embeds: Tensor) -> Tensor:
+        """Deepstack: what early layers add to the video tokens, for those of them that are still there."""
+        whole = hidden.new_zeros(hidden.shape[0], self.length + 1, hidden.shape[-1])
+        whole[:, :-1][places.to(hidden.device)] = embeds.to(hidden.device, hidden.dtype)
+        return hidden + gather.take(whole, self.slots)
