@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-slow compat check format tables bench gpu clean
+.PHONY: help setup demo test test-slow compat check format tables bench bench-prepare train-tiny gpu clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 12
@@ -46,6 +46,12 @@ tables: $(READY)  ## write the table of models into README.md and docs/models.md
 
 bench: $(READY)  ## prefill time, pruned over unpruned, against FLOPs
 	$(BIN)/python -m fastav.bench
+
+bench-prepare: $(READY)  ## time of preparing a clip for every model, against its encoders
+	PYTHONPATH=tests $(BIN)/python tests/prepare_speed.py
+
+train-tiny: $(READY)  ## train the embedded model anew (an hour on two CPU cores; goes on where it was stopped)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m training
 
 gpu:  ## on a CUDA machine with torch and transformers: the real 7B shape; JSON to results/
 	PYTHONPATH=src $(PYTHON) -m fastav.bench --shape videollama2 --device cuda --out results

@@ -2,7 +2,7 @@
 
 import heapq
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
@@ -55,8 +55,9 @@ def write_clip(
     sound: Float[np.ndarray, "channels samples"] | None = None,
     rate: int = 16_000,
     layout: str = "mono",
+    picture: Callable[[int, int, int], UInt8[np.ndarray, "height width 3"]] = numbered,
 ) -> Path:
-    """Write numbered frames and/or sound; `times` (seconds) makes the frame rate vary."""
+    """Write frames (by number, width and height) and/or sound; `times` (seconds) makes the frame rate vary."""
     with av.open(str(path), "w", options=muxer or {}) as container:
         video = None
         if codec is not None:
@@ -69,7 +70,7 @@ def write_clip(
         speech = None if audio is None else container.add_stream(audio, rate=rate, layout=layout)
         packets = []
         if video is not None:
-            packets.append(_pictures(video, frames, size, times))
+            packets.append(_pictures(video, (picture(i, *size) for i in range(frames)), times))
         if speech is not None and sound is not None:
             packets.append(_blocks(speech, sound, rate, layout))
         for packet in heapq.merge(*packets, key=lambda p: (p.dts or 0) * p.time_base):
@@ -77,9 +78,9 @@ def write_clip(
     return path
 
 
-def _pictures(stream, frames: int, size: tuple[int, int], times: Sequence[float] | None) -> Iterator[av.Packet]:
-    for i in range(frames):
-        frame = av.VideoFrame.from_ndarray(numbered(i, *size), format="rgb24")
+def _pictures(stream, pictures: Iterable[np.ndarray], times: Sequence[float] | None) -> Iterator[av.Packet]:
+    for i, picture in enumerate(pictures):
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
         if times is not None:
             frame.pts, frame.time_base = round(times[i] * 1000), Fraction(1, 1000)
         yield from stream.encode(frame)

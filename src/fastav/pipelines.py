@@ -14,7 +14,8 @@ from fastav.engine import Answer, Engine
 from fastav.errors import CheckpointError, FastAVError
 from fastav.media import Clip
 from fastav.plan import Plan
-from fastav.registry import ENGINES, MODELS
+from fastav.recipes import recipe
+from fastav.registry import ENGINES, MODELS, RECIPES, unknown_name
 
 
 class Pipeline:
@@ -57,7 +58,7 @@ def pipeline(
     """Load a model and get it ready to answer.
 
     model: a name (`fastav models`), a local folder, or a hub id.
-    plan: a `Plan`, the name of a preset of the model, or a path to a plan's JSON.
+    plan: a `Plan`, the name of a preset of the model, a path to a plan's JSON, or a recipe (`fastv`, `fastv@0.25`).
     device: default `cuda` where there is one, else `cpu`. dtype: default `bfloat16` on a GPU, `float32` on a CPU.
     attention: as transformers' `attn_implementation`.
 
@@ -68,10 +69,7 @@ def pipeline(
     chosen = plan_named(plan, adapter)
     kind: type[Engine] = ENGINES[engine]
     kind.check(config, chosen, attention)
-    place = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = dtype or ("bfloat16" if place.type == "cuda" else "float32")
-    if dtype not in _DTYPES:
-        raise FastAVError(f"dtype must be {', '.join(_DTYPES)}, got {dtype!r}")
+    place, dtype = placed(device, dtype)
     options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if attention is not None:
         options["attn_implementation"] = attention
@@ -81,6 +79,15 @@ def pipeline(
 
 
 _DTYPES = ("float32", "bfloat16", "float16")
+
+
+def placed(device: str | None, dtype: str | None) -> tuple[torch.device, str]:
+    """Where and in what type a model runs that is asked for so, defaults filled in.  Raises: FastAVError."""
+    place = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = dtype or ("bfloat16" if place.type == "cuda" else "float32")
+    if dtype not in _DTYPES:
+        raise FastAVError(f"dtype must be {', '.join(_DTYPES)}, got {dtype!r}")
+    return place, dtype
 
 
 def _device(name: str) -> torch.device:
@@ -123,7 +130,17 @@ def resolve(model: str) -> tuple[ModelAdapter, str, PreTrainedConfig]:
 
 
 def plan_named(plan: Plan | str, adapter: ModelAdapter) -> Plan:
-    """The plan itself, a preset of the model by name, or the plan in a JSON file.  Raises: UnknownName, PlanError."""
+    """The plan itself; by name, a preset of the model; the plan in a JSON file; or a recipe, `fastv` or `fastv@0.25`.
+
+    Raises: UnknownName, PlanError.
+    """
     if isinstance(plan, Plan):
         return plan
-    return Plan.load(plan) if plan.endswith(".json") else adapter.preset(plan)
+    presets = ("none", *adapter.presets)
+    if plan in presets:
+        return adapter.preset(plan)
+    if plan.endswith(".json"):
+        return Plan.load(plan)
+    if plan.partition("@")[0] not in RECIPES:
+        raise unknown_name(f"plan of {adapter.name}", plan, [*presets, *RECIPES])
+    return recipe(plan)

@@ -199,14 +199,14 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path):
 
 
 def test_outside_of_git_the_commit_is_what_the_caller_says(monkeypatch):
-    monkeypatch.setattr(report, "_git", lambda *_: None)
+    monkeypatch.setattr("fastav.provenance._git", lambda *_: None)
     assert report.circumstances([], CPU, None)["commit"] is None
     assert report.circumstances([], CPU, "abc1234")["commit"] == "abc1234"
 
 
 def test_a_dirty_checkout_is_told(monkeypatch):
     answers = {"rev-parse": "abc1234", "status": " M file"}
-    monkeypatch.setattr(report, "_git", lambda command, *_: answers[command])
+    monkeypatch.setattr("fastav.provenance._git", lambda command, *_: answers[command])
     assert report.circumstances([], CPU, None)["commit"] == "abc1234-dirty"
     answers["status"] = ""
     assert report.circumstances([], CPU, None)["commit"] == "abc1234"

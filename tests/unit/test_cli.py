@@ -19,7 +19,8 @@ from fastav.layout import Layout, Modality
 from fastav.plan import Before, Keep, Plan, Share, Tokens
 
 FASTAV = presets.fastav(Keep(audio=Tokens(10)))
-COMMANDS = [[], ["run"], ["flops"], ["plan"], ["plan", "show"], ["plan", "write"], ["models"], ["methods"]]
+COMMANDS = [[], ["run"], ["flops"], ["plan"], ["plan", "show"], ["plan", "write"], ["models"], ["methods"], ["recipes"]]
+COMMANDS += [["eval"], ["leaderboard"]]
 
 
 def fastav(*arguments: str, code: str = "sys.exit(main())", **options) -> subprocess.CompletedProcess:
@@ -122,6 +123,23 @@ def test_methods_lists_names_options_and_needs(capsys):
     assert all(method["summary"].endswith(".") for method in methods.values())
     assert main(["methods"]) == 0
     assert "last-query" in capsys.readouterr().out
+
+
+def test_recipes_lists_arguments_and_sources(capsys):
+    assert main(["recipes", "--json"]) == 0
+    recipes = {recipe["name"]: recipe for recipe in json.loads(capsys.readouterr().out)}
+    assert recipes["fastv"]["arguments"] == {"keep": 0.5, "layer": 2}
+    assert recipes["fastv"]["source"].startswith("arXiv:2403.06764")
+    assert all(recipe["source"] and recipe["summary"] for recipe in recipes.values())
+    assert main(["recipes"]) == 0
+    assert "fastv" in capsys.readouterr().out
+
+
+def test_a_recipe_is_shown_on_a_model(capsys):
+    assert main(["plan", "show", "fastv@0.25", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["plan"]["name"] == "fastv@0.25"
+    assert shown["tokens_per_layer"][2] == {"text": 44, "media": 543}
 
 
 # FastAV's settings

@@ -51,6 +51,20 @@ def clip_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return write_clip(tmp_path_factory.mktemp("clip") / str(kind.pop("name")), **kind)
 
 
+@pytest.mark.parametrize("indices", [[], range(40), [3, 3, 20, 38, 38]])
+def test_frames_come_one_at_a_time_as_they_are_read(clip_file: Path, indices) -> None:
+    track = Clip.open(clip_file).require_video()
+    assert [number_of(picture) for picture in track.each(list(indices))] == list(indices)
+
+
+def test_frames_that_come_one_at_a_time_are_asked_for_in_order(tmp_path: Path) -> None:
+    track = Clip.open(write_clip(tmp_path / "a.mp4")).require_video()
+    with pytest.raises(ValueError, match="must not fall"):
+        next(track.each([3, 2]))
+    with pytest.raises(IndexError):
+        next(track.each([40]))
+
+
 @pytest.mark.parametrize(
     "indices", [range(40), range(39, -1, -1), [0], [39], [3, 3, 21, 20, 3, 38], [7, 8, 9, 15, 16, 17], [33, 1]]
 )

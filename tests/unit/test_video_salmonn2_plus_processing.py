@@ -155,7 +155,7 @@ def test_a_track_is_read_and_scaled_in_groups(monkeypatch: pytest.MonkeyPatch) -
     track = Clip.from_arrays(frames=RANDOM.integers(0, 256, (9, 90, 130, 3), dtype=np.uint8)).require_video()
     indices = sample_frames(9, 16)
     whole = read_frames(track, indices, SCHEME)
-    monkeypatch.setattr(video_module, "READ_BYTES", 3 * 90 * 130 * 3)
+    monkeypatch.setattr(video_module, "GROUP", 3)
     assert (read_frames(track, indices, SCHEME) == whole).all()
     assert whole.shape == (16, 84, 140, 3)
     wanted = Image.fromarray(track.read([0])[0]).resize((140, 84), Image.Resampling.BICUBIC)

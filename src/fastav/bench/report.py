@@ -1,14 +1,10 @@
 """What was measured, as JSON with its circumstances, and as a table."""
 
-import importlib.metadata
 import json
 import os
-import platform
 import shlex
-import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +13,14 @@ import torch
 from fastav.bench.measure import Row, Spread
 from fastav.bench.probes import CutCost
 from fastav.bench.suite import Part
+from fastav.provenance import provenance
 
 
 def circumstances(arguments: Sequence[str], device: torch.device, commit: str | None) -> dict[str, Any]:
     """Command, commit, machine, versions and date.  commit: where git cannot tell."""
-    machine: dict[str, Any] = {"cpu": _cpu(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
-    if device.type == "cuda":
-        machine |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
-    return {
-        "command": shlex.join(["python", "-m", "fastav.bench", *arguments]),
-        "commit": _commit() or commit,
-        "machine": machine,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__}
-        | {name: _version(name) for name in ("transformers", "numpy")},
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+    found = provenance(device)
+    command = shlex.join(["python", "-m", "fastav.bench", *arguments])
+    return {"command": command, **found, "commit": found["commit"] or commit}
 
 
 def as_json(parts: Sequence[Part]) -> dict[str, Any]:
@@ -94,30 +83,3 @@ def _cut_line(cost: CutCost) -> str:
 
 def _spread(spread: Spread, scale: float = 1.0) -> str:
     return f"{scale * spread.median:.3f} [{scale * spread.low:.3f}-{scale * spread.high:.3f}]"
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
-
-
-def _version(package: str) -> str:
-    return importlib.metadata.version(package)
-
-
-def _commit() -> str | None:
-    """The commit of the checkout this file is in, "-dirty" if anything differs from it; None outside of git."""
-    revision = _git("rev-parse", "--short", "HEAD")
-    return revision and revision + ("-dirty" if _git("status", "--porcelain") else "")
-
-
-def _git(*arguments: str) -> str | None:
-    command = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent), *arguments]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

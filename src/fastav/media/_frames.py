@@ -89,7 +89,8 @@ class View(NamedTuple):
         """A decoded frame, as RGB and upright."""
         if frame.is_corrupt:
             raise UnreadableMedia(f"frame {index} of {self.path.name} is damaged", "is the file complete?")
-        rgb = frame.to_ndarray(format="rgb24", width=self.width, height=self.height)
+        # left to itself, PyAV starts threads for each picture, which takes longer than converting it
+        rgb = frame.to_ndarray(format="rgb24", width=self.width, height=self.height, threads=1)
         return upright(np.asarray(rgb, np.uint8), self.matrix)
 
     def ends(self, index: int, end: float | None) -> UnreadableMedia:

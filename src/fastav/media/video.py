@@ -1,8 +1,9 @@
 """The video track of a clip."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from av.video.stream import VideoStream
 from jaxtyping import Float, Int, UInt8
 
 from fastav.errors import UnreadableMedia
-from fastav.media._frames import FrameSource, ScannedFrames, SoughtFrames, View, decode_all, display_matrix
+from fastav.media._frames import FrameSource, Picture, ScannedFrames, SoughtFrames, View, decode_all, display_matrix
 from fastav.media._open import MAX_SIDE, WHOLE_SECONDS, check_bytes, only, opened, stated_seconds
 from fastav.media._timeline import Index, Timeline, last_shown, scan
 
@@ -55,6 +56,18 @@ class VideoTrack:
             for position, picture in enumerate(self.source.pick(wanted)):
                 pictures[place == position] = picture
         return pictures
+
+    def each(self, indices: Indices) -> Iterator[Picture]:
+        """Yield these frames as `read` returns them, one at a time, each when it is decoded.
+
+        Raises: ValueError if an index is lower than the one before it; else as `read`, however many bytes they are.
+        """
+        wanted, place = self._unique(indices)
+        if (np.diff(place) < 0).any():
+            raise ValueError("indices of frames that are taken one at a time must not fall")
+        if wanted:
+            for picture, times in zip(self.source.pick(wanted), np.bincount(place), strict=True):
+                yield from repeat(picture, times)
 
     def seconds(self, indices: Indices) -> Float[np.ndarray, " picked"]:
         """When these frames are shown, in seconds from the start of the clip.

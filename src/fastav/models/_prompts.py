@@ -84,6 +84,11 @@ def per_prompt(name: str, value: Any, prompts: int, ndim: int) -> list[Any]:
     return list(value)
 
 
+def joined(tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors joined along their first axis; one alone is not copied."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+
+
 def checked_frames(clip: Any) -> np.ndarray:
     """A video's frames [frames, height, width, 3].  Raises: MediaError if they are none."""
     frames = np.asarray(clip)

@@ -111,4 +111,5 @@ class SightAdapter(OfficialAdapter):
 
 def _enough(frames: UInt8[np.ndarray, "frames h w 3"], temporal: int) -> UInt8[np.ndarray, "enough h w 3"]:
     # processors repeat the last frame of odd numbers, but some refuse fewer than a token shows
-    return np.pad(frames, ((0, max(0, temporal - len(frames))), (0, 0), (0, 0), (0, 0)), mode="edge")
+    missing = max(0, temporal - len(frames))
+    return np.pad(frames, ((0, missing), (0, 0), (0, 0), (0, 0)), mode="edge") if missing else frames

@@ -12,7 +12,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from fastav.errors import CheckpointError, MediaError
 from fastav.models._pixels import pixel_values
-from fastav.models._prompts import QWEN2_TEMPLATE, ClipProcessor, checked_frames, checked_sound, per_prompt
+from fastav.models._prompts import QWEN2_TEMPLATE, ClipProcessor, checked_frames, checked_sound, joined, per_prompt
 from fastav.models.video_salmonn2.audio import log_mel
 from fastav.models.video_salmonn2.configuration import VideoSalmonn2Config
 from fastav.models.video_salmonn2.scheme import RATE, Scheme
@@ -99,7 +99,7 @@ class VideoSalmonn2Processor(ClipProcessor):
         data = self._pad([row.ids for row in rows])
         if any(clip is not None for clip in clips):
             size = self.media.image_size
-            data["pixel_values_videos"] = torch.cat([pixel_values(clip, size) for clip in clips if clip is not None])
+            data["pixel_values_videos"] = joined([pixel_values(clip, size) for clip in clips if clip is not None])
         heard = [row for row in rows if row.mel is not None]
         if heard:
             data |= self._join(heard)

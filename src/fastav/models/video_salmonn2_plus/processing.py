@@ -12,7 +12,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from fastav.errors import CheckpointError, MediaError
 from fastav.models._pixels import resized
-from fastav.models._prompts import QWEN2_TEMPLATE, ClipProcessor, checked_frames, checked_sound, per_prompt
+from fastav.models._prompts import QWEN2_TEMPLATE, ClipProcessor, checked_frames, checked_sound, joined, per_prompt
 from fastav.models.video_salmonn2_plus.audio import spectrograms
 from fastav.models.video_salmonn2_plus.configuration import VideoSalmonn2PlusConfig
 from fastav.models.video_salmonn2_plus.positions import Grid, row_positions
@@ -116,7 +116,7 @@ class VideoSalmonn2PlusProcessor(ClipProcessor):
         data = self._pad(rows)
         data["position_ids"] = self._positions(rows, clips, data["input_ids"].shape[1])
         if shown := [clip for clip in clips if clip is not None]:
-            data["pixel_values_videos"] = torch.cat([patches(clip.frames, self.media) for clip in shown])
+            data["pixel_values_videos"] = joined([patches(clip.frames, self.media) for clip in shown])
             merge = self.media.merge
             data["video_grid_thw"] = torch.tensor([[t, h * merge, w * merge] for t, h, w in (c.grid for c in shown)])
         if heard := [spectrograms(sound, self.media.mel_bins) for sound in sounds if sound is not None]:

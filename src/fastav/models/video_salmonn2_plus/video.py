@@ -1,5 +1,7 @@
 """From decoded video to pixels: which frames, how they are scaled, and how they are cut into patches."""
 
+from itertools import islice
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -7,10 +9,10 @@ from torch import Tensor
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from fastav.media import VideoTrack
-from fastav.models._pixels import resized
+from fastav.models._pixels import UNIT, resized
 from fastav.models.video_salmonn2_plus.scheme import Scheme
 
-READ_BYTES = 2**28  # frames of a file are read and scaled in groups of about this size
+GROUP = 32  # frames of a file that are scaled at once
 
 Frames = UInt8[np.ndarray, "frames height width 3"]
 
@@ -26,9 +28,9 @@ def sample_frames(frames: int, count: int) -> Int[np.ndarray, " sampled"]:
 def read_frames(track: VideoTrack, indices: Int[np.ndarray, " sampled"], scheme: Scheme) -> Frames:
     """These frames of a track, scaled as the model takes them; never more than a few at their full size."""
     size = scheme.size(len(indices), track.height, track.width)
-    group = max(1, READ_BYTES // (track.width * track.height * 3))
-    groups = [indices[start : start + group] for start in range(0, len(indices), group)]
-    return np.concatenate([resized(track.read(some), size) for some in groups])
+    frames = track.each(indices)
+    groups = iter(lambda: list(islice(frames, GROUP)), [])
+    return np.concatenate([resized(np.stack(group), size) for group in groups])
 
 
 def patches(frames: Frames, scheme: Scheme) -> Float[Tensor, "patches values"]:
@@ -41,9 +43,10 @@ def patches(frames: Frames, scheme: Scheme) -> Float[Tensor, "patches values"]:
     missing = -len(frames) % temporal
     frames = np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])
     count, height, width, _ = frames.shape
-    scaled = (frames.astype(np.float64) * (1 / 255)).astype(np.float32)
-    scaled = (scaled - np.array(OPENAI_CLIP_MEAN, np.float32)) / np.array(OPENAI_CLIP_STD, np.float32)
     rows, columns = height // (merge * size), width // (merge * size)
-    split = scaled.reshape(count // temporal, temporal, rows, merge, size, columns, merge, size, 3)
-    ordered = split.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
-    return torch.from_numpy(ordered.reshape(-1, 3 * temporal * size * size))
+    split = frames.reshape(count // temporal, temporal, rows, merge, size, columns, merge, size, 3)
+    # put in order as bytes, a quarter of what the values are
+    values = UNIT[split.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(-1, 3, temporal * size * size)]
+    values -= np.array(OPENAI_CLIP_MEAN, np.float32)[:, None]
+    values /= np.array(OPENAI_CLIP_STD, np.float32)[:, None]
+    return torch.from_numpy(values.reshape(len(values), -1))

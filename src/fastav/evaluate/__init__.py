@@ -1,0 +1,30 @@
+"""A task under several plans: rows in a file, their statistics, and what they look like.
+
+    evaluation = Evaluation.of("videollama2", task, {"none": none, "fastav": plan})
+    with opened(Path("rows.jsonl"), evaluation.head()) as file:
+        for row in evaluation.rows(file.rows):
+            file.append(row)
+    print(markdown(report(file.stored)))
+
+docs/eval.md defines the format of the file and every statistic.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from fastav.evaluate.chart import chart
+from fastav.evaluate.markdown import markdown
+from fastav.evaluate.report import merged, report
+from fastav.evaluate.rows import Row, Stored, opened, read
+
+if TYPE_CHECKING:
+    from fastav.evaluate.evaluation import Evaluation
+
+__all__ = ["Evaluation", "Row", "Stored", "chart", "markdown", "merged", "opened", "read", "report"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "Evaluation":
+        raise AttributeError(f"module 'fastav.evaluate' has no attribute {name!r}")
+    from fastav.evaluate.evaluation import Evaluation  # it needs torch, which reading rows does not
+
+    return Evaluation

@@ -1,0 +1,161 @@
+"""Asking a model, in this process or in several."""
+
+import signal
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+from fastav.engine import Answer
+from fastav.errors import FastAVError
+from fastav.pipelines import Pipeline, pipeline
+from fastav.plan import Plan
+from fastav.task import Sample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """What every process loads, and the plans by the names that rows carry."""
+
+    model: str
+    device: str
+    dtype: str
+    plans: Mapping[str, Plan]
+
+    def load(self) -> Pipeline:
+        """Raises: as `fastav.pipeline`."""
+        plan = next(iter(self.plans.values()))
+        return pipeline(self.model, plan, device=self.device, dtype=self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why there is no answer."""
+
+    reason: str
+
+
+Work = tuple[Sample, tuple[str, ...]]  # a sample, and the names of the plans to answer it
+Outcome = tuple[Sample, str, Answer | Failure]  # a sample, the name of a plan, and what came of it
+
+
+def answers(setup: Setup, work: Sequence[Work], jobs: int) -> Iterator[Outcome]:
+    """Answer every sample under its plans; in several processes, which each load the model, in any order.
+
+    Raises: as `Setup.load`; FastAVError if a process is ended from outside.
+    """
+    if not work:
+        return
+    if jobs == 1 or len(work) == 1:
+        pipe = setup.load()
+        for sample, plans in work:
+            for plan, outcome in _asked(pipe, setup.plans, sample, plans):
+                yield sample, plan, outcome
+    else:
+        yield from _spread(setup, work, min(jobs, len(work)))
+
+
+def _asked(
+    pipe: Pipeline, plans: Mapping[str, Plan], sample: Sample, names: Sequence[str]
+) -> Iterator[tuple[str, Answer | Failure]]:
+    """What the model says under each plan; whatever goes wrong belongs to the sample."""
+    request: Any = None
+    for name in names:
+        try:
+            request = request or sample.request()
+            outcome = pipe.engine.generate([request], plans[name], max_new_tokens=sample.max_new_tokens)[0]
+        except Exception as error:  # the caller decides whether it goes on
+            message = str(error) if isinstance(error, FastAVError) else f"{type(error).__name__}: {error}"
+            outcome = Failure(" ".join(message.split()))
+        yield name, outcome
+
+
+def _spread(setup: Setup, work: Sequence[Work], jobs: int) -> Iterator[Outcome]:
+    """Hand a sample to every process that has nothing to do, until all are answered."""
+    waiting, doing, processes = iter(work), {}, {}
+    threads = max(1, torch.get_num_threads() // jobs)
+    context = get_context("spawn")
+    try:
+        for _ in range(jobs):
+            here, there = context.Pipe()
+            process = context.Process(target=_serve, args=(there, setup, threads), daemon=True)
+            with _deaf_to_interrupts():
+                process.start()
+            there.close()
+            processes[here], doing[here] = process, None
+        while doing:
+            for connection in wait(list(doing)):
+                assert isinstance(connection, Connection)
+                with _alive(processes[connection]):
+                    message = connection.recv()
+                if isinstance(message, FastAVError):
+                    raise message
+                if message is not None:
+                    yield doing[connection], *message
+                elif (following := next(waiting, None)) is not None:
+                    doing[connection] = following[0]
+                    with _alive(processes[connection]):
+                        connection.send(following)
+                else:
+                    del doing[connection]
+    finally:
+        for process in processes.values():
+            process.terminate()
+        for process in processes.values():
+            process.join()
+
+
+@contextmanager
+def _alive(process: Any) -> Iterator[None]:
+    """Say so if a process is gone.  Raises: FastAVError."""
+    try:
+        yield
+    except (EOFError, OSError):
+        process.join()
+        raise FastAVError(
+            f"a process ended with exit code {process.exitcode}", "out of memory? try fewer --jobs"
+        ) from None
+
+
+def _serve(connection: Connection, setup: Setup, threads: int) -> None:
+    """Load the model, then answer what comes, in a process of its own.
+
+    It sends None when it waits for work, an answer at a time, and what keeps it from loading.
+    """
+    warnings.simplefilter("ignore")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.set_num_threads(threads)
+    with suppress(EOFError, OSError):  # whoever asked is gone
+        try:
+            pipe = setup.load()
+        except FastAVError as error:
+            connection.send(error)
+            return
+        while True:
+            connection.send(None)
+            sample, names = connection.recv()
+            for answered in _asked(pipe, setup.plans, sample, names):
+                connection.send(answered)
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """A process started inside never sees Ctrl-C, which a terminal sends to all: its parent ends it.
+
+    The parent hears what came meanwhile as soon as this is left. Windows knows no such mask.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,181 @@
+"""A task under several plans: which samples, and their rows."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice, zip_longest
+from typing import Any
+
+import torch
+
+from fastav import __version__
+from fastav.engine import Answer
+from fastav.errors import FastAVError, PlanError, TaskError
+from fastav.evaluate import statistics
+from fastav.evaluate.answers import Failure, Setup, Work, answers
+from fastav.evaluate.rows import Row
+from fastav.pipelines import placed, resolve
+from fastav.plan import Plan
+from fastav.provenance import provenance
+from fastav.registry import ENGINES, unknown_name
+from fastav.task import Sample, Task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """A model, a task, and plans that are all asked the same.  Made by `of`; nothing is loaded until `rows`.
+
+    everything: all samples of the task, by id. samples: the chosen ones, families by turns.
+    """
+
+    setup: Setup
+    task: Task
+    everything: Mapping[str, Sample]
+    samples: Sequence[Sample]
+    limit: int | None
+
+    @classmethod
+    def of(
+        cls,
+        model: str,
+        task: Task,
+        plans: Mapping[str, Plan],
+        *,
+        families: Sequence[str] = (),
+        limit: int | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+    ) -> "Evaluation":
+        """Choose samples; refuse what cannot be evaluated.
+
+        model, device, dtype: as `fastav.pipeline`. plans: by the name that their rows carry. families: none for all.
+        limit: how many samples, taken from the families by turns.
+        Raises: TaskError, UnknownName, PlanError, UnsupportedModel, UnsupportedPlan, CheckpointError, FastAVError.
+        """
+        if not plans:
+            raise PlanError("there is no plan to evaluate")
+        _, _, config = resolve(model)
+        for plan in plans.values():
+            ENGINES["transformers"].check(config, plan)
+        place, kind = placed(device, dtype)
+        everything = _by_id(task)
+        return cls(
+            setup=Setup(model=model, device=str(place), dtype=kind, plans=dict(plans)),
+            task=task,
+            everything=everything,
+            samples=chosen(list(everything.values()), families, limit),
+            limit=limit,
+        )
+
+    def head(self) -> dict[str, Any]:
+        """What a file says of this run before its rows."""
+        plans = {
+            name: {"fingerprint": plan.fingerprint, "steps": [step.to_dict() for step in plan.steps]}
+            for name, plan in self.setup.plans.items()
+        }
+        found = provenance(torch.device(self.setup.device))
+        return {
+            "task": self.task.name,
+            "model": self.setup.model,
+            "device": self.setup.device,
+            "dtype": self.setup.dtype,
+            "plans": plans,
+            "families": list(dict.fromkeys(sample.family for sample in self.samples)),
+            "limit": self.limit,
+            "samples": len(self.samples),
+            "seed": statistics.SEED,
+            **found,
+            "versions": {"fastav": __version__, **found["versions"]},
+        }
+
+    def left(self, done: Sequence[Row]) -> list[Work]:
+        """Samples with the plans that have not answered them; an error is no answer."""
+        answered = {row.pair for row in done if row.error is None}
+        work = [
+            (sample, tuple(plan for plan in self.setup.plans if (sample.id, plan) not in answered))
+            for sample in self.samples
+        ]
+        return [(sample, plans) for sample, plans in work if plans]
+
+    def rows(self, done: Sequence[Row] = (), *, jobs: int = 1, keep_going: bool = False) -> Iterator[Row]:
+        """The rows that are missing, as they come.
+
+        jobs: processes, which each load the model and share the threads that torch would take. keep_going: what fails
+        becomes a row with an error, instead of an end to all.
+        Raises: FastAVError if a sample fails; as `fastav.pipeline`.
+        """
+        for sample, plan, outcome in answers(self.setup, self.left(done), jobs):
+            if isinstance(outcome, Failure) and not keep_going:
+                raise FastAVError(
+                    f"sample {sample.id!r} under plan {plan!r}: {outcome.reason}",
+                    "--keep-going writes such samples down as errors and goes on",
+                )
+            yield self._row(sample, plan, outcome)
+
+    def metrics(self, rows: Sequence[Row]) -> dict[str, dict[str, dict[str, float | int]]]:
+        """What the task reports beyond mean scores, by plan and family (or `all`)."""
+        found = {}
+        for plan in self.setup.plans:
+            graded = [
+                (sample, row.answer, self.task.grade(sample, row.answer))
+                for row in rows
+                if row.plan == plan and row.error is None and (sample := self.everything.get(row.sample))
+            ]
+            found[plan] = {
+                family: {name: value for name, value in values.items() if name not in _STATISTICS}
+                for family, values in self.task.report(graded).items()
+            }
+        return found
+
+    def _row(self, sample: Sample, plan: str, outcome: Answer | Failure) -> Row:
+        names: dict[str, Any] = {
+            "task": self.task.name,
+            "sample": sample.id,
+            "family": sample.family,
+            "plan": plan,
+            "fingerprint": self.setup.plans[plan].fingerprint,
+            "gold": sample.answer,
+        }
+        if isinstance(outcome, Failure):
+            return Row(**names, error=outcome.reason)
+        grade = self.task.grade(sample, outcome.text)
+        return Row(
+            **names,
+            answer=outcome.text,
+            score=grade.score,
+            parsed=grade.parsed,
+            prompt_tokens=dict(outcome.prompt_tokens),
+            flops={"full": outcome.flops.full, "pruned": outcome.flops.pruned},
+            kv_bytes={"full": outcome.kv_bytes.full, "pruned": outcome.kv_bytes.pruned},
+            seconds=dict(outcome.seconds),
+            new_tokens=len(outcome.token_ids),
+        )
+
+
+_STATISTICS = {"accuracy", "stderr", "n", "unparsed"}  # which `report` computes of every task
+
+
+def chosen(samples: Sequence[Sample], families: Sequence[str] = (), limit: int | None = None) -> list[Sample]:
+    """Samples of these families (none: all), one of each by turns, at most so many.
+
+    So the first of them are a fair picture, and a higher limit only adds some.
+    Raises: UnknownName.
+    """
+    groups: dict[str, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(sample.family, []).append(sample)
+    for family in families:
+        if family not in groups:
+            raise unknown_name("family of samples", family, groups)
+    by_turns = zip_longest(*(group for name, group in groups.items() if not families or name in families))
+    return list(islice(filter(None, chain.from_iterable(by_turns)), limit))
+
+
+def _by_id(task: Task) -> dict[str, Sample]:
+    everything: dict[str, Sample] = {}
+    for sample in task.samples():
+        if sample.id in everything:
+            raise TaskError(f"two samples of {task.name} are called {sample.id!r}")
+        everything[sample.id] = sample
+    if not everything:
+        raise TaskError(f"{task.name} has no samples", "is its folder the right one?")
+    return everything

@@ -1,0 +1,66 @@
+"""Where to write the names of points so that none covers another."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+Number = float | int
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A rectangle, y growing downwards."""
+
+    left: Number
+    top: Number
+    right: Number
+    bottom: Number
+
+    def overlap(self, other: "Box") -> Number:
+        """Area that both cover."""
+        width = min(self.right, other.right) - max(self.left, other.left)
+        height = min(self.bottom, other.bottom) - max(self.top, other.top)
+        return max(0.0, width) * max(0.0, height)
+
+    def outside(self, other: "Box") -> Number:
+        """Area of this one that the other does not cover."""
+        return (self.right - self.left) * (self.bottom - self.top) - self.overlap(other)
+
+
+def placed(
+    points: Sequence[tuple[Number, Number]], sizes: Sequence[tuple[Number, Number]], room: Box, taken: Sequence[Box]
+) -> list[Box]:
+    """A box for the label of every point, as near to it as is free.
+
+    sizes: width and height of each label. room: where labels may be. taken: boxes that they must not cover.
+    Labels do not cover each other or what is taken as long as there is room; then the least bad place is chosen.
+    """
+    boxes: list[Box] = []
+    for (x, y), (width, height) in zip(points, sizes, strict=True):
+
+        def cost(box: Box) -> Number:
+            return box.outside(room) + sum(map(box.overlap, taken)) + sum(4 * box.overlap(other) for other in boxes)
+
+        around = list(_around(x, y, width, height, room))
+        boxes.append(next((box for box in around if cost(box) <= 1e-6), None) or min(around, key=cost))
+    return boxes
+
+
+def _around(x: Number, y: Number, width: Number, height: Number, room: Box) -> Iterator[Box]:
+    """Boxes ever further away: right, left, above, below and between; at last all over the room, the nearest first."""
+    for gap in (10.0, 14.0, 20.0, 28.0, 40.0, 56.0):
+        for dx, dy in ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, -1), (1, 1), (-1, 1)):
+            middle = x + dx * (gap + width / 2), y + dy * (gap + height / 2)
+            yield _box(*middle, width, height)
+    across = int((room.right - room.left - width) / 12) + 1
+    down = int((room.bottom - room.top - height) / (height / 2)) + 1
+    grid = [
+        (room.left + width / 2 + 12 * i, room.top + height / 2 + height / 2 * j)
+        for i in range(max(1, across))
+        for j in range(max(1, down))
+    ]
+    for middle in sorted(grid, key=lambda middle: (middle[0] - x) ** 2 + (middle[1] - y) ** 2):
+        yield _box(*middle, width, height)
+
+
+def _box(x: Number, y: Number, width: Number, height: Number) -> Box:
+    return Box(x - width / 2, y - height / 2, x + width / 2, y + height / 2)
