@@ -20,7 +20,8 @@ from fastav.layout import Layout
 from fastav.media import Clip
 from fastav.plan import Plan
 from fastav.presets import NONE
-from fastav.registry import MODELS, unknown_name
+from fastav.recipes import recipe
+from fastav.registry import MODELS, RECIPES, unknown_name
 
 
 class Use(StrEnum):
@@ -168,3 +169,20 @@ def adapter_for(architectures: Collection[str], config: Mapping[Any, Any] | None
         f"no adapter knows the architecture {named}",
         f"known models: {', '.join(MODELS)}; docs/adapters.md says how to write one",
     )
+
+
+def plan_named(plan: Plan | str, adapter: ModelAdapter) -> Plan:
+    """The plan itself; by name, a preset of the model; the plan in a JSON file; or a recipe, `fastv` or `fastv@0.25`.
+
+    Raises: UnknownName, PlanError.
+    """
+    if isinstance(plan, Plan):
+        return plan
+    presets = ("none", *adapter.presets)
+    if plan in presets:
+        return adapter.preset(plan)
+    if plan.endswith(".json"):
+        return Plan.load(plan)
+    if plan.partition("@")[0] not in RECIPES:
+        raise unknown_name(f"plan of {adapter.name}", plan, [*presets, *RECIPES])
+    return recipe(plan)

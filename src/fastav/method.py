@@ -5,7 +5,7 @@ How many stay is none of a method's business: that is `fastav.plan.Keep`.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -119,7 +119,7 @@ def method_of(step: Step) -> Method:
     try:
         return method(**options)
     except TypeError as error:
-        known = ", ".join(getattr(method, "__dataclass_fields__", {})) or "none"
+        known = ", ".join(f.name for f in (fields(method) if is_dataclass(method) else ())) or "none"
         raise PlanError(
             f"method {step.method!r} got options {dict(options)}: {error}", f"its options: {known}"
         ) from None

@@ -9,13 +9,12 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
-from fastav.adapter import ModelAdapter, Request, Use, adapter_for
+from fastav.adapter import ModelAdapter, Request, Use, adapter_for, plan_named
 from fastav.engine import Answer, Engine
 from fastav.errors import CheckpointError, FastAVError
 from fastav.media import Clip
 from fastav.plan import Plan
-from fastav.recipes import recipe
-from fastav.registry import ENGINES, MODELS, RECIPES, unknown_name
+from fastav.registry import ENGINES, MODELS
 
 
 class Pipeline:
@@ -47,7 +46,7 @@ class Pipeline:
 
 
 def pipeline(
-    model: str,
+    model: str = "tiny",
     plan: Plan | str = "fastav",
     *,
     engine: str = "transformers",
@@ -57,7 +56,8 @@ def pipeline(
 ) -> Pipeline:
     """Load a model and get it ready to answer.
 
-    model: a name (`fastav models`), a local folder, or a hub id.
+    model: a name (`fastav models`), a local folder, or a hub id. `tiny` comes with the package, needs no network, and
+    knows nothing but a toy world.
     plan: a `Plan`, the name of a preset of the model, a path to a plan's JSON, or a recipe (`fastv`, `fastv@0.25`).
     device: default `cuda` where there is one, else `cpu`. dtype: default `bfloat16` on a GPU, `float32` on a CPU.
     attention: as transformers' `attn_implementation`.
@@ -127,20 +127,3 @@ def resolve(model: str) -> tuple[ModelAdapter, str, PreTrainedConfig]:
     except (ValueError, TypeError, ArithmeticError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"the configuration of {model!r} makes no sense: {reason}") from None
-
-
-def plan_named(plan: Plan | str, adapter: ModelAdapter) -> Plan:
-    """The plan itself; by name, a preset of the model; the plan in a JSON file; or a recipe, `fastv` or `fastv@0.25`.
-
-    Raises: UnknownName, PlanError.
-    """
-    if isinstance(plan, Plan):
-        return plan
-    presets = ("none", *adapter.presets)
-    if plan in presets:
-        return adapter.preset(plan)
-    if plan.endswith(".json"):
-        return Plan.load(plan)
-    if plan.partition("@")[0] not in RECIPES:
-        raise unknown_name(f"plan of {adapter.name}", plan, [*presets, *RECIPES])
-    return recipe(plan)

@@ -182,14 +182,18 @@ class Keep:
         return cls(**{name: _budget(name, value) for name, value in data.items()})
 
 
-_LAYERS = re.compile(r"(?P<first>[0-9]{1,6}|middle)(?:\+(?P<more>[0-9]{1,6}))?(?P<range>\.\.(?P<last>[0-9]{1,6})?)?")
+_LAYERS = re.compile(
+    r"(?P<first>[0-9]{1,6}|[0-9]{1,3}/[1-9][0-9]{0,2}|middle)"
+    r"(?:\+(?P<more>[0-9]{1,6}))?(?P<range>\.\.(?P<last>[0-9]{1,6})?)?"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """Entering these layers, score with this method and keep this many.
 
-    layers: `"14"`, `"middle"` (half the depth), `"middle+1"`, `"15..20"` (both included), `"middle+1.."` (to the end).
+    layers: `"14"`, `"middle"` (half the depth), `"3/4"` (of the depth), `"middle+1"`, `"15..20"` (both included),
+    `"middle+1.."` (to the end).
     method: a name in the registry of methods; options: its settings.
     cache_only: whether tokens go from the layer's KV cache alone, after it has run on all of them, scored by its own
     attention. That saves memory and decoding, not prefill, and no other layer notices.
@@ -205,7 +209,9 @@ class Step:
 
     def __post_init__(self) -> None:
         if not (isinstance(self.layers, str) and _LAYERS.fullmatch(self.layers)):
-            raise PlanError(f"cannot read layers {self.layers!r}", "write 14, middle, middle+1, 15..20 or middle+1..")
+            raise PlanError(
+                f"cannot read layers {self.layers!r}", "write 14, middle, 3/4, middle+1, 15..20 or middle+1.."
+            )
         if self.method not in METHODS:
             METHODS[self.method]  # raises with the nearest names
         if not self.keep.pools():
@@ -221,7 +227,8 @@ class Step:
         """
         match = _LAYERS.fullmatch(self.layers)
         assert match is not None
-        first = (depth // 2 if match["first"] == "middle" else int(match["first"])) + int(match["more"] or 0)
+        part, _, whole = "1/2".partition("/") if match["first"] == "middle" else match["first"].partition("/")
+        first = (depth * int(part) // int(whole) if whole else int(part)) + int(match["more"] or 0)
         last = first if match["range"] is None else depth - 1 if match["last"] is None else int(match["last"])
         if last >= depth or first > last + (match["range"] == ".."):
             raise PlanError(f"layers {self.layers!r} do not exist in a decoder of {depth} layers (0..{depth - 1})")

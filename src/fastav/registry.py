@@ -1,8 +1,9 @@
-"""Names to objects: methods, models, engines and tasks, ours and those of installed packages.
+"""Names to objects: methods, recipes, models, engines and tasks, ours and those of installed packages.
 
 Ours are found by file name: `methods/last_query.py` holds `LastQuery`, whose name is `"last-query"`; a model is the
 folder `models/videollama2/` that exports `VideoLlama2Adapter`. Adding one is adding a file. Other packages declare an
-entry point in the group of the same name (`fastav.methods`, `fastav.models`, `fastav.engines`, `fastav.tasks`).
+entry point in the group of the same name (`fastav.methods`, `fastav.recipes`, `fastav.models`, `fastav.engines`,
+`fastav.tasks`).
 """
 
 import difflib
@@ -54,7 +55,7 @@ class Registry(Mapping[str, Any]):
     def _load(self, module_name: str) -> Any:
         module = importlib.import_module(f"{self._package}.{module_name}")
         wanted = (module_name.replace("_", "") + self._suffix).lower()
-        return next(value for key, value in vars(module).items() if key.lower() == wanted)
+        return next(value for key, value in vars(module).items() if key.replace("_", "").lower() == wanted)
 
     def _load_theirs(self, name: str) -> Any:
         try:
@@ -79,6 +80,7 @@ class Registry(Mapping[str, Any]):
 
 
 METHODS = Registry("method", "fastav.methods")
+RECIPES = Registry("recipe", "fastav.recipes")
 MODELS = Registry("model", "fastav.models", suffix="Adapter")
 ENGINES = Registry("engine", "fastav.engines", suffix="Engine")
 TASKS = Registry("task", "fastav.tasks", suffix="Task")

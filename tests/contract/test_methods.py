@@ -1,11 +1,13 @@
 """What every method must do; a new one is tested without a line here."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 
 from fastav.engines.transformers.staging import stage_prompt
 from fastav.errors import PlanError
-from fastav.method import Method, Signal, View, method_of
+from fastav.method import Method, Prompt, Signal, View, method_of
 from fastav.plan import Keep, Share, Step
 from fastav.registry import METHODS
 from support.tiny import layout_of, prompt
@@ -53,6 +55,21 @@ def test_a_row_scores_the_same_alone_and_padded_in_a_batch(method):
     batch = method.score(view_of(ROWS))
     for b, row in enumerate(ROWS):
         assert torch.equal(method.score(view_of([row]))[0], batch[b, -row.shape[1] :])
+
+
+def test_scoring_never_looks_at_data(method):
+    """On tensors without data whatever would wait for a device fails: a value, a mask as index, a shape it decides."""
+    view = view_of(ROWS)
+    empty = {f.name: getattr(view.prompt, f.name).to("meta") for f in fields(view.prompt)}
+    nowhere = View(
+        layer=view.layer,
+        prompt=Prompt(**empty),
+        slots=view.slots.to("meta"),
+        signals={signal: scores.to("meta") for signal, scores in view.signals.items()},
+        hidden=view.hidden.to("meta"),
+        keys=view.keys.to("meta"),
+    )
+    assert method.score(nowhere).shape == view.slots.shape
 
 
 def test_random_differs_by_seed_layer_and_position_and_is_uniform():

@@ -9,6 +9,7 @@ import torch
 from fastav.engines.transformers import prune
 from fastav.plan import Keep, Plan, Share, Step, Tokens
 from fastav.presets import fastav, trim
+from fastav.registry import RECIPES
 from support.tiny import TinyAdapter, prompt, tiny_model
 
 pytestmark = [
@@ -50,7 +51,7 @@ def test_the_check_notices_a_wait():
 
 
 @pytest.mark.parametrize("rows", [1, 2])
-@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.name)
+@pytest.mark.parametrize("plan", [*PLANS, *(make() for make in RECIPES.values())], ids=lambda plan: plan.name)
 @torch.inference_mode()
 def test_a_pruned_prefill_never_waits_for_the_device(plan, rows):
     model = tiny_model().to("cuda")

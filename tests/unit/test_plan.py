@@ -37,7 +37,7 @@ keeps = st.one_of(
     st.builds(Keep, media=budgets),
     st.builds(Keep, all=budgets),
 )
-layers = st.sampled_from(["0", "3", "middle", "middle+1", "middle+1..", "2..5", "4..", "1..1"])
+layers = st.sampled_from(["0", "3", "1/4", "3/4+1..", "middle", "middle+1", "middle+1..", "2..5", "4..", "1..1"])
 steps = st.builds(
     Step,
     layers=layers,
@@ -102,6 +102,30 @@ def test_frames_count_only_tokens_of_frames():
 
 def test_trim_drops_padding_before_the_first_layer():
     assert trim().tokens(layout(), 28) == (2216 - 696,) * 28
+
+
+@pytest.mark.parametrize(
+    ("layers", "depth", "expected"),
+    [
+        ("1/4", 32, [8]),
+        ("3/4", 28, [21]),
+        ("1/2", 7, [3]),
+        ("1/3", 7, [2]),
+        ("3/4+1..", 8, [7]),
+        ("0/1..1", 8, [0, 1]),
+        ("27/28", 28, [27]),
+        ("1/2..5", 8, [4, 5]),
+    ],
+)
+def test_a_fraction_of_the_depth_is_rounded_down(layers, depth, expected):
+    step = Step(layers=layers, method="position", keep=Keep(media=Share(0.5)))
+    assert list(step.entering(depth)) == expected
+
+
+@pytest.mark.parametrize("layers", ["1/0", "/4", "1/", "1/-4", "1.5/4", "4/4", "middle/2"])
+def test_a_fraction_that_names_no_layer_is_refused(layers):
+    with pytest.raises(PlanError, match=r"cannot read layers|do not exist"):
+        Step(layers=layers, method="position", keep=Keep(media=Share(0.5))).entering(8)
 
 
 def test_without_exemption_text_competes_but_one_token_stays():

@@ -12,7 +12,10 @@ Dtype = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 Model = Annotated[str, typer.Option(metavar="MODEL", help="A name (fastav models), a local folder, or a hub id.")]
 PlanName = Annotated[
-    str, typer.Option("--plan", metavar="PLAN", help="A preset (fastav models) or a plan's .json file.")
+    str,
+    typer.Option(
+        "--plan", metavar="PLAN", help="A preset (fastav models), a recipe (fastav recipes), or a plan's .json file."
+    ),
 ]
 
 # the settings of FastAV

@@ -16,7 +16,7 @@ app = typer.Typer(help="Show a plan, or write one to a file.", rich_markup_mode=
 
 @app.command()
 def show(
-    plan: Annotated[str, typer.Argument(metavar="PLAN", help="A preset of the model, or a plan's .json file.")],
+    plan: Annotated[str, typer.Argument(metavar="PLAN", help="A preset of the model, a recipe, or a .json file.")],
     model: _options.Model = "videollama2",
     layers: Annotated[bool, typer.Option("--layers", help="Every layer by itself, not ranges of like ones.")] = False,
     as_json: _options.Json = False,
@@ -48,7 +48,7 @@ def show(
 
 @app.command()
 def write(
-    name: Annotated[str, typer.Argument(metavar="PLAN", help="A preset of the model, or a plan's .json file.")],
+    name: Annotated[str, typer.Argument(metavar="PLAN", help="A preset of the model, a recipe, or a .json file.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write it.")],
     model: _options.Model = "videollama2",
     drop: _options.Drop = None,

@@ -7,18 +7,25 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fastav.method import Method, Signal, View
+from fastav.methods._options import require_flag
 
 
 @dataclass(frozen=True, slots=True)
 class LastQuery(Method):
     """FastAV's fine pruning: what the last query of the layer before attends to least goes.
 
+    lowest: keep the least attended instead, which the paper's ablation calls removing the top attentive.
+
     Source: arXiv:2601.13143, section 3 (fine pruning): attention of the last query over the remaining tokens, averaged
     over heads. The row is computed from that layer's own queries and keys, so no attention map is needed.
     """
 
     needs: ClassVar[frozenset[Signal]] = frozenset({Signal.LAST_QUERY})
+    lowest: bool = False
+
+    def __post_init__(self) -> None:
+        require_flag("lowest", self.lowest)
 
     def score(self, view: View) -> Float[Tensor, "batch tokens"]:
-        """Attention of the last query."""
-        return view[Signal.LAST_QUERY]
+        """Attention of the last query, or minus it."""
+        return -view[Signal.LAST_QUERY] if self.lowest else view[Signal.LAST_QUERY]

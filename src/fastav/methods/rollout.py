@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fastav.method import Method, Signal, View
+from fastav.methods._options import require_flag
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,11 +17,17 @@ class Rollout(Method):
     The paper reads a fixed rule off rollouts made beforehand (see `position`); here every prompt has its own, at the
     cost of the attention scores of the layers so far, once more.
 
+    lowest: keep the least informative instead, which the paper's ablation calls removing the top informative.
+
     Source: arXiv:2601.13143, section 3; rollout by Abnar and Zuidema, arXiv:2005.00928, alpha 0.5 (not given there).
     """
 
     needs: ClassVar[frozenset[Signal]] = frozenset({Signal.ROLLOUT})
+    lowest: bool = False
+
+    def __post_init__(self) -> None:
+        require_flag("lowest", self.lowest)
 
     def score(self, view: View) -> Float[Tensor, "batch tokens"]:
-        """The last query's row of the rollout."""
-        return view[Signal.ROLLOUT]
+        """The last query's row of the rollout, or minus it."""
+        return -view[Signal.ROLLOUT] if self.lowest else view[Signal.ROLLOUT]

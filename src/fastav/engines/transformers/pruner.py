@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from fastav.adapter import ModelAdapter, adapter_for
+from fastav.adapter import ModelAdapter, adapter_for, plan_named
 from fastav.engines.transformers import gather, guards, staging
 from fastav.engines.transformers.cache import PrunedLayer
 from fastav.engines.transformers.prefill import Prefill, Schedule
@@ -45,7 +45,7 @@ def prune(
     """While active, `model` drops tokens as the plan says, in `forward` and in `generate`; afterwards it is as before.
 
     model: of a model that also speaks (Qwen-Omni), its thinker is pruned; ask such a whole model for text only.
-    plan: a `Plan`, or the name of one of the model's presets.
+    plan: a `Plan`, or the name of one of the model's presets, of a recipe (`fastv@0.25`), or a plan's JSON file.
     layouts: one per prompt of the batch. Without them they are read off `input_ids`, which on a GPU waits for the
     device once per prefill.
     scores: of every prompt token, for plans with the method `given`, shaped like `input_ids`.
@@ -59,7 +59,7 @@ def prune(
     guards.check_model(model)
     named = {*(model.config.architectures or ()), type(model).__name__}
     adapter = adapter or adapter_for(named, model.config.to_dict())
-    chosen = plan if isinstance(plan, Plan) else adapter.preset(plan)
+    chosen = plan_named(plan, adapter)
     part = adapter.language_model(model)
     pruning = Pruning(part, chosen, adapter, layouts, scores)
     with pruning._installed(), nullcontext() if part is model else guards.speechless(model):

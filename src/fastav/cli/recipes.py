@@ -1,0 +1,37 @@
+"""`fastav recipes`."""
+
+import inspect
+import json
+from collections.abc import Callable
+from typing import Any
+
+from fastav.cli import _options, _render
+from fastav.cli._quiet import working
+from fastav.cli._text import stdout
+
+
+def recipes(as_json: _options.Json = False) -> None:
+    """List published approaches that any model can run as its plan, `fastv` or `fastv@0.25`."""
+    from fastav.registry import RECIPES
+
+    with working("looking"):
+        found = [_described(name, recipe) for name, recipe in RECIPES.items()]
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        rows = [
+            [r["name"], r["summary"], ", ".join(f"{key}={value}" for key, value in r["arguments"].items()), r["source"]]
+            for r in found
+        ]
+        stdout().print(_render.listing(["recipe", "what it does", "arguments", "source"], rows))
+
+
+def _described(name: str, recipe: Callable[..., Any]) -> dict[str, Any]:
+    lines = (inspect.getdoc(recipe) or "").splitlines() or [""]
+    sources = (line.removeprefix("Source:").strip() for line in lines if line.startswith("Source:"))
+    return {
+        "name": name,
+        "summary": lines[0].removesuffix("."),
+        "arguments": {p.name: p.default for p in inspect.signature(recipe).parameters.values()},
+        "source": next(sources, "").removesuffix("."),
+    }

@@ -1,0 +1,28 @@
+"""Published approaches as plans for any model, one function each: `fastv`, or `fastv@0.25` with another budget."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from inspect import signature
+
+from fastav.errors import PlanError
+from fastav.plan import Plan
+from fastav.registry import RECIPES
+
+
+def recipe(text: str) -> Plan:
+    """The plan of a recipe; what follows an @ is its `keep`, the share of tokens that stay at its first cut.
+
+    Raises: UnknownName, PlanError.
+    """
+    name, at, keep = text.partition("@")
+    make: Callable[..., Plan] = RECIPES[name]
+    if not at:
+        return make()
+    if "keep" not in signature(make).parameters:
+        options = ", ".join(signature(make).parameters) or "none"
+        raise PlanError(f"the recipe {name!r} has no budget to give after an @", f"its arguments, in Python: {options}")
+    try:
+        share = float(keep)
+    except ValueError:
+        raise PlanError(f"{text!r} has no number after its @", f"write {name}@0.25 to keep a quarter") from None
+    return replace(make(keep=share), name=text)

@@ -1,0 +1,16 @@
+"""PyramidDrop."""
+
+from fastav.plan import Keep, Plan, Share, Step
+
+
+def pyramiddrop(keep: float | int = 0.5) -> Plan:
+    """At every quarter of the depth, the same share of what is left stays, by the last token's attention.
+
+    keep: of what is left, at each of the three stages.
+
+    Source: arXiv:2410.17247, CVPR 2025.
+    Differs: audio and video compete, where it prunes images; its stages 8, 16 and 24 of 32 layers are quarters here.
+    """
+    stages = ("1/4", "1/2", "3/4")
+    kept = Keep(media=Share(keep))
+    return Plan(tuple(Step(layers=stage, method="last-query", keep=kept) for stage in stages), "pyramiddrop")

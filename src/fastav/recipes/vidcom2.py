@@ -1,0 +1,12 @@
+"""VidCom2."""
+
+from fastav.plan import Keep, Plan, Share, Step
+
+
+def vidcom2(keep: float | int = 0.25) -> Plan:
+    """Before the first layer, video that is like its frame and like the whole video goes; audio stays whole.
+
+    Source: arXiv:2505.14454, EMNLP 2025; in vLLM.
+    Differs: see the method `vidcom2`.
+    """
+    return Plan((Step(layers="0", method="vidcom2", keep=Keep(video=Share(keep))),), "vidcom2")

@@ -1,0 +1,350 @@
+"""Methods against a literal reading of their papers: loops over tokens, one row at a time, nothing shared."""
+
+from math import exp, floor, isnan, nan
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastav.engines.transformers.staging import stage_prompt
+from fastav.errors import PlanError
+from fastav.layout import Layout, Modality
+from fastav.method import Signal, View, method_of
+from fastav.methods._order import courses, earlier, ranks
+from fastav.plan import Keep, Share, Step
+from fastav.registry import METHODS
+
+TEXT, AUDIO, VIDEO = Modality.TEXT, Modality.AUDIO, Modality.VIDEO
+
+
+def layout(*parts: tuple[Modality, int, int, float]) -> Layout:
+    """Runs of (modality, tokens, frame, second)."""
+    return Layout.join(
+        Layout.of(m, n, frame=np.full(n, frame), second=np.full(n, second, np.float32)) for m, n, frame, second in parts
+    )
+
+
+# video in frames of three that count in twos, and sound between them; one frame is shorter; sound after it all
+MIXED = layout(
+    (TEXT, 2, -1, nan),
+    *(run for f in range(0, 14, 2) for run in ((VIDEO, 3 - (f == 6), f, f / 1), (AUDIO, 2, f, f / 1))),
+    (AUDIO, 3, -1, nan),
+    (TEXT, 4, -1, nan),
+)
+APART = layout((TEXT, 1, -1, nan), *((VIDEO, 4, f, 0.5 * f) for f in range(5)), (AUDIO, 9, -1, 3.0), (TEXT, 3, -1, nan))
+SILENT = layout((TEXT, 2, -1, nan), (VIDEO, 5, -1, nan), (TEXT, 2, -1, nan))
+LAYOUTS = [MIXED, APART, SILENT, layout((TEXT, 4, -1, nan))]
+
+
+def view_of(layouts, *, seed=0, attention=None, hidden=None, drop=0):
+    """A left-padded batch, from which the columns of `drop` tokens are gone already."""
+    make = torch.Generator().manual_seed(seed)
+    length = max(map(len, layouts))
+    prompt = stage_prompt(layouts, length, torch.device("cpu"))
+    slots = torch.arange(drop, length).expand(len(layouts), -1)
+    shape = len(layouts), length - drop
+    scores = torch.rand(shape, generator=make) if attention is None else attention
+    return View(
+        layer=3,
+        prompt=prompt,
+        slots=slots,
+        signals=dict.fromkeys(Signal, scores / scores.sum(1, keepdim=True)),
+        hidden=torch.randn(*shape, 6, generator=make) if hidden is None else hidden,
+        keys=torch.randn(len(layouts), 2, shape[1], 3, generator=make),
+    )
+
+
+def rows(view):
+    """Indices of each row's real tokens."""
+    for row in range(view.slots.shape[0]):
+        yield row, [i for i in range(view.slots.shape[1]) if view.modality[row, i] >= 0]
+
+
+def cosine(a, b):
+    a, b = a.double(), b.double()
+    return float(a @ b / (a.norm() * b.norm()))
+
+
+def before(view, row, i, steps):
+    """The token that shows the same part so many times earlier, found by looking for it."""
+    modality, frame = view.modality[row], view.frame[row]
+    if modality[i] == AUDIO:
+        line = [j for j in range(i + 1) if modality[j] == AUDIO]
+    elif modality[i] == TEXT:
+        line = [i]
+    else:
+        same = [
+            j for j in range(len(modality)) if modality[j] == modality[i] and view.place[row, j] == view.place[row, i]
+        ]
+        line = sorted((j for j in same if frame[j] <= frame[i]), key=lambda j: int(frame[j]))
+    return line[-1 - steps] if steps < len(line) else None, len(line) - 1
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=12))
+def test_ranks_are_what_sorting_each_group_gives(tokens):
+    group = torch.tensor([[g for g, _ in tokens]])
+    score = torch.tensor([[s for _, s in tokens]]).float()
+    found = ranks(score, group)
+    for i, (g, _) in enumerate(tokens):
+        mine = [j for j, (other, _) in enumerate(tokens) if other == g]
+        order = sorted(mine, key=lambda j: (-tokens[j][1], j))
+        assert found.rank[0, i] == order.index(i)
+        assert found.size[0, i] == len(mine)
+    assert found.order[0].tolist() == sorted(range(len(tokens)), key=lambda j: (tokens[j][0], -tokens[j][1], j))
+
+
+@pytest.mark.parametrize("drop", [0, 4])
+def test_courses_go_through_the_frames_that_are_there(drop):
+    view = view_of(LAYOUTS, drop=drop)
+    found = courses(view)
+    for row, real in rows(view):
+        for i in real:
+            previous, turn = before(view, row, i, 1)
+            assert found.rank[row, i] == turn
+            if previous is not None:
+                assert earlier(found.order, 1)[row, i] == previous
+
+
+def test_evs_is_the_change_since_the_frame_before():
+    view = view_of(LAYOUTS)
+    scores = METHODS["evs"]().score(view)
+    for row, real in rows(view):
+        for i in real:
+            previous, _ = before(view, row, i, 1)
+            expected = 3.0 if previous is None else 1 - cosine(view.hidden[row, i], view.hidden[row, previous])
+            assert scores[row, i] == pytest.approx(expected, abs=1e-5)
+
+
+def test_evs_keeps_the_first_frame_of_a_still_picture():
+    view = view_of([APART], hidden=torch.ones(1, len(APART), 6))
+    video = METHODS["evs"]().score(view)[0, 1:21]
+    assert video.argsort(descending=True, stable=True)[:4].tolist() == [0, 1, 2, 3]
+
+
+def test_dycoke_drops_the_same_share_of_three_frames_in_four():
+    view = view_of(LAYOUTS)
+    scores = METHODS["dycoke"]().score(view)
+    for row, real in rows(view):
+        like, whole = {}, []
+        for i in real:
+            turn = before(view, row, i, 0)[1]
+            if turn % 4 == 0:
+                whole.append(i)
+            else:
+                other, _ = before(view, row, i, 2 if turn % 4 == 2 else 1)
+                like[i] = cosine(view.hidden[row, i], view.hidden[row, other])
+        assert scores[row, whole].tolist() == [1.0] * len(whole)
+        for i, likeness in like.items():
+            same = [
+                j
+                for j in like
+                if view.modality[row, j] == view.modality[row, i]
+                and (view.modality[row, i] == AUDIO or view.frame[row, j] == view.frame[row, i])
+            ]
+            expected = -sum(like[j] < likeness for j in same) / len(same)
+            assert scores[row, i] == pytest.approx(expected)
+
+
+def greedy(view, row, member):
+    """Farthest point by farthest point, from whole distance matrices."""
+    distance = {(i, j): 1 - cosine(view.hidden[row, i], view.hidden[row, j]) for i in member for j in member}
+    first = max(member, key=lambda i: (min((distance[i, j] for j in member if j != i), default=0), -i))
+    chosen = [first]
+    while len(chosen) < len(member):
+        rest = [i for i in member if i not in chosen]
+        chosen.append(max(rest, key=lambda i: (min(distance[i, j] for j in chosen), -i)))
+    return chosen
+
+
+def test_divprune_is_the_greedy_choice_of_each_modality():
+    view = view_of(LAYOUTS)
+    scores = METHODS["divprune"]().score(view)
+    for row, real in rows(view):
+        for m in Modality:
+            member = [i for i in real if view.modality[row, i] == m]
+            if member:
+                assert sorted(member, key=lambda i: -scores[row, i]) == greedy(view, row, member)
+
+
+def test_divprune_takes_the_farther_token_of_whatever_modality():
+    view = view_of([APART], seed=5)
+    hidden = view.hidden[0]
+    order = METHODS["divprune"]().score(view)[0].argsort(descending=True).tolist()
+    chosen, last = [], []
+    for i in order:
+        same = [j for j in chosen if view.modality[0, j] == view.modality[0, i]]
+        last.append(min((1 - cosine(hidden[i], hidden[j]) for j in same), default=9.0))
+        chosen.append(i)
+    assert last == sorted(last, reverse=True)
+
+
+def test_divprune_with_a_limit_ranks_the_rest_by_distance():
+    view = view_of([APART, MIXED])
+    whole, limited = METHODS["divprune"]().score(view), METHODS["divprune"](limit=5).score(view)
+    assert torch.equal(whole > -5, limited > -5)
+    assert sorted(-limited[0].int()) == list(range(limited.shape[1]))
+    rest = [i for i in range(limited.shape[1]) if limited[1, i] <= -5]
+    chosen = [i for i in range(limited.shape[1]) if limited[1, i] > -5]
+    far = {
+        i: min((1 - cosine(view.hidden[1, i], view.hidden[1, j]) for j in chosen if same(view, i, j)), default=9.0)
+        for i in rest
+    }
+    known = [i for i in sorted(rest, key=lambda i: -limited[1, i]) if far[i] < 9]
+    assert [far[i] for i in known] == sorted((far[i] for i in known), reverse=True)
+
+
+def same(view, i, j):
+    return view.modality[1, i] == view.modality[1, j]
+
+
+def test_divprune_of_equal_tokens_goes_in_order():
+    view = view_of([SILENT], hidden=torch.ones(1, len(SILENT), 6))
+    video = METHODS["divprune"]().score(view)[0, 2:7]
+    assert video.tolist() == sorted(video.tolist(), reverse=True)
+
+
+@pytest.mark.parametrize("options", [{}, {"pivots": 1, "texts": 0}, {"pivots": 2, "texts": 3}])
+def test_dart_is_the_union_of_the_pivots_lists(options):
+    view = view_of(LAYOUTS)
+    scores = METHODS["dart"](**options).score(view)
+    for row, real in rows(view):
+        norm = {i: float(view.keys[row, :, i].abs().sum()) for i in real}
+        last = max((i for i in real if view.modality[row, i] != TEXT), default=-1)
+        asked = [i for i in real if i > last or i == real[-1]]
+        texts = sorted(asked, key=lambda i: -norm[i])[: options.get("texts", 4)]
+        for m in (AUDIO, VIDEO):
+            member = [i for i in real if view.modality[row, i] == m]
+            pivots = sorted(member, key=lambda i: -norm[i])[: options.get("pivots", 4)]
+            others = [i for i in member if i not in pivots]
+            lists = [
+                sorted(others, key=lambda i, p=p: cosine(view.hidden[row, i], view.hidden[row, p]))
+                for p in [*pivots, *(t for t in texts if t > last)]
+            ]
+            for i in pivots:
+                assert scores[row, i] == 1
+            for i in others:
+                expected = -min(listed.index(i) for listed in lists) / len(others)
+                assert scores[row, i] == pytest.approx(expected)
+
+
+def test_vidcom2_is_its_formula():
+    view = view_of(LAYOUTS)
+    scores = METHODS["vidcom2"]().score(view)
+    for row, real in rows(view):
+        video = [i for i in real if view.modality[row, i] == VIDEO]
+        others = [i for i in real if i not in video]
+        assert scores[row, others].tolist() == [-len(video)] * len(others)
+        if not video:
+            continue
+        x = view.hidden[row, video].double().numpy()
+        x = x[:, np.argsort(x.var(0), kind="stable")[:3]]
+        x = x / np.linalg.norm(x, axis=1, keepdims=True)
+        alike = lambda v, c: sum(exp(-((v - c) ** 2).sum() / (2 * 2.0**k)) for k in range(-3, 2))  # noqa: E731
+        frames = [int(view.frame[row, i]) for i in video]
+        to_video = [alike(v, x.mean(0)) for v in x]
+        own = {f: x[[k for k, g in enumerate(frames) if g == f]].mean(0) for f in set(frames)}
+        both = [a + alike(v, own[f]) for a, v, f in zip(to_video, x, frames, strict=True)]
+        unusual = {f: -np.mean([a for a, g in zip(to_video, frames, strict=True) if g == f]) for f in own}
+        top = max(unusual.values())
+        odds = {f: exp((u - top) / 0.01) for f, u in unusual.items()}
+        weight = {f: 1 + o / sum(odds.values()) - 1 / len(odds) for f, o in odds.items()}
+        share = {}
+        for k, i in enumerate(video):
+            mine = [j for j in range(len(video)) if frames[j] == frames[k]]
+            rank = sum(both[j] < both[k] for j in mine)
+            share[i] = (rank + 0.5) / (len(mine) * weight[frames[k]])
+        assert sorted(video, key=lambda i: -scores[row, i]) == sorted(video, key=lambda i: (share[i], i))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([0.05, 0.2, 0.5, 0.9]), st.sampled_from([0.0, 0.2, 5.0]))
+def test_omnidrop_drops_what_its_algorithm_drops(seed, drop, diversity):
+    view = view_of(LAYOUTS, seed=seed)
+    scores = METHODS["omnidrop"](drop=drop, diversity=diversity).score(view)
+    for row, real in rows(view):
+        media = [i for i in real if view.modality[row, i] > 0]
+        attention = {i: float(view[Signal.TEXT_QUERIES][row, i]) for i in media}
+        k = floor(drop * len(media) + 1e-6)
+        if not k:
+            continue
+        chunk = {i: floor(view.second[row, i] / 2) if not isnan(view.second[row, i]) else None for i in media}
+        last = max(1, *(c for c in [*chunk.values(), 0] if c is not None))
+        key = chunk[max(media, key=attention.__getitem__)]
+        far = {i: 0 if None in (key, chunk[i]) else abs(chunk[i] - key) / last for i in media}
+        candidates = sorted(media, key=attention.__getitem__)[: 2 * k]
+        gone = sorted(candidates, key=lambda i: attention[i] + diversity * far[i])[:k]
+        assert set(sorted(media, key=lambda i: float(scores[row, i]))[:k]) == set(gone)
+
+
+def test_omnidrop_spares_what_is_far_in_time():
+    attention = torch.tensor([[0.0] * 1 + [0.9, *[0.0] * 19] + [0.001] * 9 + [0.0] * 3])
+    view = view_of([APART], attention=attention)
+    near, far = METHODS["omnidrop"](drop=0.5).score(view)[0, [2, 21]]
+    assert far > near
+    assert METHODS["omnidrop"](drop=0.5, diversity=0).score(view)[0, 21] > near
+
+
+def test_window_pools_neighbours_within_the_row():
+    view = view_of(LAYOUTS)
+    for pool in (1, 5):
+        scores = METHODS["window"](pool=pool).score(view)
+        for row, real in rows(view):
+            for i in real:
+                near = [j for j in range(i - pool // 2, i + pool // 2 + 1) if j in real]
+                expected = sum(float(view[Signal.WINDOW][row, j]) for j in near) / pool
+                assert scores[row, i] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("share", [2, 4, 8])
+def test_strided_keeps_every_so_manieth_token(share):
+    view = view_of([layout((TEXT, 1, -1, nan), (VIDEO, 64, -1, nan), (AUDIO, 32, -1, nan), (TEXT, 2, -1, nan))])
+    scores = METHODS["strided"]().score(view)[0]
+    for start, tokens in ((1, 64), (65, 32)):
+        order = scores[start : start + tokens].argsort(descending=True, stable=True)
+        assert sorted(order[: tokens // share].tolist()) == list(range(0, tokens, share))
+
+
+@given(st.integers(1, 300), st.integers(1, 300))
+def test_strided_leaves_no_wide_gap(tokens, kept):
+    kept = min(tokens, kept)
+    view = view_of([layout((VIDEO, tokens, -1, nan), (TEXT, 1, -1, nan))])
+    scores = METHODS["strided"]().score(view)[0, :tokens]
+    chosen = sorted(scores.argsort(descending=True, stable=True)[:kept].tolist())
+    gaps = [b - a for a, b in zip(chosen, [*chosen[1:], tokens], strict=True)]
+    assert chosen[0] == 0
+    assert max(gaps) <= 4 * tokens / kept
+
+
+@pytest.mark.parametrize("name", ["last-query", "rollout"])
+def test_lowest_turns_a_score_round(name):
+    view = view_of([APART])
+    assert torch.equal(METHODS[name](lowest=True).score(view), -METHODS[name]().score(view))
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_half_precision_gives_the_same_kind_of_score(name):
+    view = view_of(LAYOUTS, hidden=torch.ones(len(LAYOUTS), len(MIXED), 6, dtype=torch.bfloat16))
+    scores = METHODS[name]().score(view)
+    assert scores.dtype == torch.float32
+    assert scores.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("last-query", {"lowest": "no"}, r"lowest(?!.*needs)"),
+        ("divprune", {"limit": 0}, "at least 1"),
+        ("dart", {"pivots": 0}, "at least 1"),
+        ("dart", {"texts": -1}, "at least 0"),
+        ("omnidrop", {"drop": 2}, "from 0 to 1"),
+        ("omnidrop", {"chunk": 0}, "chunk must be"),
+        ("window", {"pool": 4}, "odd"),
+        ("window", {"pool": "x"}, "pool"),
+    ],
+)
+def test_wrong_options_are_refused(method, options, message):
+    step = Step(layers="1", method=method, options=options, keep=Keep(media=Share(0.5)))
+    with pytest.raises(PlanError, match=message):
+        method_of(step)
