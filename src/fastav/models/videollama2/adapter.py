@@ -23,7 +23,6 @@ from fastav.models.videollama2.video import sample_frames
 from fastav.plan import Keep, Plan, Tokens
 from fastav.presets import fastav, trim
 
-PREFIX = 14  # tokens before the clip: the system message and the start of the user's
 ORIGINAL = "Videollama2Qwen2ForCausalLM"
 
 
@@ -38,6 +37,7 @@ class VideoLlama2Adapter(ModelAdapter):
     architectures = frozenset({ORIGINAL, "VideoLlama2ForConditionalGeneration"})
     checkpoint = "DAMO-NLP-SG/VideoLLaMA2.1-7B-AV"
     presets: ClassVar[Mapping[str, Plan]] = {"fastav": fastav(Keep(audio=Tokens(10))), "fastav-trim": trim()}
+    prefix: ClassVar[int] = 14  # tokens before the clip: the system message and the start of the user's
 
     def config(self, source: str | None = None) -> VideoLlama2Config:
         """The configuration in a local folder or hub id; of the release, without any download, if None."""
@@ -111,7 +111,7 @@ class VideoLlama2Adapter(ModelAdapter):
         sound = np.arange(scheme.fbank_rows) < scheme.audio_clips * scheme.clip_seconds * RATE // SHIFT
         padding = ~_heard(scheme, sound) if audio is None else None
         frames = scheme.video_tokens(scheme.num_frames) if video is None else video
-        before = min(PREFIX, text)
+        before = min(self.prefix, text)
         return Layout.join(
             [
                 Layout.of(Modality.TEXT, before),

@@ -96,11 +96,14 @@ class StcConnector(nn.Module):
         self, patches: Float[Tensor, "videos frames patches channels"]
     ) -> Float[Tensor, "videos tokens hidden"]:
         """Tokens in the order time, row, column."""
+        return self.readout(self.merged(patches))
+
+    def merged(self, patches: Float[Tensor, "videos frames patches channels"]) -> Float[Tensor, "videos tokens hidden"]:
+        """The tokens before the MLP."""
         videos, frames, count, _ = patches.shape
         side = math.isqrt(count)
         pixels = self.s1(patches.flatten(0, 1).unflatten(1, (side, side)).permute(0, 3, 1, 2))
         pixels = self.sampler(pixels.unflatten(0, (videos, frames)).transpose(1, 2))
         pairs = pixels.shape[2]
         pixels = self.s2(pixels.transpose(1, 2).flatten(0, 1))
-        tokens = pixels.flatten(2).transpose(1, 2).unflatten(0, (videos, pairs)).flatten(1, 2)
-        return self.readout(tokens)
+        return pixels.flatten(2).transpose(1, 2).unflatten(0, (videos, pairs)).flatten(1, 2)

@@ -1,0 +1,6 @@
+"""A small model of our own that comes with the package."""
+
+from fastav.models.tiny.adapter import TinyAdapter
+from fastav.models.tiny.modeling import FastAVTinyForConditionalGeneration
+
+__all__ = ["FastAVTinyForConditionalGeneration", "TinyAdapter"]

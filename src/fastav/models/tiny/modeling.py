@@ -1,0 +1,7 @@
+"""The embedded model: VideoLLaMA2's architecture, small."""
+
+from fastav.models.videollama2 import VideoLlama2ForConditionalGeneration
+
+
+class FastAVTinyForConditionalGeneration(VideoLlama2ForConditionalGeneration):
+    """VideoLLaMA2's architecture under a name of its own, by which its checkpoints are told from the release."""

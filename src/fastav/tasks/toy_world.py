@@ -1,0 +1,69 @@
+"""The toy world: questions about a moving shape and beeps, for the model that comes with the package."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from fastav.adapter import Use
+from fastav.task import Grade, Sample, Task
+from fastav.world import KINDS, Scene, ask, clip
+from fastav.world.questions import NOTHING, NUMBERS
+from fastav.world.scene import COLOURS, DIRECTIONS, PITCHES, SHAPES, TIMBRES
+
+SLOTS = (COLOURS, SHAPES, DIRECTIONS, NUMBERS, PITCHES, (*TIMBRES, NOTHING))
+"""What a caption tells, in the order in which it does."""
+
+
+class ToyWorldTask(Task):
+    """One question of every kind about each of some scenes of the held-out split, by family.
+
+    An answer of one word is right if it is that word but for case and marks around it. Of a caption the score is the
+    share of what it tells (colour, shape, direction, number, pitch, timbre) that is right.
+    """
+
+    name = "toy-world"
+    source = "docs/tiny.md"
+    needs_folder = False
+
+    def __init__(self, folder: Path | None = None, *, scenes: int = 100, seed: int = 2601) -> None:
+        """folder: has no effect, nothing is read."""
+        super().__init__(folder)
+        self.scenes, self.seed = scenes, seed
+
+    def samples(self) -> Iterator[Sample]:
+        """The questions about a scene come one after another and share one clip in memory."""
+        for number in range(self.scenes):
+            rng = np.random.default_rng((self.seed, number))
+            scene = Scene.draw(rng, held_out=True)
+            shown = clip(scene, name=f"toy-{number}")
+            for kind, family in KINDS.items():
+                question = ask(kind, scene, rng)
+                yield Sample(
+                    id=f"{number}-{kind}",
+                    clip=shown,
+                    question=question.text,
+                    answer=question.answer,
+                    family=family,
+                    use=Use.BOTH,
+                )
+
+    def grade(self, sample: Sample, text: str) -> Grade:
+        """1 or 0 for one word, the share of right slots for a caption; not parsed if there is no word at all."""
+        said, right = _words(text), _words(sample.answer)
+        if sample.family != "caption":
+            return Grade(int(said == right), parsed=bool(said))
+        told, true = _slots(said), _slots(right)
+        matters = [slot for slot in zip(told, true, strict=True) if any(slot)]
+        return Grade(sum(a == b for a, b in matters) / len(matters), parsed=bool(said))
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+def _slots(words: list[str]) -> list[str | None]:
+    """The word that fills each slot, None where none or more than one does."""
+    found = [[word for word in words if word in slot] for slot in SLOTS]
+    return [one[0] if len(one) == 1 else None for one in found]

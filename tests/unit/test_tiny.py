@@ -1,0 +1,82 @@
+"""The model that comes with the package: small, whole, and right about the clips beside it."""
+
+import json
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from fastav.adapter import Request, adapter_for
+from fastav.layout import Modality
+from fastav.media import Clip
+from fastav.models.tiny import FastAVTinyForConditionalGeneration, TinyAdapter
+from fastav.models.videollama2 import VideoLlama2Processor
+from fastav.pipelines import Pipeline, pipeline
+from fastav.tasks.toy_world import ToyWorldTask
+from fastav.world import KINDS, sentences
+
+ASSETS = Path(str(files("fastav"))) / "assets"
+QUESTIONS = json.loads((ASSETS / "clips" / "questions.json").read_text(encoding="utf-8"))
+
+
+@cache
+def tiny() -> Pipeline:
+    return pipeline("tiny", "none", device="cpu", dtype="float32")
+
+
+def test_the_weights_are_in_half_precision_and_small():
+    path = ASSETS / "tiny" / "model.safetensors"
+    assert path.stat().st_size < 10_000_000
+    with safe_open(path, "pt") as weights:
+        assert {weights.get_tensor(name).dtype.itemsize for name in weights.keys()} == {2}  # noqa: SIM118
+
+
+def test_its_architecture_is_its_own():
+    assert TinyAdapter().config().architectures == [FastAVTinyForConditionalGeneration.__name__]
+    assert type(adapter_for(TinyAdapter().config().architectures)) is TinyAdapter
+
+
+def test_every_word_of_the_world_is_a_token():
+    words = VideoLlama2Processor.from_pretrained(ASSETS / "tiny").tokenizer
+    for sentence in sentences():
+        assert words.unk_token_id not in words(sentence.upper(), add_special_tokens=False)["input_ids"]
+
+
+def test_a_clip_is_64_video_and_72_audio_tokens():
+    (layout,) = (
+        tiny()
+        .engine.adapter.prepare(
+            tiny().engine.processor,
+            [Request(clip=Clip.open(ASSETS / "clips" / "knock.mp4"), question="describe the clip.")],
+        )
+        .layouts
+    )
+    assert (layout.count(Modality.VIDEO), layout.count(Modality.AUDIO)) == (64, 72)
+    example = TinyAdapter().example(TinyAdapter().config(), text=layout.count(Modality.TEXT))
+    assert (example.modality == layout.modality).all()
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_it_answers_about_the_clips_beside_it(name):
+    path = ASSETS / "clips" / name
+    assert path.stat().st_size <= 60_000
+    assert len(QUESTIONS[name]) == len(KINDS)
+    for one in QUESTIONS[name]:
+        answer = tiny()(path, one["question"], max_new_tokens=16)
+        assert answer.text.replace(" .", ".") == one["answer"], one["question"]
+
+
+def test_it_is_nearly_always_right_about_scenes_it_was_not_trained_on():
+    task = ToyWorldTask(scenes=10, seed=7)
+    samples = list(task.samples())
+    answers = tiny().engine.generate([sample.request() for sample in samples], tiny().plan, max_new_tokens=16)
+    scores = [task.grade(sample, answer.text).score for sample, answer in zip(samples, answers, strict=True)]
+    assert sum(scores) / len(scores) > 0.9
+
+
+def test_its_preset_keeps_one_word_answers():
+    pruned = tiny()(ASSETS / "clips" / "knock.mp4", "what shape is moving?", plan="fastav", max_new_tokens=4)
+    assert pruned.text == "square"
+    assert pruned.flops.ratio < 0.9

@@ -1,0 +1,1 @@
+"""How the embedded model is made; no part of the package."""

@@ -1,0 +1,33 @@
+"""Write the clips that come with the package, and their questions: `python -m training.clips`."""
+
+import json
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+
+from fastav.world import KINDS, Question, Scene, ask, caption, write
+
+FOLDER = Path(str(files("fastav"))) / "assets" / "clips"
+SEEDS = {"triangle": 18, "silence": 4, "knock": 26, "mismatch": 42}
+
+
+def main() -> None:
+    """Write all clips and `questions.json`; all are scenes that the model was not trained on."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    told = {}
+    for name, seed in SEEDS.items():
+        rng = np.random.default_rng(seed)
+        scene = Scene.draw(rng, held_out=True)
+        write(scene, FOLDER / f"{name}.mp4")
+        print(name, caption(scene), scene.picture.objects, scene.picture.rest, scene.sound.knock)
+        told[f"{name}.mp4"] = [_entry(ask(kind, scene, rng)) for kind in KINDS]
+    (FOLDER / "questions.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+
+
+def _entry(question: Question) -> dict[str, str]:
+    return {"family": question.family, "question": question.text, "answer": question.answer}
+
+
+if __name__ == "__main__":
+    main()

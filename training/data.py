@@ -1,0 +1,181 @@
+"""Banks of pictures and sounds, which are recombined into scenes, and batches of questions about them."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from fastav.models.videollama2 import Scheme, VideoLlama2Processor, sample_frames, soundtrack_features
+from fastav.world import Picture, Scene, Sound, ask, frames, waveform
+from fastav.world.render import FPS, FRAMES
+from fastav.world.scene import FITS, TIMBRES
+from training.labels import heard, seen
+
+FACTS = ("colour", "shape", "direction", "timbre", "pitch", "count", "rest", "knock")
+FIRST = (*FACTS, "see", "hear", "fits", "caption")
+SECOND = ("fits", "sound-of", "shape-of", "hear", "hear", "see", "see", "see", "rest")
+THIRD = ("fits", "sound-of", "shape-of", "hear", "rest", *("see",) * 4, *("is",) * 3)
+WEIGHTS = {"fits": 2.0, "see": 2.0, "count": 1.5, "caption": 0.5}
+END_WEIGHT = 0.2  # of the token that ends an answer, which is soon learnt
+
+
+@dataclass(frozen=True, slots=True)
+class Bank:
+    """Pictures and sounds, any two of which are a scene."""
+
+    pictures: list[Picture]
+    sounds: list[Sound]
+
+    @classmethod
+    def draw(cls, size: int, seed: int) -> "Bank":
+        """So many of each."""
+        rng = np.random.default_rng(seed)
+        return cls([Picture.draw(rng) for _ in range(size)], [Sound.draw(rng) for _ in range(size)])
+
+    def scenes(self, count: int, rng: np.random.Generator, *, held_out: bool) -> list[tuple[int, int]]:
+        """Numbers of picture and sound of scenes of one split; about half of them fit."""
+        by_timbre = [
+            [number for number, sound in enumerate(self.sounds) if sound.timbre == timbre and not sound.silent]
+            for timbre in TIMBRES
+        ]
+        found = []
+        while len(found) < count:
+            picture = int(rng.integers(len(self.pictures)))
+            fitting = by_timbre[TIMBRES.index(FITS[self.pictures[picture].shape])]
+            sound = int(rng.choice(fitting) if rng.random() < 1 / 3 else rng.integers(len(self.sounds)))
+            if Scene(self.pictures[picture], self.sounds[sound]).held_out == held_out:
+                found.append((picture, sound))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A bank as the encoders take it, with the labels of its tokens.
+
+    frames: uint8 [pictures, frames, side, side, 3]. fbanks: [sounds, rows, bins]. objects, motions: [pictures, video
+    tokens]. noises, starts: [sounds, audio tokens].
+    """
+
+    frames: Tensor
+    fbanks: Tensor
+    objects: Tensor
+    motions: Tensor
+    noises: Tensor
+    starts: Tensor
+
+    @classmethod
+    def of(cls, bank: Bank, scheme: Scheme) -> "Labelled":
+        """Render the frames that the processor would sample, and all sounds."""
+        which = sample_frames(FRAMES, scheme.num_frames)
+        looks = [seen(picture, (which + 0.5) / FPS, scheme) for picture in bank.pictures]
+        noises = [heard(sound, scheme) for sound in bank.sounds]
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # each of very many operations is too small to share
+        fbanks = [soundtrack_features(waveform(sound), scheme)[0].bfloat16() for sound in bank.sounds]
+        torch.set_num_threads(threads)
+        return cls(
+            frames=torch.from_numpy(np.stack([frames(picture, which) for picture in bank.pictures])),
+            fbanks=torch.stack(fbanks),
+            objects=torch.from_numpy(np.stack([look.what for look in looks])),
+            motions=torch.from_numpy(np.stack([look.motion for look in looks])),
+            noises=torch.from_numpy(np.stack([noise.what for noise in noises])),
+            starts=torch.from_numpy(np.stack([noise.starts for noise in noises])),
+        )
+
+
+def pixels(shown: Tensor) -> Float[Tensor, "videos frames 3 side side"]:
+    """What `pixel_values` makes of frames that have the model's size already."""
+    return ((shown.float() * (1 / 255)) - 0.5).div(0.5).permute(0, 1, 4, 2, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Scenes, each with several questions packed behind it that do not see each other.
+
+    pictures, sounds: numbers in the bank. ids, positions: of all tokens behind the clip, [scenes, tokens]. sees:
+    which tokens [scenes, tokens, tokens] see which of them. targets, weights: what each token is to be followed by.
+    questions: at what each token of an answer follows, the question's place in the list of kinds; else -1.
+    """
+
+    pictures: Tensor
+    sounds: Tensor
+    ids: Int[Tensor, "scenes tokens"]
+    positions: Int[Tensor, "scenes tokens"]
+    sees: Bool[Tensor, "scenes tokens tokens"]
+    targets: Int[Tensor, "scenes tokens"]
+    weights: Float[Tensor, "scenes tokens"]
+    questions: Int[Tensor, "scenes tokens"]
+
+
+def kinds_of(phase: int, rng: np.random.Generator) -> list[str]:
+    """Kinds of the questions about one scene, by phase: all but bridges, then what takes long to learn, and some."""
+    if phase == 0:
+        return list(FIRST)
+    facts = [str(kind) for kind in rng.choice(FACTS, 3 if phase == 1 else 2, replace=False)]
+    return [*(SECOND if phase == 1 else THIRD), *facts, *(["caption"] if rng.random() < 0.4 else [])]
+
+
+def pack(
+    processor: VideoLlama2Processor,
+    bank: Bank,
+    scenes: list[tuple[int, int]],
+    kinds: list[list[str]],
+    start: int,
+    rng: np.random.Generator,
+) -> Batch:
+    """Questions of these kinds about these scenes; positions go on from `start`, where the clip ends."""
+    rows = []
+    for (picture, sound), wanted in zip(scenes, kinds, strict=True):
+        scene = Scene(bank.pictures[picture], bank.sounds[sound])
+        row = []
+        for number, kind in enumerate(wanted):
+            question = ask(kind, scene, rng)
+            row.append((number, kind, prompt_ids(processor, question.text), answer_ids(processor, question.answer)))
+        rows.append(row)
+    width = max(sum(len(ask) + len(answer) for _, _, ask, answer in row) for row in rows)
+    width += -width % 8
+    ids, targets, questions = (np.full((len(rows), width), fill) for fill in (0, 0, -1))
+    positions, owner = np.full((len(rows), width), start), np.full((len(rows), width), -1)
+    weights = np.zeros((len(rows), width), np.float32)
+    for row, parts in enumerate(rows):
+        at = 0
+        for number, kind, asked, answer in parts:
+            tokens = [*asked, *answer]
+            here = slice(at, at + len(tokens))
+            ids[row, here], positions[row, here] = tokens, start + np.arange(len(tokens))
+            owner[row, here], targets[row, at : at + len(tokens) - 1] = number, tokens[1:]
+            said = slice(at + len(asked) - 1, at + len(tokens) - 1)
+            weights[row, said], questions[row, said] = WEIGHTS.get(kind, 1.0), number
+            weights[row, said.stop - 1] *= END_WEIGHT
+            at += len(tokens)
+    causal = np.tri(width, dtype=bool)
+    sees = (owner[:, :, None] == owner[:, None]) & causal
+    pictures, sounds = np.array(scenes).T
+    arrays = (pictures, sounds, ids, positions, sees, targets, weights, questions)
+    return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
+
+
+def before(processor: VideoLlama2Processor) -> list[int]:
+    """Token ids in front of the clip."""
+    return processor.tokenizer(_around(processor, "")[0], add_special_tokens=False)["input_ids"]
+
+
+@lru_cache(4096)
+def prompt_ids(processor: VideoLlama2Processor, question: str) -> list[int]:
+    """Token ids behind the clip, up to where the model answers."""
+    return processor.tokenizer(_around(processor, question)[1], add_special_tokens=False)["input_ids"]
+
+
+@lru_cache(4096)
+def answer_ids(processor: VideoLlama2Processor, answer: str) -> list[int]:
+    """Token ids of an answer, its end included."""
+    words = processor.tokenizer
+    return [*words(answer, add_special_tokens=False)["input_ids"], words.eos_token_id]
+
+
+def _around(processor: VideoLlama2Processor, question: str) -> tuple[str, str]:
+    front, _, back = processor.prompt(question, video=True, audio=True).partition("<video>")
+    return front, back

@@ -1,0 +1,20 @@
+"""How far the training is, and how long it will take."""
+
+import time
+
+
+class Progress:
+    """Prints a line every so many steps.  first: the step it begins at, where training is resumed."""
+
+    def __init__(self, name: str, steps: int, first: int = 0, every: int = 20) -> None:
+        self.name, self.steps, self.first, self.every = name, steps, first, every
+        self.began = time.monotonic()
+
+    def tell(self, number: int, text: str) -> None:
+        """After step `number`, counted from 0."""
+        done = number + 1
+        if done % self.every and done != self.steps:
+            return
+        gone = time.monotonic() - self.began
+        left = gone / (done - self.first) * (self.steps - done)
+        print(f"{self.name} {done}/{self.steps}  {text}  {gone:.0f} s, {left / 60:.1f} min left", flush=True)
