@@ -77,12 +77,12 @@ def test_after_a_failed_forward_the_next_one_is_right():
 def test_two_threads_with_two_models_do_not_disturb_each_other():
     models = [tiny_model(seed=seed) for seed in (0, 1)]
     inputs = pad_left(ROWS)
-    alone = [generate(model, inputs)[0].sequences for model in models]
+    alone = [generate(model, inputs)[0].logits[0] for model in models]
     results: dict[int, list] = {0: [], 1: []}
 
     def work(index):
         for _ in range(5):
-            results[index].append(generate(models[index], inputs)[0].sequences)
+            results[index].append(generate(models[index], inputs)[0].logits[0])
 
     threads = [threading.Thread(target=work, args=(index,)) for index in (0, 1)]
     for thread in threads:
@@ -91,7 +91,7 @@ def test_two_threads_with_two_models_do_not_disturb_each_other():
         thread.join()
     for index in (0, 1):
         assert len(results[index]) == 5
-        assert all(torch.equal(result, alone[index]) for result in results[index])
+        assert all((result - alone[index]).abs().max() < 1e-4 for result in results[index])
     assert "get_interface" not in vars(ALL_ATTENTION_FUNCTIONS)
 
 

@@ -19,12 +19,13 @@ from fastav.cli._text import printable, stderr
 from fastav.errors import FastAVError, PlanError
 
 REPEAT = 3
+EMBEDDED = "tiny"  # the model that comes with the package
 
 
 def run(
     clip: Annotated[str, typer.Argument(metavar="CLIP", help="A video or audio file.")],
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.")],
-    model: _options.Model = "videollama2",
+    model: _options.Model = EMBEDDED,
     plan: _options.PlanName = "fastav",
     compare: Annotated[bool, typer.Option("--compare", help="Also run unpruned; print both side by side.")] = False,
     repeat: Annotated[
@@ -41,7 +42,8 @@ def run(
     """Answer a question about a clip.
 
     The answer goes to stdout, as it comes on a terminal; what it cost goes to stderr. With --compare the model is
-    loaded once and runs unpruned and pruned by turns.
+    loaded once and runs unpruned and pruned by turns. Without --model the model that comes with fastav answers, which
+    knows nothing but a toy world.
 
     --json prints one object: model, clip, question, device, dtype, versions; and text, token_ids, plan, prompt_tokens,
     tokens_per_layer, flops, kv_bytes, seconds, peak_bytes; with --compare those of each plan under plans.
@@ -65,6 +67,19 @@ def run(
         if not sys.stdout.isatty():
             print(report["text"], flush=True)
         stderr().print(_render.summary(report))
+    if model == EMBEDDED and not as_json and not _bundled(clip):
+        stderr().print(
+            "\nThis is the embedded model, which knows nothing but a toy world of moving shapes and beeps. "
+            "For any other clip name a real model: --model videollama2 (fastav models).",
+            style="yellow",
+        )
+
+
+def _bundled(clip: str) -> bool:
+    """Whether a clip is one of those that come with the package."""
+    from importlib.resources import files
+
+    return Path(clip).resolve().parent == Path(str(files("fastav") / "assets" / "clips")).resolve()
 
 
 def _opened(path: str, question: str, use: str) -> Any:

@@ -16,7 +16,7 @@ from fastav.models._adapters import qwen2_shape
 from fastav.models._grids import Places, grid_layouts, timed
 from fastav.models._official import OfficialAdapter, Row, bounded, deaf, refuse_written_placeholders, rendered, sampled
 from fastav.plan import Keep, Plan, Share
-from fastav.presets import fastav, trim
+from fastav.presets import fastav, plus, trim
 
 EXAMPLE_SECONDS = 30.0
 KEPT = 0.4
@@ -33,7 +33,11 @@ class SightAdapter(OfficialAdapter):
     """
 
     hears = False
-    presets: ClassVar[Mapping[str, Plan]] = {"fastav": fastav(Keep(media=Share(KEPT))), "fastav-trim": trim()}
+    presets: ClassVar[Mapping[str, Plan]] = {
+        "fastav": fastav(Keep(media=Share(KEPT))),
+        "fastav-plus": plus(),
+        "fastav-trim": trim(),
+    }
     fps: ClassVar[float]
     prefix: ClassVar[int]
     temporal: ClassVar[int]

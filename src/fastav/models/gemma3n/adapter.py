@@ -18,7 +18,7 @@ from fastav.models._gemma import PIECE, RATE, gemma_plan, gemma_shape, lengths, 
 from fastav.models._official import OfficialAdapter, Row, refuse_written_placeholders, rendered
 from fastav.models._pictures import frame_indices
 from fastav.plan import Keep, Plan, Tokens
-from fastav.presets import trim
+from fastav.presets import plus, trim
 
 MOST = 32  # frames, of which there is one for every second begun
 FRAME_TOKENS, PIECE_TOKENS = 256, 188
@@ -45,6 +45,7 @@ class Gemma3nAdapter(OfficialAdapter):
     checkpoint = "google/gemma-3n-E4B-it"
     presets: ClassVar[Mapping[str, Plan]] = {
         "fastav": gemma_plan(Keep(audio=Tokens(10)), first=10, later=15),
+        "fastav-plus": plus(layers=("5", "10", "15")),  # each behind a layer of full attention
         "fastav-trim": trim(),
     }
     config_class = "Gemma3nConfig"

@@ -17,7 +17,7 @@ from fastav.models._adapters import of_places, prompts_of, with_seconds
 from fastav.models._gemma import PIECE, RATE, gemma_plan, gemma_shape, lengths, pieces, runs
 from fastav.models._official import OfficialAdapter, Row, refuse_written_placeholders, rendered, sampled
 from fastav.plan import Keep, Plan, Tokens
-from fastav.presets import trim
+from fastav.presets import plus, trim
 
 FRAMES, FRAME_TOKENS = 32, 66  # of a video, and of one of its frames at 1280 x 720
 STEP = 640  # samples of an audio token
@@ -39,6 +39,7 @@ class Gemma4Adapter(OfficialAdapter):
     checkpoint = "google/gemma-4-E4B-it"
     presets: ClassVar[Mapping[str, Plan]] = {
         "fastav": gemma_plan(Keep(audio=Tokens(10)), first=12, later=18),
+        "fastav-plus": plus(layers=("6", "12", "18")),  # each behind a layer of full attention
         "fastav-trim": trim(),
     }
     config_class = "Gemma4Config"

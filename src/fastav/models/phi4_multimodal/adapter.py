@@ -21,7 +21,7 @@ from fastav.models._official import OfficialAdapter, Row, refuse_written_placeho
 from fastav.models._pictures import frame_indices
 from fastav.models.phi4_multimodal.lora import merge
 from fastav.plan import Keep, Plan, Tokens
-from fastav.presets import fastav, trim
+from fastav.presets import fastav, plus, trim
 
 MOST = 16  # frames, of which there is one for every second begun
 RATE = 16_000
@@ -50,7 +50,11 @@ class Phi4MultimodalAdapter(OfficialAdapter):
     name = "phi4-multimodal"
     architectures = frozenset({"Phi4MultimodalForCausalLM"})
     checkpoint = "microsoft/Phi-4-multimodal-instruct"
-    presets: ClassVar[Mapping[str, Plan]] = {"fastav": fastav(Keep(audio=Tokens(10))), "fastav-trim": trim()}
+    presets: ClassVar[Mapping[str, Plan]] = {
+        "fastav": fastav(Keep(audio=Tokens(10))),
+        "fastav-plus": plus(),
+        "fastav-trim": trim(),
+    }
     config_class = "Phi4MultimodalConfig"
     model_class = "Phi4MultimodalForCausalLM"
     processor_class = "Phi4MultimodalProcessor"

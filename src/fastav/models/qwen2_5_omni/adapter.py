@@ -12,7 +12,7 @@ from fastav.models._adapters import qwen2_shape
 from fastav.models._grids import Grids
 from fastav.models._omni import FPS, KEPT, OmniAdapter
 from fastav.plan import Keep, Plan, Share
-from fastav.presets import fastav, trim
+from fastav.presets import fastav, plus, trim
 
 CHUNK_SECONDS = 2  # of video, then its sound, then the next
 
@@ -29,7 +29,11 @@ class Qwen25OmniAdapter(OmniAdapter):
         {"Qwen2_5OmniModel", "Qwen2_5OmniForConditionalGeneration", "Qwen2_5OmniThinkerForConditionalGeneration"}
     )
     checkpoint = "Qwen/Qwen2.5-Omni-7B"
-    presets: ClassVar[Mapping[str, Plan]] = {"fastav": fastav(Keep(media=Share(KEPT))), "fastav-trim": trim()}
+    presets: ClassVar[Mapping[str, Plan]] = {
+        "fastav": fastav(Keep(media=Share(KEPT))),
+        "fastav-plus": plus(),
+        "fastav-trim": trim(),
+    }
     config_class = "Qwen2_5OmniThinkerConfig"
     whole_class = "Qwen2_5OmniConfig"
     model_class = "Qwen2_5OmniThinkerForConditionalGeneration"

@@ -13,7 +13,7 @@ from fastav.models._adapters import qwen2_shape
 from fastav.models._grids import Grids
 from fastav.models._omni import FPS, KEPT, MEL_FRAMES, OmniAdapter
 from fastav.plan import Keep, Plan, Share
-from fastav.presets import fastav, trim
+from fastav.presets import fastav, plus, trim
 
 STRIDE = 8  # columns of the spectrogram from one audio token to the next, anew after each second
 
@@ -28,7 +28,11 @@ class Qwen3OmniAdapter(OmniAdapter):
     name = "qwen3-omni"
     architectures = frozenset({"Qwen3OmniMoeForConditionalGeneration", "Qwen3OmniMoeThinkerForConditionalGeneration"})
     checkpoint = "Qwen/Qwen3-Omni-30B-A3B-Instruct"
-    presets: ClassVar[Mapping[str, Plan]] = {"fastav": fastav(Keep(media=Share(KEPT))), "fastav-trim": trim()}
+    presets: ClassVar[Mapping[str, Plan]] = {
+        "fastav": fastav(Keep(media=Share(KEPT))),
+        "fastav-plus": plus(),
+        "fastav-trim": trim(),
+    }
     config_class = "Qwen3OmniMoeThinkerConfig"
     whole_class = "Qwen3OmniMoeConfig"
     model_class = "Qwen3OmniMoeThinkerForConditionalGeneration"

@@ -10,7 +10,7 @@ from fastav.models._checkpoint import load
 from fastav.models.tiny.modeling import FastAVTinyForConditionalGeneration
 from fastav.models.videollama2 import VideoLlama2Adapter, VideoLlama2Config, VideoLlama2Processor
 from fastav.plan import Keep, Plan, Share
-from fastav.presets import fastav, trim
+from fastav.presets import fastav, plus, trim
 
 
 class TinyAdapter(VideoLlama2Adapter):
@@ -23,7 +23,11 @@ class TinyAdapter(VideoLlama2Adapter):
     name = "tiny"
     architectures = frozenset({FastAVTinyForConditionalGeneration.__name__})
     checkpoint = str(files("fastav") / "assets" / "tiny")
-    presets: ClassVar[Mapping[str, Plan]] = {"fastav": fastav(Keep(audio=Share(0.5))), "fastav-trim": trim()}
+    presets: ClassVar[Mapping[str, Plan]] = {
+        "fastav": fastav(Keep(audio=Share(0.5))),
+        "fastav-plus": plus(),
+        "fastav-trim": trim(),
+    }
     prefix = 1
 
     def config(self, source: str | None = None) -> VideoLlama2Config:

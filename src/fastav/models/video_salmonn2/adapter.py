@@ -21,7 +21,7 @@ from fastav.models.video_salmonn2.processing import VideoSalmonn2Processor
 from fastav.models.video_salmonn2.scheme import COLUMNS, HOP, PIECE_SECONDS, RATE, Scheme
 from fastav.models.video_salmonn2.video import sample_frames
 from fastav.plan import Frames, Keep, Plan
-from fastav.presets import fastav, trim
+from fastav.presets import fastav, plus, trim
 
 PREFIX = 14  # tokens before the clip: the system message and the start of the user's
 TYPICAL_SECONDS = 10  # of the clips in AVHBench and AVQA, on which the paper measures
@@ -39,7 +39,11 @@ class VideoSalmonn2Adapter(ModelAdapter):
     name = "video-salmonn2"
     architectures = frozenset({ORIGINAL, "VideoSalmonn2ForConditionalGeneration"})
     checkpoint = "tsinghua-ee/video-SALMONN-2"
-    presets: ClassVar[Mapping[str, Plan]] = {"fastav": fastav(Keep(media=Frames(4))), "fastav-trim": trim()}
+    presets: ClassVar[Mapping[str, Plan]] = {
+        "fastav": fastav(Keep(media=Frames(4))),
+        "fastav-plus": plus(),
+        "fastav-trim": trim(),
+    }
 
     def config(self, source: str | None = None) -> VideoSalmonn2Config:
         """The configuration in a local folder or hub id; of the release, without any download, if None."""
@@ -64,7 +68,8 @@ class VideoSalmonn2Adapter(ModelAdapter):
     def build(self, config: PreTrainedConfig) -> PreTrainedModel:
         """A model of this configuration whose weights are not loaded."""
         _scheme(config)
-        return VideoSalmonn2ForConditionalGeneration(config)
+        known: Any = config
+        return VideoSalmonn2ForConditionalGeneration(known)
 
     def prepare(self, processor: ProcessorMixin, requests: Sequence[Request]) -> Prepared:
         """Decode, sample and tokenize a batch of requests.

@@ -28,7 +28,7 @@ from fastav.models.video_salmonn2_plus.scheme import (
 )
 from fastav.models.video_salmonn2_plus.video import read_frames, sample_frames
 from fastav.plan import Keep, Plan, Share
-from fastav.presets import fastav, trim
+from fastav.presets import fastav, plus, trim
 
 ORIGINAL = "video_SALMONN2_plus"
 PREFIX = 15  # tokens before the clip: the system message, the start of the user's, and of the vision block
@@ -47,7 +47,11 @@ class VideoSalmonn2PlusAdapter(ModelAdapter):
     name = "video-salmonn2-plus"
     architectures = frozenset({ORIGINAL, "VideoSalmonn2PlusForConditionalGeneration"})
     checkpoint = "tsinghua-ee/video-SALMONN-2_plus_7B"
-    presets: ClassVar[Mapping[str, Plan]] = {"fastav": fastav(Keep(media=Share(KEPT))), "fastav-trim": trim()}
+    presets: ClassVar[Mapping[str, Plan]] = {
+        "fastav": fastav(Keep(media=Share(KEPT))),
+        "fastav-plus": plus(),
+        "fastav-trim": trim(),
+    }
 
     def config(self, source: str | None = None) -> VideoSalmonn2PlusConfig:
         """The configuration in a local folder or hub id; of the released 7B, without any download, if None."""
@@ -72,7 +76,8 @@ class VideoSalmonn2PlusAdapter(ModelAdapter):
     def build(self, config: PreTrainedConfig) -> PreTrainedModel:
         """A model of this configuration whose weights are not loaded."""
         _scheme(config)
-        return VideoSalmonn2PlusForConditionalGeneration(config)
+        known: Any = config
+        return VideoSalmonn2PlusForConditionalGeneration(known)
 
     def prepare(self, processor: ProcessorMixin, requests: Sequence[Request]) -> Prepared:
         """Decode, sample and tokenize a batch of requests.

@@ -21,7 +21,7 @@ from fastav.models.videollama2.processing import VideoLlama2Processor
 from fastav.models.videollama2.scheme import MERGE, RATE, SHIFT, Scheme
 from fastav.models.videollama2.video import sample_frames
 from fastav.plan import Keep, Plan, Tokens
-from fastav.presets import fastav, trim
+from fastav.presets import fastav, plus, trim
 
 ORIGINAL = "Videollama2Qwen2ForCausalLM"
 
@@ -36,7 +36,11 @@ class VideoLlama2Adapter(ModelAdapter):
     name = "videollama2"
     architectures = frozenset({ORIGINAL, "VideoLlama2ForConditionalGeneration"})
     checkpoint = "DAMO-NLP-SG/VideoLLaMA2.1-7B-AV"
-    presets: ClassVar[Mapping[str, Plan]] = {"fastav": fastav(Keep(audio=Tokens(10))), "fastav-trim": trim()}
+    presets: ClassVar[Mapping[str, Plan]] = {
+        "fastav": fastav(Keep(audio=Tokens(10))),
+        "fastav-plus": plus(),
+        "fastav-trim": trim(),
+    }
     prefix: ClassVar[int] = 14  # tokens before the clip: the system message and the start of the user's
 
     def config(self, source: str | None = None) -> VideoLlama2Config:
@@ -62,7 +66,8 @@ class VideoLlama2Adapter(ModelAdapter):
     def build(self, config: PreTrainedConfig) -> PreTrainedModel:
         """A model of this configuration whose weights are not loaded."""
         _scheme(config)
-        return VideoLlama2ForConditionalGeneration(config)
+        known: Any = config
+        return VideoLlama2ForConditionalGeneration(known)
 
     def prepare(self, processor: ProcessorMixin, requests: Sequence[Request]) -> Prepared:
         """Decode, sample and tokenize a batch of requests.
