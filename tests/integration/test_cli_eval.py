@@ -220,10 +220,11 @@ def test_a_full_disk_is_told_before_weights_load(capsys, monkeypatch):
 
 def apart(*arguments: str, **environment: str) -> subprocess.Popen:
     """The command in a process group of its own."""
-    tests = str(Path(__file__).parents[1])
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
         [sys.executable, "-c", SCRIPT, *arguments],
-        env=os.environ | {"PYTHONPATH": tests} | environment,
+        env=os.environ | {"PYTHONPATH": path} | environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -268,7 +269,11 @@ def test_ctrl_c_leaves_a_file_that_goes_on(made, capsys, tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes
-    out, err = process.communicate(timeout=60)
+    try:
+        out, err = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     assert process.returncode == 130
     assert out == ""
     assert err.endswith(f"answers are in {path}; the same command goes on from there\n\ninterrupted\n")
