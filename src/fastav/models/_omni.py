@@ -105,11 +105,13 @@ class OmniAdapter(OfficialAdapter):
             shown = clip.seconds
             media |= {"videos": [clip.frames], "video_metadata": [clip.metadata], "do_sample_frames": False}
             # the processor cannot know the rate, by which it and the model place video and sound in time
-            media |= {"fps": clip.fps, "use_audio_in_video": audio, **bounded(processor.video_processor)}
+            media |= {"fps": clip.fps, **bounded(processor.video_processor)}
         if audio:
             # by default what goes past the extractor's `chunk_length` would be cut off
             media |= {"audio": [_heard(np.asarray(request.clip.require_audio().read(RATE)))]}
             media |= {"audio_kwargs": {"truncation": False}}
+        if video and audio:
+            media |= _together(processor)
         content = [{"type": "video" if video else "audio"}, {"type": "text", "text": request.question}]
         inputs = dict(processor(text=[rendered(processor, content)], **media, return_tensors="pt"))
         if video and audio:
@@ -176,12 +178,21 @@ class OmniAdapter(OfficialAdapter):
         return getattr(model, "thinker", model)
 
     def decoder(self, model: PreTrainedModel) -> nn.Module:
-        """The thinker's text model."""
-        return model.get_submodule("model")
+        """The thinker's text model, which newer versions of transformers put one level deeper."""
+        inner: Any = model.get_submodule("model")
+        return getattr(inner, "language_model", inner)
 
     def encoders(self, model: PreTrainedModel) -> tuple[nn.Module, ...]:
         """The vision and audio towers with their projectors."""
-        return model.get_submodule("visual"), model.get_submodule("audio_tower")
+        outer: Any = model if hasattr(model, "visual") else model.get_submodule("model")
+        return outer.visual, outer.audio_tower
+
+
+def _together(processor: Any) -> dict[str, Any]:
+    """Arguments that make a processor put a video's sound between its frames; newer ones want to know whose it is."""
+    if hasattr(processor, "_resolve_audio_from_video"):
+        return {"load_audio_from_video": True, "audio_from_video_indices": [0]}
+    return {"use_audio_in_video": True}
 
 
 def _heard(wave: Float32[np.ndarray, " samples"]) -> Float32[np.ndarray, " longer"]:
