@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-slow compat check format tables bench bench-prepare train-tiny gpu clean
+.PHONY: help setup demo test test-slow compat check format tables leaderboard bench bench-prepare train-tiny gpu clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 12
@@ -43,6 +43,11 @@ format: $(READY)  ## mend what `make check` finds
 
 tables: $(READY)  ## write the table of models into README.md and docs/models.md
 	PYTHONPATH=tests $(BIN)/python docs/models.py
+
+leaderboard: $(READY)  ## plans and rivals on the embedded model: rows, chart and table
+	$(BIN)/fastav eval tiny toy-world --limit 300 --out results/toy-world.jsonl \
+		--plans none,fastav,fastav-plus,fastav-trim,fastv,fastv@0.25,pyramiddrop,vtw,random@0.5
+	$(BIN)/fastav leaderboard results/toy-world.jsonl --out results/toy-world.svg
 
 bench: $(READY)  ## prefill time, pruned over unpruned, against FLOPs
 	$(BIN)/python -m fastav.bench

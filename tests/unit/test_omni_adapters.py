@@ -250,7 +250,9 @@ def test_what_a_checkpoint_lacks_or_has_too_much_is_named(family, tmp_path):
         save_file(keys, file, metadata={"format": "pt"})
         family.adapter.load(str(tmp_path))
 
-    with pytest.raises(CheckpointError, match=r"lacks 1 key: model\.layers\.0\.self_attn\.q_proj\.weight"):
+    with pytest.raises(
+        CheckpointError, match=r"lacks 1 key: model\.(language_model\.)?layers\.0\.self_attn\.q_proj\.weight"
+    ):
         load({key: value for key, value in weights.items() if key != gone})
     with pytest.raises(CheckpointError, match=r"has unknown 1 key: .*surplus"):
         load({**weights, "thinker.surplus": torch.zeros(1)})
