@@ -47,7 +47,7 @@ def test_the_command_line_lists_it_and_counts_with_it(installed):
     assert listed[-1] == {
         "name": "dummy-av",
         "checkpoint": "nobody/dummy-av",
-        "plans": ["none", "fastav", "fastav-trim"],
+        "plans": ["none", "fastav", "fastav-plus", "fastav-trim"],
         "architectures": ["DummyAVForCausalLM"],
     }
     counted = fastav("flops", "dummy-av", "--json", path=installed)
