@@ -4,6 +4,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+BLOCK_BYTES = {"cpu": 1 << 24, "cuda": 1 << 29}
+"""Of the scores that are held at once: on a CPU what stays in its caches is fastest."""
+
 
 def last_query_attention(
     query: Float[Tensor, "batch heads tokens features"],
@@ -32,8 +35,52 @@ def attention_rows(
     [batch, tokens] (flash), for causal attention, where the queries are those of the last tokens. valid: which tokens
     are real (None: all). Rows of queries that are not real are zero.
     """
+    return _of_heads(query, key, mask, valid, scaling, first, query.shape[2] if last is None else last).mean((1, 2))
+
+
+def weighted_attention(
+    weights: Float[Tensor, "batch rows queries"],
+    query: Float[Tensor, "batch heads queries features"],
+    key: Float[Tensor, "batch kv_heads tokens features"],
+    mask: Tensor | None,
+    valid: Bool[Tensor, "batch tokens"] | None,
+    scaling: float | int,
+    *,
+    block: int | None = None,
+) -> Float[Tensor, "batch rows tokens"]:
+    """Rows of weights times the attention map (mean over heads), in float32: `weights @ attention_rows(...)`.
+
+    block: queries whose attention is held at once; by default as many as `BLOCK_BYTES` hold. Where attention is known
+    to be causal (no mask of four axes), keys after the block are not looked at.
+    """
+    batch, heads, queries, _ = query.shape
+    tokens, rows = key.shape[2], weights.shape[1]
+    block = block or max(1, BLOCK_BYTES.get(query.device.type, 1 << 26) // (4 * batch * heads * tokens))
+    causal = mask is None or mask.ndim != 4
+    total = torch.zeros(batch, rows, tokens, device=query.device)
+    for first in range(0, queries, block):
+        last = min(first + block, queries)
+        seen = tokens - queries + last if causal else tokens
+        real = None if valid is None else valid[:, :seen]
+        if causal:
+            attention = _of_heads(query[:, :, first:last], key[:, :, :seen], None, real, scaling, 0, last - first)
+        else:
+            attention = _of_heads(query, key, mask, real, scaling, first, last)
+        told = weights[:, None, None, :, first:last].expand(*attention.shape[:3], -1, -1).movedim(3, 1)
+        total[:, :, :seen] += torch.matmul(told.reshape(batch, rows, -1), attention.reshape(batch, -1, seen))
+    return total / heads
+
+
+def _of_heads(
+    query: Float[Tensor, "batch heads queries features"],
+    key: Float[Tensor, "batch kv_heads tokens features"],
+    mask: Tensor | None,
+    valid: Bool[Tensor, "batch tokens"] | None,
+    scaling: float | int,
+    first: int,
+    last: int,
+) -> Float[Tensor, "batch kv_heads groups rows tokens"]:
     queries, tokens = query.shape[2], key.shape[2]
-    last = queries if last is None else last
     batch, heads, _, features = query.shape
     kv_heads, rows = key.shape[1], last - first
     grouped = query[:, :, first:last].reshape(batch, kv_heads, heads // kv_heads * rows, features)
@@ -48,7 +95,7 @@ def attention_rows(
         place = torch.arange(tokens, device=key.device)
         logits = logits.masked_fill(place > place[tokens - queries :][first:last, None], -torch.inf)
     if valid is None:
-        return logits.softmax(-1).mean((1, 2))
-    attention = logits.masked_fill(~valid[:, None, None, None], -torch.inf).softmax(-1).mean((1, 2))
+        return logits.softmax(-1)
+    attention = logits.masked_fill(~valid[:, None, None, None], -torch.inf).softmax(-1)
     real = valid[:, tokens - queries :][:, first:last]
-    return torch.where(real[..., None], attention, 0.0)
+    return torch.where(real[:, None, None, :, None], attention, 0.0)

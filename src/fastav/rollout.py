@@ -1,8 +1,9 @@
 """Attention rollout: how much of a token reaches another through all layers, in blocks of queries.
 
-`R_L = A~_L ... A~_1` with `A~ = alpha * A + (1 - alpha) * I`, where A is a layer's attention, mean over heads. Of R
-only one row is wanted, so a row vector goes down from the top layer: `v <- alpha * v A + (1 - alpha) * v`. Memory is
-that of a block of rows of A; FLOPs are those of the attention scores of all layers.
+`R_l = A~_l ... A~_1` with `A~ = alpha * A + (1 - alpha) * I`, where A is a layer's attention, mean over heads. Of R
+only few rows (or means of rows) are wanted, so row vectors go down from the top layer: `v <- alpha * v A + (1 - alpha) *
+v`. Memory is that of a block of rows of A beside the queries and keys; FLOPs are those of the attention scores of all
+layers, once, however many rows and top layers are asked for.
 
 Source: Abnar and Zuidema, arXiv:2005.00928; arXiv:2601.13143, section 3 (alpha is not given there; 0.5 is usual).
 """
@@ -14,10 +15,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fastav.attention import attention_rows
+from fastav.attention import weighted_attention
 
 ALPHA = 0.5
-BLOCK = 256  # queries whose attention is held at once
 
 
 class Captured(NamedTuple):
@@ -33,9 +33,21 @@ class Captured(NamedTuple):
     slots: Int[Tensor, "batch tokens"]
     valid: Bool[Tensor, "batch tokens"] | None
 
+    def to(self, device: torch.device | str) -> "Captured":
+        """The same on another device; to hold many layers of a long prompt, beside the model on the host."""
+        moved = (part.to(device) if isinstance(part, Tensor) else part for part in self)
+        return Captured(*moved)  # pyright: ignore[reportArgumentType]
+
+
+class Rows(NamedTuple):
+    """Row vectors times the attention of each layer, and times the rollout of that layer and all before it."""
+
+    attention: Float[Tensor, "layers batch rows columns"]
+    rollout: Float[Tensor, "layers batch rows columns"]
+
 
 def rollout_row(
-    layers: Sequence[Captured], start: Float[Tensor, "batch columns"], *, alpha: float = ALPHA, block: int = BLOCK
+    layers: Sequence[Captured], start: Float[Tensor, "batch columns"], *, alpha: float = ALPHA, block: int | None = None
 ) -> Float[Tensor, "batch columns"]:
     """A row vector times the rollout of these layers, the first of which ran first.
 
@@ -43,20 +55,38 @@ def rollout_row(
     point that stand for no token). Layers that ran on fewer tokens pass the weight of those on; one-hot at the last
     token gives the last query's row of R.
     """
-    weights = start
+    weights = start[:, None]
     for layer in reversed(layers):
-        here = weights.gather(1, layer.slots)
-        mixed = alpha * _times_attention(here, layer, block) + (1 - alpha) * here
-        weights = torch.zeros_like(start).scatter_(1, layer.slots, mixed)
-    return weights
+        weights, _ = _through(layer, weights, alpha, block)
+    return weights[:, 0]
 
 
-def _times_attention(
-    weights: Float[Tensor, "batch tokens"], layer: Captured, block: int
-) -> Float[Tensor, "batch tokens"]:
-    total = torch.zeros_like(weights)
-    for first in range(0, weights.shape[1], block):
-        last = min(first + block, weights.shape[1])
-        rows = attention_rows(layer.query, layer.key, layer.mask, layer.valid, layer.scaling, first=first, last=last)
-        total += torch.einsum("bq,bqt->bt", weights[:, first:last], rows)
-    return total
+def rollout_rows(
+    layers: Sequence[Captured],
+    starts: Float[Tensor, "batch rows columns"],
+    *,
+    alpha: float = ALPHA,
+    block: int | None = None,
+) -> Rows:
+    """Row vectors times A_l and times R_l, of every layer l, in one pass down.
+
+    starts: as `start` of `rollout_row`, several of them. Results are on its device, to which layers held elsewhere are
+    brought one at a time.
+    """
+    attention, weights = [], starts[:, :0]
+    for layer in reversed(layers):
+        weights, seen = _through(layer.to(starts.device), torch.cat([starts, weights], 1), alpha, block)
+        attention.append(seen[:, : starts.shape[1]])
+    return Rows(torch.stack(attention[::-1]), weights.unflatten(1, (len(layers), -1)).transpose(0, 1))
+
+
+def _through(
+    layer: Captured, weights: Float[Tensor, "batch rows columns"], alpha: float, block: int | None
+) -> tuple[Float[Tensor, "batch rows columns"], Float[Tensor, "batch rows columns"]]:
+    """Rows times A~ of one layer, and times its A."""
+    slots = layer.slots[:, None].expand(-1, weights.shape[1], -1)
+    here = weights.gather(2, slots)
+    seen = weighted_attention(here, layer.query, layer.key, layer.mask, layer.valid, layer.scaling, block=block)
+    mixed = alpha * seen + (1 - alpha) * here
+    empty = torch.zeros_like(weights)
+    return empty.scatter(2, slots, mixed), empty.scatter(2, slots, seen)

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastav.attention import attention_rows, last_query_attention
-from fastav.rollout import Captured, rollout_row
+from fastav.attention import attention_rows, last_query_attention, weighted_attention
+from fastav.rollout import Captured, rollout_row, rollout_rows
 
 HEADS, KV_HEADS, FEATURES = 4, 2, 8
 SCALING = FEATURES**-0.5
@@ -52,6 +52,28 @@ def test_rows_are_those_of_the_dense_map(kind, tokens, short, data):
     assert (last_query_attention(query, key, mask, valid, SCALING) - dense(query, key, seen)[:, -1]).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("kind", ["none", "bool", "sliding", "bidirectional", "per head"])
+@pytest.mark.parametrize("block", [1, 3, None])
+@given(tokens=st.integers(1, 12), fewer=st.integers(0, 5), data=st.data())
+@settings(max_examples=20, deadline=None)
+def test_weights_times_the_map_in_blocks(kind, block, tokens, fewer, data):
+    queries = max(1, tokens - fewer)
+    query, key = queries_and_keys(tokens)
+    seen, valid = seen_of(tokens, [tokens, data.draw(st.integers(1, tokens))])
+    place = torch.arange(tokens)
+    seen = {
+        "sliding": seen & (place[:, None] - place < 3),
+        "bidirectional": seen | ((place[:, None] < 4) & (place < 4) & valid[:, None, None]),
+    }.get(kind, seen)
+    mask = {"none": None, "per head": seen.expand(-1, HEADS, -1, -1)}.get(kind, seen)
+    weights = torch.rand(2, 3, queries, generator=torch.Generator().manual_seed(1))
+    cut = None if mask is None else mask[:, :, tokens - queries :]
+    found = weighted_attention(weights, query[:, :, tokens - queries :], key, cut, valid, SCALING, block=block)
+    real = valid[:, tokens - queries :].float()
+    expected = (weights * real[:, None]) @ dense(query, key, seen)[:, tokens - queries :]
+    assert (found - expected).abs().max() < 1e-5
+
+
 def test_a_flash_mask_says_no_more_than_what_is_real():
     query, key = queries_and_keys(6)
     seen, valid = seen_of(6, [6, 4])
@@ -75,6 +97,27 @@ def test_the_rollouts_row_is_that_of_the_dense_product(block, alpha):
     row = rollout_row(layers, start, alpha=alpha, block=block)
     assert (row[:, :-1] - product[:, -1]).abs().max() < 1e-5
     assert row.sum(1).tolist() == pytest.approx([1, 1])
+
+
+@pytest.mark.parametrize("alpha", [0.5, 0.9])
+def test_rows_of_every_layer_come_in_one_pass(alpha):
+    tokens, real = 9, [9, 6]
+    seen, valid = seen_of(tokens, real)
+    slots = torch.arange(tokens).expand(2, tokens)
+    starts = torch.zeros(2, 2, tokens + 1)
+    starts[:, 0, tokens - 1] = 1
+    starts[:, 1, :-1] = valid / valid.sum(1, keepdim=True)
+    layers, product, attention, rollout = [], torch.eye(tokens).expand(2, -1, -1), [], []
+    for seed in range(4):
+        query, key = queries_and_keys(tokens, seed=seed)
+        layers.append(Captured(query, key, None, SCALING, slots, valid))
+        product = (alpha * dense(query, key, seen) + (1 - alpha) * torch.eye(tokens)) @ product
+        attention.append(starts[..., :-1] @ dense(query, key, seen))
+        rollout.append(starts[..., :-1] @ product)
+    rows = rollout_rows(layers, starts, alpha=alpha)
+    assert (rows.attention[..., :-1] - torch.stack(attention)).abs().max() < 1e-5
+    assert (rows.rollout[..., :-1] - torch.stack(rollout)).abs().max() < 1e-5
+    assert rows.rollout.shape == (4, 2, 2, tokens + 1)
 
 
 def test_layers_on_fewer_tokens_pass_on_the_weight_of_those():
