@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from fastav import mixing
@@ -75,6 +76,24 @@ class Prepared:
 
     inputs: Mapping[str, Any]
     layouts: tuple[Layout, ...]
+
+
+class AudioAttention(ABC):
+    """How much attention a family's audio tokens receive in the last layer of its audio encoder."""
+
+    @abstractmethod
+    def modules(self, model: PreTrainedModel) -> tuple[nn.Module, nn.Module]:
+        """The encoder, called with all sounds of a batch, and the attention of its last layer, called once in there."""
+
+    @abstractmethod
+    def received(
+        self, attention: nn.Module, sounds: Mapping[str, Any], given: Mapping[str, Any]
+    ) -> Float[Tensor, " tokens"]:
+        """Of each audio token, in the order of the prompts: the mean over heads and over queries that may see it.
+
+        In float32, pooled as the encoder pools what it says. sounds, given: the arguments by name of the encoder's and
+        of the attention's call.
+        """
 
 
 class ModelAdapter(ABC):
@@ -151,6 +170,10 @@ class ModelAdapter(ABC):
     @abstractmethod
     def encoders(self, model: PreTrainedModel) -> tuple[nn.Module, ...]:
         """The modules that turn audio and video into embeddings, projectors included (their time is `encode`)."""
+
+    def audio_attention(self) -> AudioAttention | None:
+        """Where the audio encoder attends, for `Signal.ENCODER`; None where this adapter does not tell."""
+        return None
 
 
 def adapter_for(architectures: Collection[str], config: Mapping[Any, Any] | None = None) -> ModelAdapter:

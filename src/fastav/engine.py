@@ -8,8 +8,11 @@ from typing import Any, ClassVar
 from transformers import PreTrainedConfig
 
 from fastav.adapter import Request
+from fastav.errors import UnsupportedPlan
 from fastav.method import Signal
 from fastav.plan import Plan
+from fastav.rollout import ALPHA
+from fastav.trace import Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,3 +108,10 @@ class Engine(ABC):
         on_text: called with each piece of the answer as it comes; for single requests only.
         Raises: MediaError, PlanError, UnsupportedPlan.
         """
+
+    def trace(self, request: Request, plan: Plan, *, alpha: float = ALPHA) -> Trace:
+        """Look at the attention of one prefill under a plan, and at its rollout with this alpha.
+
+        Raises: UnsupportedPlan if this engine does not show its attention; as `generate`.
+        """
+        raise UnsupportedPlan(f"{type(self).__name__} does not show its attention", "take the engine transformers")

@@ -9,6 +9,7 @@ FastAVError
 │   ├── UnreadableMedia     no such file, not media, truncated, or too large
 │   └── MissingTrack        the clip has no video (or audio) where the request needs it
 ├── CheckpointError         weights or a processor that do not fit the model
+├── CalibrationError        evidence that no plan can be read off, or that belongs to something else
 └── TaskError               a benchmark whose annotations or clips are missing or malformed
 """
 
@@ -58,6 +59,10 @@ class MissingTrack(MediaError):
 
 class CheckpointError(FastAVError):
     """Weights or a processor that do not fit the model."""
+
+
+class CalibrationError(FastAVError):
+    """Evidence that no plan can be read off, or that belongs to another model or other settings."""
 
 
 class TaskError(FastAVError):

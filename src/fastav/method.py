@@ -27,6 +27,7 @@ class Signal(StrEnum):
     WINDOW = "window"  # the same, mean over the last 32 queries
     ROLLOUT = "rollout"  # the last query's row of the attention rollout through all layers so far (fastav.rollout)
     KEYS = "keys"  # key vectors of the layer before, as `View.keys`
+    ENCODER = "encoder"  # attention that each audio token receives in the audio encoder's last layer, 0 for others
     GIVEN = "given"  # scores that the caller brought along
 
 
@@ -107,6 +108,22 @@ class Method(ABC):
     @abstractmethod
     def score(self, view: View) -> Float[Tensor, "batch tokens"]:
         """A finite score for every token still there; ties go to the earlier token."""
+
+    def merge(
+        self, view: View, chosen: Int[Tensor, "batch kept"], real: Bool[Tensor, "batch kept"]
+    ) -> Float[Tensor, "batch kept features"]:
+        """The hidden states of the tokens that stay, in the dtype of `view.hidden`: here, as they are.
+
+        A method that overrides this lets what stays take in some of what goes. Positions, signals and keys of the
+        tokens that stay are not merged. chosen: indices of the tokens that stay, as `select` gives them. real: which of
+        those there are; what is said of the others is ignored.
+        """
+        return view.hidden.gather(1, chosen[..., None].expand(-1, -1, view.hidden.shape[2]))
+
+    @property
+    def merges(self) -> bool:
+        """Whether what stays takes in some of what goes."""
+        return type(self).merge is not Method.merge
 
 
 def method_of(step: Step) -> Method:

@@ -182,6 +182,9 @@ class Keep:
         return cls(**{name: _budget(name, value) for name, value in data.items()})
 
 
+_PLAN_KEYS = {"fastav_plan", "name", "steps"}
+_MADE_FOR = ("model", "layers", "hidden")
+
 _LAYERS = re.compile(
     r"(?P<first>[0-9]{1,6}|[0-9]{1,3}/[1-9][0-9]{0,2}|middle)"
     r"(?:\+(?P<more>[0-9]{1,6}))?(?P<range>\.\.(?P<last>[0-9]{1,6})?)?"
@@ -277,10 +280,15 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Steps, taken in the order of their layers; without any, nothing is pruned."""
+    """Steps, taken in the order of their layers; without any, nothing is pruned.
+
+    origin: of a calibrated plan, what it was made for (`model`, `layers`, `hidden`: the adapter's name, the decoder's
+    depth and width) and from what (anything that JSON holds). It then fits no other model.
+    """
 
     steps: tuple[Step, ...] = ()
     name: str = ""
+    origin: Mapping[str, Any] | None = field(default=None, hash=False)
 
     VERSION: ClassVar[int] = 1
 
@@ -349,15 +357,26 @@ class Plan:
         """Tokens that every layer runs on.  Raises: PlanError."""
         return tuple(sum(there.values()) for there in self.layers(layout, depth))
 
+    def require(self, model: str, layers: int, hidden: int) -> None:
+        """Refuse a model that the plan was not made for.  Raises: PlanError."""
+        made = (model, layers, hidden) if self.origin is None else tuple(self.origin[key] for key in _MADE_FOR)
+        if made != (model, layers, hidden):
+            raise PlanError(
+                f"the plan was calibrated for {made[0]} with {made[1]} layers of width {made[2]}, "
+                f"this is {model} with {layers} of width {hidden}",
+                "calibrate for this model: fastav calibrate",
+            )
+
     @property
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits that differ when the steps differ; the name does not count."""
+        """Twelve hexadecimal digits that differ when the steps differ; name and origin do not count."""
         steps = json.dumps([step.to_dict() for step in self.steps], sort_keys=True)
         return hashlib.sha256(steps.encode()).hexdigest()[:12]
 
     def to_json(self) -> str:
         """The plan as JSON text."""
         data = {"fastav_plan": self.VERSION, "name": self.name, "steps": [step.to_dict() for step in self.steps]}
+        data |= {} if self.origin is None else {"origin": dict(self.origin)}
         return json.dumps(data, indent=2)
 
     @classmethod
@@ -367,12 +386,19 @@ class Plan:
             data = json.loads(text, object_pairs_hook=_unique)
         except (ValueError, RecursionError) as error:
             raise PlanError(f"a plan must be JSON: {error}") from None
-        _require_keys("plan", data, {"fastav_plan", "name", "steps"}, all_of_them=True)
+        _require_keys("plan", data, {"fastav_plan", "name", "steps", "origin"})
+        _require_keys("plan", {k: v for k, v in data.items() if k != "origin"}, _PLAN_KEYS, all_of_them=True)
+        if (origin := data.get("origin")) is not None and not (
+            isinstance(origin, dict)
+            and isinstance(origin.get("model"), str)
+            and all(isinstance(origin.get(key), int) for key in _MADE_FOR[1:])
+        ):
+            raise PlanError("a plan's origin must name model, layers and hidden", "leave it out, or calibrate anew")
         if data["fastav_plan"] != cls.VERSION or isinstance(data["fastav_plan"], bool):
             raise PlanError(f"plan version {data['fastav_plan']!r} is not {cls.VERSION}", "write the plan anew")
         if not isinstance(data["name"], str) or not isinstance(data["steps"], list):
             raise PlanError("a plan's name must be a string and its steps a list")
-        return cls(tuple(Step.from_dict(step) for step in data["steps"]), data["name"])
+        return cls(tuple(Step.from_dict(step) for step in data["steps"]), data["name"], origin)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> "Plan":

@@ -1,9 +1,9 @@
 """Attention rollout: how much of a token reaches another through all layers, in blocks of queries.
 
 `R_l = A~_l ... A~_1` with `A~ = alpha * A + (1 - alpha) * I`, where A is a layer's attention, mean over heads. Of R
-only few rows (or means of rows) are wanted, so row vectors go down from the top layer: `v <- alpha * v A + (1 - alpha) *
-v`. Memory is that of a block of rows of A beside the queries and keys; FLOPs are those of the attention scores of all
-layers, once, however many rows and top layers are asked for.
+only few rows (or means of rows) are wanted, so row vectors go down from the top layer:
+`v <- alpha * v A + (1 - alpha) * v`. Memory is that of a block of rows of A beside the queries and keys; FLOPs are
+those of the attention scores of all layers, once, however many rows and top layers are asked for.
 
 Source: Abnar and Zuidema, arXiv:2005.00928; arXiv:2601.13143, section 3 (alpha is not given there; 0.5 is usual).
 """
@@ -23,14 +23,16 @@ ALPHA = 0.5
 class Captured(NamedTuple):
     """What one layer's attention was given.
 
-    slots: column of the padded prompt of each token that the layer ran on. Others as for `attention_rows`.
+    slots, seen: columns of the padded prompt of the tokens that the layer ran on, and of those that they may attend to
+    (in most models the same). Others as for `attention_rows`.
     """
 
-    query: Float[Tensor, "batch heads tokens features"]
+    query: Float[Tensor, "batch heads queries features"]
     key: Float[Tensor, "batch kv_heads tokens features"]
     mask: Tensor | None
     scaling: float | int
-    slots: Int[Tensor, "batch tokens"]
+    slots: Int[Tensor, "batch queries"]
+    seen: Int[Tensor, "batch tokens"]
     valid: Bool[Tensor, "batch tokens"] | None
 
     def to(self, device: torch.device | str) -> "Captured":
@@ -70,12 +72,15 @@ def rollout_rows(
 ) -> Rows:
     """Row vectors times A_l and times R_l, of every layer l, in one pass down.
 
-    starts: as `start` of `rollout_row`, several of them. Results are on its device, to which layers held elsewhere are
-    brought one at a time.
+    starts: as `start` of `rollout_row`, several of them; of a layer that ran on fewer tokens, the weights of those are
+    made to sum to 1. Results are on its device, to which layers held elsewhere are brought one at a time.
     """
     attention, weights = [], starts[:, :0]
     for layer in reversed(layers):
-        weights, seen = _through(layer.to(starts.device), torch.cat([starts, weights], 1), alpha, block)
+        here = layer.to(starts.device)
+        there = torch.zeros_like(starts[:, :1]).scatter(2, here.slots[:, None], 1.0) * starts
+        there = there / there.sum(2, keepdim=True).clamp(min=1e-30)
+        weights, seen = _through(here, torch.cat([there, weights], 1), alpha, block)
         attention.append(seen[:, : starts.shape[1]])
     return Rows(torch.stack(attention[::-1]), weights.unflatten(1, (len(layers), -1)).transpose(0, 1))
 
@@ -84,9 +89,8 @@ def _through(
     layer: Captured, weights: Float[Tensor, "batch rows columns"], alpha: float, block: int | None
 ) -> tuple[Float[Tensor, "batch rows columns"], Float[Tensor, "batch rows columns"]]:
     """Rows times A~ of one layer, and times its A."""
-    slots = layer.slots[:, None].expand(-1, weights.shape[1], -1)
+    slots, keys = (part[:, None].expand(-1, weights.shape[1], -1) for part in (layer.slots, layer.seen))
     here = weights.gather(2, slots)
     seen = weighted_attention(here, layer.query, layer.key, layer.mask, layer.valid, layer.scaling, block=block)
-    mixed = alpha * seen + (1 - alpha) * here
-    empty = torch.zeros_like(weights)
-    return empty.scatter(2, slots, mixed), empty.scatter(2, slots, seen)
+    attended = torch.zeros_like(weights).scatter_add(2, keys, seen)
+    return weights.scatter(2, slots, (1 - alpha) * here) + alpha * attended, attended

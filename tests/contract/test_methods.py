@@ -7,7 +7,8 @@ import torch
 
 from fastav.engines.transformers.staging import stage_prompt
 from fastav.errors import PlanError
-from fastav.method import Method, Prompt, Signal, View, method_of
+from fastav.layout import Modality
+from fastav.method import Method, Prompt, Signal, View, method_of, select
 from fastav.plan import Keep, Share, Step
 from fastav.registry import METHODS
 from support.tiny import layout_of, prompt
@@ -57,11 +58,10 @@ def test_a_row_scores_the_same_alone_and_padded_in_a_batch(method):
         assert torch.equal(method.score(view_of([row]))[0], batch[b, -row.shape[1] :])
 
 
-def test_scoring_never_looks_at_data(method):
-    """On tensors without data whatever would wait for a device fails: a value, a mask as index, a shape it decides."""
-    view = view_of(ROWS)
+def nowhere(view):
+    """The view without data: on such tensors whatever would wait for a device fails, such as a mask as index."""
     empty = {f.name: getattr(view.prompt, f.name).to("meta") for f in fields(view.prompt)}
-    nowhere = View(
+    return View(
         layer=view.layer,
         prompt=Prompt(**empty),
         slots=view.slots.to("meta"),
@@ -69,7 +69,52 @@ def test_scoring_never_looks_at_data(method):
         hidden=view.hidden.to("meta"),
         keys=view.keys.to("meta"),
     )
-    assert method.score(nowhere).shape == view.slots.shape
+
+
+def test_scoring_never_looks_at_data(method):
+    view = view_of(ROWS)
+    assert method.score(nowhere(view)).shape == view.slots.shape
+
+
+def kept_of(method, view):
+    """What stays of a view where three quarters of each modality do."""
+    pools = [(frozenset({m}), ((view.modality == m).sum(1) * 3 + 3) // 4) for m in (Modality.AUDIO, Modality.VIDEO)]
+    text = (view.modality == Modality.TEXT).sum(1)
+    width = int((sum(count for _, count in pools) + text).max())
+    return select(method.score(view), view.modality, pools, width)
+
+
+def test_what_stays_changes_only_where_a_method_merges(method):
+    view = view_of(ROWS)
+    chosen, real = kept_of(method, view)
+    plain = torch.stack([view.hidden[row, chosen[row]] for row in range(len(ROWS))])
+    merged = method.merge(view, chosen, real)
+    assert torch.equal(Method.merge(method, view, chosen, real), plain)
+    assert method.merges == (type(method).merge is not Method.merge)
+    changed = (merged != plain).any(-1) & real
+    assert changed.any() == method.merges
+    assert merged[real].isfinite().all()
+    text = view.modality.gather(1, chosen) == 0
+    assert not (changed & text).any()
+
+
+def test_merging_a_row_alone_and_in_a_batch_is_alike_and_keeps_the_dtype(method):
+    view = view_of(ROWS)
+    chosen, real = kept_of(method, view)
+    batch = method.merge(view, chosen, real)
+    for row, ids in enumerate(ROWS):
+        single = view_of([ids])
+        kept, there = kept_of(method, single)
+        alone = method.merge(single, kept, there)[0]
+        assert (alone - batch[row, real[row]]).abs().max() < 1e-6
+    half = View(**{f.name: getattr(view, f.name) for f in fields(view)} | {"hidden": view.hidden.bfloat16()})
+    assert method.merge(half, chosen, real).dtype == torch.bfloat16
+
+
+def test_merging_never_looks_at_data(method):
+    view = view_of(ROWS)
+    chosen, real = kept_of(method, view)
+    assert method.merge(nowhere(view), chosen.to("meta"), real.to("meta")).shape == (*chosen.shape, 8)
 
 
 def test_random_differs_by_seed_layer_and_position_and_is_uniform():

@@ -27,6 +27,7 @@ KEPT = {  # audio and video tokens of each of the six layers, by hand from the p
     "evs": [4 + 12] * 6,
     "fastv": [28] * 2 + [14] * 4,
     "keep-first": [28] * 2 + [8 + 6] * 4,
+    "omnizip": [7 + 9] * 6,
     "pyramiddrop": [28, 14, 14, 7, 4, 4],
     "snapkv": [28] * 6,
     "tova": [28] * 6,
@@ -56,7 +57,7 @@ def test_its_plan_travels_as_json_and_runs_on_any_depth(name):
     assert Plan.from_json(plan.to_json()) == plan
     for depth in (DEPTH, 28, 36):
         assert plan.cuts(depth) or plan.cache_cuts(depth)
-    TransformersEngine.check(tiny_model().config, plan)
+    TransformersEngine.check(tiny_model().config, plan, adapter=TinyAdapter())
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -159,6 +160,7 @@ def test_a_plan_is_named_by_preset_then_file_then_recipe(tmp_path):
         ("fastv@0", PlanError, "in \\(0, 1\\]"),
         ("fastv@nan", PlanError, "in \\(0, 1\\]"),
         ("omnidrop@0.3", PlanError, "audio, video, first, last, diversity"),
+        ("omnizip@0.3", PlanError, "audio, video, anchors, merged"),
     ],
 )
 def test_wrong_names_are_refused_in_words(text, error, message):

@@ -23,6 +23,8 @@ PLANS = [
     trim(),
     Plan((Step(layers="1", method="random", keep=Keep(media=Share(0.5))),), "random"),
 ]
+# but for omnizip: the encoders that it asks wait for the device themselves
+RECIPE_PLANS = [make() for name, make in RECIPES.items() if name != "omnizip"]
 IDS = prompt(seed=1)
 LAYOUTS = TinyAdapter().layouts(None, {"input_ids": IDS})
 
@@ -51,7 +53,7 @@ def test_the_check_notices_a_wait():
 
 
 @pytest.mark.parametrize("rows", [1, 2])
-@pytest.mark.parametrize("plan", [*PLANS, *(make() for make in RECIPES.values())], ids=lambda plan: plan.name)
+@pytest.mark.parametrize("plan", [*PLANS, *RECIPE_PLANS], ids=lambda plan: plan.name)
 @torch.inference_mode()
 def test_a_pruned_prefill_never_waits_for_the_device(plan, rows):
     model = tiny_model().to("cuda")

@@ -14,9 +14,9 @@ SEEN: dict[int, View] = {}
 
 
 class Watch(Method):
-    """Keeps what it is shown, and scores by position."""
+    """Keeps what it is shown, and scores by position; the encoders' attention has tests of its own."""
 
-    needs = frozenset(Signal) - {Signal.GIVEN}
+    needs = frozenset(Signal) - {Signal.GIVEN, Signal.ENCODER}
 
     def score(self, view):
         SEEN[view.layer] = view

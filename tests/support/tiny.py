@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin, Qwen2Config, Qwen2ForCausalLM
 
-from fastav.adapter import ModelAdapter, Prepared, Request
+from fastav.adapter import AudioAttention, ModelAdapter, Prepared, Request
 from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
 from fastav.plan import Plan
@@ -62,6 +62,20 @@ class TinyAdapter(ModelAdapter):
 
     def encoders(self, model: PreTrainedModel) -> tuple[nn.Module, ...]:
         return ()
+
+    def audio_attention(self) -> AudioAttention:
+        return Ears()
+
+
+class Ears(AudioAttention):
+    """The decoder has no encoders: here its embedding stands for one, and attention goes up and down with time."""
+
+    def modules(self, model: PreTrainedModel) -> tuple[nn.Module, nn.Module]:
+        return model.model.embed_tokens, model.model.embed_tokens
+
+    def received(self, attention: nn.Module, sounds: Mapping[str, Any], given: Mapping[str, Any]) -> Tensor:
+        audio = given["input"] == AUDIO_ID
+        return (audio.cumsum(1)[audio] * 2.4).sin() + 1
 
 
 def layout_of(ids: Tensor) -> Layout:

@@ -1,6 +1,6 @@
 """Methods against a literal reading of their papers: loops over tokens, one row at a time, nothing shared."""
 
-from math import exp, floor, isnan, nan
+from math import ceil, exp, floor, isnan, nan
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fastav.engines.transformers.staging import stage_prompt
 from fastav.errors import PlanError
 from fastav.layout import Layout, Modality
-from fastav.method import Signal, View, method_of
+from fastav.method import Signal, View, method_of, select
 from fastav.methods._order import courses, earlier, ranks
 from fastav.plan import Keep, Share, Step
 from fastav.registry import METHODS
@@ -286,6 +286,170 @@ def test_omnidrop_spares_what_is_far_in_time():
     assert METHODS["omnidrop"](drop=0.5, diversity=0).score(view)[0, 21] > near
 
 
+# windows of two seconds, two frames each; the second is silent, and some sound has no time
+TALK = layout(
+    (TEXT, 2, -1, nan),
+    *(run for f in range(4) for run in ((VIDEO, 7, 2 * f, f), (AUDIO, 4 * (f not in (2, 3)), 2 * f, f))),
+    (VIDEO, 7, 8, 4.0),
+    (AUDIO, 6, 8, 4.5),
+    (AUDIO, 5, -1, nan),
+    (TEXT, 3, -1, nan),
+)
+# the same without seconds: four sampled frames a window
+UNTIMED = Layout.join(
+    Layout.of(m, n, frame=np.full(n, f))
+    for m, n, f in (
+        (VIDEO, 4, 0),
+        (VIDEO, 4, 2),
+        (AUDIO, 9, 2),
+        (VIDEO, 4, 4),
+        (VIDEO, 4, 6),
+        (AUDIO, 9, 6),
+        (TEXT, 2, -1),
+    )
+)
+
+
+class LiteralOmnizip:
+    """OmniZip of one row, token by token."""
+
+    def __init__(self, view, row, real, *, audio=0.75, anchors=0.05, merged=3, window=2.0):
+        self.view, self.row, self.merged = view, row, merged
+        kind = {i: int(view.modality[row, i]) for i in real}
+        self.audio, self.video = ([i for i in real if kind[i] == m] for m in (AUDIO, VIDEO))
+        attention = {i: float(view[Signal.ENCODER][row, i]) for i in real}
+        total = ceil(audio * len(self.audio) - 1e-6)
+        number = min(total, floor(anchors * len(self.audio) + 0.5))
+        ranked = sorted(self.audio, key=lambda i: (-attention[i], i))
+        self.dominant, rest = ranked[: total - number], sorted(ranked[total - number :])
+        self.anchors = [rest[k * len(rest) // number] for k in range(number)]
+        others = [i for i in ranked if i in rest and i not in self.anchors]
+        self.audio_order = [*self.dominant, *self.anchors, *others]
+        timed = any(not isnan(s) for s in view.second[row].tolist())
+        self.window = {i: self.window_of(i, timed, window) for i in real}
+
+    def window_of(self, i, timed, window):
+        second, frame = float(self.view.second[self.row, i]), int(self.view.frame[self.row, i])
+        if timed:
+            return None if isnan(second) else floor(second / window)
+        return None if frame < 0 else floor(frame / (2 * window))
+
+    def shares(self):
+        share = {}
+        for w in {self.window[i] for i in self.video} - {None}:
+            heard = [i for i in self.audio if self.window[i] == w]
+            if heard:
+                share[w] = 0.75 - 0.4 * sum(i in self.dominant for i in heard) / len(heard)
+        guided = [share[self.window[i]] for i in self.video if self.window[i] in share]
+        mean = sum(guided) / len(guided) if guided else 0.75
+        return {i: round(share.get(self.window[i], mean), 6) for i in self.video}
+
+    def worth(self, i):
+        frame = self.view.frame[self.row]
+        earlier_frames = {int(frame[j]) for j in self.video if self.window[j] == self.window[i] and frame[j] < frame[i]}
+        if len(earlier_frames) % 2 == 1:
+            previous, _ = before(self.view, self.row, i, 1)
+            return 1.0 if previous is None else -cosine(self.hidden(i), self.hidden(previous))
+        mates = [j for j in self.video if frame[j] == frame[i]]
+        distance = {(a, b): 1 - cosine(self.hidden(a), self.hidden(b)) for a in mates for b in mates if a != b}
+        density = {}
+        for a in mates:
+            near = sorted(distance[a, b] for b in mates if b != a)[:5]
+            density[a] = exp(-sum(near) / max(1, len(near)))
+        denser = [distance[i, j] for j in mates if density[j] > density[i]]
+        return density[i] * (min(denser) if denser else max((distance[i, j] for j in mates if j != i), default=0))
+
+    def hidden(self, i):
+        return self.view.hidden[self.row, i]
+
+    def video_order(self):
+        worth, shares, key = {i: self.worth(i) for i in self.video}, self.shares(), {}
+        for i in self.video:
+            mates = [j for j in self.video if self.view.frame[self.row, j] == self.view.frame[self.row, i]]
+            below = sum((worth[j], -j) < (worth[i], -i) for j in mates)
+            key[i] = (below + 0.5) / len(mates) / shares[i]
+        return sorted(self.video, key=lambda i: (-key[i], i))
+
+    def merge(self, kept):
+        """What each kept anchor becomes."""
+        anchors = [a for a in self.anchors if a in kept]
+        belongs, likeness = {a: [] for a in anchors}, {}
+        for i in self.audio:
+            if i in kept or not anchors:
+                continue
+            nearest = max(anchors, key=lambda a: (cosine(self.hidden(i), self.hidden(a)), -a))
+            shown = [j for j in self.video if self.window[j] == self.window[i] is not None]
+            compared = shown or [nearest]
+            likeness[i] = max(cosine(self.hidden(i), self.hidden(j)) for j in compared)
+            belongs[nearest].append(i)
+        found = {}
+        for a, mine in belongs.items():
+            taken = sorted(mine, key=lambda i: (-likeness[i], i))[: self.merged]
+            if taken:
+                weights = [exp(likeness[i]) for i in taken]
+                mean = sum(w * self.hidden(i).double() for w, i in zip(weights, taken, strict=True)) / sum(weights)
+                found[a] = (self.hidden(a).double() + mean) / 2
+        return found
+
+
+OMNIZIP = [{}, {"audio": 0.6, "anchors": 0.3, "merged": 2}, {"audio": 0.5, "anchors": 0.5, "window": 1.0}]
+
+
+@pytest.mark.parametrize("options", OMNIZIP)
+@pytest.mark.parametrize("seed", range(3))
+def test_omnizip_is_its_definition(options, seed):
+    view = view_of([TALK, UNTIMED, *LAYOUTS], seed=seed)
+    scores = METHODS["omnizip"](**options).score(view)
+    for row, real in rows(view):
+        literal = LiteralOmnizip(view, row, real, **options)
+        for order in (literal.audio_order, literal.video_order()):
+            expected = [-place / len(order) for place in range(len(order))]
+            assert scores[row, order].tolist() == pytest.approx(expected)
+        assert all(scores[row, i] == 1 for i in real if view.modality[row, i] == TEXT)
+
+
+@pytest.mark.parametrize("options", OMNIZIP)
+@pytest.mark.parametrize("share", [None, 0.3, 0.9])
+def test_omnizips_anchors_take_in_what_is_like_the_video(options, share):
+    view, method = view_of([TALK, UNTIMED, *LAYOUTS], seed=4), METHODS["omnizip"](**options)
+    share = share or options.get("audio", 0.75)
+    audio = (view.modality == AUDIO).sum(1)
+    pools = [(frozenset({AUDIO}), (audio * share).ceil().long()), (frozenset({VIDEO}), audio // 2)]
+    chosen, real = select(method.score(view), view.modality, pools, view.slots.shape[1])
+    merged, seen = method.merge(view, chosen, real), 0
+    for row, tokens in rows(view):
+        kept = chosen[row, real[row]].tolist()
+        found = LiteralOmnizip(view, row, tokens, **options).merge(kept)
+        expected = torch.stack([found.get(i, view.hidden[row, i].double()) for i in kept])
+        assert (merged[row, real[row]] - expected).abs().max() < 1e-5
+        seen += len(found)
+    assert seen > 0 or share == 0.3, "a plan that keeps less than the method is told has no place for anchors"
+
+
+def test_omnizip_drops_video_of_windows_as_their_audio_says():
+    """Eight windows of two frames, the encoder attending to the last ones more and more."""
+    many = layout(
+        *(run for w in range(8) for run in ((VIDEO, 50, 4 * w, 2.0 * w), (VIDEO, 50, 4 * w + 2, 2.0 * w + 1))),
+        *((AUDIO, 20, -1, 2.0 * w) for w in range(8)),
+        (TEXT, 1, -1, nan),
+    )
+    attention = torch.rand(1, len(many), generator=torch.Generator().manual_seed(0))
+    attention[0, 800:-1] += torch.arange(8).repeat_interleave(20) / 4
+    view = view_of([many], attention=attention)
+    scores = METHODS["omnizip"]().score(view)
+    literal = LiteralOmnizip(view, 0, list(range(len(many))))
+    share = literal.shares()
+    for count in (240, 320, 560):
+        chosen, real = select(scores, view.modality, [(frozenset({VIDEO}), torch.tensor([count]))], 161 + count)
+        assert real.all()
+        kept = set(chosen[0].tolist())
+        scale = (800 - count) / sum(share.values())
+        for frame in range(16):
+            gone = 50 - len(kept & set(range(50 * frame, 50 * frame + 50)))
+            assert gone == pytest.approx(min(50, 50 * share[50 * frame] * scale), abs=2)
+    assert share[0] > share[799] + 0.2
+
+
 def test_window_pools_neighbours_within_the_row():
     view = view_of(LAYOUTS)
     for pool in (1, 5):
@@ -340,6 +504,10 @@ def test_half_precision_gives_the_same_kind_of_score(name):
         ("dart", {"texts": -1}, "at least 0"),
         ("omnidrop", {"drop": 2}, "from 0 to 1"),
         ("omnidrop", {"chunk": 0}, "chunk must be"),
+        ("omnizip", {"audio": 2}, "from 0 to 1"),
+        ("omnizip", {"anchors": -1}, "anchors must be"),
+        ("omnizip", {"merged": -1}, "at least 0"),
+        ("omnizip", {"window": 0}, "window must be"),
         ("window", {"pool": 4}, "odd"),
         ("window", {"pool": "x"}, "pool"),
     ],

@@ -59,6 +59,21 @@ def earlier(order: Int[Tensor, "batch tokens"], back: Int[Tensor, "batch tokens"
     return order.gather(1, (order.argsort(dim=1) - back).clamp(min=0))
 
 
+def turns(
+    value: Float[Tensor, "batch tokens"] | Int[Tensor, "batch tokens"],
+    group: Int[Tensor, "batch tokens"] | Bool[Tensor, "batch tokens"],
+) -> Int[Tensor, "batch tokens"]:
+    """How many different values below its own each token's group has."""
+    place = ranks(-value, group)
+    found, of = value.gather(1, place.order), group.gather(1, place.order)
+    first, new = torch.ones_like(found, dtype=torch.bool), torch.ones_like(found, dtype=torch.bool)
+    first[:, 1:] = of[:, 1:] != of[:, :-1]
+    new[:, 1:] = first[:, 1:] | (found[:, 1:] != found[:, :-1])
+    count = new.cumsum(1)
+    start = torch.where(first, count, 0).cummax(1).values
+    return torch.empty_like(count).scatter(1, place.order, count - start)
+
+
 def rows_at(
     values: Float[Tensor, "batch tokens features"], index: Int[Tensor, "batch picked"]
 ) -> Float[Tensor, "batch picked features"]:

@@ -9,12 +9,13 @@ from math import ceil
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 import transformers
 from jaxtyping import Float, Float32
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from fastav.adapter import Prepared, Request
+from fastav.adapter import AudioAttention, Prepared, Request
 from fastav.errors import MediaError
 from fastav.layout import Layout, Modality
 from fastav.models._adapters import of_places, with_seconds
@@ -34,13 +35,15 @@ class OmniAdapter(OfficialAdapter):
     """A family of thinkers.
 
     whole_class: name of the configuration of whole models. grids: how the release turns frames into tokens.
-    positions: positions in time a second. prefix: tokens of a typical prompt before the clip.
+    positions: positions in time a second. prefix: tokens of a typical prompt before the clip. pooled: whether the audio
+    encoder says the mean of two neighbours as one token.
     """
 
     whole_class: ClassVar[str]
     grids: ClassVar[Grids]
     positions: ClassVar[int]
     prefix: ClassVar[int]
+    pooled: ClassVar[bool]
     unused = ("talker.", "token2wav.", "code2wav.")
 
     @abstractmethod
@@ -186,6 +189,50 @@ class OmniAdapter(OfficialAdapter):
         """The vision and audio towers with their projectors."""
         outer: Any = model if hasattr(model, "visual") else model.get_submodule("model")
         return outer.visual, outer.audio_tower
+
+    def audio_attention(self) -> AudioAttention:
+        """The audio tower's, within windows of a sound."""
+        return WindowedAttention(self)
+
+
+class WindowedAttention(AudioAttention):
+    """Of the audio tower's last layer, whose input is all sounds one after another, in windows that see themselves."""
+
+    def __init__(self, adapter: OmniAdapter) -> None:
+        self.adapter = adapter
+
+    def modules(self, model: PreTrainedModel) -> tuple[nn.Module, nn.Module]:
+        """The audio tower, and the attention of its last layer."""
+        tower = self.adapter.encoders(model)[1]
+        return tower, tower.get_submodule("layers")[-1].self_attn  # pyright: ignore[reportIndexIssue]
+
+    def received(
+        self, attention: nn.Module, sounds: Mapping[str, Any], given: Mapping[str, Any]
+    ) -> Float[Tensor, " tokens"]:
+        """Of each audio token: the mean over heads and over its window, and over its two positions where pooled.
+
+        It waits for the device, as the tower does anyway, for the lengths of windows and sounds.
+        """
+        module: Any = attention
+        hidden = given["hidden_states"]
+        query, key = (
+            project(hidden).unflatten(-1, (module.num_heads, -1)).transpose(0, 1)
+            for project in (module.q_proj, module.k_proj)
+        )
+        lengths = given["cu_seqlens"].diff().tolist()
+        windows = zip(query.split(lengths, 1), key.split(lengths, 1), strict=True)
+        scores = torch.cat([_received(q, k, module.scaling) for q, k in windows])
+        if not self.adapter.pooled:
+            return scores
+        parts = scores.split([(columns + 1) // 2 for columns in sounds["feature_lens"].tolist()])
+        return torch.cat([part[: len(part) // 2 * 2].view(-1, 2).mean(1) for part in parts])
+
+
+def _received(
+    query: Float[Tensor, "heads window head"], key: Float[Tensor, "heads window head"], scaling: float | int
+) -> Float[Tensor, " window"]:
+    """What each position of a window receives, mean over heads and queries."""
+    return ((query @ key.transpose(1, 2)).float() * scaling).softmax(-1).mean((0, 1))
 
 
 def _together(processor: Any) -> dict[str, Any]:

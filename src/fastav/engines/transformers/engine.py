@@ -8,15 +8,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin, TextStreamer
 
-from fastav.adapter import ModelAdapter, Prepared, Request
+from fastav.adapter import ModelAdapter, Prepared, Request, adapter_for
 from fastav.engine import Answer, Engine, Saving
 from fastav.engines.transformers import guards
 from fastav.engines.transformers.pruner import prune
 from fastav.engines.transformers.stopwatch import PeakMemory, Phases
+from fastav.engines.transformers.tracing import GREEDY, trace
 from fastav.errors import FastAVError, PlanError
 from fastav.flops import kv_bytes, prefill_flops
 from fastav.method import Signal, method_of
 from fastav.plan import Plan
+from fastav.rollout import ALPHA
+from fastav.trace import Trace
 
 
 class TransformersEngine(Engine):
@@ -38,10 +41,23 @@ class TransformersEngine(Engine):
         return str(self.model.dtype).removeprefix("torch.")
 
     @classmethod
-    def check(cls, config: PreTrainedConfig, plan: Plan, attention: str | None = None) -> None:
-        """Refuse plans that this decoder cannot carry out exactly."""
+    def check(
+        cls,
+        config: PreTrainedConfig,
+        plan: Plan,
+        attention: str | None = None,
+        *,
+        adapter: ModelAdapter | None = None,
+    ) -> None:
+        """Refuse plans that this decoder cannot carry out exactly.
+
+        adapter: of the model; by the names in its configuration if None.
+        """
         decoder: Any = config.get_text_config(decoder=True)
         depth = decoder.num_hidden_layers
+        if plan.origin is not None:
+            named = adapter or adapter_for(config.architectures or (), config.to_dict())
+            plan.require(named.name, depth, decoder.hidden_size)
         cuts = tuple((layer, method_of(step)) for layer, step in plan.cuts(depth))
         cache_cuts = tuple((layer, method_of(step)) for layer, step in plan.cache_cuts(depth))
         for _, method in (*cuts, *cache_cuts):
@@ -50,6 +66,8 @@ class TransformersEngine(Engine):
                     f"the plan needs {', '.join(lacking)} scores, which only a caller can bring along",
                     "prune the model yourself: fastav.prune(model, plan, scores=...)",
                 )
+        if listening := [method for _, method in (*cuts, *cache_cuts) if Signal.ENCODER in method.needs]:
+            guards.check_encoder(adapter or adapter_for(config.architectures or (), config.to_dict()), listening)
         guards.check_decoder(decoder, cuts)
         guards.check_caches(decoder, cache_cuts)
         first = min((layer for layer, _ in (*cuts, *cache_cuts)), default=None)
@@ -66,7 +84,7 @@ class TransformersEngine(Engine):
         on_text: Callable[[str], None] | None = None,
     ) -> tuple[Answer, ...]:
         """Answer a batch of requests greedily; what the model's generation config says of penalties holds."""
-        self.check(self.model.config, plan)
+        self.check(self.model.config, plan, adapter=self.adapter)
         if max_new_tokens < 1:
             raise PlanError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         start = time.perf_counter()
@@ -82,7 +100,7 @@ class TransformersEngine(Engine):
             phases.timing(self.model, self.adapter.encoders(self.model)),
         ):
             ids: Any = self.model.generate(  # pyright: ignore[reportCallIssue]
-                **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, streamer=streamer, **_GREEDY
+                **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, streamer=streamer, **GREEDY
             )
         seconds = {"media": media} | phases.seconds()
         new = ids[:, inputs["input_ids"].shape[1] :]
@@ -91,6 +109,15 @@ class TransformersEngine(Engine):
             self._answer(tokenizer, prepared, plan, row, new[row], kept[row], seconds, memory.bytes())
             for row in range(len(requests))
         )
+
+    @torch.inference_mode()
+    def trace(self, request: Request, plan: Plan, *, alpha: float = ALPHA) -> Trace:
+        """Look at the attention of one prefill.  Takes the queries and keys of all layers on the host."""
+        self.check(self.model.config, plan, adapter=self.adapter)
+        prepared = self.adapter.prepare(self.processor, [request])
+        self._require_room(len(prepared.layouts[0]), 1)
+        inputs = {name: self._to_device(value) for name, value in prepared.inputs.items()}
+        return trace(self.model, self.adapter, inputs, prepared.layouts[0], plan, alpha)
 
     def _require_room(self, prompt: int, new: int) -> None:
         config: Any = self.model.config.get_text_config(decoder=True)
@@ -138,10 +165,6 @@ class TransformersEngine(Engine):
         end = self.model.generation_config.eos_token_id  # pyright: ignore[reportOptionalMemberAccess]
         ends = set(end) if isinstance(end, list) else {end}
         return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]
-
-
-# greedy decoding reads none of these, and transformers warns when a checkpoint's own file sets them
-_GREEDY = {"temperature": None, "top_p": None, "top_k": None}
 
 
 class _Stream(TextStreamer):

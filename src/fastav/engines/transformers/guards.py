@@ -1,6 +1,6 @@
 """What cannot be exact is refused before it runs, in words."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from inspect import signature
@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
 from fastav import mixing
+from fastav.adapter import ModelAdapter
 from fastav.errors import UnsupportedModel, UnsupportedPlan
 from fastav.method import Method, Signal
 
@@ -31,6 +32,9 @@ _REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {  # settings of genera
 }
 
 
+OUTSIDE = frozenset({Signal.GIVEN, Signal.ENCODER})  # signals that no decoder layer computes
+
+
 def check_decoder(config: PreTrainedConfig, cuts: tuple[tuple[int, Method], ...]) -> None:
     """Refuse layers that mix neighbouring tokens, kernels without a tap, and scores that no layer computes.
 
@@ -46,10 +50,15 @@ def check_decoder(config: PreTrainedConfig, cuts: tuple[tuple[int, Method], ...]
                 "entering it would be seen all the same",
                 f"place the last step at layer {owners - 1} or before",
             )
-        if not method.needs - {Signal.GIVEN}:
+        if method.merges and getattr(config, "altup_num_inputs", 1) > 1:
+            raise UnsupportedPlan(
+                f"{type(method).__name__} merges tokens, and this decoder stacks several hidden states of each",
+                "take a method that only drops",
+            )
+        if not (of_decoder := method.needs - OUTSIDE):
             continue
         if layer == 0:
-            named = ", ".join(sorted(method.needs))
+            named = ", ".join(sorted(of_decoder))
             raise UnsupportedPlan(f"no layer has attended yet when layer 0 is entered ({named})", "start at layer 1")
         if not method.needs & {Signal.LAST_QUERY, Signal.TEXT_QUERIES, Signal.WINDOW}:
             continue
@@ -60,9 +69,28 @@ def check_decoder(config: PreTrainedConfig, cuts: tuple[tuple[int, Method], ...]
             )
 
 
+def check_encoder(adapter: ModelAdapter, methods: Iterable[Method]) -> None:
+    """Refuse methods that ask for attention which the model's adapter does not find.  Raises: UnsupportedPlan."""
+    for method in methods:
+        if Signal.ENCODER in method.needs and adapter.audio_attention() is None:
+            raise UnsupportedPlan(
+                f"{type(method).__name__} asks for the audio encoder's attention, and the adapter of {adapter.name} "
+                "does not tell where that is",
+                "take a method that does not need it, or another model: docs/methods.md lists those that tell",
+            )
+
+
 def check_caches(config: PreTrainedConfig, cuts: tuple[tuple[int, Method], ...]) -> None:
-    """Refuse to drop tokens from caches that are another layer's, or hold a window only.  Raises: UnsupportedPlan."""
-    for layer, _ in cuts:
+    """Refuse to merge in caches, or to drop from those that are another layer's, or hold a window only.
+
+    Raises: UnsupportedPlan.
+    """
+    for layer, method in cuts:
+        if method.merges:
+            raise UnsupportedPlan(
+                f"{type(method).__name__} merges tokens, which are keys and values when a layer's cache alone is cut",
+                "leave cache_only out, or take a method that only drops",
+            )
         if layer >= (owners := layers_with_cache(config)):
             raise UnsupportedPlan(f"layer {layer} has no cache of its own", f"place the step before layer {owners}")
         if window(config, layer) is not None:

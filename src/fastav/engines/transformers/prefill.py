@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedConfig
 
@@ -13,6 +13,7 @@ from fastav.attention import attention_rows, last_query_attention
 from fastav.engines.transformers import gather, guards, staging
 from fastav.engines.transformers.cache import PrunedLayer
 from fastav.errors import UnsupportedModel, UnsupportedPlan
+from fastav.layout import Modality
 from fastav.method import Method, Prompt, Signal, View, select
 from fastav.plan import Plan
 from fastav.rollout import Captured, rollout_row
@@ -53,7 +54,7 @@ class Schedule:
         """
         wanted: dict[int, set[Signal]] = {}
         for layer, method in (*self.cuts, *((layer + 1, method) for layer, method in self.cache_cuts)):
-            for signal in method.needs - {Signal.GIVEN}:
+            for signal in method.needs - guards.OUTSIDE:
                 for index in range(layer) if signal is Signal.ROLLOUT else [layer - 1]:
                     wanted.setdefault(index, set()).add(signal)
         return wanted
@@ -65,8 +66,9 @@ class Prefill:
 
     prompt: all tokens, `length` columns wide. slots, valid: columns of the tokens still there, and which rows of them
     are real (None: all). counts, widths: of every cut, those of caches after those of tokens: how many stay, the
-    longest row and whether another is shorter. asking: the most tokens that any row's question has. stored: what each
-    layer holds so far, for those that share it. kept: (layer, slots) of every cut.
+    longest row and whether another is shorter. asking: the most tokens that any row's question has. sounding: audio
+    tokens of all rows together. stored: what each layer holds so far, for those that share it. kept: (layer, slots) of
+    every cut. heard: the attention that audio tokens receive in their encoder, in the order of the prompts.
     """
 
     schedule: Schedule
@@ -77,11 +79,13 @@ class Prefill:
     counts: Sequence[staging.Counts]
     widths: Sequence[tuple[int, bool]]
     asking: int
+    sounding: int
     stored: dict[int, gather.Kept]
     kept: list[tuple[int, Tensor]]
     signals: dict[Signal, Tensor] = field(default_factory=dict)
     keys: Tensor | None = None
     captured: list[Captured] = field(default_factory=list)
+    heard: list[Tensor] = field(default_factory=list)
     next_cut: int = 0
     sliced: bool = False  # whether the model went on with the last tokens only
     arguments: dict[Any, tuple[Any, Any]] = field(default_factory=dict)  # those shrunk since the last cut
@@ -102,8 +106,9 @@ class Prefill:
             self.next_cut += 1
             if width == self.slots.shape[1] and not ragged and self.valid is None:
                 continue  # nothing goes
-            chosen, real = self._select(index, method, hidden, counts, width)
-            hidden = gather.take(hidden, chosen)
+            view = self._view(index, method, hidden)
+            chosen, real = select(method.score(view), view.modality, counts, width)
+            hidden = method.merge(view, chosen, real) if method.merges else gather.take(hidden, chosen)
             slots = self.slots.gather(1, chosen)
             self.slots = torch.where(real, slots, self.length) if ragged else slots
             self.valid = real if ragged else None
@@ -118,17 +123,19 @@ class Prefill:
         index, method = self.schedule.cache_cuts[number]
         place = len(self.schedule.cuts) + number
         width, ragged = self.widths[place]
-        chosen, real = self._select(index, method, hidden, self.counts[place], width)
+        view = self._view(index, method, hidden)
+        chosen, real = select(method.score(view), view.modality, self.counts[place], width)
         layer.hold(chosen, real if ragged or self.valid is not None else None)
 
-    def _select(
-        self, index: int, method: Method, hidden: Tensor, counts: staging.Counts, width: int
-    ) -> tuple[Tensor, Tensor]:
+    def _view(self, index: int, method: Method, hidden: Tensor) -> View:
+        """What a method is shown of the tokens still there."""
+        if Signal.ENCODER in method.needs:
+            self.signals[Signal.ENCODER] = self._of_encoder().gather(1, self.slots)
         if Signal.ROLLOUT in method.needs:
             start = torch.zeros(self.slots.shape[0], self.length + 1, device=hidden.device)
             start[:, self.length - 1] = 1.0
             self.signals[Signal.ROLLOUT] = rollout_row(self.captured, start).gather(1, self.slots)
-        view = View(
+        return View(
             layer=index,
             prompt=self.prompt,
             slots=self.slots,
@@ -136,10 +143,25 @@ class Prefill:
             hidden=hidden if hidden.ndim == 3 else hidden[0],  # stacked hidden states (AltUp): the one that attends
             keys=self.keys,
         )
-        return select(method.score(view), self.prompt.modality.gather(1, self.slots), counts, width)
+
+    def _of_encoder(self) -> Float[Tensor, "batch columns"]:
+        """What was heard, at the places of audio in the prompts; 0 elsewhere."""
+        if (found := sum(len(part) for part in self.heard)) != self.sounding:
+            raise UnsupportedPlan(
+                f"the prompts hold {self.sounding} audio tokens, and the audio encoder has attended to {found} of them",
+                "give the sound itself to forward or generate, so that the encoder runs in there",
+            )
+        audio = self.prompt.modality == Modality.AUDIO
+        scores = torch.zeros(audio.shape, device=audio.device)
+        return scores.masked_scatter(audio, torch.cat(self.heard).to(audio.device)) if self.heard else scores
+
+    def capture(self, index: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Captured:
+        """What one layer's attention is given, and of which tokens that is."""
+        seen = self.stored[guards.source(self.schedule.config, index)].slots
+        return Captured(query, key, mask, scaling, self.slots[:, -query.shape[2] :], seen, self.valid)
 
     def observe(
-        self, wanted: Collection[Signal], query: Tensor, key: Tensor, mask: Tensor | None, scaling: float
+        self, index: int, wanted: Collection[Signal], query: Tensor, key: Tensor, mask: Tensor | None, scaling: float
     ) -> None:
         """Keep what later cuts ask of one layer's attention."""
         tokens = query.shape[2]
@@ -156,7 +178,7 @@ class Prefill:
         if Signal.KEYS in wanted:
             self.keys = key
         if Signal.ROLLOUT in wanted:
-            self.captured.append(Captured(query, key, mask, scaling, self.slots, self.valid))
+            self.captured.append(self.capture(index, query, key, mask, scaling))
 
     # --- what layers are given
 

@@ -6,7 +6,7 @@ decoder sees what it expects. No model code is replaced.
 """
 
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from inspect import signature
@@ -14,12 +14,12 @@ from typing import Any
 from weakref import WeakSet
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from fastav.adapter import ModelAdapter, adapter_for, plan_named
+from fastav.adapter import AudioAttention, ModelAdapter, adapter_for, plan_named
 from fastav.engines.transformers import gather, guards, staging
 from fastav.engines.transformers.cache import PrunedLayer
 from fastav.engines.transformers.prefill import Prefill, Schedule
@@ -28,6 +28,7 @@ from fastav.errors import PlanError, UnsupportedModel, UnsupportedPlan
 from fastav.layout import MEDIA, Layout, Modality
 from fastav.method import Signal, method_of
 from fastav.plan import Plan
+from fastav.rollout import Captured
 
 _claims = threading.Lock()
 _pruned: WeakSet[nn.Module] = WeakSet()
@@ -123,11 +124,28 @@ class Pruning:
             rows.append(layers)
         return rows
 
+    def slots(self) -> list[tuple[int, Int[Tensor, "batch kept"]]]:
+        """The columns of the padded prompts that stayed at every cut of this thread's last prefill, by layer.
+
+        The first is that of all columns, entering layer 0. Rows that keep fewer point behind the prompt at their left.
+        """
+        return list(self._local.kept[1]) if hasattr(self._local, "kept") else []
+
+    @contextmanager
+    def watched(self, see: Callable[[Captured], None]) -> Iterator[None]:
+        """While active, call `see` with what the attention of every layer of a prefill is given, first layer first."""
+        with ExitStack() as stack:
+            for index in range(len(self._layers)):
+                stack.enter_context(tapped(self._attention(index), partial(self._show, see, index)))
+            yield
+
     # --- before anything runs
 
     def _check(self) -> None:
+        self.plan.require(self.adapter.name, len(self._layers), self._config.hidden_size)
         guards.check_decoder(self._config, self._schedule.cuts)
         guards.check_caches(self._config, self._schedule.cache_cuts)
+        guards.check_encoder(self.adapter, self._schedule.methods)
         guards.check_layers(self._layers[self._first :])
         guards.check_device(self._decoder)
         if self._first < len(self._layers):
@@ -161,9 +179,19 @@ class Pruning:
             if hasattr(self._decoder, "_deepstack_process"):
                 add = partial(self._add_visual, self._decoder._deepstack_process)
                 enter(guards.shadowed(self._decoder, "_deepstack_process", add))
+            if any(Signal.ENCODER in method.needs for method in self._schedule.methods):
+                self._listen(stack)
             for index, wanted in self._schedule.wanted().items():
-                enter(tapped(self._attention(index), partial(self._observe, wanted)))
+                enter(tapped(self._attention(index), partial(self._observe, index, wanted)))
             yield
+
+    def _listen(self, stack: ExitStack) -> None:
+        """Have the audio encoder's last attention heard until the stack unwinds."""
+        ears = self.adapter.audio_attention()
+        assert ears is not None, "refused by guards.check_encoder"
+        encoder, attention = ears.modules(self.model)
+        for module, hear in ((encoder, self._before_encoder), (attention, partial(self._before_encoded, ears))):
+            stack.callback(module.register_forward_pre_hook(hear, with_kwargs=True).remove)
 
     @contextmanager
     def _claimed(self) -> Iterator[None]:
@@ -251,6 +279,7 @@ class Pruning:
             counts=counts,
             widths=widths,
             asking=max(int(staging.question(layout).sum()) for layout in layouts),
+            sounding=sum(layout.count(Modality.AUDIO) for layout in layouts),
             kept=[(0, slots)],
         )
         self._local.kept = (prompt, state.kept)
@@ -294,6 +323,16 @@ class Pruning:
             raise PlanError(f"scores have shape {list(scores.shape)}, the prompts [{batch}, {length}]")
         return scores.to(device).repeat_interleave(batch // scores.shape[0], dim=0)
 
+    def _before_encoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._local.sounds = signature(module.forward).bind(*args, **kwargs).arguments
+
+    def _before_encoded(
+        self, ears: AudioAttention, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        sounds = vars(self._local).pop("sounds")
+        if isinstance(state := self._running, Prefill):
+            state.heard.append(ears.received(module, sounds, signature(module.forward).bind(*args, **kwargs).arguments))
+
     def _before_layer(
         self, index: int, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -331,10 +370,22 @@ class Pruning:
         return kwargs
 
     def _observe(
-        self, wanted: Collection[Signal], query: Tensor, key: Tensor, mask: Tensor | None, scaling: float
+        self, index: int, wanted: Collection[Signal], query: Tensor, key: Tensor, mask: Tensor | None, scaling: float
     ) -> None:
         if isinstance(state := self._running, Prefill):
-            state.observe(wanted, query, key, mask, scaling)
+            state.observe(index, wanted, query, key, mask, scaling)
+
+    def _show(
+        self,
+        see: Callable[[Captured], None],
+        index: int,
+        query: Tensor,
+        key: Tensor,
+        mask: Tensor | None,
+        scaling: float,
+    ) -> None:
+        if isinstance(state := self._running, Prefill):
+            see(state.capture(index, query, key, mask, scaling))
 
     def _after_cached_layer(self, number: int, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         cache, index = kwargs.get("past_key_values"), self._schedule.cache_cuts[number][0]

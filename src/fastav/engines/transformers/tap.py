@@ -18,21 +18,24 @@ Observer = Callable[[Tensor, Tensor, Tensor | None, float], None]  # query, key,
 
 _lock = threading.Lock()
 _installed: list[tuple[Any, Any]] = []  # our look-up, and what stood on the instance before
-_observers: WeakKeyDictionary[nn.Module, Observer] = WeakKeyDictionary()
+_observers: WeakKeyDictionary[nn.Module, tuple[Observer, ...]] = WeakKeyDictionary()
 
 
 @contextmanager
 def tapped(module: nn.Module, observer: Observer) -> Iterator[None]:
-    """Call `observer` just before every attention call of `module`."""
+    """Call `observer` just before every attention call of `module`, after those that came before it."""
     with _lock:
         if not _observers:
             _install()
-        _observers[module] = observer
+        _observers[module] = (*_observers.get(module, ()), observer)
     try:
         yield
     finally:
         with _lock:
-            _observers.pop(module, None)
+            if left := tuple(other for other in _observers[module] if other is not observer):
+                _observers[module] = left
+            else:
+                del _observers[module]
             if not _observers:
                 _uninstall()
 
@@ -73,7 +76,7 @@ def _observe_then(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    if (observer := _observers.get(module)) is not None:
+    for observer in _observers.get(module, ()):
         scaling = kwargs.get("scaling")
         observer(query, key, attention_mask, query.shape[-1] ** -0.5 if scaling is None else scaling)
     return function(module, query, key, value, attention_mask, *args, **kwargs)

@@ -66,6 +66,7 @@ class Qwen25OmniAdapter(OmniAdapter):
         video_tokens=128_000,
     )
     positions = 25
+    pooled = True
     prefix = 16  # the system message, the start of the user's, and of the blocks of vision and sound
 
     def heard(self, columns: int) -> int:

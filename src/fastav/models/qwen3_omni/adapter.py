@@ -79,6 +79,7 @@ class Qwen3OmniAdapter(OmniAdapter):
         video_tokens=128_000,
     )
     positions = 13
+    pooled = False
     prefix = 5  # the start of the user's message, and of the blocks of vision and sound
 
     def heard(self, columns: int) -> int:

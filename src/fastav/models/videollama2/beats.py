@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig
 from fastav.models.videollama2.configuration import BeatsShape
 
 FBANK_MEAN, FBANK_STD = 15.41663, 6.55582
+BLOCK = 256  # queries whose attention is held at once
 
 
 def relative_buckets(tokens: int, buckets: int, farthest: int, device: torch.device) -> Int[Tensor, " offsets"]:
@@ -88,13 +89,31 @@ class BeatsAttention(nn.Module):
 
     def forward(self, hidden: Tensor, position_bias: Tensor) -> Tensor:
         """[batch, tokens, width], same out."""
-        query, key, value = (
-            project(hidden).unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        first, second = self.grep_linear(query).unflatten(-1, (2, 4)).sum(-1).sigmoid().chunk(2, -1)
-        bias = (first * (second * self.grep_a - 1) + 2) * position_bias
+        query, key, value = (self._split(project(hidden)) for project in (self.q_proj, self.k_proj, self.v_proj))
+        bias = self._gate(query) * position_bias
         return self.out_proj(self._attend(query, key, value, bias).transpose(1, 2).flatten(2))
+
+    def received(
+        self, hidden: Float[Tensor, "batch tokens width"], position_bias: Float[Tensor, "1 heads tokens tokens"]
+    ) -> Float[Tensor, "batch tokens"]:
+        """The attention that each token receives, mean over heads and queries, in float32; in blocks of queries."""
+        query, key = self._split(self.q_proj(hidden)), self._split(self.k_proj(hidden))
+        gate, tokens = self._gate(query), hidden.shape[1]
+        total = torch.zeros(hidden.shape[:2], device=hidden.device)
+        for start in range(0, tokens, BLOCK):
+            rows = slice(start, start + BLOCK)
+            scores = (query[:, :, rows] * query.shape[-1] ** -0.5) @ key.transpose(2, 3)
+            scores = scores.float() + (gate[:, :, rows] * position_bias[:, :, rows]).float()
+            total += scores.softmax(-1).mean(1).sum(1)
+        return total / tokens
+
+    def _split(self, projected: Tensor) -> Float[Tensor, "batch heads tokens head"]:
+        return projected.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+    def _gate(self, query: Float[Tensor, "batch heads tokens head"]) -> Float[Tensor, "batch heads tokens 1"]:
+        """What each query multiplies the position bias by."""
+        first, second = self.grep_linear(query).unflatten(-1, (2, 4)).sum(-1).sigmoid().chunk(2, -1)
+        return first * (second * self.grep_a - 1) + 2
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
         # in float32 as the original writes it: the decoder magnifies the other rounding of a fused kernel

@@ -1,0 +1,58 @@
+"""Looking at the attention of a prefill without maps: queries and keys are kept, rows are worked out afterwards."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fastav.adapter import ModelAdapter
+from fastav.engines.transformers import staging
+from fastav.engines.transformers.pruner import prune
+from fastav.engines.transformers.stopwatch import Stopwatch
+from fastav.layout import Layout
+from fastav.plan import Plan
+from fastav.rollout import Captured, rollout_rows
+from fastav.trace import Trace
+
+# greedy decoding reads none of these, and transformers warns when a checkpoint's own file sets them
+GREEDY: Mapping[str, Any] = {"temperature": None, "top_p": None, "top_k": None}
+
+
+def trace(
+    model: Any, adapter: ModelAdapter, inputs: Mapping[str, Any], layout: Layout, plan: Plan, alpha: float
+) -> Trace:
+    """Prefill one prompt under a plan and look at its attention.
+
+    Queries and keys of all layers wait on the host: beside the model, the device holds those of one layer and a block
+    of its map. inputs: as `ModelAdapter.prepare` makes them, on the model's device.
+    """
+    watch, layers = Stopwatch(model.device), []
+    masks: dict[int, Tensor] = {}
+
+    def keep(captured: Captured) -> None:
+        mask = captured.mask if captured.mask is None else masks.setdefault(id(captured.mask), captured.mask.cpu())
+        layers.append(captured._replace(mask=None).to("cpu")._replace(mask=mask))
+
+    with prune(model, plan, layouts=[layout], adapter=adapter) as pruning:
+        start = watch.now()
+        with pruning.watched(keep):
+            model.generate(**inputs, max_new_tokens=1, do_sample=False, num_beams=1, **GREEDY)
+        end = watch.now()
+        rows = rollout_rows(layers, starts(layout).to(model.device), alpha=alpha)
+        attention, rollout = (part[:, 0, :, :-1].transpose(0, 1).cpu().numpy() for part in rows)
+        return Trace(
+            layout=layout,
+            attention=attention,
+            rollout=rollout,
+            kept=tuple((layer, slots[0].cpu().numpy()) for layer, slots in pruning.slots()[1:]),
+            seconds={"prefill": watch.between(start, end), "rollout": watch.between(end, watch.now())},
+        )
+
+
+def starts(layout: Layout) -> Float[Tensor, "1 3 columns"]:
+    """How much every token counts for each of `fastav.trace.QUERIES`, and one column more."""
+    last = torch.arange(len(layout)) == len(layout) - 1
+    whose = torch.stack([last, torch.from_numpy(staging.question(layout)), torch.ones_like(last)]).float()
+    return torch.nn.functional.pad(whose / whose.sum(1, keepdim=True), (0, 1))[None]
