@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from fastav import __version__
-from fastav.cli import evaluate, flops, leaderboard, methods, models, plan, recipes, run
+from fastav.cli import ablate, calibrate, evaluate, flops, leaderboard, methods, models, plan, recipes, report, run
 from fastav.cli._text import complain
 from fastav.errors import FastAVError
 
@@ -29,7 +29,10 @@ app.command("run")(run.run)
 app.command("flops")(flops.flops)
 app.add_typer(plan.app, name="plan")
 app.command("eval")(evaluate.evaluate)
+app.command("ablate")(ablate.ablate)
+app.command("calibrate")(calibrate.calibrate)
 app.command("leaderboard")(leaderboard.leaderboard)
+app.command("report")(report.report)
 app.command("models")(models.models)
 app.command("methods")(methods.methods)
 app.command("recipes")(recipes.recipes)

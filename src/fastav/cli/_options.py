@@ -1,5 +1,6 @@
 """Arguments and options that several commands take."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -17,6 +18,23 @@ PlanName = Annotated[
         "--plan", metavar="PLAN", help="A preset (fastav models), a recipe (fastav recipes), or a plan's .json file."
     ),
 ]
+
+# what a model is asked, and where its answers go
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A name (fastav models), a local folder, or a hub id.")]
+TaskName = Annotated[str, typer.Argument(metavar="TASK", help="A benchmark's name.")]
+Folder = Annotated[Path | None, typer.Option(metavar="DIR", help="With the benchmark's annotations, clips.")]
+Limit = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Only so many samples, from the families by turns.")
+]
+Families = Annotated[
+    list[str] | None, typer.Option(metavar="A,B,...", help="Only samples of these families. May be given again.")
+]
+Jobs = Annotated[int, typer.Option(min=1, max=256, metavar="N", help="Processes; each loads the model.")]
+Rows = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="FILE", help="Where rows go as they come; what is there is not done again."),
+]
+KeepGoing = Annotated[bool, typer.Option("--keep-going", help="Write samples that fail down as errors, and go on.")]
 
 # the settings of FastAV
 Drop = Annotated[

@@ -1,9 +1,10 @@
 """The tables of an evaluation, from what its JSON holds."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -18,26 +19,31 @@ NOTE = (
 
 def show(report: Mapping[str, Any]) -> None:
     """The screen of `fastav eval`: quality, cost, the task's own metrics, families, circumstances."""
+    screen(report, _tables(report), NOTE)
+
+
+def screen(report: Mapping[str, Any], parts: Iterable[RenderableType], note: str) -> None:
+    """What was asked, tables of what was found, what is missing, what the columns are, and circumstances."""
     from fastav.evaluate import wording
 
     console = stdout()
     console.print(Text(printable(wording.asked(report)), "bold"))
-    for table in _tables(report):
-        console.print("", table, sep="\n")
+    for part in parts:
+        console.print("", part, sep="\n")
     for line in wording.lacking(report):
         console.print(Text(f"\n{printable(line)}", "yellow"))
-    console.print(Text(f"\n{NOTE}\n{printable(wording.circumstances(report))}", "dim"))
+    console.print(Text(f"\n{note}\n{printable(wording.circumstances(report))}", "dim"))
 
 
 def _tables(report: Mapping[str, Any]) -> Iterator[Table]:
     from fastav.evaluate import wording
 
     plans = {name: plan["all"] for name, plan in report["plans"].items()}
-    yield _table(
+    yield table(
         ["plan", "n", "score", "against unpruned", "p"],
         [[name, number(p["n"]), wording.score(p), wording.difference(p), wording.p(p)] for name, p in plans.items()],
     )
-    yield _table(
+    yield table(
         ["plan", "FLOPs", "KV cache", "prefill", "decode", "unparsed"],
         [
             [
@@ -53,12 +59,12 @@ def _tables(report: Mapping[str, Any]) -> Iterator[Table]:
     )
     for names in _abreast(wording.metrics(report)):
         rows = [[name, *(wording.metric(p["metrics"].get(metric)) for metric in names)] for name, p in plans.items()]
-        yield _table(["plan", *names], rows)
+        yield table(["plan", *names], rows)
     families = list(dict.fromkeys(family for plan in report["plans"].values() for family in plan["families"]))
     if len(families) > 1:
         for names in _abreast(list(plans)):
             found = [report["plans"][name]["families"] for name in names]
-            yield _table(
+            yield table(
                 ["family", *names], [[family, *(wording.score(one[family]) for one in found)] for family in families]
             )
 
@@ -67,14 +73,14 @@ def _abreast(names: Sequence[str]) -> Iterator[Sequence[str]]:
     return (names[first : first + ABREAST] for first in range(0, len(names), ABREAST))
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """The first column left, the others right; what is too long for the screen goes on below."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
+    drawn = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
     for index, head in enumerate(heads):
         name = index == 0
-        table.add_column(
+        drawn.add_column(
             printable(head), justify="left" if name else "right", style="bold" if name else "", overflow="fold"
         )
     for row in rows:
-        table.add_row(*map(printable, row))
-    return table
+        drawn.add_row(*map(printable, row))
+    return drawn

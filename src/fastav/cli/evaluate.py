@@ -18,26 +18,18 @@ from fastav.errors import PlanError, TaskError
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A name (fastav models), a local folder, or a hub id.")],
-    task: Annotated[str, typer.Argument(metavar="TASK", help="A benchmark's name.")],
+    model: _options.ModelName,
+    task: _options.TaskName,
     plans: Annotated[
         list[str],
         typer.Option(metavar="A,B,...", help="Presets, recipes, .json files, folders of them. May be given again."),
     ] = ["none,fastav"],  # noqa: B006  # typer takes the default of a list as a list
-    folder: Annotated[Path | None, typer.Option(metavar="DIR", help="With the benchmark's annotations, clips.")] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Only so many samples, from the families by turns.")
-    ] = None,
-    families: Annotated[
-        list[str] | None, typer.Option(metavar="A,B,...", help="Only samples of these families. May be given again.")
-    ] = None,
-    jobs: Annotated[int, typer.Option(min=1, max=256, metavar="N", help="Processes; each loads the model.")] = 1,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where rows go as they come; what is there is not done again.")
-    ] = None,
-    keep_going: Annotated[
-        bool, typer.Option("--keep-going", help="Write samples that fail down as errors, and go on.")
-    ] = False,
+    folder: _options.Folder = None,
+    limit: _options.Limit = None,
+    families: _options.Families = None,
+    jobs: _options.Jobs = 1,
+    out: _options.Rows = None,
+    keep_going: _options.KeepGoing = False,
     device: _options.Device = None,
     dtype: _options.Dtype = None,
     as_json: _options.Json = False,
@@ -52,21 +44,42 @@ def evaluate(
 
         evaluation = library.Evaluation.of(
             model,
-            _task(task, folder),
-            _plans(model, _listed(plans)),
-            families=_listed(families or []),
+            task_named(task, folder),
+            _plans(model, listed(plans)),
+            families=listed(families or []),
             limit=limit,
             device=device,
             dtype=dtype,
         )
-        head = evaluation.head()
-    with _kept(out) as path, library.opened(path, head) as file:
-        _answer(evaluation, file, jobs=jobs, keep_going=keep_going, out=out)
-        report = library.report(file.stored, evaluation.metrics(file.rows))
+    report = reported(evaluation, jobs=jobs, keep_going=keep_going, out=out)
     if as_json:
         print(json.dumps(report, indent=2))
     else:
         _scores.show(report)
+
+
+def reported(evaluation: Any, *, jobs: int, keep_going: bool, out: Path | None) -> dict[str, Any]:
+    """What the file says once the missing rows are in it; `out` is None for a file that nobody keeps."""
+    from fastav import evaluate as library
+
+    with _kept(out) as path, library.opened(path, evaluation.head()) as file:
+        _answer(evaluation, file, jobs=jobs, keep_going=keep_going, out=out)
+        return library.report(file.stored, evaluation.metrics(file.rows))
+
+
+def task_named(name: str, folder: Path | None) -> Any:
+    """Raises: UnknownName, TaskError."""
+    from fastav.registry import TASKS
+
+    kind = TASKS[name]
+    if kind.needs_folder and folder is None:
+        raise TaskError(f"{name} needs its annotations and clips", f"--folder DIR; {kind.source} has them")
+    return kind(folder)
+
+
+def listed(values: Sequence[str]) -> list[str]:
+    """The parts of values that may hold several, separated by commas."""
+    return [part for value in values for part in map(str.strip, value.split(",")) if part]
 
 
 def _answer(evaluation: Any, file: Any, *, jobs: int, keep_going: bool, out: Path | None) -> None:
@@ -95,16 +108,6 @@ def _kept(out: Path | None) -> Iterator[Path]:
             yield Path(folder, "rows.jsonl")
 
 
-def _task(name: str, folder: Path | None) -> Any:
-    """Raises: UnknownName, TaskError."""
-    from fastav.registry import TASKS
-
-    kind = TASKS[name]
-    if kind.needs_folder and folder is None:
-        raise TaskError(f"{name} needs its annotations and clips", f"--folder DIR; {kind.source} has them")
-    return kind(folder)
-
-
 def _plans(model: str, names: Sequence[str]) -> dict[str, Any]:
     """Plans by the names that rows carry: as given, or a file's without .json; a folder holds several.
 
@@ -128,10 +131,6 @@ def _expanded(name: str) -> list[str]:
     if found := sorted(str(path) for path in Path(name).glob("*.json")):
         return found
     raise PlanError(f"there are no plans in the folder {name!r}", "fastav plan write NAME --out FILE.json writes one")
-
-
-def _listed(values: Sequence[str]) -> list[str]:
-    return [part for value in values for part in map(str.strip, value.split(",")) if part]
 
 
 def _say(text: str) -> None:

@@ -1,0 +1,194 @@
+"""FastAV's ablations as plans: which tokens a cut removes, from which layer on, and how many.
+
+A strategy is called by what it REMOVES, as in the paper's tables; a method (`fastav.methods`) is described by what it
+KEEPS. So `low-attentive` removes the tokens with the least attention, and its method `last-query` keeps those with the
+most; `top-informative` removes the tokens with the most rollout, and its method `rollout` with `lowest` keeps those
+with the least. What FastAV does is to remove low-informative tokens once and low-attentive ones afterwards.
+
+Source: arXiv:2601.13143, ablation tables.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fastav.errors import PlanError
+from fastav.plan import Keep, Plan, Share, Step
+from fastav.presets import NONE
+from fastav.registry import unknown_name
+
+TABLES = ("global", "fine", "start", "drop")
+
+GLOBAL: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "random": ("random", {}),
+    "top-attentive": ("last-query", {"lowest": True}),
+    "low-attentive": ("last-query", {}),
+    "top-informative": ("rollout", {"lowest": True}),
+    "low-informative": ("rollout", {}),
+    "position": ("position", {}),
+}
+"""Strategies of the global cut, by what it removes: the method that scores, with its options; the highest scores stay.
+
+random: chance, with seed 0. top-attentive, low-attentive: what the last query of the layer before attends to most, or
+least. top-informative, low-informative: what reaches the last query most, or least, through all layers so far, by the
+rollout of the prompt at hand. position: the latest tokens, FastAV's fixed rule, which the paper reads off rollouts made
+beforehand, so that its row low-informative is this one.
+"""
+
+FINE = {name: GLOBAL[name] for name in ("random", "top-attentive", "low-attentive")}
+"""Strategies of the fine cuts, of the same meaning."""
+
+EIGHTHS = (2, 3, 4, 5, 6)  # of the depth, where the sweep of the start layer begins; ours: the paper's are not known
+DROPS = (0.0, 0.1, 0.2, 0.3)  # P, the paper's
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """A row of a table.  plan: under the name that its results carry. own: whether the plan that is varied does so.
+
+    Plans of the same name are the same plan, in all tables.
+    """
+
+    label: str
+    plan: Plan
+    own: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """One ablation.  settings: the unpruned model first."""
+
+    name: str
+    title: str
+    settings: tuple[Setting, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    """A plan of FastAV, taken apart.  start: the layer of the global cut, in a decoder of this depth."""
+
+    plan: Plan
+    coarse: Step
+    fine: tuple[Step, ...]
+    start: int
+    depth: int
+
+
+def tables(plan: Plan, depth: int, names: Iterable[str] = TABLES) -> tuple[Table, ...]:
+    """The ablations of a plan of FastAV in a decoder of this depth.
+
+    global: the global cut alone, by each strategy. fine: the fine cuts by each strategy, after the plan's own global
+    cut. start: the global cut at several layers, fine cuts after it. drop: several P, the share that each fine cut
+    removes; at P = 0 the global cut stands alone.
+
+    Of the first two every row keeps as many tokens of each budget at every layer, known from the layout alone, so that
+    all cost the same FLOPs. Budgets are the plan's own: where the global cut names audio alone, every strategy chooses
+    among the audio tokens, and video stays whole.
+
+    Source: arXiv:2601.13143, ablation tables.
+    Differs: attention and rollout are the last query's; which pool the paper's strategies choose from is not known.
+    Raises: UnknownName for a table; PlanError if there is none, if the plan is not FastAV's, or if for `start` and
+    `drop` it does not cut entering every later layer.
+    """
+    chosen = tuple(dict.fromkeys(names))
+    if not chosen:
+        raise PlanError("there is no table to make", f"known: {', '.join(TABLES)}")
+    for name in chosen:
+        if name not in TABLES:
+            raise unknown_name("table", name, TABLES)
+    parts = _taken_apart(plan, depth)
+    makers = {"global": _global, "fine": _fine, "start": _start, "drop": _drop}
+    return tuple(makers[name](parts) for name in chosen)
+
+
+def plans(made: Iterable[Table]) -> dict[str, Plan]:
+    """The plans of some tables by their names, each once, as an `Evaluation` takes them."""
+    return {setting.plan.name: setting.plan for table in made for setting in table.settings}
+
+
+def _global(parts: _Parts) -> Table:
+    settings = [Setting(label=name, plan=_alone(parts, name), own=name == "position") for name in GLOBAL]
+    return _table("global", f"global cut entering layer {parts.start}, alone: what it removes", settings)
+
+
+def _fine(parts: _Parts) -> Table:
+    settings = []
+    for name, (method, options) in FINE.items():
+        steps = (parts.coarse, *(replace(step, method=method, options=options) for step in parts.fine))
+        settings.append(_setting(name, Plan(steps, f"fine-{name}"), parts))
+    return _table("fine", "fine cuts after the global one: what they remove", settings)
+
+
+def _start(parts: _Parts) -> Table:
+    _require_every_later_layer(parts)
+    settings = []
+    for start in sorted({parts.depth * eighths // 8 for eighths in EIGHTHS} | {parts.start}):
+        fine = (replace(step, layers=f"{start}+1..") for step in parts.fine)
+        moved = Plan((replace(parts.coarse, layers=str(start)), *fine), f"start-{start}")
+        settings.append(_setting(f"layer {start}", parts.plan if start == parts.start else moved, parts))
+    return _table("start", "layer of the global cut", settings)
+
+
+def _drop(parts: _Parts) -> Table:
+    own = _require_every_later_layer(parts)
+    settings = []
+    for drop in sorted({*DROPS, own}):
+        share = Share(round(1 - drop, 12))
+        fine = (replace(step, keep=Keep(**dict.fromkeys(step.keep.to_dict(), share))) for step in parts.fine)
+        pruned = Plan((parts.coarse, *fine), f"drop-{100 * drop:g}") if drop else _alone(parts, "position")
+        settings.append(_setting(f"P = {100 * drop:g} %", parts.plan if drop == own else pruned, parts))
+    return _table("drop", "P, the share that every fine cut removes", settings)
+
+
+def _alone(parts: _Parts, name: str) -> Plan:
+    """The global cut without fine ones, by this strategy."""
+    method, options = GLOBAL[name]
+    return Plan((replace(parts.coarse, method=method, options=options),), f"global-{name}")
+
+
+def _setting(label: str, plan: Plan, parts: _Parts) -> Setting:
+    own = plan.steps == parts.plan.steps
+    return Setting(label=label, plan=parts.plan if own else plan, own=own)
+
+
+def _table(name: str, title: str, settings: Iterable[Setting]) -> Table:
+    return Table(name=name, title=title, settings=(Setting(label="without pruning", plan=NONE), *settings))
+
+
+def _taken_apart(plan: Plan, depth: int) -> _Parts:
+    """Raises: PlanError if it is not one cut by position and then cuts by last-query."""
+    plan.cuts(depth)  # raises if a layer does not exist
+    if not _is_fastav(plan.steps, depth):
+        raise PlanError(
+            f"the plan {plan.name or plan.fingerprint!r} cannot be ablated: it is not one cut by position and then "
+            "cuts by last-query",
+            "vary the preset fastav, or what fastav plan write makes of it",
+        )
+    coarse, *fine = plan.steps
+    (start,) = coarse.entering(depth)
+    return _Parts(plan=replace(plan, name="fastav"), coarse=coarse, fine=tuple(fine), start=start, depth=depth)
+
+
+def _is_fastav(steps: Sequence[Step], depth: int) -> bool:
+    if len(steps) < 2 or any(step.cache_only or step.options for step in steps):
+        return False
+    coarse, *fine = steps
+    at = coarse.entering(depth)
+    return (coarse.method, {step.method for step in fine}, len(at)) == ("position", {"last-query"}, 1) and all(
+        layer > at[0] for step in fine for layer in step.entering(depth)
+    )
+
+
+def _require_every_later_layer(parts: _Parts) -> float:
+    """The share that the fine cuts remove.  Raises: PlanError if they are not one share entering every later layer."""
+    fine, *more = parts.fine
+    budgets = set(fine.keep.pools().values())
+    shares = [budget.share for budget in budgets if isinstance(budget, Share)]
+    every = range(parts.start + 1, parts.depth)
+    if more or fine.entering(parts.depth) != every or len(budgets) != 1 or not shares:
+        raise PlanError(
+            f"the plan's fine cuts are not one share entering every layer after {parts.start}, so there is neither a "
+            "start layer nor a P to sweep",
+            "the tables global and fine can be made",
+        )
+    return round(1 - shares[0], 12)

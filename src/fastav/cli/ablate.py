@@ -1,0 +1,102 @@
+"""`fastav ablate`."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+import typer
+from rich.console import RenderableType
+from rich.text import Text
+
+from fastav.cli import _options, _scores
+from fastav.cli._quiet import hushed, working
+from fastav.cli._text import number, width
+from fastav.cli.evaluate import listed, reported, task_named
+
+TAKEN, SCORE = 52, 14  # columns of the screen that a table takes without families, and that each of them takes
+NOTE = (
+    "* what FastAV does; a strategy is called by what it removes; FLOPs: of the unpruned prefill; score: points of 100 "
+    "± standard error; mean: over all samples"
+)
+
+
+def ablate(
+    model: _options.ModelName,
+    task: _options.TaskName,
+    tables: Annotated[
+        list[str], typer.Option(metavar="A,B,...", help="Of global, fine, start and drop. May be given again.")
+    ] = ["global,fine,start,drop"],  # noqa: B006  # typer takes the default of a list as a list
+    plan: _options.PlanName = "fastav",
+    folder: _options.Folder = None,
+    limit: _options.Limit = None,
+    families: _options.Families = None,
+    jobs: _options.Jobs = 1,
+    out: _options.Rows = None,
+    keep_going: _options.KeepGoing = False,
+    device: _options.Device = None,
+    dtype: _options.Dtype = None,
+    as_json: _options.Json = False,
+) -> None:
+    """Rerun the paper's ablations of FastAV on any model and benchmark.
+
+    global: the global cut alone, by what it removes. fine: the fine cuts after it, by what they remove. start: the
+    layer of the global cut. drop: P, the share that every fine cut removes. In the first two all rows cost the same.
+
+    Every plan answers the same clips, greedily, and one that stands in several tables once. --out FILE keeps every
+    answer as fastav eval does; the same command again goes on where the last one was stopped. docs/ablations.md
+    defines the rows.
+    """
+    with working(f"reading {task}"), hushed():
+        from fastav import ablations, pipelines
+        from fastav import evaluate as library
+
+        adapter, _, config = pipelines.resolve(model)
+        made = ablations.tables(pipelines.plan_named(plan, adapter), adapter.shape(config).layers, listed(tables))
+        evaluation = library.Evaluation.of(
+            model,
+            task_named(task, folder),
+            ablations.plans(made),
+            families=listed(families or []),
+            limit=limit,
+            device=device,
+            dtype=dtype,
+        )
+    report = reported(evaluation, jobs=jobs, keep_going=keep_going, out=out)
+    report["tables"] = [
+        {
+            "name": table.name,
+            "title": table.title,
+            "rows": [{"label": row.label, "plan": row.plan.name, "fastav": row.own} for row in table.settings],
+        }
+        for table in made
+    ]
+    if as_json:
+        print(json.dumps(report, indent=2))
+    else:
+        _scores.screen(report, _drawn(report), NOTE)
+
+
+def _drawn(report: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """The tables, each under its title."""
+    for table in report["tables"]:
+        yield Text(table["title"], "bold")
+        yield from _laid_out(table, report["plans"])
+
+
+def _laid_out(table: Mapping[str, Any], plans: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """One table as the paper lays it out; families that the screen has no room for go on in others."""
+    from fastav.evaluate import wording
+
+    labels = [row["label"] + " *" * row["fastav"] for row in table["rows"]]
+    found = [plans[row["plan"]] for row in table["rows"]]
+    families = [(name, [wording.score(plan["families"][name]) for plan in found]) for name in found[0]["families"]]
+    families = families if len(families) > 1 else []
+    whole = [plan["all"] for plan in found]
+    flops = ("FLOPs", [wording.percent(plan["flops_ratio"]) for plan in whole])
+    mean = ("mean", [wording.score(plan) for plan in whole])
+    n = ("n", [number(plan["n"]) for plan in whole])
+    room = max(1, (width() - TAKEN) // SCORE)
+    first = [flops, *families[:room], mean, n]
+    for columns in (first, *(families[at : at + room] for at in range(room, len(families), room))):
+        heads, values = zip(*columns, strict=True)
+        yield _scores.table([table["name"], *heads], list(zip(labels, *values, strict=True)))

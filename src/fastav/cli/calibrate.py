@@ -1,0 +1,121 @@
+"""`fastav calibrate`."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from fastav.cli import _options, _plans
+from fastav.cli._quiet import counting, hushed, working
+from fastav.cli._text import complain, stderr
+from fastav.cli.plan import write_atomically
+from fastav.errors import CalibrationError
+
+
+def calibrate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A name (fastav models), a local folder, or a hub id.")],
+    clips: Annotated[list[str], typer.Argument(metavar="CLIPS...", help="Video or audio files, or folders of them.")],
+    questions: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Questions: a line each, or JSON, also by the clip's file name."),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the plan goes.")] = Path("plan.json"),
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Where a page with the evidence goes.")] = None,
+    work: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keeps what was seen.  [default: OUT with .calibration for .json]"),
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="FLOPs of the prefill to reach, 0.56 being 56 %.")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Instead: audio and video tokens to keep at the global cut.")
+    ] = None,
+    rule: Annotated[
+        Literal["auto", "first", "frames", "before", "rollout"],
+        typer.Option(help="Which tokens the global cut keeps; auto: the best of first, frames and before."),
+    ] = "auto",
+    start: Annotated[
+        str, typer.Option(metavar="LAYER", help="Layer of the global cut: a number, middle, or concentration.")
+    ] = "middle",
+    drop: _options.Drop = None,
+    alpha: Annotated[float, typer.Option(help="Weight of attention against the residual in the rollout.")] = 0.5,
+    keep_going: Annotated[bool, typer.Option("--keep-going", help="Skip clips that fail, and tell of them.")] = False,
+    device: _options.Device = None,
+    dtype: _options.Dtype = None,
+    as_json: _options.Json = False,
+) -> None:
+    """Look at where a model's attention goes on a few clips, and read a plan off it.
+
+    The same command again goes on where the last one was stopped; other --budget, --rule, --start and --drop take what
+    was seen already. docs/calibrate.md defines the rules.
+    """
+    if out.suffix != ".json":
+        raise CalibrationError(f"a plan's file must end in .json, got {str(out)!r}", "--plan reads only those")
+    folder = work or out.with_suffix(".calibration")
+    with working(f"reading {model}"), hushed():
+        from fastav import calibrate as library
+
+        criterion = library.Criterion(
+            budget=0.56 if budget is None and tokens is None else budget,
+            tokens=tokens,
+            start=_start(start),
+            rule=rule,
+            drop=_plans.share(drop or "20"),
+        )
+        if report is not None:
+            from fastav import report as page  # a missing extra shows before the work
+        asked = () if questions is None else library.read_questions(questions)
+        calibration = library.Calibration.of(
+            model, clips, asked, folder=folder, alpha=alpha, device=device, dtype=dtype
+        )
+    failures = _look(calibration, folder, keep_going=keep_going)
+    with working("choosing"), hushed():
+        choice = calibration.finish(criterion, failures=failures)
+        write_atomically(out, choice.plan.to_json() + "\n")
+        if report is not None:
+            write_atomically(report, page.page(folder))  # pyright: ignore[reportPossiblyUnboundVariable]
+    for failure in failures:
+        complain(f"skipped {failure.prompt.clip}: {failure.reason}")
+    if as_json:
+        told = {key: value for key, value in asdict(choice).items() if key != "plan"}
+        print(json.dumps(told | {"plan": json.loads(choice.plan.to_json()), "failures": len(failures)}, indent=2))
+    else:
+        _tell(choice, [str(path) for path in (out, report) if path is not None])
+
+
+def _look(calibration: Any, folder: Path, *, keep_going: bool) -> list[Any]:
+    """Look at the prompts that are left, with a bar on a terminal; after Ctrl-C say how to go on."""
+    from fastav.calibrate import Failure
+
+    left, failures = len(calibration.left()), []
+    if left < len(calibration.prompts):
+        stderr().print(f"{folder} has {len(calibration.prompts) - left} prompts; {left} are missing", soft_wrap=True)
+    try:
+        with counting(f"looking at {calibration.model}", left) as step, hushed():
+            for outcome in calibration.run(keep_going=keep_going):
+                failures += [outcome] if isinstance(outcome, Failure) else []
+                step()
+    except KeyboardInterrupt:
+        stderr().print(f"\nwhat was seen is in {folder}; the same command goes on from there", soft_wrap=True)
+        raise
+    return failures
+
+
+def _start(text: str) -> Any:
+    if text in ("middle", "concentration"):
+        return text
+    if text.isdecimal():
+        return int(text)
+    raise CalibrationError(f"--start must be a layer's number, middle or concentration, got {text!r}")
+
+
+def _tell(choice: Any, files: list[str]) -> None:
+    """What was chosen, and how it is used."""
+    print(f"entering layer {choice.start}, {choice.tokens:.0f} tokens of audio and video stay, by the rule {choice.rule}")
+    if choice.held is not None:
+        print(f"they hold {choice.held:.0%} of the rollout that audio and video have there")
+    print(f"FLOPs of the prefill: {choice.flops:.1%} of unpruned")
+    print(f"wrote {' and '.join(files)}; try fastav run CLIP QUESTION --plan {files[0]}")
