@@ -52,7 +52,7 @@ def table(part: Part) -> str:
     head = f"{part.shape['name']}, {part.attention}, batch {part.batch}, {tokens} tokens"
     lines = [head, "", f"{'prefill':<12}{'seconds':>22}{'time ratio':>22}{'FLOPs ratio':>13}{'gap':>9}{'KV MB':>10}"]
     lines += [
-        f"{row.plan:<12}{_spread(row.prefill):>22}{_spread(row.prefill_ratio):>22}{row.flops_ratio:>13.3f}"
+        f"{row.plan:<12}{spread(row.prefill):>22}{spread(row.prefill_ratio):>22}{row.flops_ratio:>13.3f}"
         f"{100 * row.gap:>+8.1f}%{row.kv_bytes / 1e6:>10.1f}"
         for row in rows
     ]
@@ -71,8 +71,8 @@ def _answer_line(row: Row) -> str:
     assert row.end_to_end_ratio is not None
     peaks = " / ".join("-" if b is None else f"{b / 1e6:.0f}" for b in (row.prefill_peak_bytes, row.peak_bytes))
     return (
-        f"{row.plan:<12}{_spread(row.decode, 1000.0):>22}{row.decode_ratio.median:>8.3f}"
-        f"{_spread(row.end_to_end):>24}{row.end_to_end_ratio.median:>8.3f}{peaks:>16}"
+        f"{row.plan:<12}{spread(row.decode, 1000.0):>22}{row.decode_ratio.median:>8.3f}"
+        f"{spread(row.end_to_end):>24}{row.end_to_end_ratio.median:>8.3f}{peaks:>16}"
     )
 
 
@@ -81,5 +81,6 @@ def _cut_line(cost: CutCost) -> str:
     return f"one cut of 20 %: {parts} ms, {100 * cost.share:.2f} % of a layer of {1000 * cost.layer:.1f} ms"
 
 
-def _spread(spread: Spread, scale: float = 1.0) -> str:
-    return f"{scale * spread.median:.3f} [{scale * spread.low:.3f}-{scale * spread.high:.3f}]"
+def spread(of: Spread, scale: float = 1.0) -> str:
+    """Median and quartiles."""
+    return f"{scale * of.median:.3f} [{scale * of.low:.3f}-{scale * of.high:.3f}]"

@@ -1,0 +1,140 @@
+"""What attention rollout costs at real sizes: `python -m fastav.bench.rollout`.
+
+One layer of a 7B decoder (28 heads, 4 of them with keys and values, 128 channels each), causal, queries and keys drawn
+at random. Rows are those that a calibration asks of the first layer: of three queries and 28 layers. Dense is the
+definition: the layer's whole map, mean over heads, times the rollout so far.
+"""
+
+import argparse
+import gc
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastav.attention import weighted_attention
+from fastav.bench import report
+from fastav.bench.measure import Spread, timed
+from fastav.engines.transformers.stopwatch import PeakMemory
+
+HEADS, KV_HEADS, FEATURES, LAYERS, STARTS = 28, 4, 128, 28, 3
+HIDDEN, INTERMEDIATE = 3584, 18_944
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """One way to do it.  seconds: of one layer. peak_bytes: beside queries and keys; None where nothing tells."""
+
+    tokens: int
+    what: str
+    seconds: Spread
+    peak_bytes: int | None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print, and write `DIR/rollout-<device>.json` if asked."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(prog="python -m fastav.bench.rollout", description=__doc__)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--tokens", default="2048,8192,32768", help="lengths of the prompt (default: %(default)s)")
+    parser.add_argument("--dense-up-to", type=int, default=8192, help="longest prompt for whole maps")
+    parser.add_argument(
+        "--layer-up-to", type=int, default=2048, help="longest prompt for a layer's prefill, to compare"
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1, help="of a CPU")
+    parser.add_argument("--out", type=Path, help="folder for the JSON")
+    parser.add_argument("--commit", help="what to call the commit where git cannot tell")
+    options = parser.parse_args(arguments)
+    device = torch.device(options.device)
+    torch.set_num_threads(options.threads)
+    result = report.circumstances(arguments, device, options.commit)
+    result["command"] = result["command"].replace("fastav.bench", "fastav.bench.rollout", 1)
+    result["costs"] = []
+    print(f"{'tokens':>8}  {'what':<24}{'seconds a layer':>26}{'peak MB':>10}")
+    for tokens in map(int, options.tokens.split(",")):
+        for cost in _costs(tokens, device, options):
+            result["costs"].append(asdict(cost))
+            peak = "-" if cost.peak_bytes is None else f"{cost.peak_bytes / 1e6:.0f}"
+            print(f"{tokens:>8}  {cost.what:<24}{report.spread(cost.seconds):>26}{peak:>10}", flush=True)
+            if options.out:
+                report.write(result, options.out / f"rollout-{device.type}.json")
+    return 0
+
+
+def _costs(tokens: int, device: torch.device, options: Any) -> Any:
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    make = torch.Generator(device).manual_seed(0)
+    query = torch.randn(1, HEADS, tokens, FEATURES, generator=make, device=device, dtype=dtype)
+    key = torch.randn(1, KV_HEADS, tokens, FEATURES, generator=make, device=device, dtype=dtype)
+    scaling = FEATURES**-0.5
+    weights = torch.rand(1, STARTS * LAYERS, tokens, generator=make, device=device)
+    runs: dict[str, Callable[[], Any]] = {
+        "rows, one": lambda: weighted_attention(weights[:, :1], query, key, None, None, scaling),
+        f"rows, {STARTS * LAYERS}": lambda: weighted_attention(weights, query, key, None, None, scaling),
+    }
+    if tokens <= options.dense_up_to:
+        runs["dense"] = lambda: _dense(query, key, scaling)
+    if tokens <= options.layer_up_to:
+        runs["prefill of the layer"] = _layer(tokens, device, dtype)
+    for what, run in runs.items():
+        seconds, peaks = [], []
+        for _ in range(options.rounds):
+            gc.collect()
+            before = _in_use(device)
+            memory = PeakMemory(device)
+            seconds.append(timed(device, run)[0])
+            peak = memory.bytes()
+            peaks.append(None if peak is None or before is None else peak - before)
+        yield Cost(
+            tokens=tokens, what=what, seconds=Spread.of(seconds), peak_bytes=None if None in peaks else max(peaks)
+        )
+
+
+def _in_use(device: torch.device) -> int | None:
+    """Bytes of memory in use now, as `PeakMemory` counts them."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else PeakMemory(device).bytes()
+
+
+@torch.inference_mode()
+def _dense(query: Tensor, key: Tensor, scaling: float) -> Tensor:
+    """`A~ R` with whole maps, R being that of the layers before."""
+    tokens = query.shape[2]
+    scores = (query.float() * scaling) @ key.float().repeat_interleave(HEADS // KV_HEADS, 1).transpose(-1, -2)
+    hidden = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).triu_(1)
+    attention = scores.masked_fill_(hidden, -torch.inf).softmax(-1).mean((0, 1))
+    identity = torch.eye(tokens, device=query.device)
+    return (0.5 * attention + 0.5 * identity) @ torch.full_like(attention, 1 / tokens)
+
+
+def _layer(tokens: int, device: torch.device, dtype: torch.dtype) -> Callable[[], Any]:
+    """A prefill of one layer of this shape, with random weights."""
+    from transformers import Qwen2Config
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RotaryEmbedding
+
+    config = Qwen2Config(
+        hidden_size=HIDDEN,
+        intermediate_size=INTERMEDIATE,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        num_hidden_layers=1,
+        attn_implementation="sdpa",
+    )
+    with torch.device(device):
+        layer, rotary = Qwen2DecoderLayer(config, 0).to(dtype).eval(), Qwen2RotaryEmbedding(config)
+        hidden = torch.randn(1, tokens, HIDDEN, dtype=dtype)
+        position = rotary(hidden, torch.arange(tokens)[None])
+
+    @torch.inference_mode()
+    def run() -> Any:
+        return layer(hidden, position_embeddings=position, attention_mask=None)
+
+    return run
+
+
+if __name__ == "__main__":
+    sys.exit(main())

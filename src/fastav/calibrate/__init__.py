@@ -1,0 +1,31 @@
+"""From a few clips to a plan, with the evidence to look at.
+
+Source: arXiv:2601.13143, section 3, whose fixed rules are read off rollouts made beforehand.
+"""
+
+from fastav.calibrate.calibration import SHOWN, Calibration, Failure
+from fastav.calibrate.evidence import KINDS, TOP, Evidence, Moments
+from fastav.calibrate.prompts import QUESTION, Prompt, prompts_of, read_questions
+from fastav.calibrate.rule import Choice, Criterion, choose, start_layer
+from fastav.calibrate.store import Look, Record, Store
+
+__all__ = [
+    "KINDS",
+    "QUESTION",
+    "SHOWN",
+    "TOP",
+    "Calibration",
+    "Choice",
+    "Criterion",
+    "Evidence",
+    "Failure",
+    "Look",
+    "Moments",
+    "Prompt",
+    "Record",
+    "Store",
+    "choose",
+    "prompts_of",
+    "read_questions",
+    "start_layer",
+]

@@ -1,0 +1,166 @@
+"""Looking at prompts one by one, and what follows from them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastav.adapter import ModelAdapter, Request
+from fastav.calibrate.evidence import Evidence
+from fastav.calibrate.look import look_at
+from fastav.calibrate.prompts import Prompt, prompts_of
+from fastav.calibrate.rule import Choice, Criterion, choose
+from fastav.calibrate.store import Record, Store
+from fastav.errors import CalibrationError, FastAVError
+from fastav.flops import DecoderShape
+from fastav.media import Clip
+from fastav.pipelines import Pipeline, pipeline, placed, resolve
+from fastav.plan import Plan
+from fastav.presets import NONE
+from fastav.provenance import provenance
+from fastav.rollout import ALPHA
+
+SHOWN = "shown"  # the key of the prompt that is shown as the plan prunes it
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A prompt that could not be looked at, and why."""
+
+    prompt: Prompt
+    reason: str
+
+
+class Calibration:
+    """Prompts, a model, and the folder that keeps what was seen.  Made by `Calibration.of`.
+
+    prompts: in order. shape: of the model's decoder.
+    """
+
+    def __init__(
+        self, model: str, adapter: ModelAdapter, shape: DecoderShape, prompts: list[Prompt], store: Store, alpha: float
+    ) -> None:
+        self.model, self.adapter, self.shape = model, adapter, shape
+        self.prompts, self.store, self.alpha = prompts, store, alpha
+        self._pipeline: Pipeline | None = None
+
+    @classmethod
+    def of(
+        cls,
+        model: str,
+        clips: Sequence[str | Path],
+        questions: Sequence[str] | Mapping[str, Sequence[str]] = (),
+        *,
+        folder: str | Path,
+        alpha: float = ALPHA,
+        device: str | None = None,
+        dtype: str | None = None,
+    ) -> "Calibration":
+        """A calibration, or the one in this folder, to go on with.
+
+        model, device, dtype: as `fastav.pipeline` takes them. clips, questions: as `prompts_of`. folder: keeps what was
+        seen of every prompt, so that none is looked at twice. alpha: of the rollout.
+
+        Raises: CalibrationError if the folder holds another calibration; as `prompts_of`, `fastav.pipelines.resolve`.
+        """
+        if not 0 < alpha <= 1:
+            raise CalibrationError(f"alpha must be in (0, 1], got {alpha:g}", "0.5 is usual")
+        prompts = prompts_of(clips, questions)
+        adapter, _, config = resolve(model)
+        place, dtype = placed(device, dtype)
+        shape = adapter.shape(config)
+        store = Store(Path(folder))
+        store.begin(
+            {
+                "model": adapter.name,
+                "source": model,
+                "layers": shape.layers,
+                "hidden": shape.hidden,
+                "alpha": alpha,
+                "dtype": dtype,
+                "device": place.type,
+            }
+        )
+        return cls(model, adapter, shape, prompts, store, alpha)
+
+    def left(self) -> list[Prompt]:
+        """Prompts that were not looked at yet."""
+        return [prompt for prompt in self.prompts if not self.store.has(prompt.key)]
+
+    def run(self, *, keep_going: bool = False) -> Iterator[Prompt | Failure]:
+        """Look at what is left, one prompt after another.
+
+        keep_going: yield failures instead of raising them.
+        Raises: CalibrationError naming the clip, caused by what went wrong.
+        """
+        for prompt in self.left():
+            try:
+                self.store.save(prompt.key, self._looked_at(prompt, NONE))
+                yield prompt
+            except Exception as error:
+                reason = str(error) if isinstance(error, FastAVError) else f"{type(error).__name__}: {error}"
+                failure = Failure(prompt, " ".join(reason.split()))
+                if not keep_going:
+                    raise CalibrationError(f"{prompt.clip.name}: {failure.reason}", "--keep-going skips it") from error
+                yield failure
+
+    def evidence(self) -> Evidence:
+        """Statistics over the prompts that were looked at.  Raises: CalibrationError if there are none."""
+        evidence = Evidence()
+        for prompt in self.prompts:
+            if self.store.has(prompt.key):
+                evidence.add(self.store.load(prompt.key).trace)
+        if not evidence.layouts:
+            raise CalibrationError("no prompt could be looked at", "see why each of them failed")
+        return evidence
+
+    def finish(self, criterion: Criterion, *, failures: Sequence[Failure] = (), max_new_tokens: int = 64) -> Choice:
+        """Choose a plan, try it on the first prompt that was looked at, and write all of it down.
+
+        Raises: as `choose`.
+        """
+        seen = [prompt for prompt in self.prompts if self.store.has(prompt.key)]
+        chosen = choose(self.evidence(), self.shape, criterion)
+        made = provenance(torch.device("cpu")) | {
+            "model": self.adapter.name,
+            "layers": self.shape.layers,
+            "hidden": self.shape.hidden,
+            "alpha": self.alpha,
+            "clips": len({prompt.clip for prompt in seen}),
+            "prompts": len(seen),
+            "criterion": asdict(criterion),
+            "rule": chosen.rule,
+        }
+        choice = replace(chosen, plan=replace(chosen.plan, origin=made))
+        self.store.save(SHOWN, self._looked_at(seen[0], choice.plan))
+        answers = [self._answered(seen[0], plan, max_new_tokens) for plan in (NONE, choice.plan)]
+        self.store.finish(
+            {
+                "plan": choice.plan.to_json(),
+                "rule": choice.rule,
+                "start": choice.start,
+                "held": choice.held,
+                "flops": choice.flops,
+                "tokens": choice.tokens,
+                "prompts": [prompt.key for prompt in seen],
+                "failures": [{"clip": str(one.prompt.clip), "reason": one.reason} for one in failures],
+                "answers": [answer.to_dict() for answer in answers],
+            }
+        )
+        return choice
+
+    def _pipe(self) -> Pipeline:
+        if self._pipeline is None:
+            head = self.store.head()
+            self._pipeline = pipeline(self.model, NONE, device=head["device"], dtype=head["dtype"])
+        return self._pipeline
+
+    def _looked_at(self, prompt: Prompt, plan: Plan) -> Record:
+        clip = Clip.open(prompt.clip)
+        trace = self._pipe().engine.trace(Request(clip=clip, question=prompt.question), plan, alpha=self.alpha)
+        return Record(clip=prompt.clip.name, question=prompt.question, trace=trace, look=look_at(clip, trace))
+
+    def _answered(self, prompt: Prompt, plan: Plan, max_new_tokens: int) -> Any:
+        return self._pipe()(prompt.clip, prompt.question, plan=plan, max_new_tokens=max_new_tokens)

@@ -1,0 +1,121 @@
+"""What many prompts show together: means and spreads of attention and rollout, one prompt at a time."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from fastav.layout import MEDIA, Layout, Modality
+from fastav.trace import Trace
+
+KINDS = ("attention", "rollout")
+AXES = ("position", "order", "frame", "second")
+TOP = 0.1
+"""Concentration is the share of the weight of all audio and video that this share of their tokens holds."""
+
+
+@dataclass(slots=True)
+class Moments:
+    """Mean and spread of arrays that come one by one, each with its own number of bins.
+
+    mean, squares: [..., bins], float64, squares being sums of squared differences from the mean. count: of the arrays
+    that had a bin.  Source: Welford's recurrence.
+    """
+
+    mean: np.ndarray
+    squares: np.ndarray
+    count: Int[np.ndarray, " bins"]
+
+    @classmethod
+    def empty(cls, *shape: int) -> "Moments":
+        """Of no array, without any bin."""
+        return cls(np.zeros((*shape, 0)), np.zeros((*shape, 0)), np.zeros(0, np.int64))
+
+    def add(self, values: np.ndarray, bins: Int[np.ndarray, " here"]) -> None:
+        """One array, [..., here], of these bins (each once)."""
+        if (missing := int(bins.max(initial=-1)) + 1 - len(self.count)) > 0:
+            wider = [(0, 0)] * (self.mean.ndim - 1) + [(0, missing)]
+            self.mean, self.squares = np.pad(self.mean, wider), np.pad(self.squares, wider)
+            self.count = np.pad(self.count, (0, missing))
+        self.count[bins] += 1
+        off = values - self.mean[..., bins]
+        self.mean[..., bins] += off / self.count[bins]
+        self.squares[..., bins] += off * (values - self.mean[..., bins])
+
+    @property
+    def spread(self) -> np.ndarray:
+        """The standard deviation over arrays (n - 1); NaN where there is one only."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(self.count > 1, np.sqrt(self.squares / (self.count - 1)), np.nan)
+
+
+@dataclass(slots=True)
+class Evidence:
+    """Statistics over the prompts added so far.
+
+    Of every kind (`KINDS`), query (`fastav.trace.QUERIES`) and layer: by position in the prompt, and of each modality
+    by order (the k-th of its tokens), frame and second of the clip, the mean weight of a token; the weight of every
+    modality as a whole; and how concentrated that of audio and video is. All are [kinds, queries, layers, bins].
+
+    layouts: of the prompts, in order.
+    """
+
+    profiles: dict[tuple[str, Modality | None], Moments] = field(default_factory=dict)
+    modalities: Moments = field(default_factory=lambda: Moments.empty(0, 0, 0))
+    concentration: Moments = field(default_factory=lambda: Moments.empty(0, 0, 0))
+    layouts: list[Layout] = field(default_factory=list)
+
+    def add(self, trace: Trace) -> None:
+        """One prompt."""
+        weights = np.stack([trace.attention, trace.rollout]).astype(np.float64)
+        if not self.layouts:
+            self.modalities, self.concentration = Moments.empty(*weights.shape[:3]), Moments.empty(*weights.shape[:3])
+        for axis, modality, tokens, bins in _bins(trace.layout):
+            order = np.argsort(bins, kind="stable")
+            found, first, sizes = np.unique(bins[order], return_index=True, return_counts=True)
+            means = np.add.reduceat(weights[..., tokens[order]], first, axis=-1) / sizes
+            self.profiles.setdefault((axis, modality), Moments.empty(*weights.shape[:3])).add(means, found)
+        modality = trace.layout.modality
+        present = np.unique(modality)
+        self.modalities.add(np.stack([weights[..., modality == m].sum(-1) for m in present], -1), present.astype(int))
+        if np.isin(modality, MEDIA).any():
+            self.concentration.add(_concentration(weights[..., np.isin(modality, MEDIA)]), np.zeros(1, int))
+        self.layouts.append(trace.layout)
+
+    def present(self) -> tuple[Modality, ...]:
+        """Modalities that any prompt has."""
+        return tuple(m for m in Modality if len(self.modalities.count) > m and self.modalities.count[m])
+
+
+def evidence_of(traces: Iterable[Trace]) -> Evidence:
+    """Statistics of these prompts; one at a time is held."""
+    evidence = Evidence()
+    for trace in traces:
+        evidence.add(trace)
+    return evidence
+
+
+def _bins(
+    layout: Layout,
+) -> Iterator[tuple[str, Modality | None, Int[np.ndarray, " here"], Int[np.ndarray, " here"]]]:
+    """Axis, modality, tokens and the bin of each of them."""
+    every = np.arange(len(layout))
+    yield "position", None, every, every
+    for m in MEDIA:
+        tokens = every[layout.modality == m]
+        if len(tokens):
+            yield "order", m, tokens, np.arange(len(tokens))
+        framed = tokens[layout.frame[tokens] >= 0]
+        if len(framed):
+            yield "frame", m, framed, layout.frame[framed].astype(int)
+        timed = tokens[np.isfinite(layout.second[tokens])]
+        if len(timed):
+            yield "second", m, timed, layout.second[timed].astype(int)
+
+
+def _concentration(weights: Float[np.ndarray, "kinds queries layers tokens"]) -> np.ndarray:
+    """Share of the weight that the `TOP` heaviest tokens hold, at least one of them."""
+    count = max(1, round(TOP * weights.shape[-1]))
+    top = -np.partition(-weights, count - 1, axis=-1)[..., :count]
+    return (top.sum(-1) / np.maximum(weights.sum(-1), 1e-30))[..., None]

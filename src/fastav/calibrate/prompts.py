@@ -1,0 +1,89 @@
+"""Which question is asked about which clip."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from fastav.errors import CalibrationError
+
+QUESTION = "Describe the clip."
+VIDEO = ".avi .m4v .mkv .mov .mp4 .mpeg .mpg .webm"
+AUDIO = ".aac .flac .m4a .mp3 .ogg .opus .wav"
+SUFFIXES = frozenset(f"{VIDEO} {AUDIO}".split())
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One question about one file."""
+
+    clip: Path
+    question: str
+
+    @property
+    def key(self) -> str:
+        """Names the prompt: differs where file (by path, size and time of change) or question do."""
+        stat = self.clip.stat()
+        told = f"{self.clip.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}\n{self.question}"
+        return sha256(told.encode()).hexdigest()[:16]
+
+
+def prompts_of(clips: Sequence[str | Path], questions: Sequence[str] | Mapping[str, Sequence[str]]) -> list[Prompt]:
+    """Every question about every clip, or of each clip its own.
+
+    clips: files, and folders whose media files are taken. questions: for all clips (none: `QUESTION`), or by file name.
+    Raises: CalibrationError for a clip that is not there, a folder without any, or a clip without a question.
+    """
+    found = [clip for one in clips for clip in _files(Path(one))]
+    if not found:
+        raise CalibrationError("there are no clips", "give files or folders")
+    if not isinstance(questions, Mapping):
+        return [Prompt(clip, question) for clip in found for question in questions or (QUESTION,)]
+    if missing := [clip.name for clip in found if not questions.get(clip.name)]:
+        raise CalibrationError(f"there is no question about {missing[0]}", "the questions' keys are names of files")
+    return [Prompt(clip, question) for clip in found for question in questions[clip.name]]
+
+
+def read_questions(path: str | Path) -> list[str] | dict[str, list[str]]:
+    """A text file with a question on every line; or JSON, a list of questions or an object that has one by file name.
+
+    A question in JSON is a string, or an object with the key `question`.
+    Raises: CalibrationError.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix != ".json":
+            return list(_lines(path, text.splitlines()))
+        data = json.loads(text)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CalibrationError(f"cannot read the questions {str(path)!r}: {reason}") from None
+    if isinstance(data, dict):
+        return {name: list(_lines(path, asked)) for name, asked in data.items()}
+    return list(_lines(path, data))
+
+
+def _lines(path: Path, asked: Any) -> Iterator[str]:
+    count = 0
+    for one in asked if isinstance(asked, list) else ():
+        text = one.get("question") if isinstance(one, dict) else one
+        if not isinstance(text, str):
+            raise CalibrationError(f"{path}: a question must be a string, got {text!r}")
+        if text.strip():
+            count += 1
+            yield text.strip()
+    if not count:
+        raise CalibrationError(f"{path} holds no questions", "one a line, or a JSON list, or an object of lists")
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        if found := sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES):
+            return found
+        raise CalibrationError(f"there are no video or audio files in {str(path)!r}")
+    if not path.is_file():
+        raise CalibrationError(f"there is no clip {str(path)!r}")
+    return [path]

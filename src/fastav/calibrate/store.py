@@ -1,0 +1,149 @@
+"""A calibration on disk: what was asked for, a file for every prompt, and what came of it."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from fastav.errors import CalibrationError
+from fastav.layout import Layout
+from fastav.trace import Trace
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Look:
+    """What a clip looks and sounds like, small.
+
+    frames: pictures at `moments`, in seconds. peaks: the waveform's least and greatest value in equal parts of
+    `duration`, which is in seconds. Both may be empty.
+    """
+
+    frames: UInt8[np.ndarray, "pictures height width 3"]
+    moments: Float[np.ndarray, " pictures"]
+    peaks: Float[np.ndarray, "2 parts"]
+    duration: float | int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Record:
+    """One prompt that was looked at."""
+
+    clip: str
+    question: str
+    trace: Trace
+    look: Look
+
+
+class Store:
+    """A folder.  Files in it are whole or not there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def begin(self, head: Mapping[str, Any]) -> None:
+        """Claim the folder for calibrations of this kind.
+
+        Raises: CalibrationError if it holds one of another kind, or other files.
+        """
+        if (path := self.folder / "calibration.json").exists():
+            known = self.head()
+            if differing := [key for key, value in head.items() if known.get(key) != value]:
+                key = differing[0]
+                raise CalibrationError(
+                    f"{self.folder} holds a calibration with {key} {known.get(key)!r}, this has {head[key]!r}",
+                    "give another folder, or delete that one",
+                )
+            return
+        if self.folder.exists() and any(self.folder.iterdir()):
+            raise CalibrationError(f"{self.folder} holds other files", "give an empty folder, or a new one")
+        (self.folder / "prompts").mkdir(parents=True, exist_ok=True)
+        with _whole(path) as part:
+            part.write_text(json.dumps({"fastav_calibration": VERSION, **head}, indent=2) + "\n", encoding="utf-8")
+
+    def head(self) -> dict[str, Any]:
+        """What `begin` was given.  Raises: CalibrationError."""
+        return self._json("calibration.json")
+
+    def result(self) -> dict[str, Any]:
+        """What `finish` was given.  Raises: CalibrationError."""
+        return self._json("result.json")
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Write down what came of it."""
+        with _whole(self.folder / "result.json") as part:
+            part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+    def has(self, key: str) -> bool:
+        """Whether a prompt was looked at."""
+        return self._path(key).exists()
+
+    def save(self, key: str, record: Record) -> None:
+        """Keep a prompt."""
+        trace, look = record.trace, record.look
+        told = {"clip": record.clip, "question": record.question, "seconds": dict(trace.seconds)}
+        arrays = {f"layout_{name}": getattr(trace.layout, name) for name in Layout.__slots__}
+        arrays |= {f"kept_{layer}": kept for layer, kept in trace.kept}
+        arrays |= {"attention": trace.attention, "rollout": trace.rollout}
+        arrays |= {"frames": look.frames, "moments": look.moments, "peaks": look.peaks}
+        with _whole(self._path(key)) as part, part.open("wb") as file:
+            np.savez(file, told=json.dumps(told), duration=look.duration, **arrays)
+
+    def load(self, key: str) -> Record:
+        """A prompt that was kept.  Raises: CalibrationError if its file cannot be read."""
+        try:
+            with self._path(key).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+                told = json.loads(str(file["told"]))
+                kept = sorted((int(name[5:]), file[name]) for name in file.files if name.startswith("kept_"))
+                trace = Trace(
+                    layout=Layout(**{name: file[f"layout_{name}"] for name in Layout.__slots__}),
+                    attention=file["attention"],
+                    rollout=file["rollout"],
+                    kept=tuple(kept),
+                    seconds=told["seconds"],
+                )
+                look = Look(
+                    frames=file["frames"],
+                    moments=file["moments"],
+                    peaks=file["peaks"],
+                    duration=float(file["duration"]),
+                )
+                return Record(clip=told["clip"], question=told["question"], trace=trace, look=look)
+        except (OSError, ValueError, KeyError, BadZipFile, EOFError) as error:
+            raise CalibrationError(f"cannot read {self._path(key)}: {error}", "delete it and calibrate again") from None
+
+    def _path(self, key: str) -> Path:
+        return self.folder / "prompts" / f"{key}.npz"
+
+    def _json(self, name: str) -> dict[str, Any]:
+        path = self.folder / name
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise CalibrationError(
+                f"{self.folder} holds no finished calibration", "fastav calibrate makes one"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise CalibrationError(f"cannot read {path}: {error}", "delete the folder and calibrate again") from None
+        if name == "calibration.json" and data.get("fastav_calibration") != VERSION:
+            raise CalibrationError(f"{path} is of version {data.get('fastav_calibration')!r}, not {VERSION}")
+        return data
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A file beside `path` that takes its place when it is complete."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,162 @@
+"""`fastav calibrate` on the embedded model."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastav.calibrate import Calibration, Store
+from fastav.cli import main
+from fastav.plan import Plan
+
+CLIPS = Path(str(files("fastav"))) / "assets" / "clips"
+QUESTIONS = ("describe the clip.", "how many beeps do you hear?")
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A folder to work in, with two clips and two questions."""
+    (tmp_path / "clips").mkdir()
+    for name in ("knock", "triangle"):
+        shutil.copy(CLIPS / f"{name}.mp4", tmp_path / "clips")
+    (tmp_path / "questions.txt").write_text("\n".join(QUESTIONS))
+    return tmp_path
+
+
+def command(folder: Path, *options: str) -> list[str]:
+    shown = [str(folder / "clips"), "--questions", str(folder / "questions.txt")]
+    return ["calibrate", "tiny", *shown, "--out", str(folder / "plan.json"), "--budget", "0.65", *options]
+
+
+def failure(capsys, arguments: list[str]) -> str:
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+    return err
+
+
+def test_a_plan_comes_out_that_runs(folder, capsys):
+    assert main(command(folder)) == 0
+    out = capsys.readouterr().out
+    assert "by the rule" in out
+    plan = Plan.load(folder / "plan.json")
+    assert plan.origin is not None
+    assert (plan.origin["model"], plan.origin["clips"], plan.origin["prompts"]) == ("tiny", 2, 4)
+    assert plan.origin["criterion"]["budget"] == 0.65
+    assert plan.origin["versions"].keys() >= {"torch", "transformers"}
+    clip = str(folder / "clips" / "knock.mp4")
+    assert main(["run", clip, QUESTIONS[0], "--plan", str(folder / "plan.json"), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert 0.6 < answer["flops"]["ratio"] <= 0.66
+    result = Store(folder / "plan.calibration").result()
+    assert [one["plan"] for one in result["answers"]] == ["none", "calibrated"]
+    assert len(result["prompts"]) == 4
+
+
+def test_the_same_command_looks_at_nothing_twice_and_other_rules_use_what_was_seen(folder, capsys, monkeypatch):
+    assert main(command(folder, "--json")) == 0
+    first = json.loads(capsys.readouterr().out)
+    looked = []
+    plain = Calibration._looked_at
+    monkeypatch.setattr(Calibration, "_looked_at", lambda self, *what: looked.append(what) or plain(self, *what))
+    assert main(command(folder, "--json")) == 0
+    again = json.loads(capsys.readouterr().out)
+    for report in (first, again):
+        report["plan"]["origin"].pop("date")
+    assert again == first
+    assert [plan.name for _, plan in looked] == ["calibrated"], "only the plan is tried again"
+    assert main(command(folder, "--rule", "rollout", "--start", "4", "--drop", "10", "--json")) == 0
+    other = json.loads(capsys.readouterr().out)
+    assert (other["rule"], other["start"]) == ("rollout", 4)
+    assert len(looked) == 2
+
+
+def test_a_clip_that_fails_is_named_and_skipped_only_if_asked(folder, capsys):
+    (folder / "clips" / "broken.mp4").write_bytes(b"no clip")
+    err = failure(capsys, command(folder))
+    assert "broken.mp4" in err
+    assert "--keep-going" in err
+    assert not (folder / "plan.json").exists()
+    assert main(command(folder, "--keep-going")) == 0
+    assert "skipped" in capsys.readouterr().err
+    plan = Plan.load(folder / "plan.json")
+    assert plan.origin is not None
+    assert plan.origin["clips"] == 2
+    assert len(Store(folder / "plan.calibration").result()["failures"]) == 2
+
+
+def test_nothing_but_broken_clips_gives_no_plan(folder, capsys):
+    for path in (folder / "clips").iterdir():
+        path.write_bytes(b"no clip")
+    assert "no prompt could be looked at" in failure(capsys, command(folder, "--keep-going"))
+    assert not (folder / "plan.json").exists()
+
+
+def test_a_calibrated_plan_is_refused_by_other_models(folder, capsys):
+    assert main(command(folder)) == 0
+    capsys.readouterr()
+    plan = str(folder / "plan.json")
+    err = failure(capsys, ["flops", "videollama2", "--plan", plan])
+    assert "was calibrated for tiny" in err
+    assert "fastav calibrate" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--budget", "0.2"], "cannot be reached"),
+        (["--budget", "1.5"], "budget must be in"),
+        (["--start", "last"], "--start must be"),
+        (["--start", "12"], "a layer from 1 to 11"),
+        (["--alpha", "0"], "alpha must be in"),
+        (["--out", "plan.txt"], "must end in .json"),
+        (["--drop", "120"], "--drop must be"),
+        (["--rule", "frames"], "frames does not fit"),
+    ],
+)
+def test_bad_settings_are_refused_in_one_line(folder, capsys, options, said):
+    assert said in failure(capsys, command(folder, *options))
+    assert not (folder / "plan.json").exists()
+
+
+def test_other_settings_of_the_rollout_need_another_folder(folder, capsys):
+    assert main(command(folder)) == 0
+    capsys.readouterr()
+    assert "with alpha 0.5, this has 0.8" in failure(capsys, command(folder, "--alpha", "0.8"))
+    assert main(command(folder, "--alpha", "0.8", "--work", str(folder / "other"))) == 0
+
+
+def test_ctrl_c_loses_nothing_that_was_seen(folder):
+    shutil.copy(CLIPS / "silence.mp4", folder / "clips")
+    (folder / "questions.txt").write_text("\n".join(f"describe the clip. {'very ' * n}" for n in range(40)))
+    script = "import sys; from fastav.cli import main; sys.exit(main())"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *command(folder)],
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    prompts, deadline = folder / "plan.calibration" / "prompts", time.monotonic() + 300
+    while not (prompts.exists() and len(list(prompts.glob("*.npz"))) > 2):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on from there" in err
+    assert "Traceback" not in err
+    assert not (folder / "plan.json").exists()
+    assert not list(prompts.glob("*.part"))
+    for path in prompts.glob("*.npz"):
+        trace = Store(folder / "plan.calibration").load(path.stem).trace
+        assert np.isfinite(trace.rollout).all()
