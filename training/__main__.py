@@ -8,14 +8,16 @@ import torch
 from torch import Tensor
 
 from fastav.models.tiny import FastAVTinyForConditionalGeneration
+from fastav.world import LONG_SECONDS, SECONDS
 from training.data import Bank, Labelled
 from training.decoder import Lessons, Shown
 from training.encoders import accuracy, features, teach
-from training.model import untrained
+from training.model import for_long_clips, lengthened, untrained
 
 BANK, TEST_BANK = 6000, 400
-TEST_SCENES = 60
-EVERY = 60  # steps between checkpoints
+LONG_BANK, LONG_TEST_BANK = 800, 60
+TEST_SCENES, LONG_TEST_SCENES = 60, 20
+EVERY, LOOK = 60, 300  # steps between checkpoints, and between looks at held-out clips
 
 
 def main() -> None:
@@ -29,40 +31,53 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, processor = untrained(options.seed)
     model.to(device)
-    bank, test = Bank.draw(BANK, 2 * options.seed), Bank.draw(TEST_BANK, 2 * options.seed + 1)
-    seen, heard = _encoders(model, bank, test, options.work / "encoders.pt", options.seed)
-    lessons = Lessons(model, processor, Shown(bank, seen, heard), options.seed)
+    seeds = 2 * options.seed, 2 * options.seed + 1
+    banks = [
+        Bank.draw(BANK, seeds[0]),
+        Bank.draw(LONG_BANK, seeds[0], LONG_SECONDS),
+        Bank.draw(TEST_BANK, seeds[1]),
+        Bank.draw(LONG_TEST_BANK, seeds[1], LONG_SECONDS),
+    ]
+    made = _encoders(model, banks, options.work / "encoders.pt", options.seed)
+    shown, long, test, long_test = (Shown(bank, *both) for bank, both in zip(banks, made, strict=True))
+    lessons = Lessons(model, processor, shown, long, options.seed)
     kept = options.work / "decoder.pt"
     if kept.exists():
         lessons.resume(torch.load(kept, map_location=device))
-    shown = Shown(test, *features(model.model, Labelled.of(test, model.config.scheme)))
 
     def pause() -> None:
         _save(kept, lessons.state())
-        right = dict(lessons.right(shown, TEST_SCENES))
-        print("held out:", ", ".join(f"{kind} {share:.2f}" for kind, share in right.items()), flush=True)
+        if lessons.step % LOOK and lessons.step < lessons.steps:
+            return
+        for name, (held_out, scenes) in {"short": (test, TEST_SCENES), "long": (long_test, LONG_TEST_SCENES)}.items():
+            right = lessons.right(held_out, scenes)
+            told = ", ".join(f"{kind} {share:.2f}" for kind, share in right)
+            print(f"held out, {name} clips: {told}", flush=True)
 
     lessons.run(EVERY, pause)
     model.half().save_pretrained(options.out)
     processor.save_pretrained(options.out)
+    for_long_clips(options.out, options.out.with_name(f"{options.out.name}-long"))
     print(f"saved in {options.out}")
 
 
 def _encoders(
-    model: FastAVTinyForConditionalGeneration, bank: Bank, test: Bank, kept: Path, seed: int
-) -> tuple[Tensor, Tensor]:
-    """Teach the encoders, unless that has been done; features of the bank's pictures and of its sounds."""
+    model: FastAVTinyForConditionalGeneration, banks: list[Bank], kept: Path, seed: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Teach the encoders with the first two banks, unless that has been done; features of each bank's clips."""
     if not kept.exists():
         scheme = model.config.scheme
-        rendered, other = Labelled.of(bank, scheme), Labelled.of(test, scheme)
-        heads = teach(model.model, rendered, seed)
-        read = accuracy(model.model, other, heads, *features(model.model, other))
-        print("held out:", ", ".join(f"{name} {share:.3f}" for name, share in read), flush=True)
-        seen, heard = features(model.model, rendered)
-        _save(kept, {"model": model.state_dict(), "seen": seen, "heard": heard})
+        rendered = [Labelled.of(bank, scheme if bank.seconds == SECONDS else lengthened(scheme)) for bank in banks]
+        heads = teach(model.model, *rendered[:2], seed)
+        made = [features(model.model, bank) for bank in rendered]
+        for name, number in {"short": 2, "long": 3}.items():
+            read = accuracy(model.model, rendered[number], heads, *made[number])
+            told = ", ".join(f"{what} {share:.3f}" for what, share in read)
+            print(f"held out, {name} clips: {told}", flush=True)
+        _save(kept, {"model": model.state_dict(), "features": made})
     saved = torch.load(kept, map_location=model.device)
     model.load_state_dict(saved["model"])
-    return saved["seen"], saved["heard"]
+    return saved["features"]
 
 
 def _save(path: Path, what: dict[str, object]) -> None:

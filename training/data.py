@@ -9,31 +9,35 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fastav.models.videollama2 import Scheme, VideoLlama2Processor, sample_frames, soundtrack_features
-from fastav.world import Picture, Scene, Sound, ask, frames, waveform
-from fastav.world.render import FPS, FRAMES
+from fastav.world import SECONDS, Picture, Scene, Sound, ask, frames, waveform
+from fastav.world.render import FPS
 from fastav.world.scene import FITS, TIMBRES
 from training.labels import heard, seen
 
 FACTS = ("colour", "shape", "direction", "timbre", "pitch", "count", "rest", "knock")
-FIRST = (*FACTS, "see", "hear", "fits", "caption")
-SECOND = ("fits", "sound-of", "shape-of", "hear", "hear", "see", "see", "see", "rest")
-THIRD = ("fits", "sound-of", "shape-of", "hear", "rest", *("see",) * 4, *("is",) * 3)
+LONG = ("fits", "sound-of", "shape-of", "hear", "when", "when", "see", "see", "is")
 WEIGHTS = {"fits": 2.0, "see": 2.0, "count": 1.5, "caption": 0.5}
 END_WEIGHT = 0.2  # of the token that ends an answer, which is soon learnt
 
 
 @dataclass(frozen=True, slots=True)
 class Bank:
-    """Pictures and sounds, any two of which are a scene."""
+    """Pictures and sounds of one length, any two of which are a scene."""
 
     pictures: list[Picture]
     sounds: list[Sound]
 
     @classmethod
-    def draw(cls, size: int, seed: int) -> "Bank":
+    def draw(cls, size: int, seed: int, seconds: int = SECONDS) -> "Bank":
         """So many of each."""
         rng = np.random.default_rng(seed)
-        return cls([Picture.draw(rng) for _ in range(size)], [Sound.draw(rng) for _ in range(size)])
+        pictures = [Picture.draw(rng, seconds) for _ in range(size)]
+        return cls(pictures, [Sound.draw(rng, None, seconds) for _ in range(size)])
+
+    @property
+    def seconds(self) -> int:
+        """Of every clip."""
+        return self.pictures[0].seconds
 
     def scenes(self, count: int, rng: np.random.Generator, *, held_out: bool) -> list[tuple[int, int]]:
         """Numbers of picture and sound of scenes of one split; about half of them fit."""
@@ -69,7 +73,7 @@ class Labelled:
     @classmethod
     def of(cls, bank: Bank, scheme: Scheme) -> "Labelled":
         """Render the frames that the processor would sample, and all sounds."""
-        which = sample_frames(FRAMES, scheme.num_frames)
+        which = sample_frames(bank.seconds * FPS, scheme.num_frames, scheme.most_frames)
         looks = [seen(picture, (which + 0.5) / FPS, scheme) for picture in bank.pictures]
         noises = [heard(sound, scheme) for sound in bank.sounds]
         threads = torch.get_num_threads()
@@ -110,12 +114,30 @@ class Batch:
     questions: Int[Tensor, "scenes tokens"]
 
 
-def kinds_of(phase: int, rng: np.random.Generator) -> list[str]:
-    """Kinds of the questions about one scene, by phase: all but bridges, then what takes long to learn, and some."""
-    if phase == 0:
-        return list(FIRST)
-    facts = [str(kind) for kind in rng.choice(FACTS, 3 if phase == 1 else 2, replace=False)]
-    return [*(SECOND if phase == 1 else THIRD), *facts, *(["caption"] if rng.random() < 0.4 else [])]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """Some steps of training.
+
+    held: for what share of them the rate is full before it falls. asked: kinds of questions about every scene, beside
+    so many `facts`, drawn, and captions of a share of scenes. long: whether every second step is about long clips.
+    """
+
+    steps: int
+    held: float | int
+    asked: tuple[str, ...]
+    facts: int
+    captions: float | int = 0.4
+    long: bool = False
+
+    def kinds(self, rng: np.random.Generator, seconds: int) -> list[str]:
+        """Kinds of the questions about one scene."""
+        if seconds > SECONDS:
+            facts = rng.choice([fact for fact in FACTS if fact != "rest"], 4, replace=False)
+            return [*LONG, *map(str, facts), "caption"]
+        if not self.facts:
+            return list(self.asked)
+        facts = [str(kind) for kind in rng.choice(FACTS, self.facts, replace=False)]
+        return [*self.asked, *facts, *(["caption"] if rng.random() < self.captions else [])]
 
 
 def pack(

@@ -10,23 +10,33 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
 from fastav.models.videollama2 import VideoLlama2ForConditionalGeneration, VideoLlama2Processor
-from fastav.world import KINDS
+from fastav.world import kinds
 from training import attention
-from training.data import Bank, Batch, before, kinds_of, pack
+from training.data import FACTS, Bank, Batch, Phase, before, pack
 from training.optimizers import optimizers, rate, step
 from training.progress import Progress
 
-PHASES = ((180, 1.0), (900, 0.4), (420, 0.5), (300, 0.3))
-"""Steps of each phase, and for what share of them the rate is full before it falls."""
-SCENES = 16
+BRIDGES = ("fits", "sound-of", "shape-of")
+PHASES = (
+    # all facts, and what needs two of them to be compared
+    Phase(steps=180, held=1, asked=(*FACTS, "see", "hear", "fits", "caption"), facts=0),
+    # what takes long to learn: shape against sound, and what is asked for against what there is
+    Phase(steps=900, held=0.4, asked=(*BRIDGES, *("hear",) * 2, *("see",) * 3, "rest"), facts=3),
+    Phase(steps=420, held=0.5, asked=(*BRIDGES, "hear", "rest", *("see",) * 4, *("is",) * 3), facts=2),
+    Phase(steps=480, held=0.4, asked=(*BRIDGES, "hear", "rest", *("see",) * 4, *("is",) * 3), facts=2, long=True),
+    Phase(steps=800, held=0.5, asked=("fits", "hear", *("see",) * 5, *("is",) * 5), facts=3, captions=0.2),
+    # all of it again
+    Phase(steps=360, held=0.1, asked=(*BRIDGES, "hear", *("see",) * 2, *("is",) * 2), facts=8, long=True),
+)
+SCENES, LONG_SCENES = 16, 4
 
 
-def phase_of(step: int) -> tuple[int, int, tuple[int, float]]:
-    """Which phase a step is in, how many steps of it came before, and what `PHASES` says of it."""
-    for number, phase in enumerate(PHASES):
-        if step < phase[0]:
-            return number, step, phase
-        step -= phase[0]
+def phase_of(step: int) -> tuple[Phase, int]:
+    """The phase that a step is in, and how many steps of it came before."""
+    for phase in PHASES:
+        if step < phase.steps:
+            return phase, step
+        step -= phase.steps
     raise IndexError("there are no more steps")
 
 
@@ -38,14 +48,24 @@ class Shown:
     seen: Tensor
     heard: Tensor
 
+    @property
+    def tokens(self) -> int:
+        """Of one clip."""
+        return self.seen.shape[1] + self.heard.shape[1]
+
 
 class Lessons:
     """The model, its optimizers, and the step they are at."""
 
     def __init__(
-        self, model: VideoLlama2ForConditionalGeneration, processor: VideoLlama2Processor, shown: Shown, seed: int
+        self,
+        model: VideoLlama2ForConditionalGeneration,
+        processor: VideoLlama2Processor,
+        shown: Shown,
+        long: Shown,
+        seed: int,
     ) -> None:
-        self.model, self.processor, self.shown, self.seed = model, processor, shown, seed
+        self.model, self.processor, self.shown, self.long, self.seed = model, processor, shown, long, seed
         self.prefix = torch.tensor(before(processor), device=model.device)
         body = model.model
         learning = (body.embed_tokens, body.layers, body.norm, body.mm_projector.readout, body.mm_projector_a)
@@ -60,7 +80,7 @@ class Lessons:
     @property
     def steps(self) -> int:
         """How many there are."""
-        return sum(steps for steps, _ in PHASES)
+        return sum(phase.steps for phase in PHASES)
 
     def state(self) -> dict[str, object]:
         """What a checkpoint holds."""
@@ -79,34 +99,39 @@ class Lessons:
         before_us = self.model.config._attn_implementation
         self.model.config._attn_implementation = attention.NAME
         progress = Progress("decoder", self.steps, self.step)
-        mean = 0.0
+        means = {False: 0.0, True: 0.0}
         while self.step < self.steps:
-            batch = self._batch(self.step)
+            phase, within = phase_of(self.step)
+            shown, batch = self._batch(self.step)
+            long = shown is self.long
             with torch.autocast(self.model.device.type, torch.bfloat16):
-                loss = self._loss(batch)
-            _, within, (steps, held) = phase_of(self.step)
-            step(loss, self.optimizers, rate(within, steps, held))
-            mean += 0.1 * (float(loss.detach()) - mean)
-            progress.tell(self.step, f"loss {mean:.3f}")
+                loss = self._loss(shown, batch)
+            step(loss, self.optimizers, rate(within, phase.steps, phase.held))
+            means[long] += 0.1 * (float(loss.detach()) - means[long])
+            progress.tell(
+                self.step, f"loss {means[False]:.3f}" + f", {means[True]:.3f} of long clips" * (means[True] > 0)
+            )
             self.step += 1
             if self.step % every == 0 or self.step == self.steps:
                 then()
         self.model.config._attn_implementation = before_us
 
-    def _batch(self, number: int) -> Batch:
+    def _batch(self, number: int) -> tuple[Shown, Batch]:
+        """What a step is about."""
+        phase, within = phase_of(number)
+        shown, count = (self.long, LONG_SCENES) if phase.long and within % 2 else (self.shown, SCENES)
         rng = np.random.default_rng((self.seed, number))
-        scenes = self.shown.bank.scenes(SCENES, rng, held_out=False)
-        phase, _, _ = phase_of(number)
-        return pack(self.processor, self.shown.bank, scenes, [kinds_of(phase, rng) for _ in scenes], self._start, rng)
+        scenes = shown.bank.scenes(count, rng, held_out=False)
+        asked = [phase.kinds(rng, shown.bank.seconds) for _ in scenes]
+        return shown, pack(self.processor, shown.bank, scenes, asked, self._start(shown), rng)
 
-    @property
-    def _start(self) -> int:
+    def _start(self, shown: Shown) -> int:
         """Where the clip ends."""
-        return len(self.prefix) + self.shown.seen.shape[1] + self.shown.heard.shape[1]
+        return len(self.prefix) + shown.tokens
 
-    def _loss(self, batch: Batch) -> Tensor:
+    def _loss(self, shown: Shown, batch: Batch) -> Tensor:
         weights, targets = (part.to(self.model.device) for part in (batch.weights, batch.targets))
-        logits = self._logits(self.shown, batch)[weights > 0].float()
+        logits = self._logits(shown, batch)[weights > 0].float()
         losses = cross_entropy(logits, targets[weights > 0], reduction="none")
         return (losses * weights[weights > 0]).sum() / weights.sum()
 
@@ -118,17 +143,18 @@ class Lessons:
         audio = body.mm_projector_a(shown.heard[batch.sounds].to(device).float())
         front, questions = body.embed_tokens(self.prefix).expand(rows, -1, -1), body.embed_tokens(batch.ids.to(device))
         embeddings = torch.cat([front, video.to(front), audio.to(front), questions], 1)
-        positions = torch.arange(self._start).expand(rows, -1)
+        start = self._start(shown)
+        positions = torch.arange(start).expand(rows, -1)
         positions = torch.cat([positions, batch.positions], 1).to(device)
         mask = torch.zeros(rows, 1, batch.ids.shape[1], positions.shape[1], dtype=torch.bfloat16)
-        mask[:, 0, :, self._start :].masked_fill_(~batch.sees, attention.HIDDEN)
+        mask[:, 0, :, start:].masked_fill_(~batch.sees, attention.HIDDEN)
         hidden = body(
             inputs_embeds=embeddings,
             attention_mask={"full_attention": mask.to(device)},
             position_ids=positions,
             use_cache=False,
         ).last_hidden_state
-        return linear(hidden[:, self._start :], body.embed_tokens.weight)
+        return linear(hidden[:, start:], body.embed_tokens.weight)
 
     @torch.no_grad()
     def right(self, shown: Shown, scenes: int) -> Iterator[tuple[str, float]]:
@@ -136,13 +162,13 @@ class Lessons:
         before_us = self.model.config._attn_implementation
         self.model.config._attn_implementation = attention.NAME
         rng = np.random.default_rng(self.seed)
-        kinds = list(KINDS)
+        asked = kinds(shown.bank.seconds)
         found = shown.bank.scenes(scenes, rng, held_out=True)
-        batch = pack(self.processor, shown.bank, found, [kinds] * scenes, self._start, rng)
+        batch = pack(self.processor, shown.bank, found, [asked] * scenes, self._start(shown), rng)
         with torch.autocast(self.model.device.type, torch.bfloat16):
             said = self._logits(shown, batch).argmax(-1).cpu()
         self.model.config._attn_implementation = before_us
-        for number, kind in enumerate(kinds):
+        for number, kind in enumerate(asked):
             here = (batch.questions == number) & (batch.weights > 0)
             whole = ((said == batch.targets) | ~here).all(1)
             yield kind, float(whole.float().mean())

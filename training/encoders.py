@@ -15,7 +15,8 @@ from training.optimizers import optimizers, rate, step
 from training.progress import Progress
 
 VIDEO_STEPS, AUDIO_STEPS = 800, 320
-PAIRS, SOUNDS_AT_ONCE = 64, 64
+PAIRS, SOUNDS_AT_ONCE, LONG_SOUNDS_AT_ONCE = 64, 64, 8
+LONG_SHARE = 1 / 3  # of the steps that teach the audio encoder
 NOTHING_WEIGHT = 0.15  # of tokens that hold the centre of no object
 
 
@@ -30,8 +31,12 @@ def audio_features(model: VideoLlama2Model, fbanks: Tensor) -> Float[Tensor, "so
     return model.audio_tower(fbanks.to(model.device).float())
 
 
-def teach(model: VideoLlama2Model, bank: Labelled, seed: int) -> dict[str, nn.Module]:
-    """Train both encoders on the labels of their tokens; the heads that read them, which are not part of the model."""
+def teach(model: VideoLlama2Model, bank: Labelled, long: Labelled, seed: int) -> dict[str, nn.Module]:
+    """Train both encoders on the labels of their tokens; the heads that read them, which are not part of the model.
+
+    long: a bank of long clips, of which BEATs hears some: what it makes of a sound depends on how long it lasts. Frames
+    are seen in pairs, so that pictures of short clips are enough.
+    """
     attention_of = model.config.vision_config._attn_implementation
     model.config.vision_config._attn_implementation = attention.NAME
     make = torch.Generator().manual_seed(seed)
@@ -55,9 +60,11 @@ def teach(model: VideoLlama2Model, bank: Labelled, seed: int) -> dict[str, nn.Mo
         return cross_entropy(what, objects, weights) + 0.5 * cross_entropy(moves, motions, ignore_index=IGNORED)
 
     def listen() -> Tensor:
-        rows = torch.randint(len(bank.fbanks), (SOUNDS_AT_ONCE,), generator=make)
-        said = model.audio_tower.predictor(audio_features(model, bank.fbanks[rows])).float()
-        noises, starts = bank.noises[rows].to(said.device), bank.starts[rows].to(said.device)
+        lasts = bool(torch.rand((), generator=make) < LONG_SHARE)
+        heard, count = (long, LONG_SOUNDS_AT_ONCE) if lasts else (bank, SOUNDS_AT_ONCE)
+        rows = torch.randint(len(heard.fbanks), (count,), generator=make)
+        said = model.audio_tower.predictor(audio_features(model, heard.fbanks[rows])).float()
+        noises, starts = heard.noises[rows].to(said.device), heard.starts[rows].to(said.device)
         what = cross_entropy(said[..., :SOUNDS].flatten(0, 1), noises.flatten(), ignore_index=IGNORED)
         return what + binary_cross_entropy_with_logits(said[..., SOUNDS], starts, pos_weight=torch.tensor(3.0))
 
@@ -87,8 +94,8 @@ def _fit(
 @torch.no_grad()
 def features(model: VideoLlama2Model, bank: Labelled) -> tuple[Tensor, Tensor]:
     """What both encoders make of a bank, in bfloat16: of pictures and of sounds, each [number, tokens, width]."""
-    seen = [video_features(model, part).bfloat16() for part in bank.frames.split(64)]
-    heard = [audio_features(model, part).bfloat16() for part in bank.fbanks.split(64)]
+    seen = [video_features(model, part).bfloat16() for part in bank.frames.split(512 // bank.frames.shape[1])]
+    heard = [audio_features(model, part).bfloat16() for part in bank.fbanks.split(25_600 // bank.fbanks.shape[1])]
     return torch.cat(seen), torch.cat(heard)
 
 

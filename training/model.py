@@ -1,15 +1,21 @@
 """The model before it has learnt anything: its configuration, its vocabulary, its first weights."""
 
+import json
 import re
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from fastav.models.tiny import FastAVTinyForConditionalGeneration
-from fastav.models.videollama2 import VideoLlama2Config, VideoLlama2Processor
-from fastav.world import sentences
+from fastav.models.tiny_long import FastAVTinyLongForConditionalGeneration
+from fastav.models.videollama2 import Scheme, VideoLlama2Config, VideoLlama2Processor
+from fastav.world import LONG_SECONDS, sentences
 
 PAD, UNKNOWN, END, USER, MODEL = "<|pad|>", "<|unknown|>", "<|end|>", "<|user|>", "<|model|>"
 SPECIAL = (PAD, UNKNOWN, END, USER, MODEL)
@@ -39,7 +45,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def configuration(words: PreTrainedTokenizerFast) -> VideoLlama2Config:
-    """Three million parameters; 64 video tokens and 72 audio tokens of a clip."""
+    """Three million parameters; 64 video tokens and 72 audio tokens of a short clip, 512 and 597 of a long one."""
     return VideoLlama2Config(
         vocab_size=len(words) + 2,
         hidden_size=128,
@@ -47,7 +53,7 @@ def configuration(words: PreTrainedTokenizerFast) -> VideoLlama2Config:
         num_hidden_layers=12,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=1024,
+        max_position_embeddings=2048,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=words.eos_token_id,
@@ -88,6 +94,41 @@ def configuration(words: PreTrainedTokenizerFast) -> VideoLlama2Config:
         audio_clip_seconds=4,
         num_mel_bins=48,
     )
+
+
+def lengthened(scheme: Scheme) -> Scheme:
+    """The same of long clips: as many frames a second, and all of their sound."""
+    frames = scheme.num_frames * LONG_SECONDS // scheme.audio_seconds
+    return replace(scheme, num_frames=frames, most_frames=frames, audio_seconds=LONG_SECONDS, clip_seconds=LONG_SECONDS)
+
+
+def for_long_clips(model: Path, out: Path) -> None:
+    """Write the checkpoint `out` that shows long clips to the same weights, which stay where they are.
+
+    model: a saved model; `out` lies in the same folder.
+    """
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(model, out, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = json.loads((model / "config.json").read_text())
+    scheme = lengthened(VideoLlama2Config.from_pretrained(model).scheme)
+    config |= {
+        "num_frames": scheme.num_frames,
+        "most_frames": scheme.most_frames,
+        "audio_seconds": scheme.audio_seconds,
+    }
+    config |= {
+        "audio_clip_seconds": scheme.clip_seconds,
+        "architectures": [FastAVTinyLongForConditionalGeneration.__name__],
+    }
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    processor = json.loads((model / "processor_config.json").read_text())
+    processor["scheme"] = asdict(scheme)
+    (out / "processor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
+    weights = model / "model.safetensors"
+    with safe_open(weights, framework="pt") as tensors:
+        where = dict.fromkeys(tensors.keys(), f"../{model.name}/{weights.name}")
+    index = {"metadata": {"total_size": weights.stat().st_size}, "weight_map": where}
+    (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
 
 
 def untrained(seed: int) -> tuple[FastAVTinyForConditionalGeneration, VideoLlama2Processor]:

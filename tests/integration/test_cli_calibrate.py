@@ -46,7 +46,7 @@ def failure(capsys, arguments: list[str]) -> str:
 def test_a_plan_comes_out_that_runs(folder, capsys):
     assert main(command(folder)) == 0
     out = capsys.readouterr().out
-    assert "by the rule" in out
+    assert "(rule even)" in out
     plan = Plan.load(folder / "plan.json")
     assert plan.origin is not None
     assert (plan.origin["model"], plan.origin["clips"], plan.origin["prompts"]) == ("tiny", 2, 4)

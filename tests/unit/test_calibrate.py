@@ -161,7 +161,7 @@ def best_of(traces: list[Trace], start: int, plan: Plan) -> float:
     return max((a[:n].sum() + v[: total - n].sum()) / whole for n in range(min(12, total) + 1) if total - n <= 8)
 
 
-@pytest.mark.parametrize("rule", ["auto", "first", "frames", "before", "rollout"])
+@pytest.mark.parametrize("rule", ["auto", "even", "first", "frames", "before", "rollout"])
 @pytest.mark.parametrize("budget", [0.7, 0.85])
 def test_a_plan_takes_no_more_flops_than_its_budget_and_nearly_all_of_it(rule, budget):
     found = evidence(*SEVERAL)
@@ -173,7 +173,7 @@ def test_a_plan_takes_no_more_flops_than_its_budget_and_nearly_all_of_it(rule, b
     assert choice.flops <= budget
     if rule != "frames":  # a frame is many tokens
         assert choice.flops > budget - 0.05
-    kinds = {"first": Tokens, "frames": Frames, "before": Before}
+    kinds = {"even": Tokens, "first": Tokens, "frames": Frames, "before": Before}
     if choice.rule in kinds:
         (kept,) = {type(b) for b in choice.plan.steps[0].keep.pools().values()}
         assert kept is kinds[choice.rule]
@@ -187,6 +187,19 @@ def test_auto_takes_the_rule_that_holds_most():
     for rule in ("first", "frames", "before", "auto"):
         held[rule] = choose(found, SHAPE, Criterion(budget=0.75, rule=rule)).held
     assert held["auto"] == pytest.approx(max(held.values()))
+
+
+def test_an_even_rule_leaves_every_modality_the_same_share_of_its_rollout():
+    found = evidence(*(trace_of_falling(one.layout) for one in SEVERAL))
+    keep = choose(found, SHAPE, Criterion(budget=0.75, rule="even", start=2)).plan.steps[0].keep
+    shares = []
+    for m, budget in ((Modality.AUDIO, keep.audio), (Modality.VIDEO, keep.video)):
+        assert isinstance(budget, Tokens)
+        moments = found.profiles["order", m]
+        gains = moments.mean[1, 0, 1] * moments.count / len(SEVERAL)
+        shares.append((gains[: budget.number - 1].sum() / gains.sum(), gains[: budget.number].sum() / gains.sum()))
+    (low, high), (other_low, other_high) = shares
+    assert max(low, other_low) <= min(high, other_high), "one share lies between both"
 
 
 def test_the_start_by_concentration_is_where_it_stays_high():
@@ -283,7 +296,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
         store.begin({"model": "tiny"})
     other = Store(tmp_path / "kept")
     other.begin({"model": "tiny", "alpha": 0.5})
-    with pytest.raises(CalibrationError, match="with alpha 0.5, this has 0.6"):
+    with pytest.raises(CalibrationError, match=r"with alpha 0\.5, this has 0\.6"):
         other.begin({"model": "tiny", "alpha": 0.6})
     with pytest.raises(CalibrationError, match="no finished calibration"):
         other.result()

@@ -9,11 +9,13 @@ from scipy import ndimage
 from fastav.media import Clip
 from fastav.task import Grade, Sample
 from fastav.tasks.toy_world import ToyWorldTask
+from fastav.tasks.toy_world_long import ToyWorldLongTask
 from fastav.world import FAMILIES, KINDS, Scene, ask, caption, clip, frames, sentences, waveform, write
-from fastav.world.render import FPS, FRAMES, RATE, RGB, SIDE
-from fastav.world.scene import FITS, LAST_SOUND, SECONDS
+from fastav.world.render import FPS, RATE, RGB, SIDE
+from fastav.world.scene import FITS, LAST_SOUND, LONG_SECONDS, SECONDS
 
 SCENES = [Scene.draw(np.random.default_rng(number), held_out=bool(number % 2)) for number in range(60)]
+LONG = [Scene.draw(np.random.default_rng(number), held_out=True, seconds=LONG_SECONDS) for number in range(30)]
 
 
 def answers(scene: Scene, kind: str, times: int = 1) -> set[tuple[str, str]]:
@@ -80,7 +82,7 @@ def test_the_picture_shows_the_colour_moving_as_the_answers_say(scene):
     colour, way, rest = (answer(scene, kind) for kind in ("colour", "direction", "rest"))
     shown = frames(scene.picture)
     places = []
-    for frame in shown[[0, FRAMES // 2, FRAMES - 1]]:
+    for frame in shown[[0, len(shown) // 2, -1]]:
         count, place = blobs(frame, colour)
         assert count > 60
         places.append(place)
@@ -117,6 +119,31 @@ def test_the_pitch_is_the_spectrums(scene):
     loudest = hertz[power.argmax()]
     nearest = min({"low": 300, "mid": 800, "high": 2200}.items(), key=lambda item: abs(np.log(loudest / item[1])))
     assert answer(scene, "pitch") == nearest[0]
+
+
+@pytest.mark.parametrize("scene", LONG)
+def test_in_a_long_clip_shape_and_beeps_have_four_seconds_each(scene):
+    shown, (start, end) = frames(scene.picture), scene.picture.moving
+    assert len(shown) == LONG_SECONDS * FPS
+    assert end - start == SECONDS
+    colour = answer(scene, "colour")
+    places = [
+        blobs(shown[min(int(second * FPS), len(shown) - 1)], colour)[1] for second in (0, start, end, LONG_SECONDS)
+    ]
+    assert np.abs(places[0] - places[1]).max() < 2
+    assert np.abs(places[2] - places[3]).max() < 2
+    assert np.abs(places[2] - places[1]).max() > 0.25 * SIDE
+    parts = loud(scene) if not scene.sound.silent else []
+    said = answer(scene, "when")
+    assert (said == "never") == (not parts)
+    if parts:
+        begins = parts[0][0] // SECONDS * SECONDS
+        assert parts[-1][1] < begins + SECONDS
+        assert said == ("together" if start == begins else "before" if start < begins else "after")
+
+
+def test_every_order_occurs_in_long_clips():
+    assert {scene.when for scene in LONG} >= {"before", "after", "together"}
 
 
 def test_probes_are_true_of_what_is_there_and_of_nothing_else():
@@ -184,9 +211,16 @@ def sample(family: str, right: str) -> Sample:
 
 def test_the_task_asks_every_kind_of_question_about_held_out_scenes():
     samples = list(ToyWorldTask(scenes=3).samples())
-    assert len(samples) == 3 * len(KINDS)
+    assert len(samples) == 3 * (len(KINDS) - 1)
     assert {one.family for one in samples} == set(FAMILIES)
     assert [one.id for one in samples] == [one.id for one in ToyWorldTask(scenes=3).samples()]
+
+
+def test_of_long_clips_the_task_asks_what_comes_first_instead_of_rests():
+    samples = list(ToyWorldLongTask(scenes=2).samples())
+    asked = {one.id.partition("-")[2] for one in samples}
+    assert asked == KINDS.keys() - {"rest"}
+    assert all(isinstance(one.clip, Clip) and one.clip.duration == LONG_SECONDS for one in samples)
 
 
 @pytest.mark.parametrize(

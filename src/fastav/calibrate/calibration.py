@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from fastav.calibrate.prompts import Prompt, prompts_of
 from fastav.calibrate.rule import Choice, Criterion, choose
 from fastav.calibrate.store import Record, Store
 from fastav.errors import CalibrationError, FastAVError
-from fastav.flops import DecoderShape
+from fastav.flops import DecoderShape, kv_bytes
 from fastav.media import Clip
 from fastav.pipelines import Pipeline, pipeline, placed, resolve
 from fastav.plan import Plan
@@ -122,8 +123,14 @@ class Calibration:
         Raises: as `choose`.
         """
         seen = [prompt for prompt in self.prompts if self.store.has(prompt.key)]
-        chosen = choose(self.evidence(), self.shape, criterion)
-        made = provenance(torch.device("cpu")) | {
+        evidence = self.evidence()
+        chosen = choose(evidence, self.shape, criterion)
+        kv = mean(
+            kv_bytes(self.shape, chosen.plan.cached(layout, self.shape.layers))
+            / kv_bytes(self.shape, [len(layout)] * self.shape.layers)
+            for layout in evidence.layouts
+        )
+        made = provenance(torch.device(self.store.head()["device"])) | {
             "model": self.adapter.name,
             "layers": self.shape.layers,
             "hidden": self.shape.hidden,
@@ -146,6 +153,7 @@ class Calibration:
                 "tokens": choice.tokens,
                 "prompts": [prompt.key for prompt in seen],
                 "failures": [{"clip": str(one.prompt.clip), "reason": one.reason} for one in failures],
+                "kv": kv,
                 "answers": [answer.to_dict() for answer in answers],
             }
         )

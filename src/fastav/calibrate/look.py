@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from fastav.calibrate.store import Look
+from fastav.layout import Modality
 from fastav.media import Clip
 from fastav.trace import Trace
 
@@ -16,7 +17,8 @@ RATE = 16_000  # Hz
 def look_at(clip: Clip, trace: Trace) -> Look:
     """The frames that a prompt shows, `PICTURES` of them at most, `WIDTH` pixels wide, and the waveform's outline."""
     frames, moments = np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0)
-    shown = np.unique(trace.layout.second[trace.layout.frame >= 0])
+    seen = np.isin(trace.layout.modality, (Modality.VIDEO, Modality.IMAGE))
+    shown = np.unique(trace.layout.second[seen])
     if clip.video is not None and len(shown := shown[np.isfinite(shown)]):
         moments = shown[np.unique(np.linspace(0, len(shown) - 1, PICTURES).round().astype(int))].astype(float)
         index = np.clip((moments * clip.video.fps).astype(int), 0, clip.video.frames - 1)

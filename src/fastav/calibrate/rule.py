@@ -6,6 +6,7 @@ and a fixed rule is read off it. How the paper reads it is not stated; the crite
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ from fastav.plan import Before, Budget, Frames, Keep, Plan, Share, Step, Tokens
 from fastav.presets import fastav
 from fastav.trace import QUERIES
 
-Rule = Literal["auto", "first", "frames", "before", "rollout"]
+Rule = Literal["auto", "even", "first", "frames", "before", "rollout"]
 Start = Literal["middle", "concentration"] | int
 
 
@@ -30,9 +31,11 @@ class Criterion:
     tokens of audio and video are to stay at the global cut, as a mean over prompts.
     start: the layer of the global cut. `concentration`: the first layer after which the attention of the last query is
     never less than half-way from its least to its greatest concentration (`fastav.calibrate.evidence.TOP`).
-    rule: `first`: of each modality the first tokens, split so that they hold the most rollout. `frames`: what belongs
-    to the first frames. `before`: what stands before a position. `auto`: that of the three whose tokens hold the most
-    rollout. `rollout`: no fixed rule; of each modality the same share, by the rollout of the prompt at hand.
+    rule: `even`: of each modality the first tokens that hold the same share of its rollout. `first`: of each modality
+    the first tokens, split so that they hold the most rollout together. `frames`: what belongs to the first frames.
+    `before`: what stands before a position. `auto`: that of the last three whose tokens hold the most; of these a
+    modality that has little may go whole. `rollout`: no fixed rule; of each modality the same share, by the rollout of
+    the prompt at hand.
     drop: share of what is left that goes entering every later layer, by the last query.
 
     Raises: CalibrationError for a share outside of (0, 1), both budgets or neither.
@@ -41,7 +44,7 @@ class Criterion:
     budget: float | None = 0.56
     tokens: int | None = None
     start: Start = "middle"
-    rule: Rule = "auto"
+    rule: Rule = "even"
     drop: float | int = 0.2
 
     def __post_init__(self) -> None:
@@ -158,6 +161,8 @@ def _rules(evidence: Evidence, rule: str, start: int) -> tuple[int, Kept]:
     """How many settings a rule has, from that which keeps least to that which keeps most, and each of them."""
     if rule == "first":
         return _first(evidence, start)
+    if rule == "even":
+        return 1000, partial(_even, evidence, start)
     if rule == "rollout":
         return 999, lambda setting: (_each(evidence, Share((setting + 1) / 1000)), None)
     if rule == "frames":
@@ -198,6 +203,18 @@ def _first(evidence: Evidence, start: int) -> tuple[int, Kept]:
         return Keep(**budgets), held / total  # pyright: ignore[reportArgumentType]
 
     return len(order) - 1, kept
+
+
+def _even(evidence: Evidence, start: int, setting: int) -> tuple[Keep, float]:
+    """The first tokens of each modality that hold `setting` thousandths of what all of it holds, at least one."""
+    gains = {m: _gains(evidence, m, start) for m in MEDIA if m in evidence.present()}
+    counts = {m: int(np.searchsorted(gain.cumsum(), setting / 1000 * gain.sum())) + 1 for m, gain in gains.items()}
+    held = sum(float(gains[m][:count].sum()) for m, count in counts.items())
+    kept = {m.label: Tokens(count) for m, count in counts.items() if count < len(gains[m])}
+    if not kept:  # what is last may hold nothing
+        most = max(gains, key=lambda m: len(gains[m]))
+        kept = {most.label: Tokens(len(gains[most]) - 1)}
+    return Keep(**kept), held / sum(float(gain.sum()) for gain in gains.values())
 
 
 def _gains(evidence: Evidence, modality: Modality, start: int) -> np.ndarray:

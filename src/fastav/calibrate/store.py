@@ -133,6 +133,8 @@ class Store:
             ) from None
         except (OSError, ValueError) as error:
             raise CalibrationError(f"cannot read {path}: {error}", "delete the folder and calibrate again") from None
+        if not isinstance(data, dict):
+            raise CalibrationError(f"{path} holds no calibration", "delete the folder and calibrate again")
         if name == "calibration.json" and data.get("fastav_calibration") != VERSION:
             raise CalibrationError(f"{path} is of version {data.get('fastav_calibration')!r}, not {VERSION}")
         return data

@@ -34,9 +34,9 @@ def calibrate(
         int | None, typer.Option(metavar="N", help="Instead: audio and video tokens to keep at the global cut.")
     ] = None,
     rule: Annotated[
-        Literal["auto", "first", "frames", "before", "rollout"],
+        Literal["even", "first", "frames", "before", "auto", "rollout"],
         typer.Option(help="Which tokens the global cut keeps; auto: the best of first, frames and before."),
-    ] = "auto",
+    ] = "even",
     start: Annotated[
         str, typer.Option(metavar="LAYER", help="Layer of the global cut: a number, middle, or concentration.")
     ] = "middle",
@@ -114,7 +114,7 @@ def _start(text: str) -> Any:
 
 def _tell(choice: Any, files: list[str]) -> None:
     """What was chosen, and how it is used."""
-    print(f"entering layer {choice.start}, {choice.tokens:.0f} tokens of audio and video stay, by the rule {choice.rule}")
+    print(f"entering layer {choice.start}, {choice.tokens:.0f} tokens of audio and video stay (rule {choice.rule})")
     if choice.held is not None:
         print(f"they hold {choice.held:.0%} of the rollout that audio and video have there")
     print(f"FLOPs of the prefill: {choice.flops:.1%} of unpruned")

@@ -3,12 +3,13 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from fastav.adapter import Use
 from fastav.task import Grade, Sample, Task
-from fastav.world import KINDS, Scene, ask, clip
+from fastav.world import KINDS, SECONDS, Scene, ask, clip, kinds
 from fastav.world.questions import NOTHING, NUMBERS
 from fastav.world.scene import COLOURS, DIRECTIONS, PITCHES, SHAPES, TIMBRES
 
@@ -26,6 +27,7 @@ class ToyWorldTask(Task):
     name = "toy-world"
     source = "docs/tiny.md"
     needs_folder = False
+    seconds: ClassVar[int] = SECONDS
 
     def __init__(self, folder: Path | None = None, *, scenes: int = 100, seed: int = 2601) -> None:
         """folder: has no effect, nothing is read."""
@@ -36,16 +38,16 @@ class ToyWorldTask(Task):
         """The questions about a scene come one after another and share one clip in memory."""
         for number in range(self.scenes):
             rng = np.random.default_rng((self.seed, number))
-            scene = Scene.draw(rng, held_out=True)
+            scene = Scene.draw(rng, held_out=True, seconds=self.seconds)
             shown = clip(scene, name=f"toy-{number}")
-            for kind, family in KINDS.items():
+            for kind in kinds(self.seconds):
                 question = ask(kind, scene, rng)
                 yield Sample(
                     id=f"{number}-{kind}",
                     clip=shown,
                     question=question.text,
                     answer=question.answer,
-                    family=family,
+                    family=KINDS[kind],
                     use=Use.BOTH,
                 )
 

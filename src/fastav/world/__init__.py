@@ -1,12 +1,14 @@
-"""A toy world: four seconds of a moving shape and of beeps, questions about them, and what is true."""
+"""A toy world: a moving shape and beeps, questions about them, and what is true."""
 
-from fastav.world.questions import FAMILIES, KINDS, Question, ask, caption, sentences
+from fastav.world.questions import FAMILIES, KINDS, Question, ask, caption, kinds, sentences
 from fastav.world.render import clip, frames, waveform, write
-from fastav.world.scene import Picture, Scene, Sound
+from fastav.world.scene import LONG_SECONDS, SECONDS, Picture, Scene, Sound
 
 __all__ = [
     "FAMILIES",
     "KINDS",
+    "LONG_SECONDS",
+    "SECONDS",
     "Picture",
     "Question",
     "Scene",
@@ -15,6 +17,7 @@ __all__ = [
     "caption",
     "clip",
     "frames",
+    "kinds",
     "sentences",
     "waveform",
     "write",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastav.world.scene import COLOURS, DIRECTIONS, FITS, PITCHES, SHAPES, TIMBRES, Scene
+from fastav.world.scene import COLOURS, DIRECTIONS, FITS, PITCHES, SECONDS, SHAPES, TIMBRES, Scene
 
 NUMBERS = ("zero", "one", "two", "three", "four")
 NOTHING = "silence"
@@ -17,7 +17,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "match": ("fits",),
     "bridge": ("sound-of", "shape-of"),
     "hallucination": ("see", "is", "hear"),
-    "order": ("rest", "knock"),
+    "order": ("rest", "knock", "when"),
     "caption": ("caption",),
 }
 """Kinds of questions by family, named after what the benchmarks of the field ask."""
@@ -38,6 +38,7 @@ WORDINGS: dict[str, tuple[str, ...]] = {
     "hear": ("do you hear a {}?", "is there a {} in the sound?"),
     "rest": ("when does the shape rest?", "does the shape rest first or last?"),
     "knock": ("when does the knock come?", "does the knock come before or after the beeps?"),
+    "when": ("does the shape move before or after the beeps?", "does it move before the beeps or after?"),
     "caption": ("describe the clip.", "what happens in the clip?"),
 }
 
@@ -73,6 +74,11 @@ def ask(kind: str, scene: Scene, rng: np.random.Generator) -> Question:
     return Question(kind=kind, text=text, answer=_answers(scene)[kind])
 
 
+def kinds(seconds: int) -> list[str]:
+    """What is asked about clips of this length: of rests in short ones, in long ones what comes first."""
+    return [kind for kind in KINDS if kind != ("when" if seconds == SECONDS else "rest")]
+
+
 def caption(scene: Scene) -> str:
     """The whole scene in one sentence."""
     picture, sound = scene.picture, scene.sound
@@ -89,7 +95,7 @@ def sentences() -> Iterator[str]:
         for wording in WORDINGS[kind]:
             yield wording.format("shape")
     yield " ".join((*COLOURS, *SHAPES, *DIRECTIONS, *HEARD, *PITCHES, *NUMBERS, NOTHING))
-    yield "yes no none first last before after never a moves with beep beeps in"
+    yield "yes no none first last before after together never a moves with beep beeps in"
 
 
 def _answers(scene: Scene) -> dict[str, str]:
@@ -107,6 +113,7 @@ def _answers(scene: Scene) -> dict[str, str]:
         "shape-of": "none" if sound.silent else shape_of[sound.timbre],
         "rest": picture.rest,
         "knock": sound.knock,
+        "when": scene.when,
         "caption": caption(scene),
     }
 

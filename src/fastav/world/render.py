@@ -11,13 +11,11 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from fastav.media import Clip
-from fastav.world.scene import SECONDS, Picture, Scene, Sound
+from fastav.world.scene import Picture, Scene, Sound
 
 FPS = 8
-FRAMES = SECONDS * FPS
 SIDE = 64  # pixels
 RATE = 16_000
-SAMPLES = SECONDS * RATE
 
 RGB = {
     "red": (0.9, 0.12, 0.12),
@@ -34,8 +32,8 @@ KNOCK_SECONDS = 0.05
 def frames(
     picture: Picture, which: Int[np.ndarray, " picked"] | None = None
 ) -> UInt8[np.ndarray, "picked side side 3"]:
-    """The frames of these numbers, of all `FRAMES` if None."""
-    which = np.arange(FRAMES) if which is None else which
+    """The frames of these numbers, of all if None."""
+    which = np.arange(picture.seconds * FPS) if which is None else which
     rng = np.random.default_rng(picture.seed)
     pattern = rng.standard_normal((SIDE // 4, SIDE // 4, 3), np.float32).repeat(4, 0).repeat(4, 1)
     still = np.asarray(picture.background, np.float32) + np.float32(picture.texture) * pattern
@@ -52,9 +50,9 @@ def frames(
 
 
 def waveform(sound: Sound) -> Float[np.ndarray, " samples"]:
-    """`SAMPLES` mono samples in [-1, 1] at `RATE` Hz."""
+    """Mono samples in [-1, 1] at `RATE` Hz."""
     rng = np.random.default_rng(sound.seed)
-    wave = np.float32(sound.floor) * rng.standard_normal(SAMPLES, np.float32)
+    wave = np.float32(sound.floor) * rng.standard_normal(sound.seconds * RATE, np.float32)
     for start, length in sound.beeps:
         _mix(wave, start, sound.loudness * _beep(sound, length, rng))
     if sound.knock != "never":

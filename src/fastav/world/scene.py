@@ -1,4 +1,7 @@
-"""What happens in a clip of the toy world: one coloured shape that moves, and beeps."""
+"""What happens in a clip of the toy world: one coloured shape that moves, and beeps.
+
+All of it happens within four seconds: the whole of a short clip, a part of a long one.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,6 +10,7 @@ from zlib import crc32
 import numpy as np
 
 SECONDS = 4
+LONG_SECONDS = 32
 COLOURS = ("red", "green", "blue", "yellow", "white", "purple")
 SHAPES = ("circle", "square", "triangle", "star")
 DIRECTIONS = ("left", "right", "up", "down")
@@ -19,6 +23,7 @@ FITS: dict[str, str] = dict(zip(SHAPES, TIMBRES, strict=True))
 HELD_OUT = 8  # one in so many combinations is kept from training
 LAST_SOUND = 3.7  # seconds; later sound would end in the rest that fills no patch of the filter bank
 
+When = Literal["before", "after", "together", "never"]
 Rest = Literal["first", "last", "never"]
 Knock = Literal["before", "after", "never"]
 RESTS: tuple[Rest, ...] = ("never", "never", "first", "last")  # as often as drawn
@@ -40,8 +45,10 @@ class Distractor:
 class Picture:
     """What is seen.
 
-    rest: whether the shape rests before or after it moves, for `still` seconds. radius, travel: as shares of the
-    picture's side. lane: where it moves, across its direction. middle: where its way is half done.
+    seconds: of the clip; in a long one the shape moves within the `SECONDS` from second `begins` on, and stands still
+    before and after. rest: whether the shape rests before or after it moves, for `still` seconds; never in a long clip.
+    radius, travel: as shares of the picture's side. lane: where it moves, across its direction. middle: where its way
+    is half done.
     background: red, green, blue in [0, 1]. texture, grain: how strong a fixed pattern and noise are.
     chroma: whether colours are as coarse as in a video file. seed: of pattern and noise.
     """
@@ -61,12 +68,15 @@ class Picture:
     chroma: bool
     distractor: Distractor | None
     seed: int
+    seconds: int = SECONDS
+    begins: int = 0
 
     @classmethod
-    def draw(cls, rng: np.random.Generator) -> "Picture":
-        """Any picture of this world."""
+    def draw(cls, rng: np.random.Generator, seconds: int = SECONDS) -> "Picture":
+        """Any picture of this world, of a clip of this length (a multiple of `SECONDS`)."""
+        begins = _begins(rng, seconds)
         colour, shape, direction = (str(rng.choice(names)) for names in (COLOURS, SHAPES, DIRECTIONS))
-        rest: Rest = RESTS[rng.integers(len(RESTS))]
+        rest: Rest = RESTS[rng.integers(len(RESTS) if seconds == SECONDS else 1)]
         lane = float(rng.uniform(0.23, 0.77))
         grey, tint = rng.uniform(0.02, 0.35), rng.uniform(-0.06, 0.06, 3)
         red, green, blue = np.clip(grey + tint, 0, 1).tolist()
@@ -86,6 +96,8 @@ class Picture:
             chroma=bool(rng.random() < 0.5),
             distractor=_distractor(rng, colour, direction, lane) if rng.random() < 0.4 else None,
             seed=int(rng.integers(1 << 31)),
+            seconds=seconds,
+            begins=begins,
         )
 
     @property
@@ -107,7 +119,8 @@ class Picture:
     def moving(self) -> tuple[float, float]:
         """From which second to which the shape moves."""
         start = self.still if self.rest == "first" else 0.0
-        return start, SECONDS - self.still if self.rest == "last" else float(SECONDS)
+        end = SECONDS - self.still if self.rest == "last" else float(SECONDS)
+        return self.begins + start, self.begins + end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +129,7 @@ class Sound:
 
     beeps: start and length of each, in seconds. knock: whether one knock comes before or after the beeps, at second
     `knock_at`. detune: times the pitch's frequency. loudness, floor: amplitudes of the beeps and of the noise.
-    seed: of the noise.
+    seed: of the noise. seconds, begins: all is silent but for the `SECONDS` from second `begins` on.
     """
 
     timbre: str
@@ -128,10 +141,13 @@ class Sound:
     loudness: float
     floor: float
     seed: int
+    seconds: int = SECONDS
+    begins: int = 0
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, timbre: str | None = None) -> "Sound":
+    def draw(cls, rng: np.random.Generator, timbre: str | None = None, seconds: int = SECONDS) -> "Sound":
         """Any sound of this world, silence included; of this timbre if one is given, then never silent."""
+        begins = _begins(rng, seconds)
         silent = timbre is None and rng.random() < 0.06
         count = 0 if silent else int(rng.integers(1, MOST_BEEPS + 1))
         knock: Knock = "never" if silent else KNOCKS[rng.integers(len(KNOCKS))]
@@ -140,6 +156,7 @@ class Sound:
         first = wait if knock == "before" else 0.0
         slack = LAST_SOUND - span - first - (wait if knock == "after" else 0.0)
         start = float(rng.uniform(0.05, 0.35) if rng.random() < 0.75 else rng.uniform(0.05, slack))
+        start += begins
         begin = start + first
         return cls(
             timbre=str(rng.choice(TIMBRES)) if timbre is None else timbre,
@@ -151,6 +168,8 @@ class Sound:
             loudness=float(np.exp(rng.uniform(np.log(0.12), np.log(0.6)))),
             floor=float(np.exp(rng.uniform(np.log(2e-4), np.log(4e-3)))),
             seed=int(rng.integers(1 << 31)),
+            seconds=seconds,
+            begins=begins,
         )
 
     @property
@@ -161,18 +180,20 @@ class Sound:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A picture and a sound that are shown together."""
+    """A picture and a sound of one length that are shown together."""
 
     picture: Picture
     sound: Sound
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, *, held_out: bool, fitting: bool | None = None) -> "Scene":
+    def draw(
+        cls, rng: np.random.Generator, *, held_out: bool, fitting: bool | None = None, seconds: int = SECONDS
+    ) -> "Scene":
         """A scene of the test split or of the training split; one in two fits unless `fitting` decides."""
         fits = bool(rng.random() < 0.5) if fitting is None else fitting
         while True:
-            picture = Picture.draw(rng)
-            sound = Sound.draw(rng, FITS[picture.shape] if fits else None)
+            picture = Picture.draw(rng, seconds)
+            sound = Sound.draw(rng, FITS[picture.shape] if fits else None, seconds)
             scene = cls(picture, sound)
             if scene.held_out == held_out and scene.fits == fits:
                 return scene
@@ -181,6 +202,20 @@ class Scene:
     def fits(self) -> bool:
         """Whether sound and shape belong together."""
         return not self.sound.silent and FITS[self.picture.shape] == self.sound.timbre
+
+    @property
+    def seconds(self) -> int:
+        """Of the clip."""
+        return self.picture.seconds
+
+    @property
+    def when(self) -> When:
+        """Whether the shape moves before the beeps, after them, or in the same part of a long clip."""
+        if self.sound.silent:
+            return "never"
+        if self.picture.begins == self.sound.begins:
+            return "together"
+        return "before" if self.picture.begins < self.sound.begins else "after"
 
     @property
     def combination(self) -> tuple[str, ...]:
@@ -193,6 +228,11 @@ class Scene:
     def held_out(self) -> bool:
         """Whether this combination is kept from training, with all questions about it."""
         return crc32(" ".join(self.combination).encode()) % HELD_OUT == 0
+
+
+def _begins(rng: np.random.Generator, seconds: int) -> int:
+    """The second at which the part begins in which everything happens."""
+    return 0 if seconds == SECONDS else SECONDS * int(rng.integers(seconds // SECONDS))
 
 
 def _distractor(rng: np.random.Generator, colour: str, direction: str, lane: float) -> Distractor:

@@ -29,6 +29,7 @@ class TinyAdapter(VideoLlama2Adapter):
         "fastav-trim": trim(),
     }
     prefix = 1
+    model: ClassVar[type[FastAVTinyForConditionalGeneration]] = FastAVTinyForConditionalGeneration
 
     def config(self, source: str | None = None) -> VideoLlama2Config:
         """The configuration in a local folder or hub id; of the model in the package if None."""
@@ -44,10 +45,10 @@ class TinyAdapter(VideoLlama2Adapter):
             options,
             config=VideoLlama2Config,
             processor=VideoLlama2Processor,
-            model=FastAVTinyForConditionalGeneration,
+            model=self.model,
         )
 
     def build(self, config: PreTrainedConfig) -> PreTrainedModel:
         """A model of this configuration whose weights are not loaded."""
         assert isinstance(config, VideoLlama2Config)
-        return FastAVTinyForConditionalGeneration(config)
+        return self.model(config)

@@ -5,16 +5,18 @@ from itertools import islice
 from typing import Any, ClassVar
 
 import numpy as np
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from fastav.adapter import ModelAdapter, Prepared, Request
+from fastav.adapter import AudioAttention, ModelAdapter, Prepared, Request
 from fastav.errors import CheckpointError, MissingTrack
 from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
 from fastav.models._adapters import host, of_places, prompts_of, qwen2_shape, with_seconds
 from fastav.models._checkpoint import load, readable
 from fastav.models.videollama2.audio import clip_bounds
+from fastav.models.videollama2.beats import Beats, BeatsAttention
 from fastav.models.videollama2.configuration import VideoLlama2Config
 from fastav.models.videollama2.modeling import VideoLlama2ForConditionalGeneration
 from fastav.models.videollama2.processing import VideoLlama2Processor
@@ -115,7 +117,7 @@ class VideoLlama2Adapter(ModelAdapter):
         scheme = _scheme(config)
         sound = np.arange(scheme.fbank_rows) < scheme.audio_clips * scheme.clip_seconds * RATE // SHIFT
         padding = ~_heard(scheme, sound) if audio is None else None
-        frames = scheme.video_tokens(scheme.num_frames) if video is None else video
+        frames = scheme.video_tokens(min(scheme.num_frames, scheme.most_frames)) if video is None else video
         before = min(self.prefix, text)
         return Layout.join(
             [
@@ -139,6 +141,27 @@ class VideoLlama2Adapter(ModelAdapter):
         names = ("vision_tower", "mm_projector", "audio_tower", "mm_projector_a")
         return tuple(self.decoder(model).get_submodule(name) for name in names)
 
+    def audio_attention(self) -> AudioAttention:
+        """BEATs', each of whose tokens is one of the prompt's."""
+        return BeatsLastAttention()
+
+
+class BeatsLastAttention(AudioAttention):
+    """Of BEATs' last layer: every token of a sound, padding included, sees all."""
+
+    def modules(self, model: PreTrainedModel) -> tuple[nn.Module, nn.Module]:
+        """BEATs, and the attention of its last layer."""
+        tower = model.get_decoder().get_submodule("audio_tower")
+        assert isinstance(tower, Beats)
+        return tower, tower.encoder.layers[-1].get_submodule("self_attn")
+
+    def received(
+        self, attention: nn.Module, sounds: Mapping[str, Any], given: Mapping[str, Any]
+    ) -> Float[Tensor, " tokens"]:
+        """Of each audio token: the mean over heads and over all tokens of its sound."""
+        assert isinstance(attention, BeatsAttention)
+        return attention.received(given["hidden"], given["position_bias"]).flatten()
+
 
 def _scheme(config: PreTrainedConfig) -> Scheme:
     if not isinstance(config, VideoLlama2Config):
@@ -154,7 +177,7 @@ def _read(request: Request, scheme: Scheme) -> dict[str, Any]:
     read: dict[str, Any] = {"video": None, "audio": None, "rate": RATE, "frame_seconds": [], "sound_seconds": []}
     if video:
         track = request.clip.require_video()
-        indices = sample_frames(track.frames, scheme.num_frames)
+        indices = sample_frames(track.frames, scheme.num_frames, scheme.most_frames)
         read["video"] = track.read(indices)
         read["frame_seconds"] = track.seconds(indices)[: len(indices) // MERGE * MERGE : MERGE]
     times = np.arange(scheme.audio_grid[0]) * scheme.audio_patch * SHIFT  # first sample of each patch

@@ -9,7 +9,7 @@ from transformers import Qwen2Config, SiglipVisionConfig
 
 from fastav.errors import CheckpointError, UnsupportedModel
 from fastav.models._configuration import from_fields, refuse_other_kind
-from fastav.models.videollama2.scheme import Scheme
+from fastav.models.videollama2.scheme import MOST_FRAMES, Scheme
 
 SIGLIP = "siglip-so400m-patch14-384"
 SIGLIP_SHAPE: dict[str, Any] = {
@@ -44,8 +44,8 @@ class VideoLlama2Config(Qwen2Config):
     """VideoLLaMA2.1-7B-AV: SigLIP, the STC connector, BEATs, an audio projector and a Qwen2 decoder.
 
     Defaults are those of the release; keys are the original's, but for those it hard-wires: `beats_config` (the fields
-    of `BeatsShape`), `vision_config`, `stc_*` and `audio_*`. Where `vision_config` is absent, as in every original
-    checkpoint, it is read from the folder or hub id that `mm_vision_tower` names.
+    of `BeatsShape`), `vision_config`, `most_frames`, `stc_*` and `audio_*`. Where `vision_config` is absent, as in
+    every original checkpoint, it is read from the folder or hub id that `mm_vision_tower` names.
     num_frames: the original's own default where the key is absent, 8.
     video_token_id, audio_token_id: placeholders; the last two rows of the embedding, which no tokenizer entry uses.
 
@@ -80,6 +80,7 @@ class VideoLlama2Config(Qwen2Config):
 
     vision_config: Any = None
     beats_config: dict[str, int] | None = None
+    most_frames: int = MOST_FRAMES
     stc_depth: int = 4
     stc_mlp_depth: int = 2
     audio_seconds: int = 30
@@ -115,6 +116,7 @@ class VideoLlama2Config(Qwen2Config):
         """How a clip becomes tokens."""
         return Scheme(
             num_frames=self.num_frames or 8,
+            most_frames=self.most_frames,
             image_size=self.vision_config.image_size,
             patch_size=self.vision_config.patch_size,
             audio_seconds=self.audio_seconds,

@@ -15,7 +15,7 @@ from fastav.models._prompts import QWEN2_TEMPLATE, ClipProcessor, checked_frames
 from fastav.models.videollama2.audio import file_features, soundtrack_features
 from fastav.models.videollama2.configuration import VideoLlama2Config
 from fastav.models.videollama2.scheme import RATE, Scheme
-from fastav.models.videollama2.video import MOST_FRAMES, pixel_values
+from fastav.models.videollama2.video import pixel_values
 
 VIDEO, AUDIO = "<video>", "<audio>"
 
@@ -114,7 +114,7 @@ class VideoLlama2Processor(ClipProcessor):
         return BatchFeature(data)
 
     def _pixels(self, clip: Any) -> Tensor:
-        return pixel_values(checked_frames(clip), self.media.image_size, self.media.num_frames)
+        return pixel_values(checked_frames(clip), self.media.image_size, self.media.num_frames, self.media.most_frames)
 
     def _sound(self, sound: Any, soundtrack: bool, rate: int) -> tuple[Tensor, Tensor]:
         pieces = sound if isinstance(sound, list | tuple) and sound and np.ndim(sound[0]) else [sound]
@@ -128,7 +128,7 @@ class VideoLlama2Processor(ClipProcessor):
     def _ids(self, prompt: str, clip: Any, sound: bool) -> list[int]:
         """Token ids with the media's placeholders; each side of the placeholder is tokenized by itself."""
         frames = 0 if clip is None else max(len(checked_frames(clip)), self.media.num_frames)
-        run = [self.media.video_token_id] * self.media.video_tokens(min(frames, MOST_FRAMES))
+        run = [self.media.video_token_id] * self.media.video_tokens(min(frames, self.media.most_frames))
         run += [self.media.audio_token_id] * (self.media.audio_tokens if sound else 0)
         place = VIDEO if frames else AUDIO
         before, found, after = prompt.partition(place) if run else (prompt, "", "")

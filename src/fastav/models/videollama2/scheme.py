@@ -5,6 +5,7 @@ from dataclasses import dataclass
 RATE = 16_000  # samples a second that BEATs hears
 WINDOW = 400  # samples of one filter-bank row
 SHIFT = 160  # samples from one row to the next
+MOST_FRAMES = 32  # the original keeps no more
 MERGE = 2  # frames, rows and columns that the connector merges into one
 
 
@@ -12,7 +13,7 @@ MERGE = 2  # frames, rows and columns that the connector merges into one
 class Scheme:
     """How a clip becomes tokens. The defaults are those of the release.
 
-    num_frames: frames sampled from a clip; neighbours are merged in pairs.
+    num_frames: frames sampled from a clip; neighbours are merged in pairs. most_frames: of these, so many are kept.
     image_size, patch_size: pixels a side of a frame and of a SigLIP patch.
     audio_seconds: what BEATs always hears; shorter sound is padded with silence.
     audio_clips, clip_seconds: the pieces cut from a video's soundtrack.
@@ -21,6 +22,7 @@ class Scheme:
     """
 
     num_frames: int = 8
+    most_frames: int = MOST_FRAMES
     image_size: int = 384
     patch_size: int = 14
     audio_seconds: int = 30

@@ -1,0 +1,16 @@
+"""What the rest of fastav must know about the embedded model for long clips."""
+
+from importlib.resources import files
+from typing import ClassVar
+
+from fastav.models.tiny import TinyAdapter
+from fastav.models.tiny_long.modeling import FastAVTinyLongForConditionalGeneration
+
+
+class TinyLongAdapter(TinyAdapter):
+    """The weights of `tiny`, which see eight times as many frames and hear 32 s: over a thousand tokens of a clip."""
+
+    name = "tiny-long"
+    architectures = frozenset({FastAVTinyLongForConditionalGeneration.__name__})
+    checkpoint = str(files("fastav") / "assets" / "tiny-long")
+    model: ClassVar[type[FastAVTinyLongForConditionalGeneration]] = FastAVTinyLongForConditionalGeneration

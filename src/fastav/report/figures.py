@@ -1,0 +1,412 @@
+"""The drawings, as SVG to stand in HTML: without namespaces, in the page's own type, colours as its variables.
+
+Every drawing is made twice, wide and narrow, because a wide one cannot be read on a phone.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from io import StringIO
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib import style
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import LogNorm, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
+
+from fastav.calibrate import TOP
+from fastav.layout import Modality
+from fastav.report.content import Curve, Cut
+
+INK, SOFT, GRID, HATCH, PAPER = "#1f2328", "#59636e", "#d8dee4", "#a9b3bd", "#fffffe"
+VARIABLES = {INK: "ink", SOFT: "soft", GRID: "grid", HATCH: "hatch", PAPER: "paper"}
+# between light and dark, so that they show on either paper
+COLOURS = {Modality.TEXT: "#7d8590", Modality.AUDIO: "#d0660a", Modality.VIDEO: "#2f7fd6", Modality.IMAGE: "#1f9d6b"}
+HATCHES = {Modality.TEXT: "", Modality.AUDIO: "////", Modality.VIDEO: "", Modality.IMAGE: "...."}
+HEADS = {"attention": "Attention of the last query", "rollout": "Rollout of the last query"}
+HEAT = "magma"
+WIDE, NARROW = 960, 350
+FONT = "DejaVu Sans"  # that matplotlib brings; widths are taken from it, and the page's own is narrower
+SIZED = ("font.", "axes.title", "axes.label", "xtick.label", "ytick.label", "legend.font")
+LETTER, MARGIN = 6.4, 70  # how wide a bold letter is on average, and what labels take beside a panel
+DECADES = 4  # that a heat map shows at most
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fastav",
+    "font.family": FONT,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": SOFT,
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.titlepad": 9,
+    "figure.constrained_layout.h_pad": 0.11,
+    "figure.constrained_layout.w_pad": 0.02,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.unicode_minus": True,
+    "text.color": INK,
+    "text.parse_math": False,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": SOFT,
+    "ytick.labelcolor": SOFT,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "hatch.linewidth": 0.9,
+    "legend.frameon": False,
+}
+
+Draw = Callable[[Any], None]
+
+
+def heat(
+    maps: Mapping[str, Float[np.ndarray, "layers columns"]],
+    tracks: Mapping[Modality, Float[np.ndarray, " columns"]],
+    positions: int,
+    start: int,
+    *,
+    narrow: bool,
+) -> str:
+    """A heat map for every kind, one above the other, and below them where the modalities stand."""
+    depth = len(next(iter(maps.values())))
+    high = float(np.clip(13 * depth, 130, 260))
+
+    def draw(figure: Any) -> None:
+        low = 15 * len(tracks)
+        rows = figure.subplots(len(maps) + 1, 1, sharex=True, height_ratios=[*(high for _ in maps), low])
+        for axes, (kind, weights) in zip(rows, maps.items(), strict=False):
+            _heat_map(figure, axes, weights, positions, start, narrow)
+            axes.set_title(f"{HEADS[kind]}, share per token" if not narrow else HEADS[kind])
+        _tracks(rows[-1], tracks, positions)
+        rows[-1].set_xlabel("position in the prompt")
+        rows[-1].xaxis.set_major_formatter(_thousands)
+
+    return _svg("heat", narrow, len(maps) * (high + 38) + 15 * len(tracks) + 60, draw)
+
+
+def _heat_map(
+    figure: Any, axes: Any, weights: Float[np.ndarray, "layers columns"], positions: int, start: int, narrow: bool
+) -> None:
+    depth = len(weights)
+    most = float(weights.max(initial=0)) or 1.0
+    there = weights[weights > 0]
+    least = max(float(np.quantile(there, 0.02)) if len(there) else 0.0, most * 10.0**-DECADES)
+    least = min(least, most / 2)  # also where all are the same
+    image = axes.imshow(
+        np.maximum(weights, least),
+        cmap=HEAT,
+        norm=LogNorm(least, most),
+        aspect="auto",
+        interpolation="none",
+        extent=(0, positions, depth - 0.5, -0.5),
+    )
+    for colour, width, dashes in ((PAPER, 3.2, "-"), (INK, 1.4, (0, (4, 2.5)))):
+        axes.axhline(start - 0.5, color=colour, linewidth=width, linestyle=dashes)
+    mark = axes.annotate("◂ cut", (1, start - 0.5), (4, 0), ("axes fraction", "data"), "offset points", va="center")
+    mark.set_in_layout(False)  # it stands in the gap before the colour bar
+    axes.set_ylabel("layer")
+    axes.yaxis.set_major_locator(_layers(depth))
+    axes.tick_params(labelbottom=False)
+    axes.spines[["left", "bottom"]].set_visible(False)
+    bar = figure.colorbar(image, ax=axes, fraction=0.02, aspect=26 if narrow else 18, pad=0.16 if narrow else 0.05)
+    bar.outline.set_visible(False)
+    bar.ax.yaxis.set_minor_locator(NullLocator())
+    bar.ax.yaxis.set_major_locator(LogLocator(numticks=6))
+    bar.ax.yaxis.set_major_formatter(_share)
+
+
+def _tracks(axes: Any, tracks: Mapping[Modality, Float[np.ndarray, " columns"]], positions: int) -> None:
+    """One line for each modality, as strong as its share of the prompts at that position."""
+    for line, (modality, share) in enumerate(tracks.items()):
+        pixels = np.ones((1, len(share), 4))
+        pixels[..., :3] = to_rgb(COLOURS[modality])
+        pixels[0, :, 3] = share
+        axes.imshow(pixels, aspect="auto", interpolation="none", extent=(0, positions, line + 0.4, line - 0.4))
+    axes.set_ylim(len(tracks) - 0.5, -0.5)
+    axes.set_yticks(range(len(tracks)), [m.label for m in tracks])
+    axes.set_xlim(0, positions)
+    axes.spines[["left", "bottom"]].set_visible(False)
+
+
+def curves(
+    found: Mapping[tuple[str, Modality], Curve],
+    cuts: Mapping[Modality, Cut],
+    words: Mapping[Modality, str],
+    *,
+    seconds: bool,
+    narrow: bool,
+) -> str:
+    """Panels of weight by order or by second, one for each kind and modality.
+
+    words: of each modality, what stays of it.
+    """
+    modalities = list(dict.fromkeys(m for _, m in found))
+    kinds = list(dict.fromkeys(kind for kind, _ in found))
+    shape = (len(kinds) * len(modalities), 1) if narrow else (len(kinds), len(modalities))
+
+    def draw(figure: Any) -> None:
+        grid = figure.subplots(*shape, squeeze=False)
+        if narrow:
+            grid = grid.reshape(len(modalities), len(kinds)).T
+        for row, kind in zip(grid, kinds, strict=True):
+            low, high = _bounds([found[kind, m] for m in modalities])
+            for axes, m in zip(row, modalities, strict=True):
+                _curve(axes, found[kind, m], m, low, high)
+                _gone(axes, found[kind, m], cuts[m], seconds=seconds)
+                if narrow:
+                    axes.set_title(_title(f"{m.label}, {kind}", words[m] if kind == kinds[0] else "", NARROW))
+                elif kind == kinds[0]:
+                    axes.set_title(_title(m.label, words[m], WIDE / len(modalities)))
+                if m == modalities[0] and not narrow:
+                    axes.set_ylabel(kind)
+                if kind == kinds[-1]:
+                    axes.set_xlabel("second of the clip" if seconds else f"{m.label} tokens, in order")
+
+    high = 118 if narrow else 150
+    return _svg("seconds" if seconds else "order", narrow, shape[0] * (high + 26) + 40, draw)
+
+
+def _title(what: str, words: str, room: float | int) -> str:
+    """On two lines where one would not fit."""
+    line = f"{what}: {words}" if words else what
+    return line if len(line) * LETTER < room - MARGIN else f"{what}:\n{words}"
+
+
+def _bounds(found: Sequence[Curve]) -> tuple[float, float]:
+    """Of a logarithmic axis."""
+    values = np.concatenate([curve.mean for curve in found])
+    tops = np.concatenate([curve.mean + np.nan_to_num(curve.spread) for curve in found])
+    most = float(tops.max()) or 1.0
+    return max(float(values.min(initial=most, where=values > 0)) / 1.6, most * 1e-6), most * 1.5
+
+
+def _curve(axes: Any, curve: Curve, modality: Modality, low: float, high: float) -> None:
+    colour = COLOURS[modality]
+    mean = np.maximum(curve.mean, low)
+    down, up = np.maximum(curve.mean - curve.spread, low), np.maximum(curve.mean + curve.spread, low)
+    axes.set_yscale("log")
+    axes.set_xlim(0, curve.edges[-1])
+    axes.set_ylim(low, high)
+    if len(mean) <= 40:  # steps, so that few values are not joined to a line that nothing measured
+        options = {"step": "post"}
+        x, mean, down, up = curve.edges, *(np.append(values, values[-1:]) for values in (mean, down, up))
+    else:
+        options, x = {}, (curve.edges[:-1] + curve.edges[1:]) / 2
+    axes.fill_between(x, down, up, color=colour, alpha=0.18, linewidth=0, **options)
+    axes.plot(x, mean, color=colour, linewidth=1.8, drawstyle="steps-post" if options else "default")
+    axes.grid(axis="y")
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(_decades(low, high))
+    axes.yaxis.set_major_formatter(_share)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_formatter(_thousands)
+
+
+def _decades(low: float, high: float) -> FixedLocator:
+    """Powers of ten, at most five; where there is no more than one, their halves and fifths too."""
+    powers = np.arange(np.ceil(np.log10(low)), np.floor(np.log10(high)) + 1)
+    if len(powers) < 2:
+        ticks = np.array([f * 10.0**p for p in np.arange(np.floor(np.log10(low)), np.log10(high)) for f in (1, 2, 5)])
+        return FixedLocator(ticks[(ticks >= low) & (ticks <= high)].tolist())
+    return FixedLocator((10.0 ** powers[:: int(np.ceil(len(powers) / 5))]).tolist())
+
+
+def _gone(axes: Any, curve: Curve, cut: Cut, *, seconds: bool) -> None:
+    """Hatch what goes; where the cut differs between prompts, from its mean on."""
+    places = cut.seconds if seconds else cut.kept[cut.kept < cut.there] if len(cut.kept) else cut.kept
+    if not cut.ordered or not len(places):
+        return
+    place, end = float(places.mean()), float(curve.edges[-1])
+    axes.axvspan(place, end, facecolor="none", edgecolor=HATCH, hatch="\\\\\\", linewidth=0, zorder=0.5)
+    axes.axvline(place, color=INK, linewidth=1.4, linestyle=(0, (4, 2.5)), clip_on=False)
+
+
+def concentration(
+    mean: Float[np.ndarray, "kinds layers"], spread: Float[np.ndarray, "kinds layers"], start: int, *, narrow: bool
+) -> str:
+    """By layer, the share of the weight that the heaviest tokens hold."""
+    depth = mean.shape[1]
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        layers = np.arange(depth)
+        styles = (("attention", INK, "-", "o"), ("rollout", COLOURS[Modality.VIDEO], "--", "s"))
+        for (kind, colour, dashes, marker), middle, off in zip(styles, mean, spread, strict=True):
+            down, up = np.clip(middle - off, 0, 1), np.clip(middle + off, 0, 1)
+            axes.fill_between(layers, down, up, color=colour, alpha=0.14, linewidth=0)
+            axes.plot(
+                layers,
+                middle,
+                color=colour,
+                linewidth=1.8,
+                linestyle=dashes,
+                marker=marker,
+                markersize=4,
+                clip_on=False,
+            )
+            axes.plot([], [], color=colour, linestyle=dashes, marker=marker, markersize=4, label=kind)
+        axes.axhline(TOP, color=SOFT, linewidth=1, linestyle=":", label=f"if all held the same ({_whole_percent(TOP)})")
+        axes.axvline(start - 0.5, color=INK, linewidth=1.4, linestyle=(0, (4, 2.5)))
+        axes.annotate("cut", (start - 0.5, 1), (0, 4), ("data", "axes fraction"), "offset points", ha="center")
+        axes.set_xlim(-0.5, depth - 0.5)
+        axes.set_ylim(0, 1)
+        axes.set_xlabel("layer")
+        axes.xaxis.set_major_locator(_layers(depth))
+        axes.yaxis.set_major_locator(FixedLocator([0, 0.2, 0.4, 0.6, 0.8, 1]))
+        axes.yaxis.set_major_formatter(_whole_percent)
+        axes.grid(axis="y")
+        figure.legend(loc="outside upper left", ncols=1 if narrow else 3, handlelength=3)
+
+    return _svg("concentration", narrow, 290 if not narrow else 300, draw)
+
+
+def waveform(
+    peaks: Float[np.ndarray, "2 parts"],
+    duration: float | int,
+    stretches: Sequence[tuple[float, float, float]],
+    *,
+    narrow: bool,
+) -> str:
+    """The sound, what stays of it in colour with a bar below; without stretches, all of it plain."""
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        moments = np.linspace(0, duration, peaks.shape[1])
+        loudest = float(np.abs(peaks).max(initial=0)) or 1.0
+        down, up = peaks[0] / loudest, peaks[1] / loudest
+        axes.fill_between(moments, down, up, color=SOFT, alpha=0.45, linewidth=0.4)
+        for here, share in _kept(moments, stretches):
+            colour = COLOURS[Modality.AUDIO]
+            axes.fill_between(moments[here], down[here], up[here], color=colour, alpha=share, linewidth=0.4)
+            axes.fill_between(moments[here], -1.32, -1.18, color=INK, alpha=share, linewidth=0)
+        axes.set_xlim(0, duration)
+        axes.set_ylim(-1.4, 1.05)
+        axes.set_yticks([-1.25] if stretches else [], ["stays"] if stretches else [])
+        axes.set_xlabel("second of the clip")
+        axes.spines[["left"]].set_visible(False)
+        axes.xaxis.set_major_locator(MaxNLocator(5 if narrow else 10, steps=[1, 2, 2.5, 5, 10]))
+
+    return _svg("waveform", narrow, 130 if narrow else 150, draw)
+
+
+def _kept(
+    moments: Float[np.ndarray, " parts"], stretches: Sequence[tuple[float, float, float]]
+) -> Iterator[tuple[slice, float]]:
+    """Runs of moments between which the same share stays, in steps of 5 %, without those where nothing does."""
+    if not stretches:
+        return
+    begins, ends, shares = map(np.array, zip(*stretches, strict=True))
+    until = np.append(0, np.cumsum((ends - begins) * shares))  # how much has stayed up to the end of each stretch
+    between = np.diff(np.interp(moments, np.append(begins, ends[-1]), until)) / np.diff(moments)
+    between = np.round(between * 20) / 20
+    first = np.flatnonzero(np.diff(between, prepend=-1.0))
+    for start, end in zip(first, [*first[1:], len(between)], strict=True):
+        if between[start]:
+            yield slice(start, end + 1), float(between[start])
+
+
+def layers(
+    pruned: Sequence[Mapping[str, int]], unpruned: Sequence[Mapping[str, int]], start: int, *, narrow: bool
+) -> str:
+    """Tokens of every layer by modality, with the plan, under the outline of what there is without."""
+    depth = len(pruned)
+    present = [m for m in Modality if any(layer.get(m.label) for layer in unpruned)]
+    whole = [sum(layer.values()) for layer in unpruned]
+    left = [sum(layer.values()) for layer in pruned]
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        below = np.zeros(depth)
+        for m in present:
+            counts = np.array([layer.get(m.label, 0) for layer in pruned], float)
+            axes.bar(
+                range(depth),
+                counts,
+                0.84,
+                bottom=below,
+                color=COLOURS[m],
+                hatch=HATCHES[m],
+                edgecolor=PAPER,
+                linewidth=0,
+                label=m.label,
+            )
+            below += counts
+        axes.stairs(whole, np.arange(depth + 1) - 0.5, color=INK, linewidth=1.4, linestyle=(0, (4, 2.5)))
+        every = 1 if depth <= (16 if not narrow else 8) else 0
+        for layer in range(depth) if every else sorted({start, depth - 1}):
+            if left[layer] < whole[layer]:
+                axes.annotate(f"{left[layer]:,}", (layer, left[layer]), (0, 3), textcoords="offset points", ha="center")
+        axes.annotate(
+            f"unpruned: {whole[-1]:,}", (depth - 0.5, whole[-1]), (0, 6), textcoords="offset points", ha="right"
+        )
+        axes.set_xlim(-0.6, depth - 0.4)
+        axes.set_ylim(0, max(whole) * 1.1)
+        axes.set_xlabel("layer")
+        axes.set_ylabel("tokens")
+        axes.xaxis.set_major_locator(_layers(depth))
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.yaxis.set_major_formatter(_thousands)
+        axes.grid(axis="y")
+        handles = [
+            Patch(facecolor=COLOURS[m], hatch=HATCHES[m], edgecolor=PAPER, linewidth=0, label=m.label) for m in present
+        ]
+        figure.legend(handles=handles, loc="outside upper left", ncols=4, handlelength=1.6, columnspacing=1.4)
+
+    return _svg("layers", narrow, 270 if narrow else 320, draw)
+
+
+def _layers(depth: int) -> MaxNLocator | FixedLocator:
+    return FixedLocator(range(depth)) if depth <= 16 else MaxNLocator(8, integer=True)
+
+
+def _share(value: float | int, _: int | None = None) -> str:
+    """A tick of a logarithmic axis: `0.1 %`, or a power of ten."""
+    if value >= 9.9e-6:
+        return f"{100 * value:.4g} %"
+    return "10" + "".join("⁰¹²³⁴⁵⁶⁷⁸⁹"[int(digit)] if digit != "-" else "⁻" for digit in f"{np.log10(value):.0f}")
+
+
+def _thousands(value: float | int, _: int | None = None) -> str:
+    return f"{value:,.0f}"
+
+
+def _whole_percent(value: float | int, _: int | None = None) -> str:
+    return f"{100 * value:.0f} %"
+
+
+def _svg(name: str, narrow: bool, height: float | int, draw: Draw) -> str:
+    """Draw, so many pixels high, and make the SVG fit to stand among others in HTML."""
+    size, width = (11.5, NARROW) if narrow else (12.5, WIDE)
+    sizes = dict.fromkeys([f"{part}size" for part in SIZED], size)
+    with style.context(["default", {**STYLE, **sizes}]):
+        figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
+        draw(figure)
+        file = StringIO()
+        FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})  # savefig would draw it all twice
+    return _embedded(file.getvalue(), f"{name}-{'narrow' if narrow else 'wide'}")
+
+
+def _embedded(svg: str, name: str) -> str:
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    box = re.search(r'viewBox="[^"]*"', svg)
+    assert box is not None
+    kind = name.rpartition("-")[2]
+    svg = re.sub(r"<svg[^>]*>", f'<svg class="{kind}" {box[0]} style="stroke-linejoin: round">', svg, count=1)
+    svg = svg.replace("xlink:href", "href").replace(f"font-family: '{FONT}'", "font-family: inherit")
+    used = set(re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', svg))
+    used = {one for pair in used for one in pair if one}
+    svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", svg)
+    svg = re.sub(r'url\(#|href="#', lambda m: f"{m[0]}{name}-", svg)
+    for colour, variable in VARIABLES.items():
+        svg = svg.replace(colour, f"var(--{variable})")
+    return re.sub(r"\n\s*", "\n", svg)

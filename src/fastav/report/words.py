@@ -1,0 +1,144 @@
+"""Plans, rules and numbers as a page says them."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from fastav.layout import MEDIA, Modality
+from fastav.plan import Before, Budget, Frames, Keep, Plan, Share, Step, Tokens, Unpadded
+
+SPACE = "\N{NO-BREAK SPACE}"
+RULES = {
+    "even": "the first tokens of each modality that hold the same share of its rollout",
+    "first": "the first tokens of each modality, as many of each as hold the most rollout together",
+    "frames": "the tokens of the first frames",
+    "before": "the tokens before one position",
+    "rollout": "the same share of each modality, by the rollout of the prompt at hand",
+}
+CHOSEN = {  # how a method picks among the tokens that have a budget
+    "rollout": "those that reach the last query most (rollout)",
+    "last-query": "those that the last query attends to most",
+}
+
+
+def percent(share: float) -> str:
+    """`59.9 %`."""
+    return f"{100 * share:.1f}{SPACE}%"
+
+
+def number(value: float) -> str:
+    """`1,496`, or `35.4` where it is a mean that is not whole."""
+    return f"{value:,.0f}" if abs(value - round(value)) < 0.05 else f"{value:,.1f}"
+
+
+def second(value: float) -> str:
+    """`2.13 s`, `178 s`."""
+    return f"{round(value, 2):,g}{SPACE}s"
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 clip`, `4 clips`."""
+    return f"{count:,}{SPACE}{noun}{'' if count == 1 else 's'}"
+
+
+def listed(words: Sequence[str], last: str = "and") -> str:
+    """`audio, video and image`."""
+    return f" {last} ".join(part for part in (", ".join(words[:-1]), words[-1]) if part) if words else ""
+
+
+def plan(plan: Plan, depth: int, present: Sequence[Modality]) -> list[str]:
+    """A sentence for every step of a plan, in a decoder of this depth, for prompts that have these modalities."""
+    return [sentence for step in plan.steps if (sentence := _step(step, depth, present))]
+
+
+def _step(step: Step, depth: int, present: Sequence[Modality]) -> str:
+    layers = step.entering(depth)
+    if not layers:
+        return ""
+    if len(layers) == 1 and (first := layers[0]):
+        where = f"Entering layer {first} of {depth}, "
+    else:
+        where = f"Entering each of the layers {layers[0]} to {layers[-1]}, " if len(layers) > 1 else "Before layer 0, "
+    if (dropped := _dropped(step.keep, step.method, present)) is not None:
+        return where + dropped
+    parts = [
+        _kept(pool & {*present}, budget, step.method) for pool, budget in step.keep.pools().items() if pool & {*present}
+    ]
+    free = [m.label for m in MEDIA if m in present and not any(m in pool for pool in step.keep.pools())]
+    parts += [f"all {listed(free)} tokens"] if free else []
+    kept = [part for part in parts if not part.startswith("no ")]
+    none = [part for part in parts if part.startswith("no ")]
+    sentence = f"{listed(kept)} stay" if kept else ""
+    sentence += f", and {listed(none, 'or')}" if kept and none else listed(none, "or") + " stay" if none else ""
+    how = CHOSEN.get(step.method, "" if step.method == "position" else f"as the method {step.method} scores them")
+    return f"{where}{sentence}{f': {how}' if how else ''}."
+
+
+def _dropped(keep: Keep, method: str, present: Sequence[Modality]) -> str | None:
+    """A cut that drops a small share of everything is told by what goes."""
+    (pool, budget), *more = keep.pools().items()
+    if more or not isinstance(budget, Share) or budget.share < 0.5 or method == "rollout":
+        return None
+    least = "those that the last query attends to least" if method == "last-query" else f"by the method {method}"
+    return f"{_share(1 - budget.share)} of the {_names(pool & {*present})} tokens that are left go: {least}."
+
+
+def _kept(pool: frozenset[Modality], budget: Budget, method: str) -> str:
+    names, first = _names(pool), "first " if method == "position" else ""
+    match budget:
+        case Tokens(0):
+            return f"no {names} tokens"
+        case Tokens(1):
+            return f"the {first}{names} token" if first else f"one {names} token"
+        case Tokens(count):
+            return f"{'the ' if first else ''}{first}{count:,} {names} tokens"
+        case Frames(1):
+            return f"the {names} tokens of the first frame"
+        case Frames(count):
+            return f"the {names} tokens of the first {count:,} frames"
+        case Before(position):
+            return f"the {names} tokens before position {position:,}"
+        case Share(share):
+            return f"{'the first ' if first else ''}{_share(share)} of the {names} tokens"
+        case Unpadded():
+            return f"the {names} tokens that are no padding"
+        case _:
+            return f"{names} tokens by {budget}"
+
+
+def _share(share: float) -> str:
+    return f"{100 * share:.4g}{SPACE}%"
+
+
+def _names(pool: frozenset[Modality]) -> str:
+    return listed([m.label for m in Modality if m in pool])
+
+
+def budget(criterion: Mapping[str, Any]) -> str:
+    """What was asked for."""
+    if criterion["tokens"] is not None:
+        return f"{plural(criterion['tokens'], 'token')} of audio and video at the cut"
+    return f"{_share(criterion['budget'])} of the FLOPs of the prefill"
+
+
+def rule(asked: str, chosen: str) -> str:
+    """The rule that was taken."""
+    return f"{RULES[chosen]} (“{chosen}”{', which of the fixed rules holds the most' if asked == 'auto' else ''})"
+
+
+def start(asked: Any, layer: int) -> str:
+    """Where the cut is made, and why there."""
+    why = {"middle": "half the depth", "concentration": "where attention has concentrated"}
+    return f"layer {layer} ({why.get(asked, 'as asked')})"
+
+
+def machine(machine: Mapping[str, Any], head: Mapping[str, Any]) -> str:
+    """`AMD EPYC, 2 cores; weights in float32 on cpu`."""
+    parts = [machine.get("gpu"), machine.get("cpu"), plural(machine["cores"], "core") if machine.get("cores") else None]
+    return f"{', '.join(part for part in parts if part)}; weights in {head['dtype']} on {head['device']}"
+
+
+def date(text: str) -> str:
+    """`21 November 2026, 17:15 UTC`."""
+    moment = datetime.fromisoformat(text)
+    return f"{moment.day} {moment:%B %Y, %H:%M} {moment.tzname() or ''}".strip()
