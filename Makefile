@@ -4,7 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-slow compat check format tables leaderboard bench bench-prepare train-tiny gpu clean
+OURS := none fastav fastav-plus fastav-trim
+SHARES := 0.75 0.5 0.25
+CONTEST := $(foreach share,$(SHARES),$(addsuffix @$(share),fastv pyramiddrop dycoke random))
+RIVALS := $(foreach share,$(SHARES),$(addsuffix @$(share),fastv pyramiddrop dart divprune evs dycoke vidcom2 \
+	random strided keep-first snapkv tova)) vtw omnidrop omnizip
+
+.PHONY: help setup demo test test-slow compat check format tables leaderboard bench bench-prepare bench-rollout train-tiny gpu clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 12
@@ -44,10 +50,12 @@ format: $(READY)  ## mend what `make check` finds
 tables: $(READY)  ## write the table of models into README.md and docs/models.md
 	PYTHONPATH=tests $(BIN)/python docs/models.py
 
-leaderboard: $(READY)  ## plans and rivals on the embedded model: rows, chart and table
-	$(BIN)/fastav eval tiny toy-world --limit 300 --out results/toy-world.jsonl \
-		--plans none,fastav,fastav-plus,fastav-trim,fastv,fastv@0.25,pyramiddrop,vtw,random@0.5
-	$(BIN)/fastav leaderboard results/toy-world.jsonl --out results/toy-world.svg
+leaderboard: $(READY)  ## plans and rivals at three budgets on the embedded model: rows, chart and table (half an hour)
+	$(BIN)/fastav eval tiny toy-world --limit 150 --jobs 2 --out results/toy-world.jsonl $(addprefix --plans ,$(OURS) $(RIVALS))
+	$(BIN)/fastav eval tiny-long toy-world-long --limit 150 --jobs 2 --out results/toy-world-long.jsonl \
+		$(addprefix --plans ,$(OURS) $(CONTEST))
+	$(BIN)/fastav leaderboard results/toy-world.jsonl results/toy-world-long.jsonl \
+		--out results/toy-world.svg --markdown results/toy-world.md
 
 bench: $(READY)  ## prefill time, pruned over unpruned, against FLOPs
 	$(BIN)/python -m fastav.bench
@@ -55,11 +63,15 @@ bench: $(READY)  ## prefill time, pruned over unpruned, against FLOPs
 bench-prepare: $(READY)  ## time of preparing a clip for every model, against its encoders
 	PYTHONPATH=tests $(BIN)/python tests/prepare_speed.py
 
+bench-rollout: $(READY)  ## time and memory of attention rollout against whole maps
+	$(BIN)/python -m fastav.bench.rollout --out results
+
 train-tiny: $(READY)  ## train the embedded model anew (an hour on two CPU cores; goes on where it was stopped)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m training
 
 gpu:  ## on a CUDA machine with torch and transformers: the real 7B shape; JSON to results/
 	PYTHONPATH=src $(PYTHON) -m fastav.bench --shape videollama2 --device cuda --out results
+	PYTHONPATH=src $(PYTHON) -m fastav.bench.rollout --device cuda --layer-up-to 32768 --out results
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) .compat .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -31,7 +31,9 @@ OWN = {"videollama2", "video-salmonn2", "video-salmonn2-plus"}  # whose code is 
 
 def table() -> str:
     """The table of all models that fastav knows but the embedded one, as Markdown."""
-    ours = [MODELS[name] for name in MODELS if name != "tiny" and MODELS[name].__module__.startswith("fastav.")]
+    ours = [
+        MODELS[name] for name in MODELS if not name.startswith("tiny") and MODELS[name].__module__.startswith("fastav.")
+    ]
     return "\n".join([HEAD, "|---" * (HEAD.count("|") - 1) + "|", *(row(adapter()) for adapter in ours)])
 
 

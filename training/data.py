@@ -17,6 +17,7 @@ from training.labels import heard, seen
 FACTS = ("colour", "shape", "direction", "timbre", "pitch", "count", "rest", "knock")
 LONG = ("fits", "sound-of", "shape-of", "hear", "when", "when", "see", "see", "is")
 WEIGHTS = {"fits": 2.0, "see": 2.0, "count": 1.5, "caption": 0.5}
+CAPTIONS = 0.4  # share of scenes of which a caption is asked
 END_WEIGHT = 0.2  # of the token that ends an answer, which is soon learnt
 
 
@@ -118,15 +119,16 @@ class Batch:
 class Phase:
     """Some steps of training.
 
-    held: for what share of them the rate is full before it falls. asked: kinds of questions about every scene, beside
-    so many `facts`, drawn, and captions of a share of scenes. long: whether every second step is about long clips.
+    asked: kinds of questions about every scene, beside so many `facts`, drawn, and captions of two scenes in five.
+    peak: of the full rate. held: for what share of the steps the rate is at its peak before it falls. long: whether
+    every second step is about long clips.
     """
 
     steps: int
-    held: float | int
     asked: tuple[str, ...]
     facts: int
-    captions: float | int = 0.4
+    peak: float | int
+    held: float | int
     long: bool = False
 
     def kinds(self, rng: np.random.Generator, seconds: int) -> list[str]:
@@ -137,7 +139,7 @@ class Phase:
         if not self.facts:
             return list(self.asked)
         facts = [str(kind) for kind in rng.choice(FACTS, self.facts, replace=False)]
-        return [*self.asked, *facts, *(["caption"] if rng.random() < self.captions else [])]
+        return [*self.asked, *facts, *(["caption"] if rng.random() < CAPTIONS else [])]
 
 
 def pack(

@@ -19,14 +19,11 @@ from training.progress import Progress
 BRIDGES = ("fits", "sound-of", "shape-of")
 PHASES = (
     # all facts, and what needs two of them to be compared
-    Phase(steps=180, held=1, asked=(*FACTS, "see", "hear", "fits", "caption"), facts=0),
+    Phase(steps=240, asked=(*FACTS, "see", "is", "hear", "fits", "caption"), facts=0, peak=1, held=1),
     # what takes long to learn: shape against sound, and what is asked for against what there is
-    Phase(steps=900, held=0.4, asked=(*BRIDGES, *("hear",) * 2, *("see",) * 3, "rest"), facts=3),
-    Phase(steps=420, held=0.5, asked=(*BRIDGES, "hear", "rest", *("see",) * 4, *("is",) * 3), facts=2),
-    Phase(steps=480, held=0.4, asked=(*BRIDGES, "hear", "rest", *("see",) * 4, *("is",) * 3), facts=2, long=True),
-    Phase(steps=800, held=0.5, asked=("fits", "hear", *("see",) * 5, *("is",) * 5), facts=3, captions=0.2),
-    # all of it again
-    Phase(steps=360, held=0.1, asked=(*BRIDGES, "hear", *("see",) * 2, *("is",) * 2), facts=8, long=True),
+    Phase(steps=1200, asked=(*BRIDGES, "hear", *("see",) * 4, *("is",) * 3, "rest"), facts=3, peak=0.5, held=0.5),
+    # all of it, and long clips
+    Phase(steps=400, asked=(*BRIDGES, "hear", *("see",) * 2, *("is",) * 2), facts=8, peak=0.5, held=0.2, long=True),
 )
 SCENES, LONG_SCENES = 16, 4
 
@@ -106,7 +103,7 @@ class Lessons:
             long = shown is self.long
             with torch.autocast(self.model.device.type, torch.bfloat16):
                 loss = self._loss(shown, batch)
-            step(loss, self.optimizers, rate(within, phase.steps, phase.held))
+            step(loss, self.optimizers, phase.peak * rate(within, phase.steps, phase.held))
             means[long] += 0.1 * (float(loss.detach()) - means[long])
             progress.tell(
                 self.step, f"loss {means[False]:.3f}" + f", {means[True]:.3f} of long clips" * (means[True] > 0)

@@ -1,5 +1,6 @@
 """`fastav calibrate` on the embedded model."""
 
+import errno
 import json
 import shutil
 import signal
@@ -160,3 +161,15 @@ def test_ctrl_c_loses_nothing_that_was_seen(folder):
     for path in prompts.glob("*.npz"):
         trace = Store(folder / "plan.calibration").load(path.stem).trace
         assert np.isfinite(trace.rollout).all()
+
+
+def test_a_full_disk_is_no_clips_fault(folder, capsys, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("fastav.calibrate.store.np.savez", full)
+    err = failure(capsys, command(folder, "--keep-going"))
+    assert "No space left on device" in err
+    assert "make room" in err
+    assert not list((folder / "plan.calibration" / "prompts").iterdir())
+    assert not (folder / "plan.json").exists()

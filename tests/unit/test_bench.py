@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
-from fastav.bench import measure, probes, report, workload
+from fastav.bench import measure, probes, report, rollout, workload
 from fastav.bench.__main__ import main
 from fastav.bench.measure import Spread
+from fastav.rollout import Captured, rollout_row
 
 TINY = workload.SHAPES["tiny"]
 CPU = torch.device("cpu")
@@ -214,3 +215,33 @@ def test_a_dirty_checkout_is_told(monkeypatch):
 
 def test_the_machines_own_speed_is_told():
     assert all(value > 0 for value in probes.context(CPU, torch.float32).values())
+
+
+# what rollout costs
+
+
+def test_rollout_is_timed_against_whole_maps(tmp_path, capsys):
+    assert (
+        rollout.main(
+            ["--tokens", "24,40", "--dense-up-to", "24", "--layer-up-to", "0", "--rounds", "2", "--out", str(tmp_path)]
+        )
+        == 0
+    )
+    report = json.loads((tmp_path / "rollout-cpu.json").read_text())
+    assert [(cost["tokens"], cost["what"]) for cost in report["costs"]] == [
+        (24, "rows, one"), (24, "rows, 84"), (24, "dense"), (40, "rows, one"), (40, "rows, 84"),
+    ]  # fmt: skip
+    assert report["command"].startswith("python -m fastav.bench.rollout --tokens")
+    assert {"commit", "machine", "versions", "date"} <= report.keys()
+    assert "seconds a layer" in capsys.readouterr().out
+
+
+def test_what_is_timed_as_dense_is_the_same_rollout():
+    make = torch.Generator().manual_seed(0)
+    query = torch.randn(1, rollout.HEADS, 12, rollout.FEATURES, generator=make)
+    key = torch.randn(1, rollout.KV_HEADS, 12, rollout.FEATURES, generator=make)
+    before = torch.rand(12, 12, generator=make)
+    layer = Captured(query, key, None, 0.1, *[torch.arange(12)[None]] * 2, None)
+    last = torch.nn.functional.one_hot(torch.tensor([11]), 13).float()
+    row = rollout_row([layer], last)[0, :12] @ before
+    assert (row - rollout.dense(query, key, 0.1, before)[11]).abs().max() < 1e-5

@@ -40,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(prog="python -m fastav.bench.rollout", description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--tokens", default="2048,8192,32768", help="lengths of the prompt (default: %(default)s)")
-    parser.add_argument("--dense-up-to", type=int, default=8192, help="longest prompt for whole maps")
+    parser.add_argument("--tokens", default="2048,4096,8192,32768", help="lengths of the prompt (default: %(default)s)")
+    parser.add_argument("--dense-up-to", type=int, default=4096, help="longest prompt for whole maps")
     parser.add_argument(
         "--layer-up-to", type=int, default=2048, help="longest prompt for a layer's prefill, to compare"
     )
@@ -78,7 +78,7 @@ def _costs(tokens: int, device: torch.device, options: Any) -> Any:
         f"rows, {STARTS * LAYERS}": lambda: weighted_attention(weights, query, key, None, None, scaling),
     }
     if tokens <= options.dense_up_to:
-        runs["dense"] = lambda: _dense(query, key, scaling)
+        runs["dense"] = lambda: dense(query, key, scaling, torch.full((tokens, tokens), 1 / tokens, device=device))
     if tokens <= options.layer_up_to:
         runs["prefill of the layer"] = _layer(tokens, device, dtype)
     for what, run in runs.items():
@@ -101,14 +101,14 @@ def _in_use(device: torch.device) -> int | None:
 
 
 @torch.inference_mode()
-def _dense(query: Tensor, key: Tensor, scaling: float) -> Tensor:
-    """`A~ R` with whole maps, R being that of the layers before."""
+def dense(query: Tensor, key: Tensor, scaling: float, before: Tensor) -> Tensor:
+    """The rollout by its definition, `A~ R` with whole maps, R being that of the layers before."""
     tokens = query.shape[2]
     scores = (query.float() * scaling) @ key.float().repeat_interleave(HEADS // KV_HEADS, 1).transpose(-1, -2)
     hidden = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).triu_(1)
     attention = scores.masked_fill_(hidden, -torch.inf).softmax(-1).mean((0, 1))
     identity = torch.eye(tokens, device=query.device)
-    return (0.5 * attention + 0.5 * identity) @ torch.full_like(attention, 1 / tokens)
+    return (0.5 * attention + 0.5 * identity) @ before
 
 
 def _layer(tokens: int, device: torch.device, dtype: torch.dtype) -> Callable[[], Any]:
@@ -122,8 +122,8 @@ def _layer(tokens: int, device: torch.device, dtype: torch.dtype) -> Callable[[]
         num_attention_heads=HEADS,
         num_key_value_heads=KV_HEADS,
         num_hidden_layers=1,
-        attn_implementation="sdpa",
     )
+    config._attn_implementation = "sdpa"
     with torch.device(device):
         layer, rotary = Qwen2DecoderLayer(config, 0).to(dtype).eval(), Qwen2RotaryEmbedding(config)
         hidden = torch.randn(1, tokens, HIDDEN, dtype=dtype)

@@ -101,6 +101,7 @@ SHAPES = {
                 "num_attention_heads": 4,
                 "num_key_value_heads": 2,
                 "num_frames": 64,
+                "most_frames": 64,
                 "audio_seconds": 2,
                 "audio_clips": 1,
                 "audio_clip_seconds": 1,

@@ -94,18 +94,23 @@ class Calibration:
         """Look at what is left, one prompt after another.
 
         keep_going: yield failures instead of raising them.
-        Raises: CalibrationError naming the clip, caused by what went wrong.
+        Raises: CalibrationError naming the clip, caused by what went wrong; as `fastav.pipeline`; OSError if what was
+        seen cannot be written.
         """
-        for prompt in self.left():
+        if left := self.left():
+            self._pipe()  # what keeps the model from loading is no clip's fault
+        for prompt in left:
             try:
-                self.store.save(prompt.key, self._looked_at(prompt, NONE))
-                yield prompt
+                record = self._looked_at(prompt, NONE)
             except Exception as error:
                 reason = str(error) if isinstance(error, FastAVError) else f"{type(error).__name__}: {error}"
                 failure = Failure(prompt, " ".join(reason.split()))
                 if not keep_going:
                     raise CalibrationError(f"{prompt.clip.name}: {failure.reason}", "--keep-going skips it") from error
                 yield failure
+            else:
+                self.store.save(prompt.key, record)
+                yield prompt
 
     def evidence(self) -> Evidence:
         """Statistics over the prompts that were looked at.  Raises: CalibrationError if there are none."""

@@ -25,8 +25,8 @@ def omnidrop(
     Source: arXiv:2605.14458.
     Settings are those of Qwen2.5-Omni-7B, as a third-party reproduction quotes them.
     Differs: before the first layer audio goes by DyCoke's likeness in time, where the paper asks the audio encoder's
-    attention, which no plan sees; layers that would drop less than 0.1 % drop nothing; in models of another depth than
-    28 layers the same cuts are spread over it.
+    attention, which not every model tells; layers that would drop less than 0.1 % drop nothing; in models of another
+    depth than 28 layers the same cuts are spread over it.
     """
     kept = Keep(audio=Share(audio), video=Share(video))
     steps = [Step(layers="0", method="dycoke", keep=kept)]
