@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastav.world import KINDS, Question, Scene, ask, caption, write
+from fastav.world import SECONDS, Question, Scene, ask, caption, kinds, write
 
 FOLDER = Path(str(files("fastav"))) / "assets" / "clips"
 SEEDS = {"triangle": 18, "silence": 4, "knock": 26, "mismatch": 42}
@@ -21,7 +21,7 @@ def main() -> None:
         scene = Scene.draw(rng, held_out=True)
         write(scene, FOLDER / f"{name}.mp4")
         print(name, caption(scene), scene.picture.objects, scene.picture.rest, scene.sound.knock)
-        told[f"{name}.mp4"] = [_entry(ask(kind, scene, rng)) for kind in KINDS]
+        told[f"{name}.mp4"] = [_entry(ask(kind, scene, rng)) for kind in kinds(SECONDS)]
     (FOLDER / "questions.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 

@@ -16,9 +16,10 @@ QUERIES = ("last", "text", "all")
 class Trace:
     """Rows of the attention maps of one prompt, and of their rollout (`fastav.rollout`).
 
-    attention: of each layer, mean over heads. rollout: of each layer and all before it. Both for `QUERIES`, 0 at tokens
-    that were not there. kept: the layers at which a plan dropped tokens, and which stayed. seconds: of `prefill` and of
-    `rollout`, which is what the rows cost beside it.
+    attention: of each layer, mean over heads; 0 at tokens that were not there. rollout: of each layer and all before
+    it, so that tokens that a plan dropped keep what they passed on before. Both for `QUERIES`. kept: the layers at
+    which a plan dropped tokens, and which stayed. seconds: of `prefill` and of `rollout`, which is what the rows cost
+    beside it.
     """
 
     layout: Layout

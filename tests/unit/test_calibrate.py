@@ -181,6 +181,40 @@ def test_a_plan_takes_no_more_flops_than_its_budget_and_nearly_all_of_it(rule, b
         assert choice.plan.steps[0].method == "rollout"
 
 
+def sunk(one: Layout) -> Trace:
+    """The first token of each modality holds nearly everything, as where attention has sinks."""
+    weights = np.full(len(one), 1e-6)
+    for m in (Modality.TEXT, Modality.AUDIO, Modality.VIDEO):
+        weights[np.flatnonzero(one.modality == m)[0]] = 1
+    rows = np.broadcast_to(weights / weights.sum(), (3, SHAPE.layers, len(one))).astype(np.float32)
+    return Trace(layout=one, attention=rows, rollout=rows, kept=(), seconds={})
+
+
+@pytest.mark.parametrize("rule", ["even", "first"])
+@pytest.mark.parametrize("budget", [0.6, 0.7, 0.75])
+def test_budgets_are_used_where_few_tokens_hold_nearly_everything(rule, budget):
+    found = evidence(*(sunk(layout(64, 400)) for _ in range(2)))
+    choice = choose(found, SHAPE, Criterion(budget=budget, rule=rule, start=2))
+    assert budget - 0.01 < choice.flops <= budget
+
+
+@pytest.mark.parametrize("rule", ["even", "first", "frames", "before"])
+def test_what_is_held_is_what_the_traces_have_on_tokens_that_stay(rule):
+    alike = [trace(layout(12, 8), seed) for seed in range(4)]
+    choice = choose(evidence(*alike), SHAPE, Criterion(budget=0.8, rule=rule, start=2))
+    held = whole = 0.0
+    for one in alike:
+        weights, modality = one.rollout[0, 1], one.layout.modality
+        there = {frozenset({m}): one.layout.count(m) for m in Modality}
+        counts = choice.plan.steps[0].keep.counts(one.layout, there)
+        stays = np.ones(len(weights), bool)
+        for pool, count in counts.items():
+            stays[np.flatnonzero(np.isin(modality, list(pool)))[count:]] = False
+        held += float(weights[stays & (modality > 0)].sum())
+        whole += float(weights[modality > 0].sum())
+    assert choice.held == pytest.approx(held / whole, rel=1e-5)
+
+
 def test_auto_takes_the_rule_that_holds_most():
     found = evidence(*SEVERAL)
     held = {}
@@ -219,6 +253,8 @@ def test_the_start_by_concentration_is_where_it_stays_high():
         ({"budget": 0.5, "tokens": 4}, "either a budget"),
         ({"budget": None, "tokens": 0}, "at least 1"),
         ({"drop": 1.0}, "drop must be in"),
+        ({"rule": "evne"}, "no rule 'evne'"),
+        ({"start": "half"}, "start must be a layer"),
     ],
 )
 def test_criteria_that_make_no_sense(options, said):
@@ -287,6 +323,9 @@ def test_a_store_gives_back_what_it_was_given(tmp_path):
     assert again.look.frames.shape == (2, 3, 4, 3)
     store.begin({"model": "tiny", "alpha": 0.5})
     assert {path.name for path in (tmp_path / "kept").iterdir()} == {"calibration.json", "prompts"}
+    (tmp_path / "stopped").mkdir()
+    (tmp_path / "stopped" / "calibration.json.7.part").write_text("{")
+    Store(tmp_path / "stopped").begin({"model": "tiny"})
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
@@ -330,9 +369,9 @@ def test_questions_and_clips_pair_up(tmp_path):
     own = prompts_of([tmp_path / "b.wav", tmp_path / "a.mp4"], read_questions(mapping))
     assert [(one.clip.name, one.question) for one in own] == [("b.wav", "who?"), ("a.mp4", "what?")]
     assert len({one.key for one in every}) == 4
-    before = own[0].key
     (tmp_path / "b.wav").write_bytes(b"other")
-    assert own[0].key != before
+    assert prompts_of([tmp_path / "b.wav"], ["who?"])[0].key != own[0].key
+    assert len(prompts_of([tmp_path, tmp_path / "a.mp4"], ["q", "q"])) == 2, "each pair once"
 
 
 def test_bad_prompts_are_refused(tmp_path):
@@ -344,6 +383,7 @@ def test_bad_prompts_are_refused(tmp_path):
         "no video or audio files": lambda: prompts_of([tmp_path / "empty"], ()),
         "there are no clips": lambda: prompts_of([], ()),
         "no question about a": lambda: prompts_of([tmp_path / "a.mp4"], {"b.mp4": ["?"]}),
+        "must be a list": lambda: prompts_of([tmp_path / "a.mp4"], "why?"),
         "cannot read the questions": lambda: read_questions(tmp_path / "none.txt"),
     }.items():
         with pytest.raises(CalibrationError, match=said):
@@ -352,6 +392,7 @@ def test_bad_prompts_are_refused(tmp_path):
         "{": "cannot read",
         "[]": "holds no questions",
         "[3]": "must be a string",
+        '["\\ud800"]': "half a character",
         '"a"': "holds no",
     }.items():
         bad.write_text(text)

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from fastav.calibrate import SHOWN, Evidence, Look, Record, Store
+from fastav.calibrate import Evidence, Look, Record, Store
 from fastav.errors import CalibrationError
 from fastav.layout import Layout, Modality
 from fastav.plan import Before, Frames, Keep, Plan, Share, Step, Tokens
@@ -81,7 +81,7 @@ def made(
     first = layouts[0]
     stays = np.flatnonzero((first.modality == TEXT) | (np.arange(len(first)) <= 5))
     shown = trace_of(first, 0, ((START, stays),))
-    store.save(SHOWN, Record(clip="a.mp4", question=question, trace=shown, look=look_of(first)))
+    store.save("shown", Record(clip="a.mp4", question=question, trace=shown, look=look_of(first)))
     origin = {
         "model": "tiny",
         "layers": DEPTH,
@@ -102,6 +102,8 @@ def made(
             "start": START,
             "held": 0.7,
             "flops": 0.61,
+            "kv": 0.62,
+            "shown": "shown",
             "tokens": 5.0,
             "prompts": [f"prompt{number}" for number in range(len(layouts))],
             "failures": [{"clip": f"/clips/{clip}", "reason": reason} for clip, reason in failures],

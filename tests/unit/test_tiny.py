@@ -5,17 +5,22 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 
 from fastav.adapter import Request, adapter_for
 from fastav.layout import Modality
 from fastav.media import Clip
 from fastav.models.tiny import FastAVTinyForConditionalGeneration, TinyAdapter
+from fastav.models.tiny_long import TinyLongAdapter
 from fastav.models.videollama2 import VideoLlama2Processor
 from fastav.pipelines import Pipeline, pipeline
 from fastav.tasks.toy_world import ToyWorldTask
-from fastav.world import KINDS, sentences
+from fastav.tasks.toy_world_long import ToyWorldLongTask
+from fastav.world import LONG_SECONDS, SECONDS, kinds, sentences
+from support.toy import scene_request
 
 ASSETS = Path(str(files("fastav"))) / "assets"
 QUESTIONS = json.loads((ASSETS / "clips" / "questions.json").read_text(encoding="utf-8"))
@@ -62,7 +67,7 @@ def test_a_clip_is_64_video_and_72_audio_tokens():
 def test_it_answers_about_the_clips_beside_it(name):
     path = ASSETS / "clips" / name
     assert path.stat().st_size <= 60_000
-    assert len(QUESTIONS[name]) == len(KINDS)
+    assert len(QUESTIONS[name]) == len(kinds(SECONDS))
     for one in QUESTIONS[name]:
         answer = tiny()(path, one["question"], max_new_tokens=16)
         assert answer.text.replace(" .", ".") == one["answer"], one["question"]
@@ -74,6 +79,24 @@ def test_it_is_nearly_always_right_about_scenes_it_was_not_trained_on():
     answers = tiny().engine.generate([sample.request() for sample in samples], tiny().plan, max_new_tokens=16)
     scores = [task.grade(sample, answer.text).score for sample, answer in zip(samples, answers, strict=True)]
     assert sum(scores) / len(scores) > 0.9
+
+
+def test_for_long_clips_the_same_weights_see_over_a_thousand_tokens():
+    pipe = pipeline("tiny-long", "none", device="cpu", dtype="float32")
+    assert type(adapter_for(pipe.adapter.config().architectures)) is TinyLongAdapter
+    assert not list((ASSETS / "tiny-long").glob("*.safetensors"))
+    for name, weight in pipe.engine.model.named_parameters():
+        assert torch.equal(weight, tiny().engine.model.get_parameter(name)), name
+    prepared = pipe.adapter.prepare(pipe.engine.processor, [scene_request(seconds=LONG_SECONDS)])
+    (layout,) = prepared.layouts
+    assert (layout.count(Modality.VIDEO), layout.count(Modality.AUDIO)) == (512, 597)
+    assert np.nanmax(layout.second) > LONG_SECONDS - 1
+
+
+def test_it_is_mostly_right_about_long_clips():
+    pipe, task = pipeline("tiny-long", "none", device="cpu", dtype="float32"), ToyWorldLongTask(scenes=3, seed=7)
+    scores = [task.grade(one, pipe(one.clip, one.question, max_new_tokens=16).text).score for one in task.samples()]
+    assert sum(scores) / len(scores) > 0.8
 
 
 def test_its_preset_keeps_one_word_answers():

@@ -3,8 +3,8 @@
 Source: arXiv:2601.13143, section 3, whose fixed rules are read off rollouts made beforehand.
 """
 
-from fastav.calibrate.calibration import SHOWN, Calibration, Failure
-from fastav.calibrate.evidence import KINDS, TOP, Evidence, Moments
+from fastav.calibrate.calibration import Calibration, Failure
+from fastav.calibrate.evidence import KINDS, TOP, Evidence, Moments, evidence_of
 from fastav.calibrate.prompts import QUESTION, Prompt, prompts_of, read_questions
 from fastav.calibrate.rule import Choice, Criterion, choose, start_layer
 from fastav.calibrate.store import Look, Record, Store
@@ -12,7 +12,6 @@ from fastav.calibrate.store import Look, Record, Store
 __all__ = [
     "KINDS",
     "QUESTION",
-    "SHOWN",
     "TOP",
     "Calibration",
     "Choice",
@@ -25,6 +24,7 @@ __all__ = [
     "Record",
     "Store",
     "choose",
+    "evidence_of",
     "prompts_of",
     "read_questions",
     "start_layer",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fastav.adapter import ModelAdapter, Request
-from fastav.calibrate.evidence import Evidence
+from fastav.calibrate.evidence import Evidence, evidence_of
 from fastav.calibrate.look import look_at
 from fastav.calibrate.prompts import Prompt, prompts_of
 from fastav.calibrate.rule import Choice, Criterion, choose
@@ -22,8 +22,6 @@ from fastav.plan import Plan
 from fastav.presets import NONE
 from fastav.provenance import provenance
 from fastav.rollout import ALPHA
-
-SHOWN = "shown"  # the key of the prompt that is shown as the plan prunes it
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +39,19 @@ class Calibration:
     """
 
     def __init__(
-        self, model: str, adapter: ModelAdapter, shape: DecoderShape, prompts: list[Prompt], store: Store, alpha: float
+        self,
+        model: str,
+        adapter: ModelAdapter,
+        shape: DecoderShape,
+        prompts: list[Prompt],
+        store: Store,
+        *,
+        alpha: float,
+        device: str,
+        dtype: str,
     ) -> None:
-        self.model, self.adapter, self.shape = model, adapter, shape
-        self.prompts, self.store, self.alpha = prompts, store, alpha
+        self.model, self.adapter, self.shape, self.prompts, self.store = model, adapter, shape, prompts, store
+        self.alpha, self._device, self._dtype = alpha, device, dtype
         self._pipeline: Pipeline | None = None
 
     @classmethod
@@ -84,7 +91,7 @@ class Calibration:
                 "device": place.type,
             }
         )
-        return cls(model, adapter, shape, prompts, store, alpha)
+        return cls(model, adapter, shape, prompts, store, alpha=alpha, device=str(place), dtype=dtype)
 
     def left(self) -> list[Prompt]:
         """Prompts that were not looked at yet."""
@@ -103,10 +110,11 @@ class Calibration:
             try:
                 record = self._looked_at(prompt, NONE)
             except Exception as error:
-                reason = str(error) if isinstance(error, FastAVError) else f"{type(error).__name__}: {error}"
-                failure = Failure(prompt, " ".join(reason.split()))
+                known = isinstance(error, FastAVError)
+                reason = " ".join((error.message if known else f"{type(error).__name__}: {error}").split())
+                failure = Failure(prompt, reason)
                 if not keep_going:
-                    raise CalibrationError(f"{prompt.clip.name}: {failure.reason}", "--keep-going skips it") from error
+                    raise CalibrationError(f"{prompt.clip.name}: {reason}", error.hint if known else "") from error
                 yield failure
             else:
                 self.store.save(prompt.key, record)
@@ -114,10 +122,7 @@ class Calibration:
 
     def evidence(self) -> Evidence:
         """Statistics over the prompts that were looked at.  Raises: CalibrationError if there are none."""
-        evidence = Evidence()
-        for prompt in self.prompts:
-            if self.store.has(prompt.key):
-                evidence.add(self.store.load(prompt.key).trace)
+        evidence = evidence_of(self.store.load(one.key).trace for one in self.prompts if self.store.has(one.key))
         if not evidence.layouts:
             raise CalibrationError("no prompt could be looked at", "see why each of them failed")
         return evidence
@@ -135,7 +140,7 @@ class Calibration:
             / kv_bytes(self.shape, [len(layout)] * self.shape.layers)
             for layout in evidence.layouts
         )
-        made = provenance(torch.device(self.store.head()["device"])) | {
+        made = provenance(torch.device(self._device)) | {
             "model": self.adapter.name,
             "layers": self.shape.layers,
             "hidden": self.shape.hidden,
@@ -146,7 +151,8 @@ class Calibration:
             "rule": chosen.rule,
         }
         choice = replace(chosen, plan=replace(chosen.plan, origin=made))
-        self.store.save(SHOWN, self._looked_at(seen[0], choice.plan))
+        shown = f"{seen[0].key}-{choice.plan.fingerprint}"
+        self.store.save(shown, self._looked_at(seen[0], choice.plan))
         answers = [self._answered(seen[0], plan, max_new_tokens) for plan in (NONE, choice.plan)]
         self.store.finish(
             {
@@ -157,6 +163,7 @@ class Calibration:
                 "flops": choice.flops,
                 "tokens": choice.tokens,
                 "prompts": [prompt.key for prompt in seen],
+                "shown": shown,
                 "failures": [{"clip": str(one.prompt.clip), "reason": one.reason} for one in failures],
                 "kv": kv,
                 "answers": [answer.to_dict() for answer in answers],
@@ -166,8 +173,7 @@ class Calibration:
 
     def _pipe(self) -> Pipeline:
         if self._pipeline is None:
-            head = self.store.head()
-            self._pipeline = pipeline(self.model, NONE, device=head["device"], dtype=head["dtype"])
+            self._pipeline = pipeline(self.model, NONE, device=self._device, dtype=self._dtype)
         return self._pipeline
 
     def _looked_at(self, prompt: Prompt, plan: Plan) -> Record:

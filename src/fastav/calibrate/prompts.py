@@ -1,6 +1,7 @@
 """Which question is asked about which clip."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -17,33 +18,41 @@ SUFFIXES = frozenset(f"{VIDEO} {AUDIO}".split())
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One question about one file."""
+    """One question about one file.  key: names what was seen of it."""
 
     clip: Path
     question: str
+    key: str
 
-    @property
-    def key(self) -> str:
-        """Names the prompt: differs where file (by path, size and time of change) or question do."""
-        stat = self.clip.stat()
-        told = f"{self.clip.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}\n{self.question}"
-        return sha256(told.encode()).hexdigest()[:16]
+    @classmethod
+    def of(cls, clip: Path, question: str) -> "Prompt":
+        """A question about a file as it is now: other files, by path, size and time of change, have other keys."""
+        stat = clip.stat()
+        parts = (
+            os.fsencode(clip.resolve()),
+            str(stat.st_size).encode(),
+            str(stat.st_mtime_ns).encode(),
+            question.encode(),
+        )
+        return cls(clip, question, sha256(b"\n".join(parts)).hexdigest()[:16])
 
 
 def prompts_of(clips: Sequence[str | Path], questions: Sequence[str] | Mapping[str, Sequence[str]]) -> list[Prompt]:
-    """Every question about every clip, or of each clip its own.
+    """Every question about every clip, or of each clip its own; each pair once.
 
     clips: files, and folders whose media files are taken. questions: for all clips (none: `QUESTION`), or by file name.
     Raises: CalibrationError for a clip that is not there, a folder without any, or a clip without a question.
     """
+    if isinstance(questions, str):
+        raise CalibrationError("questions must be a list", "put the question into one")
     found = [clip for one in clips for clip in _files(Path(one))]
     if not found:
         raise CalibrationError("there are no clips", "give files or folders")
-    if not isinstance(questions, Mapping):
-        return [Prompt(clip, question) for clip in found for question in questions or (QUESTION,)]
-    if missing := [clip.name for clip in found if not questions.get(clip.name)]:
+    asked = questions if isinstance(questions, Mapping) else {clip.name: questions or (QUESTION,) for clip in found}
+    if missing := [clip.name for clip in found if not asked.get(clip.name)]:
         raise CalibrationError(f"there is no question about {missing[0]}", "the questions' keys are names of files")
-    return [Prompt(clip, question) for clip in found for question in questions[clip.name]]
+    prompts = (Prompt.of(clip, question) for clip in found for question in asked[clip.name])
+    return list({prompt.key: prompt for prompt in prompts}.values())
 
 
 def read_questions(path: str | Path) -> list[str] | dict[str, list[str]]:
@@ -72,6 +81,8 @@ def _lines(path: Path, asked: Any) -> Iterator[str]:
         text = one.get("question") if isinstance(one, dict) else one
         if not isinstance(text, str):
             raise CalibrationError(f"{path}: a question must be a string, got {text!r}")
+        if not text.isascii() and text.encode(errors="replace").decode() != text:
+            raise CalibrationError(f"{path}: a question holds half a character: {text!r}")
         if text.strip():
             count += 1
             yield text.strip()

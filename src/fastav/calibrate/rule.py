@@ -4,10 +4,8 @@ Source: arXiv:2601.13143, section 3: attention concentrates from the middle laye
 and a fixed rule is read off it. How the paper reads it is not stated; the criteria here are ours.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Literal
 
 import numpy as np
 
@@ -19,18 +17,19 @@ from fastav.plan import Before, Budget, Frames, Keep, Plan, Share, Step, Tokens
 from fastav.presets import fastav
 from fastav.trace import QUERIES
 
-Rule = Literal["auto", "even", "first", "frames", "before", "rollout"]
-Start = Literal["middle", "concentration"] | int
+RULES = ("even", "first", "frames", "before", "auto", "rollout")
+STARTS = ("middle", "concentration")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Criterion:
     """How a plan is read off evidence.
 
     budget: FLOPs of the prefill to reach, as a share of the unpruned model's. tokens: instead of `budget`, how many
     tokens of audio and video are to stay at the global cut, as a mean over prompts.
-    start: the layer of the global cut. `concentration`: the first layer after which the attention of the last query is
-    never less than half-way from its least to its greatest concentration (`fastav.calibrate.evidence.TOP`).
+    start: the layer of the global cut. `concentration`: the layer behind the first one from which on the attention of
+    the last query is never less concentrated (`fastav.calibrate.evidence.TOP`) than half-way from its least to its
+    greatest.
     rule: `even`: of each modality the first tokens that hold the same share of its rollout. `first`: of each modality
     the first tokens, split so that they hold the most rollout together. `frames`: what belongs to the first frames.
     `before`: what stands before a position. `auto`: that of the last three whose tokens hold the most; of these a
@@ -43,8 +42,8 @@ class Criterion:
 
     budget: float | None = 0.56
     tokens: int | None = None
-    start: Start = "middle"
-    rule: Rule = "even"
+    start: str | int = "middle"
+    rule: str = "even"
     drop: float | int = 0.2
 
     def __post_init__(self) -> None:
@@ -54,6 +53,10 @@ class Criterion:
             raise CalibrationError(f"a budget must be in (0, 1), got {self.budget:g}", "0.56 is 56 % of the FLOPs")
         if self.tokens is not None and self.tokens < 1:
             raise CalibrationError(f"the number of tokens must be at least 1, got {self.tokens}")
+        if self.rule not in RULES:
+            raise CalibrationError(f"there is no rule {self.rule!r}", f"rules: {', '.join(RULES)}")
+        if self.start not in STARTS and (not isinstance(self.start, int) or self.start is True):
+            raise CalibrationError(f"start must be a layer, middle or concentration, got {self.start!r}")
         if not 0 <= self.drop < 1:
             raise CalibrationError(f"drop must be in [0, 1), got {self.drop:g}", "0.2 drops 20 %")
 
@@ -62,8 +65,8 @@ class Criterion:
 class Choice:
     """A plan and what speaks for it.
 
-    held: of the rollout that audio and video have where the global cut is made, the share on tokens that stay (means
-    over prompts; of the rule `rollout`, what the heaviest tokens of each prompt hold is not known from means: None).
+    held: of the rollout that audio and video have where the global cut is made, the share on tokens that stay, by means
+    over prompts (of the rule `rollout`, what the heaviest tokens of each prompt hold is not known from means: None).
     flops: of the prefill, a share of the unpruned model's. tokens: of audio and video that stay at the global cut. Both
     are means over prompts.
     """
@@ -92,7 +95,7 @@ def choose(evidence: Evidence, shape: DecoderShape, criterion: Criterion) -> Cho
     return max(choices, key=lambda choice: round(choice.held or 0.0, 9))  # of equals the first
 
 
-def start_layer(evidence: Evidence, depth: int, start: Start) -> int:
+def start_layer(evidence: Evidence, depth: int, start: str | int) -> int:
     """The layer of the global cut.  Raises: CalibrationError."""
     if start == "middle":
         return depth // 2
@@ -102,29 +105,28 @@ def start_layer(evidence: Evidence, depth: int, start: Start) -> int:
         return start
     concentration = evidence.concentration.mean[KINDS.index("attention"), QUERIES.index("last"), :, 0]
     high = concentration >= (concentration.min() + concentration.max()) / 2
-    after = int(np.flatnonzero(~high).max(initial=-1)) + 1  # the first layer from which on it is always high
-    return min(max(after + 1, 1), depth - 1)
+    steady = int(np.flatnonzero(~high).max(initial=-1)) + 1  # the first layer from which on it is always high
+    return min(steady + 1, depth - 1)
 
 
-Kept = Callable[[int], tuple[Keep, float | None]]  # a setting: what it keeps, and the rollout that holds
+Settings = Sequence[Keep] | None  # of a rule, from that which keeps least; None where it does not fit
 
 
 def _fitted(evidence: Evidence, shape: DecoderShape, criterion: Criterion, rule: str, start: int) -> Choice | None:
-    """The most that a rule can keep within the budget; None if even the least is too much."""
-    settings, kept = _rules(evidence, rule, start)
-    plan = _planned(criterion, rule, start)
-    low, high = 0, settings - 1
-    if settings == 0 or not _within(evidence, shape, criterion, plan(kept(low)[0]), start):
+    """The most that a rule can keep within the budget; None if even the least is too much, or the rule does not fit."""
+    settings, plan = _settings(evidence, rule, start), _planned(criterion, rule, start)
+    if settings is None or not _within(evidence, shape, criterion, plan(settings[0]), start):
         return None
-    while low < high:  # what is kept grows with the setting
+    low, high = 0, len(settings) - 1
+    while low < high:  # what is kept grows from setting to setting
         middle = (low + high + 1) // 2
-        if _within(evidence, shape, criterion, plan(kept(middle)[0]), start):
+        if _within(evidence, shape, criterion, plan(settings[middle]), start):
             low = middle
         else:
             high = middle - 1
-    keep, held = kept(low)
-    flops, tokens = costs(evidence.layouts, shape, plan(keep), start)
-    return Choice(plan=plan(keep), rule=rule, start=start, held=held, flops=flops, tokens=tokens)
+    flops, tokens = costs(evidence.layouts, shape, plan(settings[low]), start)
+    held = None if rule == "rollout" else _held(evidence, start, settings[low])
+    return Choice(plan=plan(settings[low]), rule=rule, start=start, held=held, flops=flops, tokens=tokens)
 
 
 def costs(layouts: Sequence[Layout], shape: DecoderShape, plan: Plan, start: int) -> tuple[float, float]:
@@ -157,64 +159,49 @@ def _planned(criterion: Criterion, rule: str, start: int) -> Callable[[Keep], Pl
     return plan
 
 
-def _rules(evidence: Evidence, rule: str, start: int) -> tuple[int, Kept]:
-    """How many settings a rule has, from that which keeps least to that which keeps most, and each of them."""
-    if rule == "first":
-        return _first(evidence, start)
-    if rule == "even":
-        return 1000, partial(_even, evidence, start)
-    if rule == "rollout":
-        return 999, lambda setting: (_each(evidence, Share((setting + 1) / 1000)), None)
-    if rule == "frames":
-        frames = [int(layout.frame.max(initial=-1)) for layout in evidence.layouts if layout.count(*MEDIA)]
-        if not all(_framed(layout) for layout in evidence.layouts):
-            return 0, _nothing  # audio that belongs to no frame would go whole
-        return max(frames), lambda setting: _held(evidence, start, Frames(setting + 1))
-    longest = max(map(len, evidence.layouts))
-    earliest = min(int(np.isin(layout.modality, MEDIA).argmax()) for layout in evidence.layouts)
-    return longest - earliest - 1, lambda setting: _held(evidence, start, Before(earliest + setting + 1))
-
-
-def _nothing(setting: int) -> tuple[Keep, float | None]:
-    raise IndexError(setting)
+def _settings(evidence: Evidence, rule: str, start: int) -> Settings:
+    media = [m for m in MEDIA if m in evidence.present()]
+    match rule:
+        case "rollout":
+            shares = (Share(thousandths / 1000) for thousandths in range(1, 1000))
+            return [_of_each(dict.fromkeys(media, share)) for share in shares]
+        case "even" | "first":
+            gains = {m: _gains(evidence, m, start) for m in media}
+            order = _by_share(gains) if rule == "even" else _by_weight(gains)
+            counts = [{m: order[:tokens].count(m) for m in media} for tokens in range(1, len(order))]
+            return [_of_each({m: Tokens(n) for m, n in one.items() if n < len(gains[m])}) for one in counts] or None
+        case "frames":
+            frames = max(int(layout.frame.max(initial=-1)) for layout in evidence.layouts)
+            framed = all(_framed(layout) for layout in evidence.layouts)  # what belongs to none would go whole
+            return [Keep(media=Frames(number)) for number in range(1, frames + 1)] or None if framed else None
+        case "before":
+            first = min(int(np.isin(layout.modality, MEDIA).argmax()) for layout in evidence.layouts)
+            return [Keep(media=Before(place)) for place in range(first + 1, max(map(len, evidence.layouts)))] or None
+    raise CalibrationError(f"there is no rule {rule!r}", f"rules: {', '.join(RULES)}")
 
 
 def _framed(layout: Layout) -> bool:
     return bool((layout.frame[np.isin(layout.modality, MEDIA)] >= 0).all())
 
 
-def _each(evidence: Evidence, budget: Budget) -> Keep:
-    return Keep(**{m.label: budget for m in MEDIA if m in evidence.present()})  # pyright: ignore[reportArgumentType]
+def _of_each(budgets: Mapping[Modality, Budget]) -> Keep:
+    return Keep(**{m.label: budget for m, budget in budgets.items()})  # pyright: ignore[reportArgumentType]
 
 
-def _first(evidence: Evidence, start: int) -> tuple[int, Kept]:
-    """By the number of tokens: of each modality the first ones, in the split that holds the most rollout."""
-    gains = {m: _gains(evidence, m, start) for m in MEDIA if m in evidence.present()}
-    # adding the token that holds most keeps every split best as long as weights fall; where they rise again, whole
-    # runs are taken by what they hold on average
+def _by_share(gains: Mapping[Modality, np.ndarray]) -> list[Modality]:
+    """Whose next token is kept, one after another, so that all modalities keep the same share of what each holds."""
+    shares = ((m, gain.cumsum() / max(gain.sum(), 1e-30)) for m, gain in gains.items())
+    return [m for _, m in sorted((share, m) for m, some in shares for share in some.tolist())]
+
+
+def _by_weight(gains: Mapping[Modality, np.ndarray]) -> list[Modality]:
+    """Whose next token is kept, one after another, so that what is kept holds the most.
+
+    Taking the token that holds most keeps every split best as long as weights fall; where they rise again, whole runs
+    are taken by what they hold on average.
+    """
     runs = sorted((run for m, gain in gains.items() for run in _runs(m, gain)), key=lambda run: -run[2])
-    order = [modality for modality, length, _ in runs for _ in range(length)]
-    total = sum(float(gain.sum()) for gain in gains.values())
-
-    def kept(setting: int) -> tuple[Keep, float | None]:
-        counts = {m: order[: setting + 1].count(m) for m in gains}
-        held = sum(float(gains[m][:count].sum()) for m, count in counts.items())
-        budgets = {m.label: Tokens(count) for m, count in counts.items() if count < len(gains[m])}
-        return Keep(**budgets), held / total  # pyright: ignore[reportArgumentType]
-
-    return len(order) - 1, kept
-
-
-def _even(evidence: Evidence, start: int, setting: int) -> tuple[Keep, float]:
-    """The first tokens of each modality that hold `setting` thousandths of what all of it holds, at least one."""
-    gains = {m: _gains(evidence, m, start) for m in MEDIA if m in evidence.present()}
-    counts = {m: int(np.searchsorted(gain.cumsum(), setting / 1000 * gain.sum())) + 1 for m, gain in gains.items()}
-    held = sum(float(gains[m][:count].sum()) for m, count in counts.items())
-    kept = {m.label: Tokens(count) for m, count in counts.items() if count < len(gains[m])}
-    if not kept:  # what is last may hold nothing
-        most = max(gains, key=lambda m: len(gains[m]))
-        kept = {most.label: Tokens(len(gains[most]) - 1)}
-    return Keep(**kept), held / sum(float(gain.sum()) for gain in gains.values())
+    return [m for m, length, _ in runs for _ in range(length)]
 
 
 def _gains(evidence: Evidence, modality: Modality, start: int) -> np.ndarray:
@@ -236,29 +223,32 @@ def _runs(modality: Modality, gains: np.ndarray) -> list[tuple[Modality, int, fl
     return [(modality, length, total / length) for length, total in runs]
 
 
-def _held(evidence: Evidence, start: int, budget: Budget) -> tuple[Keep, float]:
-    """Audio and video together under one budget, and the rollout that its tokens hold."""
-    moments = evidence.profiles["position", None]
-    mean = moments.mean[KINDS.index("rollout"), QUERIES.index("last"), start - 1]
-    shares = []
+def _held(evidence: Evidence, start: int, keep: Keep) -> float:
+    """Share of the rollout of audio and video, where the cut is made, that is on the first tokens that stay."""
+    held, whole = 0.0, 0.0
     for layout in evidence.layouts:
-        media = np.flatnonzero(np.isin(layout.modality, MEDIA))
-        kept = media[: budget.tokens(layout, MEDIA, len(media))]
-        shares.append(mean[kept].sum() / mean[media].sum())
-    return Keep(media=budget), float(np.mean(shares))
+        place = {m: np.flatnonzero(layout.modality == m) for m in MEDIA if layout.count(m)}
+        counts = keep.counts(layout, {frozenset({m}): layout.count(m) for m in Modality})
+        for m, tokens in place.items():
+            mean = evidence.profiles["order", m].mean[KINDS.index("rollout"), QUERIES.index("last"), start - 1]
+            pool = next((pool for pool in counts if m in pool), None)
+            stay = len(tokens)
+            if pool is not None:
+                first = np.flatnonzero(np.isin(layout.modality, list(pool)))[: counts[pool]]
+                stay = int((layout.modality[first] == m).sum())
+            held, whole = held + float(mean[:stay].sum()), whole + float(mean[: len(tokens)].sum())
+    return held / whole
 
 
 def _unreachable(
     evidence: Evidence, shape: DecoderShape, criterion: Criterion, rules: Sequence[str], start: int
 ) -> tuple[str, str]:
     """Why no rule keeps so little, and what could be asked for."""
-    least = []
-    for rule in rules:
-        settings, kept = _rules(evidence, rule, start)
-        if settings:
-            least.append(costs(evidence.layouts, shape, _planned(criterion, rule, start)(kept(0)[0]), start))
-    if not least:
-        return f"the rule {rules[0]} does not fit these prompts", "try the rule auto"
+    fitting = {rule: settings for rule in rules if (settings := _settings(evidence, rule, start)) is not None}
+    if not fitting:
+        return f"the rule {rules[0]} does not fit these prompts", "try the rule even"
+    least = (_planned(criterion, rule, start)(settings[0]) for rule, settings in fitting.items())
+    least = [costs(evidence.layouts, shape, plan, start) for plan in least]
     flops, tokens = min(least)
     wanted = f"{criterion.tokens} tokens" if criterion.tokens is not None else f"{criterion.budget:.1%} of the FLOPs"
     there = f"{tokens:.0f} tokens" if criterion.tokens is not None else f"{flops:.1%}"

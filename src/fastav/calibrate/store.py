@@ -63,9 +63,11 @@ class Store:
                     "give another folder, or delete that one",
                 )
             return
-        if self.folder.exists() and any(self.folder.iterdir()):
+        if self.folder.exists() and not self.folder.is_dir():
+            raise CalibrationError(f"{self.folder} is a file", "give a folder")
+        if self.folder.exists() and any(one.suffix != ".part" for one in self.folder.iterdir()):
             raise CalibrationError(f"{self.folder} holds other files", "give an empty folder, or a new one")
-        (self.folder / "prompts").mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         with _whole(path) as part:
             part.write_text(json.dumps({"fastav_calibration": VERSION, **head}, indent=2) + "\n", encoding="utf-8")
 
@@ -94,6 +96,7 @@ class Store:
         arrays |= {f"kept_{layer}": kept for layer, kept in trace.kept}
         arrays |= {"attention": trace.attention, "rollout": trace.rollout}
         arrays |= {"frames": look.frames, "moments": look.moments, "peaks": look.peaks}
+        self._path(key).parent.mkdir(exist_ok=True)
         with _whole(self._path(key)) as part, part.open("wb") as file:
             np.savez(file, told=json.dumps(told), duration=look.duration, **arrays)
 
@@ -117,7 +120,7 @@ class Store:
                     duration=float(file["duration"]),
                 )
                 return Record(clip=told["clip"], question=told["question"], trace=trace, look=look)
-        except (OSError, ValueError, KeyError, BadZipFile, EOFError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RuntimeError, BadZipFile, EOFError) as error:
             raise CalibrationError(f"cannot read {self._path(key)}: {error}", "delete it and calibrate again") from None
 
     def _path(self, key: str) -> Path:

@@ -59,11 +59,11 @@ def calibrate(
         from fastav import calibrate as library
 
         criterion = library.Criterion(
-            budget=0.56 if budget is None and tokens is None else budget,
+            budget=library.Criterion.budget if budget is None and tokens is None else budget,
             tokens=tokens,
             start=_start(start),
             rule=rule,
-            drop=_plans.share(drop or "20"),
+            drop=library.Criterion.drop if drop is None else _plans.share(drop),
         )
         if report is not None:
             from fastav import report as page  # a missing extra shows before the work

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from fastav.calibrate import KINDS, SHOWN, Evidence, Moments, Record, Store
+from fastav.calibrate import KINDS, Evidence, Moments, Record, Store, evidence_of
 from fastav.errors import CalibrationError
 from fastav.layout import MEDIA, Layout, Modality
 from fastav.plan import Plan
@@ -55,6 +55,7 @@ class Content:
     start: int
     held: float | None
     flops: float
+    kv: float
     tokens: float
     failures: tuple[tuple[str, str], ...]
     unpruned: Told
@@ -70,7 +71,7 @@ class Content:
     @property
     def before(self) -> int:
         """The last layer that runs before the global cut, whose weights the rule reads."""
-        return max(self.start - 1, 0)
+        return self.start - 1
 
 
 def read(folder: Path) -> Content:
@@ -79,9 +80,7 @@ def read(folder: Path) -> Content:
     head, result = store.head(), store.result()
     try:
         plan = Plan.from_json(result["plan"])
-        evidence = Evidence()
-        for key in result["prompts"]:
-            evidence.add(store.load(key).trace)
+        evidence = evidence_of(store.load(key).trace for key in result["prompts"])
         unpruned, pruned = map(Told.of, result["answers"])
         return Content(
             head=head,
@@ -90,12 +89,13 @@ def read(folder: Path) -> Content:
             start=int(result["start"]),
             held=None if result["held"] is None else float(result["held"]),
             flops=float(result["flops"]),
+            kv=float(result["kv"]),
             tokens=float(result["tokens"]),
             failures=tuple((Path(one["clip"]).name, str(one["reason"])) for one in result["failures"]),
             unpruned=unpruned,
             pruned=pruned,
             evidence=evidence,
-            shown=store.load(SHOWN),
+            shown=store.load(result["shown"]),
         )
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise CalibrationError(

@@ -103,7 +103,7 @@ def _numbers(content: Content) -> Iterator[tuple[str, str, str]]:
     """The large ones: value, what it is, and of what."""
     prompts, there = len(content.evidence.layouts), _mean_media(content)
     yield words.percent(content.flops), "prefill FLOPs", "against the unpruned model; mean over prompts"
-    yield words.percent(content.pruned.kv), "KV cache", "against the unpruned model; of the prompt shown below"
+    yield words.percent(content.kv), "KV cache", "against the unpruned model; mean over prompts"
     tokens = f"of {words.number(there)} audio and video tokens, from the cut on; mean over prompts"
     yield words.number(content.tokens), "tokens stay", tokens
     if content.held is not None:
@@ -276,5 +276,6 @@ def _costs(content: Content) -> list[tuple[str, float]]:
     return [
         ("Prefill FLOPs, mean over prompts", content.flops),
         ("Prefill FLOPs, this prompt", content.pruned.flops),
+        ("KV cache, mean over prompts", content.kv),
         ("KV cache, this prompt", content.pruned.kv),
     ]

@@ -133,7 +133,11 @@ class Pruning:
 
     @contextmanager
     def watched(self, see: Callable[[Captured], None]) -> Iterator[None]:
-        """While active, call `see` with what the attention of every layer of a prefill is given, first layer first."""
+        """While active, call `see` with what the attention of every layer of a prefill is given, first layer first.
+
+        Raises: UnsupportedPlan for attention whose masks cannot be followed.
+        """
+        guards.check_attention(self._config, self._config._attn_implementation, 0)
         with ExitStack() as stack:
             for index in range(len(self._layers)):
                 stack.enter_context(tapped(self._attention(index), partial(self._show, see, index)))
@@ -149,7 +153,8 @@ class Pruning:
         guards.check_layers(self._layers[self._first :])
         guards.check_device(self._decoder)
         if self._first < len(self._layers):
-            guards.check_attention(self._config, self._config._attn_implementation, self._first)
+            seen = 0 if any(Signal.ROLLOUT in method.needs for method in self._schedule.methods) else self._first
+            guards.check_attention(self._config, self._config._attn_implementation, seen)
         needs = {signal for method in self._schedule.methods for signal in method.needs}
         if Signal.GIVEN in needs and self._scores is None:
             raise UnsupportedPlan("the plan asks for given scores, and none are given", "pass scores= to prune")

@@ -29,11 +29,14 @@ def trace(
     of its map. inputs: as `ModelAdapter.prepare` makes them, on the model's device.
     """
     watch, layers = Stopwatch(model.device), []
-    masks: dict[int, Tensor] = {}
+    masks: dict[int, tuple[Tensor, Tensor]] = {}  # each mask once, and what it was, so that no other gets its id
 
     def keep(captured: Captured) -> None:
-        mask = captured.mask if captured.mask is None else masks.setdefault(id(captured.mask), captured.mask.cpu())
-        layers.append(captured._replace(mask=None).to("cpu")._replace(mask=mask))
+        mask = captured.mask
+        if mask is not None and id(mask) not in masks:
+            masks[id(mask)] = (mask, mask.cpu())
+        kept = None if mask is None else masks[id(mask)][1]
+        layers.append(captured._replace(mask=None).to("cpu")._replace(mask=kept))
 
     with prune(model, plan, layouts=[layout], adapter=adapter) as pruning:
         start = watch.now()
