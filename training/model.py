@@ -108,7 +108,7 @@ def for_long_clips(model: Path, out: Path) -> None:
     model: a saved model; `out` lies in the same folder.
     """
     shutil.rmtree(out, ignore_errors=True)
-    shutil.copytree(model, out, ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(model, out, ignore=shutil.ignore_patterns("*.safetensors", "README.md"))
     config = json.loads((model / "config.json").read_text())
     scheme = lengthened(VideoLlama2Config.from_pretrained(model).scheme)
     config |= {

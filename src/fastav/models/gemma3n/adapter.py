@@ -45,7 +45,7 @@ class Gemma3nAdapter(OfficialAdapter):
     checkpoint = "google/gemma-3n-E4B-it"
     presets: ClassVar[Mapping[str, Plan]] = {
         "fastav": gemma_plan(Keep(audio=Tokens(10)), first=10, later=15),
-        "fastav-plus": plus(layers=("5", "10", "15")),  # each behind a layer of full attention
+        "fastav-plus": plus(),
         "fastav-trim": trim(),
     }
     config_class = "Gemma3nConfig"

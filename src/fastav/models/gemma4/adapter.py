@@ -39,7 +39,7 @@ class Gemma4Adapter(OfficialAdapter):
     checkpoint = "google/gemma-4-E4B-it"
     presets: ClassVar[Mapping[str, Plan]] = {
         "fastav": gemma_plan(Keep(audio=Tokens(10)), first=12, later=18),
-        "fastav-plus": plus(layers=("6", "12", "18")),  # each behind a layer of full attention
+        "fastav-plus": plus(),
         "fastav-trim": trim(),
     }
     config_class = "Gemma4Config"
