@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 OURS := none fastav fastav-plus fastav-trim
-RIVALS := fastv fastv@0.25 pyramiddrop dart@0.5 dycoke@0.35 omnizip vtw strided@0.5 random@0.5 random@0.25
+SHARES := 0.75 0.5 0.25
+RIVALS := $(foreach share,$(SHARES),$(addsuffix @$(share),fastv pyramiddrop dart divprune evs dycoke vidcom2 \
+	random strided keep-first snapkv tova)) vtw omnidrop omnizip
 CONTEST := fastv pyramiddrop dycoke@0.25 random@0.5
 
 .PHONY: help setup demo test test-slow compat check format tables leaderboard bench bench-prepare bench-rollout train-tiny gpu clean
@@ -48,8 +50,8 @@ format: $(READY)  ## mend what `make check` finds
 tables: $(READY)  ## write the table of models into README.md and docs/models.md
 	PYTHONPATH=tests $(BIN)/python docs/models.py
 
-leaderboard: $(READY)  ## plans and rivals on the embedded model: rows, chart and table
-	$(BIN)/fastav eval tiny toy-world --limit 150 --jobs 2 --out results/toy-world.jsonl $(addprefix --plans ,$(OURS) $(RIVALS))
+leaderboard: $(READY)  ## plans and rivals at three budgets on the embedded model: rows, chart, table
+	$(BIN)/fastav eval tiny toy-world --limit 300 --jobs 2 --out results/toy-world.jsonl $(addprefix --plans ,$(OURS) $(RIVALS))
 	$(BIN)/fastav eval tiny-long toy-world-long --limit 98 --jobs 2 --out results/toy-world-long.jsonl \
 		$(addprefix --plans ,$(OURS) $(CONTEST))
 	$(BIN)/fastav leaderboard results/toy-world.jsonl results/toy-world-long.jsonl \

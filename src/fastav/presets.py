@@ -46,7 +46,7 @@ def plus() -> Plan:
     """What kept answers best at 60 % of the FLOPs or less: half of what repeats in time goes before the first layer.
 
     Of audio, of video and of images each, half stays, by DyCoke's likeness of tokens to those of earlier moments
-    (`dycoke`, arXiv:2411.15024); no attention is asked, and no modality can go whole. Evidence and limits: docs/tiny.md,
+    (`dycoke`, arXiv:2411.15024); no attention is asked, no modality can go whole. Evidence and limits: docs/tiny.md,
     on the embedded model alone, whose clips are mostly still and silent.
     """
     half = Keep(audio=Share(0.5), video=Share(0.5), image=Share(0.5))
