@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fastav.calibrate import Calibration, Criterion
+from fastav.calibrate import Calibration, Criterion, Store
 from fastav.cli import main
 
 
@@ -47,11 +47,11 @@ def test_bad_folders_end_with_one_error_and_nothing_written(folder, tmp_path, ca
 def test_a_prompt_that_cannot_be_read_leaves_the_page_that_was_there(folder, tmp_path, capsys):
     out = tmp_path / "page.html"
     out.write_text("before")
-    prompt = folder / "prompts" / "shown.npz"
+    prompt = folder / "prompts" / f"{Store(folder).result()['shown']}.npz"
     whole = prompt.read_bytes()
     prompt.write_bytes(whole[:99])
     assert main(["report", str(folder), "--out", str(out)]) == 2
     prompt.write_bytes(whole)
-    assert "shown.npz" in capsys.readouterr().err
+    assert prompt.name in capsys.readouterr().err
     assert out.read_text() == "before"
     assert list(tmp_path.iterdir()) == [out]

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(prog="python -m fastav.bench.rollout", description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--tokens", default="2048,4096,8192,32768", help="lengths of the prompt (default: %(default)s)")
+    parser.add_argument("--tokens", default="2048,4096,8192", help="lengths of the prompt (default: %(default)s)")
     parser.add_argument("--dense-up-to", type=int, default=4096, help="longest prompt for whole maps")
     parser.add_argument(
         "--layer-up-to", type=int, default=2048, help="longest prompt for a layer's prefill, to compare"

@@ -98,6 +98,8 @@ def _look(calibration: Any, folder: Path, *, keep_going: bool) -> list[Any]:
             for outcome in calibration.run(keep_going=keep_going):
                 failures += [outcome] if isinstance(outcome, Failure) else []
                 step()
+    except CalibrationError as error:
+        raise CalibrationError(error.message, "; ".join(filter(None, (error.hint, "--keep-going skips it")))) from error
     except KeyboardInterrupt:
         stderr().print(f"\nwhat was seen is in {folder}; the same command goes on from there", soft_wrap=True)
         raise
