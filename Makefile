@@ -54,8 +54,8 @@ leaderboard: $(READY)  ## plans and rivals at three budgets on the embedded mode
 	$(BIN)/fastav eval tiny toy-world --limit 300 --jobs 2 --out results/toy-world.jsonl $(addprefix --plans ,$(OURS) $(RIVALS))
 	$(BIN)/fastav eval tiny-long toy-world-long --limit 98 --jobs 2 --out results/toy-world-long.jsonl \
 		$(addprefix --plans ,$(OURS) $(CONTEST))
-	$(BIN)/fastav leaderboard results/toy-world.jsonl results/toy-world-long.jsonl \
-		--out results/toy-world.svg --markdown results/toy-world.md
+	$(BIN)/fastav leaderboard results/toy-world.jsonl results/toy-world-long.jsonl --markdown results/toy-world.md
+	$(BIN)/fastav leaderboard results/toy-world-long.jsonl --out results/toy-world-long.svg
 
 bench: $(READY)  ## prefill time, pruned over unpruned, against FLOPs
 	$(BIN)/python -m fastav.bench
