@@ -1,12 +1,12 @@
 """Train the embedded model: `make train-tiny`."""
 
 import argparse
-import os
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from fastav.files import whole
 from fastav.models.tiny import FastAVTinyForConditionalGeneration
 from fastav.world import LONG_SECONDS, SECONDS
 from training.data import Bank, Labelled
@@ -82,8 +82,8 @@ def _encoders(
 
 def _save(path: Path, what: dict[str, object]) -> None:
     """Write a file that is whole or not there."""
-    torch.save(what, path.with_suffix(".part"))
-    os.replace(path.with_suffix(".part"), path)
+    with whole(path) as part:
+        torch.save(what, part)
 
 
 if __name__ == "__main__":

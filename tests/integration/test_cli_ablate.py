@@ -10,19 +10,15 @@ import fastav
 from fastav.cli import main
 from fastav.evaluate import read
 from fastav.models.tiny import TinyAdapter
-from fastav.registry import TASKS
-from support.little_task import ENTRY, REFERENCE
+from support.command import failure, stdout
+from support.little_task import REFERENCE
 
 MODEL = str(REFERENCE)
 SMALL = ("ablate", MODEL, "little", "--device", "cpu", "--tables", "fine", "--limit", "2")
 TOY = ("ablate", "tiny", "toy-world", "--device", "cpu", "--limit", "2")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def little():
-    TASKS._theirs["little"] = ENTRY
-    yield
-    del TASKS._theirs["little"]
+pytestmark = pytest.mark.usefixtures("little")
 
 
 @pytest.fixture(scope="module")
@@ -31,21 +27,6 @@ def made(little, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("made") / "rows.jsonl"
     assert main([*TOY, "--out", str(path)]) == 0
     return path
-
-
-def stdout(capsys: pytest.CaptureFixture, *arguments: str) -> str:
-    assert main(arguments) == 0
-    return capsys.readouterr().out
-
-
-def failure(capsys: pytest.CaptureFixture, *arguments: str) -> str:
-    """The message of a command that must exit with 2, print nothing, and say what was wrong on one line and a hint."""
-    assert main(arguments) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("error: ")
-    assert len(err.splitlines()) <= 2
-    return err
 
 
 def test_help_fits_80_columns(capsys, monkeypatch):

@@ -16,6 +16,7 @@ import pytest
 from fastav.calibrate import Calibration, Store
 from fastav.cli import main
 from fastav.plan import Plan
+from support.command import failure
 
 CLIPS = Path(str(files("fastav"))) / "assets" / "clips"
 QUESTIONS = ("describe the clip.", "how many beeps do you hear?")
@@ -34,14 +35,6 @@ def folder(tmp_path) -> Path:
 def command(folder: Path, *options: str) -> list[str]:
     shown = [str(folder / "clips"), "--questions", str(folder / "questions.txt")]
     return ["calibrate", "tiny", *shown, "--out", str(folder / "plan.json"), "--budget", "0.65", *options]
-
-
-def failure(capsys, arguments: list[str]) -> str:
-    assert main(arguments) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert "Traceback" not in err
-    return err
 
 
 def test_a_plan_comes_out_that_runs(folder, capsys):
@@ -82,7 +75,7 @@ def test_the_same_command_looks_at_nothing_twice_and_other_rules_use_what_was_se
 
 def test_a_clip_that_fails_is_named_and_skipped_only_if_asked(folder, capsys):
     (folder / "clips" / "broken.mp4").write_bytes(b"no clip")
-    err = failure(capsys, command(folder))
+    err = failure(capsys, *command(folder))
     assert "broken.mp4" in err
     assert "--keep-going" in err
     assert not (folder / "plan.json").exists()
@@ -97,7 +90,7 @@ def test_a_clip_that_fails_is_named_and_skipped_only_if_asked(folder, capsys):
 def test_nothing_but_broken_clips_gives_no_plan(folder, capsys):
     for path in (folder / "clips").iterdir():
         path.write_bytes(b"no clip")
-    assert "no prompt could be looked at" in failure(capsys, command(folder, "--keep-going"))
+    assert "no prompt could be looked at" in failure(capsys, *command(folder, "--keep-going"))
     assert not (folder / "plan.json").exists()
 
 
@@ -105,7 +98,7 @@ def test_a_calibrated_plan_is_refused_by_other_models(folder, capsys):
     assert main(command(folder)) == 0
     capsys.readouterr()
     plan = str(folder / "plan.json")
-    err = failure(capsys, ["flops", "videollama2", "--plan", plan])
+    err = failure(capsys, "flops", "videollama2", "--plan", plan)
     assert "was calibrated for tiny" in err
     assert "fastav calibrate" in err
 
@@ -124,14 +117,14 @@ def test_a_calibrated_plan_is_refused_by_other_models(folder, capsys):
     ],
 )
 def test_bad_settings_are_refused_in_one_line(folder, capsys, options, said):
-    assert said in failure(capsys, command(folder, *options))
+    assert said in failure(capsys, *command(folder, *options))
     assert not (folder / "plan.json").exists()
 
 
 def test_other_settings_of_the_rollout_need_another_folder(folder, capsys):
     assert main(command(folder)) == 0
     capsys.readouterr()
-    assert "with alpha 0.5, this has 0.8" in failure(capsys, command(folder, "--alpha", "0.8"))
+    assert "with alpha 0.5, this has 0.8" in failure(capsys, *command(folder, "--alpha", "0.8"))
     assert main(command(folder, "--alpha", "0.8", "--work", str(folder / "other"))) == 0
 
 
@@ -168,7 +161,7 @@ def test_a_full_disk_is_no_clips_fault(folder, capsys, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("fastav.calibrate.store.np.savez", full)
-    err = failure(capsys, command(folder, "--keep-going"))
+    err = failure(capsys, *command(folder, "--keep-going"))
     assert "No space left on device" in err
     assert "make room" in err
     assert not list((folder / "plan.calibration" / "prompts").iterdir())

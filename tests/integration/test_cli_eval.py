@@ -15,8 +15,8 @@ import pytest
 import fastav
 from fastav.cli import main
 from fastav.evaluate import read
-from fastav.registry import TASKS
-from support.little_task import ENTRY, REFERENCE, LittleTask
+from support.command import failure, stdout
+from support.little_task import REFERENCE, LittleTask
 
 MODEL = str(REFERENCE)
 EVAL = ("eval", MODEL, "little", "--device", "cpu")
@@ -26,11 +26,7 @@ SCRIPT = (
 )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def little():
-    TASKS._theirs["little"] = ENTRY
-    yield
-    del TASKS._theirs["little"]
+pytestmark = pytest.mark.usefixtures("little")
 
 
 @pytest.fixture(scope="module")
@@ -44,21 +40,6 @@ def made(little, tmp_path_factory) -> Path:
 @pytest.fixture
 def path(made, tmp_path) -> Path:
     return shutil.copy(made, tmp_path / "rows.jsonl")
-
-
-def stdout(capsys: pytest.CaptureFixture, *arguments: str) -> str:
-    assert main(arguments) == 0
-    return capsys.readouterr().out
-
-
-def failure(capsys: pytest.CaptureFixture, *arguments: str) -> str:
-    """The message of a command that must exit with 2, print nothing, and say what was wrong in at most two lines."""
-    assert main(arguments) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("error: ")
-    assert len(err.splitlines()) <= 2
-    return err
 
 
 def said(path: Path) -> dict:

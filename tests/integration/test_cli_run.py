@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastav.cli import _render, main
+from support.command import failure, stdout
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "videollama2"
 CLIP, SOUND, MODEL = str(REFERENCE / "clip.mp4"), str(REFERENCE / "sound.wav"), str(REFERENCE)
@@ -20,21 +21,6 @@ ANSWER = {
     *("flops", "kv_bytes", "seconds", "peak_bytes"),
 }
 HEAD = {"model", "clip", "question", "device", "dtype", "versions"}
-
-
-def stdout(capsys: pytest.CaptureFixture, *arguments: str) -> str:
-    assert main(arguments) == 0
-    return capsys.readouterr().out
-
-
-def failure(capsys: pytest.CaptureFixture, *arguments: str) -> str:
-    """The message of a command that must exit with 2, print nothing, and say what was wrong in at most two lines."""
-    assert main(arguments) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("error: ")
-    assert len(err.splitlines()) <= 2
-    return err
 
 
 def check_answer(answer: dict) -> None:

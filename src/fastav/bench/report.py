@@ -1,7 +1,6 @@
 """What was measured, as JSON with its circumstances, and as a table."""
 
 import json
-import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,6 +12,7 @@ import torch
 from fastav.bench.measure import Row, Spread
 from fastav.bench.probes import CutCost
 from fastav.bench.suite import Part
+from fastav.files import whole
 from fastav.provenance import provenance
 
 
@@ -38,12 +38,8 @@ def as_json(parts: Sequence[Part]) -> dict[str, Any]:
 def write(report: dict[str, Any], path: Path) -> None:
     """All of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        draft.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with whole(path) as part:
+        part.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def table(part: Part) -> str:

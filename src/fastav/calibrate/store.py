@@ -1,9 +1,7 @@
 """A calibration on disk: what was asked for, a file for every prompt, and what came of it."""
 
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from fastav.errors import CalibrationError
+from fastav.files import whole
 from fastav.layout import Layout
 from fastav.trace import Trace
 
@@ -68,7 +67,7 @@ class Store:
         if self.folder.exists() and any(one.suffix != ".part" for one in self.folder.iterdir()):
             raise CalibrationError(f"{self.folder} holds other files", "give an empty folder, or a new one")
         self.folder.mkdir(parents=True, exist_ok=True)
-        with _whole(path) as part:
+        with whole(path) as part:
             part.write_text(json.dumps({"fastav_calibration": VERSION, **head}, indent=2) + "\n", encoding="utf-8")
 
     def head(self) -> dict[str, Any]:
@@ -81,7 +80,7 @@ class Store:
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write down what came of it."""
-        with _whole(self.folder / "result.json") as part:
+        with whole(self.folder / "result.json") as part:
             part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
     def has(self, key: str) -> bool:
@@ -97,7 +96,7 @@ class Store:
         arrays |= {"attention": trace.attention, "rollout": trace.rollout}
         arrays |= {"frames": look.frames, "moments": look.moments, "peaks": look.peaks}
         self._path(key).parent.mkdir(exist_ok=True)
-        with _whole(self._path(key)) as part, part.open("wb") as file:
+        with whole(self._path(key)) as part, part.open("wb") as file:
             np.savez(file, told=json.dumps(told), duration=look.duration, **arrays)
 
     def load(self, key: str) -> Record:
@@ -141,14 +140,3 @@ class Store:
         if name == "calibration.json" and data.get("fastav_calibration") != VERSION:
             raise CalibrationError(f"{path} is of version {data.get('fastav_calibration')!r}, not {VERSION}")
         return data
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A file beside `path` that takes its place when it is complete."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -1,7 +1,6 @@
 """`fastav plan show` and `fastav plan write`."""
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +9,7 @@ import typer
 from fastav.cli import _options, _plans, _render
 from fastav.cli._quiet import hushed, working
 from fastav.errors import FastAVError, PlanError
+from fastav.files import whole
 
 app = typer.Typer(help="Show a plan, or write one to a file.", rich_markup_mode=None)
 
@@ -89,15 +89,8 @@ def write(
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a whole file or none: what was there before stays until all is on disk.  Raises: FastAVError."""
-    path = path.resolve()  # a link stays, and what it points to is replaced
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(temporary, "x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with whole(path) as part:
+            part.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise FastAVError(f"cannot write {path}: {error.strerror}", "nothing was written") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise FastAVError(f"cannot write {path.resolve()}: {error.strerror}", "nothing was written") from None

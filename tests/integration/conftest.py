@@ -1,0 +1,14 @@
+"""What several files of these tests use."""
+
+import pytest
+
+from fastav.registry import TASKS
+from support.little_task import ENTRY
+
+
+@pytest.fixture(scope="module")
+def little():
+    """The little task, in the registry."""
+    TASKS._theirs["little"] = ENTRY
+    yield
+    del TASKS._theirs["little"]
