@@ -4,7 +4,7 @@
     answer = pipe("clip.mp4", "What is happening, and what do you hear?")
 
     with fastav.prune(model, "fastav"):      # a model you already have
-        model.generate(**inputs)
+        model.generate(**inputs, custom_generate=fastav.Decoding())
 
 Importing this loads neither torch nor transformers; a name does when it is first used.
 """
@@ -13,8 +13,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastav.engine import Answer
-    from fastav.engines.transformers import prune
+    from fastav.engine import Answer, Sampling
+    from fastav.engines.transformers import Decoding, prune
     from fastav.errors import FastAVError
     from fastav.layout import Layout, Modality
     from fastav.media import Clip
@@ -27,6 +27,7 @@ _HOMES = {
     "Answer": "engine",
     "Before": "plan",
     "Clip": "media",
+    "Decoding": "engines.transformers",
     "FastAVError": "errors",
     "Frames": "plan",
     "Keep": "plan",
@@ -34,6 +35,7 @@ _HOMES = {
     "Modality": "layout",
     "Pipeline": "pipelines",
     "Plan": "plan",
+    "Sampling": "engine",
     "Share": "plan",
     "Step": "plan",
     "Tokens": "plan",
@@ -46,6 +48,7 @@ __all__ = [
     "Answer",
     "Before",
     "Clip",
+    "Decoding",
     "FastAVError",
     "Frames",
     "Keep",
@@ -53,6 +56,7 @@ __all__ = [
     "Modality",
     "Pipeline",
     "Plan",
+    "Sampling",
     "Share",
     "Step",
     "Tokens",

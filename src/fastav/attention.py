@@ -99,3 +99,20 @@ def _of_heads(
     attention = logits.masked_fill(~valid[:, None, None, None], -torch.inf).softmax(-1)
     real = valid[:, tokens - queries :][:, first:last]
     return torch.where(real[:, None, None, :, None], attention, 0.0)
+
+
+def one_query_attention(
+    query: Float[Tensor, "batch heads 1 features"],
+    key: Float[Tensor, "batch kv_heads tokens features"],
+    value: Float[Tensor, "batch kv_heads tokens value_features"],
+    seen: Bool[Tensor, "batch 1 1 tokens"] | None,
+    scaling: float | int | None,
+) -> Float[Tensor, "batch heads 1 value_features"]:
+    """Attention of one query per head over the tokens that are `seen` (None: all).
+
+    The heads that share keys (GQA) go as queries of one head, so that keys and values are read once and not repeated.
+    scaling: of the logits; None for that of the head's size.
+    """
+    groups = query.reshape(query.shape[0], key.shape[1], -1, query.shape[3])
+    mixed = torch.nn.functional.scaled_dot_product_attention(groups, key, value, attn_mask=seen, scale=scaling)
+    return mixed.reshape(*query.shape[:3], value.shape[3])

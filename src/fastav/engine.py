@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from transformers import PreTrainedConfig
 
 from fastav.adapter import Request
-from fastav.errors import UnsupportedPlan
+from fastav.errors import FastAVError, UnsupportedPlan
 from fastav.method import Signal
 from fastav.plan import Plan
 from fastav.rollout import ALPHA
@@ -33,10 +33,49 @@ class Saving:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How tokens are chosen: by default the likeliest, under whatever penalties the model's own settings name.
+
+    temperature: 0 for the likeliest token; otherwise tokens are drawn, the more evenly the higher it is. top_p: draw
+    among the likeliest tokens that together have this probability. top_k: draw among so many (None: all).
+    repetition_penalty: divides the logits of tokens that occurred (None: as the model's settings say). stop: texts at
+    which an answer ends, without them. seed: of the draws (None: from torch's own generator as it stands).
+
+    Raises: FastAVError for values out of range.
+    """
+
+    temperature: float | int = 0.0
+    top_p: float | int = 1.0
+    top_k: int | None = None
+    repetition_penalty: float | int | None = None
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "temperature must be 0 or more": 0 <= self.temperature < float("inf"),
+            "top_p must be in (0, 1]": 0 < self.top_p <= 1,
+            "top_k must be at least 1": self.top_k is None or self.top_k >= 1,
+            "repetition_penalty must be more than 0": self.repetition_penalty is None or self.repetition_penalty > 0,
+            "stop must hold texts that are not empty": all(self.stop),
+        }
+        for rule, kept in allowed.items():
+            if not kept:
+                raise FastAVError(f"{rule}, got {getattr(self, rule.split()[0])!r}")
+        drawing = self.top_p < 1 or self.top_k is not None or self.seed is not None
+        if drawing and not self.temperature:
+            raise FastAVError("top_p, top_k and seed say how tokens are drawn, which they are not", "set a temperature")
+
+
+GREEDY = Sampling()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """What a model said, and what it cost.
 
-    token_ids: generated tokens, without the end marker. prompt_tokens: by modality, before pruning.
+    text: without the text that stopped it, if one did. token_ids: generated tokens, without the end marker. finish:
+    `stop` if the model or a stop text ended it, `length` if it was cut. prompt_tokens: by modality, before pruning.
     tokens_per_layer: by modality, what each layer ran on.
     flops, kv_bytes: of the prefill, from the tokens that were really kept (`fastav.flops`, the causal count).
     seconds: `media` (decode, sample, tokenize), `encode` (audio and video encoders with projectors), `prefill` (the
@@ -47,6 +86,7 @@ class Answer:
 
     text: str
     token_ids: tuple[int, ...]
+    finish: str
     plan: str
     prompt_tokens: Mapping[str, int]
     tokens_per_layer: tuple[Mapping[str, int], ...]
@@ -60,6 +100,7 @@ class Answer:
         return {
             "text": self.text,
             "token_ids": list(self.token_ids),
+            "finish": self.finish,
             "plan": self.plan,
             "prompt_tokens": dict(self.prompt_tokens),
             "tokens_per_layer": [dict(layer) for layer in self.tokens_per_layer],
@@ -101,9 +142,10 @@ class Engine(ABC):
         plan: Plan,
         *,
         max_new_tokens: int = 128,
+        sampling: Sampling = GREEDY,
         on_text: Callable[[str], None] | None = None,
     ) -> tuple[Answer, ...]:
-        """Answer a batch of requests greedily.
+        """Answer a batch of requests.
 
         on_text: called with each piece of the answer as it comes; for single requests only.
         Raises: MediaError, PlanError, UnsupportedPlan.

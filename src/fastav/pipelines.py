@@ -10,7 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 from fastav.adapter import ModelAdapter, Request, Use, adapter_for, plan_named
-from fastav.engine import Answer, Engine
+from fastav.engine import GREEDY, Answer, Engine, Sampling
 from fastav.errors import CheckpointError, FastAVError
 from fastav.media import Clip
 from fastav.plan import Plan
@@ -31,18 +31,21 @@ class Pipeline:
         use: Use | str = Use.AUTO,
         plan: Plan | str | None = None,
         max_new_tokens: int = 128,
+        sampling: Sampling = GREEDY,
         on_text: Callable[[str], None] | None = None,
     ) -> Answer:
         """Answer a question about a clip.
 
         use: which tracks to show, `auto` being those that are there. plan: another than the pipeline's, for this call.
+        sampling: how tokens are chosen, by default the likeliest.
         on_text: called with each piece of the answer as it comes.
         Raises: MediaError, PlanError, UnsupportedPlan.
         """
         clip = clip if isinstance(clip, Clip) else Clip.open(clip)
         request = Request(clip=clip, question=question, use=Use(use))
         chosen = self.plan if plan is None else plan_named(plan, self.adapter)
-        return self.engine.generate([request], chosen, max_new_tokens=max_new_tokens, on_text=on_text)[0]
+        options = {"max_new_tokens": max_new_tokens, "sampling": sampling, "on_text": on_text}
+        return self.engine.generate([request], chosen, **options)[0]
 
 
 def pipeline(

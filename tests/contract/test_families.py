@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from fastav.adapter import ModelAdapter, Prepared, Request, Use, adapter_for
-from fastav.engines.transformers import TransformersEngine, prune
+from fastav.engines.transformers import Decoding, TransformersEngine, prune
 from fastav.errors import CheckpointError, MediaError
 from fastav.layout import MEDIA, Modality
 from fastav.media import Clip
@@ -259,3 +259,19 @@ def test_presets_answer_through_the_engine(family, preset):
         assert len(answer.token_ids) == 2
         assert answer.prompt_tokens == layout.by_modality()
         assert answer.flops.ratio <= 1
+
+
+# --- decoding by our own loop
+
+
+@pytest.mark.parametrize("capture", [False, True], ids=["as it stands", "fixed shapes"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("plan", ["none", "pruned"])
+def test_our_decoding_says_what_generate_says(family, attention, plan, capture):
+    model, chosen = family.model(attention), "none" if plan == "none" else family.plan
+    for prepared in (family.prepare(family.clips[0]), family.prepared):
+        with prune(model, chosen, adapter=family.adapter, layouts=prepared.layouts):
+            expected = generate(model, prepared)
+            found = generate(model, prepared, custom_generate=Decoding(family.adapter, capture=capture))
+        assert torch.equal(found.sequences, expected.sequences)
+        assert (torch.stack(found.logits) - torch.stack(expected.logits)).abs().max() < 1e-4

@@ -19,7 +19,10 @@ SLICED = {"gemma3n", "gemma4", "gemma4_bidirectional"}
 
 
 def maps(model, layers, inputs):
-    """The attention map of every layer, mean over heads, in float64."""
+    """The attention map of every layer, mean over heads, in float64.
+
+    Where a layer runs on the prompt's last tokens alone, the others stay what they are: each attends to itself.
+    """
     found, before = [], model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
@@ -27,10 +30,11 @@ def maps(model, layers, inputs):
             for layer in layers:
                 hook = layer.self_attn.register_forward_hook(lambda module, args, output: found.append(output[1][0]))
                 stack.callback(hook.remove)
-            model(**inputs, use_cache=False)
+            model(**inputs, use_cache=False, logits_to_keep=1)
     finally:
         model.set_attn_implementation(before)
-    return [attention.double().mean(0) for attention in found]
+    whole = torch.eye(found[0].shape[-1], dtype=torch.float64)
+    return [torch.cat([whole[: -layer.shape[1]], layer.double().mean(0)]) for layer in found]
 
 
 def dense(attentions, layout, alpha):

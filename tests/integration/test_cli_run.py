@@ -17,7 +17,7 @@ REFERENCE = Path(__file__).parents[1] / "reference" / "videollama2"
 CLIP, SOUND, MODEL = str(REFERENCE / "clip.mp4"), str(REFERENCE / "sound.wav"), str(REFERENCE)
 ASK = ("run", CLIP, "What do you hear?", "--model", MODEL, "--max-new-tokens", "3", "--device", "cpu")
 ANSWER = {
-    *("text", "token_ids", "plan", "prompt_tokens", "tokens_per_layer"),
+    *("text", "token_ids", "finish", "plan", "prompt_tokens", "tokens_per_layer"),
     *("flops", "kv_bytes", "seconds", "peak_bytes"),
 }
 HEAD = {"model", "clip", "question", "device", "dtype", "versions"}

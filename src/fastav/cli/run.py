@@ -45,7 +45,7 @@ def run(
     loaded once and runs unpruned and pruned by turns. Without --model the model that comes with fastav answers, which
     knows nothing but a toy world.
 
-    --json prints one object: model, clip, question, device, dtype, versions; and text, token_ids, plan, prompt_tokens,
+    --json prints one object: model, clip, question, device, dtype, versions; and text, token_ids, finish, plan, prompt_tokens,
     tokens_per_layer, flops, kv_bytes, seconds, peak_bytes; with --compare those of each plan under plans.
     """
     if repeat is not None and not compare:

@@ -1,7 +1,8 @@
 """Requests in, answers out, on a transformers model."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -9,11 +10,13 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin, TextStreamer
 
 from fastav.adapter import ModelAdapter, Prepared, Request, adapter_for
-from fastav.engine import Answer, Engine, Saving
+from fastav.engine import GREEDY, Answer, Engine, Sampling, Saving
 from fastav.engines.transformers import guards
+from fastav.engines.transformers.choosing import Stop, settings
+from fastav.engines.transformers.decoding import Decoding
 from fastav.engines.transformers.pruner import prune
 from fastav.engines.transformers.stopwatch import PeakMemory, Phases
-from fastav.engines.transformers.tracing import GREEDY, trace
+from fastav.engines.transformers.tracing import trace
 from fastav.errors import FastAVError, PlanError
 from fastav.flops import kv_bytes, prefill_flops
 from fastav.method import Signal, method_of
@@ -81,9 +84,13 @@ class TransformersEngine(Engine):
         plan: Plan,
         *,
         max_new_tokens: int = 128,
+        sampling: Sampling = GREEDY,
         on_text: Callable[[str], None] | None = None,
     ) -> tuple[Answer, ...]:
-        """Answer a batch of requests greedily; what the model's generation config says of penalties holds."""
+        """Answer a batch of requests; what the model's generation config says of penalties holds.
+
+        Tokens are those of the model's own `generate`; `fastav.Decoding` chooses them.
+        """
         self.check(self.model.config, plan, adapter=self.adapter)
         if max_new_tokens < 1:
             raise PlanError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
@@ -93,20 +100,25 @@ class TransformersEngine(Engine):
         self._require_room(max(map(len, prepared.layouts)), max_new_tokens)
         inputs = {name: self._to_device(value) for name, value in prepared.inputs.items()}
         tokenizer: Any = getattr(self.processor, "tokenizer", None)
-        streamer = _Stream(tokenizer, on_text) if on_text and len(requests) == 1 else None
+        stop = Stop(tokenizer, sampling.stop)
+        streamer = _Stream(tokenizer, on_text, stop) if on_text and len(requests) == 1 else None
         phases, memory = Phases(self.model.device), PeakMemory(self.model.device)
         with (
             prune(self.model, plan, layouts=prepared.layouts, adapter=self.adapter) as pruning,
             phases.timing(self.model, self.adapter.encoders(self.model)),
+            _seeded(sampling.seed, self.model.device),
         ):
             ids: Any = self.model.generate(  # pyright: ignore[reportCallIssue]
-                **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, streamer=streamer, **GREEDY
+                **inputs,
+                **settings(sampling),
+                max_new_tokens=max_new_tokens,
+                custom_generate=Decoding(self.adapter, streamer=streamer, stop=stop),
             )
         seconds = {"media": media} | phases.seconds()
         new = ids[:, inputs["input_ids"].shape[1] :]
         kept = pruning.tokens()
         return tuple(
-            self._answer(tokenizer, prepared, plan, row, new[row], kept[row], seconds, memory.bytes())
+            self._answer(prepared, plan, stop, row, new[row], kept[row], seconds, memory.bytes())
             for row in range(len(requests))
         )
 
@@ -135,9 +147,9 @@ class TransformersEngine(Engine):
 
     def _answer(
         self,
-        tokenizer: Any,
         prepared: Prepared,
         plan: Plan,
+        stop: Stop,
         row: int,
         ids: Tensor,
         kept: Sequence[dict[str, int]],
@@ -148,10 +160,12 @@ class TransformersEngine(Engine):
         full = [len(layout)] * shape.layers
         tokens = [sum(layer.values()) for layer in kept]
         held, itemsize = plan.cached(layout, shape.layers), self.model.dtype.itemsize
-        new = self._until_end(ids.tolist())
+        new, ended = self._until_end(ids.tolist())
+        new, text, stopped = stop.cut(new)
         return Answer(
-            text=tokenizer.decode(new, skip_special_tokens=True).strip(),
+            text=text.strip(),
             token_ids=tuple(new),
+            finish="stop" if ended or stopped else "length",
             plan=plan.name or plan.fingerprint,
             prompt_tokens=layout.by_modality(),
             tokens_per_layer=tuple(kept),
@@ -161,20 +175,39 @@ class TransformersEngine(Engine):
             peak_bytes=peak,
         )
 
-    def _until_end(self, ids: list[int]) -> list[int]:
+    def _until_end(self, ids: list[int]) -> tuple[list[int], bool]:
+        """The tokens before the end marker, and whether there is one."""
         end = self.model.generation_config.eos_token_id  # pyright: ignore[reportOptionalMemberAccess]
         ends = set(end) if isinstance(end, list) else {end}
-        return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]
+        length = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+        return ids[:length], length < len(ids)
+
+
+@contextmanager
+def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Draw as this seed says, and leave torch's own generators as they were."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 class _Stream(TextStreamer):
-    """Hands each finished piece of text to a function."""
+    """Hands each finished piece of text to a function, up to the text that stops an answer."""
 
-    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
+    def __init__(self, tokenizer: Any, on_text: Callable[[str], None], stop: Stop) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._on_text = on_text
+        self._on_text, self._stop, self._held, self._stopped = on_text, stop, "", False
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Called by transformers whenever whole words are ready."""
-        if text:
-            self._on_text(text)
+        """Called by transformers whenever whole words are ready.  What may begin a stop text waits for what follows."""
+        self._held += text
+        found = [self._held.index(mark) for mark in self._stop.texts if mark in self._held]
+        longest = max((len(mark) for mark in self._stop.texts), default=1)
+        until = min(found) if found else len(self._held) if stream_end else len(self._held) - longest + 1
+        if until > 0 and not self._stopped:
+            self._on_text(self._held[:until])
+            self._held = self._held[until:]
+        self._stopped = self._stopped or bool(found)

@@ -13,6 +13,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from fastav import mixing
 from fastav.adapter import ModelAdapter
+from fastav.engines.transformers.buffers import StepCache
 from fastav.errors import UnsupportedModel, UnsupportedPlan
 from fastav.method import Method, Signal
 
@@ -23,7 +24,10 @@ _REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {  # settings of genera
     "assistant_early_exit": (bool, f"early-exit drafting {_DRAFTS}"),
     "use_mtp": (bool, f"multi-token prediction {_DRAFTS}"),
     "prefill_chunk_size": (bool, "a chunked prefill scores every chunk by that chunk's own last query"),
-    "custom_generate": (bool, "custom generation code may not keep the cache"),
+    "custom_generate": (
+        lambda value: bool(value) and not getattr(value, "exact_while_pruning", False),
+        "custom generation code may not keep the cache (fastav.Decoding does)",
+    ),
     "use_cache": (lambda value: value is False, "without a cache every token would prune anew, by another last query"),
     "cache_implementation": (
         lambda value: value not in (None, "dynamic", "hybrid"),
@@ -166,7 +170,9 @@ def check_device(decoder: nn.Module) -> None:
 
 def check_cache(cache: Cache | None) -> None:
     """Refuse caches whose layers must all have one length or place.  Raises: UnsupportedPlan."""
-    if cache is None or (type(cache) is DynamicCache and not getattr(cache, "offloading", False)):
+    if cache is None or isinstance(cache, StepCache):
+        return
+    if type(cache) is DynamicCache and not getattr(cache, "offloading", False):
         return
     kind = "an offloaded cache" if type(cache) is DynamicCache else type(cache).__name__
     raise UnsupportedPlan(f"{kind} cannot hold layers of different lengths", "use a DynamicCache")
@@ -209,6 +215,8 @@ def guarded_generate(model: PreTrainedModel, local: Any) -> Iterator[None]:
     def generate(plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         given = signature(plain).bind_partial(*args, **kwargs).arguments
         _refuse({**given, **given.get("kwargs", {})}.get)
+        if given.get("streamer") is not None and given.get("custom_generate") is not None:
+            raise UnsupportedPlan("transformers hands no streamer to a custom loop", "give it to fastav.Decoding")
         local.generating = True
         try:
             return plain(*args, **kwargs)

@@ -21,6 +21,7 @@ from transformers.cache_utils import Cache
 
 from fastav.adapter import AudioAttention, ModelAdapter, adapter_for, plan_named
 from fastav.engines.transformers import gather, guards, staging
+from fastav.engines.transformers.buffers import StepCache
 from fastav.engines.transformers.cache import PrunedLayer
 from fastav.engines.transformers.prefill import Prefill, Schedule
 from fastav.engines.transformers.tap import tapped
@@ -69,6 +70,10 @@ def prune(
 
 class _Decode:
     """A forward on top of a pruned cache."""
+
+
+class _Step:
+    """A forward over buffers, which knows by itself what was kept."""
 
 
 class Pruning:
@@ -219,7 +224,7 @@ class Pruning:
     # --- while the model runs
 
     @property
-    def _running(self) -> Prefill | _Decode | None:
+    def _running(self) -> Prefill | _Decode | _Step | None:
         return getattr(self._local, "running", None)
 
     @property
@@ -233,7 +238,9 @@ class Pruning:
             guards.check_call(inputs, self.model.config, self._decoder)
         cache = inputs.get("past_key_values")
         guards.check_cache(cache)
-        if cache is not None and cache.get_seq_length() > 0:
+        if isinstance(cache, StepCache):
+            self._local.running = _Step()
+        elif cache is not None and cache.get_seq_length() > 0:
             self._local.running = self._continue(cache, inputs)
         else:
             self._local.running = self._start(inputs)
@@ -346,6 +353,8 @@ class Pruning:
         state = self._running
         if state is None:
             raise UnsupportedPlan("the decoder was called by itself", "call the whole model")
+        if isinstance(state, _Step):
+            return (hidden,), kwargs
         if isinstance(state, _Decode):
             return (hidden,), self._decode_arguments(index, hidden, kwargs)
         hidden = state.cut(index, hidden)

@@ -1,7 +1,7 @@
 """Where the time of a generation goes, and its peak memory, without stalling the device."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,30 +38,48 @@ class Phases:
     def __init__(self, device: torch.device) -> None:
         self._watch = Stopwatch(device)
         self._forwards: list[tuple[Any, Any]] = []
-        self._encoders: list[tuple[Any, Any]] = []
+        self._inside: list[tuple[Any, Any]] = []  # encoders' times, as part of the forward
+        self._before: list[tuple[Any, Any]] = []  # and ahead of it, as `generate` does for some models
+        self._running = False
         self._end: Any = None
 
     def seconds(self) -> dict[str, float]:
         """After the generation: by phase."""
-        encode = sum(self._watch.between(*span) for span in self._encoders)
+        inside, before = (sum(self._watch.between(*span) for span in spans) for spans in (self._inside, self._before))
         first = self._forwards[0]
-        prefill = self._watch.between(*first) - encode
-        return {"encode": encode, "prefill": prefill, "decode": self._watch.between(first[1], self._end)}
+        return {
+            "encode": inside + before,
+            "prefill": self._watch.between(*first) - inside,
+            "decode": self._watch.between(first[1], self._end),
+        }
 
     @contextmanager
     def timing(self, model: nn.Module, encoders: Sequence[nn.Module]) -> Iterator[None]:
         """Time everything that `model` does inside."""
         with ExitStack() as stack:
-            for module, spans in [(model, self._forwards), *((encoder, self._encoders) for encoder in encoders)]:
-                stack.enter_context(self._timing(module, spans))
+            stack.enter_context(self._timing(model, self._forward))
+            for encoder in encoders:
+                stack.enter_context(self._timing(encoder, self._encoder))
             yield
             self._end = self._watch.now()
 
+    def _forward(self, span: tuple[Any, Any]) -> None:
+        self._forwards.append(span)
+        self._running = False
+
+    def _encoder(self, span: tuple[Any, Any]) -> None:
+        (self._inside if self._running else self._before).append(span)
+
     @contextmanager
-    def _timing(self, module: nn.Module, spans: list[tuple[Any, Any]]) -> Iterator[None]:
+    def _timing(self, module: nn.Module, tell: Callable[[tuple[Any, Any]], None]) -> Iterator[None]:
         started = []
-        before = module.register_forward_pre_hook(lambda *_: started.append(self._watch.now()))
-        after = module.register_forward_hook(lambda *_: spans.append((started.pop(), self._watch.now())))
+
+        def begin(*_: Any) -> None:
+            self._running = self._running or tell == self._forward
+            started.append(self._watch.now())
+
+        before = module.register_forward_pre_hook(begin)
+        after = module.register_forward_hook(lambda *_: tell((started.pop(), self._watch.now())))
         try:
             yield
         finally:

@@ -1,7 +1,8 @@
 """A tap on attention calls: it sees the final queries and keys of chosen modules, after norms and RoPE.
 
 transformers looks its attention function up with `ALL_ATTENTION_FUNCTIONS.get_interface` at every call. While at least
-one module is tapped, that look-up is wrapped on the instance; modules that nobody taps run as before, in any thread.
+one module is tapped or has its attention replaced, that look-up is wrapped on the instance; other modules run as
+before, in any thread.
 """
 
 import threading
@@ -15,28 +16,45 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 Observer = Callable[[Tensor, Tensor, Tensor | None, float], None]  # query, key, attention mask, scaling
+Attention = Callable[..., Any]  # what it stands in for, and then as transformers calls that: module, query, key, ...
 
 _lock = threading.Lock()
 _installed: list[tuple[Any, Any]] = []  # our look-up, and what stood on the instance before
 _observers: WeakKeyDictionary[nn.Module, tuple[Observer, ...]] = WeakKeyDictionary()
+_replacements: WeakKeyDictionary[nn.Module, tuple[Attention, ...]] = WeakKeyDictionary()
 
 
 @contextmanager
 def tapped(module: nn.Module, observer: Observer) -> Iterator[None]:
     """Call `observer` just before every attention call of `module`, after those that came before it."""
+    with _entered(_observers, module, observer):
+        yield
+
+
+@contextmanager
+def replaced(module: nn.Module, attention: Attention) -> Iterator[None]:
+    """Have `attention` called in place of the attention of `module`, in every thread; the last one given holds."""
+    with _entered(_replacements, module, attention):
+        yield
+
+
+@contextmanager
+def _entered(table: WeakKeyDictionary[nn.Module, tuple[Any, ...]], module: nn.Module, entry: Any) -> Iterator[None]:
     with _lock:
-        if not _observers:
+        if not (_observers or _replacements):
             _install()
-        _observers[module] = (*_observers.get(module, ()), observer)
+        table[module] = (*table.get(module, ()), entry)
     try:
         yield
     finally:
         with _lock:
-            if left := tuple(other for other in _observers[module] if other is not observer):
-                _observers[module] = left
+            entries = list(table[module])
+            entries.remove(entry)
+            if entries:
+                table[module] = tuple(entries)
             else:
-                del _observers[module]
-            if not _observers:
+                del table[module]
+            if not (_observers or _replacements):
                 _uninstall()
 
 
@@ -79,4 +97,6 @@ def _observe_then(
     for observer in _observers.get(module, ()):
         scaling = kwargs.get("scaling")
         observer(query, key, attention_mask, query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if replacements := _replacements.get(module):
+        function = partial(replacements[-1], function)
     return function(module, query, key, value, attention_mask, *args, **kwargs)

@@ -8,16 +8,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fastav.adapter import ModelAdapter
+from fastav.engine import GREEDY
 from fastav.engines.transformers import staging
+from fastav.engines.transformers.choosing import settings
 from fastav.engines.transformers.pruner import prune
 from fastav.engines.transformers.stopwatch import Stopwatch
 from fastav.layout import Layout
 from fastav.plan import Plan
 from fastav.rollout import Captured, rollout_rows
 from fastav.trace import Trace
-
-# greedy decoding reads none of these, and transformers warns when a checkpoint's own file sets them
-GREEDY: Mapping[str, Any] = {"temperature": None, "top_p": None, "top_k": None}
 
 
 def trace(
@@ -41,7 +40,7 @@ def trace(
     with prune(model, plan, layouts=[layout], adapter=adapter) as pruning:
         start = watch.now()
         with pruning.watched(keep):
-            model.generate(**inputs, max_new_tokens=1, do_sample=False, num_beams=1, **GREEDY)
+            model.generate(**inputs, **settings(GREEDY), max_new_tokens=1)
         end = watch.now()
         rows = rollout_rows(layers, starts(layout).to(model.device), alpha=alpha)
         attention, rollout = (part[:, 0, :, :-1].transpose(0, 1).cpu().numpy() for part in rows)

@@ -1,0 +1,179 @@
+"""Keys and values of a running answer, in buffers that stay where they are from token to token."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+from fastav.engines.transformers.cache import PrunedLayer
+from fastav.errors import UnsupportedPlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """What one layer holds when the prefill is done.
+
+    slots: columns in the padded prompt. valid: which are real (None: all). window: how many tokens, itself included, a
+    query sees (None: all).
+    """
+
+    keys: Float[Tensor, "batch kv_heads stored features"]
+    values: Float[Tensor, "batch kv_heads stored value_features"]
+    slots: Int[Tensor, "batch stored"]
+    valid: Bool[Tensor, "batch stored"] | None
+    window: int | None
+
+    @classmethod
+    def of(
+        cls, layer: DynamicLayer, shown: Bool[Tensor, "batch prompt"] | None, prompt: int, window: int | None
+    ) -> "Stored":
+        """What a cache layer holds of `prompt` columns, of which `shown` are real (None: all)."""
+        assert layer.keys is not None
+        assert layer.values is not None
+        if isinstance(layer, PrunedLayer):
+            slots, valid = layer.slots, layer.valid
+        else:
+            batch, _, held, _ = layer.keys.shape
+            slots = torch.arange(prompt - held, prompt, device=layer.keys.device).expand(batch, held)
+            valid = None if shown is None else shown[:, prompt - held :]
+        return cls(keys=layer.keys, values=layer.values, slots=slots, valid=valid, window=window)
+
+    def capacity(self, room: int, multiple: int) -> int:
+        """Tokens that buffers are made for, which are to take `room` more."""
+        return -(-(self.keys.shape[2] + room) // multiple) * multiple
+
+
+class StepLayer(DynamicLayer):
+    """One layer's buffers [batch, kv_heads, capacity, features]: the prompt's tokens, then those that are decoded.
+
+    places: columns of the unpruned sequence. real: what is stored and no padding.
+    """
+
+    def __init__(self, like: Stored, capacity: int, clock: "Clock", number: int) -> None:
+        super().__init__()
+        batch, device = like.keys.shape[0], like.keys.device
+        self.dtype, self.device, self.is_initialized = like.keys.dtype, device, True
+        self.keys, self.values = (
+            torch.zeros(batch, part.shape[1], capacity, part.shape[3], dtype=part.dtype, device=device)
+            for part in (like.keys, like.values)
+        )
+        self.places = torch.zeros(batch, capacity, dtype=torch.long, device=device)
+        self.real = torch.zeros(batch, capacity, dtype=torch.bool, device=device)
+        self.clock, self.window, self.held = clock, like.window, 0
+        self.padded = self.masked = False
+        self.at = clock.state[number + 1 : number + 2]
+
+    def fill(self, given: Stored, prompt: int) -> None:
+        """Begin behind what a prefill of `prompt` columns has stored."""
+        assert self.keys is not None
+        assert self.values is not None
+        self.held = held = given.keys.shape[2]
+        self.keys[:, :, :held].copy_(given.keys)
+        self.values[:, :, :held].copy_(given.values)
+        self.places[:, :held] = given.slots
+        self.places[:, held:] = torch.arange(prompt, prompt + self.places.shape[1] - held, device=self.device)
+        self.real[:, :held] = True if given.valid is None else given.valid
+        self.real[:, held:] = False
+        self.at.fill_(held)
+        slides = given.window is not None and prompt + self.places.shape[1] - held > given.window
+        self.padded = given.valid is not None
+        self.masked = self.clock.fixed or self.padded or slides
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Store the keys and values of one token, and return all of them; of fixed shape, if the clock says so."""
+        assert self.keys is not None
+        assert self.values is not None
+        if key_states.shape[2] != 1:
+            raise UnsupportedPlan("a decoding step takes one token", "prefill again to go on with a longer text")
+        self.keys.index_copy_(2, self.at, key_states)
+        self.values.index_copy_(2, self.at, value_states)
+        if self.masked:
+            self.real.index_fill_(1, self.at, True)
+        if self.clock.fixed:
+            return self.keys, self.values
+        return self.keys[:, :, : self._used], self.values[:, :, : self._used]
+
+    def seen(self) -> Bool[Tensor, "batch 1 1 stored"] | None:
+        """What the query of this step may see of what `update` returned; None if all of it."""
+        if not self.masked:
+            return None
+        real, places = self.real, self.places
+        if not self.clock.fixed:
+            real, places = real[:, : self._used], places[:, : self._used]
+        if self.window is not None:
+            real = real & (places > self.clock.here - self.window)
+        return real[:, None, None]
+
+    @property
+    def _used(self) -> int:
+        return self.held + self.clock.past + 1
+
+    def stored(self) -> Stored:
+        """All that is there before the coming step."""
+        assert self.keys is not None
+        assert self.values is not None
+        until = self.held + self.clock.past
+        return Stored(
+            keys=self.keys[:, :, :until],
+            values=self.values[:, :, :until],
+            slots=self.places[:, :until],
+            valid=self.real[:, :until] if self.padded else None,
+            window=self.window,
+        )
+
+    def get_seq_length(self) -> int:
+        """Length of the unpruned sequence so far."""
+        return self.clock.length
+
+
+class Clock:
+    """Where a running answer is, on the host and, in one tensor, on the device.
+
+    fixed: shapes stay as they are, so that a step can be captured: every step is given whole buffers, with a mask.
+    state: column of the unpruned sequence that this step decodes; then, layer by layer, the place in its buffers.
+    """
+
+    def __init__(self, layers: int, device: torch.device, *, fixed: bool) -> None:
+        self.fixed, self.length, self.past = fixed, 0, 0
+        self.state = torch.zeros(layers + 1, dtype=torch.long, device=device)
+
+    @property
+    def here(self) -> Int[Tensor, " 1"]:
+        """Column of the unpruned sequence that this step decodes."""
+        return self.state[:1]
+
+    def begin(self, prompt: int) -> None:
+        """Behind a prompt of so many columns."""
+        self.length, self.past = prompt, 0
+        self.here.fill_(prompt)
+
+    def tick(self) -> None:
+        """On the host."""
+        self.length += 1
+        self.past += 1
+
+
+class StepCache(Cache):
+    """The buffers of all layers that have keys and values of their own."""
+
+    def __init__(self, like: Sequence[Stored], capacities: Sequence[int], *, fixed: bool) -> None:
+        self.clock = Clock(len(like), like[0].keys.device, fixed=fixed)
+        self.steps = [
+            StepLayer(one, tokens, self.clock, number)
+            for number, (one, tokens) in enumerate(zip(like, capacities, strict=True))
+        ]
+        super().__init__(layers=list(self.steps))
+
+    def fill(self, given: Sequence[Stored], prompt: int) -> None:
+        """Begin behind what a prefill of `prompt` columns has stored, layer by layer."""
+        self.clock.begin(prompt)
+        for layer, one in zip(self.steps, given, strict=True):
+            layer.fill(one, prompt)
+
+    def stored(self) -> list[Stored]:
+        """All that is there, layer by layer."""
+        return [layer.stored() for layer in self.steps]

@@ -1,0 +1,162 @@
+"""Our decoding loop, in the place of transformers' own.
+
+`generate` prepares prompts, settings, logits processors and stopping criteria, and hands over (`custom_generate`).
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers.generation.configuration_utils import GenerationMode
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from fastav.adapter import ModelAdapter, adapter_for
+from fastav.engines.transformers import guards
+from fastav.engines.transformers.buffers import Stored
+from fastav.engines.transformers.choosing import Chosen, Echo, Stop
+from fastav.engines.transformers.stepping import ROOM, Stepper, stepped
+from fastav.errors import UnsupportedPlan
+
+CAPTURED = 4  # captured steps that are held for each model; each has its buffers
+
+_captures = threading.Lock()
+_captured: WeakKeyDictionary[PreTrainedModel, OrderedDict[Any, Stepper]] = WeakKeyDictionary()
+
+
+class Decoding:
+    """Greedy or sampled decoding for `model.generate(..., custom_generate=Decoding())`, pruned or not.
+
+    Says what `generate` itself says, token for token: the same processors and criteria choose. Faster because every
+    layer's keys and values have their place beforehand, nothing waits for the device but the look whether all rows have
+    ended, some steps late, and on a CUDA device a step is captured once and replayed. What was captured for a model
+    serves later prompts of about the same length, and goes with the model.
+
+    adapter: of the model; by the names in its configuration if None. streamer: gets the prompt and every token. stop:
+    texts that end an answer. Both are given here because transformers hands neither to a custom loop. capture: whether
+    steps have fixed shapes, which a CUDA device captures; None for models there that transformers calls compilable.
+
+    Raises, when generating: UnsupportedModel, UnsupportedPlan for beams, continued caches and whatever else is neither
+    greedy nor sampled decoding of a whole prompt.
+    """
+
+    exact_while_pruning = True
+
+    def __init__(
+        self,
+        adapter: ModelAdapter | None = None,
+        *,
+        streamer: Any = None,
+        stop: Stop | None = None,
+        capture: bool | None = None,
+    ) -> None:
+        self._adapter, self._streamer, self._stop, self._capture = adapter, streamer, stop, capture
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        model: Any,
+        input_ids: Int[Tensor, "batch prompt"],
+        *,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **kwargs: Any,
+    ) -> Tensor | GenerateDecoderOnlyOutput:
+        """Called by `generate`."""
+        _check(generation_config, kwargs)
+        echo = Echo(input_ids, self._streamer, self._stop)
+        chosen = Chosen(input_ids, generation_config, logits_processor, stopping_criteria, echo)
+        inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **kwargs)
+        output = model(**inputs, return_dict=True)
+        token = chosen.take(output.logits[:, -1])
+        kwargs["past_key_values"] = output.past_key_values
+        del output, inputs
+        if not chosen.done:
+            self._decode(model, chosen, token, kwargs)
+        return chosen.output()
+
+    def _decode(self, model: Any, chosen: Chosen, token: Tensor, kwargs: dict[str, Any]) -> None:
+        decoder = self._decoder(model)
+        inputs = _first_step(model, chosen.ids, kwargs)
+        given, prompt = _given(kwargs["past_key_values"], decoder.config, kwargs.get("attention_mask"))
+        kwargs["past_key_values"].layers.clear()
+        with stepped(decoder):
+            while not chosen.done:
+                room = min(chosen.left, ROOM)
+                with self._stepper(model, decoder, inputs, given, room) as stepper:
+                    stepper.begin(inputs, given, prompt)
+                    given.clear()  # what the prefill has stored may go: the buffers hold it
+                    for _ in range(room):
+                        if chosen.done:
+                            break
+                        token = chosen.take(stepper(token))
+                    inputs, given, prompt = stepper.inputs, stepper.cache.stored(), stepper.cache.clock.length
+
+    def _decoder(self, model: Any) -> Any:
+        names = {*(model.config.architectures or ()), type(model).__name__}
+        adapter = self._adapter or adapter_for(names, model.config.to_dict())
+        return adapter.decoder(model)
+
+    @contextmanager
+    def _stepper(
+        self, model: Any, decoder: Any, inputs: dict[str, Any], given: list[Stored], room: int
+    ) -> Iterator[Stepper]:
+        """One for these shapes: captured before, or new.  Nobody else has it meanwhile."""
+        compilable = bool(getattr(model, "_can_compile_fullgraph", False)) and "position_ids" in inputs
+        fixed = (model.device.type == "cuda" and compilable) if self._capture is None else self._capture
+        capacities = tuple(one.capacity(room, ROOM if fixed else 1) for one in given)
+        if not fixed:
+            yield Stepper(model, decoder, inputs, given, capacities, fixed=False)
+            return
+        shapes = tuple((name, v.shape if isinstance(v, Tensor) else v) for name, v in sorted(inputs.items()))
+        key = (capacities, shapes)
+        with _captures:
+            stepper = _captured.setdefault(model, OrderedDict()).pop(key, None)
+        stepper = stepper or Stepper(model, decoder, inputs, given, capacities, fixed=True)
+        yield stepper
+        with _captures:
+            held = _captured[model]
+            held[key] = stepper
+            while len(held) > CAPTURED:
+                held.popitem(last=False)
+
+
+def _check(config: GenerationConfig, kwargs: Mapping[str, Any]) -> None:
+    """Raises: UnsupportedPlan for whatever this loop would do otherwise than `generate`."""
+    cache = kwargs.get("past_key_values")
+    refused = {
+        "beams and drafts": config.get_generation_mode() not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE),
+        "a chunked prefill": config.prefill_chunk_size is not None,
+        "generation without a cache": not config.use_cache,
+        "a cache that holds something already": cache is not None and cache.get_seq_length() > 0,
+        "a cache of another kind": cache is not None and type(cache) is not DynamicCache,
+        "attention maps and hidden states": config.output_attentions or config.output_hidden_states,
+    }
+    for what, asked in refused.items():
+        if asked:
+            raise UnsupportedPlan(f"Decoding does not do {what}", "leave custom_generate out")
+
+
+def _first_step(model: Any, ids: Tensor, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the first forward behind the prefill, as the model prepares them."""
+    changed: dict[str, Any] = {}
+    if (positions := kwargs.get("position_ids")) is not None:
+        changed["position_ids"] = positions[..., -1:] + 1
+    if (shown := kwargs.get("attention_mask")) is not None:
+        changed["attention_mask"] = torch.cat([shown, shown.new_ones(shown.shape[0], 1)], dim=1)
+    inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=1, **(dict(kwargs) | changed))
+    return {name: value for name, value in inputs.items() if name not in ("attention_mask", "past_key_values")}
+
+
+def _given(cache: Any, config: Any, shown: Int[Tensor, "batch prompt"] | None) -> tuple[list[Stored], int]:
+    """What the prefill has stored, layer by layer, and how many columns it had."""
+    prompt, mask = cache.get_seq_length(), None if shown is None else shown.bool()
+    layers = enumerate(cache.layers[: guards.layers_with_cache(config)])
+    return [Stored.of(layer, mask, prompt, guards.window(config, index)) for index, layer in layers], prompt

@@ -1,0 +1,135 @@
+"""One decoding step of a model over buffers: run as it stands, or, on a CUDA device, captured once and replayed."""
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from fastav.attention import one_query_attention
+from fastav.engines.transformers import guards
+from fastav.engines.transformers.buffers import StepCache, StepLayer, Stored
+from fastav.engines.transformers.tap import replaced
+
+ROOM = 256  # captured steps have buffers of a multiple of so many tokens, so that prompts of about one length share one
+
+# what an attention call may be told beside its mask without computing anything else than attention
+_PLAIN = {
+    *("scaling", "dropout", "is_causal", "sliding_window", "position_ids", "cache_position", "use_cache"),
+    *("output_attentions", "output_router_logits"),
+}
+_running = threading.local()
+
+
+class Stepper:
+    """Steps of one shape: a batch, and the capacity of every layer's buffers.
+
+    inputs: arguments of the model's forward for the next step, as the model itself prepares them, without mask and
+    cache. fixed: keep shapes
+    as they are, with masks over whole buffers; on a CUDA device the step is then captured.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        decoder: Any,
+        inputs: Mapping[str, Any],
+        like: Sequence[Stored],
+        capacities: Sequence[int],
+        *,
+        fixed: bool,
+    ) -> None:
+        self.cache = StepCache(like, capacities, fixed=fixed)
+        self._model, self._config = model, decoder.config
+        self.inputs = {name: v.clone() if isinstance(v, Tensor) else v for name, v in inputs.items()}
+        self._own = {"past_key_values": self.cache, "attention_mask": _no_mask(decoder.config, model.device)}
+        self._layers = list(decoder.layers)
+        self._graph: Any = None
+        self._logits: Tensor | None = None
+        if fixed and model.device.type == "cuda":
+            self._capture()
+
+    def begin(self, inputs: Mapping[str, Any], given: Sequence[Stored], prompt: int) -> None:
+        """Set out behind a prefill.  inputs: of its first step, for positions."""
+        for name, value in inputs.items():
+            if isinstance(value, Tensor):
+                self.inputs[name].copy_(value)
+        self.cache.fill(given, prompt)
+
+    def __call__(self, token: Int[Tensor, " batch"]) -> Float[Tensor, "batch vocabulary"]:
+        """The logits behind one more token, valid until the next call."""
+        self.inputs["input_ids"].copy_(token[:, None])
+        if self._graph is None:
+            self._logits = self._step()
+        else:
+            self._graph.replay()
+        self.cache.clock.tick()
+        assert self._logits is not None
+        return self._logits
+
+    def _step(self) -> Float[Tensor, "batch vocabulary"]:
+        _running.layers = {
+            layer.self_attn: self.cache.steps[guards.source(self._config, index)]
+            for index, layer in enumerate(self._layers)
+        }
+        try:
+            logits = self._model(**self.inputs, **self._own).logits[:, -1]
+        finally:
+            _running.layers = {}
+        self.cache.clock.state.add_(1)
+        if (positions := self.inputs.get("position_ids")) is not None:
+            positions.add_(1)
+        return logits
+
+    def _capture(self) -> None:
+        """Record what a step launches; what it writes meanwhile is written over by `begin`."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # libraries set themselves up outside the record
+            for _ in range(2):
+                self._step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            self._logits = self._step()
+        self._graph = graph
+
+
+@contextmanager
+def stepped(decoder: Any) -> Iterator[None]:
+    """While active, a step's attention looks at buffers as `attend` does; whatever else the decoder runs does not."""
+    with ExitStack() as stack:
+        for layer in decoder.layers:
+            stack.enter_context(replaced(layer.self_attn, attend))
+        yield
+
+
+def attend(
+    function: Any, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """Attention of a step's query over what its layer has stored; anything else is left to `function`."""
+    layer: StepLayer | None = getattr(_running, "layers", {}).get(module)
+    if layer is None:
+        return function(module, query, key, value, mask, *args, **kwargs)
+    seen, kind = layer.seen(), module.config._attn_implementation
+    told = {name for name, setting in kwargs.items() if setting is not None}
+    if kind == "eager" or args or told - _PLAIN or kwargs.get("dropout"):
+        return function(module, query, key, value, _as_kind(seen, kind, query.dtype), *args, **kwargs)
+    return one_query_attention(query, key, value, seen, kwargs.get("scaling")).transpose(1, 2), None
+
+
+def _as_kind(seen: Bool[Tensor, "batch 1 1 stored"] | None, kind: str, dtype: torch.dtype) -> Tensor | None:
+    if seen is None or kind != "eager":
+        return seen
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+
+
+def _no_mask(config: PreTrainedConfig, device: torch.device) -> Any:
+    """What keeps a decoder from making masks, which `attend` does not ask for: one that is there already."""
+    mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device)
+    types = getattr(config, "layer_types", None)
+    return mask if types is None else dict.fromkeys(types, mask)

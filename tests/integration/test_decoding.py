@@ -1,0 +1,242 @@
+"""`fastav.Decoding` says what `generate` says, and leaves out none of it."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache, TextStreamer
+from transformers.generation.stopping_criteria import StoppingCriteria
+
+from fastav.engines.transformers import Decoding, choosing, decoding, prune
+from fastav.engines.transformers.choosing import Echo, Stop
+from fastav.errors import UnsupportedPlan
+from fastav.plan import Keep, Tokens
+from fastav.presets import NONE, fastav
+from support.cases import PLAN, ROWS, STEPS
+from support.tiny import TinyAdapter, pad_left, tiny_model
+
+BATCH = pad_left(ROWS)
+ALONE = {"input_ids": ROWS[0], "attention_mask": torch.ones_like(ROWS[0])}
+GREEDY = {"max_new_tokens": STEPS, "do_sample": False}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+def both(
+    model: Any,
+    inputs: dict[str, Any],
+    plan: Any = PLAN,
+    *,
+    layouts: Any = None,
+    capture: bool | None = None,
+    **more: Any,
+) -> Any:
+    """What `generate` returns, and what it returns by our loop, from the same random numbers."""
+    options = {"output_logits": True, "return_dict_in_generate": True} | GREEDY | more
+    with prune(model, plan, adapter=TinyAdapter(), layouts=layouts):
+        torch.manual_seed(0)
+        expected = model.generate(**inputs, **options)
+        torch.manual_seed(0)
+        return expected, model.generate(**inputs, **options, custom_generate=Decoding(TinyAdapter(), capture=capture))
+
+
+def equal(expected: Any, found: Any) -> None:
+    assert torch.equal(found.sequences, expected.sequences)
+    assert len(found.logits) == len(expected.logits)
+    assert (torch.stack(found.logits) - torch.stack(expected.logits)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("capture", [False, True], ids=["as it stands", "fixed shapes"])
+@pytest.mark.parametrize("inputs", [ALONE, BATCH], ids=["alone", "padded batch"])
+@pytest.mark.parametrize("plan", [NONE, PLAN], ids=["unpruned", "pruned"])
+class TestChoices:
+    """Ways to choose tokens that transformers has."""
+
+    def test_greedy(self, model, plan, inputs, capture):
+        equal(*both(model, inputs, plan, capture=capture))
+
+    def test_penalties_and_forbidden_tokens(self, model, plan, inputs, capture):
+        options = {"repetition_penalty": 1.7, "no_repeat_ngram_size": 2, "min_new_tokens": 3, "bad_words_ids": [[7]]}
+        equal(*both(model, inputs, plan, capture=capture, **options))
+
+    def test_draws_from_the_same_random_numbers(self, model, plan, inputs, capture):
+        options = {"do_sample": True, "temperature": 1.5, "top_p": 0.9, "top_k": 20, "num_return_sequences": 3}
+        expected, found = both(model, inputs, plan, capture=capture, **options)
+        equal(expected, found)
+        assert len({tuple(row) for row in found.sequences.tolist()}) > len(inputs["input_ids"])
+
+    def test_rows_that_end_are_padded(self, model, plan, inputs, capture):
+        whole, _ = both(model, inputs, plan, capture=capture)
+        end = whole.sequences[0, inputs["input_ids"].shape[1] + 2].item()  # the first row's third token
+        expected, found = both(model, inputs, plan, capture=capture, eos_token_id=end, pad_token_id=0)
+        equal(expected, found)
+        assert (found.sequences == end).any()
+
+
+def test_a_long_answer_outgrows_its_buffers(model, monkeypatch):
+    monkeypatch.setattr(decoding, "ROOM", 8)
+    for capture in (False, True):
+        for inputs in (ALONE, BATCH):
+            equal(*both(model, inputs, capture=capture, max_new_tokens=30))
+
+
+def test_windows_slide_over_what_was_pruned(monkeypatch):
+    model = tiny_model(use_sliding_window=True, sliding_window=12, max_window_layers=4)
+    monkeypatch.setattr(decoding, "ROOM", 8)
+    for plan in (NONE, fastav(Keep(audio=Tokens(4), video=Tokens(14)), drop=0)):
+        for capture in (False, True):
+            for inputs in (ALONE, BATCH):
+                equal(*both(model, inputs, plan, capture=capture, max_new_tokens=20))
+
+
+def test_a_step_of_fixed_shapes_serves_other_prompts(model, monkeypatch):
+    monkeypatch.setattr(decoding, "_captured", type(decoding._captured)())
+    equal(*both(model, ALONE, capture=True))
+    (first,) = decoding._captured[model].values()
+    shorter = {name: value[:, 3:] for name, value in ALONE.items()}
+    equal(*both(model, shorter, capture=True))
+    assert list(decoding._captured[model].values()) == [first]
+    equal(*both(model, BATCH, capture=True))
+    assert len(decoding._captured[model]) == 2
+
+
+def test_few_captured_steps_are_held(model, monkeypatch):
+    monkeypatch.setattr(decoding, "_captured", type(decoding._captured)())
+    for batch in range(1, decoding.CAPTURED + 3):
+        both(model, {name: value.repeat(batch, 1) for name, value in ALONE.items()}, capture=True)
+    assert len(decoding._captured[model]) == decoding.CAPTURED
+
+
+def test_embedded_prompts_are_decoded(model):
+    inputs = {"inputs_embeds": model.get_input_embeddings()(ROWS[0]).detach()}
+    expected, found = both(model, inputs, layouts=TinyAdapter().layouts(None, ALONE))
+    equal(expected, found)
+    assert found.sequences.shape == (1, STEPS)
+
+
+def test_a_prompt_may_ask_for_one_token(model):
+    equal(*both(model, ALONE, max_new_tokens=1))
+
+
+class _AfterTwo(StoppingCriteria):
+    def __init__(self, prompt: int) -> None:
+        self.prompt = prompt
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        return torch.full((len(input_ids),), input_ids.shape[1] >= self.prompt + 2)
+
+
+def test_criteria_of_the_caller_hold(model):
+    expected, found = both(model, ALONE, stopping_criteria=[_AfterTwo(ROWS[0].shape[1])])
+    equal(expected, found)
+    assert found.sequences.shape[1] == ROWS[0].shape[1] + 2
+
+
+class _Letters:
+    """Says token 1 as a, 2 as b, ..."""
+
+    def decode(self, ids: Any, skip_special_tokens: bool = False) -> str:
+        return "".join(chr(96 + int(one)) for one in ids)
+
+
+def test_a_streamer_gets_the_prompt_and_every_token(model):
+    seen = []
+    streamer = TextStreamer(_Letters(), skip_prompt=False)
+    streamer.put = seen.append
+    streamer.end = lambda: seen.append("end")
+    out = model.generate(**ALONE, **GREEDY, custom_generate=Decoding(TinyAdapter(), streamer=streamer))
+    assert torch.equal(seen[0], ROWS[0])
+    assert torch.cat([piece.view(-1) for piece in seen[:-1]]).tolist() == out[0].tolist()
+    assert seen[-1] == "end"
+
+
+def test_a_stop_text_ends_a_row_and_all_rows_end_the_batch(model):
+    whole = model.generate(**ALONE, **GREEDY)[0, ROWS[0].shape[1] :].tolist()
+    mark = _Letters().decode(whole[1:3])
+    length = _Letters().decode(whole).index(mark) + 2
+    out = model.generate(**ALONE, **GREEDY, custom_generate=Decoding(TinyAdapter(), stop=Stop(_Letters(), [mark])))
+    assert out[0, ROWS[0].shape[1] :].tolist() == whole[:length]
+
+
+def test_what_comes_before_a_stop_text_is_cut_out():
+    stop = Stop(_Letters(), ["cd", "d"])
+    assert stop.cut([1, 2, 3, 4, 5]) == ([1, 2, 3, 4], "ab", True)
+    assert stop.cut([1, 2]) == ([1, 2], "ab", False)
+    assert Stop(_Letters(), []).cut([4]) == ([4], "d", False)
+
+
+class _Late:
+    """An event of a device that is as many calls behind as it is told."""
+
+    def __init__(self) -> None:
+        self.waited = False
+
+    def query(self) -> bool:
+        return False
+
+    def synchronize(self) -> None:
+        self.waited = True
+
+
+def test_what_a_device_decodes_too_much_is_not_told(monkeypatch):
+    events = []
+
+    def to_host(tensor: Any) -> Any:
+        events.append(_Late())
+        return tensor, events[-1]
+
+    monkeypatch.setattr(choosing, "_to_host", to_host)
+    seen = []
+    streamer = TextStreamer(_Letters())
+    streamer.put = seen.append
+    streamer.end = lambda: None
+    echo = Echo(torch.zeros(2, 3, dtype=torch.long), streamer, None)
+    echo._late = 2
+    for step in range(5):
+        going = torch.tensor([int(step < 1), int(step < 2)])
+        echo.put(torch.full((2,), step), going)
+        assert len(events) - sum(event.waited for event in events) <= 2  # the host is never more than that behind
+        assert echo.ended == (step >= 4)
+    assert echo.finish() == 3
+    assert [piece.tolist() for piece in seen[1:]] == [[0, 0], [1, 1], [2, 2]]
+
+
+REFUSED = {
+    "beams": ({"num_beams": 2}, "beams"),
+    "a cache that is in use": ({"past_key_values": "used"}, "holds something"),
+    "maps": ({"output_attentions": True}, "maps"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_it_does_not_do_is_refused(model, case):
+    options, reason = REFUSED[case]
+    if "past_key_values" in options:
+        cache = DynamicCache(config=model.config)
+        with torch.no_grad():
+            model(ROWS[0][:, :4], past_key_values=cache)
+        options = {"past_key_values": cache}
+    with pytest.raises(UnsupportedPlan, match=reason):
+        model.generate(**ALONE, **GREEDY, **options, custom_generate=Decoding(TinyAdapter()))
+
+
+def test_a_streamer_that_transformers_would_lose_is_refused(model):
+    streamer = TextStreamer(_Letters())
+    with prune(model, PLAN, adapter=TinyAdapter()), pytest.raises(UnsupportedPlan, match="give it to"):
+        model.generate(**ALONE, **GREEDY, streamer=streamer, custom_generate=Decoding(TinyAdapter()))
+
+
+def test_custom_code_of_others_is_still_refused(model):
+    with prune(model, PLAN, adapter=TinyAdapter()), pytest.raises(UnsupportedPlan, match="custom generation"):
+        model.generate(**ALONE, **GREEDY, custom_generate=lambda *args, **kwargs: None)
+
+
+def test_attention_is_as_before_afterwards(model):
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    before = dict(vars(ALL_ATTENTION_FUNCTIONS))
+    both(model, ALONE)
+    assert vars(ALL_ATTENTION_FUNCTIONS) == before
