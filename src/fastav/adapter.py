@@ -104,6 +104,9 @@ class ModelAdapter(ABC):
     checkpoint: ClassVar[str]  # hub id of the released weights
     presets: ClassVar[Mapping[str, Plan]]
     hears: ClassVar[bool] = True  # whether it takes sound
+    steps_wait: ClassVar[bool] = (
+        True  # whether a decoding step asks the device for values, so that none can be captured
+    )
 
     def preset(self, name: str) -> Plan:
         """The plan of this name; `none` prunes nothing.  Raises: UnknownName."""

@@ -40,6 +40,7 @@ class OfficialAdapter(ModelAdapter):
     a checkpoint begin that are left out.
     """
 
+    steps_wait = False
     config_class: ClassVar[str]
     model_class: ClassVar[str]
     processor_class: ClassVar[str]

@@ -40,7 +40,7 @@ class Decoding:
 
     adapter: of the model; by the names in its configuration if None. streamer: gets the prompt and every token. stop:
     texts that end an answer. Both are given here because transformers hands neither to a custom loop. capture: whether
-    steps have fixed shapes, which a CUDA device captures; None for models there that transformers calls compilable.
+    steps have fixed shapes, which a CUDA device captures; None for those there that do not wait for the device.
 
     Raises, when generating: UnsupportedModel, UnsupportedPlan for beams, continued caches and whatever else is neither
     greedy nor sampled decoding of a whole prompt.
@@ -83,14 +83,18 @@ class Decoding:
         return chosen.output()
 
     def _decode(self, model: Any, chosen: Chosen, token: Tensor, kwargs: dict[str, Any]) -> None:
-        decoder = self._decoder(model)
+        names = {*(model.config.architectures or ()), type(model).__name__}
+        adapter = self._adapter or adapter_for(names, model.config.to_dict())
+        decoder = adapter.decoder(model)
         inputs = _first_step(model, chosen.ids, kwargs)
         given, prompt = _given(kwargs["past_key_values"], decoder.config, kwargs.get("attention_mask"))
         kwargs["past_key_values"].layers.clear()
+        capturable = model.device.type == "cuda" and not adapter.steps_wait and "position_ids" in inputs
+        fixed = capturable if self._capture is None else self._capture
         with stepped(decoder):
             while not chosen.done:
                 room = min(chosen.left, ROOM)
-                with self._stepper(model, decoder, inputs, given, room) as stepper:
+                with _stepper(model, decoder, inputs, given, room, fixed=fixed) as stepper:
                     stepper.begin(inputs, given, prompt)
                     given.clear()  # what the prefill has stored may go: the buffers hold it
                     for _ in range(room):
@@ -99,33 +103,27 @@ class Decoding:
                         token = chosen.take(stepper(token))
                     inputs, given, prompt = stepper.inputs, stepper.cache.stored(), stepper.cache.clock.length
 
-    def _decoder(self, model: Any) -> Any:
-        names = {*(model.config.architectures or ()), type(model).__name__}
-        adapter = self._adapter or adapter_for(names, model.config.to_dict())
-        return adapter.decoder(model)
 
-    @contextmanager
-    def _stepper(
-        self, model: Any, decoder: Any, inputs: dict[str, Any], given: list[Stored], room: int
-    ) -> Iterator[Stepper]:
-        """One for these shapes: captured before, or new.  Nobody else has it meanwhile."""
-        compilable = bool(getattr(model, "_can_compile_fullgraph", False)) and "position_ids" in inputs
-        fixed = (model.device.type == "cuda" and compilable) if self._capture is None else self._capture
-        capacities = tuple(one.capacity(room, ROOM if fixed else 1) for one in given)
-        if not fixed:
-            yield Stepper(model, decoder, inputs, given, capacities, fixed=False)
-            return
-        shapes = tuple((name, v.shape if isinstance(v, Tensor) else v) for name, v in sorted(inputs.items()))
-        key = (capacities, shapes)
-        with _captures:
-            stepper = _captured.setdefault(model, OrderedDict()).pop(key, None)
-        stepper = stepper or Stepper(model, decoder, inputs, given, capacities, fixed=True)
-        yield stepper
-        with _captures:
-            held = _captured[model]
-            held[key] = stepper
-            while len(held) > CAPTURED:
-                held.popitem(last=False)
+@contextmanager
+def _stepper(
+    model: Any, decoder: Any, inputs: dict[str, Any], given: list[Stored], room: int, *, fixed: bool
+) -> Iterator[Stepper]:
+    """One for these shapes: captured before, or new.  Nobody else has it meanwhile."""
+    capacities = tuple(one.capacity(room, ROOM if fixed else 1) for one in given)
+    if not fixed:
+        yield Stepper(model, decoder, inputs, given, capacities, fixed=False)
+        return
+    shapes = tuple((name, v.shape if isinstance(v, Tensor) else v) for name, v in sorted(inputs.items()))
+    key = (capacities, shapes)
+    with _captures:
+        stepper = _captured.setdefault(model, OrderedDict()).pop(key, None)
+    stepper = stepper or Stepper(model, decoder, inputs, given, capacities, fixed=True)
+    yield stepper
+    with _captures:
+        held = _captured[model]
+        held[key] = stepper
+        while len(held) > CAPTURED:
+            held.popitem(last=False)
 
 
 def _check(config: GenerationConfig, kwargs: Mapping[str, Any]) -> None:

@@ -39,6 +39,7 @@ class VideoSalmonn2Adapter(ModelAdapter):
     name = "video-salmonn2"
     architectures = frozenset({ORIGINAL, "VideoSalmonn2ForConditionalGeneration"})
     checkpoint = "tsinghua-ee/video-SALMONN-2"
+    steps_wait = False
     presets: ClassVar[Mapping[str, Plan]] = {
         "fastav": fastav(Keep(media=Frames(4))),
         "fastav-plus": plus(),

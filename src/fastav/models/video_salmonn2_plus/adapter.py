@@ -47,6 +47,7 @@ class VideoSalmonn2PlusAdapter(ModelAdapter):
     name = "video-salmonn2-plus"
     architectures = frozenset({ORIGINAL, "VideoSalmonn2PlusForConditionalGeneration"})
     checkpoint = "tsinghua-ee/video-SALMONN-2_plus_7B"
+    steps_wait = False
     presets: ClassVar[Mapping[str, Plan]] = {
         "fastav": fastav(Keep(media=Share(KEPT))),
         "fastav-plus": plus(),

@@ -38,6 +38,7 @@ class VideoLlama2Adapter(ModelAdapter):
     name = "videollama2"
     architectures = frozenset({ORIGINAL, "VideoLlama2ForConditionalGeneration"})
     checkpoint = "DAMO-NLP-SG/VideoLLaMA2.1-7B-AV"
+    steps_wait = False
     presets: ClassVar[Mapping[str, Plan]] = {
         "fastav": fastav(Keep(audio=Tokens(10))),
         "fastav-plus": plus(),

@@ -1,0 +1,80 @@
+"""A decoding step of fixed shapes can be captured: it asks a device for nothing, and brings nothing to it."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from contract.test_families import NAMES, REFERENCE, family_of
+from fastav.adapter import Request
+from fastav.engines.transformers import Decoding, decoding, prune
+from fastav.engines.transformers.buffers import Stored
+from fastav.engines.transformers.stepping import Stepper, stepped
+from fastav.media import Clip
+from fastav.pipelines import pipeline
+from support.launches import DEVICE, WouldWait, launches
+
+MOST_LAUNCHES = 180
+"""Of a step in each layer; Gemma 3n, which stacks hidden states, has most."""
+
+
+def to_device(value: Any) -> Any:
+    if isinstance(value, Stored):
+        fields = {name: to_device(getattr(value, name)) for name in value.__dataclass_fields__}
+        return Stored(**fields)
+    if isinstance(value, Tensor):
+        return value.to(DEVICE, torch.bfloat16 if value.is_floating_point() else value.dtype)
+    return value
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """What steppers are made of."""
+    calls = []
+
+    def remember(model: Any, decoder: Any, inputs: Any, like: Any, capacities: Any, *, fixed: bool) -> Stepper:
+        calls.append((dict(inputs), list(like), capacities))
+        return Stepper(model, decoder, inputs, like, capacities, fixed=fixed)
+
+    monkeypatch.setattr(decoding, "Stepper", remember)
+    monkeypatch.setattr(decoding, "_captured", type(decoding._captured)())
+    return calls
+
+
+def step_of(model: Any, adapter: Any, inputs: Any, layouts: Any, plan: Any, made: Any) -> list[str]:
+    """What one step launches on a device, behind a prefill here."""
+    with prune(model, plan, adapter=adapter, layouts=layouts):
+        decoding = Decoding(adapter, capture=True)
+        model.generate(**inputs, max_new_tokens=2, do_sample=False, custom_generate=decoding)
+    ((first, given, capacities),) = made
+    there = copy.deepcopy(model).to(DEVICE, torch.bfloat16)
+    decoder = adapter.decoder(there)
+    first, given = {name: to_device(value) for name, value in first.items()}, [to_device(one) for one in given]
+    stepper = Stepper(there, decoder, first, given, capacities, fixed=True)
+    stepper.begin(first, given, inputs["input_ids"].shape[1])
+    token = torch.zeros(len(layouts), dtype=torch.long, device=DEVICE)
+    with stepped(decoder), torch.inference_mode():
+        return launches(lambda: stepper(token))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_waits_only_where_the_adapter_says_so(name, made):
+    family = family_of(name)
+    case = family.model(), family.adapter, family.prepared.inputs, family.prepared.layouts, family.plan
+    if family.adapter.steps_wait:
+        with pytest.raises(WouldWait):
+            step_of(*case, made)
+    else:
+        assert len(step_of(*case, made)) < MOST_LAUNCHES * family.depth
+
+
+@pytest.mark.parametrize("name", ["tiny", "videollama2", "video_salmonn2", "video_salmonn2_plus"])
+def test_a_step_of_our_own_models_does_not_wait(name, made):
+    pipe = pipeline(name if name == "tiny" else str(REFERENCE / name))
+    assert not pipe.adapter.steps_wait
+    clip = Clip.open(REFERENCE / "videollama2" / "clip.mp4")
+    prepared = pipe.adapter.prepare(pipe.engine.processor, [Request(clip=clip, question="What is heard?")])
+    names = step_of(pipe.engine.model, pipe.adapter, prepared.inputs, prepared.layouts, pipe.plan, made)
+    assert len(names) < 70 * pipe.adapter.shape(pipe.engine.model.config).layers
