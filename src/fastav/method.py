@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -142,6 +142,32 @@ def method_of(step: Step) -> Method:
         ) from None
 
 
+class Contest(NamedTuple):
+    """Which of some tokens compete for a cut's budgets.
+
+    head_start: 0 for those that do, +inf for those that stay whatever their score, -inf where there is no token.
+    kind: the number of a token's pool; of one that is in none, how many pools there are; one more where there is none.
+    """
+
+    head_start: Float[Tensor, "batch tokens"]
+    kind: Int[Tensor, "batch tokens"]
+
+    @classmethod
+    def of(
+        cls, modality: Int[Tensor, "batch tokens"], pools: Sequence[frozenset[Modality]], *, last: int = -1
+    ) -> "Contest":
+        """That of tokens of which those in the column `last` always stay, and those of modality -1 are none."""
+        kind = torch.full_like(modality, len(pools), dtype=torch.long)
+        for number, pool in enumerate(pools):
+            for m in pool:
+                kind.masked_fill_(modality == int(m), number)
+        kind.masked_fill_(modality < 0, len(pools) + 1)
+        head_start = torch.zeros(kind.shape, device=kind.device)
+        head_start.masked_fill_(kind == len(pools), torch.inf).masked_fill_(kind > len(pools), -torch.inf)
+        head_start[:, last].fill_(torch.inf)
+        return cls(head_start, kind)
+
+
 def select(
     scores: Float[Tensor, "batch tokens"],
     modality: Int[Tensor, "batch tokens"],
@@ -156,29 +182,43 @@ def select(
 
     Raises: PlanError if a score is NaN (looked at on the CPU only: elsewhere it would stall the device).
     """
+    contest = Contest.of(modality, [pool for pool, _ in counts])
+    everything = torch.full_like(modality[:, 0], modality.shape[1])
+    limits = torch.stack([*(count for _, count in counts), everything, torch.zeros_like(everything)], dim=1)
+    return select_of(scores, contest.head_start, contest.kind, limits, width)
+
+
+def select_of(
+    scores: Float[Tensor, "batch tokens"],
+    head_start: Float[Tensor, "batch tokens"],
+    kind: Int[Tensor, "batch tokens"],
+    limits: Int[Tensor, "batch kinds"],
+    width: int,
+) -> tuple[Int[Tensor, "batch width"], Bool[Tensor, "batch width"]]:
+    """`select` among the tokens of a `Contest`.  limits: how many of each kind stay."""
+    order = _ranked(scores, head_start)
+    ranked = kind.gather(1, order)
+    kinds = torch.arange(limits.shape[1], device=kind.device)
+    rank = (ranked[:, None] == kinds[:, None]).cumsum(2).gather(1, ranked[:, None])[:, 0]
+    # what goes becomes -1, which sorts to the left
+    index = order.masked_fill(rank > limits.gather(1, ranked), -1).sort(dim=1).values[:, order.shape[1] - width :]
+    return index.clamp(min=0), index >= 0
+
+
+def select_even(
+    scores: Float[Tensor, "batch tokens"], head_start: Float[Tensor, "batch tokens"], width: int
+) -> Int[Tensor, "batch width"]:
+    """`select` among the tokens of a `Contest` for one pool, of which every row keeps `width` with all that is exempt.
+
+    Then the exempt ones and the best of the pool are the first so many: no row or pool need be counted on the device.
+    """
+    return _ranked(scores, head_start)[:, :width].sort(dim=1).values
+
+
+def _ranked(
+    scores: Float[Tensor, "batch tokens"], head_start: Float[Tensor, "batch tokens"]
+) -> Int[Tensor, "batch tokens"]:
+    """Indices from the highest score to the lowest, equal ones in their order."""
     if scores.device.type == "cpu" and bool(scores.isnan().any()):
         raise PlanError("a score is NaN", "the model's hidden states or the given scores are not finite")
-    last = torch.full_like(modality[:, :1], scores.shape[1] - 1, dtype=torch.long)
-    order = torch.cat([last, scores[:, :-1].argsort(dim=1, descending=True, stable=True)], dim=1)
-    ranked = modality.gather(1, order)
-    keep = ranked >= 0
-    for pool, count in counts:
-        member = torch.zeros_like(keep)
-        for m in pool:
-            member |= ranked == int(m)
-        keep &= ~member | (member.cumsum(1) <= count[:, None])
-    keep = torch.empty_like(keep).scatter_(1, order, keep)
-    return _compact(keep, width)
-
-
-def _compact(
-    keep: Bool[Tensor, "batch tokens"], width: int
-) -> tuple[Int[Tensor, "batch width"], Bool[Tensor, "batch width"]]:
-    """Indices of the True entries, ascending, left-padded; what is dropped lands in a column that is cut off."""
-    rank = keep.cumsum(1)
-    column = torch.where(keep, rank + (width - rank[:, -1:]), 0)
-    here = torch.arange(keep.shape[1], device=keep.device).expand_as(keep)
-    index = torch.zeros(keep.shape[0], width + 1, dtype=torch.long, device=keep.device)
-    index.scatter_(1, column, torch.where(keep, here, 0))
-    real = torch.arange(width, device=keep.device)[None] >= width - rank[:, -1:]
-    return index[:, 1:], real
+    return (scores + head_start).argsort(dim=1, descending=True, stable=True)

@@ -191,8 +191,8 @@ def check_model(model: Any) -> None:
 
 def check_call(inputs: Mapping[str, Any], config: PreTrainedConfig, decoder: nn.Module) -> None:
     """Refuse what asks for places that pruning drops.  Raises: UnsupportedPlan."""
-    grads = [x for x in (*inputs.values(), *decoder.parameters()) if isinstance(x, Tensor) and x.requires_grad]
-    if torch.is_grad_enabled() and grads:
+    tensors = (*inputs.values(), *decoder.parameters()) if torch.is_grad_enabled() else ()
+    if any(isinstance(x, Tensor) and x.requires_grad for x in tensors):
         raise UnsupportedPlan("pruning drops gradients with the tokens", "run under torch.inference_mode()")
     if inputs.get("labels") is not None:
         raise UnsupportedPlan(

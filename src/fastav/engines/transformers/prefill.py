@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from fastav.engines.transformers import gather, guards, staging
 from fastav.engines.transformers.cache import PrunedLayer
 from fastav.errors import UnsupportedModel, UnsupportedPlan
 from fastav.layout import Modality
-from fastav.method import Method, Prompt, Signal, View, select
+from fastav.method import Contest, Method, Prompt, Signal, View, select_even, select_of
 from fastav.plan import Plan
 from fastav.rollout import Captured, rollout_row
 
@@ -23,7 +24,7 @@ WINDOW = 32  # queries of the observation window, as in SnapKV's paper
 Cuts = tuple[tuple[int, Method], ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Schedule:
     """Which layers of a decoder are cut, and by which methods.
 
@@ -47,6 +48,27 @@ class Schedule:
         """Of all cuts."""
         return tuple(method for _, method in (*self.cuts, *self.cache_cuts))
 
+    @cached_property
+    def owner(self) -> str:
+        """What the caches of pruned layers are marked with."""
+        return self.plan.fingerprint
+
+    @cached_property
+    def windows(self) -> tuple[int | None, ...]:
+        """How many tokens a query of each layer sees at most."""
+        return tuple(guards.window(self.config, layer) for layer in range(self.depth))
+
+    @cached_property
+    def sources(self) -> tuple[int, ...]:
+        """The layer whose keys each layer reads."""
+        return tuple(guards.source(self.config, layer) for layer in range(self.depth))
+
+    @cached_property
+    def last_rollout(self) -> int:
+        """The layer that is entered once nobody will ask for the rollout again."""
+        cuts = (*self.cuts, *((layer + 1, method) for layer, method in self.cache_cuts))
+        return max((layer for layer, method in cuts if Signal.ROLLOUT in method.needs), default=0)
+
     def wanted(self) -> dict[int, set[Signal]]:
         """What is asked of the attention of which layers.
 
@@ -68,7 +90,10 @@ class Prefill:
     are real (None: all). counts, widths: of every cut, those of caches after those of tokens: how many stay, the
     longest row and whether another is shorter. asking: the most tokens that any row's question has. sounding: audio
     tokens of all rows together. stored: what each layer holds so far, for those that share it. kept: (layer, slots) of
-    every cut. heard: the attention that audio tokens receive in their encoder, in the order of the prompts.
+    every cut. columns: slots, and any column where they stand for no token. heard: the attention that audio tokens
+    receive in their encoder, in the order of the prompts. contests: of all tokens, by the pools that cuts tell apart.
+    rotary: position embeddings of all tokens, cosines and sines in one, beside what they were made of. last_only: the
+    model is asked for the last token's logits and no others.
     """
 
     schedule: Schedule
@@ -86,9 +111,16 @@ class Prefill:
     keys: Tensor | None = None
     captured: list[Captured] = field(default_factory=list)
     heard: list[Tensor] = field(default_factory=list)
+    columns: Int[Tensor, "batch kept"] = field(init=False)
+    contests: dict[staging.Pools, Contest] = field(default_factory=dict)
+    rotary: dict[int, tuple[Sequence[Tensor], Tensor]] = field(default_factory=dict)
+    last_only: bool = False
     next_cut: int = 0
     sliced: bool = False  # whether the model went on with the last tokens only
     arguments: dict[Any, tuple[Any, Any]] = field(default_factory=dict)  # those shrunk since the last cut
+
+    def __post_init__(self) -> None:
+        self.columns = self.slots
 
     @property
     def whole(self) -> bool:
@@ -101,31 +133,55 @@ class Prefill:
         """The hidden states that enter a layer, of the tokens that stay."""
         cuts = self.schedule.cuts
         while self.next_cut < len(cuts) and cuts[self.next_cut][0] == index:
-            method, counts = cuts[self.next_cut][1], self.counts[self.next_cut]
-            width, ragged = self.widths[self.next_cut]
+            number, method = self.next_cut, cuts[self.next_cut][1]
             self.next_cut += 1
-            if width == self.slots.shape[1] and not ragged and self.valid is None:
+            if self.widths[number] == (self.slots.shape[1], False) and self.valid is None:
                 continue  # nothing goes
             view = self._view(index, method, hidden)
-            chosen, real = select(method.score(view), view.modality, counts, width)
-            hidden = method.merge(view, chosen, real) if method.merges else gather.take(hidden, chosen)
-            slots = self.slots.gather(1, chosen)
-            self.slots = torch.where(real, slots, self.length) if ragged else slots
-            self.valid = real if ragged else None
-            self.signals = {signal: score.gather(1, chosen) for signal, score in self.signals.items()}
-            self.keys = None if self.keys is None else gather.take_keys(self.keys, chosen)
-            self.arguments.clear()
+            chosen, real = self._select(number, method.score(view))
+            if method.merges:
+                hidden = method.merge(view, chosen, torch.ones_like(chosen, dtype=torch.bool) if real is None else real)
+            else:
+                hidden = gather.take(hidden, chosen)
+            self._keep(chosen, real, again=self.next_cut < len(cuts) and cuts[self.next_cut][0] == index)
             self.kept.append((index, self.slots))
+        if index >= self.schedule.last_rollout:
+            self.captured.clear()
         return hidden
 
     def cut_cache(self, number: int, layer: PrunedLayer, hidden: Tensor) -> None:
         """Drop tokens from the cache of a layer that has just run.  number: of the cut, among those of caches."""
         index, method = self.schedule.cache_cuts[number]
-        place = len(self.schedule.cuts) + number
-        width, ragged = self.widths[place]
         view = self._view(index, method, hidden)
-        chosen, real = select(method.score(view), view.modality, self.counts[place], width)
-        layer.hold(chosen, real if ragged or self.valid is not None else None)
+        layer.hold(*self._select(len(self.schedule.cuts) + number, method.score(view)))
+
+    def _select(
+        self, number: int, scores: Float[Tensor, "batch tokens"]
+    ) -> tuple[Int[Tensor, "batch width"], Bool[Tensor, "batch width"] | None]:
+        """Indices of what stays of the tokens still there, and which of them are real (None: all)."""
+        (pools, limits), (width, ragged) = self.counts[number], self.widths[number]
+        if pools not in self.contests:
+            self.contests[pools] = Contest.of(self.prompt.modality, pools, last=self.length - 1)
+        contest = self.contests[pools]
+        head_start = contest.head_start.gather(1, self.slots)
+        if len(pools) == 1 and not ragged:
+            return select_even(scores, head_start, width), None
+        chosen, real = select_of(scores, head_start, contest.kind.gather(1, self.slots), limits, width)
+        return chosen, real if ragged else None
+
+    def _keep(
+        self, chosen: Int[Tensor, "batch width"], real: Bool[Tensor, "batch width"] | None, *, again: bool
+    ) -> None:
+        """Go on with these of the tokens still there.  again: whether the same layer cuts once more."""
+        slots = self.slots.gather(1, chosen)
+        self.slots = slots if real is None else slots.masked_fill(~real, self.length)
+        self.columns = slots if real is None else slots.clamp(max=self.length - 1)
+        self.valid = real
+        # later layers are asked anew
+        lasting = {s: score for s, score in self.signals.items() if again or s is Signal.GIVEN}
+        self.signals = {signal: score.gather(1, chosen) for signal, score in lasting.items()}
+        self.keys = gather.take_keys(self.keys, chosen) if again and self.keys is not None else None
+        self.arguments.clear()
 
     def _view(self, index: int, method: Method, hidden: Tensor) -> View:
         """What a method is shown of the tokens still there."""
@@ -157,7 +213,7 @@ class Prefill:
 
     def capture(self, index: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Captured:
         """What one layer's attention is given, and of which tokens that is."""
-        seen = self.stored[guards.source(self.schedule.config, index)].slots
+        seen = self.stored[self.schedule.sources[index]].slots
         return Captured(query, key, mask, scaling, self.slots[:, -query.shape[2] :], seen, self.valid)
 
     def observe(
@@ -187,10 +243,9 @@ class Prefill:
         schedule = self.schedule
         self.stored[index] = gather.Kept(self.slots, self.valid)
         if index < schedule.owners and (cache := kwargs.get("past_key_values")) is not None:
-            window = guards.window(schedule.config, index)
-            layer = PrunedLayer(self.slots, self.valid, self.length, schedule.plan.fingerprint, window)
+            layer = PrunedLayer(self.slots, self.valid, self.length, schedule.owner, schedule.windows[index])
             cache.layers[index : index + 1] = [layer]
-        seen = self.stored[guards.source(schedule.config, index)]
+        seen = self.stored[schedule.sources[index]]
         if self.whole and seen.slots.shape[1] == self.length:
             return kwargs
         self.sliced = self._is_sliced(index, kwargs)
@@ -214,7 +269,7 @@ class Prefill:
         return True
 
     def _shrink(self, name: str, value: Any, seen: gather.Kept, dtype: torch.dtype) -> Any:
-        index = self.slots if self.valid is None else self.slots.clamp(max=self.length - 1)
+        index = self.columns
         kind: Any = self.schedule.config._attn_implementation
         match name, value:
             case "attention_mask", _ if self.sliced:
@@ -228,12 +283,19 @@ class Prefill:
             case (("position_embeddings" | "per_layer_input"), _) if self.sliced:
                 return value
             case "position_embeddings", (Tensor(), Tensor()):
-                return tuple(gather.take(part, index) for part in value)
+                return gather.take(self._rotary(value), index).unbind()
             case "per_layer_input", Tensor():
                 return gather.take(value, index)
             case _, Tensor() if self.length in value.shape:
                 raise UnsupportedModel(f"layers take {name} {list(value.shape)}, whose token axis is not known")
         return value
+
+    def _rotary(self, parts: Sequence[Tensor]) -> Tensor:
+        """Cosines and sines of all tokens in one tensor, so that every cut gathers once."""
+        key = id(parts[0])
+        if key not in self.rotary:
+            self.rotary[key] = (parts, torch.stack(list(parts)))
+        return self.rotary[key][1]
 
     # --- what comes out
 

@@ -2,7 +2,7 @@
 
 Hooks on decoder layers shrink hidden states, position embeddings and masks to the tokens that stay; each layer's cache
 holds only those; after the last layer the sequence is laid out at full length again, so that everything around the
-decoder sees what it expects. No model code is replaced.
+decoder sees what it expects, unless that asks for the last token alone. No model code is replaced.
 """
 
 import threading
@@ -293,6 +293,7 @@ class Pruning:
             asking=max(int(staging.question(layout).sum()) for layout in layouts),
             sounding=sum(layout.count(Modality.AUDIO) for layout in layouts),
             kept=[(0, slots)],
+            last_only=type(asked := inputs.get("logits_to_keep")) is int and asked == 1,
         )
         self._local.kept = (prompt, state.kept)
         if self._scores is not None:
@@ -408,7 +409,7 @@ class Pruning:
 
     def _after_last_layer(self, module: Any, args: Any, output: Any) -> Any:
         state = self._running
-        if not isinstance(state, Prefill) or state.whole or state.sliced:
+        if not isinstance(state, Prefill) or state.whole or state.sliced or state.last_only:
             return None
         if isinstance(output, tuple):
             return (state.laid_out(output[0]), *output[1:])

@@ -1,7 +1,7 @@
 """What a prefill knows before it starts: layouts and the counts of every cut, brought to the device in few copies."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,17 @@ from fastav.layout import MEDIA, Layout, Modality
 from fastav.method import Prompt
 from fastav.plan import Plan
 
-Counts = list[tuple[frozenset[Modality], Int[Tensor, " batch"]]]
+Pools = tuple[frozenset[Modality], ...]
+
+
+class Counts(NamedTuple):
+    """How many tokens of each row stay at a cut.
+
+    limits: of each pool, then of tokens in none, which all stay, and of those that do not exist, which go.
+    """
+
+    pools: Pools
+    limits: Int[Tensor, "batch kinds"]
 
 
 def stage_prompt(layouts: Sequence[Layout], length: int, device: torch.device) -> Prompt:
@@ -72,11 +82,16 @@ def stage_cuts(
 
     Cuts of tokens come first, then those of caches alone.
     """
-    known = {id(layout): plan.schedule(layout, depth) + plan.cache_schedule(layout, depth) for layout in layouts}
+    caches = plan.cache_schedule if any(step.cache_only for step in plan.steps) else lambda *_: ()
+    known = {id(layout): plan.schedule(layout, depth) + caches(layout, depth) for layout in layouts}
     cuts = list(zip(*(known[id(layout)] for layout in layouts), strict=True))
-    flat = [[cut.counts[pool] for cut in rows] for rows in cuts for pool in rows[0].counts]
-    uploaded = iter(_upload(np.asarray(flat, dtype=np.int64).reshape(len(flat), len(layouts)), device))
-    counts = [[(pool, next(uploaded)) for pool in rows[0].counts] for rows in cuts]
+    pools = [tuple(rows[0].counts) for rows in cuts]
+    limits = [
+        [[*cut.counts.values(), len(layout), 0] for cut, layout in zip(rows, layouts, strict=True)] for rows in cuts
+    ]
+    sizes = [len(of) + 2 for of in pools]
+    flat = np.concatenate([np.zeros((len(layouts), 0), np.int64), *limits], axis=1, dtype=np.int64)
+    counts = [Counts(*one) for one in zip(pools, _upload(flat, device).split(sizes, dim=1), strict=True)]
     totals = [[cut.total for cut in rows] for rows in cuts]
     return counts, [(max(total), min(total) < max(total)) for total in totals]
 
