@@ -10,7 +10,8 @@ RIVALS := $(foreach share,$(SHARES),$(addsuffix @$(share),fastv pyramiddrop dart
 	random strided keep-first snapkv tova)) vtw omnidrop omnizip
 CONTEST := fastv pyramiddrop dycoke@0.25 random@0.5
 
-.PHONY: help setup demo test test-slow compat check format tables leaderboard bench bench-prepare bench-rollout train-tiny gpu clean
+.PHONY: help setup demo test test-slow compat check format tables leaderboard bench bench-prepare bench-rollout train-tiny gpu \
+	gpu-videollama gpu-salmonn gpu-omni gpu-scaling gpu-rollout clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 12
@@ -57,8 +58,8 @@ leaderboard: $(READY)  ## plans and rivals at three budgets on the embedded mode
 	$(BIN)/fastav leaderboard results/toy-world.jsonl results/toy-world-long.jsonl --markdown results/toy-world.md
 	$(BIN)/fastav leaderboard results/toy-world-long.jsonl --out results/toy-world-long.svg
 
-bench: $(READY)  ## prefill time, pruned over unpruned, against FLOPs
-	$(BIN)/python -m fastav.bench
+bench: $(READY)  ## prefill and answers on one CPU thread, unpruned and pruned, against FLOPs
+	$(BIN)/python -m fastav.bench small --device cpu
 
 bench-prepare: $(READY)  ## time of preparing a clip for every model, against its encoders
 	PYTHONPATH=tests $(BIN)/python tests/prepare_speed.py
@@ -69,9 +70,26 @@ bench-rollout: $(READY)  ## time and memory of attention rollout against whole m
 train-tiny: $(READY)  ## train the embedded model anew (an hour on two CPU cores; goes on where it was stopped)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m training
 
-gpu:  ## on a CUDA machine with torch and transformers: the real 7B shape; JSON to results/
-	PYTHONPATH=src $(PYTHON) -m fastav.bench --shape videollama2 --device cuda --out results
-	PYTHONPATH=src $(PYTHON) -m fastav.bench.rollout --device cuda --layer-up-to 32768 --out results
+GPU := PYTHONPATH=src $(PYTHON) -m fastav.bench
+SAID := --device cuda --out results $(if $(COMMIT),--commit $(COMMIT))
+
+gpu: gpu-videollama gpu-salmonn gpu-omni gpu-scaling gpu-rollout  ## on a CUDA machine with torch and transformers: five calls, each under ten minutes
+
+gpu-videollama:  # 676 video + 1,496 audio + 44 text tokens
+	$(GPU) videollama2 --batch 1,4 $(SAID)
+
+gpu-salmonn:
+	$(GPU) video-salmonn2 --seconds 10,60 $(SAID)
+
+gpu-omni:
+	$(GPU) qwen2-5-omni --tokens 20000 --rounds 8 $(SAID)
+
+gpu-scaling:
+	$(GPU) videollama2 --tokens 1000,2000,4000,8000,16000,32000 --batch 1,4 --plan fastav --rounds 5 --new-tokens 0 \
+		--plot results/speed-videollama2.png $(SAID)
+
+gpu-rollout:
+	$(GPU).absent fastav.bench.rollout --device cuda --layer-up-to 32768 --out results $(if $(COMMIT),--commit $(COMMIT))
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) .compat .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
@@ -79,7 +80,8 @@ class Answer:
     tokens_per_layer: by modality, what each layer ran on.
     flops, kv_bytes: of the prefill, from the tokens that were really kept (`fastav.flops`, the causal count).
     seconds: `media` (decode, sample, tokenize), `encode` (audio and video encoders with projectors), `prefill` (the
-    rest of the first forward), `decode` (all later tokens); of the whole batch, if there was one.
+    rest of the first forward), `decode` (all later tokens); of the whole batch, if there was one. What was done ahead,
+    while another batch was answered, counts as well.
     peak_bytes: most memory in use while generating: allocated on the GPU, resident on the CPU (None where the system
     does not tell).
     """
@@ -109,6 +111,10 @@ class Answer:
             "seconds": dict(self.seconds),
             "peak_bytes": self.peak_bytes,
         }
+
+
+Run = Callable[[], tuple[Answer, ...]]  # answers requests that are prepared
+Prepare = Callable[[Sequence[Request]], Run]
 
 
 class Engine(ABC):
@@ -150,6 +156,19 @@ class Engine(ABC):
         on_text: called with each piece of the answer as it comes; for single requests only.
         Raises: MediaError, PlanError, UnsupportedPlan.
         """
+
+    def preparer(self, plan: Plan, *, max_new_tokens: int = 128, sampling: Sampling = GREEDY) -> Prepare:
+        """What prepares batches for a plan, so that less is left to do when it is their turn.
+
+        It may be called in another thread than the one that answers, for one batch at a time, and raises what
+        `generate` raises for these requests. What it returns is called once, or never. Here all is left to `generate`.
+        Raises: PlanError, UnsupportedPlan for what no request could be answered with.
+        """
+
+        def prepare(requests: Sequence[Request]) -> Run:
+            return partial(self.generate, requests, plan, max_new_tokens=max_new_tokens, sampling=sampling)
+
+        return prepare
 
     def trace(self, request: Request, plan: Plan, *, alpha: float = ALPHA) -> Trace:
         """Look at the attention of one prefill under a plan, and at its rollout with this alpha.

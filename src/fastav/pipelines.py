@@ -1,6 +1,6 @@
 """The one-liner: a named model, a plan, and a question about a clip."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 from fastav.adapter import ModelAdapter, Request, Use, adapter_for, plan_named
+from fastav.batches import outcomes
 from fastav.engine import GREEDY, Answer, Engine, Sampling
 from fastav.errors import CheckpointError, FastAVError
 from fastav.media import Clip
@@ -46,6 +47,32 @@ class Pipeline:
         chosen = self.plan if plan is None else plan_named(plan, self.adapter)
         options = {"max_new_tokens": max_new_tokens, "sampling": sampling, "on_text": on_text}
         return self.engine.generate([request], chosen, **options)[0]
+
+    def map(
+        self,
+        requests: Iterable[Request | FastAVError],
+        *,
+        batch: int = 8,
+        plan: Plan | str | None = None,
+        max_new_tokens: int = 128,
+        sampling: Sampling = GREEDY,
+    ) -> Generator[tuple[int, Answer | FastAVError], None, None]:
+        """Answer a set of requests in batches; results come in any order, each with its request's place in the set.
+
+        A request that cannot be answered has its error as its result, and the others are answered all the same. Media
+        of the next batch are decoded in a thread, which also reads `requests`, no further ahead than it must.
+        requests: of any number; an error stands for one that could not be made, and comes back in its place.
+        batch: how many are answered together. Within 8 batches they are put together by what they show of their clips,
+        for how long, and the length of their questions.
+        plan, max_new_tokens, sampling: as for one request; draws depend on what else is in a batch.
+
+        Raises, at once: PlanError, UnsupportedPlan, FastAVError for a batch of none.
+        """
+        if batch < 1:
+            raise FastAVError(f"batch must be at least 1, got {batch}")
+        chosen = self.plan if plan is None else plan_named(plan, self.adapter)
+        prepare = self.engine.preparer(chosen, max_new_tokens=max_new_tokens, sampling=sampling)
+        return outcomes(requests, prepare, batch)
 
 
 def pipeline(

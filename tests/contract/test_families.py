@@ -275,3 +275,12 @@ def test_our_decoding_says_what_generate_says(family, attention, plan, capture):
             found = generate(model, prepared, custom_generate=Decoding(family.adapter, capture=capture))
         assert torch.equal(found.sequences, expected.sequences)
         assert (torch.stack(found.logits) - torch.stack(expected.logits)).abs().max() < 1e-4
+
+
+def test_only_the_last_token_goes_through_the_head(family):
+    model, seen = family.model(), []
+    hook = model.get_output_embeddings().register_forward_hook(lambda _, args, out: seen.append(out.shape[1]))
+    with prune(model, family.plan, adapter=family.adapter, layouts=family.prepared.layouts):
+        generate(model, family.prepared, custom_generate=Decoding(family.adapter))
+    hook.remove()
+    assert set(seen) == {1}

@@ -1,193 +1,515 @@
-"""The benchmark measures what it says, on a shape of milliseconds."""
+"""The benchmark measures what it says, on shapes of milliseconds."""
 
+import importlib
 import json
+import pkgutil
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from fastav.bench import measure, probes, report, rollout, workload
-from fastav.bench.__main__ import main
+import support.families
+from fastav.adapter import adapter_for
+from fastav.bench import contenders, limits, measure, plot, probes, report, rollout, session, table, targets, workload
+from fastav.bench.contenders import BASE, Contender
 from fastav.bench.measure import Spread
+from fastav.bench.session import Session
+from fastav.bench.subjects import Subject, prompts, subject
+from fastav.errors import FastAVError, PlanError, UnknownName, UnsupportedPlan
+from fastav.flops import DecoderShape, kv_bytes, prefill_flops
+from fastav.plan import Keep, Plan, Share, Step
+from fastav.presets import NONE
+from fastav.registry import MODELS
 from fastav.rollout import Captured, rollout_row
 
-TINY = workload.SHAPES["tiny"]
 CPU = torch.device("cpu")
-NONE, HOOKS, GLOBAL, FASTAV, TRIM = TINY.plans()
+TINY = subject("tiny")
+NAMES = [BASE, "unpruned", "fastav", "fastv", "pyramiddrop"]
+FAMILIES = [module.name for module in pkgutil.iter_modules(support.families.__path__) if module.name[0] != "_"]
+WINDOWED = ("gemma3n", "gemma4", "gemma4_bidirectional")
+
+
+@pytest.fixture(autouse=True)
+def _rates(monkeypatch):
+    """How fast the machine is takes a while to find out, and is found out once for `measured`."""
+    monkeypatch.setattr(limits, "rates", lambda *_: limits.Rates(flops=1e11, bytes=1e10))
+
+
+def contender(name, *, ours=True, of=TINY):
+    plan = NONE if name in (BASE, "unpruned", "none") else contenders.plan_named(name, of.adapter)
+    return Contender(name=name, plan=plan, attention="sdpa", ours=ours)
 
 
 @pytest.fixture(scope="module")
 def load():
-    return workload.build(TINY, workload.build_model(TINY, CPU, torch.float32), batch=2)
+    model = workload.build_model(TINY, CPU, torch.float32)
+    return workload.build(model, TINY.adapter, prompts(TINY)[0], batch=2)
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    out = tmp_path_factory.mktemp("results")
-    assert main(["--shape", "tiny", "--repeats", "2", "--new-tokens", "2", "--out", str(out)]) == 0
-    assert [file.name for file in out.iterdir()] == ["bench-tiny-cpu.json"]
-    return json.loads((out / "bench-tiny-cpu.json").read_text())
+def out(tmp_path_factory):
+    return tmp_path_factory.mktemp("results")
+
+
+@pytest.fixture(scope="module")
+def measured(out):
+    """A report as it was written."""
+    asked = Session.of("tiny", batches=[1, 2], rounds=2, new_tokens=3, device="cpu", arguments=["tiny"])
+    asked.run(out)
+    assert [file.name for file in out.iterdir()] == ["speed-tiny-cpu.json"]
+    return json.loads((out / "speed-tiny-cpu.json").read_text())
 
 
 @torch.inference_mode()
-def logits(load, plan):
-    with load.pruned(plan):
-        return load.model(inputs_embeds=load.embeds, logits_to_keep=1).logits
+def logits(load, name):
+    with load.running(contender(name)):
+        return load.model(**load.inputs, logits_to_keep=1).logits
 
 
-def test_hooks_without_a_cut_change_nothing(load):
-    assert torch.equal(logits(load, HOOKS), logits(load, NONE))
+# what runs
 
 
-@pytest.mark.parametrize("plan", [GLOBAL, FASTAV, TRIM], ids=lambda plan: plan.name)
-def test_a_plan_that_cuts_is_carried_out(load, plan):
-    assert not torch.equal(logits(load, plan), logits(load, NONE))
-
-
-@pytest.mark.parametrize("plan", TINY.plans(), ids=lambda plan: plan.name)
-def test_the_cache_holds_the_bytes_that_the_plan_foretells(load, plan):
-    row = measure.measure(load, [NONE, plan], 1, 1, 0)[1]
-    assert row.kv_bytes == row.kv_bytes_expected
-    assert row.tokens_per_layer == plan.tokens(load.layout, 4)
+def test_a_plan_is_carried_out(load):
+    assert not torch.equal(logits(load, "fastav"), logits(load, "none"))
 
 
 @torch.inference_mode()
 def test_media_and_their_embeddings_are_the_same_prompt(load):
-    from_media = load.model(**load.raw, logits_to_keep=1).logits
-    assert torch.allclose(from_media, logits(load, NONE), atol=1e-6)
+    embeds = load.model.model.embed(**load.raw)
+    with load.running(contender("none")):
+        from_media = load.model(**load.raw, logits_to_keep=1).logits
+        assert torch.allclose(from_media, load.model(inputs_embeds=embeds, logits_to_keep=1).logits, atol=1e-5)
 
 
-def test_every_round_runs_every_plan_and_the_first_round_is_dropped():
+@torch.inference_mode()
+def test_our_decoding_says_what_transformers_says(load):
+    say = load.model.generate
+    theirs = say(**load.inputs, max_new_tokens=6, do_sample=False)
+    assert torch.equal(theirs, say(**load.inputs, max_new_tokens=6, do_sample=False, custom_generate=load.decoding))
+    assert theirs.shape[1] == 6  # nothing ends an answer early
+
+
+def test_weights_are_made_in_the_dtype_that_is_asked_for():
+    model = workload.build_model(TINY, CPU, torch.bfloat16)
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+    assert sum(weight.nbytes for weight in model.parameters()) == workload.weight_bytes(TINY, torch.bfloat16)
+    assert torch.get_default_dtype() is torch.float32
+
+
+def test_every_round_runs_every_contender_and_the_first_round_is_not_kept():
     order = []
-    results = measure.interleaved(TINY.plans(), 5, lambda plan: order.append(plan.name) or len(order))
-    assert [len(values) for values in results.values()] == [5] * 5
+    five = [contender(name) for name in NAMES]
+    rounds = measure.interleaved(five, 5, lambda one: order.append(one.name) or len(order))
+    assert [len(rounds.kept[name]) for name in NAMES] == [5] * 5
     assert {len(set(order[i : i + 5])) for i in range(0, 30, 5)} == {5}
     assert len({order[i] for i in range(5, 30, 5)}) == 5
-    assert min(min(values) for values in results.values()) == 6
+    assert sorted(rounds.first.values()) == [1, 2, 3, 4, 5]
+    assert not rounds.failed
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried"), MemoryError()])
+def test_who_lacks_memory_is_out_and_the_others_go_on(error):
+    def work(one):
+        if one.name == "fastv":
+            raise error
+        return 1
+
+    rounds = measure.interleaved([contender(name) for name in NAMES], 2, work)
+    assert rounds.failed == {"fastv": "out of memory"}
+    assert set(rounds.kept) == set(NAMES) - {"fastv"}
+
+
+def test_any_other_error_is_ours_to_see():
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        measure.interleaved([contender("none")], 1, lambda _: (_ for _ in ()).throw(RuntimeError("shapes differ")))
 
 
 def test_ratios_are_taken_within_a_round():
     assert Spread.of_ratios([1.0, 20.0, 3.0], over=[2.0, 40.0, 6.0]) == Spread(median=0.5, low=0.5, high=0.5)
 
 
-def test_the_json_names_command_commit_machine_versions_and_date(written):
-    assert written["command"].startswith("python -m fastav.bench --shape tiny")
-    assert {"commit", "date", "context", "skipped"} <= written.keys()
-    assert written["machine"]["cpu"]
-    assert written["machine"]["threads"] == 1
-    assert written["versions"].keys() == {"python", "torch", "transformers", "numpy"}
-    assert written["shape"]["decoder"]["layers"] == 4
-    assert written["shape"]["prompt"] == {"text": 20, "audio": 96, "video": 32}
+def test_decoding_leaves_the_prefill_out(load, monkeypatch):
+    """Of a clock that ticks once for every mark, 4 tokens are 3 steps, however long the prefill takes."""
+    ticks = iter([0.0, 100.0, 101.0, 102.0, 103.0, 200.0])
+    monkeypatch.setattr(measure.Clock, "now", lambda self: next(ticks))
+    found = measure.answer(load, contender("unpruned"), 4)
+    assert (found.seconds, found.decode) == (200, 1)
 
 
-def test_the_json_holds_every_plan_of_every_batch_size(written):
-    rows = written["plans"]
-    assert [(row["batch"], row["plan"]) for row in rows] == [(b, p.name) for b in (1, 2) for p in TINY.plans()]
-    for row in rows:
-        for name in ("prefill", "prefill_ratio", "decode", "decode_ratio", "end_to_end", "end_to_end_ratio"):
-            assert 0 < row[name]["low"] <= row[name]["median"] <= row[name]["high"]
-        assert row["kv_bytes"] == row["kv_bytes_expected"]
-        assert 0 < row["flops_ratio"] <= 1
-    assert {row["prefill_ratio"]["median"] for row in rows if row["plan"] == "none"} == {1.0}
+# what it is compared with
 
 
-def test_the_json_holds_the_cost_of_a_cut_and_of_the_encoders(written):
-    assert len(written["cuts"]) == len(written["encode"]) == 2
-    for cut in written["cuts"]:
-        assert cut["tokens"] == 148
-        assert cut["share"] > 0
-    assert all(encode["seconds"]["median"] > 0 for encode in written["encode"])
+def test_the_limit_of_a_token_counts_weights_once_and_keys_of_every_row():
+    shape = DecoderShape(layers=2, hidden=8, intermediate=8, heads=2, kv_heads=1, head_dim=4, vocab=8)
+    assert limits.of_token(shape, 1000, [10, 5], 4, 2, batch=3) == 1000 + 3 * kv_bytes(shape, [12, 7], 2)
 
 
-def test_without_a_device_nothing_can_wait_for_one(written):
-    assert {stall["passed"] for stall in written["stalls"]} == {None}
-    assert {stall["prompt"] for stall in written["stalls"]} == {"embeddings", "media"}
-    assert len(written["stalls"]) == 2 * 2 * 5
+def test_only_layers_and_head_are_read_for_a_token(load):
+    decoder = TINY.adapter.decoder(load.model)
+    parts = (decoder.layers, load.model.lm_head)
+    assert limits.weights_read(load.model, TINY.adapter) == sum(
+        weight.nbytes for part in parts for weight in part.parameters()
+    )
 
 
-@pytest.mark.parametrize("plan", [NONE, FASTAV], ids=lambda plan: plan.name)
+def family(name):
+    model, _ = importlib.import_module(f"support.families.{name}").build("sdpa")
+    named = {type(model).__name__, *(model.config.architectures or ())}
+    return Subject(name=name, adapter=adapter_for(named, model.config.to_dict()), config=model.config)
+
+
+def test_of_experts_the_active_ones_are_read(monkeypatch):
+    of = family("qwen3_vl_moe")
+    model = workload.build_model(of, CPU, torch.float32)
+    layers = of.adapter.decoder(model).layers
+    experts = sum(weight.nbytes for name, weight in layers.named_parameters() if ".experts." in name)
+    whole = sum(weight.nbytes for part in (layers, model.lm_head) for weight in part.parameters())
+    text = of.config.get_text_config()
+    idle = experts * (1 - text.num_experts_per_tok / text.num_experts)
+    assert limits.weights_read(model, of.adapter) == pytest.approx(whole - idle)
+    monkeypatch.setattr(limits, "EXPERTS", ())
+    assert limits.weights_read(model, of.adapter) is None
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_is_measured(name, monkeypatch):
+    of = family(name)
+    monkeypatch.setattr(session, "subject", lambda _: of)
+    plan = "fastav" if name in WINDOWED else "fastv"
+    found = Session.of(name, tokens=[128], plans=[plan], batches=[2], rounds=1, new_tokens=2, device="cpu").run()
+    (part,) = found["parts"]
+    assert part["tokens"] == 128
+    assert not part["failed"]
+    shape = of.adapter.shape(of.config)
+    for row in part["rows"]:
+        tokens = row["tokens_per_layer"]
+        if row["logits"] == "last":
+            assert row["flops"] == 2 * prefill_flops(shape, tokens)
+        if name not in WINDOWED:  # whose window is a view of all that there was
+            assert row["kv_bytes"] == row["kv_bytes_expected"]
+        assert row["decode"]["median"] > 0
+    assert [row["contender"] for row in part["rows"]] == [BASE, "unpruned", plan]
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if MODELS[name].__module__.startswith("fastav.")])
+def test_prompts_are_as_long_as_asked(name):
+    of = subject(name)
+    made = prompts(of, tokens=[1000, 20_000])
+    assert [len(prompt.layout) for prompt in made] == [1000, 20_000]
+    assert made[0].layout.by_modality().keys() == prompts(of)[0].layout.by_modality().keys()
+
+
+def test_prompts_can_be_clips_of_some_seconds():
+    made = prompts(subject("video-salmonn2"), seconds=[10, 60.0])
+    assert [(prompt.name, len(prompt.layout)) for prompt in made] == [("10s", 1924), ("60s", 11_084)]
+
+
+def test_the_small_shape_is_the_one_that_is_claimed():
+    of = subject("small")
+    shape = of.adapter.shape(of.config)
+    assert (shape.layers, shape.hidden, shape.heads, shape.kv_heads, shape.intermediate) == (16, 512, 8, 4, 1536)
+    assert len(prompts(of)[0].layout) == 4096
+
+
+def test_the_released_shape_is_the_one_that_is_claimed():
+    of = subject("videollama2")
+    assert prompts(of)[0].layout.by_modality() == {"text": 44, "audio": 1496, "video": 676}
+    assert of.adapter.shape(of.config).layers == 28
+
+
+# what is written down
+
+
+def test_the_json_names_command_commit_machine_versions_and_date(measured):
+    assert measured["command"] == "python -m fastav.bench tiny"
+    assert {"commit", "date", "rates", "skipped", "decoder", "parameters", "plans"} <= measured.keys()
+    assert measured["machine"]["threads"] == 1
+    assert measured["versions"].keys() == {"python", "torch", "transformers", "numpy"}
+    assert measured["skipped"] == dict.fromkeys(["flash_attention_2", "flash_attention_3"], "needs CUDA")
+    assert all(rate > 0 for rate in measured["rates"].values())
+    assert measured["plans"].keys() == set(NAMES)
+
+
+def test_the_json_holds_every_contender_of_every_part(measured):
+    found = [(part["batch"], row["contender"]) for part in measured["parts"] for row in part["rows"]]
+    assert found == [(batch, name) for batch in (1, 2) for name in NAMES]
+    shape = TINY.adapter.shape(TINY.config)
+    for part in measured["parts"]:
+        assert part["encode"]["median"] > 0
+        for row in part["rows"]:
+            for name in ("prefill", "prefill_ratio", "decode", "decode_ratio", "end_to_end", "end_to_end_ratio"):
+                assert 0 < row[name]["low"] <= row[name]["median"] <= row[name]["high"]
+            assert row["kv_bytes"] == row["kv_bytes_expected"]
+            assert row["flops"] == part["batch"] * prefill_flops(shape, row["tokens_per_layer"])
+            whole = prefill_flops(shape, [part["tokens"]] * shape.layers)
+            assert row["flops_ratio"] == prefill_flops(shape, row["tokens_per_layer"]) / whole
+            limit = row["flops"] / (1e12 * measured["rates"]["tflops"])
+            assert row["prefill_over_limit"] == pytest.approx(row["prefill"]["median"] / limit)
+            assert (row["capture"], row["waits"], row["peak_bytes"]) == (None, None, None)  # of a GPU
+            assert (row["cut"] is None) == (row["plan"] == "none")
+
+
+def test_the_cost_of_cuts_is_measured_inside_a_prefill(load):
+    cost = probes.cut_cost(load, contender("fastav"), rounds=2)
+    assert min(cost.score.median, cost.select.median, cost.gather.median) > 0
+    assert cost.share(1.0) == cost.score.median + cost.select.median + cost.gather.median
+
+
+def test_calls_inside_of_others_count_once():
+    ticks = iter([0.0, 1.0, 3.0, 10.0])
+    clock = measure.Clock(CPU)
+    clock.now = lambda: next(ticks)
+    calls = probes._Calls(clock)
+    inner = calls.timed("select", lambda: None)
+    calls.timed("score", inner)()
+    assert calls.seconds() == {"score": 8.0, "select": 2.0, "gather": 0.0}
+
+
 @torch.inference_mode()
-def test_a_wait_is_reported_in_torchs_words(load, plan, monkeypatch):
+def test_a_wait_is_reported_in_torchs_words(load, monkeypatch):
     modes = []
+    monkeypatch.setattr(workload.Workload, "device", torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
-    assert probes._wait(load, plan, load.raw) is None
+    assert probes.wait(load, contender("fastav")) == ""
 
     def waits(*_):
         if modes[-1] == "error":
-            raise RuntimeError("called a synchronizing CUDA operation")
+            raise RuntimeError("called a synchronizing CUDA operation\nmore")
 
     with load.model.lm_head.register_forward_pre_hook(waits):
-        assert probes._wait(load, plan, load.raw) == "called a synchronizing CUDA operation"
+        assert probes.wait(load, contender("fastav")) == "called a synchronizing CUDA operation"
     assert modes == ["error", "default"] * 2
 
 
-def test_a_table_fits_a_hundred_columns(capsys):
-    assert main(["--shape", "tiny", "--repeats", "1", "--new-tokens", "1"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+def test_a_part_that_lacks_memory_says_so_and_the_others_are_measured(monkeypatch):
+    plain = workload.build
+
+    def built(model, adapter, prompt, batch):
+        if batch == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(model, adapter, prompt, batch)
+
+    monkeypatch.setattr("fastav.bench.suite.build", built)
+    said = []
+    asked = Session.of("tiny", batches=[2, 1], plans=["fastav"], rounds=1, device="cpu")
+    first, second = asked.run(say=said.append)["parts"]
+    assert (first["rows"], first["failed"]) == ([], {"everything": "out of memory"})
+    assert len(second["rows"]) == 3
+    assert "everything: out of memory" in said[1]
+
+
+def test_if_nothing_could_be_measured_that_is_an_error(monkeypatch):
+    monkeypatch.setattr("fastav.bench.suite.build", lambda *_: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(FastAVError, match="nothing could be measured: out of memory"):
+        Session.of("tiny", rounds=1, device="cpu").run()
+
+
+def test_weights_that_do_not_fit_are_refused_before_they_are_made(monkeypatch):
+    monkeypatch.setattr(workload, "_room", lambda _: 1000)
+    with pytest.raises(FastAVError, match=r"the weights of tiny take 0\.0 GB, and cpu has 0\.0 GB left"):
+        workload.build_model(TINY, CPU, torch.float32)
+
+
+def test_a_table_fits_a_hundred_columns(measured):
+    lines = [line for part in measured["parts"] for line in report.table(part).splitlines()]
     assert max(map(len, lines)) <= 100
-    assert sum(line.startswith("fastav ") for line in lines) == 4
-
-
-def test_json_goes_to_standard_output_on_request(capsys):
-    assert main(["--shape", "tiny", "--repeats", "1", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["plans"][0]["decode"] is None
+    assert sum(line.startswith("pyramiddrop") for line in lines) == 4
 
 
 def test_threads_are_as_before():
     before = torch.get_num_threads()
-    assert main(["--shape", "tiny", "--repeats", "1", "--threads", str(before + 1), "--json"]) == 0
+    Session.of("tiny", rounds=1, device="cpu", plans=["fastv"], threads=before + 1).run()
     assert torch.get_num_threads() == before
 
 
-def test_the_small_shape_is_the_one_that_is_claimed():
-    shape = workload.SHAPES["small"]
-    config = workload.build_model(shape, torch.device("meta"), torch.float32).config
-    layout, decoder = shape.layout(config), workload.ADAPTER.shape(config)
-    assert (decoder.layers, decoder.hidden, decoder.heads, decoder.kv_heads, decoder.intermediate) == (
-        16,
-        512,
-        8,
-        4,
-        1536,
-    )
-    assert layout.by_modality() == {"text": 128, "audio": 1323, "video": 2645}
+# what is aimed at
 
 
-def test_the_released_shape_is_the_one_that_is_claimed():
-    shape = workload.SHAPES["videollama2"]
-    model = workload.build_model(shape, torch.device("meta"), torch.bfloat16)
-    assert shape.layout(model.config).by_modality() == {"text": 44, "audio": 1496, "video": 676}
-    assert workload.ADAPTER.shape(model.config).layers == 28
+def synthetic(contender="fastav", *, tokens=2216, prompt="example", model="videollama2", **row):
+    part = {"model": model, "prompt": prompt, "tokens": tokens, "batch": 1}
+    spread = {
+        name: {"median": value} for name, value in row.items() if name.endswith("_ratio") and name != "peak_ratio"
+    }
+    whole = {"contender": contender, "ours": contender != BASE, "flops_ratio": 0.56, "new_tokens": 32}
+    return part, whole | row | spread | {"flops_ratio": row.get("flops_ratio", 0.56)}
+
+
+H200 = {"machine": {"gpu": "NVIDIA H200", "threads": 1}, "device": "cuda", "dtype": "bfloat16"}
+ONE_THREAD = {"machine": {"threads": 1}, "device": "cpu", "dtype": "float32"}
+
+
+def verdicts(machine, part, row):
+    return {one["name"]: str(one["verdict"]) for one in targets.judged(machine, part, row)}
+
+
+def test_targets_are_met_or_missed_where_they_were_measured():
+    values = {"prefill_ratio": 0.6, "decode_over_limit": 1.35, "end_to_end_ratio": 0.36, "peak_ratio": 0.4}
+    part, row = synthetic(**values, cut={"share": 0.021})
+    assert verdicts(H200, part, row) == {
+        "prefill over unpruned, VideoLLaMA2's prompt": "met",
+        "a new token over what its bytes allow": "met",
+        "end to end over transformers unpruned, 32 tokens": "missed",
+        "peak memory above the weights over transformers": "met",
+        "cuts, of the prefill": "missed",
+        "prefill ratio over the FLOPs ratio": "not measured",
+    }
+
+
+def test_what_was_not_measured_is_never_met():
+    part, row = synthetic(prefill_ratio=0.1, decode_over_limit=None, peak_ratio=None, cut=None)
+    assert set(verdicts(ONE_THREAD, part, row).values()) == {"met", "not measured"}
+    found = verdicts(ONE_THREAD, part, row)
+    assert [name for name, verdict in found.items() if verdict == "met"] == ["prefill ratio over the FLOPs ratio"]
+    for other in ({"machine": {"gpu": "NVIDIA A100"}}, {"dtype": "float32"}):
+        assert set(verdicts(H200 | other, part, row).values()) == {"not measured"}
+    threads = ONE_THREAD | {"machine": {"threads": 2}}
+    assert set(verdicts(threads, part, row).values()) == {"not measured"}
+
+
+def test_an_answer_of_another_length_is_not_what_the_target_speaks_of():
+    part, row = synthetic(end_to_end_ratio=0.1, new_tokens=8)
+    assert verdicts(H200, part, row)["end to end over transformers unpruned, 32 tokens"] == "not measured"
+
+
+def test_long_prompts_have_a_target_of_their_own():
+    part, row = synthetic(tokens=20_000, prompt="20000", model="qwen2-5-omni", prefill_ratio=0.59)
+    found = verdicts(H200, part, row)
+    assert found["prefill over unpruned, 20,000 tokens or more"] == "missed"
+    assert "prefill over unpruned, VideoLLaMA2's prompt" not in found
+
+
+def test_other_plans_and_transformers_itself_are_not_aimed_at():
+    assert verdicts(H200, *synthetic(BASE)) == {}
+    rival = verdicts(H200, *synthetic("fastv", prefill_ratio=0.9, cut={"share": 0.01}))
+    assert "prefill over unpruned, VideoLLaMA2's prompt" not in rival
+    assert rival["cuts, of the prefill"] == "met"
+
+
+# what is drawn, and what a README holds
+
+
+@pytest.fixture(scope="module")
+def scaling():
+    asked = Session.of("tiny", plans=["fastav"], tokens=[96, 160], batches=[1, 2], rounds=1, device="cpu")
+    return asked.run()
+
+
+def test_curves_are_by_batch_contender_and_length(scaling):
+    found = plot.curves([scaling])
+    assert {batch: [curve.name for curve in curves] for batch, curves in found.items()} == {
+        batch: [BASE, "fastav"] for batch in (1, 2)
+    }
+    assert {curve.tokens for curves in found.values() for curve in curves} == {(96, 160)}
+    row = scaling["parts"][0]["rows"][0]
+    assert found[1][0].median[0] == 1000 * row["prefill"]["median"]
+    assert found[1][0].limit[0] == 1000 * row["prefill_limit"]
+
+
+def test_the_picture_is_a_picture(scaling, tmp_path):
+    report.write(scaling, tmp_path / "one.json")
+    report.write({"another": "file"}, tmp_path / "two.json")
+    picture = tmp_path / "new" / "plot.png"
+    files = [str(tmp_path / "one.json"), str(tmp_path / "two.json")]
+    assert plot.main([*files, "--out", str(picture)]) == 0
+    assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert picture.stat().st_size > 20_000
+
+
+def test_with_nothing_to_draw_or_nothing_to_draw_with_that_is_said(tmp_path, monkeypatch, capsys):
+    report.write({"another": "file"}, tmp_path / "two.json")
+    assert plot.main([str(tmp_path / "two.json"), "--out", str(tmp_path / "p.png")]) == 2
+    assert "nothing to draw" in capsys.readouterr().err
+    monkeypatch.setattr(plot, "find_spec", lambda _: None)
+    with pytest.raises(FastAVError, match=r"fastav\[report\]"):
+        plot.require_matplotlib()
+
+
+def test_labels_of_an_axis_do_not_touch():
+    assert plot._apart([1000, 2000, 2216, 4000]) == [4000, 2216, 1000]
+
+
+def test_the_table_of_a_readme_is_written_between_its_marks(measured, out, tmp_path, capsys):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{table.START}\nold\n{table.END}\nafter\n")
+    file = str(out / "speed-tiny-cpu.json")
+    assert table.main([file, "--into", str(readme)]) == 0
+    text = readme.read_text()
+    assert text.startswith(f"before\n{table.START}\n**tiny**")
+    assert text.endswith(f"{table.END}\nafter\n")
+    assert "old" not in text
+    assert text.count("| `fastav` |") == 2
+    assert "- not measured: end to end over transformers unpruned, 32 tokens" in text
+    assert table.main([file]) == 0
+    assert capsys.readouterr().out.strip() in text
+
+
+def test_a_file_without_marks_stays_as_it_is(out, tmp_path, capsys, measured):
+    readme = tmp_path / "README.md"
+    readme.write_text("nothing here\n")
+    assert table.main([str(out / "speed-tiny-cpu.json"), "--into", str(readme)]) == 2
+    assert table.START in capsys.readouterr().err
+    assert readme.read_text() == "nothing here\n"
+
+
+# what is refused
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("asked", "error", "says"),
     [
-        (["--shape", "tiny", "--tokens", "512"], "--tokens"),
-        (["--repeats", "0"], "--repeats"),
-        (["--new-tokens", "-1"], "--new-tokens"),
+        ({"model": "tests"}, FastAVError, "no model at"),
+        ({"plans": ["fastest"]}, UnknownName, "fastest"),
+        ({"plans": ["omnizip"]}, UnsupportedPlan, "audio encoder"),
+        ({"plans": ["fastav-trim"], "tokens": [500]}, PlanError, "drops nothing"),
+        ({"plans": ["fastv", "fastv"]}, PlanError, "two plans"),
+        ({"tokens": [20]}, FastAVError, "no room for a clip"),
+        ({"tokens": [500], "seconds": [5.0]}, FastAVError, "two ways"),
+        ({"attentions": ["flash"]}, FastAVError, "no attention"),
+        ({"attentions": ["flash_attention_2"]}, FastAVError, "needs CUDA"),
+        ({"device": "abacus"}, FastAVError, "abacus"),
     ],
 )
-def test_senseless_options_are_refused(arguments, says, capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 2
-    assert says in capsys.readouterr().err
+def test_what_makes_no_sense_is_refused_before_anything_is_made(asked, error, says):
+    with pytest.raises(error, match=says):
+        Session.of(**{"model": "tiny", "device": "cpu", **asked})
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_missing_device_is_one_line(capsys):
-    assert main(["--device", "cuda"]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
+def test_a_plan_for_what_the_model_has_not_is_refused():
+    deaf = subject("qwen2-5-vl")
+    audio = Plan((Step(layers="2", method="position", keep=Keep(audio=Share(0.5))),), "quiet")
+    with pytest.raises(PlanError, match="'quiet' drops nothing of a prompt of 44 text, "):
+        contenders._require_sound(deaf, audio, prompts(deaf), "sdpa")
 
 
-def test_a_missing_package_is_named_in_one_line(monkeypatch, capsys):
-    def missing(*_):
-        raise ModuleNotFoundError("No module named 'av'", name="av")
+def test_a_usual_plan_that_a_model_cannot_have_is_left_out():
+    found, skipped = contenders.plans(subject("gemma3n"), [], prompts(subject("gemma3n")), "sdpa")
+    assert [plan.name for plan in found] == ["fastav"]
+    assert "attends within a window" in skipped["fastv"]
+    assert "attends within a window" in skipped["pyramiddrop"]
 
-    monkeypatch.setattr("fastav.bench.probes.context", missing)
-    assert main(["--shape", "tiny"]) == 2
-    assert capsys.readouterr().err == "fastav.bench needs the package 'av', which is not installed\n"
+
+def test_without_pyav_it_runs_all_the_same():
+    code = """
+import importlib.machinery as machinery, sys
+plain = machinery.PathFinder.find_spec
+machinery.PathFinder.find_spec = staticmethod(lambda name, *a: None if name.split(".")[0] == "av" else plain(name, *a))
+from fastav.bench.__main__ import main
+assert main(["tiny", "--rounds", "1", "--tokens", "96", "--plan", "fastav", "--device", "cpu"]) == 0
+from fastav.media import Clip
+try:
+    Clip.open("src/fastav/assets/clips/triangle.mp4")
+except ModuleNotFoundError as error:
+    assert error.name == "av"
+else:
+    raise AssertionError
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+# files
 
 
 def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path):
@@ -211,10 +533,6 @@ def test_a_dirty_checkout_is_told(monkeypatch):
     assert report.circumstances([], CPU, None)["commit"] == "abc1234-dirty"
     answers["status"] = ""
     assert report.circumstances([], CPU, None)["commit"] == "abc1234"
-
-
-def test_the_machines_own_speed_is_told():
-    assert all(value > 0 for value in probes.context(CPU, torch.float32).values())
 
 
 # what rollout costs

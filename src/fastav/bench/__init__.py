@@ -1,8 +1,8 @@
-"""Prefill time, decode time, memory and overhead, pruned against unpruned, on random weights.
+"""How fast a model answers: transformers' own `generate`, our engine unpruned, and plans, by turns on random weights.
 
-    python -m fastav.bench                                   # on a CPU: a small decoder, 4096 tokens
-    python -m fastav.bench --shape videollama2 --device cuda # on a GPU: the released shape
+    fastav bench small                                        # on a CPU: a small decoder, 4,096 tokens
+    python -m fastav.bench videollama2 --device cuda          # on a GPU: the released shape; the same command
 
-What is claimed of speed rests on ratios: every round runs every plan once, a round's ratios share the machine's mood,
-and medians with quartiles of those ratios are reported.
+What is claimed of speed rests on ratios: every round runs every contender once, a round's ratios share the machine's
+mood, and medians with quartiles of those ratios are reported. docs/speed.md says what is measured, and how.
 """

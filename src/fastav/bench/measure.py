@@ -1,17 +1,22 @@
-"""How it is measured: all plans in turn, round after round, and ratios within a round."""
+"""How it is measured: all contenders in turn, round after round, and ratios within a round."""
 
+import gc
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
 
-from fastav.bench.workload import ADAPTER, Workload
-from fastav.flops import kv_bytes, prefill_flops
-from fastav.plan import Plan
+from fastav.bench.contenders import Contender
+from fastav.bench.workload import Workload, lacks_memory, release
+from fastav.engines.transformers.decoding import last_alone
+from fastav.errors import FastAVError
 
 T = TypeVar("T")
 
@@ -36,195 +41,188 @@ class Spread:
         return cls.of([value / base for value, base in zip(values, over, strict=True)])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """What one run of one plan cost.
+class Clock:
+    """Marks in time: CPU time of the process, or CUDA events, read once the work is done."""
 
-    seconds: CPU time of the process, or time on the GPU between CUDA events. peak_bytes: most memory allocated above
-    the weights; None on a CPU. kv_bytes: what the cache really holds.
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def now(self) -> Any:
+        """A mark."""
+        if self._device.type != "cuda":
+            return time.process_time()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def between(self, start: Any, end: Any) -> float:
+        """Seconds from one mark to another."""
+        if self._device.type != "cuda":
+            return end - start
+        end.synchronize()
+        return start.elapsed_time(end) / 1000
+
+    def still(self) -> None:
+        """Wait until the device has nothing to do."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+def timed(device: torch.device, work: Callable[[], T]) -> tuple[float, T]:
+    """Seconds of some work: CPU time of the process, or GPU time between two events."""
+    clock = Clock(device)
+    clock.still()
+    start = clock.now()
+    result = work()
+    end = clock.now()
+    return clock.between(start, end), result
+
+
+class Peak:
+    """Most memory allocated from here on, above what is there now."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._before = device, allocated(device)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def bytes(self) -> int | None:
+        """So far; None on a CPU, where the heap keeps what was freed and nothing tells."""
+        return torch.cuda.max_memory_allocated(self._device) - self._before if self._device.type == "cuda" else None
+
+
+def allocated(device: torch.device) -> int:
+    """Bytes on a CUDA device; 0 elsewhere."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rounds(Generic[T]):
+    """Results by contender: of the first round, which is not kept, of the others, and why some have none."""
+
+    first: Mapping[str, T]
+    kept: Mapping[str, Sequence[T]]
+    failed: Mapping[str, str]
+
+
+def interleaved(contenders: Sequence[Contender], rounds: int, work: Callable[[Contender], T]) -> Rounds[T]:
+    """What `work` gives for every contender in every round; each round starts with another contender.
+
+    A contender that runs out of memory, or that the engine refuses, is out; the others go on.
     """
+    first: dict[str, T] = {}
+    kept: dict[str, list[T]] = {one.name: [] for one in contenders}
+    failed: dict[str, str] = {}
+    for number in range(rounds + 1):
+        turn = number % len(contenders)
+        for one in (*contenders[turn:], *contenders[:turn]):
+            if one.name in failed:
+                continue
+            try:
+                result = work(one)
+            except Exception as error:
+                failed[one.name] = _reason(error)
+                result = None
+            if result is None:
+                release()  # only now does nothing refer to what did not fit
+            elif number:
+                kept[one.name].append(result)
+            else:
+                first[one.name] = result
+    whole = {name: results for name, results in kept.items() if name not in failed}
+    return Rounds(first=first, kept=whole, failed=failed)
+
+
+def _reason(error: Exception) -> str:
+    """In a line.  Raises: the error itself, if it is neither a lack of memory nor a refusal."""
+    if isinstance(error, FastAVError):
+        return str(error)
+    if not lacks_memory(error):
+        raise error
+    return "out of memory"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prefill:
+    """One forward over a prompt.  peak_bytes: above what was there before; kv_bytes: what the cache really holds."""
 
     seconds: float
     peak_bytes: int | None
     kv_bytes: int
 
 
+@torch.inference_mode()
+def prefill(workload: Workload, contender: Contender) -> Prefill:
+    """One forward over the prompt."""
+    gc.collect()
+    with workload.running(contender):
+        peak = Peak(workload.device)
+        seconds, output = timed(workload.device, partial(forward, workload, ours=contender.ours))
+    return Prefill(seconds=seconds, peak_bytes=peak.bytes(), kv_bytes=held(output.past_key_values))
+
+
+def forward(workload: Workload, *, ours: bool) -> Any:
+    """A prefill, as `generate` asks for it, or our decoding."""
+    with last_alone(workload.model) if ours and not workload.last_logits else nullcontext():
+        return workload.model(**workload.inputs, use_cache=True, **workload.last_logits)
+
+
+def held(cache: Any) -> int:
+    """Bytes of memory behind the keys and values of a cache."""
+    parts = [part for layer in cache.layers for part in (layer.keys, layer.values)]
+    return sum(part.untyped_storage().nbytes() for part in parts if part is not None)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One plan.  Times in seconds, of the whole batch; ratios are over the unpruned run.
+class Answer:
+    """One answer, from the raw media if there are any, else from embeddings.
 
-    flops_ratio: of the prefill, attention counted causally, as the kernels compute it.
-    decode: per new token. end_to_end: encoders (if the shape has any), prefill and `new_tokens` tokens.
-    prefill_peak_bytes, peak_bytes: above the weights; of the prefill, and end to end.
+    seconds: of everything. decode: of each token after the first; None for an answer of one token. wall: what a watch
+    on the wall shows, captures included. kept_bytes: memory that is in use afterwards and was not before.
     """
 
-    plan: str
-    new_tokens: int
-    tokens_per_layer: tuple[int, ...]
-    flops: int
-    flops_ratio: float
-    prefill: Spread
-    prefill_ratio: Spread
-    kv_bytes: int
-    kv_bytes_expected: int
-    prefill_peak_bytes: int | None
-    decode: Spread | None = None
-    decode_ratio: Spread | None = None
-    end_to_end: Spread | None = None
-    end_to_end_ratio: Spread | None = None
-    peak_bytes: int | None = None
-
-    @property
-    def gap(self) -> float:
-        """How much more (or less) of its time than of its FLOPs the prefill kept."""
-        return self.prefill_ratio.median / self.flops_ratio - 1
+    seconds: float
+    decode: float | None
+    wall: float
+    peak_bytes: int | None
+    kept_bytes: int
 
 
-def timed(device: torch.device, work: Callable[[], T], warm: Callable[[], Any] | None = None) -> tuple[float, T]:
-    """Seconds of some work: CPU time of the process, or GPU time between two events.
+@dataclass(slots=True)
+class _Marks(LogitsProcessor):
+    """Marks when every token is chosen, the first of which ends the prefill."""
 
-    warm: keeps a GPU busy beforehand, so that the work is queued up by the time it starts and launches cost nothing.
-    """
-    if device.type != "cuda":
-        start = time.process_time()
-        result = work()
-        return time.process_time() - start, result
-    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize(device)
-    if warm is not None:
-        warm()
-    first.record()
-    result = work()
-    last.record()
-    last.synchronize()
-    return first.elapsed_time(last) / 1000, result
+    clock: Clock
+    marks: list[Any] = field(default_factory=list)
 
-
-def interleaved(plans: Sequence[Plan], rounds: int, work: Callable[[Plan], T]) -> dict[str, list[T]]:
-    """The results of `work`, by plan and round; each round starts with another plan, and the first one is not kept."""
-    results: dict[str, list[T]] = {plan.name: [] for plan in plans}
-    for number in range(rounds + 1):
-        turn = number % len(plans)
-        for plan in (*plans[turn:], *plans[:turn]):
-            result = work(plan)
-            if number:
-                results[plan.name].append(result)
-    return results
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.marks.append(self.clock.now())
+        return scores
 
 
 @torch.inference_mode()
-def prefill(workload: Workload, plan: Plan) -> Run:
-    """One forward over the embedded prompt, with the logits of the last token."""
-    peak = _Peak(workload)
-    with workload.pruned(plan):
-        seconds, output = timed(workload.device, partial(_forward, workload))
-    return Run(seconds=seconds, peak_bytes=peak.bytes(), kv_bytes=_held(output.past_key_values))
-
-
-@torch.inference_mode()
-def decode(workload: Workload, plan: Plan, new_tokens: int) -> float:
-    """Seconds per new token after a prefill."""
-
-    def steps() -> None:
-        now = output
-        for _ in range(new_tokens):
-            token = now.logits[:, -1:].argmax(-1)
-            now = workload.model(input_ids=token, past_key_values=now.past_key_values, logits_to_keep=1)
-
-    with workload.pruned(plan):
-        output = _forward(workload)
-        return timed(workload.device, steps)[0] / new_tokens
-
-
-@torch.inference_mode()
-def end_to_end(workload: Workload, plan: Plan, new_tokens: int) -> Run:
-    """`generate`, from the raw media where the shape has encoders."""
-    peak, model = _Peak(workload), cast(Any, workload.model)
-    options = {"max_new_tokens": new_tokens, "do_sample": False, "return_dict_in_generate": True}
-    with workload.pruned(plan):
-        seconds, output = timed(workload.device, partial(model.generate, **workload.prompt, **options))
-    return Run(seconds=seconds, peak_bytes=peak.bytes(), kv_bytes=_held(output.past_key_values))
-
-
-def measure(workload: Workload, plans: Sequence[Plan], rounds: int, answer_rounds: int, new_tokens: int) -> list[Row]:
-    """All plans, the first being the unpruned one.
-
-    rounds: of prefills; answer_rounds: of decoding and end to end. new_tokens: 0 to leave those two out.
-    """
-    prefills = interleaved(plans, rounds, partial(prefill, workload))
-    decodes: dict[str, list[float]] = {}
-    answers: dict[str, list[Run]] = {}
-    if new_tokens:
-        decodes = interleaved(plans, answer_rounds, partial(decode, workload, new_tokens=new_tokens))
-        answers = interleaved(plans, answer_rounds, partial(end_to_end, workload, new_tokens=new_tokens))
-    base = plans[0].name
-    return [
-        Row(
-            plan=plan.name,
-            new_tokens=new_tokens,
-            **_of_tokens(workload, plans[0], plan),
-            **_of_prefills(prefills[plan.name], prefills[base]),
-            **(_of_answers(answers[plan.name], answers[base]) if new_tokens else {}),
-            **(_of_decodes(decodes[plan.name], decodes[base]) if new_tokens else {}),
-        )
-        for plan in plans
-    ]
-
-
-def _of_tokens(workload: Workload, base: Plan, plan: Plan) -> dict[str, Any]:
-    decoder = ADAPTER.shape(workload.model.config)
-    full, tokens = (p.tokens(workload.layout, decoder.layers) for p in (base, plan))
-    flops, held = prefill_flops(decoder, tokens), plan.cached(workload.layout, decoder.layers)
-    return {
-        "tokens_per_layer": tokens,
-        "flops": workload.batch * flops,
-        "flops_ratio": flops / prefill_flops(decoder, full),
-        "kv_bytes_expected": workload.batch * kv_bytes(decoder, held, workload.model.dtype.itemsize),
-    }
-
-
-def _of_prefills(runs: Sequence[Run], base: Sequence[Run]) -> dict[str, Any]:
-    seconds = [run.seconds for run in runs]
-    return {
-        "prefill": Spread.of(seconds),
-        "prefill_ratio": Spread.of_ratios(seconds, [run.seconds for run in base]),
-        "prefill_peak_bytes": runs[-1].peak_bytes,
-        "kv_bytes": runs[-1].kv_bytes,
-    }
-
-
-def _of_decodes(seconds: Sequence[float], base: Sequence[float]) -> dict[str, Any]:
-    return {"decode": Spread.of(seconds), "decode_ratio": Spread.of_ratios(seconds, base)}
-
-
-def _of_answers(runs: Sequence[Run], base: Sequence[Run]) -> dict[str, Any]:
-    seconds = [run.seconds for run in runs]
-    return {
-        "end_to_end": Spread.of(seconds),
-        "end_to_end_ratio": Spread.of_ratios(seconds, [run.seconds for run in base]),
-        "peak_bytes": runs[-1].peak_bytes,
-    }
-
-
-class _Peak:
-    """Most memory allocated above the weights from here on; None on a CPU."""
-
-    def __init__(self, workload: Workload) -> None:
-        self._workload = workload
-        if workload.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(workload.device)
-
-    def bytes(self) -> int | None:
-        if self._workload.device.type != "cuda":
-            return None
-        tensors = (*self._workload.model.parameters(), *self._workload.model.buffers())
-        weights = sum(tensor.untyped_storage().nbytes() for tensor in tensors)
-        return torch.cuda.max_memory_allocated(self._workload.device) - weights
-
-
-def _forward(workload: Workload) -> Any:
-    return workload.model(inputs_embeds=workload.embeds, use_cache=True, logits_to_keep=1)
-
-
-def _held(cache: Any) -> int:
-    return sum(part.untyped_storage().nbytes() for layer in cache.layers for part in (layer.keys, layer.values))
+def answer(workload: Workload, contender: Contender, new_tokens: int) -> Answer:
+    """So many tokens, greedily."""
+    gc.collect()
+    device, model, clock = workload.device, workload.model, Clock(workload.device)
+    marks = _Marks(clock)
+    options: dict[str, Any] = {"max_new_tokens": new_tokens, "do_sample": False}
+    options |= {"logits_processor": LogitsProcessorList([marks])}
+    if contender.ours:
+        options["custom_generate"] = workload.decoding
+    before = allocated(device)
+    with workload.running(contender):
+        peak, start = Peak(device), time.perf_counter()
+        generate: Any = model.generate
+        seconds, ids = timed(device, partial(generate, **(workload.raw or workload.inputs), **options))
+        clock.still()
+        wall = time.perf_counter() - start
+    del ids
+    decode = clock.between(marks.marks[0], marks.marks[-1]) / (new_tokens - 1) if new_tokens > 1 else None
+    return Answer(
+        seconds=seconds,
+        decode=decode,
+        wall=wall,
+        peak_bytes=peak.bytes(),
+        kept_bytes=allocated(device) - before,
+    )

@@ -1,139 +1,124 @@
-"""What explains the numbers: the parts of a cut, waits for the device, the encoders, and the machine's own speed."""
+"""What explains the numbers: what cuts cost inside a prefill, waits for the device, and the encoders."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial, wraps
 from typing import Any
 
-import numpy as np
 import torch
+from transformers import PreTrainedModel
 
-from fastav.attention import last_query_attention
-from fastav.bench.measure import Spread, timed
-from fastav.bench.workload import ADAPTER, Workload
-from fastav.engines.transformers.gather import take, take_positions
-from fastav.method import select
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.bench.contenders import Contender
+from fastav.bench.measure import Clock, Spread, forward, timed
+from fastav.bench.workload import Workload, swapped
+from fastav.engines.transformers import gather
+from fastav.engines.transformers.prefill import Prefill
+
+PARTS: Mapping[str, tuple[tuple[Any, str], ...]] = {  # what the engine calls for each part of a cut
+    "score": ((Prefill, "cut"), (Prefill, "cut_cache"), (Prefill, "observe")),
+    "select": ((Prefill, "_select"),),
+    "gather": ((gather, "take"), (Prefill, "_keep"), (Prefill, "layer_arguments"), (Prefill, "laid_out")),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CutCost:
-    """What one cut of 20 % of the media costs at full length, in seconds, against one layer of the unpruned prefill."""
+    """Seconds that all cuts of a plan take within one prefill, by part; merging counts as scoring."""
 
-    tokens: int
     score: Spread
     select: Spread
     gather: Spread
-    layer: float
 
-    @property
-    def share(self) -> float:
-        """Of the layer's time."""
-        return (self.score.median + self.select.median + self.gather.median) / self.layer
+    def share(self, prefill: float) -> float:
+        """Of a prefill of so many seconds."""
+        return (self.score.median + self.select.median + self.gather.median) / prefill
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stall:
-    """Whether a prefill waits for the device; of the unpruned one, that is transformers' own doing.
+@torch.inference_mode()
+def cut_cost(workload: Workload, contender: Contender, rounds: int) -> CutCost:
+    """Measured inside prefills of their own, whose first is not kept: marks in time cost a little time themselves."""
+    found = []
+    with workload.running(contender):
+        for _ in range(rounds + 1):
+            with _watched(Clock(workload.device)) as calls:
+                forward(workload, ours=contender.ours)
+            found.append(calls.seconds())
+    return CutCost(**{part: Spread.of([seconds[part] for seconds in found[1:]]) for part in PARTS})
 
-    prompt: `embeddings`, or `media`, which is encoded first. passed: None where there is no device to wait for.
-    """
 
-    plan: str
-    prompt: str
-    passed: bool | None
-    error: str | None = None
+@dataclass(slots=True)
+class _Calls:
+    """Calls of what makes up a cut: part, start, end, and how many of the others they stand in."""
+
+    clock: Clock
+    spans: list[tuple[str, Any, Any, int]] = field(default_factory=list)
+    depth: int = 0
+
+    def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, whose calls are noted."""
+
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            start, self.depth = self.clock.now(), self.depth + 1
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.depth -= 1
+                self.spans.append((part, start, self.clock.now(), self.depth))
+
+        return call
+
+    def seconds(self) -> dict[str, float]:
+        """By part, each call without those that stand in it."""
+        total = dict.fromkeys(PARTS, 0.0)
+        inner = [0.0] * 16  # seconds so far of calls at each depth, since the one around them began
+        for part, start, end, depth in self.spans:  # inner calls end first
+            seconds = self.clock.between(start, end)
+            total[part] += seconds - inner[depth + 1]
+            inner[depth] += seconds
+            inner[depth + 1] = 0.0
+        return total
+
+
+@contextmanager
+def _watched(clock: Clock) -> Iterator[_Calls]:
+    """While active, what the engine calls to cut is timed."""
+    calls = _Calls(clock)
+    with ExitStack() as stack:
+        for part, places in PARTS.items():
+            for owner, name in places:
+                stack.enter_context(swapped(owner, name, calls.timed(part, getattr(owner, name))))
+        yield calls
 
 
 @torch.inference_mode()
 def encode(workload: Workload, rounds: int) -> Spread | None:
-    """Seconds of the encoders and projectors; None if the shape has none."""
+    """Seconds of the encoders and projectors; None where there is no raw media."""
     if workload.raw is None:
         return None
-    embed = partial(workload.model.model.embed, **workload.raw)
+    embed = partial(_embedding(workload.model), **workload.raw)
     return Spread.of([timed(workload.device, embed)[0] for _ in range(rounds + 1)][1:])
 
 
-@torch.inference_mode()
-def cut_cost(workload: Workload, prefill: float, rounds: int, calls: int = 10) -> CutCost:
-    """What scoring, selecting and gathering cost, each by itself on tensors of the prefill's shapes.
-
-    prefill: seconds of the unpruned one.
-    """
-    decoder, layout, device = ADAPTER.shape(workload.model.config), workload.layout, workload.device
-    hidden, batch, n = workload.embeds, workload.batch, len(layout)
-    fine = Step(layers="0", method="position", keep=Keep(media=Share(0.8)))
-    (cut,) = Plan((fine,)).schedule(layout, decoder.layers)
-    make = partial(torch.randn, device=device, dtype=hidden.dtype)
-    query, key = (make(batch, heads, n, decoder.head_dim) for heads in (decoder.heads, decoder.kv_heads))
-    rotary = make(2, 1, n, decoder.head_dim)
-    modality = torch.as_tensor(np.array(layout.modality), device=device).long().expand(batch, n)
-    slots = torch.arange(n, device=device).expand(batch, n)
-    counts = [(pool, torch.full((batch,), count, device=device)) for pool, count in cut.counts.items()]
-    scores = last_query_attention(query, key, None, None, decoder.head_dim**-0.5)
-    chosen, _ = select(scores, modality, counts, cut.total)
-
-    def gather() -> Any:
-        kept = slots.gather(1, chosen)
-        parts = [take(table, kept) for table in rotary]
-        return take(hidden, chosen), parts, take_positions(slots[:1], kept), modality.gather(1, kept)
-
-    parts = {
-        "score": lambda: last_query_attention(query, key, None, None, decoder.head_dim**-0.5),
-        "select": lambda: select(scores, modality, counts, cut.total),
-        "gather": gather,
-    }
-    square = make(4096, 4096) if device.type == "cuda" else hidden  # 100 products take some 20 ms
-
-    def seconds(part: Callable[[], Any]) -> float:
-        ahead = partial(_repeat, partial(torch.matmul, square, square), 100)
-        return timed(device, partial(_repeat, part, calls), ahead)[0] / calls
-
-    times = {name: Spread.of([seconds(part) for _ in range(rounds + 1)][1:]) for name, part in parts.items()}
-    return CutCost(tokens=n, layer=prefill / decoder.layers, **times)
+def _embedding(model: PreTrainedModel) -> Callable[..., Any]:
+    inner: Any = model.get_decoder()
+    return inner.embed
 
 
 @torch.inference_mode()
-def stalls(workload: Workload, plan: Plan) -> list[Stall]:
-    """One for each form of the prompt."""
-    prompts: dict[str, Mapping[str, Any]] = {"embeddings": {"inputs_embeds": workload.embeds}}
-    if workload.raw is not None:
-        prompts["media"] = workload.raw
+def wait(workload: Workload, contender: Contender) -> str | None:
+    """What torch says of a prefill's first wait for the device; "" if it never waits, None where there is none."""
     if workload.device.type != "cuda":
-        return [Stall(plan=plan.name, prompt=name, passed=None) for name in prompts]
-    errors = {name: _wait(workload, plan, prompt) for name, prompt in prompts.items()}
-    return [Stall(plan=plan.name, prompt=name, passed=not error, error=error) for name, error in errors.items()]
-
-
-def _wait(workload: Workload, plan: Plan, prompt: Mapping[str, Any]) -> str | None:
-    """What torch says of the first wait; None if there was none."""
-    with workload.pruned(plan):
-        workload.model(**prompt, logits_to_keep=1)  # what happens only once is not held against it
+        return None
+    with workload.running(contender):
+        forward(workload, ours=contender.ours)  # what happens only once is not held against it
         torch.cuda.synchronize(workload.device)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            workload.model(**prompt, logits_to_keep=1)
+            forward(workload, ours=contender.ours)
         except RuntimeError as error:
-            return str(error)
+            return str(error).splitlines()[0]
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return None
-
-
-def context(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """How fast the machine multiplies and copies, to judge the rest by: TFLOP/s and GB/s (read plus written)."""
-    side, numbers = (8192, 2**30) if device.type == "cuda" else (1024, 2**24)
-    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    source = torch.empty(numbers, device=device, dtype=dtype)
-    target = torch.empty_like(source)
-    product = min(timed(device, lambda: torch.matmul(a, b))[0] for _ in range(10))
-    copy = min(timed(device, lambda: target.copy_(source))[0] for _ in range(10))
-    return {
-        "matmul_tflops": 2 * side**3 / product / 1e12,
-        "copy_gb_per_second": 2 * numbers * dtype.itemsize / copy / 1e9,
-    }
-
-
-def _repeat(work: Callable[[], Any], times: int) -> None:
-    for _ in range(times):
-        work()
+    return ""

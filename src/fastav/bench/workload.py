@@ -1,206 +1,196 @@
-"""What is run: a model of random weights, a prompt of random content, and the plans that prune it."""
+"""What is run: a model of random weights, and a batch of prompts of random content."""
 
+import gc
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
+from inspect import signature
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
 
-from fastav.engines.transformers import prune
+from fastav.adapter import ModelAdapter
+from fastav.bench.contenders import Contender
+from fastav.bench.subjects import Prompt, Subject
+from fastav.engines.transformers import Decoding, decoding, prune
+from fastav.errors import FastAVError, UnsupportedModel
 from fastav.layout import Layout, Modality
-from fastav.models.videollama2 import VideoLlama2Adapter, VideoLlama2Config, VideoLlama2ForConditionalGeneration
-from fastav.plan import Before, Keep, Plan, Share, Step, Tokens
-from fastav.presets import NONE, fastav, trim
+from fastav.models.videollama2 import VideoLlama2Config
 
-ADAPTER = VideoLlama2Adapter()
-_TINY_ENCODERS = {
-    "vision_config": {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "image_size": 28,
-        "patch_size": 14,
-    },
-    "beats_config": {
-        "embed_dim": 16,
-        "encoder_layers": 1,
-        "encoder_embed_dim": 16,
-        "encoder_ffn_embed_dim": 16,
-        "encoder_attention_heads": 2,
-        "conv_pos": 16,
-        "conv_pos_groups": 2,
-    },
-    "mm_hidden_size": 16,
-    "mm_hidden_size_a": 16,
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """A model and a prompt.
-
-    config: what differs from the release. text: its tokens. media: tokens of audio and video together, two thirds of
-    them video and half of the audio padding; None to encode a clip, which gives as many as the model's scheme says.
-    batches: batch sizes. keep: what stays at the global cut.
-    """
-
-    name: str
-    config: Mapping[str, Any] = field(default_factory=dict)
-    text: int
-    media: int | None
-    batches: tuple[int, ...]
-    keep: Keep
-
-    def layout(self, config: VideoLlama2Config) -> Layout:
-        """Text, video, audio, text."""
-        if self.media is None:
-            return ADAPTER.example(config, audio=None, video=None, text=self.text)
-        video = 2 * self.media // 3
-        audio = self.media - video
-        return Layout.join(
-            [
-                Layout.of(Modality.TEXT, self.text // 4),
-                Layout.of(Modality.VIDEO, video),
-                Layout.of(Modality.AUDIO, audio, padding=np.arange(audio) >= audio // 2),
-                Layout.of(Modality.TEXT, self.text - self.text // 4),
-            ]
-        )
-
-    def plans(self) -> tuple[Plan, ...]:
-        """Unpruned first; then hooks and scores without a cut, which shows what those cost alone; then what prunes."""
-        everything = Keep(media=Share(1.0))
-        hooks = (
-            Step(layers="middle", method="position", keep=everything),
-            Step(layers="middle+1..", method="last-query", keep=everything),
-        )
-        return (
-            NONE,
-            Plan(hooks, "hooks only"),
-            fastav(self.keep, drop=0, name="global only"),
-            fastav(self.keep, drop=0.2),
-            trim(),
-        )
-
-
-SHAPES = {
-    shape.name: shape
-    for shape in (
-        Shape(
-            name="tiny",
-            config=_TINY_ENCODERS
-            | {
-                "vocab_size": 64,
-                "hidden_size": 32,
-                "hidden_size_a": 32,
-                "intermediate_size": 48,
-                "num_hidden_layers": 4,
-                "num_attention_heads": 4,
-                "num_key_value_heads": 2,
-                "num_frames": 64,
-                "most_frames": 64,
-                "audio_seconds": 2,
-                "audio_clips": 1,
-                "audio_clip_seconds": 1,
-            },
-            text=20,
-            media=None,
-            batches=(1, 2),
-            keep=Keep(audio=Tokens(10)),
-        ),
-        Shape(
-            name="small",
-            config=_TINY_ENCODERS
-            | {
-                "vocab_size": 1024,
-                "hidden_size": 512,
-                "hidden_size_a": 512,
-                "intermediate_size": 1536,
-                "num_hidden_layers": 16,
-                "num_attention_heads": 8,
-                "num_key_value_heads": 4,
-            },
-            text=128,
-            media=4096 - 128,
-            batches=(1,),
-            keep=Keep(media=Before(750)),
-        ),
-        Shape(name="videollama2", text=44, media=None, batches=(1, 4), keep=Keep(audio=Tokens(10))),
-    )
-}
+ORDINARY = range(8, 200)  # ids that stand for words in every vocabulary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """A model, and a batch of prompts in both forms: as embeddings, and as ids with media to encode (None without)."""
+    """A model, and a batch of alike prompts.
 
-    model: VideoLlama2ForConditionalGeneration
+    inputs: what `forward` is given: embeddings, or ids where the family takes no embeddings. raw: ids with media to
+    encode; None where the family's are not known, or the prompt is not what its encoders give.
+    """
+
+    model: PreTrainedModel
+    adapter: ModelAdapter
     layout: Layout
     batch: int
-    embeds: Tensor
+    inputs: Mapping[str, Tensor]
     raw: Mapping[str, Tensor] | None
+    decoding: Decoding
 
     @property
     def device(self) -> torch.device:
         """Where it runs."""
-        return self.embeds.device
+        return self.model.device
 
     @property
-    def prompt(self) -> dict[str, Tensor]:
-        """What `generate` is given."""
-        return {"inputs_embeds": self.embeds} if self.raw is None else dict(self.raw)
+    def last_logits(self) -> dict[str, int]:
+        """What has `forward` make the last token's logits only; nothing, where a family makes all."""
+        return {"logits_to_keep": 1} if "logits_to_keep" in signature(self.model.forward).parameters else {}
 
     @contextmanager
-    def pruned(self, plan: Plan) -> Iterator[None]:
-        """While active, the model is pruned by the plan, or untouched if it has no step."""
-        if not plan.steps:
+    def running(self, contender: Contender) -> Iterator[None]:
+        """While active, the model attends and is pruned as this contender asks."""
+        if self.model.config._attn_implementation != contender.attention:
+            _attend_by(self.model, contender.attention)
+        if not contender.plan.steps:
             yield
             return
-        with prune(self.model, plan, layouts=[self.layout] * self.batch, adapter=ADAPTER):
+        with prune(self.model, contender.plan, layouts=[self.layout] * self.batch, adapter=self.adapter):
             yield
 
 
-def build_model(shape: Shape, device: torch.device, dtype: torch.dtype) -> VideoLlama2ForConditionalGeneration:
-    """Random weights, made on the device; nothing ends an answer early."""
+def build_model(of: Subject, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """Random weights of the real shape, made on the device; nothing ends an answer early.
+
+    Raises: FastAVError if there is no room for them.
+    """
+    _require_room(of, device, weight_bytes(of, dtype))
     torch.manual_seed(0)
-    settings: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None} | dict(shape.config)
-    config = VideoLlama2Config(**settings)
-    with torch.device(device):
-        model = VideoLlama2ForConditionalGeneration._from_config(config, dtype=dtype, attn_implementation="sdpa")
-    return model.eval()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device), warnings.catch_warnings(action="ignore"):  # of configurations without checkpoints
+            model = of.adapter.build(of.config)
+    except Exception as error:
+        if not lacks_memory(error):
+            raise
+        raise FastAVError(f"out of memory for the weights of {of.name}", "try --dtype bfloat16") from None
+    finally:
+        torch.set_default_dtype(before)
+    model.set_attn_implementation("sdpa")
+    model.generation_config = GenerationConfig(pad_token_id=0)
+    model.eval()
+    return model
 
 
-@torch.inference_mode()
-def build(shape: Shape, model: VideoLlama2ForConditionalGeneration, batch: int) -> Workload:
+def weight_bytes(of: Subject, dtype: torch.dtype) -> int:
+    """Bytes of all weights, from the configuration alone."""
+    with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+        return dtype.itemsize * sum(weight.numel() for weight in of.adapter.build(of.config).parameters())
+
+
+def build(model: PreTrainedModel, adapter: ModelAdapter, prompt: Prompt, batch: int) -> Workload:
     """A batch of prompts of random content."""
-    config, device, dtype = model.config, model.device, model.dtype
-    layout = shape.layout(config)
-    if shape.media is not None:
-        embeds = torch.randn(batch, len(layout), config.hidden_size, device=device, dtype=dtype)
-        return Workload(model=model, layout=layout, batch=batch, embeds=embeds, raw=None)
-    scheme = config.scheme
+    layout, device = prompt.layout, model.device
+    prepare: Any = model.prepare_inputs_for_generation
+    if "inputs_embeds" in signature(prepare).parameters:
+        hidden = adapter.shape(model.config).hidden
+        inputs = {"inputs_embeds": torch.randn(batch, len(layout), hidden, device=device, dtype=model.dtype)}
+    else:
+        low, high = ORDINARY.start, ORDINARY.stop
+        inputs = {"input_ids": torch.randint(low, high, (batch, len(layout)), device=device)}
+    return Workload(
+        model=model,
+        adapter=adapter,
+        layout=layout,
+        batch=batch,
+        inputs=inputs,
+        raw=_raw(model, layout, batch),
+        decoding=Decoding(adapter),
+    )
+
+
+def _raw(model: PreTrainedModel, layout: Layout, batch: int) -> dict[str, Tensor] | None:
+    """Ids and random media of VideoLLaMA2, whose number of tokens is what its encoders give; else None."""
+    config = model.config
+    if not isinstance(config, VideoLlama2Config):
+        return None
+    scheme, device, dtype = config.scheme, model.device, model.dtype
+    frames, side = min(scheme.num_frames, scheme.most_frames), scheme.image_size
+    if layout.count(Modality.VIDEO) != scheme.video_tokens(frames):
+        return None
+    if layout.count(Modality.AUDIO) != scheme.audio_tokens:
+        return None
     placeholder = {Modality.VIDEO: scheme.video_token_id, Modality.AUDIO: scheme.audio_token_id, Modality.TEXT: 1}
     row = torch.tensor([placeholder[Modality(m)] for m in layout.modality], device=device)
-    side = scheme.image_size
-    raw = {
+    return {
         "input_ids": row.expand(batch, -1).contiguous(),
-        "pixel_values_videos": torch.randn(batch, scheme.num_frames, 3, side, side, device=device, dtype=dtype),
+        "pixel_values_videos": torch.randn(batch, frames, 3, side, side, device=device, dtype=dtype),
         "input_features": torch.randn(batch, scheme.fbank_rows, scheme.mel_bins, device=device, dtype=dtype),
     }
-    return Workload(model=model, layout=layout, batch=batch, embeds=model.model.embed(**raw), raw=raw)
 
 
-def describe(shape: Shape, workload: Workload) -> dict[str, Any]:
-    """The shape as JSON holds it."""
-    decoder = ADAPTER.shape(workload.model.config)
-    return {
-        "name": shape.name,
-        "decoder": asdict(decoder),
-        "prompt": workload.layout.by_modality(),
-        "padding": int(workload.layout.padding.sum()),
-        "dtype": str(workload.model.dtype).removeprefix("torch."),
-        "plans": {plan.name: [step.to_dict() for step in plan.steps] for plan in shape.plans()},
-    }
+def _attend_by(model: PreTrainedModel, attention: str) -> None:
+    """Raises: UnsupportedModel for attention that the model has no use for."""
+    try:
+        model.set_attn_implementation(attention)
+    except (ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise UnsupportedModel(f"{type(model).__name__} cannot run with {attention}: {reason}") from None
+
+
+@contextmanager
+def captures(number: int) -> Iterator[None]:
+    """While active, as many captured steps are held, so that none is captured twice; afterwards none is."""
+    with swapped(decoding, "CAPTURED", number):
+        try:
+            yield
+        finally:
+            decoding._captured.clear()
+
+
+@contextmanager
+def swapped(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """While active, an attribute of a class or module is another."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether this is torch's way, or Python's, to say that memory is out."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def release() -> None:
+    """Give back memory that nothing refers to any more."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def _require_room(of: Subject, device: torch.device, weights: int) -> None:
+    left = _room(device)
+    if left is not None and weights > left:
+        raise FastAVError(
+            f"the weights of {of.name} take {weights / 1e9:.1f} GB, and {device} has {left / 1e9:.1f} GB left",
+            "try --dtype bfloat16, or another machine",
+        )
+
+
+def _room(device: torch.device) -> int | None:
+    """Bytes of memory that are free; None where nothing tells."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+    return next((1024 * int(kilobytes) for kilobytes in found), None)

@@ -10,7 +10,21 @@ from typing import Annotated
 import typer
 
 from fastav import __version__
-from fastav.cli import ablate, calibrate, evaluate, flops, leaderboard, methods, models, plan, recipes, report, run
+from fastav.cli import (
+    ablate,
+    batch,
+    bench,
+    calibrate,
+    evaluate,
+    flops,
+    leaderboard,
+    methods,
+    models,
+    plan,
+    recipes,
+    report,
+    run,
+)
 from fastav.cli._text import complain
 from fastav.errors import FastAVError
 
@@ -26,6 +40,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 app.command("run")(run.run)
+app.command("batch")(batch.batch)
+app.command("bench")(bench.bench)
 app.command("flops")(flops.flops)
 app.add_typer(plan.app, name="plan")
 app.command("eval")(evaluate.evaluate)

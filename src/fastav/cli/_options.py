@@ -1,7 +1,7 @@
 """Arguments and options that several commands take."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -35,6 +35,46 @@ Rows = Annotated[
     typer.Option("--out", metavar="FILE", help="Where rows go as they come; what is there is not done again."),
 ]
 KeepGoing = Annotated[bool, typer.Option("--keep-going", help="Write samples that fail down as errors, and go on.")]
+
+# a question, and how its answer's tokens are chosen
+Use = Annotated[
+    Literal["auto", "both", "video", "audio"], typer.Option(help="Tracks to show the model; auto: those there are.")
+]
+MaxNewTokens = Annotated[int, typer.Option(min=1, metavar="N", help="Longest answer.")]
+Temperature = Annotated[
+    float, typer.Option(metavar="T", help="Draw tokens, the more evenly the higher; 0: take the likeliest.")
+]
+TopP = Annotated[float, typer.Option(metavar="P", help="Draw among the likeliest tokens with this share together.")]
+TopK = Annotated[int | None, typer.Option(metavar="N", help="Draw among so many tokens.  [default: all]")]
+RepetitionPenalty = Annotated[
+    float | None, typer.Option(metavar="X", help="Divide logits of tokens that occurred.  [default: as the model says]")
+]
+Stop = Annotated[
+    list[str] | None, typer.Option(metavar="TEXT", help="End an answer before this text. May be given again.")
+]
+Seed = Annotated[int | None, typer.Option(min=0, max=2**63 - 1, metavar="N", help="Of the draws.  [default: chance]")]
+
+
+def sampling(
+    temperature: float,
+    top_p: float,
+    top_k: int | None,
+    repetition_penalty: float | None,
+    stop: list[str] | None,
+    seed: int | None,
+) -> Any:
+    """These options as the library takes them.  Raises: FastAVError."""
+    from fastav.engine import Sampling
+
+    return Sampling(
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        repetition_penalty=repetition_penalty,
+        stop=tuple(stop or ()),
+        seed=seed,
+    )
+
 
 # the settings of FastAV
 Drop = Annotated[

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -31,10 +31,14 @@ def run(
     repeat: Annotated[
         int | None, typer.Option(min=1, metavar="N", help=f"Runs of each with --compare.  [default: {REPEAT}]")
     ] = None,
-    use: Annotated[
-        Literal["auto", "both", "video", "audio"], typer.Option(help="Tracks to show the model; auto: those there are.")
-    ] = "auto",
-    max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Longest answer.")] = 128,
+    use: _options.Use = "auto",
+    max_new_tokens: _options.MaxNewTokens = 128,
+    temperature: _options.Temperature = 0.0,
+    top_p: _options.TopP = 1.0,
+    top_k: _options.TopK = None,
+    repetition_penalty: _options.RepetitionPenalty = None,
+    stop: _options.Stop = None,
+    seed: _options.Seed = None,
     device: _options.Device = None,
     dtype: _options.Dtype = None,
     as_json: _options.Json = False,
@@ -45,14 +49,16 @@ def run(
     loaded once and runs unpruned and pruned by turns. Without --model the model that comes with fastav answers, which
     knows nothing but a toy world.
 
-    --json prints one object: model, clip, question, device, dtype, versions; and text, token_ids, finish, plan, prompt_tokens,
-    tokens_per_layer, flops, kv_bytes, seconds, peak_bytes; with --compare those of each plan under plans.
+    --json prints one object: model, clip, question, device, dtype, versions; and text, token_ids, finish, plan,
+    prompt_tokens, tokens_per_layer, flops, kv_bytes, seconds, peak_bytes; with --compare those of each plan under
+    plans.
     """
     if repeat is not None and not compare:
         raise PlanError("--repeat is for --compare only", "give both or neither")
     opened = _opened(clip, question, use)
-    pipe = _loaded(model, plan, device, dtype, compare=compare)
-    ask = partial(pipe, opened, question, use=use, max_new_tokens=max_new_tokens)
+    sampling = _options.sampling(temperature, top_p, top_k, repetition_penalty, stop, seed)
+    pipe = loaded(model, plan, device, dtype, compare=compare)
+    ask = partial(pipe, opened, question, use=use, max_new_tokens=max_new_tokens, sampling=sampling)
     report = {"model": model, "clip": clip, "question": question, **_circumstances(pipe)}
     with hushed(), _memory():
         if compare:
@@ -93,7 +99,7 @@ def _opened(path: str, question: str, use: str) -> Any:
     return clip
 
 
-def _loaded(model: str, plan: str, device: str | None, dtype: str | None, *, compare: bool) -> Any:
+def loaded(model: str, plan: str, device: str | None, dtype: str | None, *, compare: bool = False) -> Any:
     """The pipeline; what can be refused without weights is refused before they load."""
     with working(f"reading {model}"), hushed():
         from fastav import pipelines

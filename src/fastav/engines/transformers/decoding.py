@@ -6,7 +6,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -74,7 +74,8 @@ class Decoding:
         echo = Echo(input_ids, self._streamer, self._stop)
         chosen = Chosen(input_ids, generation_config, logits_processor, stopping_criteria, echo)
         inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **kwargs)
-        output = model(**inputs, return_dict=True)
+        with nullcontext() if "logits_to_keep" in kwargs else last_alone(model):
+            output = model(**inputs, return_dict=True)
         token = chosen.take(output.logits[:, -1])
         kwargs["past_key_values"] = output.past_key_values
         del output, inputs
@@ -102,6 +103,17 @@ class Decoding:
                             break
                         token = chosen.take(stepper(token))
                     inputs, given, prompt = stepper.inputs, stepper.cache.stored(), stepper.cache.clock.length
+
+
+@contextmanager
+def last_alone(model: Any) -> Iterator[None]:
+    """While active, a model that cannot be asked for it puts the last token alone through its head."""
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, args: (args[0][:, -1:], *args[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @contextmanager

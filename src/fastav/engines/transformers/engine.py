@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -10,8 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin, TextStreamer
 
 from fastav.adapter import ModelAdapter, Prepared, Request, adapter_for
-from fastav.engine import GREEDY, Answer, Engine, Sampling, Saving
+from fastav.engine import GREEDY, Answer, Engine, Prepare, Run, Sampling, Saving
 from fastav.engines.transformers import guards
+from fastav.engines.transformers.ahead import Ahead, Encoded, on_device
 from fastav.engines.transformers.choosing import Stop, settings
 from fastav.engines.transformers.decoding import Decoding
 from fastav.engines.transformers.pruner import prune
@@ -25,13 +28,37 @@ from fastav.rollout import ALPHA
 from fastav.trace import Trace
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Batch:
+    """Requests that are decoded and tokenized.
+
+    media: seconds that took. encoded: what their encoders said, if they have run.
+    """
+
+    prepared: Prepared
+    media: float
+    encoded: Encoded | None = None
+
+
 class TransformersEngine(Engine):
-    """A loaded model with its processor and adapter."""
+    """A loaded model with its processor and adapter.
+
+    encode_ahead: whether the encoders of a set's next batch run while the current one is answered, for which a device
+    must have room; None for where that is on another stream of a CUDA device. Answers are the same.
+    """
 
     provides: ClassVar[frozenset[Signal]] = frozenset(Signal) - {Signal.GIVEN}
 
-    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, adapter: ModelAdapter) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        adapter: ModelAdapter,
+        *,
+        encode_ahead: bool | None = None,
+    ) -> None:
         self.model, self.processor, self.adapter = model, processor, adapter
+        self._encode_ahead = encode_ahead
 
     @property
     def device(self) -> str:
@@ -77,7 +104,6 @@ class TransformersEngine(Engine):
         if attention is not None and first is not None:
             guards.check_attention(decoder, attention, first)
 
-    @torch.inference_mode()
     def generate(
         self,
         requests: Sequence[Request],
@@ -91,21 +117,70 @@ class TransformersEngine(Engine):
 
         Tokens are those of the model's own `generate`; `fastav.Decoding` chooses them.
         """
+        self._require(plan, max_new_tokens)
+        return self._answers(self._batch(requests, max_new_tokens), plan, max_new_tokens, sampling, on_text)
+
+    def preparer(self, plan: Plan, *, max_new_tokens: int = 128, sampling: Sampling = GREEDY) -> Prepare:
+        """What decodes and tokenizes batches, in any thread, and runs their encoders where that is asked for."""
+        self._require(plan, max_new_tokens)
+        ahead = Ahead(self.model, self.adapter) if self._encodes_ahead(plan) else None
+
+        def prepare(requests: Sequence[Request]) -> Run:
+            batch = self._batch(requests, max_new_tokens)
+            if ahead is not None:
+                batch = replace(batch, encoded=ahead.encode(batch.prepared.inputs))
+            return partial(self._answers, batch, plan, max_new_tokens, sampling)
+
+        return prepare
+
+    @torch.inference_mode()
+    def trace(self, request: Request, plan: Plan, *, alpha: float = ALPHA) -> Trace:
+        """Look at the attention of one prefill.  Takes the queries and keys of all layers on the host."""
+        self.check(self.model.config, plan, adapter=self.adapter)
+        prepared = self.adapter.prepare(self.processor, [request])
+        self._require_room(len(prepared.layouts[0]), 1)
+        inputs = on_device(prepared.inputs, self.model)
+        return trace(self.model, self.adapter, inputs, prepared.layouts[0], plan, alpha)
+
+    def _require(self, plan: Plan, max_new_tokens: int) -> None:
+        """Raises: PlanError, UnsupportedPlan."""
         self.check(self.model.config, plan, adapter=self.adapter)
         if max_new_tokens < 1:
             raise PlanError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+
+    def _encodes_ahead(self, plan: Plan) -> bool:
+        """Whether encoders run ahead: where that is asked for, and nobody listens to them while they run."""
+        depth = self.adapter.shape(self.model.config).layers
+        heard = any(Signal.ENCODER in method_of(step).needs for _, step in (*plan.cuts(depth), *plan.cache_cuts(depth)))
+        asked = self.model.device.type == "cuda" if self._encode_ahead is None else self._encode_ahead
+        return asked and not heard and Ahead.possible(self.model, self.adapter)
+
+    def _batch(self, requests: Sequence[Request], max_new_tokens: int) -> _Batch:
+        """Raises: MediaError, FastAVError for prompts that are too long."""
         start = time.perf_counter()
         prepared = self.adapter.prepare(self.processor, requests)
-        media = time.perf_counter() - start
         self._require_room(max(map(len, prepared.layouts)), max_new_tokens)
-        inputs = {name: self._to_device(value) for name, value in prepared.inputs.items()}
+        return _Batch(prepared=prepared, media=time.perf_counter() - start)
+
+    @torch.inference_mode()
+    def _answers(
+        self,
+        batch: _Batch,
+        plan: Plan,
+        max_new_tokens: int,
+        sampling: Sampling,
+        on_text: Callable[[str], None] | None = None,
+    ) -> tuple[Answer, ...]:
+        prepared, encoded, encoders = batch.prepared, batch.encoded, self.adapter.encoders(self.model)
+        inputs = on_device(prepared.inputs, self.model) if encoded is None else encoded.inputs
         tokenizer: Any = getattr(self.processor, "tokenizer", None)
         stop = Stop(tokenizer, sampling.stop)
-        streamer = _Stream(tokenizer, on_text, stop) if on_text and len(requests) == 1 else None
+        streamer = _Stream(tokenizer, on_text, stop) if on_text and len(prepared.layouts) == 1 else None
         phases, memory = Phases(self.model.device), PeakMemory(self.model.device)
         with (
             prune(self.model, plan, layouts=prepared.layouts, adapter=self.adapter) as pruning,
-            phases.timing(self.model, self.adapter.encoders(self.model)),
+            nullcontext() if encoded is None else encoded.given(encoders),
+            phases.timing(self.model, encoders),
             _seeded(sampling.seed, self.model.device),
         ):
             ids: Any = self.model.generate(  # pyright: ignore[reportCallIssue]
@@ -114,22 +189,14 @@ class TransformersEngine(Engine):
                 max_new_tokens=max_new_tokens,
                 custom_generate=Decoding(self.adapter, streamer=streamer, stop=stop),
             )
-        seconds = {"media": media} | phases.seconds()
-        new = ids[:, inputs["input_ids"].shape[1] :]
-        kept = pruning.tokens()
+        seconds = {"media": batch.media} | phases.seconds()
+        if encoded is not None:
+            seconds["encode"] += encoded.seconds()
+        new, kept = ids[:, inputs["input_ids"].shape[1] :], pruning.tokens()
         return tuple(
             self._answer(prepared, plan, stop, row, new[row], kept[row], seconds, memory.bytes())
-            for row in range(len(requests))
+            for row in range(len(prepared.layouts))
         )
-
-    @torch.inference_mode()
-    def trace(self, request: Request, plan: Plan, *, alpha: float = ALPHA) -> Trace:
-        """Look at the attention of one prefill.  Takes the queries and keys of all layers on the host."""
-        self.check(self.model.config, plan, adapter=self.adapter)
-        prepared = self.adapter.prepare(self.processor, [request])
-        self._require_room(len(prepared.layouts[0]), 1)
-        inputs = {name: self._to_device(value) for name, value in prepared.inputs.items()}
-        return trace(self.model, self.adapter, inputs, prepared.layouts[0], plan, alpha)
 
     def _require_room(self, prompt: int, new: int) -> None:
         config: Any = self.model.config.get_text_config(decoder=True)
@@ -138,12 +205,6 @@ class TransformersEngine(Engine):
                 f"a prompt of {prompt} tokens and {new} new ones exceed the model's {config.max_position_embeddings}",
                 "ask for a shorter answer, or about less of the clip",
             )
-
-    def _to_device(self, value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        features = value.is_floating_point() and value.ndim > 1  # one number an item is a time, which must stay exact
-        return value.to(device=self.model.device, dtype=self.model.dtype if features else value.dtype)
 
     def _answer(
         self,

@@ -1,0 +1,135 @@
+"""Sets of questions, answered in batches: the next one is got ready in a thread while the current one is answered."""
+
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
+from itertools import islice
+from typing import Any, TypeVar
+
+import torch
+
+from fastav.adapter import Request
+from fastav.engine import Answer, Prepare, Run
+from fastav.errors import FastAVError
+
+T = TypeVar("T")
+Asked = tuple[int, Request]  # a request, and its place in the set
+Outcome = tuple[int, Answer | FastAVError]
+Part = tuple[Sequence[Asked], Run]  # what is ready to be answered
+
+WINDOW = 8  # batches' worth of requests that are sorted together, so that those of about one length share a batch
+
+
+def outcomes(requests: Iterable[Request | FastAVError], prepare: Prepare, batch: int) -> Generator[Outcome, None, None]:
+    """Answers, or why there is none, each with its request's place in the set, as they come.
+
+    A batch that fails is tried again in halves, down to the requests that fail by themselves. Closing this early waits
+    for the batch that is being prepared, and leaves no thread behind.
+    requests: read in a thread, a window at a time. One that could not even be made is its error.
+    prepare: as `Engine.preparer` gives it.
+    Raises: whatever reading the requests raises, and errors of a batch that are none of the user's.
+    """
+    maker = _Maker(prepare)
+    with closing(ahead(maker.batches(requests, batch))) as batches:
+        for failed, parts in batches:
+            yield from failed
+            yield from _answered(parts, maker)
+
+
+def _answered(parts: Sequence[Part], maker: "_Maker") -> Iterator[Outcome]:
+    for asked, run in parts:
+        answers = tried(run)
+        if not isinstance(answers, FastAVError):
+            yield from zip((place for place, _ in asked), answers, strict=True)
+        elif len(asked) == 1:
+            yield asked[0][0], answers
+        else:
+            failed, halves = maker.halved(asked)
+            yield from failed
+            yield from _answered(halves, maker)
+
+
+def ahead(items: Iterator[T]) -> Generator[T, None, None]:
+    """The items of an iterator, of which the next one is made in a thread while the current one is used."""
+    end: Any = object()
+    with ThreadPoolExecutor(1, thread_name_prefix="fastav-ahead") as thread:
+        coming = thread.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = thread.submit(next, items, end)
+            yield item
+
+
+def tried(work: Callable[[], T]) -> T | FastAVError:
+    """What some work gives, or the error that says why it gives nothing, without what it held on to."""
+    try:
+        return work()
+    except FastAVError as error:
+        return error.with_traceback(None)
+    except torch.OutOfMemoryError:
+        pass
+    return FastAVError("there is not enough memory to answer this", "ask about less of the clip, or on another device")
+
+
+class _Maker:
+    """Makes batches, one at a time: one that has failed is made anew while a thread is making the next one."""
+
+    def __init__(self, prepare: Prepare) -> None:
+        self._prepare, self._lock = prepare, threading.Lock()
+
+    def batches(
+        self, requests: Iterable[Request | FastAVError], batch: int
+    ) -> Iterator[tuple[list[Outcome], list[Part]]]:
+        """What has failed since the batch before, and the parts that a batch is answered in: one, if none fails.
+
+        The longest of a window come first: what takes more memory than there is shows soon.
+        """
+        numbered = enumerate(requests)
+        while window := list(islice(numbered, WINDOW * batch)):
+            failed: list[Outcome] = []
+            found: list[tuple[Any, Asked]] = []
+            for place, request in window:
+                length = request if isinstance(request, FastAVError) else tried(partial(length_of, request))
+                if isinstance(length, FastAVError):
+                    failed.append((place, length))
+                else:
+                    assert isinstance(request, Request)
+                    found.append((length, (place, request)))
+            ordered = [asked for _, asked in sorted(found, key=lambda one: one[0], reverse=True)]
+            for start in range(0, len(ordered), batch):
+                with self._lock:
+                    also, parts = self._parts(ordered[start : start + batch])
+                yield failed + also, parts
+                failed = []
+            if failed:
+                yield failed, []
+
+    def halved(self, asked: Sequence[Asked]) -> tuple[list[Outcome], list[Part]]:
+        """The two halves of a batch that has failed: what of them fails at once, and parts to answer."""
+        with self._lock:
+            return self._halves(asked)
+
+    def _parts(self, asked: Sequence[Asked]) -> tuple[list[Outcome], list[Part]]:
+        run = tried(partial(self._prepare, [request for _, request in asked]))
+        if not isinstance(run, FastAVError):
+            return [], [(asked, run)]
+        if len(asked) == 1:
+            return [(asked[0][0], run)], []
+        return self._halves(asked)
+
+    def _halves(self, asked: Sequence[Asked]) -> tuple[list[Outcome], list[Part]]:
+        middle = len(asked) // 2
+        (failed, parts), (more, others) = self._parts(asked[:middle]), self._parts(asked[middle:])
+        return failed + more, parts + others
+
+
+def length_of(request: Request) -> tuple[bool, bool, float | int, int]:
+    """What tells how long a prompt will be before any of its media are decoded, in the order in which it matters.
+
+    Whether the video is shown, whether the sound is; the seconds of what is shown; the letters of the question.
+    Raises: MissingTrack.
+    """
+    video, audio = request.tracks
+    shown = (video and request.clip.video, audio and request.clip.audio)
+    return video, audio, max((track.duration for track in shown if track), default=0), len(request.question)

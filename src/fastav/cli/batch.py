@@ -1,0 +1,228 @@
+"""`fastav batch`."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO
+
+import typer
+
+from fastav.cli import _options
+from fastav.cli._quiet import counting, hushed, working
+from fastav.cli._text import duration, number, printable, stderr
+from fastav.cli.run import EMBEDDED, _memory, loaded
+from fastav.errors import FastAVError
+from fastav.files import whole
+
+SOME_FAILED = 1  # the exit code
+
+
+def batch(
+    questions: Annotated[Path, typer.Argument(metavar="QUESTIONS", help="A file of JSON lines: clip, question, ...")],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="Where answers go as they come; those that are there are not asked.")
+    ],
+    model: _options.Model = EMBEDDED,
+    plan: _options.PlanName = "fastav",
+    size: Annotated[int, typer.Option("--batch", min=1, metavar="N", help="Questions answered together.")] = 8,
+    use: _options.Use = "auto",
+    max_new_tokens: _options.MaxNewTokens = 128,
+    temperature: _options.Temperature = 0.0,
+    top_p: _options.TopP = 1.0,
+    top_k: _options.TopK = None,
+    repetition_penalty: _options.RepetitionPenalty = None,
+    stop: _options.Stop = None,
+    seed: _options.Seed = None,
+    device: _options.Device = None,
+    dtype: _options.Dtype = None,
+) -> None:
+    """Answer a file of questions about clips.
+
+    Each line of QUESTIONS is an object: clip (a path, seen from the file's folder), question, and if need be id
+    (otherwise the number of the line) and use. Each line of FILE is one too: id, text, finish, prompt_tokens,
+    new_tokens, flops, kv_bytes, model, plan, fingerprint; or id and error, and the last three. Answers come in any
+    order. The same command goes on where the last one was stopped, and tries again what has failed. docs/batches.md
+
+    The exit code is 1 if some questions could not be answered.
+    """
+    asked = _read(questions, use)
+    sampling = _options.sampling(temperature, top_p, top_k, repetition_penalty, stop, seed)
+    head = _head(model, plan)
+    answered = _answered(out, head)
+    left = [question for question in asked if question.id not in answered]
+    if answered:
+        _say(f"{out} has {number(len(asked) - len(left))} answers; {number(len(left))} are missing")
+    if not left:
+        return
+    pipe = loaded(model, plan, device, dtype)
+    start, failures = time.perf_counter(), []
+    with _memory(), hushed(), _appending(out, answered.values()) as append, counting(model, len(left)) as step:
+        options = {"batch": size, "max_new_tokens": max_new_tokens, "sampling": sampling}
+        with closing(pipe.map(map(_request, left), **options)) as outcomes:
+            for place, outcome in outcomes:
+                if isinstance(outcome, FastAVError):
+                    failures.append(f"{left[place].id}: {' '.join(outcome.message.split())}")
+                append({"id": left[place].id} | _told(outcome) | head)
+                step()
+    _say(f"{number(len(left) - len(failures))} answers in {duration(time.perf_counter() - start)}: {out}")
+    if failures:
+        _say(f"{number(len(failures))} could not be answered; the first is {failures[0]}")
+        raise typer.Exit(SOME_FAILED)
+
+
+# --- questions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Question:
+    id: str | int
+    clip: Path
+    text: str
+    use: str
+
+
+def _read(path: Path, use: str) -> list[_Question]:
+    """All questions of a file.  Raises: FastAVError."""
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
+    except OSError as error:
+        raise FastAVError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise FastAVError(f"{path} is not UTF-8 text") from None
+    questions: dict[str | int, _Question] = {}
+    numbers: dict[str | int, int] = {}
+    for line, text in enumerate(lines, 1):
+        if not text.strip():
+            continue
+        try:
+            question = _question(json.loads(text), line, path.parent, use)
+        except ValueError as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            raise FastAVError(
+                f"line {line} of {path}: {reason}", 'a line is like {"clip": "a.mp4", "question": "What is heard?"}'
+            ) from None
+        if question.id in questions:
+            raise FastAVError(f"line {line} of {path}: the id {question.id!r} is line {numbers[question.id]}'s already")
+        questions[question.id], numbers[question.id] = question, line
+    if not questions:
+        raise FastAVError(f"{path} holds no questions")
+    return list(questions.values())
+
+
+def _question(entry: Any, line: int, folder: Path, use: str) -> _Question:
+    """Raises: ValueError."""
+    if not isinstance(entry, dict):
+        raise ValueError("it is no object")
+    for name in ("clip", "question"):
+        if not (isinstance(entry.get(name), str) and entry[name]):
+            raise ValueError(f"{name} must be a text, got {entry.get(name)!r}")
+    name, shown = entry.get("id", line), entry.get("use", use)
+    if type(name) not in (str, int):
+        raise ValueError(f"id must be a text or a whole number, got {name!r}")
+    if shown not in ("auto", "both", "video", "audio"):
+        raise ValueError(f"use must be auto, both, video or audio, got {shown!r}")
+    return _Question(id=name, clip=folder / entry["clip"], text=entry["question"], use=shown)
+
+
+def _request(question: _Question) -> Any:
+    """The request, or the error that says why there is none."""
+    from fastav.adapter import Request, Use
+
+    try:
+        return Request(clip=_opened(question.clip), question=question.text, use=Use(question.use))
+    except FastAVError as error:
+        return error
+
+
+@lru_cache(maxsize=64)
+def _opened(path: Path) -> Any:
+    """A clip, looked into once for questions that stand together."""
+    from fastav.media import Clip
+
+    return Clip.open(path)
+
+
+# --- answers
+
+
+def _head(model: str, plan: str) -> dict[str, str]:
+    """What every line says of where its answer is from."""
+    with working(f"reading {model}"), hushed():
+        from fastav import pipelines
+
+        adapter, _, _ = pipelines.resolve(model)
+        chosen = pipelines.plan_named(plan, adapter)
+    return {"model": model, "plan": chosen.name or chosen.fingerprint, "fingerprint": chosen.fingerprint}
+
+
+def _answered(path: Path, head: Mapping[str, str]) -> dict[str | int, bytes]:
+    """The lines of a file that hold answers, by id; failures, and a last line that was cut off, do not count.
+
+    Raises: FastAVError if it holds anything but answers, or those of another model or plan, or cannot be a file.
+    """
+    if path.is_dir():
+        raise FastAVError(f"{path} is a folder", "--out names a file")
+    if not path.parent.is_dir():
+        raise FastAVError(f"there is no folder {path.parent}", "make it, or give another --out")
+    if not path.is_file():
+        return {}
+    answers: dict[str | int, bytes] = {}
+    for line, text in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            entry = json.loads(text)
+            model, plan, fingerprint, name = (entry[key] for key in (*head, "id"))
+        except (ValueError, TypeError, KeyError):
+            raise FastAVError(
+                f"line {line} of {path} is no answer of fastav batch", "delete that line, or give another --out"
+            ) from None
+        if model != head["model"]:
+            raise FastAVError(f"{path} holds answers of {model}, not {head['model']}", "give another --out")
+        if fingerprint != head["fingerprint"]:
+            told = f"{plan} ({fingerprint}), not {head['plan']} ({head['fingerprint']})"
+            raise FastAVError(f"{path} holds answers by the plan {told}", "give another --out")
+        if "error" not in entry:
+            answers[name] = text + b"\n"
+    return answers
+
+
+@contextmanager
+def _appending(path: Path, before: Iterable[bytes]) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """What writes a line to a file, behind those that it is to keep; after Ctrl-C it is said how to go on."""
+    if path.is_file():
+        with whole(path) as part:
+            part.write_bytes(b"".join(before))
+    with path.open("ab") as file:
+        try:
+            yield partial(_append, file)
+        except KeyboardInterrupt:
+            _say(f"\nanswers so far are in {path}; the same command goes on from there")
+            raise
+
+
+def _append(file: BinaryIO, line: Mapping[str, Any]) -> None:
+    file.write(json.dumps(line).encode() + b"\n")
+    file.flush()
+
+
+def _told(outcome: Any) -> dict[str, Any]:
+    """What a line says of an answer, or of why there is none."""
+    if isinstance(outcome, FastAVError):
+        return {"error": str(outcome)}
+    return {
+        "text": outcome.text,
+        "finish": outcome.finish,
+        "prompt_tokens": dict(outcome.prompt_tokens),
+        "new_tokens": len(outcome.token_ids),
+        "flops": outcome.flops.to_dict(),
+        "kv_bytes": outcome.kv_bytes.to_dict(),
+    }
+
+
+def _say(text: str) -> None:
+    if sys.stderr is not None:
+        stderr().print(printable(text), soft_wrap=True)
