@@ -10,7 +10,7 @@ RIVALS := $(foreach share,$(SHARES),$(addsuffix @$(share),fastv pyramiddrop dart
 	random strided keep-first snapkv tova)) vtw omnidrop omnizip
 CONTEST := fastv pyramiddrop dycoke@0.25 random@0.5
 
-.PHONY: help setup demo test test-slow compat check format tables leaderboard bench bench-prepare bench-rollout train-tiny gpu \
+.PHONY: help setup demo test test-slow compat check format tables leaderboard bench bench-prepare bench-batches bench-rollout train-tiny gpu \
 	gpu-videollama gpu-salmonn gpu-omni gpu-scaling gpu-rollout clean
 
 help:  ## this list
@@ -63,6 +63,9 @@ bench: $(READY)  ## prefill and answers on one CPU thread, unpruned and pruned, 
 
 bench-prepare: $(READY)  ## time of preparing a clip for every model, against its encoders
 	PYTHONPATH=tests $(BIN)/python tests/prepare_speed.py
+
+bench-batches: $(READY)  ## answers a second of sets of questions, in batches and one by one
+	OMP_NUM_THREADS=1 $(BIN)/python tests/batch_speed.py
 
 bench-rollout: $(READY)  ## time and memory of attention rollout against whole maps
 	$(BIN)/python -m fastav.bench.rollout --out results

@@ -1,5 +1,7 @@
 """`fastav.Decoding` says what `generate` says, and leaves out none of it."""
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -108,6 +110,16 @@ def test_few_captured_steps_are_held(model, monkeypatch):
     for batch in range(1, decoding.CAPTURED + 3):
         both(model, {name: value.repeat(batch, 1) for name, value in ALONE.items()}, capture=True)
     assert len(decoding._captured[model]) == decoding.CAPTURED
+
+
+def test_what_was_captured_goes_with_the_model():
+    model = tiny_model()
+    both(model, ALONE, capture=True)
+    assert model in decoding._captured
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
 
 
 def test_embedded_prompts_are_decoded(model):

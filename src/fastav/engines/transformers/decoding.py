@@ -107,9 +107,13 @@ class Decoding:
 
 @contextmanager
 def last_alone(model: Any) -> Iterator[None]:
-    """While active, a model that cannot be asked for it puts the last token alone through its head."""
-    head = model.get_output_embeddings()
-    hook = head.register_forward_pre_hook(lambda _, args: (args[0][:, -1:], *args[1:]))
+    """While active, a model that cannot be asked for it puts the last token alone through its head, in this thread."""
+    here = threading.get_ident()
+
+    def cut(_: Any, args: tuple[Any, ...]) -> Any:
+        return (args[0][:, -1:], *args[1:]) if threading.get_ident() == here else None
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(cut)
     try:
         yield
     finally:

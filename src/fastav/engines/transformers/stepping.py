@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
+from weakref import ref
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -29,8 +30,8 @@ class Stepper:
     """Steps of one shape: a batch, and the capacity of every layer's buffers.
 
     inputs: arguments of the model's forward for the next step, as the model itself prepares them, without mask and
-    cache. fixed: keep shapes
-    as they are, with masks over whole buffers; on a CUDA device the step is then captured.
+    cache. fixed: keep shapes as they are, with masks over whole buffers; on a CUDA device the step is then captured.
+    The model is not held: one that is gone takes the steppers that are kept for it along.
     """
 
     def __init__(
@@ -44,10 +45,10 @@ class Stepper:
         fixed: bool,
     ) -> None:
         self.cache = StepCache(like, capacities, fixed=fixed)
-        self._model, self._config = model, decoder.config
+        self._model, self._decoder = ref(model), ref(decoder)
+        self._sources = [guards.source(decoder.config, index) for index in range(len(decoder.layers))]
         self.inputs = {name: v.clone() if isinstance(v, Tensor) else v for name, v in inputs.items()}
         self._own = {"past_key_values": self.cache, "attention_mask": _no_mask(decoder.config, model.device)}
-        self._layers = list(decoder.layers)
         self._graph: Any = None
         self._logits: Tensor | None = None
         if fixed and model.device.type == "cuda":
@@ -72,12 +73,15 @@ class Stepper:
         return self._logits
 
     def _step(self) -> Float[Tensor, "batch vocabulary"]:
+        model, decoder = self._model(), self._decoder()
+        assert model is not None
+        assert decoder is not None
+        layers: Any = decoder.layers
         _running.layers = {
-            layer.self_attn: self.cache.steps[guards.source(self._config, index)]
-            for index, layer in enumerate(self._layers)
+            layer.self_attn: self.cache.steps[source] for layer, source in zip(layers, self._sources, strict=True)
         }
         try:
-            logits = self._model(**self.inputs, **self._own).logits[:, -1]
+            logits = model(**self.inputs, **self._own).logits[:, -1]
         finally:
             _running.layers = {}
         self.cache.clock.state.add_(1)
