@@ -16,6 +16,7 @@ from fastav.bench.contenders import BASE, Contender
 from fastav.bench.measure import Spread
 from fastav.bench.session import Session
 from fastav.bench.subjects import Subject, prompts, subject
+from fastav.engines.transformers.compiled import compiled, is_compiled
 from fastav.errors import FastAVError, PlanError, UnknownName, UnsupportedPlan
 from fastav.flops import DecoderShape, kv_bytes, prefill_flops
 from fastav.plan import Keep, Plan, Share, Step
@@ -563,3 +564,34 @@ def test_what_is_timed_as_dense_is_the_same_rollout():
     last = torch.nn.functional.one_hot(torch.tensor([11]), 13).float()
     row = rollout_row([layer], last)[0, :12] @ before
     assert (row - rollout.dense(query, key, 0.1, before)[11]).abs().max() < 1e-5
+
+
+# torch.compile
+
+
+def test_compiled_contenders_come_last():
+    names = [one.name for one in contenders.contenders([TINY.adapter.preset("fastav")], ["sdpa"], compiled=True)]
+    assert names == [BASE, "unpruned", "fastav", "unpruned compiled", "fastav compiled"]
+
+
+def test_modules_are_compiled_while_a_contender_runs(load, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: asked.append((type(module), options)))
+    one = Contender(name="unpruned compiled", plan=NONE, attention="sdpa", ours=True, compiled=True)
+    with load.running(one):
+        pass
+    depth = len(load.model.model.layers)
+    assert [kind.__name__ for kind, _ in asked] == ["Qwen2MLP", "Qwen2RMSNorm", "Qwen2RMSNorm"] * depth
+    assert all(options == {"dynamic": True} for _, options in asked)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it compiles
+def test_compiled_modules_say_the_same(load):
+    decoder = load.adapter.decoder(load.model)
+    expected = logits(load, "fastav")
+    with compiled(decoder):
+        assert is_compiled(decoder)
+        assert (logits(load, "fastav") - expected).abs().max() < 1e-4
+    assert not is_compiled(decoder)
+    assert torch.equal(logits(load, "fastav"), expected)

@@ -46,6 +46,9 @@ def bench(
         typer.Option(help="Of the weights.  [default: bfloat16 on cuda, float32 on cpu]"),
     ] = None,
     attention: Attentions = None,
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="Also ours with norms and MLPs under torch.compile.")
+    ] = False,
     threads: Annotated[int, typer.Option(min=1, max=1024, metavar="N", help="Of a CPU.")] = 1,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the JSON goes, after every part.")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw prefill time against tokens.")] = None,
@@ -86,6 +89,7 @@ def bench(
             device=device,
             dtype=dtype,
             attentions=_listed(attention),
+            compiled=compiled,
             threads=threads,
             commit=commit,
             arguments=given,

@@ -21,22 +21,32 @@ ATTENTIONS = {"sdpa": "sdpa", "eager": "eager", "flash_attention_2": "fa2", "fla
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contender:
-    """One way to answer.  ours: whether our decoding chooses the tokens; else transformers' own `generate` does."""
+    """One way to answer.
+
+    ours: whether our decoding chooses the tokens; else transformers' own `generate` does. compiled: whether norms and
+    MLPs are.
+    """
 
     name: str
     plan: Plan
     attention: str
     ours: bool
+    compiled: bool = False
 
 
-def contenders(plans: Sequence[Plan], attentions: Sequence[str]) -> tuple[Contender, ...]:
-    """transformers' own with every kind of attention; ours with the first of them, unpruned and by every plan."""
+def contenders(plans: Sequence[Plan], attentions: Sequence[str], *, compiled: bool = False) -> tuple[Contender, ...]:
+    """transformers' own with every kind of attention; ours with the first of them, unpruned and by every plan.
+
+    compiled: also ours with norms and MLPs compiled, unpruned and by the first plan.
+    """
     first, *others = attentions
+    twice = [("unpruned compiled", NONE), *((f"{plan.name} compiled", plan) for plan in plans[:1])] if compiled else []
     return (
         Contender(name=BASE, plan=NONE, attention=first, ours=False),
         *(Contender(name=f"{BASE} {ATTENTIONS[kind]}", plan=NONE, attention=kind, ours=False) for kind in others),
         Contender(name="unpruned", plan=NONE, attention=first, ours=True),
         *(Contender(name=plan.name or plan.fingerprint, plan=plan, attention=first, ours=True) for plan in plans),
+        *(Contender(name=name, plan=plan, attention=first, ours=True, compiled=True) for name, plan in twice),
     )
 
 

@@ -144,9 +144,14 @@ def _reason(error: Exception) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prefill:
-    """One forward over a prompt.  peak_bytes: above what was there before; kv_bytes: what the cache really holds."""
+    """One forward over a prompt.
+
+    wall: what a watch on the wall shows, compilation included. peak_bytes: above what was there before; kv_bytes: what
+    the cache really holds.
+    """
 
     seconds: float
+    wall: float
     peak_bytes: int | None
     kv_bytes: int
 
@@ -156,9 +161,10 @@ def prefill(workload: Workload, contender: Contender) -> Prefill:
     """One forward over the prompt."""
     gc.collect()
     with workload.running(contender):
-        peak = Peak(workload.device)
+        peak, start = Peak(workload.device), time.perf_counter()
         seconds, output = timed(workload.device, partial(forward, workload, ours=contender.ours))
-    return Prefill(seconds=seconds, peak_bytes=peak.bytes(), kv_bytes=held(output.past_key_values))
+        wall = time.perf_counter() - start
+    return Prefill(seconds=seconds, wall=wall, peak_bytes=peak.bytes(), kv_bytes=held(output.past_key_values))
 
 
 def forward(workload: Workload, *, ours: bool) -> Any:

@@ -114,6 +114,8 @@ def _others(part: Json) -> Iterator[str]:
         if cut := row["cut"]:
             parts = ", ".join(f"{name} {1000 * cut[name]['median']:.3f}" for name in ("score", "select", "gather"))
             yield f"cuts of {row['contender']}: {parts} ms, {100 * cut['share']:.2f} % of its prefill"
+        if row["compile"] is not None:
+            yield f"{row['contender']}: compiling took {row['compile']:.1f} s"
         if row["waits"]:
             yield f"{row['contender']} waits for the device: {row['waits']}"
     for name, reason in part["failed"].items():

@@ -80,6 +80,7 @@ class Suite:
             "prefill_limit": row["flops"] / self.rates.flops,
             "prefill_peak_bytes": _most(run.peak_bytes for run in runs),
             "kv_bytes": runs[-1].kv_bytes,
+            "compile": self._compile(one, prefills),
             "new_tokens": self.new_tokens,
         }
         row["prefill_over_limit"] = row["prefill"]["median"] / row["prefill_limit"]
@@ -87,6 +88,12 @@ class Suite:
         row["cut"] = self._cut(load, one, row["prefill"]["median"])
         row["waits"] = _refused(partial(probes.wait, load, one))
         return row
+
+    def _compile(self, one: Contender, prefills: Rounds[measure.Prefill]) -> float | None:
+        """Seconds that the first prefill took longer than the others; None where nothing is compiled."""
+        if not one.compiled:
+            return None
+        return max(0.0, prefills.first[one.name].wall - median(run.wall for run in prefills.kept[one.name]))
 
     def _counts(self, load: Workload, one: Contender) -> dict[str, Any]:
         """What the plan foretells: tokens, FLOPs and bytes."""

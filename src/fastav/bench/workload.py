@@ -3,7 +3,7 @@
 import gc
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -17,6 +17,7 @@ from fastav.adapter import ModelAdapter
 from fastav.bench.contenders import Contender
 from fastav.bench.subjects import Prompt, Subject
 from fastav.engines.transformers import Decoding, decoding, prune
+from fastav.engines.transformers.compiled import compiled
 from fastav.errors import FastAVError, UnsupportedModel
 from fastav.layout import Layout, Modality
 from fastav.models.videollama2 import VideoLlama2Config
@@ -55,10 +56,12 @@ class Workload:
         """While active, the model attends and is pruned as this contender asks."""
         if self.model.config._attn_implementation != contender.attention:
             _attend_by(self.model, contender.attention)
-        if not contender.plan.steps:
-            yield
-            return
-        with prune(self.model, contender.plan, layouts=[self.layout] * self.batch, adapter=self.adapter):
+        with ExitStack() as stack:
+            if contender.compiled:
+                stack.enter_context(compiled(self.adapter.decoder(self.model)))
+            if contender.plan.steps:
+                layouts = [self.layout] * self.batch
+                stack.enter_context(prune(self.model, contender.plan, layouts=layouts, adapter=self.adapter))
             yield
 
 

@@ -21,6 +21,7 @@ from fastav.adapter import ModelAdapter, adapter_for
 from fastav.engines.transformers import guards
 from fastav.engines.transformers.buffers import Stored
 from fastav.engines.transformers.choosing import Chosen, Echo, Stop
+from fastav.engines.transformers.compiled import is_compiled
 from fastav.engines.transformers.stepping import ROOM, Stepper, stepped
 from fastav.errors import UnsupportedPlan
 
@@ -130,7 +131,7 @@ def _stepper(
         yield Stepper(model, decoder, inputs, given, capacities, fixed=False)
         return
     shapes = tuple((name, v.shape if isinstance(v, Tensor) else v) for name, v in sorted(inputs.items()))
-    key = (capacities, shapes)
+    key = (capacities, shapes, is_compiled(decoder))
     with _captures:
         stepper = _captured.setdefault(model, OrderedDict()).pop(key, None)
     stepper = stepper or Stepper(model, decoder, inputs, given, capacities, fixed=True)
