@@ -1,7 +1,7 @@
 """Run the tests against the oldest and the newest supported transformers: `make compat`.
 
-Each version is installed into `.compat/` beside the environment and put first on the path; what passed, with versions
-and commit, goes to `results/compat.json`. Takes some minutes a version.
+Each version is installed into `.compat/` beside the environment and put first on the path; what passed, with commit and
+date, goes to `results/compat.json`. Takes some minutes a version; `python tests/compat.py 5.23.0` runs that one alone.
 """
 
 import json
@@ -33,21 +33,26 @@ def run(version: str, extras: list[str]) -> dict[str, int]:
     return {kind: int(count) for count, kind in counts}
 
 
-def main() -> int:
-    """Run every version; 0 if all passed."""
+def commit() -> str:
+    """What is tested."""
     git = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    result = {
-        "command": "make compat",
-        "commit": commit,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": sys.version.split()[0],
-        "transformers": {version: run(version, extras) for version, extras in VERSIONS.items()},
-    }
-    (ROOT / "results" / "compat.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+
+def main(versions: list[str]) -> int:
+    """Run these versions, or all; 0 if all tests passed."""
+    kept = ROOT / "results" / "compat.json"
+    result = json.loads(kept.read_text(encoding="utf-8")) | {"python": sys.version.split()[0]}
+    failed = False
+    for version in versions or VERSIONS:
+        circumstances = {"commit": commit(), "date": datetime.now(UTC).isoformat(timespec="seconds")}
+        counts = run(version, VERSIONS[version])
+        failed = failed or bool(set(counts) & {"failed", "error", "errors"})
+        result["transformers"][version] = circumstances | counts
+        kept.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=2))
-    return any(set(counts) & {"failed", "error", "errors"} for counts in result["transformers"].values())
+    return failed
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

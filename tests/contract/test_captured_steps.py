@@ -7,13 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from contract.test_families import NAMES, REFERENCE, family_of
+from contract.test_families import NAMES, REFERENCE, family_of, generate
 from fastav.adapter import Request
-from fastav.engines.transformers import Decoding, decoding, prune
+from fastav.engines.transformers import Decoding, decoding, prune, stepping
 from fastav.engines.transformers.buffers import Stored
 from fastav.engines.transformers.stepping import Stepper, stepped
 from fastav.media import Clip
 from fastav.pipelines import pipeline
+from fastav.presets import NONE
+from support import replay
 from support.launches import DEVICE, WouldWait, launches
 
 MOST_LAUNCHES = 180
@@ -78,3 +80,32 @@ def test_a_step_of_our_own_models_does_not_wait(name, made):
     prepared = pipe.adapter.prepare(pipe.engine.processor, [Request(clip=clip, question="What is heard?")])
     names = step_of(pipe.engine.model, pipe.adapter, prepared.inputs, prepared.layouts, pipe.plan, made)
     assert len(names) < 70 * pipe.adapter.shape(pipe.engine.model.config).layers
+
+
+# --- replayed, by a stand-in for CUDA graphs
+
+
+@pytest.fixture
+def _replaying(monkeypatch):
+    monkeypatch.setattr(stepping, "CAPTURING", {"cpu"})
+    monkeypatch.setattr(stepping, "record", replay.record)
+    monkeypatch.setattr(decoding, "_captured", type(decoding._captured)())
+
+
+@pytest.mark.usefixtures("_replaying")
+@pytest.mark.parametrize("name", NAMES)
+def test_replayed_steps_say_what_generate_says(name):
+    family = family_of(name)
+    if family.adapter.steps_wait:
+        pytest.skip("its steps are not captured")
+    model = family.model()
+    for prepared in (family.prepared, family.prepare(family.clips[1]), family.prepare(family.clips[0])):
+        for plan in (NONE, family.plan, NONE):
+            with prune(model, plan, adapter=family.adapter, layouts=prepared.layouts):
+                expected = generate(model, prepared)
+                found = generate(model, prepared, custom_generate=Decoding(family.adapter, capture=True))
+            assert torch.equal(found.sequences, expected.sequences)
+            assert (torch.stack(found.logits) - torch.stack(expected.logits)).abs().max() < 2e-4
+    steppers = decoding._captured[model].values()
+    assert all(stepper._graph is not None for stepper in steppers)
+    assert len(steppers) < 9  # some served more than one answer

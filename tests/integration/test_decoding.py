@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -252,3 +253,70 @@ def test_attention_is_as_before_afterwards(model):
     before = dict(vars(ALL_ATTENTION_FUNCTIONS))
     both(model, ALONE)
     assert vars(ALL_ATTENTION_FUNCTIONS) == before
+
+
+# --- what a review found
+
+
+def test_a_broken_prompt_leaves_nothing_behind(model, monkeypatch):
+    monkeypatch.setattr(decoding, "_captured", type(decoding._captured)())
+    embeds = model.get_input_embeddings()(ROWS[0]).detach()
+    broken = {"inputs_embeds": torch.cat([embeds * torch.nan, embeds], 1)}
+    model.generate(**broken, **GREEDY, custom_generate=Decoding(TinyAdapter(), capture=True))
+    equal(*both(model, {"inputs_embeds": embeds}, NONE, layouts=TinyAdapter().layouts(None, ALONE), capture=True))
+    assert len(decoding._captured[model]) == 1
+
+
+def test_steps_of_other_weights_are_other_steps(monkeypatch):
+    monkeypatch.setattr(decoding, "_captured", type(decoding._captured)())
+    model = tiny_model()
+    equal(*both(model, ALONE, capture=True))
+    model.double()
+    equal(*both(model, ALONE, capture=True))
+    assert len(decoding._captured[model]) == 2
+    assert decoding.forget(model)
+    assert not decoding.forget(model)
+
+
+def test_buffers_are_given_back_once_they_are_copied(model, monkeypatch):
+    monkeypatch.setattr(decoding, "ROOM", 4)
+    events = []
+    plain = decoding._stepper
+
+    @contextmanager
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        with plain(*args, **kwargs) as stepper:
+            number = len(events)
+            events.append(("taken", number))
+            begin = stepper.begin
+            monkeypatch.setattr(stepper, "begin", lambda *a: (begin(*a), events.append(("begun", number)))[0])
+            yield stepper
+        events.append(("given back", number))
+
+    monkeypatch.setattr(decoding, "_stepper", watched)
+    both(model, ALONE, max_new_tokens=10)
+    backs = [place for place, (what, _) in enumerate(events) if what == "given back"]
+    begins = [place for place, (what, _) in enumerate(events) if what == "begun"]
+    assert len(begins) > 2
+    assert all(back > begun for back, begun in zip(backs, begins[1:], strict=False))
+
+
+def test_criteria_get_scores_as_generate_gives_them(model):
+    seen: list[Any] = []
+
+    class Looking(StoppingCriteria):
+        def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+            seen.append(None if scores is None else len(scores))
+            return torch.zeros(len(input_ids), dtype=torch.bool)
+
+    both(model, ALONE, stopping_criteria=[Looking()], output_scores=True)
+    theirs, ours = seen[:STEPS], seen[STEPS:]
+    assert ours == theirs
+    seen.clear()
+    model.generate(**ALONE, **GREEDY, stopping_criteria=[Looking()], custom_generate=Decoding(TinyAdapter()))
+    assert seen == [None] * STEPS
+
+
+def test_an_offloaded_cache_is_refused(model):
+    with pytest.raises(UnsupportedPlan, match="another kind"):
+        model.generate(**ALONE, **GREEDY, cache_implementation="offloaded", custom_generate=Decoding(TinyAdapter()))

@@ -18,7 +18,7 @@ from fastav.engines.transformers.prefill import Prefill
 PARTS: Mapping[str, tuple[tuple[Any, str], ...]] = {  # what the engine calls for each part of a cut
     "score": ((Prefill, "cut"), (Prefill, "cut_cache"), (Prefill, "observe")),
     "select": ((Prefill, "_select"),),
-    "gather": ((gather, "take"), (Prefill, "_keep"), (Prefill, "layer_arguments"), (Prefill, "laid_out")),
+    "gather": ((gather, "take"), (Prefill, "_keep"), (Prefill, "layer_arguments"), (Prefill, "handed_on")),
 }
 
 

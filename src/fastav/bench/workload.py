@@ -54,8 +54,7 @@ class Workload:
     @contextmanager
     def running(self, contender: Contender) -> Iterator[None]:
         """While active, the model attends and is pruned as this contender asks."""
-        if self.model.config._attn_implementation != contender.attention:
-            _attend_by(self.model, contender.attention)
+        _attend_by(self.model, contender.attention)
         with ExitStack() as stack:
             if contender.compiled:
                 stack.enter_context(compiled(self.adapter.decoder(self.model)))
@@ -83,7 +82,7 @@ def build_model(of: Subject, device: torch.device, dtype: torch.dtype) -> PreTra
         raise FastAVError(f"out of memory for the weights of {of.name}", "try --dtype bfloat16") from None
     finally:
         torch.set_default_dtype(before)
-    model.set_attn_implementation("sdpa")
+    _attend_by(model, "sdpa")
     model.generation_config = GenerationConfig(pad_token_id=0)
     model.eval()
     return model
@@ -137,7 +136,9 @@ def _raw(model: PreTrainedModel, layout: Layout, batch: int) -> dict[str, Tensor
 
 
 def _attend_by(model: PreTrainedModel, attention: str) -> None:
-    """Raises: UnsupportedModel for attention that the model has no use for."""
+    """Have the decoder attend so.  Raises: UnsupportedModel for attention that the model has no use for."""
+    if model.config.get_text_config(decoder=True)._attn_implementation == attention:
+        return  # which may be set though an encoder knows no such attention
     try:
         model.set_attn_implementation(attention)
     except (ValueError, ImportError) as error:

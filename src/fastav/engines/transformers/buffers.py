@@ -42,9 +42,14 @@ class Stored:
             valid = None if shown is None else shown[:, prompt - held :]
         return cls(keys=layer.keys, values=layer.values, slots=slots, valid=valid, window=window)
 
-    def capacity(self, room: int, multiple: int) -> int:
-        """Tokens that buffers are made for, which are to take `room` more."""
-        return -(-(self.keys.shape[2] + room) // multiple) * multiple
+    def capacity(self, room: int, *, fixed: bool) -> int:
+        """Tokens that buffers are made for, which are to take `room` more.
+
+        Where shapes are fixed, a multiple of 256, or of a quarter of the power of two below, so that they are few.
+        """
+        needed = self.keys.shape[2] + room
+        multiple = max(256, 2 ** (needed.bit_length() - 1) // 4) if fixed else 1
+        return -(-needed // multiple) * multiple
 
 
 class StepLayer(DynamicLayer):
@@ -64,7 +69,7 @@ class StepLayer(DynamicLayer):
         self.places = torch.zeros(batch, capacity, dtype=torch.long, device=device)
         self.real = torch.zeros(batch, capacity, dtype=torch.bool, device=device)
         self.clock, self.window, self.held = clock, like.window, 0
-        self.padded = self.masked = False
+        self.padded, self.masked = False, clock.fixed
         self.at = clock.state[number + 1 : number + 2]
 
     def fill(self, given: Stored, prompt: int) -> None:
@@ -72,8 +77,9 @@ class StepLayer(DynamicLayer):
         assert self.keys is not None
         assert self.values is not None
         self.held = held = given.keys.shape[2]
-        self.keys[:, :, :held].copy_(given.keys)
-        self.values[:, :, :held].copy_(given.values)
+        for mine, theirs in ((self.keys, given.keys), (self.values, given.values)):
+            mine[:, :, :held].copy_(theirs)
+            mine[:, :, held:].zero_()  # a masked NaN would spread all the same
         self.places[:, :held] = given.slots
         self.places[:, held:] = torch.arange(prompt, prompt + self.places.shape[1] - held, device=self.device)
         self.real[:, :held] = True if given.valid is None else given.valid

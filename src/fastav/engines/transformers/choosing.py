@@ -41,6 +41,8 @@ class Stop:
 
     def reached(self, ids: Sequence[int]) -> bool:
         """Whether one of them is in what these tokens say."""
+        if not self.texts:
+            return False
         text = self._tokenizer.decode(ids, skip_special_tokens=True)
         return any(mark in text for mark in self.texts)
 
@@ -84,12 +86,12 @@ class Chosen:
             pad: Any = self._config._pad_token_tensor  # pyright: ignore[reportAttributeAccessIssue]
             token = torch.where(self._unfinished.bool(), token, pad)
         self.ids = torch.cat([self.ids, token[:, None]], dim=1)
-        self._unfinished = self._unfinished & ~self._criteria(self.ids, tuple(self._scores))
-        self._echo.put(token, self._unfinished)
-        if self._config.output_logits:
+        if self._config.return_dict_in_generate and self._config.output_logits:
             self._logits.append(logits)
-        if self._config.output_scores:
+        if self._config.return_dict_in_generate and self._config.output_scores:
             self._scores.append(scores)
+        self._unfinished = self._unfinished & ~self._criteria(self.ids, tuple(self._scores) or None)
+        self._echo.put(token, self._unfinished)
         return token
 
     @property
@@ -119,8 +121,11 @@ class Chosen:
 class Echo:
     """Brings what was chosen to the host: on a GPU some steps late, so that neither waits for the other."""
 
-    def __init__(self, prompt: Int[Tensor, "batch prompt"], streamer: Any, stop: Stop | None) -> None:
+    def __init__(
+        self, prompt: Int[Tensor, "batch prompt"], streamer: Any, stop: Stop | None, *, drawn: bool = False
+    ) -> None:
         self._late = AHEAD if prompt.device.type == "cuda" else 0
+        self._drawn = drawn  # then the host is always as late: how many tokens are drawn must not depend on its luck
         self._streamer, self._stop = streamer, stop
         self._coming: deque[tuple[Tensor, Any]] = deque()
         self._told: list[list[int]] = [[] for _ in prompt]
@@ -132,7 +137,7 @@ class Echo:
     def put(self, token: Int[Tensor, " batch"], unfinished: Int[Tensor, " batch"]) -> None:
         """One more token of every row, and which rows go on."""
         self._coming.append(_to_host(torch.stack([unfinished, token])))
-        while self._coming and (len(self._coming) > self._late or self._coming[0][1].query()):
+        while self._coming and (len(self._coming) > self._late or (not self._drawn and self._coming[0][1].query())):
             self._read()
 
     def finish(self) -> int:

@@ -20,14 +20,14 @@ def compiled(decoder: Any) -> Iterator[None]:
 
     Numbers differ from uncompiled ones in their last digits.
     """
-    modules = _modules(decoder)
-    for module in modules:
+    before = [(module, module._compiled_call_impl) for module in _modules(decoder)]
+    for module, _ in before:
         module.compile(dynamic=True)
     try:
         yield
     finally:
-        for module in modules:
-            module._compiled_call_impl = None
+        for module, plain in before:
+            module._compiled_call_impl = plain
 
 
 def is_compiled(decoder: Any) -> bool:

@@ -6,7 +6,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -72,38 +72,61 @@ class Decoding:
     ) -> Tensor | GenerateDecoderOnlyOutput:
         """Called by `generate`."""
         _check(generation_config, kwargs)
-        echo = Echo(input_ids, self._streamer, self._stop)
-        chosen = Chosen(input_ids, generation_config, logits_processor, stopping_criteria, echo)
-        inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **kwargs)
-        with nullcontext() if "logits_to_keep" in kwargs else last_alone(model):
-            output = model(**inputs, return_dict=True)
-        token = chosen.take(output.logits[:, -1])
-        kwargs["past_key_values"] = output.past_key_values
-        del output, inputs
-        if not chosen.done:
-            self._decode(model, chosen, token, kwargs)
-        return chosen.output()
+        with torch.cuda.device(model.device) if model.device.type == "cuda" else nullcontext():
+            echo = Echo(input_ids, self._streamer, self._stop, drawn=bool(generation_config.do_sample))
+            chosen = Chosen(input_ids, generation_config, logits_processor, stopping_criteria, echo)
+            inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **kwargs)
+            with nullcontext() if "logits_to_keep" in kwargs else last_alone(model):
+                output = model(**inputs, return_dict=True)
+            token = chosen.take(output.logits[:, -1])
+            kwargs["past_key_values"] = output.past_key_values
+            del output, inputs
+            if not chosen.done:
+                self._decode(model, chosen, token, kwargs)
+            return chosen.output()
 
     def _decode(self, model: Any, chosen: Chosen, token: Tensor, kwargs: dict[str, Any]) -> None:
         names = {*(model.config.architectures or ()), type(model).__name__}
         adapter = self._adapter or adapter_for(names, model.config.to_dict())
         decoder = adapter.decoder(model)
+        guards.check_device(decoder)
         inputs = _first_step(model, chosen.ids, kwargs)
         given, prompt = _given(kwargs["past_key_values"], decoder.config, kwargs.get("attention_mask"))
         kwargs["past_key_values"].layers.clear()
-        capturable = model.device.type == "cuda" and not adapter.steps_wait and "position_ids" in inputs
-        fixed = capturable if self._capture is None else self._capture
-        with stepped(decoder):
+        fixed = _capturable(model, adapter, inputs) if self._capture is None else self._capture
+        held = ExitStack()
+        with stepped(decoder), getattr(model, "_optimize_model_for_decode", nullcontext)():
             while not chosen.done:
                 room = min(chosen.left, ROOM)
-                with _stepper(model, decoder, inputs, given, room, fixed=fixed) as stepper:
-                    stepper.begin(inputs, given, prompt)
-                    given.clear()  # what the prefill has stored may go: the buffers hold it
-                    for _ in range(room):
-                        if chosen.done:
-                            break
-                        token = chosen.take(stepper(token))
-                    inputs, given, prompt = stepper.inputs, stepper.cache.stored(), stepper.cache.clock.length
+                following = ExitStack()
+                stepper = following.enter_context(_stepper(model, decoder, inputs, given, room, fixed=fixed))
+                stepper.begin(inputs, given, prompt)
+                given.clear()  # what the prefill has stored may go: the buffers hold it
+                held.close()  # others may have the buffers before, now that they are copied
+                held = following
+                for _ in range(room):
+                    if chosen.done:
+                        break
+                    token = chosen.take(stepper(token))
+                inputs, given, prompt = stepper.inputs, stepper.cache.stored(), stepper.cache.clock.length
+        held.close()
+
+
+def forget(model: Any) -> bool:
+    """Give back the memory of what was captured for a model; whether there was any."""
+    with _captures:
+        return bool(_captured.pop(model, None))
+
+
+def _capturable(model: Any, adapter: ModelAdapter, inputs: Mapping[str, Any]) -> bool:
+    """Whether a step can be captured, and replayed later as what it was.
+
+    Quantized weights may wait for the device; adapters (LoRA) are switched on and off without a trace.
+    """
+    quantized = getattr(model, "hf_quantizer", None) is not None or bool(getattr(model, "is_quantized", False))
+    tuned = any(hasattr(module, "active_adapters") and module is not model for module in model.modules())
+    steady = not adapter.steps_wait and inputs.get("position_ids") is not None
+    return model.device.type == "cuda" and steady and not (quantized or tuned)
 
 
 @contextmanager
@@ -126,18 +149,19 @@ def _stepper(
     model: Any, decoder: Any, inputs: dict[str, Any], given: list[Stored], room: int, *, fixed: bool
 ) -> Iterator[Stepper]:
     """One for these shapes: captured before, or new.  Nobody else has it meanwhile."""
-    capacities = tuple(one.capacity(room, ROOM if fixed else 1) for one in given)
+    capacities = tuple(one.capacity(room, fixed=fixed) for one in given)
     if not fixed:
         yield Stepper(model, decoder, inputs, given, capacities, fixed=False)
         return
     shapes = tuple((name, v.shape if isinstance(v, Tensor) else v) for name, v in sorted(inputs.items()))
-    key = (capacities, shapes, is_compiled(decoder))
+    weights = hash(tuple((part.data_ptr(), part.dtype) for part in (*model.parameters(), *model.buffers())))
+    key = (capacities, shapes, weights, decoder.config._attn_implementation, model.training, is_compiled(decoder))
     with _captures:
         stepper = _captured.setdefault(model, OrderedDict()).pop(key, None)
     stepper = stepper or Stepper(model, decoder, inputs, given, capacities, fixed=True)
     yield stepper
     with _captures:
-        held = _captured[model]
+        held = _captured.setdefault(model, OrderedDict())
         held[key] = stepper
         while len(held) > CAPTURED:
             held.popitem(last=False)
@@ -151,7 +175,8 @@ def _check(config: GenerationConfig, kwargs: Mapping[str, Any]) -> None:
         "a chunked prefill": config.prefill_chunk_size is not None,
         "generation without a cache": not config.use_cache,
         "a cache that holds something already": cache is not None and cache.get_seq_length() > 0,
-        "a cache of another kind": cache is not None and type(cache) is not DynamicCache,
+        "a cache of another kind": cache is not None
+        and (type(cache) is not DynamicCache or bool(getattr(cache, "offloading", False))),
         "attention maps and hidden states": config.output_attentions or config.output_hidden_states,
     }
     for what, asked in refused.items():
@@ -167,7 +192,13 @@ def _first_step(model: Any, ids: Tensor, kwargs: Mapping[str, Any]) -> dict[str,
     if (shown := kwargs.get("attention_mask")) is not None:
         changed["attention_mask"] = torch.cat([shown, shown.new_ones(shown.shape[0], 1)], dim=1)
     inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=1, **(dict(kwargs) | changed))
-    return {name: value for name, value in inputs.items() if name not in ("attention_mask", "past_key_values")}
+    own = ("attention_mask", "past_key_values")
+    return {name: value for name, value in inputs.items() if name not in own and _of_a_step(value)}
+
+
+def _of_a_step(value: Any) -> bool:
+    """Whether an argument says something of one token, or of how to run; others are the prompt's, and were heard."""
+    return value.shape[-1:] == (1,) if isinstance(value, Tensor) else isinstance(value, bool | int | float | str | None)
 
 
 def _given(cache: Any, config: Any, shown: Int[Tensor, "batch prompt"] | None) -> tuple[list[Stored], int]:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ from fastav.engine import GREEDY, Answer, Engine, Prepare, Run, Sampling, Saving
 from fastav.engines.transformers import guards
 from fastav.engines.transformers.ahead import Ahead, Encoded, on_device
 from fastav.engines.transformers.choosing import Stop, settings
-from fastav.engines.transformers.decoding import Decoding
+from fastav.engines.transformers.decoding import Decoding, forget
 from fastav.engines.transformers.pruner import prune
 from fastav.engines.transformers.stopwatch import PeakMemory, Phases
 from fastav.engines.transformers.tracing import trace
@@ -128,7 +128,8 @@ class TransformersEngine(Engine):
         def prepare(requests: Sequence[Request]) -> Run:
             batch = self._batch(requests, max_new_tokens)
             if ahead is not None:
-                batch = replace(batch, encoded=ahead.encode(batch.prepared.inputs))
+                with suppress(torch.OutOfMemoryError):  # there may be room when it is this batch's turn
+                    batch = replace(batch, encoded=ahead.encode(batch.prepared.inputs))
             return partial(self._answers, batch, plan, max_new_tokens, sampling)
 
         return prepare
@@ -162,7 +163,6 @@ class TransformersEngine(Engine):
         self._require_room(max(map(len, prepared.layouts)), max_new_tokens)
         return _Batch(prepared=prepared, media=time.perf_counter() - start)
 
-    @torch.inference_mode()
     def _answers(
         self,
         batch: _Batch,
@@ -170,6 +170,23 @@ class TransformersEngine(Engine):
         max_new_tokens: int,
         sampling: Sampling,
         on_text: Callable[[str], None] | None = None,
+    ) -> tuple[Answer, ...]:
+        """Once more without what is held for other shapes, if memory is out."""
+        try:
+            return self._answers_now(batch, plan, max_new_tokens, sampling, on_text)
+        except torch.OutOfMemoryError:
+            if not forget(self.model):
+                raise
+        return self._answers_now(replace(batch, encoded=None), plan, max_new_tokens, sampling, on_text)
+
+    @torch.inference_mode()
+    def _answers_now(
+        self,
+        batch: _Batch,
+        plan: Plan,
+        max_new_tokens: int,
+        sampling: Sampling,
+        on_text: Callable[[str], None] | None,
     ) -> tuple[Answer, ...]:
         prepared, encoded, encoders = batch.prepared, batch.encoded, self.adapter.encoders(self.model)
         inputs = on_device(prepared.inputs, self.model) if encoded is None else encoded.inputs
@@ -250,7 +267,7 @@ def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
     if seed is None:
         yield
         return
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
 

@@ -299,8 +299,10 @@ class Prefill:
 
     # --- what comes out
 
-    def laid_out(self, hidden: Tensor) -> Tensor:
-        """Hidden states at full length again, zero where tokens were dropped."""
+    def handed_on(self, hidden: Tensor) -> Tensor:
+        """Hidden states at full length again, zero where tokens were dropped; or the last token's alone."""
+        if self.last_only:
+            return hidden[..., -1:, :]
         full = hidden.new_zeros(*hidden.shape[:-2], self.length + 1, hidden.shape[-1])
         full.scatter_(-2, self.slots[..., None].expand_as(hidden), hidden)
         return full[..., : self.length, :]

@@ -409,11 +409,11 @@ class Pruning:
 
     def _after_last_layer(self, module: Any, args: Any, output: Any) -> Any:
         state = self._running
-        if not isinstance(state, Prefill) or state.whole or state.sliced or state.last_only:
+        if not isinstance(state, Prefill) or state.whole or state.sliced:
             return None
         if isinstance(output, tuple):
-            return (state.laid_out(output[0]), *output[1:])
-        return state.laid_out(output)
+            return (state.handed_on(output[0]), *output[1:])
+        return state.handed_on(output)
 
     def _add_visual(self, plain: Any, hidden: Tensor, places: Tensor, embeds: Tensor) -> Tensor:
         state = self._running

@@ -1,7 +1,7 @@
 """One decoding step of a model over buffers: run as it stands, or, on a CUDA device, captured once and replayed."""
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from weakref import ref
@@ -15,8 +15,10 @@ from fastav.attention import one_query_attention
 from fastav.engines.transformers import guards
 from fastav.engines.transformers.buffers import StepCache, StepLayer, Stored
 from fastav.engines.transformers.tap import replaced
+from fastav.errors import UnsupportedPlan
 
-ROOM = 256  # captured steps have buffers of a multiple of so many tokens, so that prompts of about one length share one
+ROOM = 256  # tokens that buffers have room for, behind what a prefill has stored
+CAPTURING = frozenset({"cuda"})  # kinds of devices that capture
 
 # what an attention call may be told beside its mask without computing anything else than attention
 _PLAIN = {
@@ -24,6 +26,7 @@ _PLAIN = {
     *("output_attentions", "output_router_logits"),
 }
 _running = threading.local()
+_capturing = threading.Lock()
 
 
 class Stepper:
@@ -51,8 +54,8 @@ class Stepper:
         self._own = {"past_key_values": self.cache, "attention_mask": _no_mask(decoder.config, model.device)}
         self._graph: Any = None
         self._logits: Tensor | None = None
-        if fixed and model.device.type == "cuda":
-            self._capture()
+        if fixed and model.device.type in CAPTURING:
+            self._graph, self._logits = record(self._step, model.device)
 
     def begin(self, inputs: Mapping[str, Any], given: Sequence[Stored], prompt: int) -> None:
         """Set out behind a prefill.  inputs: of its first step, for positions."""
@@ -89,18 +92,23 @@ class Stepper:
             positions.add_(1)
         return logits
 
-    def _capture(self) -> None:
-        """Record what a step launches; what it writes meanwhile is written over by `begin`."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
+
+def record(step: Callable[[], Tensor], device: torch.device) -> tuple[Any, Tensor]:
+    """What a step launches as something to `replay`, and where its result lies.
+
+    What it writes meanwhile is written over by `Stepper.begin`. A process captures one thing at a time.
+    """
+    with _capturing, torch.cuda.device(device):
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):  # libraries set themselves up outside the record
             for _ in range(2):
-                self._step()
-        torch.cuda.current_stream().wait_stream(stream)
+                step()
+        torch.cuda.current_stream(device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self._logits = self._step()
-        self._graph = graph
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            result = step()
+    return graph, result
 
 
 @contextmanager
@@ -127,6 +135,12 @@ def attend(
 
 
 def _as_kind(seen: Bool[Tensor, "batch 1 1 stored"] | None, kind: str, dtype: torch.dtype) -> Tensor | None:
+    """Raises: UnsupportedPlan for kernels that take no such mask."""
+    if seen is not None and "flash" in kind:
+        raise UnsupportedPlan(
+            "this model's attention has settings that only its flash kernel knows, which takes no mask for one query",
+            "leave custom_generate out, or load the model with attn_implementation='sdpa'",
+        )
     if seen is None or kind != "eager":
         return seen
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)

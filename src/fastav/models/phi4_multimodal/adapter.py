@@ -50,7 +50,6 @@ class Phi4MultimodalAdapter(OfficialAdapter):
     name = "phi4-multimodal"
     architectures = frozenset({"Phi4MultimodalForCausalLM"})
     checkpoint = "microsoft/Phi-4-multimodal-instruct"
-    steps_wait = True  # it looks for placeholders
     presets: ClassVar[Mapping[str, Plan]] = {
         "fastav": fastav(Keep(audio=Tokens(10))),
         "fastav-plus": plus(),
