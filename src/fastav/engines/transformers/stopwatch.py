@@ -14,14 +14,14 @@ class Stopwatch:
     """Marks points in time on the device: CUDA events, read once everything is done, or the host's clock."""
 
     def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
+        self._cuda, self._device = device.type == "cuda", device
 
     def now(self) -> Any:
         """A mark."""
         if not self._cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self._device))
         return event
 
     def between(self, start: Any, end: Any) -> float:
