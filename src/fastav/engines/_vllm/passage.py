@@ -1,0 +1,116 @@
+"""One prompt on its way through the decoder: how many of its tokens every layer keeps, and which.
+
+How many is known from the layout before anything runs. Which ones too, where methods look at the layout alone; where
+they look at scores, it is found out while the whole prompt runs, by the same `Prefill` as in the engine transformers.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+
+from fastav.engines._vllm.guards import Asked
+from fastav.engines.transformers import gather, staging
+from fastav.engines.transformers.prefill import Prefill, Schedule
+from fastav.layout import Layout, Modality
+from fastav.method import Signal
+
+Stays = Bool[np.ndarray, " tokens"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passage:
+    """One prompt.
+
+    length: its tokens. held: how many of them each layer keeps. stays: which, in each layer; None where scores decide.
+    prefill: finds out which, where scores decide.
+    """
+
+    length: int
+    held: tuple[int, ...]
+    stays: tuple[Stays, ...] | None
+    prefill: Prefill | None
+
+    @property
+    def whole(self) -> bool:
+        """Whether every layer keeps all of it."""
+        return min(self.held) == self.length
+
+    def before(self, layer: int, computed: int) -> int:
+        """How many tokens a layer's cache holds when the first `computed` of prompt and answer have run."""
+        if computed >= self.length:
+            return self.held[layer] + computed - self.length
+        return int(self.stays[layer][:computed].sum()) if self.stays is not None else 0
+
+
+class Passages:
+    """Makes the passages of one model under one plan."""
+
+    def __init__(self, asked: Asked) -> None:
+        self.asked, self.depth = asked, asked.depth
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """Of the plan, as the engine transformers knows it."""
+        asked = self.asked
+        return Schedule(
+            plan=asked.plan, config=asked.text, cuts=asked.cuts, cache_cuts=(), owners=self.depth, depth=self.depth
+        )
+
+    @cached_property
+    def layers(self) -> tuple[int, ...]:
+        """Layers that are cut, in order."""
+        return tuple(sorted({layer for layer, _ in self.schedule.cuts}))
+
+    @cached_property
+    def wanted(self) -> dict[int, set[Signal]]:
+        """What methods ask of the attention of which layers."""
+        return self.schedule.wanted()
+
+    def of(self, inputs: Mapping[str, Any], device: torch.device) -> Passage:
+        """The passage of a prompt.  inputs: its ids [1, tokens] and what of its media the adapter reads.
+
+        Raises: PlanError.
+        """
+        (layout,) = self.asked.adapter.layouts(self.asked.config, inputs)
+        held = self.asked.plan.tokens(layout, self.depth)
+        if min(held) == len(layout):
+            stays = (np.ones(len(layout), bool),) * self.depth
+        else:
+            stays = self._stays(layout) if self.asked.by_layout else None
+        prefill = self._prefill(layout, device) if stays is None else None
+        return Passage(length=len(layout), held=held, stays=stays, prefill=prefill)
+
+    def _stays(self, layout: Layout) -> tuple[Stays, ...]:
+        """What stays in each layer, by a prefill of tokens that have no features."""
+        prefill = self._prefill(layout, torch.device("cpu"))
+        hidden, now, layers = torch.empty(1, len(layout), 0), np.ones(len(layout), bool), []
+        for layer in range(self.depth):
+            if layer in self.layers:
+                hidden = prefill.cut(layer, hidden)
+                now = np.zeros(len(layout), bool)
+                now[prefill.slots[0].numpy()] = True
+            layers.append(now)
+        return tuple(layers)
+
+    def _prefill(self, layout: Layout, device: torch.device) -> Prefill:
+        length = len(layout)
+        counts, widths = staging.stage_cuts(self.asked.plan, [layout], self.depth, device)
+        slots = torch.arange(length, device=device)[None]
+        return Prefill(
+            schedule=self.schedule,
+            prompt=staging.stage_prompt([layout], length, device),
+            length=length,
+            slots=slots,
+            valid=None,
+            stored=dict.fromkeys(range(self.schedule.first), gather.Kept(slots, None)),
+            counts=counts,
+            widths=widths,
+            asking=int(staging.question(layout).sum()),
+            sounding=layout.count(Modality.AUDIO),
+            kept=[(0, slots)],
+        )

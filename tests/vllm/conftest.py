@@ -1,0 +1,47 @@
+"""vLLM stands in an environment of its own, which `make vllm-test` builds; elsewhere these tests are skipped."""
+
+import os
+from importlib.util import find_spec
+
+import pytest
+
+THERE = (found := find_spec("vllm")) is not None and found.origin is not None  # not the folder of these tests
+if THERE:
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine in this process, where tests can look at it
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def pytest_ignore_collect(collection_path):
+    return True if not THERE and collection_path.name.startswith("test_vllm_") else None
+
+
+@pytest.fixture(scope="session")
+def omni(tmp_path_factory):
+    import checkpoints
+    from asking import Reference
+
+    return Reference("qwen2-5-omni", checkpoints.omni(tmp_path_factory.mktemp("omni")))
+
+
+@pytest.fixture(scope="session")
+def sight(tmp_path_factory):
+    import checkpoints
+    from asking import Reference
+
+    return Reference("qwen2-5-vl", checkpoints.sight(tmp_path_factory.mktemp("sight")))
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """What each step of the engine ran, of every request: (computed before, tokens, whether they may be dropped)."""
+    from fastav.engines._vllm import internals
+
+    seen = []
+
+    class Watched(internals.Walk):
+        def __init__(self, rows, device):
+            seen.append([(row.computed, row.tokens, row.cut_here) for row in rows])
+            super().__init__(rows, device)
+
+    monkeypatch.setattr(internals, "Walk", Watched)
+    return seen

@@ -1,0 +1,220 @@
+"""What happens around a pruned request: preemption, abortion, several answers, refusals, servers and their clients."""
+
+import base64
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+from asking import RATE, TOLERANCE, Question, ask, difference, plan_of, said, sampling, serving, sound
+from test_vllm_exact import GLOBAL, QUESTIONS
+from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+from vllm.v1.engine.input_processor import InputProcessor
+
+from fastav.engines._vllm import register
+from fastav.errors import FastAVError
+from fastav.plan import Keep, Plan, Share, Step
+from vllm import LLM
+
+
+def preempted(llm):
+    return sum(metric.value for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions")
+
+
+@pytest.mark.parametrize("plan", ["fastav", GLOBAL["strided"]])
+def test_a_preempted_request_goes_on_exactly(omni, plan, steps):
+    questions = [Question(text=q.text, video=q.video, audio=q.audio, new=40) for q in QUESTIONS[:4]]
+    blocks = 13 * 32 * 8 * 512  # of 32 tokens, in 8 layers, of 512 bytes: too few for all
+    room = {"block_size": 32, "kv_cache_memory_bytes": blocks, "disable_log_stats": False}
+    with serving(omni.folder, plan, max_num_batched_tokens=256, **room) as llm:
+        answers = ask(llm, questions)
+        assert preempted(llm) > 0
+    for answer, question in zip(answers, questions, strict=True):
+        assert difference(answer, omni(question, plan_of(plan, omni))) < TOLERANCE
+    begun = [tokens for step in steps for computed, tokens, cut in step if cut and not computed]
+    assert set(begun) - {answer.prompt for answer in answers}, "a prompt ran again with what was answered"
+
+
+def test_aborted_requests_leave_the_others_exact(omni):
+    with serving(omni.folder, "fastav", max_num_batched_tokens=256) as llm:
+        engine, answers = llm.llm_engine, {}
+        for at, question in enumerate(QUESTIONS):
+            engine.add_request(str(at), question.for_vllm(), sampling(question.new))
+        for step in range(100):
+            answers |= {output.request_id: output for output in engine.step() if output.finished}
+            if step == 2:
+                engine.abort_request(["0", "3"])
+            if not engine.has_unfinished_requests():
+                break
+        engine.add_request("3", QUESTIONS[0].for_vllm(), sampling(QUESTIONS[0].new))  # the same name again
+        while engine.has_unfinished_requests():
+            answers |= {output.request_id: output for output in engine.step() if output.finished}
+        chosen = plan_of("fastav", omni)
+        for at in (1, 2, 4, 5, 6):
+            assert difference(said(answers[str(at)]), omni(QUESTIONS[at], chosen)) < TOLERANCE
+        assert difference(said(answers["3"]), omni(QUESTIONS[0], chosen)) < TOLERANCE
+
+
+def test_a_video_that_comes_again_is_exact(omni):
+    chosen = plan_of("fastav-plus", omni)  # which looks at frames, that only the video's grid tells
+    with serving(omni.folder, "fastav-plus") as llm:
+        for _ in range(2):
+            (answer,) = ask(llm, [QUESTIONS[3]])
+            assert difference(answer, omni(QUESTIONS[3], chosen)) < TOLERANCE
+
+
+def test_another_version_of_vllm_is_refused(omni, monkeypatch):
+    monkeypatch.setattr("vllm.__version__", "0.33.0")
+    with pytest.raises((FastAVError, ValueError), match=r"prunes inside vLLM 0\.32, this is 0\.33\.0"):
+        LLM(str(omni.folder), additional_config={"fastav": {"plan": "fastav"}})
+
+
+def test_installing_again_changes_nothing():
+    register()
+    before = dict(MODELS_CONFIG_MAP), InputProcessor._validate_params
+    register()
+    assert (dict(MODELS_CONFIG_MAP), InputProcessor._validate_params) == before
+
+
+def test_several_answers_are_alike_and_prompt_logprobs_refused(omni):
+    chosen = plan_of("fastav", omni)
+    with serving(omni.folder, "fastav") as llm:
+        likeliest = sampling(5, n=3, temperature=1.0, top_k=1)  # of one token to draw from each time
+        (output,) = llm.generate([QUESTIONS[0].for_vllm()], likeliest, use_tqdm=False)
+        _, tokens, _ = omni(QUESTIONS[0], chosen)
+        assert [list(answer.token_ids) for answer in output.outputs] == [tokens[:5]] * 3
+        with pytest.raises(ValueError, match="prompt_logprobs asks for logits at tokens that fastav drops"):
+            llm.generate([QUESTIONS[0].for_vllm()], sampling(5, prompt_logprobs=1), use_tqdm=False)
+        (after,) = ask(llm, [QUESTIONS[1]])
+        assert difference(after, omni(QUESTIONS[1], chosen)) < TOLERANCE
+
+
+def test_a_compiled_decoder_is_exact(omni):
+    with serving(omni.folder, "fastav", enforce_eager=False, max_num_batched_tokens=256) as llm:
+        answers = ask(llm, QUESTIONS)
+    for answer, question in zip(answers, QUESTIONS, strict=True):
+        assert difference(answer, omni(question, plan_of("fastav", omni))) < TOLERANCE
+
+
+CACHE = Plan((Step(layers="5", method="position", keep=Keep(media=Share(0.5)), cache_only=True),))
+
+
+@pytest.mark.parametrize(
+    ("plan", "options", "words"),
+    [
+        ("fastav", {"video_pruning_rate": 0.5}, "vLLM's own video pruning"),
+        ("fastav", {"enable_lora": True}, "LoRA"),
+        ("fastav", {"pipeline_parallel_size": 2}, "pipeline parallelism of 2"),
+        ("fastav", {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}, "speculative decoding"),
+        ("fastaw", {}, "did you mean"),
+        (CACHE, {}, "leave cache_only out"),
+    ],
+)
+def test_what_cannot_be_exact_is_refused_at_start(omni, plan, options, words):
+    with pytest.raises((FastAVError, ValueError), match=words), serving(omni.folder, plan, **options):
+        pass
+
+
+def test_a_server_prunes_for_concurrent_clients(omni, tmp_path):
+    questions = [
+        ("one", sound(2, 1)),
+        ("two, longer than one", sound(3, 2)),
+        ("three", sound(1, 3)),
+        ("only text", None),
+    ]
+    with server(omni.folder, "fastav", tmp_path / "log") as url:
+        answers = at_once(url, [*questions, questions[0]])
+        streamed = posted(url, body(*questions[1]) | {"stream": True})
+    words = [json.loads(line[6:]) for line in streamed.splitlines() if line.startswith("data: {")]
+    chosen = plan_of("fastav", omni)
+    for (text, wave), answer in zip(questions, answers, strict=False):
+        marks = [] if wave is None else [{"type": "audio"}]
+        turns = [{"role": "user", "content": [*marks, {"type": "text", "text": text}]}]
+        shown = omni.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        _, tokens, _ = omni(Question(text=shown, audio=wave, new=8), chosen)
+        assert answer == tokens
+    assert answers[4] == answers[0]
+    assert [t for word in words for choice in word["choices"] for t in choice.get("token_ids") or []] == answers[1]
+
+
+@contextmanager
+def server(folder, plan, log):
+    """The URL of vLLM's own server, in processes of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
+    command += ["--served-model-name", "omni", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
+    command += ["--enforce-eager", "--max-model-len", "256", "--kv-cache-memory-bytes", str(64 << 20)]
+    command += ["--skip-mm-profiling", "--additional-config", json.dumps({"fastav": {"plan": plan}})]
+    env = {name: value for name, value in os.environ.items() if name != "VLLM_ENABLE_V1_MULTIPROCESSING"}
+    with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out, env=env) as process:
+        try:
+            wait_for(url := f"http://127.0.0.1:{port}", process, log)
+            yield url
+        finally:
+            process.terminate()
+
+
+def wait_for(url, process, log):
+    for _ in range(300):
+        try:
+            urllib.request.urlopen(f"{url}/health", timeout=2)
+            return
+        except OSError:
+            assert process.poll() is None, log.read_text()[-3000:]
+            time.sleep(1)
+    raise AssertionError(log.read_text()[-3000:])
+
+
+def body(text, wave):
+    parts = [{"type": "text", "text": text}]
+    if wave is not None:
+        parts.insert(
+            0, {"type": "input_audio", "input_audio": {"data": base64.b64encode(wav(wave)).decode(), "format": "wav"}}
+        )
+    greedy = {"max_tokens": 8, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
+    return {"model": "omni", "messages": [{"role": "user", "content": parts}], **greedy}
+
+
+def wav(wave_form):
+    """As a file of 32-bit floats, which loses nothing."""
+    data = wave_form.astype("<f4").tobytes()
+    head = struct.pack(
+        "<4sI4s4sIHHIIHH4sI",
+        b"RIFF",
+        36 + len(data),
+        b"WAVE",
+        b"fmt ",
+        16,
+        3,
+        1,
+        RATE,
+        RATE * 4,
+        4,
+        32,
+        b"data",
+        len(data),
+    )
+    return head + data
+
+
+def posted(url, asked):
+    request = urllib.request.Request(
+        f"{url}/v1/chat/completions", json.dumps(asked).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        return answer.read().decode()
+
+
+def at_once(url, questions):
+    with ThreadPoolExecutor(len(questions)) as pool:
+        answers = pool.map(lambda question: json.loads(posted(url, body(*question))), questions)
+        return [answer["choices"][0]["token_ids"] for answer in answers]
