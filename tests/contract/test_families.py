@@ -23,7 +23,7 @@ from fastav.media import Clip
 from fastav.models.video_salmonn2_plus import VideoSalmonn2PlusProcessor
 from fastav.pipelines import pipeline
 from fastav.plan import Keep, Plan, Share, Step
-from fastav.presets import fastav
+from fastav.presets import fastav, plus
 from media_files import tone, write_clip
 from support import families
 from support.masked import masked_logits, rules_of
@@ -284,3 +284,12 @@ def test_only_the_last_token_goes_through_the_head(family):
         generate(model, family.prepared, custom_generate=Decoding(family.adapter))
     hook.remove()
     assert set(seen) == {1}
+
+
+def test_generate_prunes_by_the_same_layouts_when_it_reads_them_itself(family):
+    model, plan, kept = family.model(), plus(), []
+    for layouts in (family.prepared.layouts, None):
+        with prune(model, plan, adapter=family.adapter, layouts=layouts) as pruning:
+            generate(model, family.prepared)
+        kept.append([slots for _, slots in pruning.slots()])
+    assert all(torch.equal(given, read) for given, read in zip(*kept, strict=True))

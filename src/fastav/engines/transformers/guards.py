@@ -209,7 +209,7 @@ def guarded_generate(model: PreTrainedModel, local: Any) -> Iterator[None]:
 
     `generate` itself is guarded for its arguments; `_prepare_generation_config` for what becomes of them and of the
     model's own settings, on every path; `_get_candidate_generator` for drafts of any kind.
-    local: gets `generating`, True while `generate` runs in a thread.
+    local: gets `generating`, True while `generate` runs in a thread, and `asked`, the arguments that it was given.
     """
 
     def generate(plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -217,11 +217,11 @@ def guarded_generate(model: PreTrainedModel, local: Any) -> Iterator[None]:
         _refuse({**given, **given.get("kwargs", {})}.get)
         if given.get("streamer") is not None and given.get("custom_generate") is not None:
             raise UnsupportedPlan("transformers hands no streamer to a custom loop", "give it to fastav.Decoding")
-        local.generating = True
+        local.generating, local.asked = True, {**given, **given.get("kwargs", {})}
         try:
             return plain(*args, **kwargs)
         finally:
-            local.generating = False
+            local.generating, local.asked = False, {}
 
     def prepare(plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         config, rest = plain(*args, **kwargs)

@@ -309,7 +309,7 @@ class Pruning:
                 raise UnsupportedPlan(
                     f"a mask of shape {list(mask.shape)} does not tell padding", "pass layouts= to prune"
                 )
-            layouts = list(self.adapter.layouts(self.model.config, inputs))
+            layouts = list(self.adapter.layouts(self.model.config, self._told(inputs, length)))
         else:
             layouts = list(self._layouts)
         copies = batch // max(1, len(layouts))
@@ -328,6 +328,16 @@ class Pruning:
             )
         staging.check_mask(mask if isinstance(mask, Tensor) else None, layouts, length, wait=self._layouts is None)
         return layouts
+
+    def _told(self, inputs: Mapping[str, Any], length: int) -> Mapping[str, Any]:
+        """What layouts are read off: the arguments of `generate`, which knows of the media what a forward is not told.
+
+        It runs the encoders of some models ahead, and hands on what they say in place of how many frames there are. A
+        forward that is not of its prompt is read by itself.
+        """
+        asked = getattr(self._local, "asked", {})
+        ids = asked.get("input_ids", asked.get("inputs"))
+        return {**asked, "input_ids": ids} if isinstance(ids, Tensor) and ids.shape[1:] == (length,) else inputs
 
     def _given(self, batch: int, length: int, device: torch.device) -> Tensor:
         scores = self._scores
