@@ -103,7 +103,7 @@ def test_replayed_steps_say_what_generate_says(name):
         for plan in (NONE, family.plan, NONE):
             with prune(model, plan, adapter=family.adapter, layouts=prepared.layouts):
                 expected = generate(model, prepared)
-                found = generate(model, prepared, custom_generate=Decoding(family.adapter, capture=True))
+                found = generate(model, prepared, custom_generate=Decoding(family.adapter))
             assert torch.equal(found.sequences, expected.sequences)
             assert (torch.stack(found.logits) - torch.stack(expected.logits)).abs().max() < 2e-4
     steppers = decoding._captured[model].values()

@@ -174,6 +174,28 @@ def test_a_stop_text_ends_a_row_and_all_rows_end_the_batch(model):
     assert out[0, ROWS[0].shape[1] :].tolist() == whole[:length]
 
 
+def test_a_row_that_stopped_stays_so_while_others_go_on(model):
+    words = [Stop(_Letters(), []).cut(row)[1] for row in model.generate(**BATCH, **GREEDY)[:, -STEPS:].tolist()]
+    first = next(word for word in words if word[1] not in "".join(other for other in words if other != word))
+    marks = [first[1], *(word[3:5] for word in words if word != first)]
+    out = model.generate(**BATCH, **GREEDY, custom_generate=Decoding(TinyAdapter(), stop=Stop(_Letters(), marks)))
+    said = [_Letters().decode(row) for row in out[:, BATCH["input_ids"].shape[1] :].tolist()]
+    assert all(any(mark in text for mark in marks) for text in said)
+    assert all(whole.startswith(text) for whole, text in zip(words, said, strict=True))
+    assert len(said[0]) < STEPS
+
+
+def test_a_stop_text_is_found_behind_a_long_answer():
+    stop = Stop(_Letters(), ["bcd"])
+    assert stop.span == 3 + 8
+    echo = Echo(torch.zeros(1, 1, dtype=torch.long), None, stop)
+    for one in [1] * 40 + [2, 3]:
+        echo.put(torch.tensor([one]), torch.ones(1, dtype=torch.long))
+        assert not echo.ended
+    echo.put(torch.tensor([4]), torch.ones(1, dtype=torch.long))
+    assert echo.ended
+
+
 def test_what_comes_before_a_stop_text_is_cut_out():
     stop = Stop(_Letters(), ["cd", "d"])
     assert stop.cut([1, 2, 3, 4, 5]) == ([1, 2, 3, 4], "ab", True)

@@ -456,3 +456,15 @@ def test_after_a_failed_forward_the_decoder_by_itself_is_still_refused():
         model.model(IDS)
 
     refuse("called by itself", twice, model=model)
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_padding_that_generate_finds_by_itself_is_padding(model, copies):
+    inputs = pad_left(ROWS)
+    ids = torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], 0)
+    assert all((row != 0).all() for row in ROWS)
+    options = {"pad_token_id": 0, "num_return_sequences": copies, "num_beams": copies}
+    options |= {"output_logits": False, "return_dict_in_generate": False}
+    expected, _ = generate(model, {**inputs, "input_ids": ids}, **options)
+    found, _ = generate(model, {"input_ids": ids}, **options)
+    assert torch.equal(found, expected)

@@ -34,10 +34,15 @@ def settings(sampling: Sampling) -> dict[str, Any]:
 
 
 class Stop:
-    """Texts at which an answer ends."""
+    """Texts at which an answer ends.
+
+    span: how many tokens, the last ones, are looked at when one more has come: as many as the longest text has bytes,
+    and some, as the first of them may be part of a letter.
+    """
 
     def __init__(self, tokenizer: Any, texts: Sequence[str]) -> None:
         self._tokenizer, self.texts = tokenizer, tuple(texts)
+        self.span = max((len(text.encode()) for text in texts), default=0) + 8
 
     def reached(self, ids: Sequence[int]) -> bool:
         """Whether one of them is in what these tokens say."""
@@ -129,6 +134,7 @@ class Echo:
         self._streamer, self._stop = streamer, stop
         self._coming: deque[tuple[Tensor, Any]] = deque()
         self._told: list[list[int]] = [[] for _ in prompt]
+        self._stopped = [False for _ in prompt]
         self._seen = 0
         self.ended = False
         if streamer is not None:
@@ -155,10 +161,11 @@ class Echo:
             return
         unfinished, token = told
         self._seen += 1
-        for row, one in zip(self._told, token.tolist(), strict=True):
+        for number, (row, one) in enumerate(zip(self._told, token.tolist(), strict=True)):
             row.append(one)
-        stopped = [self._stop is not None and self._stop.reached(row) for row in self._told]
-        self.ended = not any(on and not over for on, over in zip(unfinished.tolist(), stopped, strict=True))
+            if self._stop is not None and not self._stopped[number]:
+                self._stopped[number] = self._stop.reached(row[-self._stop.span :])
+        self.ended = not any(on and not over for on, over in zip(unfinished.tolist(), self._stopped, strict=True))
         if self._streamer is not None:
             self._streamer.put(token)
 

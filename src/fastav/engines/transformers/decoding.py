@@ -18,7 +18,7 @@ from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from fastav.adapter import ModelAdapter, adapter_for
-from fastav.engines.transformers import guards
+from fastav.engines.transformers import guards, stepping
 from fastav.engines.transformers.buffers import Stored
 from fastav.engines.transformers.choosing import Chosen, Echo, Stop
 from fastav.engines.transformers.compiled import is_compiled
@@ -124,9 +124,9 @@ def _capturable(model: Any, adapter: ModelAdapter, inputs: Mapping[str, Any]) ->
     Quantized weights may wait for the device; adapters (LoRA) are switched on and off without a trace.
     """
     quantized = getattr(model, "hf_quantizer", None) is not None or bool(getattr(model, "is_quantized", False))
-    tuned = any(hasattr(module, "active_adapters") and module is not model for module in model.modules())
+    tuned = any(hasattr(module, "merged_adapters") for module in model.modules())  # as PEFT's layers have
     steady = not adapter.steps_wait and inputs.get("position_ids") is not None
-    return model.device.type == "cuda" and steady and not (quantized or tuned)
+    return model.device.type in stepping.CAPTURING and steady and not (quantized or tuned)
 
 
 @contextmanager
@@ -154,7 +154,7 @@ def _stepper(
         yield Stepper(model, decoder, inputs, given, capacities, fixed=False)
         return
     shapes = tuple((name, v.shape if isinstance(v, Tensor) else v) for name, v in sorted(inputs.items()))
-    weights = hash(tuple((part.data_ptr(), part.dtype) for part in (*model.parameters(), *model.buffers())))
+    weights = tuple((part.data_ptr(), part.dtype) for part in (*model.parameters(), *model.buffers()))
     key = (capacities, shapes, weights, decoder.config._attn_implementation, model.training, is_compiled(decoder))
     with _captures:
         stepper = _captured.setdefault(model, OrderedDict()).pop(key, None)

@@ -336,8 +336,12 @@ class Pruning:
         forward that is not of its prompt is read by itself.
         """
         asked = getattr(self._local, "asked", {})
-        ids = asked.get("input_ids", asked.get("inputs"))
-        return {**asked, "input_ids": ids} if isinstance(ids, Tensor) and ids.shape[1:] == (length,) else inputs
+        ids, mask = asked.get("input_ids", asked.get("inputs")), asked.get("attention_mask")
+        if not (isinstance(ids, Tensor) and ids.shape[1:] == (length,)):
+            return inputs
+        if mask is None and isinstance(found := inputs.get("attention_mask"), Tensor):
+            mask = found[:: found.shape[0] // ids.shape[0]]  # `generate` found the padding, and repeats rows
+        return {**asked, "input_ids": ids, "attention_mask": mask}
 
     def _given(self, batch: int, length: int, device: torch.device) -> Tensor:
         scores = self._scores
