@@ -34,7 +34,7 @@ def sight(tmp_path_factory):
 @pytest.fixture
 def steps(monkeypatch):
     """What each step of the engine ran, of every request: (computed before, tokens, whether they may be dropped)."""
-    from fastav.engines._vllm import internals
+    from fastav.engines.vllm import internals
 
     seen = []
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from fastav.engines._vllm.guards import BY_LAYOUT, Serving, check, read
-from fastav.engines._vllm.passage import Passages
-from fastav.engines._vllm.walk import Row, Walk, geometry
+from fastav.engines.vllm.guards import BY_LAYOUT, Serving, check, read
+from fastav.engines.vllm.passage import Passages
+from fastav.engines.vllm.walk import Row, Walk, geometry
 from fastav.errors import PlanError, UnknownName, UnsupportedModel, UnsupportedPlan
 from fastav.method import Method, Signal
 from fastav.plan import Keep, Plan, Share, Step, Tokens

@@ -18,7 +18,7 @@ from test_vllm_exact import GLOBAL, QUESTIONS
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 from vllm.v1.engine.input_processor import InputProcessor
 
-from fastav.engines._vllm import register
+from fastav.engines.vllm import register
 from fastav.errors import FastAVError
 from fastav.plan import Keep, Plan, Share, Step
 from vllm import LLM

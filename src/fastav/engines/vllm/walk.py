@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fastav.engines._vllm.passage import Passage
+from fastav.engines.vllm.passage import Passage
 from fastav.engines.transformers import gather
 from fastav.errors import UnsupportedPlan
 from fastav.method import Signal

@@ -6,13 +6,17 @@ each layer keeps, `walk` where the tokens of a batch are on their way through th
 
 import logging
 
+from fastav.engines.vllm.engine import VllmEngine
+
+__all__ = ["VllmEngine", "register"]
+
 
 def register() -> None:
     """Called by vLLM in each of its processes, before it reads a model's configuration.
 
     Nothing of vLLM behaves differently unless `additional_config` holds `{"fastav": {"plan": ...}}`.
     """
-    from fastav.engines._vllm import internals
+    from fastav.engines.vllm import internals
 
     try:
         internals.install()

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastav.engines._vllm import guards
-from fastav.engines._vllm.passage import Passage, Passages
-from fastav.engines._vllm.walk import Geometry, Row, Walk
+from fastav.engines.vllm import guards
+from fastav.engines.vllm.passage import Passage, Passages
+from fastav.engines.vllm.walk import Geometry, Row, Walk
 from fastav.errors import FastAVError, UnsupportedModel, UnsupportedPlan
 
 SUPPORTED = "0.32"  # of vLLM

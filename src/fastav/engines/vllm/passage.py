@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool
 
-from fastav.engines._vllm.guards import Asked
+from fastav.engines.vllm.guards import Asked
 from fastav.engines.transformers import gather, staging
 from fastav.engines.transformers.prefill import Prefill, Schedule
 from fastav.layout import Layout, Modality
