@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fastav.engines.vllm import guards
-from fastav.engines.vllm.passage import Passage, Passages
+from fastav.engines.vllm.passage import Passage, Passages, inputs_of
 from fastav.engines.vllm.walk import Geometry, Row, Walk
 from fastav.errors import FastAVError, UnsupportedModel, UnsupportedPlan
 
@@ -386,9 +386,6 @@ class Pruning:
 
 
 def _inputs(request: Any) -> Mapping[str, Any]:
-    """What an adapter reads of a prompt: ids, and the grids of its videos in their order."""
+    """What an adapter reads of a prompt."""
     features = sorted(request.mm_features, key=lambda feature: feature.mm_position.offset)
-    items = [feature.data for feature in features if feature.data is not None]
-    grids = [item["video_grid_thw"].data.numpy() for item in items if "video_grid_thw" in item]
-    inputs: dict[str, Any] = {"input_ids": np.asarray(request.prompt_token_ids)[None]}
-    return inputs | ({"video_grid_thw": np.stack(grids)} if grids else {})
+    return inputs_of(request.prompt_token_ids, [feature.data for feature in features if feature.data is not None])

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fastav.engines.vllm.passage import Passage
 from fastav.engines.transformers import gather
+from fastav.engines.vllm.passage import Passage
 from fastav.errors import UnsupportedPlan
 from fastav.method import Signal
 
