@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin, TextStreamer
+from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from fastav.adapter import ModelAdapter, Prepared, Request, adapter_for
 from fastav.engine import GREEDY, Answer, Engine, Prepare, Run, Sampling, Saving
@@ -20,6 +20,7 @@ from fastav.engines.transformers.decoding import Decoding, forget
 from fastav.engines.transformers.placing import placed
 from fastav.engines.transformers.pruner import prune
 from fastav.engines.transformers.stopwatch import PeakMemory, Phases
+from fastav.engines.transformers.streaming import Stream
 from fastav.engines.transformers.tracing import trace
 from fastav.errors import FastAVError, PlanError
 from fastav.flops import kv_bytes, prefill_flops
@@ -213,7 +214,7 @@ class TransformersEngine(Engine):
         inputs = on_device(prepared.inputs, self.model) if encoded is None else encoded.inputs
         tokenizer: Any = getattr(self.processor, "tokenizer", None)
         stop = Stop(tokenizer, sampling.stop)
-        streamer = _Stream(tokenizer, on_text, stop) if on_text and len(prepared.layouts) == 1 else None
+        streamer = Stream(tokenizer, on_text, stop) if on_text and len(prepared.layouts) == 1 else None
         phases, memory = Phases(self.model.device), PeakMemory(self.model.device)
         with (
             prune(self.model, plan, layouts=prepared.layouts, adapter=self.adapter) as pruning,
@@ -291,22 +292,3 @@ def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(range(torch.cuda.device_count()) if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
-
-
-class _Stream(TextStreamer):
-    """Hands each finished piece of text to a function, up to the text that stops an answer."""
-
-    def __init__(self, tokenizer: Any, on_text: Callable[[str], None], stop: Stop) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._on_text, self._stop, self._held, self._stopped = on_text, stop, "", False
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Called by transformers whenever whole words are ready.  What may begin a stop text waits for what follows."""
-        self._held += text
-        found = [self._held.index(mark) for mark in self._stop.texts if mark in self._held]
-        longest = max((len(mark) for mark in self._stop.texts), default=1)
-        until = min(found) if found else len(self._held) if stream_end else len(self._held) - longest + 1
-        if until > 0 and not self._stopped:
-            self._on_text(self._held[:until])
-            self._held = self._held[until:]
-        self._stopped = self._stopped or bool(found)

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
+import torch
 from transformers import PreTrainedConfig
 
 from fastav.adapter import ModelAdapter, Request, adapter_for
 from fastav.engine import GREEDY, Answer, Engine, Prepare, Run, Sampling, Saving
 from fastav.engines.transformers.choosing import Stop
 from fastav.engines.transformers.placing import known_dtype
+from fastav.engines.transformers.streaming import Stream
 from fastav.engines.vllm import guards, offline
 from fastav.engines.vllm.offline import Offline, Said
 from fastav.errors import FastAVError, PlanError
@@ -155,9 +157,12 @@ class VllmEngine(Engine):
         sampling: Sampling,
         on_text: Callable[[str], None] | None = None,
     ) -> tuple[Answer, ...]:
-        said = self._vllm.answered(batch.prompts, params, on_text if len(batch.prompts) == 1 else None)
-        tokenizer: Any = self._vllm.processor
-        stop = Stop(tokenizer.tokenizer, sampling.stop)
+        processor: Any = self._vllm.processor
+        stop = Stop(processor.tokenizer, sampling.stop)
+        stream = Stream(processor.tokenizer, on_text, stop) if on_text and len(batch.prompts) == 1 else None
+        said = self._vllm.answered(batch.prompts, params, None if stream is None else _pieces(stream))
+        if stream is not None:
+            stream.end()
         return tuple(
             self._answer(layout, plan, stop, one, {"media": batch.media} | _seconds(one.metrics))
             for layout, one in zip(batch.layouts, said, strict=True)
@@ -181,6 +186,17 @@ class VllmEngine(Engine):
             seconds=seconds,
             peak_bytes=None,
         )
+
+
+def _pieces(stream: Stream) -> Callable[[Sequence[int]], None]:
+    """What hands tokens to a stream, one by one as it wants them."""
+    stream.put(torch.empty(0, dtype=torch.long))  # where generate hands over the prompt
+
+    def put(tokens: Sequence[int]) -> None:
+        for token in tokens:
+            stream.put(torch.tensor([token]))
+
+    return put
 
 
 def _seconds(metrics: Any) -> dict[str, float]:

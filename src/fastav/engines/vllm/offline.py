@@ -24,20 +24,19 @@ PER_PROMPT = {"video": 1, "audio": 1, "image": 0}  # a request is about one clip
 class Said:
     """What vLLM has said to one request so far.
 
-    tokens: generated, with the end marker. finish: as vLLM calls it, once it has ended. metrics: when what happened.
+    tokens: generated, with the end marker. metrics: when what happened, if vLLM tells.
     """
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
-        self.finish: str | None = None
         self.metrics: Any = None
 
-    def hear(self, output: Any) -> str:
-        """Take in a piece, and give its text."""
+    def hear(self, output: Any) -> Sequence[int]:
+        """Take in a piece, and give its tokens."""
         (piece,) = output.outputs
         self.tokens += piece.token_ids
-        self.finish, self.metrics = piece.finish_reason, output.metrics
-        return piece.text
+        self.metrics = output.metrics
+        return piece.token_ids
 
 
 class Offline:
@@ -132,19 +131,21 @@ class Offline:
             "multi_modal_data": dict(prompt.media),
             "mm_processor_kwargs": dict(prompt.options),
         }
+        from vllm.exceptions import VLLMClientError  # pyright: ignore[reportMissingImports]
+
         try:
             # the cache of processed media would leave out what it has seen, which layouts are read off
             (ready,) = self.llm.renderer.render_cmpl([given], skip_mm_cache=True)
-        except ValueError as error:
+        except (ValueError, VLLMClientError) as error:
             raise FastAVError(f"vLLM cannot take this prompt: {str(error).splitlines()[0]}") from error
         return ready
 
     def answered(
-        self, prompts: Sequence[Any], params: Any, on_text: Callable[[str], None] | None = None
+        self, prompts: Sequence[Any], params: Any, on_tokens: Callable[[Sequence[int]], None] | None = None
     ) -> tuple[Said, ...]:
         """Answers to prompts that are asked at once.
 
-        on_text: called with each piece of the answer to a single one, if `params` want pieces.
+        on_tokens: called with each piece of an answer as it comes, if `params` want pieces.
         Raises: FastAVError if vLLM refuses a request.
         """
         engine, said = self.llm.llm_engine, {str(next(self._numbers)): Said() for _ in prompts}
@@ -153,17 +154,19 @@ class Offline:
                 self._ask(name, prompt, params)
             while engine.has_unfinished_requests():
                 for output in engine.step():
-                    text = said[output.request_id].hear(output)
-                    if on_text is not None and text:
-                        on_text(text)
+                    tokens = said[output.request_id].hear(output)
+                    if on_tokens is not None:
+                        on_tokens(tokens)
         finally:
             engine.abort_request(list(said))  # those that have ended are not known any more
         return tuple(said.values())
 
     def _ask(self, name: str, prompt: Any, params: Any) -> None:
+        from vllm.exceptions import VLLMClientError  # pyright: ignore[reportMissingImports]
+
         try:
             self.llm.llm_engine.add_request(name, prompt, params)
-        except ValueError as error:
+        except (ValueError, VLLMClientError) as error:
             raise FastAVError(f"vLLM does not take a request: {str(error).splitlines()[0]}") from error
 
     def close(self) -> None:
