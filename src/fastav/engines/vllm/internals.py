@@ -130,8 +130,9 @@ def _refusing(plain: Any) -> Any:
 def _adapt(config: Any, asked: guards.Asked) -> None:
     """Turn off what vLLM turns on by itself and pruning cannot be exact with, and say so."""
     from vllm.logger import init_logger  # pyright: ignore[reportMissingImports]
+    from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
 
-    log, scheduler = init_logger(__name__), config.scheduler_config
+    log, scheduler = init_logger(f"vllm.{__name__}"), config.scheduler_config  # whose names vLLM shows
     log.info("fastav: pruning %s by the plan %s", asked.adapter.name, asked.plan.name or asked.plan.fingerprint)
     if config.cache_config.enable_prefix_caching:
         log.warning("fastav: prefix caching is turned off, as pruned layers hold other tokens than it looks for")
@@ -140,7 +141,12 @@ def _adapt(config: Any, asked: guards.Asked) -> None:
         log.warning("fastav: chunked prefill is turned off, as the plan's methods look at whole prompts")
         scheduler.enable_chunked_prefill = False
         scheduler.long_prefill_token_threshold = 0
+    if not scheduler.enable_chunked_prefill:
         _make_room(scheduler, config.model_config.max_model_len)
+    if not current_platform.is_cpu():
+        log.warning(
+            "fastav: pruning inside vLLM is shown to be exact on its CPU backend; elsewhere it has not been run"
+        )
     mode = config.compilation_config.cudagraph_mode
     if mode is None or mode.has_full_cudagraphs():
         from vllm.config import CUDAGraphMode  # pyright: ignore[reportMissingImports]
@@ -212,7 +218,8 @@ def _worker() -> type:
         def get_kv_cache_spec(self) -> dict[str, Any]:
             from fastav.engines.vllm.memory import in_parts
 
-            return in_parts(super().get_kv_cache_spec(), self.pruning.names, self.pruning.plans.default)
+            pruning, longest = self.pruning, self.vllm_config.model_config.max_model_len
+            return in_parts(super().get_kv_cache_spec(), pruning.names, pruning.plans.default, longest)
 
     return PruningWorker
 
@@ -341,8 +348,8 @@ class Pruning:
             for first, end in stages.items() if at is None else [(at, stages[at])]:
                 where = walk.enter(first)
                 for names in self._alike(self.names[first:end]):
-                    whole, mapping = context.attn_metadata[names[0]], context.slot_mapping[names[0]]
-                    metadata, slots = self._metadata(names[0], whole, mapping, where, at is None)
+                    width = len(context.slot_mapping[names[0]]) if at is None else len(where.row)
+                    metadata, slots = self._metadata(names[0], where, width)
                     for layer in names:
                         own.attn_metadata[layer], own.slot_mapping[layer] = metadata, slots
 
@@ -355,21 +362,20 @@ class Pruning:
             if inside := [name for name in names if name in group.layer_names]:
                 yield inside
 
-    def _metadata(self, layer: str, whole: Any, mapping: Tensor, where: Geometry, padded: bool) -> tuple[Any, Tensor]:
+    def _metadata(self, layer: str, where: Geometry, width: int) -> tuple[Any, Tensor]:
         """Attention metadata and slots of the tokens of one layer and of those like it, by the backend's own builder.
 
-        whole, mapping: of the whole batch. padded: whether the layer runs on as many tokens as that is padded to.
+        width: how many tokens the layer runs on, with those that only fill the batch up.
         """
         from vllm.v1.attention.backend import CommonAttentionMetadata  # pyright: ignore[reportMissingImports]
 
-        builder, block = self._building(layer)
-        device = mapping.device
+        builder, group = self._building(layer)
+        blocks, device = self.runner.input_batch.block_table[group], self.runner.device
         upload = lambda array, kind: torch.from_numpy(array).to(device, kind, non_blocking=True)  # noqa: E731
-        table = whole.block_table[upload(where.requests, torch.int64)]
+        table = blocks.get_device_tensor(self.runner.input_batch.num_reqs)[upload(where.requests, torch.int64)]
         row, place = upload(where.row, torch.int64), upload(where.place, torch.int64)
-        slots = table[row, place // block].long() * block + place % block
-        if padded:
-            slots = nn.functional.pad(slots, (0, len(mapping) - len(slots)), value=PADDED)
+        slots = table[row, place // blocks.block_size].long() * blocks.block_size + place % blocks.block_size
+        slots = nn.functional.pad(slots, (0, width - len(slots)), value=PADDED)
         starts = torch.from_numpy(where.starts).int()
         common = CommonAttentionMetadata(
             query_start_loc=starts.to(device, non_blocking=True),
@@ -387,17 +393,17 @@ class Pruning:
         return builder.build(0, common), slots
 
     def _building(self, layer: str) -> tuple[Any, int]:
-        """A metadata builder of our own for a layer and those like it, and how many tokens a block of theirs holds.
+        """A metadata builder of our own for a layer and those like it, and which part of the cache is theirs.
 
         For each of them another one: a builder may own the memory that its metadata is in.
         """
         if layer not in self._builders:
             groups = [group for groups in self.runner.attn_groups for group in groups if layer in group.layer_names]
             (group,) = groups
-            table = self.runner.input_batch.block_table[group.kv_cache_group_id]
-            spec = group.kv_cache_spec.copy_with_new_block_size(table.block_size)
-            kind, config = group.backend.get_builder_cls(), self.runner.vllm_config
-            self._builders[layer] = kind(spec, [layer], config, self.runner.device), table.block_size
+            size = self.runner.input_batch.block_table[group.kv_cache_group_id].block_size
+            spec, kind = group.kv_cache_spec.copy_with_new_block_size(size), group.backend.get_builder_cls()
+            builder = kind(spec, [layer], self.runner.vllm_config, self.runner.device)
+            self._builders[layer] = builder, group.kv_cache_group_id
         return self._builders[layer]
 
     @contextmanager
