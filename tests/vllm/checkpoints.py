@@ -86,6 +86,9 @@ def _sees(folder: Path, model: PreTrainedModel, processor: Any, sections: list[i
     config.vision_config.out_hidden_size = HEADS["hidden_size"]
     config.architectures = [type(model).__name__]
     model = randomized(type(model)(config), "sdpa", scale=0.15)
+    # vLLM scales the pixels of videos as those of pictures are, and in released files the two are alike
+    pictures, videos = processor.image_processor, processor.video_processor
+    pictures.image_mean, pictures.image_std = videos.image_mean, videos.image_std
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
