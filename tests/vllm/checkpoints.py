@@ -75,7 +75,13 @@ def sight3(folder: Path) -> Path:
 
 def sight3_moe(folder: Path) -> Path:
     """A Qwen3-VL, a mixture of experts."""
-    return _sees(folder, *qwen3_vl_moe.build(), INTERLEAVED, head_dim=WIDTH)
+    # stands in released files, and vLLM reads it; transformers always does so
+    _sees(folder, *qwen3_vl_moe.build(), INTERLEAVED, head_dim=WIDTH, norm_topk_prob=True)
+    weights = load_file(folder / "model.safetensors")
+    # in released files, and for vLLM, experts stand the other way round; transformers reads both
+    turned = {name: w.transpose(1, 2).contiguous() if ".experts." in name else w for name, w in weights.items()}
+    save_file(turned, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 def _sees(folder: Path, model: PreTrainedModel, processor: Any, sections: list[int], **more: int) -> Path:
