@@ -18,7 +18,7 @@ from fastav.methods.strided import Strided
 from fastav.methods.unpadded import Unpadded
 from fastav.plan import Plan
 
-MODELS = ("qwen2-5-omni", "qwen2-5-vl")  # whose decoder is vLLM's Qwen2Model
+MODELS = ("qwen2-5-omni", "qwen2-5-vl", "qwen3-omni", "qwen3-vl")
 HOW = 'start it with --additional-config \'{"fastav": {"plan": "fastav"}}\''
 BY_LAYOUT = (KeepFirst, Position, Random, Strided, Unpadded)  # methods that look at nothing but the layout
 

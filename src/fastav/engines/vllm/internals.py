@@ -31,6 +31,12 @@ SUPPORTED = "0.32"  # of vLLM
 WORKER = f"{__name__}.PruningWorker"
 SCHEDULER = "fastav.engines.vllm.memory.scheduler"
 PADDED = -1  # the slot of a token that is not stored
+DECODERS = (  # module and class, whose layers are run as `Pruning` does
+    "qwen2.Qwen2Model",
+    "qwen3_vl.Qwen3LLMModel",
+    "qwen3_vl_moe.Qwen3MoeLLMModel",
+    "qwen3_omni_moe_thinker.Qwen3MoeLLMModel",
+)
 
 
 # --- in every process
@@ -226,17 +232,16 @@ def _worker() -> type:
 
 def prune(runner: Any, config: Any) -> "Pruning":
     """Have the decoder of a model runner's model prune as the configuration asks.  Raises: UnsupportedModel."""
-    from vllm.model_executor.models.qwen2 import Qwen2Model  # pyright: ignore[reportMissingImports]
-
     made = plans(config)
     asked = made.default.asked
     decoder = getattr(getattr(runner.get_model(), "language_model", None), "model", None)
-    if type(decoder) is not Qwen2Model:
+    kind = type(decoder)
+    if (where := f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}") not in DECODERS:
         raise UnsupportedModel(
-            f"vLLM runs {asked.adapter.name} with a decoder {type(decoder).__name__}, and Qwen2Model is what is known",
+            f"vLLM runs {asked.adapter.name} with a decoder {where}, and {', '.join(DECODERS)} are known",
             "leave --model-impl out",
         )
-    decoder.__class__ = _pruned(Qwen2Model)  # its weights and compiled code stay as they are
+    decoder.__class__ = _pruned(kind)  # its weights and compiled code stay as they are
     decoder.__dict__["pruning"] = pruning = Pruning(made, decoder, runner)
     return pruning
 
@@ -247,10 +252,20 @@ def _pruned(kind: type) -> type:
 
     class PrunedDecoder(kind):
         def __call__(
-            self, input_ids: Any, positions: Tensor, intermediate_tensors: Any = None, inputs_embeds: Any = None
+            self,
+            input_ids: Any,
+            positions: Tensor,
+            intermediate_tensors: Any = None,
+            inputs_embeds: Any = None,
+            deepstack_input_embeds: Any = None,
         ) -> Any:
-            plain = super().__call__
-            return self.pruning.forward(plain, input_ids, positions, intermediate_tensors, inputs_embeds)
+            def plain() -> Any:
+                more = {} if deepstack_input_embeds is None else {"deepstack_input_embeds": deepstack_input_embeds}
+                return call(input_ids, positions, intermediate_tensors, inputs_embeds, **more)
+
+            call = super().__call__
+            visual = [] if deepstack_input_embeds is None else list(deepstack_input_embeds.tensors.values())
+            return self.pruning.forward(plain, input_ids, positions, inputs_embeds, visual)
 
     return PrunedDecoder
 
@@ -265,27 +280,31 @@ class Pruning:
         self._builders: dict[str, tuple[Any, int]] = {}
 
     @torch.inference_mode()
-    def forward(self, plain: Any, input_ids: Any, positions: Tensor, intermediate: Any, embeds: Any) -> Any:
-        """The decoder's hidden states, at the places of the whole batch; zero where tokens were dropped."""
+    def forward(self, plain: Any, input_ids: Any, positions: Tensor, embeds: Any, visual: Sequence[Tensor]) -> Any:
+        """The decoder's hidden states, at the places of the whole batch; zero where tokens were dropped.
+
+        plain: runs the decoder as it is. visual: what is added after each of the first layers (deepstack), of all
+        tokens of the batch.
+        """
         from vllm.forward_context import get_forward_context  # pyright: ignore[reportMissingImports]
 
         context = get_forward_context()
         if not context.attn_metadata:
-            return plain(input_ids, positions, intermediate, embeds)  # a run for memory or compilation
+            return plain()  # a run for memory or compilation
         walk = Walk(self._rows(), positions.device)
         if walk.whole:
-            return plain(input_ids, positions, intermediate, embeds)
+            return plain()
         if not walk.cut_here:
             with self._within(context, walk) as change:
                 change()
-                return plain(input_ids, positions, intermediate, embeds)
+                return plain()
         hidden = self.decoder.embed_input_ids(input_ids) if embeds is None else embeds
         with self._within(context, walk) as change:
-            out = self._walked(walk, hidden, positions, change)
+            out = self._walked(walk, hidden, positions, visual, change)
         self._settle()
         return out
 
-    def _walked(self, walk: Walk, hidden: Tensor, positions: Tensor, change: Any) -> Tensor:
+    def _walked(self, walk: Walk, hidden: Tensor, positions: Tensor, visual: Sequence[Tensor], change: Any) -> Tensor:
         """Run the layers one by one."""
         residual, places, cuts = None, None, walk.layers
         out = torch.zeros_like(hidden)
@@ -300,6 +319,8 @@ class Pruning:
             here = positions if places is None else positions[..., places]
             with self._observed(walk, index, layer):
                 hidden, residual = layer(here, hidden, residual)
+            if index < len(visual):
+                hidden = hidden + (visual[index] if places is None else visual[index][places])
         hidden, _ = self.decoder.norm(hidden, residual)
         out[places] = hidden
         return out
