@@ -156,6 +156,16 @@ def serving(folder: Path, plan: Plan | str | None, **options: Any) -> Iterator[A
         "additional_config": {} if said is None else {"fastav": said},
     }
     llm = LLM(str(folder), **settings | options)
+    note_positions(llm)
+    try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+        cleanup_dist_env_and_memory()
+
+
+def note_positions(llm: Any) -> None:
+    """From now on, remember how vLLM places its prompts."""
     model = llm.llm_engine.model_executor.driver_worker.worker.model_runner.get_model()
     place = model.get_mrope_input_positions
 
@@ -164,11 +174,6 @@ def serving(folder: Path, plan: Plan | str | None, **options: Any) -> Iterator[A
         return positions[tuple(ids)]
 
     model.get_mrope_input_positions = noted
-    try:
-        yield llm
-    finally:
-        llm.llm_engine.engine_core.shutdown()
-        cleanup_dist_env_and_memory()
 
 
 def sampling(new: int, **options: Any) -> Any:

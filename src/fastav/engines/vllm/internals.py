@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from fastav.engines.vllm import guards
-from fastav.engines.vllm.passage import Passage, Plans
+from fastav.engines.vllm.passage import Passage, Plans, inputs_of
 from fastav.engines.vllm.walk import Geometry, Row, Walk
 from fastav.errors import FastAVError, UnsupportedModel, UnsupportedPlan
 
@@ -342,7 +342,7 @@ class Pruning:
     def _passage(self, name: str, request: Any, computed: int) -> Passage:
         if not computed:  # it begins, or begins anew after it was preempted
             made = self.plans.of(said_by(request.sampling_params))
-            self.passages[name] = made.of(inputs_of(request), self.runner.device)
+            self.passages[name] = made.of(prompt_of(request), self.runner.device)
         passage = self.passages[name]
         if passage.length != request.num_prompt_tokens:
             raise UnsupportedPlan("a prompt grew after it had run, as streamed input does", "send whole prompts")
@@ -449,10 +449,7 @@ class Pruning:
             hook.remove()
 
 
-def inputs_of(request: Any) -> Mapping[str, Any]:
-    """What an adapter reads of a prompt: ids, and the grids of its videos in their order."""
+def prompt_of(request: Any) -> Mapping[str, Any]:
+    """What an adapter reads of a request's prompt."""
     features = sorted(request.mm_features, key=lambda feature: feature.mm_position.offset)
-    items = [feature.data for feature in features if feature.data is not None]
-    grids = [item["video_grid_thw"].data.numpy() for item in items if "video_grid_thw" in item]
-    inputs: dict[str, Any] = {"input_ids": np.asarray(request.prompt_token_ids)[None]}
-    return inputs | ({"video_grid_thw": np.stack(grids)} if grids else {})
+    return inputs_of(request.prompt_token_ids, [feature.data for feature in features if feature.data is not None])

@@ -21,7 +21,7 @@ from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager  # py
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheSpec  # pyright: ignore[reportMissingImports]
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry  # pyright: ignore[reportMissingImports]
 
-from fastav.engines.vllm.internals import inputs_of, plans, said_by
+from fastav.engines.vllm.internals import plans, prompt_of, said_by
 from fastav.engines.vllm.parts import parts
 from fastav.engines.vllm.passage import Passage, Passages
 from fastav.layout import Layout, Modality
@@ -113,7 +113,7 @@ def _counting(kind: type[Scheduler]) -> type[Scheduler]:
 
         def add_request(self, request: Any) -> None:
             made = self._plans.of(said_by(request.sampling_params))
-            self.passages[request.request_id] = made.of(inputs_of(request))
+            self.passages[request.request_id] = made.of(prompt_of(request))
             super().add_request(request)
 
         def _free_blocks(self, request: Any) -> None:

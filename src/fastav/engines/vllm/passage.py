@@ -4,7 +4,7 @@ How many is known from the layout before anything runs. Which ones too, where me
 they look at scores, it is found out while the whole prompt runs, by the same `Prefill` as in the engine transformers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -141,3 +141,13 @@ class Plans:
 
     def _made(self, said: str) -> Passages:
         return Passages(named(self.default.asked, said, self._chunked_prefill))
+
+
+def inputs_of(ids: Sequence[int], media: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What an adapter reads the layout of a prompt off: its ids, and the grids of its videos.
+
+    media: what vLLM's processor made of each, in the order of the prompt.
+    """
+    grids = [item["video_grid_thw"].data.numpy() for item in media if "video_grid_thw" in item]
+    inputs: dict[str, Any] = {"input_ids": np.asarray(ids)[None]}
+    return inputs | ({"video_grid_thw": np.stack(grids)} if grids else {})
