@@ -47,14 +47,14 @@ class Question:
             media["audio"] = (self.audio, RATE)
         asked: dict[str, Any] = {"prompt": self.text}
         asked |= {"multi_modal_data": media} if media else {}
-        return asked | ({"mm_processor_kwargs": {"use_audio_in_video": True}} if self.together else {})
+        # vLLM does not read the rate off the video, and Qwen3-Omni orders the tokens of both by it
+        return asked | ({"mm_processor_kwargs": {"use_audio_in_video": True, "fps": FPS}} if self.together else {})
 
     def for_processor(self) -> dict[str, Any]:
         given: dict[str, Any] = {"text": [self.text], "return_tensors": "pt"}
         if self.video is not None:
             frames = torch.from_numpy(self.video).permute(0, 3, 1, 2)
             given |= {"videos": [frames], "video_metadata": [self.told], "do_sample_frames": False}
-            given |= {"fps": FPS} if SEEN in self.text else {}
         if self.audio is not None:
             given |= {"audio": [self.audio]}
         return given | ({"use_audio_in_video": True} if self.together else {})
@@ -103,7 +103,8 @@ class Reference:
         key = (id(question), plan.fingerprint)
         self.asked.append(question)  # so that its id stays its own
         if key not in self.known:
-            inputs = dict(self.processor(**question.for_processor()))
+            rate = {"fps": FPS} if self.adapter.hears and question.video is not None else {}
+            inputs = dict(self.processor(**question.for_processor(), **rate))
             inputs |= {"use_audio_in_video": True} if question.together else {}
             ids, layouts = tuple(inputs["input_ids"][0].tolist()), self.adapter.layouts(self.model.config, inputs)
             placed = self._placed(*positions[ids]) if question.video is not None else nullcontext()

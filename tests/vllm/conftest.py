@@ -31,6 +31,22 @@ def sight(tmp_path_factory):
     return Reference("qwen2-5-vl", checkpoints.sight(tmp_path_factory.mktemp("sight")))
 
 
+@pytest.fixture(scope="session")
+def omni3(tmp_path_factory):
+    import checkpoints
+    from asking import Reference
+
+    return Reference("qwen3-omni", checkpoints.omni3(tmp_path_factory.mktemp("omni3")))
+
+
+@pytest.fixture(scope="session", params=["sight3", "sight3_moe"])
+def sight3(request, tmp_path_factory):
+    import checkpoints
+    from asking import Reference
+
+    return Reference("qwen3-vl", getattr(checkpoints, request.param)(tmp_path_factory.mktemp(request.param)))
+
+
 @pytest.fixture
 def steps(monkeypatch):
     """What each step of the engine ran, of every request: (computed before, tokens, whether they may be dropped)."""

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -18,7 +18,8 @@ from fastav.methods.strided import Strided
 from fastav.methods.unpadded import Unpadded
 from fastav.plan import Plan
 
-MODELS = ("qwen2-5-omni", "qwen2-5-vl")  # whose decoder is vLLM's Qwen2Model
+MODELS = ("qwen2-5-omni", "qwen2-5-vl", "qwen3-omni", "qwen3-vl")
+HOW = 'start it with --additional-config \'{"fastav": {"plan": "fastav"}}\''
 BY_LAYOUT = (KeepFirst, Position, Random, Strided, Unpadded)  # methods that look at nothing but the layout
 
 
@@ -73,6 +74,7 @@ class Serving:
     prompt_embeds: bool = False
     evs: bool = False
     own_worker: bool = False
+    own_scheduler: bool = False
     v2_runner: bool = False
 
 
@@ -92,6 +94,10 @@ _REFUSED = {  # a field of Serving: why, and what to do
     "prompt_embeds": ("prompts given as embeddings do not tell audio from text", "--no-enable-prompt-embeds"),
     "evs": ("vLLM's own video pruning leaves fewer tokens than the layout counts", "leave --video-pruning-rate out"),
     "own_worker": ("another worker class is asked for, and pruning needs its own", "leave --worker-cls out"),
+    "own_scheduler": (
+        "another scheduler class is asked for, and pruning needs its own to count what a cache holds",
+        "leave --scheduler-cls out",
+    ),
     "v2_runner": (
         "vLLM's model runner V2 is not supported yet (it is vLLM's choice on a GPU)",
         "VLLM_USE_V2_MODEL_RUNNER=0, which has not been run on a GPU",
@@ -128,6 +134,24 @@ def read(additional: Any, whole: PreTrainedConfig) -> Asked | None:
     else:
         raise PlanError(f"a plan must be a name or a JSON object, got {json.dumps(plan)}")
     return Asked(plan=plan, adapter=adapter, config=getattr(whole, "thinker_config", whole))
+
+
+def named(asked: Asked, said: str, chunked_prefill: bool) -> Asked:
+    """What is asked for by a request that names another plan than the server's.
+
+    said: a preset of the model, a recipe, or a plan's JSON; no file's name, as files are the server's.
+    Raises: PlanError, UnknownName, UnsupportedPlan.
+    """
+    if said.lstrip().startswith("{"):
+        plan = Plan.from_json(said)
+    elif said.endswith(".json"):
+        raise PlanError("a request cannot name a file of the server's", "send the plan's JSON itself")
+    else:
+        plan = plan_named(said, asked.adapter)
+    found = replace(asked, plan=plan)
+    check_plan(found)
+    _check_pieces(found, chunked_prefill)
+    return found
 
 
 def check_plan(asked: Asked) -> None:
@@ -167,7 +191,11 @@ def check(asked: Asked, serving: Serving) -> None:
     for name, called in _ALONE.items():
         if (number := getattr(serving, name)) > 1:
             raise UnsupportedPlan(f"{called} of {number} is not shown to be exact while pruning", "serve on one device")
-    if serving.chunked_prefill and not asked.by_layout:
+    _check_pieces(asked, serving.chunked_prefill)
+
+
+def _check_pieces(asked: Asked, chunked_prefill: bool) -> None:
+    if chunked_prefill and not asked.by_layout:
         scoring = next(type(method).__name__ for _, method in asked.cuts if type(method) not in BY_LAYOUT)
         raise UnsupportedPlan(
             f"{scoring} looks at whole prompts, and chunked prefill shows it pieces", "--no-enable-chunked-prefill"

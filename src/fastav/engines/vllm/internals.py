@@ -1,18 +1,21 @@
-"""All use of vLLM's internals, of one version.
+"""All use of vLLM's internals, of one version, but for the cache's (`memory`).
 
-A hook reads the plan when vLLM reads a model's configuration, refuses what cannot be exact, and names a worker of our
-own, which is vLLM's but for one thing: once the model is loaded, its decoder becomes a `PrunedDecoder`. That runs the
-layers before the first cut as they are, and later ones on the tokens that stay, with attention metadata of their own.
+A hook reads the plan when vLLM reads a model's configuration, refuses what cannot be exact, and names a scheduler and a
+worker of our own. The worker is vLLM's but for two things: once the model is loaded, its decoder becomes a
+`PrunedDecoder`, and the cache of its layers is asked for in parts. The decoder runs the layers before the first cut as
+they are, and later ones on the tokens that stay, with attention metadata of their own.
 
-What is used beyond vLLM's documented interfaces: the map of configuration hooks, `Worker.load_model`, the V1 model
-runner's batch and requests, the forward context's dictionaries, metadata builders, and the decoder's layers.
+What is used beyond vLLM's documented interfaces: the map of configuration hooks, `Worker.load_model` and
+`get_kv_cache_spec`, the V1 model runner's batch and requests, the forward context's dictionaries, metadata builders,
+and the decoder's layers.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,13 +23,20 @@ import torch
 from torch import Tensor, nn
 
 from fastav.engines.vllm import guards
-from fastav.engines.vllm.passage import Passage, Passages, inputs_of
+from fastav.engines.vllm.passage import Passage, Plans, inputs_of
 from fastav.engines.vllm.walk import Geometry, Row, Walk
 from fastav.errors import FastAVError, UnsupportedModel, UnsupportedPlan
 
 SUPPORTED = "0.32"  # of vLLM
 WORKER = f"{__name__}.PruningWorker"
+SCHEDULER = "fastav.engines.vllm.memory.scheduler"
 PADDED = -1  # the slot of a token that is not stored
+DECODERS = (  # module and class, whose layers are run as `Pruning` does
+    "qwen2.Qwen2Model",
+    "qwen3_vl.Qwen3LLMModel",
+    "qwen3_vl_moe.Qwen3MoeLLMModel",
+    "qwen3_omni_moe_thinker.Qwen3MoeLLMModel",
+)
 
 
 # --- in every process
@@ -70,6 +80,7 @@ class _Configured:
             _adapt(config, asked)
             guards.check(asked, _serving(config))
             config.parallel_config.worker_cls = WORKER
+            config.scheduler_config.scheduler_cls = SCHEDULER
 
 
 def _supported() -> bool:
@@ -91,12 +102,32 @@ def require_version() -> None:
         )
 
 
+def plans(config: Any) -> Plans:
+    """The plans by which requests of a server run that prunes.  Raises: PlanError, UnknownName, UnsupportedModel."""
+    asked = guards.read(config.additional_config, config.model_config.hf_config)
+    assert asked is not None, "nothing of ours is named where there is no plan"
+    return Plans(asked, bool(config.scheduler_config.enable_chunked_prefill))
+
+
+def said_by(params: Any) -> Any:
+    """What a request says of plans in its sampling parameters, `vllm_xargs` of the OpenAI server; None if nothing."""
+    return (getattr(params, "extra_args", None) or {}).get("fastav")
+
+
 def _refusing(plain: Any) -> Any:
+    """vLLM's check of a request's parameters, with ours before it, whose errors it hands to the client."""
+
     def validate(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
         additional = self.vllm_config.additional_config
-        pruning = isinstance(additional, Mapping) and "fastav" in additional
-        if pruning and getattr(params, "prompt_logprobs", None) is not None:
-            raise ValueError("prompt_logprobs asks for logits at tokens that fastav drops: leave it out")
+        if isinstance(additional, Mapping) and "fastav" in additional:
+            if getattr(params, "prompt_logprobs", None) is not None:
+                raise ValueError("prompt_logprobs asks for logits at tokens that fastav drops: leave it out")
+            try:
+                self.__dict__.setdefault("_fastav", plans(self.vllm_config)).of(said_by(params))
+            except FastAVError as error:
+                raise ValueError(str(error)) from error
+        elif said_by(params) is not None:
+            raise ValueError(f"this server does not prune: {guards.HOW}")
         return plain(self, params, *args, **kwargs)
 
     return validate
@@ -105,8 +136,9 @@ def _refusing(plain: Any) -> Any:
 def _adapt(config: Any, asked: guards.Asked) -> None:
     """Turn off what vLLM turns on by itself and pruning cannot be exact with, and say so."""
     from vllm.logger import init_logger  # pyright: ignore[reportMissingImports]
+    from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
 
-    log, scheduler = init_logger(__name__), config.scheduler_config
+    log, scheduler = init_logger(f"vllm.{__name__}"), config.scheduler_config  # whose names vLLM shows
     log.info("fastav: pruning %s by the plan %s", asked.adapter.name, asked.plan.name or asked.plan.fingerprint)
     if config.cache_config.enable_prefix_caching:
         log.warning("fastav: prefix caching is turned off, as pruned layers hold other tokens than it looks for")
@@ -115,7 +147,12 @@ def _adapt(config: Any, asked: guards.Asked) -> None:
         log.warning("fastav: chunked prefill is turned off, as the plan's methods look at whole prompts")
         scheduler.enable_chunked_prefill = False
         scheduler.long_prefill_token_threshold = 0
+    if not scheduler.enable_chunked_prefill:
         _make_room(scheduler, config.model_config.max_model_len)
+    if not current_platform.is_cpu():
+        log.warning(
+            "fastav: pruning inside vLLM is shown to be exact on its CPU backend; elsewhere it has not been run"
+        )
     mode = config.compilation_config.cudagraph_mode
     if mode is None or mode.has_full_cudagraphs():
         from vllm.config import CUDAGraphMode  # pyright: ignore[reportMissingImports]
@@ -155,6 +192,7 @@ def _serving(config: Any) -> guards.Serving:
         prompt_embeds=bool(model.enable_prompt_embeds),
         evs=media is not None and bool(media.video_pruning_rate),
         own_worker=parallel.worker_cls not in ("auto", WORKER),
+        own_scheduler=config.scheduler_config.scheduler_cls not in (None, SCHEDULER),
         v2_runner=bool(config.use_v2_model_runner),
     )
 
@@ -181,25 +219,31 @@ def _worker() -> type:
     class PruningWorker(Base):
         def load_model(self, **options: Any) -> None:
             super().load_model(**options)
-            prune(self.model_runner, self.vllm_config)
+            self.pruning = prune(self.model_runner, self.vllm_config)
+
+        def get_kv_cache_spec(self) -> dict[str, Any]:
+            from fastav.engines.vllm.memory import in_parts
+
+            pruning, longest = self.pruning, self.vllm_config.model_config.max_model_len
+            return in_parts(super().get_kv_cache_spec(), pruning.names, pruning.plans.default, longest)
 
     return PruningWorker
 
 
-def prune(runner: Any, config: Any) -> None:
+def prune(runner: Any, config: Any) -> "Pruning":
     """Have the decoder of a model runner's model prune as the configuration asks.  Raises: UnsupportedModel."""
-    from vllm.model_executor.models.qwen2 import Qwen2Model  # pyright: ignore[reportMissingImports]
-
-    asked = guards.read(config.additional_config, config.model_config.hf_config)
-    assert asked is not None, "the worker is named where a plan is"
+    made = plans(config)
+    asked = made.default.asked
     decoder = getattr(getattr(runner.get_model(), "language_model", None), "model", None)
-    if type(decoder) is not Qwen2Model:
+    kind = type(decoder)
+    if (where := f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}") not in DECODERS:
         raise UnsupportedModel(
-            f"vLLM runs {asked.adapter.name} with a decoder {type(decoder).__name__}, and Qwen2Model is what is known",
+            f"vLLM runs {asked.adapter.name} with a decoder {where}, and {', '.join(DECODERS)} are known",
             "leave --model-impl out",
         )
-    decoder.__class__ = _pruned(Qwen2Model)  # its weights and compiled code stay as they are
-    decoder.__dict__["pruning"] = Pruning(asked, decoder, runner)
+    decoder.__class__ = _pruned(kind)  # its weights and compiled code stay as they are
+    decoder.__dict__["pruning"] = pruning = Pruning(made, decoder, runner)
+    return pruning
 
 
 @cache
@@ -208,10 +252,20 @@ def _pruned(kind: type) -> type:
 
     class PrunedDecoder(kind):
         def __call__(
-            self, input_ids: Any, positions: Tensor, intermediate_tensors: Any = None, inputs_embeds: Any = None
+            self,
+            input_ids: Any,
+            positions: Tensor,
+            intermediate_tensors: Any = None,
+            inputs_embeds: Any = None,
+            deepstack_input_embeds: Any = None,
         ) -> Any:
-            plain = super().__call__
-            return self.pruning.forward(plain, input_ids, positions, intermediate_tensors, inputs_embeds)
+            def plain() -> Any:
+                more = {} if deepstack_input_embeds is None else {"deepstack_input_embeds": deepstack_input_embeds}
+                return call(input_ids, positions, intermediate_tensors, inputs_embeds, **more)
+
+            call = super().__call__
+            visual = [] if deepstack_input_embeds is None else list(deepstack_input_embeds.tensors.values())
+            return self.pruning.forward(plain, input_ids, positions, inputs_embeds, visual)
 
     return PrunedDecoder
 
@@ -219,40 +273,43 @@ def _pruned(kind: type) -> type:
 class Pruning:
     """What a decoder knows of the requests that it runs."""
 
-    def __init__(self, asked: guards.Asked, decoder: Any, runner: Any) -> None:
-        self.decoder, self.runner, self.made = decoder, runner, Passages(asked)
+    def __init__(self, plans: Plans, decoder: Any, runner: Any) -> None:
+        self.decoder, self.runner, self.plans = decoder, runner, plans
         self.passages: dict[str, Passage] = {}
         self.names = [layer.self_attn.attn.layer_name for layer in decoder.layers]
-        self._builder: Any = None
-        self._block = 0
+        self._builders: dict[str, tuple[Any, int]] = {}
 
     @torch.inference_mode()
-    def forward(self, plain: Any, input_ids: Any, positions: Tensor, intermediate: Any, embeds: Any) -> Any:
-        """The decoder's hidden states, at the places of the whole batch; zero where tokens were dropped."""
+    def forward(self, plain: Any, input_ids: Any, positions: Tensor, embeds: Any, visual: Sequence[Tensor]) -> Any:
+        """The decoder's hidden states, at the places of the whole batch; zero where tokens were dropped.
+
+        plain: runs the decoder as it is. visual: what is added after each of the first layers (deepstack), of all
+        tokens of the batch.
+        """
         from vllm.forward_context import get_forward_context  # pyright: ignore[reportMissingImports]
 
         context = get_forward_context()
-        if not context.attn_metadata or not self.made.layers:
-            return plain(input_ids, positions, intermediate, embeds)  # a run for memory or compilation
+        if not context.attn_metadata:
+            return plain()  # a run for memory or compilation
         walk = Walk(self._rows(), positions.device)
         if walk.whole:
-            return plain(input_ids, positions, intermediate, embeds)
+            return plain()
         if not walk.cut_here:
             with self._within(context, walk) as change:
                 change()
-                return plain(input_ids, positions, intermediate, embeds)
+                return plain()
         hidden = self.decoder.embed_input_ids(input_ids) if embeds is None else embeds
         with self._within(context, walk) as change:
-            out = self._walked(walk, hidden, positions, change)
+            out = self._walked(walk, hidden, positions, visual, change)
         self._settle()
         return out
 
-    def _walked(self, walk: Walk, hidden: Tensor, positions: Tensor, change: Any) -> Tensor:
+    def _walked(self, walk: Walk, hidden: Tensor, positions: Tensor, visual: Sequence[Tensor], change: Any) -> Tensor:
         """Run the layers one by one."""
-        residual, places = None, None
+        residual, places, cuts = None, None, walk.layers
         out = torch.zeros_like(hidden)
         for index, layer in enumerate(self.decoder.layers):
-            if index in self.made.layers:
+            if index in cuts:
                 hidden = hidden if residual is None else hidden + residual
                 hidden, residual = walk.cut(index, hidden[: walk.tokens]), None
                 places = walk.places()
@@ -262,6 +319,8 @@ class Pruning:
             here = positions if places is None else positions[..., places]
             with self._observed(walk, index, layer):
                 hidden, residual = layer(here, hidden, residual)
+            if index < len(visual):
+                hidden = hidden + (visual[index] if places is None else visual[index][places])
         hidden, _ = self.decoder.norm(hidden, residual)
         out[places] = hidden
         return out
@@ -282,7 +341,8 @@ class Pruning:
 
     def _passage(self, name: str, request: Any, computed: int) -> Passage:
         if not computed:  # it begins, or begins anew after it was preempted
-            self.passages[name] = self.made.of(_inputs(request), self.runner.device)
+            made = self.plans.of(said_by(request.sampling_params))
+            self.passages[name] = made.of(prompt_of(request), self.runner.device)
         passage = self.passages[name]
         if passage.length != request.num_prompt_tokens:
             raise UnsupportedPlan("a prompt grew after it had run, as streamed input does", "send whole prompts")
@@ -303,36 +363,40 @@ class Pruning:
 
         own = copy(context)
         own.attn_metadata, own.slot_mapping = dict(context.attn_metadata), dict(context.slot_mapping)
-        ends = [*self.made.layers[1:], len(self.names)]
+        stages = dict(pairwise([*walk.layers, len(self.names)]))
 
         def change(at: int | None = None) -> None:
-            for first, end in zip(self.made.layers, ends, strict=True):
-                if at in (None, first):
-                    name = self.names[first]
-                    metadata, slots = self._metadata(
-                        context.attn_metadata[name], context.slot_mapping[name], walk.enter(first), at is None
-                    )
-                    for layer in self.names[first:end]:
+            for first, end in stages.items() if at is None else [(at, stages[at])]:
+                where = walk.enter(first)
+                for names in self._alike(self.names[first:end]):
+                    width = len(context.slot_mapping[names[0]]) if at is None else len(where.row)
+                    metadata, slots = self._metadata(names[0], where, width)
+                    for layer in names:
                         own.attn_metadata[layer], own.slot_mapping[layer] = metadata, slots
 
         with override_forward_context(own):
             yield change
 
-    def _metadata(self, whole: Any, mapping: Tensor, where: Geometry, padded: bool) -> tuple[Any, Tensor]:
-        """Attention metadata and slots of one layer's tokens, by the backend's own builder.
+    def _alike(self, names: Sequence[str]) -> Iterator[list[str]]:
+        """Layers, in order, by the part of the cache that they are in."""
+        for group in self.runner.kv_cache_config.kv_cache_groups:
+            if inside := [name for name in names if name in group.layer_names]:
+                yield inside
 
-        padded: whether the layer runs on as many tokens as the whole batch is padded to.
+    def _metadata(self, layer: str, where: Geometry, width: int) -> tuple[Any, Tensor]:
+        """Attention metadata and slots of the tokens of one layer and of those like it, by the backend's own builder.
+
+        width: how many tokens the layer runs on, with those that only fill the batch up.
         """
         from vllm.v1.attention.backend import CommonAttentionMetadata  # pyright: ignore[reportMissingImports]
 
-        builder, block = self._building(whole)
-        device = mapping.device
+        builder, group = self._building(layer)
+        blocks, device = self.runner.input_batch.block_table[group], self.runner.device
         upload = lambda array, kind: torch.from_numpy(array).to(device, kind, non_blocking=True)  # noqa: E731
-        table = whole.block_table[upload(where.requests, torch.int64)]
+        table = blocks.get_device_tensor(self.runner.input_batch.num_reqs)[upload(where.requests, torch.int64)]
         row, place = upload(where.row, torch.int64), upload(where.place, torch.int64)
-        slots = table[row, place // block].long() * block + place % block
-        if padded:
-            slots = nn.functional.pad(slots, (0, len(mapping) - len(slots)), value=PADDED)
+        slots = table[row, place // blocks.block_size].long() * blocks.block_size + place % blocks.block_size
+        slots = nn.functional.pad(slots, (0, width - len(slots)), value=PADDED)
         starts = torch.from_numpy(where.starts).int()
         common = CommonAttentionMetadata(
             query_start_loc=starts.to(device, non_blocking=True),
@@ -349,34 +413,34 @@ class Pruning:
         )
         return builder.build(0, common), slots
 
-    def _building(self, whole: Any) -> tuple[Any, int]:
-        """A metadata builder of our own for pruned layers, and how many tokens a block of theirs holds."""
-        if self._builder is None:
-            first = self.names[self.made.layers[0]]
-            groups = [group for groups in self.runner.attn_groups for group in groups if first in group.layer_names]
+    def _building(self, layer: str) -> tuple[Any, int]:
+        """A metadata builder of our own for a layer and those like it, and which part of the cache is theirs.
+
+        For each of them another one: a builder may own the memory that its metadata is in.
+        """
+        if layer not in self._builders:
+            groups = [group for groups in self.runner.attn_groups for group in groups if layer in group.layer_names]
             (group,) = groups
-            table = self.runner.input_batch.block_table[group.kv_cache_group_id]
-            spec = group.kv_cache_spec.copy_with_new_block_size(table.block_size)
-            late = self.names[self.made.layers[0] :]
-            config, device = self.runner.vllm_config, whole.block_table.device
-            self._builder = group.backend.get_builder_cls()(spec, late, config, device)
-            self._block = table.block_size
-        return self._builder, self._block
+            size = self.runner.input_batch.block_table[group.kv_cache_group_id].block_size
+            spec, kind = group.kv_cache_spec.copy_with_new_block_size(size), group.backend.get_builder_cls()
+            builder = kind(spec, [layer], self.runner.vllm_config, self.runner.device)
+            self._builders[layer] = builder, group.kv_cache_group_id
+        return self._builders[layer]
 
     @contextmanager
     def _observed(self, walk: Walk, index: int, layer: Any) -> Iterator[None]:
         """Show methods the queries and keys of a layer, if they ask for them."""
-        wanted, attention = self.made.wanted.get(index), layer.self_attn
-        if not wanted:
+        if not walk.observed(index):
             yield
             return
+        attention = layer.self_attn
 
         def see(_: Any, given: tuple[Tensor, ...]) -> None:
             query, key = (
                 x.view(-1, heads, attention.head_dim)
                 for x, heads in zip(given, (attention.num_heads, attention.num_kv_heads), strict=False)
             )
-            walk.observe(index, wanted, query, key, attention.scaling)
+            walk.observe(index, query, key, attention.scaling)
 
         hook = attention.attn.register_forward_pre_hook(see)
         try:
@@ -385,7 +449,7 @@ class Pruning:
             hook.remove()
 
 
-def _inputs(request: Any) -> Mapping[str, Any]:
-    """What an adapter reads of a prompt."""
+def prompt_of(request: Any) -> Mapping[str, Any]:
+    """What an adapter reads of a request's prompt."""
     features = sorted(request.mm_features, key=lambda feature: feature.mm_position.offset)
     return inputs_of(request.prompt_token_ids, [feature.data for feature in features if feature.data is not None])

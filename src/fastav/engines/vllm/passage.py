@@ -6,7 +6,7 @@ they look at scores, it is found out while the whole prompt runs, by the same `P
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from jaxtyping import Bool
 
 from fastav.engines.transformers import gather, staging
 from fastav.engines.transformers.prefill import Prefill, Schedule
-from fastav.engines.vllm.guards import Asked
+from fastav.engines.vllm.guards import Asked, named
+from fastav.errors import PlanError
 from fastav.layout import Layout, Modality
 from fastav.method import Signal
 
@@ -26,14 +27,15 @@ Stays = Bool[np.ndarray, " tokens"]
 class Passage:
     """One prompt.
 
-    length: its tokens. held: how many of them each layer keeps. stays: which, in each layer; None where scores decide.
-    prefill: finds out which, where scores decide.
+    made: of which model and plan. length: its tokens. held: how many of them each layer keeps. stays: which, in each
+    layer; None where scores decide. prefill: finds out which, where scores decide and the prompt is about to run.
     """
 
+    made: "Passages"
     length: int
     held: tuple[int, ...]
     stays: tuple[Stays, ...] | None
-    prefill: Prefill | None
+    prefill: Prefill | None = None
 
     @property
     def whole(self) -> bool:
@@ -71,9 +73,11 @@ class Passages:
         """What methods ask of the attention of which layers."""
         return self.schedule.wanted()
 
-    def of(self, inputs: Mapping[str, Any], device: torch.device) -> Passage:
-        """The passage of a prompt.  inputs: its ids [1, tokens] and what of its media the adapter reads.
+    def of(self, inputs: Mapping[str, Any], device: torch.device | None = None) -> Passage:
+        """The passage of a prompt.
 
+        inputs: its ids [1, tokens] and what of its media the adapter reads. device: where it will run; None if it is
+        only to be counted.
         Raises: PlanError.
         """
         (layout,) = self.asked.adapter.layouts(self.asked.config, inputs)
@@ -82,8 +86,8 @@ class Passages:
             stays = (np.ones(len(layout), bool),) * self.depth
         else:
             stays = self._stays(layout) if self.asked.by_layout else None
-        prefill = self._prefill(layout, device) if stays is None else None
-        return Passage(length=len(layout), held=held, stays=stays, prefill=prefill)
+        prefill = self._prefill(layout, device) if stays is None and device is not None else None
+        return Passage(made=self, length=len(layout), held=held, stays=stays, prefill=prefill)
 
     def _stays(self, layout: Layout) -> tuple[Stays, ...]:
         """What stays in each layer, by a prefill of tokens that have no features."""
@@ -114,6 +118,29 @@ class Passages:
             sounding=layout.count(Modality.AUDIO),
             kept=[(0, slots)],
         )
+
+
+class Plans:
+    """The plans by which requests run: the server's, or one that a request names."""
+
+    def __init__(self, asked: Asked, chunked_prefill: bool) -> None:
+        self.default = Passages(asked)
+        self._chunked_prefill = chunked_prefill
+        self._named = lru_cache(maxsize=64)(self._made)  # a request may say anything
+
+    def of(self, said: Any) -> Passages:
+        """The plan of a request.  said: what it says of plans, None if nothing.
+
+        Raises: PlanError, UnsupportedPlan.
+        """
+        if said is None:
+            return self.default
+        if not isinstance(said, str):
+            raise PlanError(f"a request names its plan by a text, got {said!r}", "a preset, a recipe, or a plan's JSON")
+        return self._named(said)
+
+    def _made(self, said: str) -> Passages:
+        return Passages(named(self.default.asked, said, self._chunked_prefill))
 
 
 def inputs_of(ids: Sequence[int], media: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

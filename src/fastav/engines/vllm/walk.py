@@ -72,7 +72,7 @@ class Row:
 
     def cut(self, layer: int, hidden: Float[Tensor, "tokens features"]) -> Float[Tensor, "kept features"]:
         """What enters a layer, of what is still there."""
-        if not self.cut_here:
+        if not self.cut_here or layer not in self.passage.made.layers:
             return hidden
         if self.passage.prefill is not None:
             return self._cut_by_scores(layer, hidden)
@@ -94,21 +94,20 @@ class Row:
         self.here = torch.cat([prefill.slots[0], later])
         return torch.cat([asked, answer])
 
-    def enter(self, layer: int) -> None:
-        """Note which tokens a layer runs on, which methods may ask for."""
-        if self.cut_here and (prefill := self.passage.prefill) is not None:
-            prefill.stored[layer] = gather.Kept(prefill.slots, None)
+    def wanted(self, layer: int) -> Collection[Signal]:
+        """What methods ask of a layer's attention."""
+        return self.passage.made.wanted.get(layer, ()) if self.cut_here else ()
 
     def observe(
         self,
         layer: int,
-        wanted: Collection[Signal],
         query: Float[Tensor, "tokens heads head"],
         key: Float[Tensor, "tokens kv_heads head"],
         scaling: float | int,
     ) -> None:
         """Show methods what a layer's attention was given, of this row's prompt."""
-        if self.cut_here and (prefill := self.passage.prefill) is not None:
+        if (wanted := self.wanted(layer)) and (prefill := self.passage.prefill) is not None:
+            prefill.stored[layer] = gather.Kept(prefill.slots, None)
             asked = prefill.slots.shape[1]
             q, k = (x[:asked].transpose(0, 1)[None] for x in (query, key))
             prefill.observe(layer, wanted, q, k, None, scaling)
@@ -132,6 +131,11 @@ class Walk:
         return all(row.passage.whole for row in self.rows)
 
     @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers that are cut for some request, in order."""
+        return tuple(sorted({layer for row in self.rows if not row.passage.whole for layer in row.passage.made.layers}))
+
+    @property
     def tokens(self) -> int:
         """How many tokens the batch has, before any cut."""
         return int(self._starts[-1])
@@ -151,14 +155,15 @@ class Walk:
 
     def enter(self, layer: int) -> Geometry:
         """Where the tokens that are still there are in a layer."""
-        for row in self.rows:
-            row.enter(layer)
         return geometry([len(row.here) for row in self.rows], [row.before(layer) for row in self.rows])
+
+    def observed(self, layer: int) -> bool:
+        """Whether methods ask for a layer's attention."""
+        return any(row.wanted(layer) for row in self.rows)
 
     def observe(
         self,
         layer: int,
-        wanted: Collection[Signal],
         query: Float[Tensor, "tokens heads head"],
         key: Float[Tensor, "tokens kv_heads head"],
         scaling: float | int,
@@ -167,7 +172,7 @@ class Walk:
         sizes = [len(row.here) for row in self.rows]
         total = sum(sizes)
         for row, q, k in zip(self.rows, query[:total].split(sizes), key[:total].split(sizes), strict=True):
-            row.observe(layer, wanted, q, k, scaling)
+            row.observe(layer, q, k, scaling)
 
 
 def _uploaded(array: Int[np.ndarray, " n"], device: torch.device) -> Int[Tensor, " n"]:

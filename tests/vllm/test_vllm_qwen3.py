@@ -1,0 +1,68 @@
+"""The Qwen3 decoders: deepstack adds what the vision tower saw to the hidden states of the first layers."""
+
+import pytest
+from asking import TOLERANCE, Question, ask, difference, film, serving, sound
+from test_vllm_exact import ASKING, BOTH, agree
+
+from fastav.plan import Before, Keep, Plan, Share, Step
+
+HEARD = "<|audio_start|><|audio_pad|><|audio_end|>"
+SEEN = "<|vision_start|><|video_pad|><|vision_end|>"
+QUESTIONS = [
+    Question(text=f"hear {HEARD} and see {SEEN} what is it?", video=film(4, 1), audio=sound(3, 2), new=9),
+    Question(text="only text, of some length, about nothing at all that one could see", new=17),
+    Question(text=f"x {HEARD} tell", audio=sound(2, 3), new=12),
+    Question(text=f"a film {SEEN} what does it show, and for how long?", video=film(6, 4)),
+    Question(text=f"with its own sound {SEEN} what is it?", video=film(4, 5), audio=sound(4, 6), together=True),
+    Question(text="hi", new=5),
+    Question(text=f"{SEEN}", video=film(2, 7), new=3),
+]
+SHOWN = [
+    Question(text=f"see {SEEN} what is it?", video=film(4, 1, 24), new=9),
+    Question(text="only text", new=17),
+    Question(text=f"{SEEN} and for how long?", video=film(8, 2, 24)),
+]
+EARLY = {  # before deepstack has added anything, among its layers, and after them
+    "before": Plan((Step(layers="0", method="position", keep=Keep(media=Before(40))),)),
+    "among": Plan((Step(layers="1", method="strided", keep=BOTH), Step(layers="2", method="strided", keep=BOTH))),
+    "by scores": Plan((Step(layers="1..2", method="last-query", keep=Keep(media=Share(0.7))),)),
+    "after": Plan((Step(layers="middle", method="position", keep=Keep(media=Before(40))),)),
+}
+
+
+def test_without_a_plan_nothing_is_pruned(omni3, steps):
+    with serving(omni3.folder, None) as llm:
+        answers = ask(llm, QUESTIONS)
+    assert not steps
+    for answer, question in zip(answers, QUESTIONS, strict=True):
+        assert difference(answer, omni3(question, Plan())) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", EARLY)
+def test_deepstack_adds_to_what_stays(omni3, name):
+    agree(omni3, EARLY[name], QUESTIONS)
+
+
+@pytest.mark.parametrize("budget", [16, 50])
+@pytest.mark.parametrize("name", ["before", "among"])
+def test_deepstack_adds_to_what_stays_of_pieces(omni3, steps, name, budget):
+    questions = [question for question in QUESTIONS if not question.together]
+    with serving(omni3.folder, EARLY[name], max_num_batched_tokens=budget, max_num_seqs=8) as llm:
+        answers = ask(llm, questions)
+    for answer, question in zip(answers, questions, strict=True):
+        assert difference(answer, omni3(question, EARLY[name])) < TOLERANCE
+    assert any(computed and cut for step in steps for computed, _, cut in step), "a prompt that went on"
+
+
+@pytest.mark.parametrize("plan", ["fastav", "fastav-plus", ASKING])
+def test_qwen3_omni_is_exact(omni3, plan):
+    agree(omni3, plan, QUESTIONS)
+
+
+def test_a_compiled_mixture_of_experts_is_exact(omni3):
+    agree(omni3, "fastav-plus", QUESTIONS, enforce_eager=False)
+
+
+@pytest.mark.parametrize("plan", ["fastav", "fastav-plus", EARLY["among"], EARLY["by scores"]])
+def test_qwen3_vl_is_exact(sight3, plan):
+    agree(sight3, plan, SHOWN)
