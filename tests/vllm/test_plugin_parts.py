@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastav.engines.vllm import guards
 from fastav.engines.vllm.guards import BY_LAYOUT, Serving, check, read
 from fastav.engines.vllm.passage import Passages
 from fastav.engines.vllm.walk import Row, Walk, geometry
@@ -53,7 +54,7 @@ def test_plans_are_named_or_written_out():
         asked("fastaw")
 
 
-@pytest.mark.parametrize("name", sorted(set(MODELS) - {"qwen2-5-omni", "qwen2-5-vl"}))
+@pytest.mark.parametrize("name", sorted(set(MODELS) - set(guards.MODELS)))
 def test_other_models_are_refused(name):
     with pytest.raises(UnsupportedModel, match="cannot be pruned inside vLLM yet"):
         check(asked("fastav", MODELS[name]().config()), Serving())

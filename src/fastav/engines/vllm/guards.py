@@ -1,10 +1,11 @@
 """What cannot be exact inside vLLM is refused when it starts, in words."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedConfig
 
 from fastav.adapter import ModelAdapter, adapter_for, plan_named
@@ -18,7 +19,18 @@ from fastav.methods.strided import Strided
 from fastav.methods.unpadded import Unpadded
 from fastav.plan import Plan
 
-MODELS = ("qwen2-5-omni", "qwen2-5-vl")  # whose decoder is vLLM's Qwen2Model
+# models whose decoder is vLLM's Qwen2Model: what of the features of a prompt's media their layouts read, and how that of
+# several media becomes one array
+GRIDS: Mapping[str, Callable[..., Any]] = {"video_grid_thw": np.stack}
+CLIPS: Mapping[str, Callable[..., Any]] = {"feature_attention_mask": np.concatenate}
+MODELS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
+    "qwen2-5-omni": GRIDS,
+    "qwen2-5-vl": GRIDS,
+    "tiny": CLIPS,
+    "tiny-long": CLIPS,
+    "video-salmonn2": CLIPS | {"audio_index": np.concatenate},
+    "videollama2": CLIPS,
+}
 BY_LAYOUT = (KeepFirst, Position, Random, Strided, Unpadded)  # methods that look at nothing but the layout
 
 

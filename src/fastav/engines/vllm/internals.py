@@ -43,7 +43,7 @@ def install() -> None:
     for name in {*ModelRegistry.get_supported_archs(), *MODELS_CONFIG_MAP}:
         if not isinstance(earlier := MODELS_CONFIG_MAP.get(name), _Configured):
             MODELS_CONFIG_MAP[name] = _Configured(earlier)
-    if not _supported():
+    if not supported():
         return
     from vllm.v1.engine.input_processor import InputProcessor  # pyright: ignore[reportMissingImports]
 
@@ -72,7 +72,7 @@ class _Configured:
             config.parallel_config.worker_cls = WORKER
 
 
-def _supported() -> bool:
+def supported() -> bool:
     """Whether this vLLM is the one whose internals stand here."""
     return _version().startswith(f"{SUPPORTED}.")
 
@@ -85,7 +85,7 @@ def _version() -> str:
 
 def require_version() -> None:
     """Refuse any other vLLM than the one that is supported.  Raises: FastAVError."""
-    if not _supported():
+    if not supported():
         raise FastAVError(
             f"fastav prunes inside vLLM {SUPPORTED}, this is {_version()}", f"pip install 'vllm~={SUPPORTED}.0'"
         )
@@ -282,11 +282,21 @@ class Pruning:
 
     def _passage(self, name: str, request: Any, computed: int) -> Passage:
         if not computed:  # it begins, or begins anew after it was preempted
-            self.passages[name] = self.made.of(_inputs(request), self.runner.device)
+            self.passages[name] = self.made.of(self._inputs(request), self.runner.device)
         passage = self.passages[name]
         if passage.length != request.num_prompt_tokens:
             raise UnsupportedPlan("a prompt grew after it had run, as streamed input does", "send whole prompts")
         return passage
+
+    def _inputs(self, request: Any) -> Mapping[str, Any]:
+        """What the adapter reads of a prompt: ids, and some features of its media in their order."""
+        inputs: dict[str, Any] = {"input_ids": np.asarray(request.prompt_token_ids)[None]}
+        features = sorted(request.mm_features, key=lambda feature: feature.mm_position.offset)
+        items = [feature.data for feature in features if feature.data is not None]
+        for name, joined in guards.MODELS[self.made.asked.adapter.name].items():
+            if found := [item[name].data.numpy() for item in items if name in item]:
+                inputs[name] = joined(found)
+        return inputs
 
     def _settle(self) -> None:
         """Forget what only the prefill needed."""
@@ -383,12 +393,3 @@ class Pruning:
             yield
         finally:
             hook.remove()
-
-
-def _inputs(request: Any) -> Mapping[str, Any]:
-    """What an adapter reads of a prompt: ids, and the grids of its videos in their order."""
-    features = sorted(request.mm_features, key=lambda feature: feature.mm_position.offset)
-    items = [feature.data for feature in features if feature.data is not None]
-    grids = [item["video_grid_thw"].data.numpy() for item in items if "video_grid_thw" in item]
-    inputs: dict[str, Any] = {"input_ids": np.asarray(request.prompt_token_ids)[None]}
-    return inputs | ({"video_grid_thw": np.stack(grids)} if grids else {})
