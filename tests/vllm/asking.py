@@ -156,13 +156,13 @@ def serving(folder: Path, plan: Plan | str | None, **options: Any) -> Iterator[A
     }
     llm = LLM(str(folder), **settings | options)
     model = llm.llm_engine.model_executor.driver_worker.worker.model_runner.get_model()
-    place = model.get_mrope_input_positions
+    if place := getattr(model, "get_mrope_input_positions", None):
 
-    def noted(ids: list[int], *rest: Any, **named: Any) -> Any:
-        positions[tuple(ids)] = place(ids, *rest, **named)
-        return positions[tuple(ids)]
+        def noted(ids: list[int], *rest: Any, **named: Any) -> Any:
+            positions[tuple(ids)] = place(ids, *rest, **named)
+            return positions[tuple(ids)]
 
-    model.get_mrope_input_positions = noted
+        model.get_mrope_input_positions = noted
     try:
         yield llm
     finally:

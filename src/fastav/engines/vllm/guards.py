@@ -19,11 +19,10 @@ from fastav.methods.strided import Strided
 from fastav.methods.unpadded import Unpadded
 from fastav.plan import Plan
 
-# models whose decoder is vLLM's Qwen2Model: what of the features of a prompt's media their layouts read, and how that of
-# several media becomes one array
-GRIDS: Mapping[str, Callable[..., Any]] = {"video_grid_thw": np.stack}
-CLIPS: Mapping[str, Callable[..., Any]] = {"feature_attention_mask": np.concatenate}
-MODELS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
+Features = Mapping[str, Callable[..., Any]]  # what of the media's features layouts read: how several become one array
+GRIDS: Features = {"video_grid_thw": np.stack}
+CLIPS: Features = {"feature_attention_mask": np.concatenate}
+MODELS: Mapping[str, Features] = {  # whose decoder is vLLM's Qwen2Model
     "qwen2-5-omni": GRIDS,
     "qwen2-5-vl": GRIDS,
     "tiny": CLIPS,

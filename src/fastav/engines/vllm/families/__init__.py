@@ -2,9 +2,10 @@
 
 A family is one file; what they share stands in the modules with an underscore: `_clips` from files to features,
 `_renderer` from messages to tokens, `_model` the encoders and the decoder, `_sampling` the penalty of the originals.
+
 A request shows one clip. Its `multi_modal_data` is `{"video": clip}`, shown with its sound if it has any, or
-`{"audio": clip}`, heard alone; `clip` is a path, the bytes of a media file, or a `fastav.media.Clip`. The prompt is what
-our processor's `prompt` gives. `mm_processor_kwargs={"use": "video"}` says otherwise which tracks are shown.
+`{"audio": clip}`, heard alone; `clip` is a path, the bytes of a media file, or a `fastav.media.Clip`. The prompt is
+what our processor's `prompt` gives. `mm_processor_kwargs={"use": "video"}` says otherwise which tracks are shown.
 """
 
 from typing import Any

@@ -51,7 +51,8 @@ class VideoLlama2(ClipModel):
 
     def encode(self, item: Item) -> Mapping[int, Tensor]:
         """See `ClipModel`."""
-        model, found = self.encoders.get_decoder(), {}
+        model: Any = self.encoders.get_decoder()
+        found = {}
         if "pixel_values_videos" in item:
             found[self.config.video_token_id] = model.get_video_features(item["pixel_values_videos"]).flatten(0, 1)
         if "input_features" in item:
