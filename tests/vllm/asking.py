@@ -167,13 +167,13 @@ def serving(folder: Path, plan: Plan | str | None, **options: Any) -> Iterator[A
 def note_positions(llm: Any) -> None:
     """From now on, remember how vLLM places its prompts."""
     model = llm.llm_engine.model_executor.driver_worker.worker.model_runner.get_model()
-    place = model.get_mrope_input_positions
+    if place := getattr(model, "get_mrope_input_positions", None):
 
-    def noted(ids: list[int], *rest: Any, **named: Any) -> Any:
-        positions[tuple(ids)] = place(ids, *rest, **named)
-        return positions[tuple(ids)]
+        def noted(ids: list[int], *rest: Any, **named: Any) -> Any:
+            positions[tuple(ids)] = place(ids, *rest, **named)
+            return positions[tuple(ids)]
 
-    model.get_mrope_input_positions = noted
+        model.get_mrope_input_positions = noted
 
 
 def sampling(new: int, **options: Any) -> Any:

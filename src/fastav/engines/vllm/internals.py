@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from fastav.engines.vllm import guards
-from fastav.engines.vllm.passage import Passage, Plans, inputs_of
+from fastav.engines.vllm.passage import Passage, Passages, Plans, inputs_of
 from fastav.engines.vllm.walk import Geometry, Row, Walk
 from fastav.errors import FastAVError, UnsupportedModel, UnsupportedPlan
 
@@ -53,7 +53,7 @@ def install() -> None:
     for name in {*ModelRegistry.get_supported_archs(), *MODELS_CONFIG_MAP}:
         if not isinstance(earlier := MODELS_CONFIG_MAP.get(name), _Configured):
             MODELS_CONFIG_MAP[name] = _Configured(earlier)
-    if not _supported():
+    if not supported():
         return
     from vllm.v1.engine.input_processor import InputProcessor  # pyright: ignore[reportMissingImports]
 
@@ -83,7 +83,7 @@ class _Configured:
             config.scheduler_config.scheduler_cls = SCHEDULER
 
 
-def _supported() -> bool:
+def supported() -> bool:
     """Whether this vLLM is the one whose internals stand here."""
     return _version().startswith(f"{SUPPORTED}.")
 
@@ -96,7 +96,7 @@ def _version() -> str:
 
 def require_version() -> None:
     """Refuse any other vLLM than the one that is supported.  Raises: FastAVError."""
-    if not _supported():
+    if not supported():
         raise FastAVError(
             f"fastav prunes inside vLLM {SUPPORTED}, this is {_version()}", f"pip install 'vllm~={SUPPORTED}.0'"
         )
@@ -342,7 +342,7 @@ class Pruning:
     def _passage(self, name: str, request: Any, computed: int) -> Passage:
         if not computed:  # it begins, or begins anew after it was preempted
             made = self.plans.of(said_by(request.sampling_params))
-            self.passages[name] = made.of(prompt_of(request), self.runner.device)
+            self.passages[name] = made.of(prompt_of(request, made), self.runner.device)
         passage = self.passages[name]
         if passage.length != request.num_prompt_tokens:
             raise UnsupportedPlan("a prompt grew after it had run, as streamed input does", "send whole prompts")
@@ -449,7 +449,8 @@ class Pruning:
             hook.remove()
 
 
-def prompt_of(request: Any) -> Mapping[str, Any]:
+def prompt_of(request: Any, made: Passages) -> Mapping[str, Any]:
     """What an adapter reads of a request's prompt."""
     features = sorted(request.mm_features, key=lambda feature: feature.mm_position.offset)
-    return inputs_of(request.prompt_token_ids, [feature.data for feature in features if feature.data is not None])
+    media = [feature.data for feature in features if feature.data is not None]
+    return inputs_of(made.asked.adapter, request.prompt_token_ids, media)

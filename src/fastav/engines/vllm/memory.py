@@ -113,7 +113,7 @@ def _counting(kind: type[Scheduler]) -> type[Scheduler]:
 
         def add_request(self, request: Any) -> None:
             made = self._plans.of(said_by(request.sampling_params))
-            self.passages[request.request_id] = made.of(prompt_of(request))
+            self.passages[request.request_id] = made.of(prompt_of(request, made))
             super().add_request(request)
 
         def _free_blocks(self, request: Any) -> None:

@@ -79,10 +79,10 @@ class Offline:
         """How many tokens a prompt and its answer may have together."""
         return self.llm.model_config.max_model_len
 
-    @staticmethod
-    def inputs(ready: Any) -> Mapping[str, Any]:
+    def inputs(self, ready: Any) -> Mapping[str, Any]:
         """What an adapter reads the layout of a rendered prompt off."""
-        return inputs_of(ready["prompt_token_ids"], [item for items in ready["mm_kwargs"].values() for item in items])
+        media = [item for items in ready["mm_kwargs"].values() for item in items]
+        return inputs_of(self.asked.adapter, ready["prompt_token_ids"], media)
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -98,7 +98,7 @@ class Offline:
         """
         from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
 
-        from vllm import SamplingParams  # pyright: ignore[reportAttributeAccessIssue]
+        from vllm import SamplingParams  # pyright: ignore
 
         if sampling.temperature and not COOLEST <= sampling.temperature <= HOTTEST:
             raise FastAVError(

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool
 
+from fastav.adapter import ModelAdapter
 from fastav.engines.transformers import gather, staging
 from fastav.engines.transformers.prefill import Prefill, Schedule
-from fastav.engines.vllm.guards import Asked, named
+from fastav.engines.vllm.guards import MODELS, Asked, named
 from fastav.errors import PlanError
 from fastav.layout import Layout, Modality
 from fastav.method import Signal
@@ -143,11 +144,13 @@ class Plans:
         return Passages(named(self.default.asked, said, self._chunked_prefill))
 
 
-def inputs_of(ids: Sequence[int], media: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What an adapter reads the layout of a prompt off: its ids, and the grids of its videos.
+def inputs_of(adapter: ModelAdapter, ids: Sequence[int], media: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What an adapter reads the layout of a prompt off: its ids, and what `guards.MODELS` names of its media's features.
 
     media: what vLLM's processor made of each, in the order of the prompt.
     """
-    grids = [item["video_grid_thw"].data.numpy() for item in media if "video_grid_thw" in item]
     inputs: dict[str, Any] = {"input_ids": np.asarray(ids)[None]}
-    return inputs | ({"video_grid_thw": np.stack(grids)} if grids else {})
+    for name, joined in MODELS[adapter.name].items():
+        if found := [item[name].data.numpy() for item in media if name in item]:
+            inputs[name] = joined(found)
+    return inputs
