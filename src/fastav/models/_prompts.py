@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import ProcessorMixin
 
+from fastav.adapter import Prompt, Request
 from fastav.errors import MediaError
 from fastav.models._checkpoint import HUB_OPTIONS
 
@@ -69,6 +70,19 @@ class ClipProcessor(ProcessorMixin):
             ids[row, width - len(tokens) :] = torch.tensor(tokens)
             mask[row, width - len(tokens) :] = 1
         return {"input_ids": ids, "attention_mask": mask}
+
+
+def shown_whole(processor: Any, request: Request) -> Prompt:
+    """What vLLM is given for a request about a clip that our own processor decodes there: the clip as it is.
+
+    Raises: MissingTrack.
+    """
+    video, audio = request.tracks
+    return Prompt(
+        text=processor.prompt(request.question, video=video, audio=audio),
+        media={"video" if video else "audio": request.clip},
+        options={"use": str(request.use)} if video else {},
+    )
 
 
 def per_prompt(name: str, value: Any, prompts: int, ndim: int) -> list[Any]:

@@ -126,17 +126,19 @@ class Offline:
 
         Raises: FastAVError if it cannot be.
         """
+        from vllm.exceptions import VLLMClientError  # pyright: ignore[reportMissingImports]
+
         given = {
             "prompt": prompt.text,
             "multi_modal_data": dict(prompt.media),
             "mm_processor_kwargs": dict(prompt.options),
         }
-        from vllm.exceptions import VLLMClientError  # pyright: ignore[reportMissingImports]
-
         try:
             # the cache of processed media would leave out what it has seen, which layouts are read off
             (ready,) = self.llm.renderer.render_cmpl([given], skip_mm_cache=True)
         except (ValueError, VLLMClientError) as error:
+            if isinstance(error.__cause__, FastAVError):  # of a processor of ours, in there
+                raise error.__cause__ from None
             raise FastAVError(f"vLLM cannot take this prompt: {str(error).splitlines()[0]}") from error
         return ready
 

@@ -8,12 +8,13 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from fastav.adapter import ModelAdapter, Prepared, Request
+from fastav.adapter import ModelAdapter, Prepared, Prompt, Request
 from fastav.errors import CheckpointError, MissingTrack
 from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
 from fastav.models._adapters import host, of_places, prompts_of, qwen2_shape, with_seconds
 from fastav.models._checkpoint import load, readable
+from fastav.models._prompts import shown_whole
 from fastav.models.video_salmonn2.audio import left_channel
 from fastav.models.video_salmonn2.configuration import VideoSalmonn2Config
 from fastav.models.video_salmonn2.modeling import VideoSalmonn2ForConditionalGeneration
@@ -93,6 +94,10 @@ class VideoSalmonn2Adapter(ModelAdapter):
             video_seconds=[clip["seconds"] for clip in clips],
         )
         return Prepared(inputs=dict(inputs), layouts=tuple(_timed(scheme, inputs, clips)))
+
+    def prompt(self, processor: ProcessorMixin, request: Request) -> Prompt:
+        """What vLLM is given for a request: the clip as it is."""
+        return shown_whole(processor, request)
 
     def layouts(self, config: PreTrainedConfig, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
         """The layout of each row, from the arguments of `forward` alone; seconds are unknown."""

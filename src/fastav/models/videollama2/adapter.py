@@ -9,12 +9,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from fastav.adapter import AudioAttention, ModelAdapter, Prepared, Request
+from fastav.adapter import AudioAttention, ModelAdapter, Prepared, Prompt, Request
 from fastav.errors import CheckpointError, MissingTrack
 from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
 from fastav.models._adapters import host, of_places, prompts_of, qwen2_shape, with_seconds
 from fastav.models._checkpoint import load, readable
+from fastav.models._prompts import shown_whole
 from fastav.models.videollama2.audio import clip_bounds
 from fastav.models.videollama2.beats import Beats, BeatsAttention
 from fastav.models.videollama2.configuration import VideoLlama2Config
@@ -97,6 +98,10 @@ class VideoLlama2Adapter(ModelAdapter):
             inputs=dict(inputs),
             layouts=tuple(_timed(layout, clip) for layout, clip in zip(layouts, clips, strict=True)),
         )
+
+    def prompt(self, processor: ProcessorMixin, request: Request) -> Prompt:
+        """What vLLM is given for a request: the clip as it is."""
+        return shown_whole(processor, request)
 
     def layouts(self, config: PreTrainedConfig, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
         """The layout of each row, from the arguments of `forward` alone; seconds are unknown."""
