@@ -2,16 +2,20 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 import fastav
 from fastav.adapter import Request
+from fastav.cli import main
 from fastav.errors import CheckpointError, FastAVError, MissingTrack, PlanError, UnknownName, UnsupportedModel
 from fastav.media import Clip
+from fastav.models.videollama2 import VideoLlama2Processor
 from fastav.pipelines import resolve
 from fastav.plan import Keep, Plan, Share, Step
+from fastav.registry import MODELS
 
 BUNDLE = Path(__file__).parents[1] / "reference" / "videollama2"
 
@@ -105,3 +109,21 @@ def test_a_track_that_is_not_there_is_missed():
         pipe(sound, "What?", max_new_tokens=32768)
     with pytest.raises(PlanError, match="max_new_tokens"):
         pipe(sound, "What?", max_new_tokens=0)
+
+
+def test_the_engine_vllm_says_that_vllm_is_missing(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(FastAVError, match="the engine vllm needs vLLM") as error:
+        fastav.pipeline("qwen2-5-omni", engine="vllm")
+    assert error.value.hint == "pip install 'fastav[vllm]'"
+    clip = str(BUNDLE / "clip.mp4")
+    assert main(["run", clip, "What?", "--model", "qwen2-5-omni", "--engine", "vllm"]) == 2
+    assert "pip install 'fastav[vllm]'" in capsys.readouterr().err
+
+
+def test_families_that_vllm_does_not_run_have_no_prompt_for_it():
+    request = Request(clip=Clip.open(BUNDLE / "clip.mp4"), question="What?")
+    processor = VideoLlama2Processor.from_pretrained(str(BUNDLE))
+    assert MODELS["videollama2"]().prompt(processor, request).media == {"video": request.clip}
+    with pytest.raises(UnsupportedModel, match="gemma4 cannot be asked through vLLM"):
+        MODELS["gemma4"]().prompt(processor, request)

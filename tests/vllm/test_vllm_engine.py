@@ -1,6 +1,9 @@
 """The engine vllm against the engine transformers: the same questions about the same files, by `fastav.pipeline`."""
 
 import json
+import os
+import subprocess
+import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from importlib.resources import files
@@ -10,7 +13,7 @@ import pytest
 from asking import note_positions, positions
 
 import fastav
-from fastav.adapter import Request, Use
+from fastav.adapter import Request, Use, plan_named
 from fastav.cli import batch as command
 from fastav.cli import main
 from fastav.engine import Sampling
@@ -72,6 +75,14 @@ def test_a_set_gets_the_answers_of_the_engine_transformers(pipe, plain):
         assert answers[place].peak_bytes is None
     assert answers[0].flops.ratio < 1
     assert (pipe.engine.device, pipe.engine.dtype) == ("cpu", "float32")
+
+
+@pytest.mark.parametrize("plan", ["none", "fastav-plus", "fastv@0.25"])
+def test_a_call_may_have_a_plan_of_its_own(pipe, plain, plan):
+    chosen, asked = plan_named(plan, pipe.adapter), requests()
+    answers = dict(pipe.map(asked, plan=plan, batch=64, max_new_tokens=6))
+    for place, request in enumerate(asked):
+        same(answers[place], plain(request, chosen, max_new_tokens=6))
 
 
 def test_an_answer_comes_in_pieces(pipe, plain):
@@ -165,3 +176,15 @@ def test_plans_that_no_request_can_have_are_refused_at_once(pipe):
         pipe.map(requests(), plan=plan)
     with pytest.raises(UnsupportedPlan, match="does not show its attention"):
         pipe.engine.trace(requests()[0], pipe.plan)
+
+
+def test_the_command_answers_in_processes_of_vllm_s_own():
+    command = ["-c", "from fastav.cli import main; raise SystemExit(main())"]
+    command += ["run", str(TRIANGLE), "which color moves?", "--engine", "vllm", "--plan", "fastav-plus", "--json"]
+    env = {name: value for name, value in os.environ.items() if name != "VLLM_ENABLE_V1_MULTIPROCESSING"}
+    env |= {"VLLM_CPU_KVCACHE_SPACE": "1"}
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=env, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads(done.stdout)
+    assert report["text"] == "green"
+    assert report["flops"]["ratio"] < 1
