@@ -145,7 +145,7 @@ class Plans:
 
 
 def inputs_of(adapter: ModelAdapter, ids: Sequence[int], media: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What an adapter reads the layout of a prompt off: its ids, and the features that `guards.MODELS` names.
+    """What an adapter reads the layout of a prompt off: its ids, and the features of its media that layouts need.
 
     media: what vLLM's processor made of each, in the order of the prompt.
     """
