@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from checkpoints import HEADS
 from safetensors.torch import save_file
 
-from checkpoints import HEADS
 from fastav.registry import MODELS
 from support.families._tiny import randomized
 

@@ -3,7 +3,7 @@
 import base64
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,12 @@ from vllm.exceptions import VLLMValidationError
 import fastav
 from fastav.adapter import Request, Use, plan_named
 from fastav.engines.transformers import prune
+from fastav.errors import FastAVError
 from fastav.media import Clip
 from fastav.models.tiny import TinyAdapter
 from fastav.plan import Keep, Plan, Share, Step, Tokens
 from fastav.registry import MODELS
+from vllm import LLM
 
 BUNDLES = clip_checkpoints.BUNDLES
 FILM, SOUND = BUNDLES / "videollama2" / "clip.mp4", BUNDLES / "videollama2" / "sound.wav"
@@ -65,26 +67,27 @@ QUESTIONS = [
 ]
 
 
-@dataclass(frozen=True)
 class Expecting:
     """A checkpoint, and what the transformers engine says of it."""
 
-    name: str
-    folder: Path
+    def __init__(self, name: str, folder: Path):
+        self.folder, self.adapter = folder, MODELS[name]()
+        self.known: dict[Any, Any] = {}
 
-    @property
-    def adapter(self):
-        return MODELS[self.name]()
-
-    @cache
+    @cached_property
     def loaded(self):
         model, processor = self.adapter.load(str(self.folder), dtype=torch.float32)
         model.generation_config.eos_token_id = None  # all answers are as long as asked
         return model, processor
 
-    @cache
     def __call__(self, question: Question, plan: Plan):
-        model, processor = self.loaded()
+        key = question, plan.fingerprint
+        if key not in self.known:
+            self.known[key] = self.computed(question, plan)
+        return self.known[key]
+
+    def computed(self, question: Question, plan: Plan):
+        model, processor = self.loaded
         if question.clip is None:
             inputs = dict(processor(processor.prompt(question.text, video=False)))
             layouts = self.adapter.layouts(model.config, inputs)
@@ -105,7 +108,7 @@ class Expecting:
         return length, out.sequences[0, length:].tolist(), torch.cat(out.logits).log_softmax(-1)
 
     def agree(self, llm, questions, plan, **options):
-        prompts = [question.for_vllm(self.loaded()[1]) for question in questions]
+        prompts = [question.for_vllm(self.loaded[1]) for question in questions]
         params = [sampling(question.new, **options) for question in questions]
         answers = llm.generate(prompts, params, use_tqdm=False)
         chosen = plan_named(plan or "none", self.adapter)
@@ -126,7 +129,11 @@ def models(tmp_path_factory):
 ROOM = {"max_model_len": 2048, "max_num_batched_tokens": 2048}
 
 
-@pytest.mark.parametrize("plan", [None, "fastav", "fastav-plus", "fastav-trim", BY_LAYOUT], ids=["off", "fastav", "plus", "trim", "by-layout"])
+@pytest.mark.parametrize(
+    "plan",
+    [None, "fastav", "fastav-plus", "fastav-trim", BY_LAYOUT],
+    ids=["off", "fastav", "plus", "trim", "by-layout"],
+)
 @pytest.mark.parametrize("name", ["videollama2", "video-salmonn2", "tiny"])
 def test_clips_and_text_asked_at_once_are_exact(models, name, plan):
     with serving(models[name].folder, plan, **ROOM) as llm:
@@ -142,7 +149,7 @@ def test_a_clip_that_comes_in_pieces_is_exact(models, name, steps):
 
 def test_clips_in_memory_and_clips_that_come_again_are_exact(models):
     asked, model = QUESTIONS[0], models["videollama2"]
-    prompt = asked.for_vllm(model.loaded()[1])
+    prompt = asked.for_vllm(model.loaded[1])
     with serving(model.folder, "fastav", **ROOM) as llm:
         for clip in (FILM, str(FILM), FILM.read_bytes(), FILM.read_bytes(), Clip.open(FILM), [Clip.open(FILM)]):
             again = prompt | {"multi_modal_data": {"video": clip}}
@@ -164,7 +171,7 @@ def test_clips_that_cannot_be_shown_are_refused_in_words(models, tmp_path):
     cut.write_bytes(FILM.read_bytes()[:4000])
     empty.touch()
     question = QUESTIONS[0]
-    prompt = question.for_vllm(models["videollama2"].loaded()[1])
+    prompt = question.for_vllm(models["videollama2"].loaded[1])
     with serving(models["videollama2"].folder, "fastav", **ROOM) as llm:
 
         def refused(words, given, **more):
@@ -183,6 +190,50 @@ def test_clips_that_cannot_be_shown_are_refused_in_words(models, tmp_path):
         refused("At most 1 video", {"video": [FILM, FILM]})
         refused("has no <video> for its clip", {"video": FILM}, prompt="no place")
         models["videollama2"].agree(llm, [question], "fastav")
+
+
+@pytest.mark.parametrize("name", ["videollama2", "video-salmonn2"])
+def test_a_chat_has_the_prompt_that_our_processor_gives(models, name):
+    _, processor = models[name].loaded
+    film = {"type": "video_url", "video_url": {"url": FILM.as_uri()}}
+    sound = {"type": "audio_url", "audio_url": {"url": SOUND.as_uri()}}
+    ours = {"video": {"type": "video"}, "audio": {"type": "audio"}}
+    chats = [
+        [("user", [film, "what is it?"])],
+        [("user", ["first the words, <video> too,", sound, " then more"])],
+        [("system", "be brief"), ("user", [film, "what?"]), ("assistant", "a <video>"), ("user", "and then?")],
+        [("user", "no clip, a <video>")],
+    ]
+    with serving(models[name].folder, "fastav", **ROOM, allowed_local_media_path=str(BUNDLES)) as llm:
+        for chat in chats:
+            turns = [{"role": role, "content": texts(said_)} for role, said_ in chat]
+            (output,) = llm.chat(turns, sampling(1), use_tqdm=False)
+            same = [{"role": role, "content": texts(said_, ours)} for role, said_ in chat]
+            clip = next((part for _, said_ in chat for part in said_ if isinstance(part, dict)), None)
+            media = {}
+            if clip is not None:
+                use = Use.AUTO if clip is film else Use.AUDIO
+                request = Request(clip=Clip.open(FILM if clip is film else SOUND), question="", use=use)
+                made = models[name].adapter.prepare(processor, [request]).inputs["input_ids"][0].tolist()
+                place = "<video>" if clip is film else "<audio>"
+                empty = processor.splice(processor.prompt("", video=clip is film, audio=True), [-1], place)
+                start = empty.index(-1)
+                media = {"run": made[start : start + len(made) - len(empty) + 1], "place": place}
+            text = processor.apply_chat_template(same, add_generation_prompt=True)
+            assert output.prompt_token_ids == processor.splice(text, media.get("run", []), media.get("place", ""))
+
+
+def texts(content: Any, parts: dict[str, Any] | None = None) -> Any:
+    """Contents as a client gives them, or, with what stands for clips, as our processor takes them."""
+    if isinstance(content, str):
+        return content
+    kinds = [part if isinstance(part, str) or parts is None else parts[part["type"][:5]] for part in content]
+    return [{"type": "text", "text": part} if isinstance(part, str) else part for part in kinds]
+
+
+def test_the_encoders_cannot_be_left_out(models):
+    with pytest.raises((FastAVError, ValueError), match="is served with its encoders"):
+        LLM(str(models["tiny"].folder), language_model_only=True)
 
 
 def silent(folder: Path) -> Path:
