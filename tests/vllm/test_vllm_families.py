@@ -186,7 +186,7 @@ def test_clips_that_cannot_be_shown_are_refused_in_words(models, tmp_path):
         refused("no use of a clip is called", {"video": FILM}, mm_processor_kwargs={"use": "eyes"})
         refused("can say use, got fps", {"video": FILM}, mm_processor_kwargs={"fps": 2})
         refused("must be a path", {"video": np.zeros((2, 4, 4, 3), np.uint8)})
-        refused("shows one clip|has no <audio>", {"video": FILM, "audio": SOUND})
+        refused("shows one clip", {"video": FILM, "audio": SOUND})
         refused("At most 1 video", {"video": [FILM, FILM]})
         refused("has no <video> for its clip", {"video": FILM}, prompt="no place")
         models["videollama2"].agree(llm, [question], "fastav")

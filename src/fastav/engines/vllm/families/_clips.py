@@ -105,7 +105,7 @@ class ClipInfo(BaseProcessingInfo):
     @cached_property
     def _processor(self) -> Any:
         model = self.ctx.model_config
-        return self.processor_class.from_pretrained(model.tokenizer, revision=model.tokenizer_revision or "main")
+        return self.processor_class.from_pretrained(model.model, revision=model.revision or "main")
 
     def get_hf_processor(self, **_: object) -> Any:
         """Ours, with a tokenizer of its own."""
@@ -165,15 +165,17 @@ class ClipProcessing(BaseMultiModalProcessor):
         items = self.info.parse_mm_data(data, validate=False)
         return ProcessorInputs(prompt=[self.info.mark(kind) for kind in data], mm_data_items=items)
 
-    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> BatchFeature:
-        given = {kind: clips[0] for kind, clips in mm_items.items() if len(clips)}
-        if len(given) > 1:
+    def apply(self, inputs: Any, timing_ctx: Any) -> Any:
+        """As vLLM's own.  Raises: VLLMValidationError for more than one clip, or one that cannot be shown."""
+        if len(inputs.mm_data_items) > 1:
             raise VLLMValidationError("a prompt shows one clip, got a video and a sound (send one file with both)")
-        features = BatchFeature()
-        for kind, source in given.items():
-            with refused():
-                features = self._features(source, kind, self._use(kind, hf_kwargs))
-        return features
+        with refused():
+            return super().apply(inputs, timing_ctx)
+
+    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> BatchFeature:
+        for kind, clips in mm_items.items():
+            return self._features(clips[0], kind, self._use(kind, hf_kwargs))
+        return BatchFeature()  # vLLM has kept what the clip became
 
     def _use(self, kind: str, options: Mapping[str, object]) -> Use:
         """Which tracks are shown.  Raises: UnknownName, VLLMValidationError."""
