@@ -76,6 +76,8 @@ def test_plans_that_ask_for_more_are_refused():
         check(asked(Plan((Step(layers="5", method="given", keep=keep),))), Serving())
     with pytest.raises(UnsupportedPlan, match="encoder scores"):
         check(asked("omnizip"), Serving())
+    with pytest.raises(UnsupportedPlan, match="when tokens are shown"):
+        check(asked("omnidrop"), Serving())
 
 
 @pytest.mark.parametrize("name", [name for name in Serving.__dataclass_fields__ if name != "chunked_prefill"])

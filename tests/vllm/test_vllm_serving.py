@@ -145,15 +145,15 @@ def test_a_server_prunes_for_concurrent_clients(omni, tmp_path):
 
 
 @contextmanager
-def server(folder, plan, log):
-    """The URL of vLLM's own server, in processes of its own."""
+def server(folder, plan, log, *more):
+    """The URL of vLLM's own server, in processes of its own.  more: of its command line."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
     command += ["--served-model-name", "omni", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
     command += ["--enforce-eager", "--max-model-len", "256", "--kv-cache-memory-bytes", str(64 << 20)]
-    command += ["--skip-mm-profiling", "--additional-config", json.dumps({"fastav": {"plan": plan}})]
+    command += ["--skip-mm-profiling", "--additional-config", json.dumps({"fastav": {"plan": plan}}), *more]
     env = {name: value for name, value in os.environ.items() if name != "VLLM_ENABLE_V1_MULTIPROCESSING"}
     with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out, env=env) as process:
         try:

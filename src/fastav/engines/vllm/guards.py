@@ -13,6 +13,7 @@ from fastav.engines.transformers import guards
 from fastav.errors import PlanError, UnsupportedModel, UnsupportedPlan
 from fastav.method import Method, Signal, method_of
 from fastav.methods.keep_first import KeepFirst
+from fastav.methods.omnidrop import Omnidrop
 from fastav.methods.position import Position
 from fastav.methods.random import Random
 from fastav.methods.strided import Strided
@@ -192,6 +193,10 @@ def check_plan(asked: Asked) -> None:
             raise UnsupportedPlan(
                 f"{type(method).__name__} needs {', '.join(outside)} scores, which vLLM does not hand on",
                 "take a method that does not need them, or the engine transformers",
+            )
+        if isinstance(method, Omnidrop):
+            raise UnsupportedPlan(
+                "Omnidrop asks when tokens are shown, which vLLM does not hand on", "take the engine transformers"
             )
 
 

@@ -10,6 +10,8 @@ what our processor's `prompt` gives. `mm_processor_kwargs={"use": "video"}` says
 
 from typing import Any
 
+from fastav.errors import UnsupportedModel
+
 NAME = "fastav"  # of our renderer, tokenizer and video loader in vLLM's registries
 ARCHITECTURES = {  # as checkpoints name them: the class, imported when it is served
     "FastAVTinyForConditionalGeneration": "videollama2:VideoLlama2",
@@ -47,8 +49,13 @@ class Served:
 
     @staticmethod
     def verify_and_update_model_config(model_config: Any) -> None:
-        """Have prompts and media read by us, and let penalties see what the originals' see."""
+        """Have prompts and media read by us, and let penalties see what the originals' see.
+
+        Raises: UnsupportedModel if vLLM is told to leave the encoders out.
+        """
         media, penalty = model_config.multimodal_config, f"{__name__}._sampling:GeneratedPenalty"
+        if media is None or not model_config.supports_multimodal_inputs:
+            raise UnsupportedModel("this model is served with its encoders", "leave --language-model-only out")
         model_config.tokenizer_mode = NAME
         media.media_io_kwargs = {**(media.media_io_kwargs or {}), "video": {"video_backend": NAME}}
         if penalty not in (others := model_config.logits_processors or []):

@@ -31,7 +31,13 @@ from fastav.media import Clip
 
 KINDS = ("video", "audio")  # ways to show a clip, which are vLLM's modalities
 RUN = "run"  # the field that holds the ids which stand for a clip
+EMBEDDED = ("video_token_id", "audio_token_id", "blank_token_id")  # in a scheme: ids that encoders give embeddings for
 Source = bytes | Path | Clip
+
+
+def embedded(scheme: Any) -> list[int]:
+    """The ids of a clip's run that are not text."""
+    return [getattr(scheme, name) for name in EMBEDDED if hasattr(scheme, name)]
 
 
 @contextmanager
@@ -99,7 +105,7 @@ class ClipInfo(BaseProcessingInfo):
     @cached_property
     def _processor(self) -> Any:
         model = self.ctx.model_config
-        return self.processor_class.from_pretrained(model.tokenizer, revision=model.tokenizer_revision or "main")
+        return self.processor_class.from_pretrained(model.model, revision=model.revision or "main")
 
     def get_hf_processor(self, **_: object) -> Any:
         """Ours, with a tokenizer of its own."""
@@ -132,7 +138,7 @@ class ClipInfo(BaseProcessingInfo):
 
 
 class ClipDummies(BaseDummyInputsBuilder):
-    """A short black and silent clip, for vLLM to warm up with."""
+    """A black and silent clip, as long as any that is shown whole: vLLM reckons with the memory that it takes."""
 
     def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
         """No text: `ClipProcessing.get_dummy_inputs` makes tokens."""
@@ -140,21 +146,18 @@ class ClipDummies(BaseDummyInputsBuilder):
 
     def get_dummy_mm_data(self, seq_len: int, mm_counts: Mapping[str, int], mm_options: Any) -> dict[str, Any]:
         """One clip, as a prompt has one."""
-        black, silence = np.zeros((16, 32, 32, 3), np.uint8), np.zeros(16_000, np.float32)
+        seconds = round(getattr(self.info.get_hf_processor().media, "max_time", 2))
+        black, silence = np.zeros((8 * seconds, 32, 32, 3), np.uint8), np.zeros(16_000 * seconds, np.float32)
         clip = Clip.from_arrays(frames=black, fps=8, waveform=silence, sample_rate=16_000)
         return {kind: [clip] for kind in KINDS[:1] if mm_counts.get(kind)} or {"audio": [clip]}
 
 
 class ClipProcessing(BaseMultiModalProcessor):
-    """Reads clips as `fastav.pipeline` does.  A family says how, and where its encoders' tokens are."""
+    """Reads clips as `fastav.pipeline` does.  A family says how."""
 
     @abstractmethod
     def encoded(self, processor: Any, request: Request, place: str) -> BatchFeature:
         """What the family's processor makes of a clip and a prompt that is nothing but the clip's place."""
-
-    @abstractmethod
-    def media_ids(self) -> list[int]:
-        """Ids of the run that the encoders give embeddings for."""
 
     def get_dummy_inputs(self, seq_len: int, mm_counts: Mapping[str, int], mm_options: Any) -> Any:
         """A prompt that is one clip."""
@@ -162,15 +165,17 @@ class ClipProcessing(BaseMultiModalProcessor):
         items = self.info.parse_mm_data(data, validate=False)
         return ProcessorInputs(prompt=[self.info.mark(kind) for kind in data], mm_data_items=items)
 
-    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> BatchFeature:
-        given = {kind: clips[0] for kind, clips in mm_items.items() if len(clips)}
-        if len(given) > 1:
+    def apply(self, inputs: Any, timing_ctx: Any) -> Any:
+        """As vLLM's own.  Raises: VLLMValidationError for more than one clip, or one that cannot be shown."""
+        if len(inputs.mm_data_items) > 1:
             raise VLLMValidationError("a prompt shows one clip, got a video and a sound (send one file with both)")
-        features = BatchFeature()
-        for kind, source in given.items():
-            with refused():
-                features = self._features(source, kind, self._use(kind, hf_kwargs))
-        return features
+        with refused():
+            return super().apply(inputs, timing_ctx)
+
+    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> BatchFeature:
+        for kind, clips in mm_items.items():
+            return self._features(clips[0], kind, self._use(kind, hf_kwargs))
+        return BatchFeature()  # vLLM has kept what the clip became
 
     def _use(self, kind: str, options: Mapping[str, object]) -> Use:
         """Which tracks are shown.  Raises: UnknownName, VLLMValidationError."""
@@ -194,15 +199,15 @@ class ClipProcessing(BaseMultiModalProcessor):
     def _get_mm_fields_config(self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:
         given = dict(hf_inputs)
         kind = given.pop("kind", KINDS[0])
-        return {name: MultiModalFieldConfig.batched(kind) for name in given}
+        return {name: MultiModalFieldConfig.batched(kind, keep_on_cpu=name == RUN) for name in given}
 
     def _get_prompt_updates(
         self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, object], out_mm_kwargs: Any
     ) -> Sequence[PromptReplacement]:
+        ids = embedded(self.info.get_hf_processor().media)
+
         def run(kind: str) -> Any:
-            return lambda item: PromptUpdateDetails.select_token_ids(
-                out_mm_kwargs[kind][item][RUN].data.tolist(), self.media_ids()
-            )
+            return lambda item: PromptUpdateDetails.select_token_ids(out_mm_kwargs[kind][item][RUN].data.tolist(), ids)
 
         return [
             PromptReplacement(modality=kind, target=[self.info.mark(kind)], replacement=run(kind)) for kind in mm_items

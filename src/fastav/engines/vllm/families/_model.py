@@ -15,7 +15,7 @@ from vllm.model_executor.models.utils import (  # pyright: ignore[reportMissingI
 )
 
 from fastav.adapter import adapter_for
-from fastav.engines.vllm.families._clips import RUN
+from fastav.engines.vllm.families._clips import RUN, embedded
 
 Item = Mapping[str, Tensor]
 
@@ -54,22 +54,21 @@ class ClipModel(nn.Module, SupportsMultiModal):
 
     @abstractmethod
     def encode(self, item: Item) -> Mapping[int, Tensor]:
-        """Of a clip, by id: the embeddings [tokens, hidden] of the places that hold it, in order."""
+        """Of a clip, by id: the embeddings [tokens, hidden] of the places that hold it, in order.  Others are zero."""
 
     def embed_multimodal(self, **given: Any) -> list[Tensor]:
         """The embeddings of each clip: of its run's ids that are not text."""
         return [self._embedded(item) for item in _items(given)]
 
     def _embedded(self, item: Item) -> Tensor:
-        found, run = self.encode(item), item[RUN]
+        found, run = self.encode(item), item[RUN]  # the latter on the host, where looking costs nothing
+        run = run[torch.isin(run, torch.tensor(embedded(self.config.scheme)))]
         features = next(iter(found.values()))
         merged = features.new_zeros(len(run), features.shape[1])
-        media = torch.zeros_like(run, dtype=torch.bool)
         for token, rows in found.items():
-            place = run == token
-            merged = merged.masked_scatter(place[:, None], rows.to(merged))
-            media |= place
-        return merged[media]
+            place = (run == token).nonzero()[:, 0]
+            merged.index_copy_(0, place.to(merged.device, non_blocking=True), rows.to(merged))
+        return merged
 
     def forward(
         self,

@@ -1,6 +1,8 @@
 """From chat messages, or a prompt's text, to token ids: the same as our processors give."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
+from functools import cached_property
 from typing import Any
 
 from vllm.renderers.chat_utils import (  # pyright: ignore[reportMissingImports]
@@ -22,6 +24,13 @@ class ClipRenderer(HfRenderer):
     @property
     def _info(self) -> Any:
         return self.get_mm_processor().info
+
+    @cached_property
+    def _processor(self) -> Any:
+        """Ours, with the tokenizer that vLLM lets several threads use at once."""
+        processor = copy(self._info.get_hf_processor())
+        processor.tokenizer = self.get_tokenizer()
+        return processor
 
     def get_eos_token_id(self) -> int | None:
         """The model's, as tokenizers of originals name another."""
@@ -51,11 +60,11 @@ class ClipRenderer(HfRenderer):
     def _turns(self, conversation: Sequence[Mapping[str, Any]], kind: str) -> list[dict[str, Any]]:
         """The conversation with contents that are text."""
         with refused():
-            return flat([_of_kind(turn, kind) for turn in conversation], self._info.get_hf_processor().places)
+            return flat([_of_kind(turn, kind) for turn in conversation], self._processor.places)
 
     def _options(self, params: Any) -> dict[str, Any]:
         """Of the chat template, by default the processor's."""
-        template = params.chat_template or self._info.get_hf_processor().chat_template
+        template = params.chat_template or self._processor.chat_template
         return params.get_apply_chat_template_kwargs() | {"chat_template": template, "tokenize": False}
 
     def _tokenize_prompt(self, prompt: Any, params: Any) -> Any:
@@ -64,9 +73,7 @@ class ClipRenderer(HfRenderer):
         if kind is None:
             return super()._tokenize_prompt(prompt, params)
         with refused():
-            ids = self._info.get_hf_processor().splice(
-                prompt["prompt"], [self._info.mark(kind)], self._info.place(kind)
-            )
+            ids = self._processor.splice(prompt["prompt"], [self._info.mark(kind)], self._info.place(kind))
         return self._build_tokens_prompt(ids, prompt)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from vllm.exceptions import VLLMValidationError  # pyright: ignore[reportMissingImports]
 from vllm.v1.sample.logits_processor import AdapterLogitsProcessor  # pyright: ignore[reportMissingImports]
 
 OURS = "fastav_repetition_penalty"  # where a request's penalty is kept
@@ -16,7 +17,13 @@ class GeneratedPenalty(AdapterLogitsProcessor):
 
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
-        """Move the penalty to where vLLM does not look."""
+        """Move the penalty to where vLLM does not look.
+
+        Raises: VLLMValidationError if what a client put there itself is no penalty.
+        """
+        kept = (sampling_params.extra_args or {}).get(OURS, 1)
+        if not (isinstance(kept, int | float) and 0 < kept < float("inf")):
+            raise VLLMValidationError(f"{OURS} must be a number above 0, got {kept!r}")
         if sampling_params.repetition_penalty != 1:
             sampling_params.extra_args = {
                 **(sampling_params.extra_args or {}),

@@ -8,7 +8,7 @@ from transformers import BatchFeature
 from vllm.multimodal import MULTIMODAL_REGISTRY  # pyright: ignore[reportMissingImports]
 
 from fastav.adapter import Request
-from fastav.engines.vllm.families._clips import RUN, ClipDummies, ClipInfo, ClipProcessing
+from fastav.engines.vllm.families._clips import ClipDummies, ClipInfo, ClipProcessing
 from fastav.engines.vllm.families._model import ClipModel, Item
 from fastav.models.video_salmonn2 import VideoSalmonn2Processor
 from fastav.models.video_salmonn2.adapter import read_clip
@@ -28,11 +28,6 @@ class VideoSalmonn2Processing(ClipProcessing):
         clip = read_clip(request, processor.media)
         return processor(place, videos=[clip["video"]], audio=[clip["audio"]], video_seconds=[clip["seconds"]])
 
-    def media_ids(self) -> list[int]:
-        """See `ClipProcessing`."""
-        media = self.info.get_hf_processor().media
-        return [media.video_token_id, media.audio_token_id, media.blank_token_id]
-
 
 @MULTIMODAL_REGISTRY.register_processor(VideoSalmonn2Processing, info=VideoSalmonn2Info, dummy_inputs=ClipDummies)
 class VideoSalmonn2(ClipModel):
@@ -41,11 +36,10 @@ class VideoSalmonn2(ClipModel):
     def encode(self, item: Item) -> Mapping[int, Tensor]:
         """See `ClipModel`."""
         model: Any = self.encoders
-        found, blanks = {}, item[RUN] == self.config.blank_token_id
+        found = {}
         if "pixel_values_videos" in item:
             found[self.config.video_token_id] = model.get_video_features(item["pixel_values_videos"]).flatten(0, 1)
         if "input_features" in item:
             tokens = model.get_audio_features(item["input_features"], item["piece_index"]).flatten(0, 1)
             found[self.config.audio_token_id] = tokens[item["audio_index"]]
-        width = next(iter(found.values()))
-        return found | {self.config.blank_token_id: width.new_zeros(len(blanks), width.shape[1])}
+        return found

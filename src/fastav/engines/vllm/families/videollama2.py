@@ -31,11 +31,6 @@ class VideoLlama2Processing(ClipProcessing):
         clip = read_clip(request, processor.media)
         return processor(place, videos=[clip["video"]], audio=[clip["audio"]], sampling_rate=[clip["rate"]])
 
-    def media_ids(self) -> list[int]:
-        """See `ClipProcessing`."""
-        media = self.info.get_hf_processor().media
-        return [media.video_token_id, media.audio_token_id]
-
 
 @MULTIMODAL_REGISTRY.register_processor(VideoLlama2Processing, info=VideoLlama2Info, dummy_inputs=ClipDummies)
 class VideoLlama2(ClipModel):
