@@ -138,6 +138,23 @@ def plan_of(plan: Plan | str, reference: Reference) -> Plan:
     return plan_named(plan, reference.adapter)
 
 
+def note(worker: Any) -> None:
+    """Have a worker write down where it places the tokens of every prompt."""
+    model = worker.model_runner.get_model()
+    place = model.get_mrope_input_positions
+
+    def noted(ids: list[int], *rest: Any, **named: Any) -> Any:
+        positions[tuple(ids)] = place(ids, *rest, **named)
+        return positions[tuple(ids)]
+
+    model.get_mrope_input_positions = noted
+
+
+def told(_: Any) -> dict[tuple[int, ...], tuple[torch.Tensor, int]]:
+    """What a worker wrote down, which may be a process of its own."""
+    return positions
+
+
 @contextmanager
 def serving(folder: Path, plan: Plan | str | None, **options: Any) -> Iterator[Any]:
     """vLLM in this process; afterwards as if it had not been there."""
@@ -156,15 +173,8 @@ def serving(folder: Path, plan: Plan | str | None, **options: Any) -> Iterator[A
         "additional_config": {} if said is None else {"fastav": said},
     }
     llm = LLM(str(folder), **settings | options)
-    model = llm.llm_engine.model_executor.driver_worker.worker.model_runner.get_model()
-    place = model.get_mrope_input_positions
-
-    def noted(ids: list[int], *rest: Any, **named: Any) -> Any:
-        positions[tuple(ids)] = place(ids, *rest, **named)
-        return positions[tuple(ids)]
-
-    model.get_mrope_input_positions = noted
     try:
+        llm.collective_rpc(note)
         yield llm
     finally:
         llm.llm_engine.engine_core.shutdown()
@@ -187,7 +197,9 @@ def said(output: Any) -> Said:
 def ask(llm: Any, questions: list[Question]) -> list[Said]:
     """The answers to questions that are asked at once."""
     prompts, params = [q.for_vllm() for q in questions], [sampling(q.new) for q in questions]
-    return [said(output) for output in llm.generate(prompts, params, use_tqdm=False)]
+    outputs = llm.generate(prompts, params, use_tqdm=False)
+    positions.update(llm.collective_rpc(told)[0])
+    return [said(output) for output in outputs]
 
 
 def difference(answer: Said, expected: tuple[int, list[int], torch.Tensor]) -> float:

@@ -1,7 +1,7 @@
 """The Qwen3 decoders: deepstack adds what the vision tower saw to the hidden states of the first layers."""
 
 import pytest
-from asking import TOLERANCE, Question, ask, difference, film, plan_of, serving, sound
+from asking import TOLERANCE, Question, ask, difference, film, serving, sound
 from test_vllm_exact import ASKING, BOTH, agree
 
 from fastav.plan import Before, Keep, Plan, Share, Step

@@ -63,7 +63,6 @@ class Serving:
     prefix_caching: bool = False
     chunked_prefill: bool = False
     speculative: bool = False
-    tensor_parallel: int = 1
     pipeline_parallel: int = 1
     data_parallel: int = 1
     context_parallel: int = 1
@@ -104,7 +103,6 @@ _REFUSED = {  # a field of Serving: why, and what to do
     ),
 }
 _ALONE = {  # fields that count: what they are called
-    "tensor_parallel": "tensor parallelism",
     "pipeline_parallel": "pipeline parallelism",
     "data_parallel": "data parallelism",
     "context_parallel": "context parallelism",
