@@ -224,13 +224,12 @@ def _worker() -> type:
 
 def prune(runner: Any, config: Any) -> "Pruning":
     """Have the decoder of a model runner's model prune as the configuration asks.  Raises: UnsupportedModel."""
-    made = plans(config)
-    asked = made.default.asked
-    decoder = getattr(getattr(runner.get_model(), "language_model", None), "model", None)
+    made, model = plans(config), runner.get_model()
+    decoder = getattr(getattr(model, "language_model", None), "model", None)
     kind = type(decoder)
-    if (where := f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}") not in DECODERS:
+    if f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}" not in DECODERS:
         raise UnsupportedModel(
-            f"vLLM runs {asked.adapter.name} with a decoder {where}, and {', '.join(DECODERS)} are known",
+            f"vLLM runs {made.default.asked.adapter.name} as {type(model).__name__}, whose decoder is not known",
             "leave --model-impl out",
         )
     decoder.__class__ = _pruned(kind)  # its weights and compiled code stay as they are
