@@ -66,6 +66,7 @@ class Serving:
     pipeline_parallel: int = 1
     data_parallel: int = 1
     context_parallel: int = 1
+    expert_parallel: bool = False
     microbatches: bool = False
     lora: bool = False
     kv_transfer: bool = False
@@ -84,6 +85,10 @@ _REFUSED = {  # a field of Serving: why, and what to do
     ),
     "speculative": ("speculative decoding puts draft tokens where the last query is looked for", "leave it out"),
     "microbatches": ("microbatches (DBO) run halves of a batch that are not followed", "leave it out"),
+    "expert_parallel": (
+        "expert parallelism, which gives whole experts to ranks, is not shown to be exact while pruning",
+        "leave --enable-expert-parallel out: tensor parallelism divides every expert",
+    ),
     "lora": ("LoRA maps the tokens of a whole batch to adapters, and pruned layers run on fewer", "merge the adapter"),
     "kv_transfer": (
         "KV connectors and offloading move blocks by the tokens that an unpruned layer would hold",

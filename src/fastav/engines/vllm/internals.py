@@ -176,6 +176,7 @@ def _serving(config: Any) -> guards.Serving:
         pipeline_parallel=parallel.pipeline_parallel_size,
         data_parallel=parallel.data_parallel_size,
         context_parallel=max(parallel.prefill_context_parallel_size, parallel.decode_context_parallel_size),
+        expert_parallel=bool(parallel.enable_expert_parallel),
         microbatches=bool(parallel.enable_dbo or parallel.ubatch_size),
         lora=config.lora_config is not None,
         kv_transfer=any(

@@ -28,7 +28,7 @@ class Ranks:
         """Whether there is but one."""
         return self._group is None
 
-    def mean(self, rows: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    def mean(self, rows: Float[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens"]:
         """Of what each rank found."""
         return rows if self._group is None else self._group.all_reduce(rows.contiguous()) / self._group.world_size
 
