@@ -78,6 +78,19 @@ class Prepared:
     layouts: tuple[Layout, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prompt:
+    """A request as vLLM takes it, whose copy of the family's processor makes of it what `prepare` gives.
+
+    text: the conversation, with the family's mark where each medium stands. media: of each modality what there is to
+    see or hear, as `multi_modal_data` has it. options: of the processor's call, as `mm_processor_kwargs`.
+    """
+
+    text: str
+    media: Mapping[str, Any]
+    options: Mapping[str, Any]
+
+
 class AudioAttention(ABC):
     """How much attention a family's audio tokens receive in the last layer of its audio encoder."""
 
@@ -134,6 +147,13 @@ class ModelAdapter(ABC):
     @abstractmethod
     def prepare(self, processor: ProcessorMixin, requests: Sequence[Request]) -> Prepared:
         """Decode, sample and tokenize a batch of requests."""
+
+    def prompt(self, processor: ProcessorMixin, request: Request) -> Prompt:
+        """Decode and sample a request as `prepare` does, for vLLM to tokenize.
+
+        Raises: UnsupportedModel if this family cannot be asked there; as `prepare`.
+        """
+        raise UnsupportedModel(f"{self.name} cannot be asked through vLLM", "take the engine transformers")
 
     @abstractmethod
     def layouts(self, config: PreTrainedConfig, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
-from fastav.adapter import Request
+from fastav.adapter import ModelAdapter, Request
 from fastav.errors import FastAVError, UnsupportedPlan
 from fastav.method import Signal
 from fastav.plan import Plan
@@ -77,11 +77,14 @@ class Answer:
 
     text: without the text that stopped it, if one did. token_ids: generated tokens, without the end marker. finish:
     `stop` if the model or a stop text ended it, `length` if it was cut. prompt_tokens: by modality, before pruning.
-    tokens_per_layer: by modality, what each layer ran on.
+    tokens_per_layer: by modality, what each layer ran on; by pools of modalities (`media`, `all`) where scores chose
+    among them and the engine does not tell.
     flops, kv_bytes: of the prefill, from the tokens that were really kept (`fastav.flops`, the causal count).
     seconds: `media` (decode, sample, tokenize), `encode` (audio and video encoders with projectors), `prefill` (the
     rest of the first forward), `decode` (all later tokens); of the whole batch, if there was one. What was done ahead,
-    while another batch was answered, counts as well.
+    while another batch was answered, counts as well. Of the engine vllm, `media` is the batch's, there is no `encode`,
+    and `prefill` and `decode` are the time between a request's own first step and its first token (encoders included),
+    and from there to its last, in steps that it shares with other requests.
     peak_bytes: most memory in use while generating: allocated on the GPU, resident on the CPU (None where the system
     does not tell).
     """
@@ -140,6 +143,28 @@ class Engine(ABC):
         attention: what the model is about to be loaded with, if that is known.
         Raises: PlanError, UnsupportedModel, UnsupportedPlan.
         """
+
+    @classmethod
+    @abstractmethod
+    def load(
+        cls,
+        adapter: ModelAdapter,
+        source: str,
+        plan: Plan,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        attention: str | None = None,
+    ) -> "Engine":
+        """An engine with a model that is in a local folder or hub id, ready to run by a plan that `check` takes.
+
+        device, dtype, attention: as `fastav.pipeline` takes them.
+        Raises: CheckpointError; FastAVError for what cannot be used.
+        """
+
+    def close(self) -> None:
+        """Give back at once what the engine holds outside of this process; it answers no more."""
+        return
 
     @abstractmethod
     def generate(

@@ -3,9 +3,7 @@
 from collections.abc import Callable, Generator, Iterable
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
-import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
@@ -19,10 +17,19 @@ from fastav.registry import ENGINES, MODELS
 
 
 class Pipeline:
-    """A loaded model and the plan it runs by.  Made by `fastav.pipeline`."""
+    """A loaded model and the plan it runs by.  Made by `fastav.pipeline`.
+
+    As a context it closes its engine in the end, for one that holds processes of its own.
+    """
 
     def __init__(self, engine: Engine, plan: Plan, adapter: ModelAdapter) -> None:
         self.engine, self.plan, self.adapter = engine, plan, adapter
+
+    def __enter__(self) -> "Pipeline":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.engine.close()
 
     def __call__(
         self,
@@ -90,7 +97,8 @@ def pipeline(
     knows nothing but a toy world.
     plan: a `Plan`, the name of a preset of the model, a path to a plan's JSON, or a recipe (`fastv`, `fastv@0.25`).
     device: default `cuda` where there is one, else `cpu`. dtype: default `bfloat16` on a GPU, `float32` on a CPU.
-    attention: as transformers' `attn_implementation`.
+    engine: `transformers`, or `vllm`, which answers sets of questions quickest (docs/vllm.md).
+    attention: as transformers' `attn_implementation`; the engine vllm chooses its own.
 
     Raises, before weights load: UnknownName, PlanError, UnsupportedModel, UnsupportedPlan, and FastAVError for a device
     or dtype that cannot be used; CheckpointError.
@@ -99,35 +107,8 @@ def pipeline(
     chosen = plan_named(plan, adapter)
     kind: type[Engine] = ENGINES[engine]
     kind.check(config, chosen, attention)
-    place, dtype = placed(device, dtype)
-    options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
-    if attention is not None:
-        options["attn_implementation"] = attention
-    loaded: Any
-    loaded, processor = adapter.load(source, **options)
-    return Pipeline(kind(loaded.to(place), processor, adapter), chosen, adapter)  # pyright: ignore[reportCallIssue]
-
-
-_DTYPES = ("float32", "bfloat16", "float16")
-
-
-def placed(device: str | None, dtype: str | None) -> tuple[torch.device, str]:
-    """Where and in what type a model runs that is asked for so, defaults filled in.  Raises: FastAVError."""
-    place = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = dtype or ("bfloat16" if place.type == "cuda" else "float32")
-    if dtype not in _DTYPES:
-        raise FastAVError(f"dtype must be {', '.join(_DTYPES)}, got {dtype!r}")
-    return place, dtype
-
-
-def _device(name: str) -> torch.device:
-    """A device that is there.  Raises: FastAVError."""
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        raise FastAVError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}", "use cpu") from None
-    return device
+    loaded = kind.load(adapter, source, chosen, device=device, dtype=dtype, attention=attention)
+    return Pipeline(loaded, chosen, adapter)
 
 
 def resolve(model: str) -> tuple[ModelAdapter, str, PreTrainedConfig]:

@@ -353,6 +353,13 @@ class Plan:
             layers.append(now)
         return tuple(layers)
 
+    def by_layer(self, layout: Layout, depth: int) -> list[dict[str, int]]:
+        """The same by the groups' names; `media` and `all` where the scores will decide of which kind.
+
+        Raises: PlanError.
+        """
+        return [{Pool(group).name: n for group, n in there.items() if n} for there in self.layers(layout, depth)]
+
     def tokens(self, layout: Layout, depth: int) -> tuple[int, ...]:
         """Tokens that every layer runs on.  Raises: PlanError."""
         return tuple(sum(there.values()) for there in self.layers(layout, depth))

@@ -204,7 +204,7 @@ def test_a_plan_without_a_global_cut_has_no_settings():
 def test_tokens_by_layer_add_up_to_the_plan_s_own_count():
     parts = ((Modality.TEXT, 3), (Modality.VIDEO, 40), (Modality.AUDIO, 50), (Modality.TEXT, 7))
     layout = Layout.join(Layout.of(modality, tokens) for modality, tokens in parts)
-    layers = _plans.by_layer(FASTAV, layout, 6)
+    layers = FASTAV.by_layer(layout, 6)
     assert tuple(sum(layer.values()) for layer in layers) == FASTAV.tokens(layout, 6)
     assert layers[0] == {"text": 10, "video": 40, "audio": 50}
     assert layers[3] == {"text": 10, "video": 40, "audio": 10}

@@ -138,23 +138,6 @@ def plan_of(plan: Plan | str, reference: Reference) -> Plan:
     return plan_named(plan, reference.adapter)
 
 
-def note(worker: Any) -> None:
-    """Have a worker write down where it places the tokens of every prompt."""
-    model = worker.model_runner.get_model()
-    place = model.get_mrope_input_positions
-
-    def noted(ids: list[int], *rest: Any, **named: Any) -> Any:
-        positions[tuple(ids)] = place(ids, *rest, **named)
-        return positions[tuple(ids)]
-
-    model.get_mrope_input_positions = noted
-
-
-def told(_: Any) -> dict[tuple[int, ...], tuple[torch.Tensor, int]]:
-    """What a worker wrote down, which may be a process of its own."""
-    return positions
-
-
 @contextmanager
 def serving(folder: Path, plan: Plan | str | None, **options: Any) -> Iterator[Any]:
     """vLLM in this process; afterwards as if it had not been there."""
@@ -174,11 +157,32 @@ def serving(folder: Path, plan: Plan | str | None, **options: Any) -> Iterator[A
     }
     llm = LLM(str(folder), **settings | options)
     try:
-        llm.collective_rpc(note)
+        note_positions(llm)
         yield llm
     finally:
         llm.llm_engine.engine_core.shutdown()
         cleanup_dist_env_and_memory()
+
+
+def note_positions(llm: Any) -> None:
+    """From now on, remember how vLLM places its prompts."""
+    llm.collective_rpc(_note)
+
+
+def _note(worker: Any) -> None:
+    model = worker.model_runner.get_model()
+    if place := getattr(model, "get_mrope_input_positions", None):
+
+        def noted(ids: list[int], *rest: Any, **named: Any) -> Any:
+            positions[tuple(ids)] = place(ids, *rest, **named)
+            return positions[tuple(ids)]
+
+        model.get_mrope_input_positions = noted
+
+
+def _noted(_: Any) -> dict[tuple[int, ...], tuple[torch.Tensor, int]]:
+    """What a worker remembers, which may be a process of its own."""
+    return positions
 
 
 def sampling(new: int, **options: Any) -> Any:
@@ -198,7 +202,7 @@ def ask(llm: Any, questions: list[Question]) -> list[Said]:
     """The answers to questions that are asked at once."""
     prompts, params = [q.for_vllm() for q in questions], [sampling(q.new) for q in questions]
     outputs = llm.generate(prompts, params, use_tqdm=False)
-    positions.update(llm.collective_rpc(told)[0])
+    positions.update(llm.collective_rpc(_noted)[0])
     return [said(output) for output in outputs]
 
 

@@ -6,9 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fastav.engines.vllm.guards import BY_LAYOUT, Serving, check, read
 from fastav.engines.vllm.guards import MODELS as SERVED
+from fastav.engines.vllm.parts import MOST, parts
 from fastav.engines.vllm.passage import Passages
 from fastav.engines.vllm.walk import Row, Walk, geometry
 from fastav.errors import PlanError, UnknownName, UnsupportedModel, UnsupportedPlan
@@ -142,3 +145,20 @@ def test_requests_without_tokens_are_left_out_of_a_layer():
     assert where.row.tolist() == [0, 0, 1]
     assert where.place.tolist() == [7, 8, 0]
     assert where.lengths.tolist() == [9, 1]
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=48))
+def test_parts_hold_every_layer_in_the_fewest_slots(drops):
+    held = np.cumsum(drops)[::-1].tolist()
+    firsts = parts(held)
+    size = len(held) // len(firsts)
+    assert firsts == tuple(range(0, len(held), size))
+    assert len(firsts) <= MOST
+    slots = sum(held[first] for first in firsts) * size
+    assert sum(held) <= slots <= held[0] * len(held)
+
+
+def test_a_plan_that_cuts_once_at_the_middle_takes_two_parts_and_fastav_four():
+    assert parts([100] * 28) == (0,)
+    assert parts([100] * 14 + [40] * 14) == (0, 14)
+    assert parts([100] * 14 + [int(40 * 0.8**n) for n in range(14)]) == (0, 7, 14, 21)

@@ -28,12 +28,12 @@ def preempted(llm):
     return sum(metric.value for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions")
 
 
-@pytest.mark.parametrize("plan", ["fastav", GLOBAL["strided"]])
-def test_a_preempted_request_goes_on_exactly(omni, plan, steps):
+@pytest.mark.parametrize(("plan", "room"), [("fastav", 12), (GLOBAL["strided"], 9)])
+def test_a_preempted_request_goes_on_exactly(omni, plan, room, steps):
     questions = [Question(text=q.text, video=q.video, audio=q.audio, new=40) for q in QUESTIONS[:4]]
-    blocks = 13 * 32 * 8 * 512  # of 32 tokens, in 8 layers, of 512 bytes: too few for all
-    room = {"block_size": 32, "kv_cache_memory_bytes": blocks, "disable_log_stats": False}
-    with serving(omni.folder, plan, max_num_batched_tokens=256, **room) as llm:
+    blocks = room * 32 * 8 * 512  # of 32 tokens, in 8 layers, of 512 bytes: too few for all
+    options = {"block_size": 32, "kv_cache_memory_bytes": blocks, "disable_log_stats": False}
+    with serving(omni.folder, plan, max_num_batched_tokens=256, **options) as llm:
         answers = ask(llm, questions)
         assert preempted(llm) > 0
     for answer, question in zip(answers, questions, strict=True):

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from fastav import pipelines
 from fastav.bench import contenders, limits, report, targets
 from fastav.bench.subjects import Prompt, Subject, prompts, subject
 from fastav.bench.suite import Suite, described
 from fastav.bench.workload import build_model
+from fastav.engines.transformers.placing import placed
 from fastav.errors import FastAVError
 
 
@@ -58,7 +58,7 @@ class Session:
         """
         if tokens and seconds:
             raise FastAVError("--tokens and --seconds are two ways to say how long a prompt is", "give one of them")
-        place, kind = pipelines.placed(device, dtype)
+        place, kind = placed(device, dtype)
         gpu = place.type == "cuda"
         of = subject(model)
         asked = prompts(of, tokens=tokens, seconds=seconds)

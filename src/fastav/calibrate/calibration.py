@@ -14,10 +14,11 @@ from fastav.calibrate.look import look_at
 from fastav.calibrate.prompts import Prompt, prompts_of
 from fastav.calibrate.rule import Choice, Criterion, choose
 from fastav.calibrate.store import Record, Store
+from fastav.engines.transformers.placing import placed
 from fastav.errors import CalibrationError, FastAVError
 from fastav.flops import DecoderShape, kv_bytes
 from fastav.media import Clip
-from fastav.pipelines import Pipeline, pipeline, placed, resolve
+from fastav.pipelines import Pipeline, pipeline, resolve
 from fastav.plan import Plan
 from fastav.presets import NONE
 from fastav.provenance import provenance

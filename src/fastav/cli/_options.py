@@ -10,6 +10,10 @@ Dtype = Annotated[
     Literal["float32", "bfloat16", "float16"] | None,
     typer.Option(help="Type of the weights.  [default: bfloat16 on cuda, float32 on cpu]"),
 ]
+Engine = Annotated[
+    str,
+    typer.Option(metavar="ENGINE", help="transformers, or vllm (docs/vllm.md), which is quickest with large batches."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 Model = Annotated[str, typer.Option(metavar="MODEL", help="A name (fastav models), a local folder, or a hub id.")]
 PlanName = Annotated[

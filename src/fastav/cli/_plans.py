@@ -71,16 +71,6 @@ def require_sound(plan: Any, config: Any) -> None:
         ENGINES["transformers"].check(config, plan)
 
 
-def by_layer(plan: Any, layout: Any, depth: int) -> list[dict[str, int]]:
-    """Tokens that every layer runs on, known from the plan alone; `media` where the scores will decide of which kind.
-
-    Raises: PlanError.
-    """
-    from fastav.plan import Pool
-
-    return [{Pool(group).name: n for group, n in there.items() if n} for there in plan.layers(layout, depth)]
-
-
 def _layer(text: str) -> int | str:
     if text == "middle":
         return text

@@ -114,7 +114,7 @@ def summary(answer: Mapping[str, Any]) -> Table:
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column()
     seconds, last = answer["seconds"], sum(answer["tokens_per_layer"][-1].values())
-    times = " · ".join(f"{phase} {duration(seconds[phase])}" for phase in PHASES)
+    times = " · ".join(f"{phase} {duration(seconds[phase])}" for phase in PHASES if phase in seconds)
     grid.add_row("prompt", f"{prompt(answer['prompt_tokens'])}; {number(last)} in the last layer")
     grid.add_row("prefill", f"{_of(answer['flops'], scaled, 'FLOPs')} · KV cache {_of(answer['kv_bytes'], size)}")
     grid.add_row("time", f"{times} ({len(answer['token_ids'])} tokens)")
@@ -135,7 +135,7 @@ def comparison(plans: Mapping[str, Mapping[str, Any]]) -> Table:
     for label, key, shown in (("prefill FLOPs", "flops", scaled), ("KV cache", "kv_bytes", size)):
         pair = full[key]["pruned"], pruned[key]["pruned"]
         table.add_row(label, *map(shown, pair), percent(pair[1] / pair[0]))
-    for phase in PHASES:
+    for phase in (phase for phase in PHASES if phase in full["seconds"]):
         table.add_row(phase, *(_time(answer, phase) for answer in plans.values()), _ratio(plans, phase))
     totals = [sum(answer["seconds"].values()) for answer in plans.values()]
     table.add_row("all phases", *map(duration, totals), percent(totals[1] / totals[0]), end_section=True)

@@ -29,7 +29,9 @@ def batch(
     ],
     model: _options.Model = EMBEDDED,
     plan: _options.PlanName = "fastav",
-    size: Annotated[int, typer.Option("--batch", min=1, metavar="N", help="Questions answered together.")] = 8,
+    size: Annotated[
+        int, typer.Option("--batch", min=1, metavar="N", help="Questions answered together; with vllm 64 or more.")
+    ] = 8,
     use: _options.Use = "auto",
     max_new_tokens: _options.MaxNewTokens = 128,
     temperature: _options.Temperature = 0.0,
@@ -40,6 +42,7 @@ def batch(
     seed: _options.Seed = None,
     device: _options.Device = None,
     dtype: _options.Dtype = None,
+    engine: _options.Engine = "transformers",
 ) -> None:
     """Answer a file of questions about clips.
 
@@ -59,9 +62,9 @@ def batch(
         _say(f"{out} has {number(len(asked) - len(left))} answers; {number(len(left))} are missing")
     if not left:
         return
-    pipe = loaded(model, plan, device, dtype)
+    pipe = loaded(model, plan, device, dtype, engine)
     start, failures = time.perf_counter(), []
-    with _memory(), hushed(), _appending(out, answered.values()) as append, counting(model, len(left)) as step:
+    with pipe, _memory(), hushed(), _appending(out, answered.values()) as append, counting(model, len(left)) as step:
         options = {"batch": size, "max_new_tokens": max_new_tokens, "sampling": sampling}
         with closing(pipe.map(map(_request, left), **options)) as outcomes:
             for place, outcome in outcomes:

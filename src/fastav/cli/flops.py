@@ -81,7 +81,7 @@ def counted(shape: Any, plan: Any, layout: Any) -> dict[str, Any]:
         "decoder": asdict(shape),
         "plan": json.loads(plan.to_json()),
         "prompt_tokens": layout.by_modality(),
-        "tokens_per_layer": _plans.by_layer(plan, layout, shape.layers),
+        "tokens_per_layer": plan.by_layer(layout, shape.layers),
         "paper_flops": saving(paper_flops),
         "flops": saving(prefill_flops),
         "kv_bytes": {**saving(kv_bytes, held), "dtype": "bfloat16"},

@@ -32,7 +32,7 @@ def show(
         chosen = pipelines.plan_named(plan, adapter)
         _plans.require_sound(chosen, config)
         layout = adapter.example(config, audio=None, video=None, text=_options.TEXT_TOKENS)
-        kept = _plans.by_layer(chosen, layout, adapter.shape(config).layers)
+        kept = chosen.by_layer(layout, adapter.shape(config).layers)
     report = {
         "plan": json.loads(chosen.to_json()),
         "fingerprint": chosen.fingerprint,

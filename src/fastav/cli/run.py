@@ -1,6 +1,7 @@
 """`fastav run`."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -41,6 +42,7 @@ def run(
     seed: _options.Seed = None,
     device: _options.Device = None,
     dtype: _options.Dtype = None,
+    engine: _options.Engine = "transformers",
     as_json: _options.Json = False,
 ) -> None:
     """Answer a question about a clip.
@@ -57,10 +59,10 @@ def run(
         raise PlanError("--repeat is for --compare only", "give both or neither")
     opened = _opened(clip, question, use)
     sampling = _options.sampling(temperature, top_p, top_k, repetition_penalty, stop, seed)
-    pipe = loaded(model, plan, device, dtype, compare=compare)
+    pipe = loaded(model, plan, device, dtype, engine, compare=compare)
     ask = partial(pipe, opened, question, use=use, max_new_tokens=max_new_tokens, sampling=sampling)
     report = {"model": model, "clip": clip, "question": question, **_circumstances(pipe)}
-    with hushed(), _memory():
+    with pipe, hushed(), _memory():
         if compare:
             report |= {"repeat": repeat or REPEAT, "plans": _compared(pipe, ask, repeat or REPEAT)}
         else:
@@ -99,7 +101,7 @@ def _opened(path: str, question: str, use: str) -> Any:
     return clip
 
 
-def loaded(model: str, plan: str, device: str | None, dtype: str | None, *, compare: bool = False) -> Any:
+def loaded(model: str, plan: str, device: str | None, dtype: str | None, engine: str, *, compare: bool = False) -> Any:
     """The pipeline; what can be refused without weights is refused before they load."""
     with working(f"reading {model}"), hushed():
         from fastav import pipelines
@@ -108,11 +110,13 @@ def loaded(model: str, plan: str, device: str | None, dtype: str | None, *, comp
         chosen = pipelines.plan_named(plan, adapter)
         if compare and not chosen.steps:
             raise PlanError(f"the plan {plan!r} prunes nothing, so there is nothing to compare", "e.g. --plan fastav")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for answers
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     local = Path(source).is_dir()
     if not local and sys.stderr.isatty():
         print(f"loading {source} from the hub or its cache", file=sys.stderr)
     with working(f"loading {model}") if local else nullcontext(), hushed(downloads=True), _memory():
-        return pipelines.pipeline(model, chosen, device=device, dtype=dtype)
+        return pipelines.pipeline(model, chosen, engine=engine, device=device, dtype=dtype)
 
 
 def _answered(ask: Callable[..., Any], *, stream: bool) -> Any:

@@ -9,11 +9,12 @@ import torch
 
 from fastav import __version__
 from fastav.engine import Answer
+from fastav.engines.transformers.placing import placed
 from fastav.errors import FastAVError, PlanError, TaskError
 from fastav.evaluate import statistics
 from fastav.evaluate.answers import Failure, Setup, Work, answers
 from fastav.evaluate.rows import Row
-from fastav.pipelines import placed, resolve
+from fastav.pipelines import resolve
 from fastav.plan import Plan
 from fastav.provenance import provenance
 from fastav.registry import ENGINES, unknown_name

@@ -92,6 +92,17 @@ class OfficialAdapter(ModelAdapter):
         Raises: CheckpointError for another model's processor; MissingTrack for a clip without a track that is asked
         for; MediaError if sound is asked for of a model that does not hear.
         """
+        self.require(processor, requests)
+        rows = [self.row(processor, request) for request in requests]
+        tokenizer: Any = getattr(processor, "tokenizer")  # noqa: B009  (each processor has it, their base does not)
+        inputs = collated([row.inputs for row in rows], pad=tokenizer.pad_token_id)
+        return Prepared(inputs=inputs, layouts=tuple(row.layout for row in rows))
+
+    def require(self, processor: ProcessorMixin, requests: Sequence[Request]) -> None:
+        """Refuse another model's processor, and requests that the family cannot take.
+
+        Raises: CheckpointError, MediaError.
+        """
         if type(processor).__name__ != self.processor_class:
             raise CheckpointError(
                 f"{self.name} needs a {self.processor_class}, got {type(processor).__name__}", "use the one `load` gave"
@@ -99,10 +110,6 @@ class OfficialAdapter(ModelAdapter):
         for request in requests:
             if not self.hears and request.use in (Use.BOTH, Use.AUDIO):
                 raise deaf(self)
-        rows = [self.row(processor, request) for request in requests]
-        tokenizer: Any = getattr(processor, "tokenizer")  # noqa: B009  (each processor has it, their base does not)
-        inputs = collated([row.inputs for row in rows], pad=tokenizer.pad_token_id)
-        return Prepared(inputs=inputs, layouts=tuple(row.layout for row in rows))
 
     @abstractmethod
     def row(self, processor: Any, request: Request) -> Row:
@@ -162,6 +169,11 @@ def sampled(track: VideoTrack, processor: Any, *, fps: float | int) -> Sampled:
         indices = [i for i in picked if i < track.frames]
     seconds = np.asarray(track.seconds(indices), np.float64)
     return Sampled(frames=track.read(indices), metadata={**metadata, "frames_indices": indices}, seconds=seconds)
+
+
+def for_vllm(video: Sampled) -> dict[str, Any]:
+    """What vLLM is told of frames that are sampled already."""
+    return {**video.metadata, "video_backend": "opencv", "do_sample_frames": False}
 
 
 def bounded(processor: Any) -> dict[str, bool]:

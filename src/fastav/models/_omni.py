@@ -6,7 +6,7 @@ A clip with sound is one block in which video and audio tokens alternate by time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from math import ceil
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -15,13 +15,22 @@ from jaxtyping import Float, Float32
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from fastav.adapter import AudioAttention, Prepared, Request
+from fastav.adapter import AudioAttention, Prepared, Prompt, Request
 from fastav.errors import MediaError
 from fastav.layout import Layout, Modality
 from fastav.models._adapters import of_places, with_seconds
 from fastav.models._checkpoint import HUB_OPTIONS, readable
 from fastav.models._grids import Grids, Places, grid_layouts, timed
-from fastav.models._official import OfficialAdapter, Row, bounded, refuse_written_placeholders, rendered, sampled
+from fastav.models._official import (
+    OfficialAdapter,
+    Row,
+    Sampled,
+    bounded,
+    for_vllm,
+    refuse_written_placeholders,
+    rendered,
+    sampled,
+)
 
 FPS = 2.0  # frames a second of the authors' own preparation
 RATE = 16_000  # samples a second
@@ -97,27 +106,18 @@ class OmniAdapter(OfficialAdapter):
 
     def row(self, processor: Any, request: Request) -> Row:
         """The processor's tensors for one request, and its layout."""
-        marks = ("image_token", "video_token", "audio_token", "vision_bos_token", "vision_eos_token")
-        marks += ("audio_bos_token", "audio_eos_token")
-        refuse_written_placeholders(request.question, [getattr(processor, mark) for mark in marks])
-        video, audio = request.tracks
+        shown = self._shown(processor, request)
         media: dict[str, Any] = {}
-        shown = np.zeros(0)
-        if video:
-            clip = sampled(request.clip.require_video(), processor.video_processor, fps=FPS)
-            shown = clip.seconds
-            media |= {"videos": [clip.frames], "video_metadata": [clip.metadata], "do_sample_frames": False}
-            # the processor cannot know the rate, by which it and the model place video and sound in time
-            media |= {"fps": clip.fps, **bounded(processor.video_processor)}
-        if audio:
+        if shown.video is not None:
+            media |= {"videos": [shown.video.frames], "video_metadata": [shown.video.metadata]}
+            media |= _of_video(processor, shown.video)
+        if shown.audio is not None:
             # by default what goes past the extractor's `chunk_length` would be cut off
-            media |= {"audio": [_heard(np.asarray(request.clip.require_audio().read(RATE)))]}
-            media |= {"audio_kwargs": {"truncation": False}}
-        if video and audio:
+            media |= {"audio": [shown.audio], "audio_kwargs": {"truncation": False}}
+        if shown.together:
             media |= _together(processor)
-        content = [{"type": "video" if video else "audio"}, {"type": "text", "text": request.question}]
-        inputs = dict(processor(text=[rendered(processor, content)], **media, return_tensors="pt"))
-        if video and audio:
+        inputs = dict(processor(text=[shown.text], **media, return_tensors="pt"))
+        if shown.together:
             inputs["use_audio_in_video"] = True
         ids = processor.tokenizer.convert_tokens_to_ids
         places = Places(
@@ -128,7 +128,41 @@ class OmniAdapter(OfficialAdapter):
             temporal=processor.video_processor.temporal_patch_size,
         )
         (layout,) = grid_layouts(places, inputs)
-        return Row(inputs, self._with_sound(timed(layout, frames=shown)))
+        seconds = np.zeros(0) if shown.video is None else shown.video.seconds
+        return Row(inputs, self._with_sound(timed(layout, frames=seconds)))
+
+    def prompt(self, processor: ProcessorMixin, request: Request) -> Prompt:
+        """What vLLM is given for a request: one video, one sound, and whether the sound is the video's own."""
+        self.require(processor, [request])
+        known: Any = processor
+        shown = self._shown(known, request)
+        media: dict[str, Any] = {}
+        options: dict[str, Any] = {}
+        if shown.video is not None:
+            media["video"] = (shown.video.frames, for_vllm(shown.video))
+            options |= _of_video(known, shown.video)
+        if shown.audio is not None:
+            media["audio"] = (shown.audio, RATE)
+        if shown.together:
+            assert shown.video is not None
+            # vLLM puts sound between the frames before the processor says how long a step in time is
+            step = known.video_processor.temporal_patch_size / shown.video.fps
+            options |= {"use_audio_in_video": True, "second_per_grid_ts": [step]}
+        return Prompt(text=shown.text, media=media, options=options)
+
+    def _shown(self, processor: Any, request: Request) -> "_Shown":
+        """A request, decoded and sampled."""
+        marks = ("image_token", "video_token", "audio_token", "vision_bos_token", "vision_eos_token")
+        marks += ("audio_bos_token", "audio_eos_token")
+        refuse_written_placeholders(request.question, [getattr(processor, mark) for mark in marks])
+        video, audio = request.tracks
+        content = [{"type": "video" if video else "audio"}, {"type": "text", "text": request.question}]
+        clip = request.clip
+        return _Shown(
+            text=rendered(processor, content),
+            video=sampled(clip.require_video(), processor.video_processor, fps=FPS) if video else None,
+            audio=_heard(np.asarray(clip.require_audio().read(RATE))) if audio else None,
+        )
 
     def _with_sound(self, layout: Layout) -> Layout:
         """The layout with the seconds of its audio tokens."""
@@ -233,6 +267,27 @@ def _received(
 ) -> Float[Tensor, " window"]:
     """What each position of a window receives, mean over heads and queries."""
     return ((query @ key.transpose(1, 2)).float() * scaling).softmax(-1).mean((0, 1))
+
+
+class _Shown(NamedTuple):
+    """One request, decoded and sampled.  text: the conversation, with the marks of media."""
+
+    text: str
+    video: Sampled | None
+    audio: Float32[np.ndarray, " samples"] | None
+
+    @property
+    def together(self) -> bool:
+        """Whether a video is shown with its own sound."""
+        return self.video is not None and self.audio is not None
+
+
+def _of_video(processor: Any, video: Sampled) -> dict[str, Any]:
+    """Arguments about frames that are sampled already.
+
+    The processor cannot know the rate, by which it and the model place video and sound in time.
+    """
+    return {"do_sample_frames": False, "fps": video.fps, **bounded(processor.video_processor)}
 
 
 def _together(processor: Any) -> dict[str, Any]:

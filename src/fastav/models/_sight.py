@@ -2,19 +2,29 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from fastav.adapter import Request
+from fastav.adapter import Prompt, Request
 from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
 from fastav.models._adapters import qwen2_shape
 from fastav.models._grids import Places, grid_layouts, timed
-from fastav.models._official import OfficialAdapter, Row, bounded, deaf, refuse_written_placeholders, rendered, sampled
+from fastav.models._official import (
+    OfficialAdapter,
+    Row,
+    Sampled,
+    bounded,
+    deaf,
+    for_vllm,
+    refuse_written_placeholders,
+    rendered,
+    sampled,
+)
 from fastav.plan import Keep, Plan, Share
 from fastav.presets import fastav, plus, trim
 
@@ -48,13 +58,12 @@ class SightAdapter(OfficialAdapter):
 
     def row(self, processor: Any, request: Request) -> Row:
         """The processor's tensors for one request, and its layout."""
-        refuse_written_placeholders(request.question, [processor.video_token, processor.image_token])
+        shown = self._shown(processor, request)
         eye = processor.video_processor
-        clip = sampled(request.clip.require_video(), eye, fps=self.fps)
         inputs = processor(
-            text=[rendered(processor, [{"type": "video"}, {"type": "text", "text": request.question}])],
-            videos=[_enough(clip.frames, eye.temporal_patch_size)],
-            video_metadata=[clip.metadata],
+            text=[shown.text],
+            videos=[_enough(shown.video.frames, eye.temporal_patch_size)],
+            video_metadata=[shown.video.metadata],
             do_sample_frames=False,
             return_tensors="pt",
             **bounded(eye),
@@ -62,7 +71,24 @@ class SightAdapter(OfficialAdapter):
         ids = (processor.video_token_id, processor.image_token_id)
         places = Places(video=ids[0], image=ids[1], merge=eye.merge_size, temporal=eye.temporal_patch_size)
         (layout,) = self.read(places, inputs)
-        return Row(dict(inputs), timed(layout, frames=clip.seconds))
+        return Row(dict(inputs), timed(layout, frames=shown.video.seconds))
+
+    def prompt(self, processor: ProcessorMixin, request: Request) -> Prompt:
+        """What vLLM is given for a request: one video."""
+        self.require(processor, [request])
+        known: Any = processor
+        shown, eye = self._shown(known, request), known.video_processor
+        frames = _enough(shown.video.frames, eye.temporal_patch_size)
+        options = {"do_sample_frames": False, **bounded(eye)}
+        return Prompt(text=shown.text, media={"video": (frames, for_vllm(shown.video))}, options=options)
+
+    def _shown(self, processor: Any, request: Request) -> "_Shown":
+        """A request, decoded and sampled."""
+        refuse_written_placeholders(request.question, [processor.video_token, processor.image_token])
+        return _Shown(
+            text=rendered(processor, [{"type": "video"}, {"type": "text", "text": request.question}]),
+            video=sampled(request.clip.require_video(), processor.video_processor, fps=self.fps),
+        )
 
     def layouts(self, config: PreTrainedConfig, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
         """The layout of each row, from the arguments of `forward` alone; seconds are unknown."""
@@ -111,6 +137,13 @@ class SightAdapter(OfficialAdapter):
     def encoders(self, model: PreTrainedModel) -> tuple[nn.Module, ...]:
         """The vision tower with its merger."""
         return (model.get_submodule("model.visual"),)
+
+
+class _Shown(NamedTuple):
+    """One request, decoded and sampled.  text: the conversation, with the mark of its video."""
+
+    text: str
+    video: Sampled
 
 
 def _enough(frames: UInt8[np.ndarray, "frames h w 3"], temporal: int) -> UInt8[np.ndarray, "enough h w 3"]:

@@ -17,6 +17,7 @@ from fastav.engines.transformers import guards
 from fastav.engines.transformers.ahead import Ahead, Encoded, on_device
 from fastav.engines.transformers.choosing import Stop, settings
 from fastav.engines.transformers.decoding import Decoding, forget
+from fastav.engines.transformers.placing import placed
 from fastav.engines.transformers.pruner import prune
 from fastav.engines.transformers.stopwatch import PeakMemory, Phases
 from fastav.engines.transformers.tracing import trace
@@ -59,6 +60,26 @@ class TransformersEngine(Engine):
     ) -> None:
         self.model, self.processor, self.adapter = model, processor, adapter
         self._encode_ahead = encode_ahead
+
+    @classmethod
+    def load(
+        cls,
+        adapter: ModelAdapter,
+        source: str,
+        plan: Plan,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        attention: str | None = None,
+    ) -> "TransformersEngine":
+        """A model of transformers, or ours, on a device."""
+        place, kind = placed(device, dtype)
+        options: dict[str, Any] = {"dtype": getattr(torch, kind)}
+        if attention is not None:
+            options["attn_implementation"] = attention
+        model: Any
+        model, processor = adapter.load(source, **options)
+        return cls(model.to(place), processor, adapter)
 
     @property
     def device(self) -> str:

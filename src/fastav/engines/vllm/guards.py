@@ -1,10 +1,11 @@
 """What cannot be exact inside vLLM is refused when it starts, in words."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedConfig
 
 from fastav.adapter import ModelAdapter, adapter_for, plan_named
@@ -18,7 +19,19 @@ from fastav.methods.strided import Strided
 from fastav.methods.unpadded import Unpadded
 from fastav.plan import Plan
 
-MODELS = ("qwen2-5-omni", "qwen2-5-vl", "qwen3-omni", "qwen3-vl")
+Features = Mapping[str, Callable[..., Any]]  # what of the media's features layouts read: how several become one array
+GRIDS: Features = {"video_grid_thw": np.stack}
+CLIPS: Features = {"feature_attention_mask": np.concatenate}
+MODELS: Mapping[str, Features] = {
+    "qwen2-5-omni": GRIDS,
+    "qwen2-5-vl": GRIDS,
+    "qwen3-omni": GRIDS,
+    "qwen3-vl": GRIDS,
+    "tiny": CLIPS,
+    "tiny-long": CLIPS,
+    "video-salmonn2": CLIPS | {"audio_index": np.concatenate},
+    "videollama2": CLIPS,
+}
 HOW = 'start it with --additional-config \'{"fastav": {"plan": "fastav"}}\''
 BY_LAYOUT = (KeepFirst, Position, Random, Strided, Unpadded)  # methods that look at nothing but the layout
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from fastav.engines.vllm import guards
-from fastav.engines.vllm.passage import Passage, Plans
+from fastav.engines.vllm.passage import Passage, Passages, Plans, inputs_of
 from fastav.engines.vllm.ranks import MEANS, Ranks
 from fastav.engines.vllm.walk import Geometry, Row, Walk
 from fastav.errors import FastAVError, UnsupportedModel, UnsupportedPlan
@@ -54,7 +54,7 @@ def install() -> None:
     for name in {*ModelRegistry.get_supported_archs(), *MODELS_CONFIG_MAP}:
         if not isinstance(earlier := MODELS_CONFIG_MAP.get(name), _Configured):
             MODELS_CONFIG_MAP[name] = _Configured(earlier)
-    if not _supported():
+    if not supported():
         return
     from vllm.v1.engine.input_processor import InputProcessor  # pyright: ignore[reportMissingImports]
 
@@ -84,7 +84,7 @@ class _Configured:
             config.scheduler_config.scheduler_cls = SCHEDULER
 
 
-def _supported() -> bool:
+def supported() -> bool:
     """Whether this vLLM is the one whose internals stand here."""
     return _version().startswith(f"{SUPPORTED}.")
 
@@ -97,7 +97,7 @@ def _version() -> str:
 
 def require_version() -> None:
     """Refuse any other vLLM than the one that is supported.  Raises: FastAVError."""
-    if not _supported():
+    if not supported():
         raise FastAVError(
             f"fastav prunes inside vLLM {SUPPORTED}, this is {_version()}", f"pip install 'vllm~={SUPPORTED}.0'"
         )
@@ -137,8 +137,9 @@ def _refusing(plain: Any) -> Any:
 def _adapt(config: Any, asked: guards.Asked) -> None:
     """Turn off what vLLM turns on by itself and pruning cannot be exact with, and say so."""
     from vllm.logger import init_logger  # pyright: ignore[reportMissingImports]
+    from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
 
-    log, scheduler = init_logger(__name__), config.scheduler_config
+    log, scheduler = init_logger(f"vllm.{__name__}"), config.scheduler_config  # whose names vLLM shows
     log.info("fastav: pruning %s by the plan %s", asked.adapter.name, asked.plan.name or asked.plan.fingerprint)
     if config.cache_config.enable_prefix_caching:
         log.warning("fastav: prefix caching is turned off, as pruned layers hold other tokens than it looks for")
@@ -147,7 +148,12 @@ def _adapt(config: Any, asked: guards.Asked) -> None:
         log.warning("fastav: chunked prefill is turned off, as the plan's methods look at whole prompts")
         scheduler.enable_chunked_prefill = False
         scheduler.long_prefill_token_threshold = 0
+    if not scheduler.enable_chunked_prefill:
         _make_room(scheduler, config.model_config.max_model_len)
+    if not current_platform.is_cpu():
+        log.warning(
+            "fastav: pruning inside vLLM is shown to be exact on its CPU backend; elsewhere it has not been run"
+        )
     mode = config.compilation_config.cudagraph_mode
     if mode is None or mode.has_full_cudagraphs():
         from vllm.config import CUDAGraphMode  # pyright: ignore[reportMissingImports]
@@ -218,7 +224,8 @@ def _worker() -> type:
             # the first thing that is asked of a loaded model; of what loading itself refuses, an engine with workers in
             # other processes would not hear the words
             self.pruning = prune(self.model_runner, self.vllm_config)
-            return in_parts(super().get_kv_cache_spec(), self.pruning.names, self.pruning.plans.default)
+            pruning, longest = self.pruning, self.vllm_config.model_config.max_model_len
+            return in_parts(super().get_kv_cache_spec(), pruning.names, pruning.plans.default, longest)
 
     return PruningWorker
 
@@ -337,7 +344,7 @@ class Pruning:
     def _passage(self, name: str, request: Any, computed: int) -> Passage:
         if not computed:  # it begins, or begins anew after it was preempted
             made = self.plans.of(said_by(request.sampling_params))
-            self.passages[name] = made.of(inputs_of(request), self.runner.device)
+            self.passages[name] = made.of(prompt_of(request, made), self.runner.device)
             if (prefill := self.passages[name].prefill) is not None and not self.ranks.alone:
                 prefill.agreed = self.ranks.agreed
         passage = self.passages[name]
@@ -366,8 +373,8 @@ class Pruning:
             for first, end in stages.items() if at is None else [(at, stages[at])]:
                 where = walk.enter(first)
                 for names in self._alike(self.names[first:end]):
-                    whole, mapping = context.attn_metadata[names[0]], context.slot_mapping[names[0]]
-                    metadata, slots = self._metadata(names[0], whole, mapping, where, at is None)
+                    width = len(context.slot_mapping[names[0]]) if at is None else len(where.row)
+                    metadata, slots = self._metadata(names[0], where, width)
                     for layer in names:
                         own.attn_metadata[layer], own.slot_mapping[layer] = metadata, slots
 
@@ -380,21 +387,20 @@ class Pruning:
             if inside := [name for name in names if name in group.layer_names]:
                 yield inside
 
-    def _metadata(self, layer: str, whole: Any, mapping: Tensor, where: Geometry, padded: bool) -> tuple[Any, Tensor]:
+    def _metadata(self, layer: str, where: Geometry, width: int) -> tuple[Any, Tensor]:
         """Attention metadata and slots of the tokens of one layer and of those like it, by the backend's own builder.
 
-        whole, mapping: of the whole batch. padded: whether the layer runs on as many tokens as that is padded to.
+        width: how many tokens the layer runs on, with those that only fill the batch up.
         """
         from vllm.v1.attention.backend import CommonAttentionMetadata  # pyright: ignore[reportMissingImports]
 
-        builder, block = self._building(layer)
-        device = mapping.device
+        builder, group = self._building(layer)
+        blocks, device = self.runner.input_batch.block_table[group], self.runner.device
         upload = lambda array, kind: torch.from_numpy(array).to(device, kind, non_blocking=True)  # noqa: E731
-        table = whole.block_table[upload(where.requests, torch.int64)]
+        table = blocks.get_device_tensor(self.runner.input_batch.num_reqs)[upload(where.requests, torch.int64)]
         row, place = upload(where.row, torch.int64), upload(where.place, torch.int64)
-        slots = table[row, place // block].long() * block + place % block
-        if padded:
-            slots = nn.functional.pad(slots, (0, len(mapping) - len(slots)), value=PADDED)
+        slots = table[row, place // blocks.block_size].long() * blocks.block_size + place % blocks.block_size
+        slots = nn.functional.pad(slots, (0, width - len(slots)), value=PADDED)
         starts = torch.from_numpy(where.starts).int()
         common = CommonAttentionMetadata(
             query_start_loc=starts.to(device, non_blocking=True),
@@ -412,17 +418,17 @@ class Pruning:
         return builder.build(0, common), slots
 
     def _building(self, layer: str) -> tuple[Any, int]:
-        """A metadata builder of our own for a layer and those like it, and how many tokens a block of theirs holds.
+        """A metadata builder of our own for a layer and those like it, and which part of the cache is theirs.
 
         For each of them another one: a builder may own the memory that its metadata is in.
         """
         if layer not in self._builders:
             groups = [group for groups in self.runner.attn_groups for group in groups if layer in group.layer_names]
             (group,) = groups
-            table = self.runner.input_batch.block_table[group.kv_cache_group_id]
-            spec = group.kv_cache_spec.copy_with_new_block_size(table.block_size)
-            kind, config = group.backend.get_builder_cls(), self.runner.vllm_config
-            self._builders[layer] = kind(spec, [layer], config, self.runner.device), table.block_size
+            size = self.runner.input_batch.block_table[group.kv_cache_group_id].block_size
+            spec, kind = group.kv_cache_spec.copy_with_new_block_size(size), group.backend.get_builder_cls()
+            builder = kind(spec, [layer], self.runner.vllm_config, self.runner.device)
+            self._builders[layer] = builder, group.kv_cache_group_id
         return self._builders[layer]
 
     @contextmanager
@@ -453,10 +459,8 @@ class Pruning:
             hook.remove()
 
 
-def inputs_of(request: Any) -> Mapping[str, Any]:
-    """What an adapter reads of a prompt: ids, and the grids of its videos in their order."""
+def prompt_of(request: Any, made: Passages) -> Mapping[str, Any]:
+    """What an adapter reads of a request's prompt."""
     features = sorted(request.mm_features, key=lambda feature: feature.mm_position.offset)
-    items = [feature.data for feature in features if feature.data is not None]
-    grids = [item["video_grid_thw"].data.numpy() for item in items if "video_grid_thw" in item]
-    inputs: dict[str, Any] = {"input_ids": np.asarray(request.prompt_token_ids)[None]}
-    return inputs | ({"video_grid_thw": np.stack(grids)} if grids else {})
+    media = [feature.data for feature in features if feature.data is not None]
+    return inputs_of(made.asked.adapter, request.prompt_token_ids, media)

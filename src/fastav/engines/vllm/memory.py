@@ -21,12 +21,13 @@ from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager  # py
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheSpec  # pyright: ignore[reportMissingImports]
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry  # pyright: ignore[reportMissingImports]
 
-from fastav.engines.vllm.internals import inputs_of, plans, said_by
+from fastav.engines.vllm.internals import plans, prompt_of, said_by
 from fastav.engines.vllm.parts import parts
 from fastav.engines.vllm.passage import Passage, Passages
-from fastav.layout import Layout
+from fastav.layout import Layout, Modality
 
-log = init_logger(__name__)
+TEXT = 64  # tokens of a typical question, with what stands around it
+log = init_logger(f"vllm.{__name__}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +67,12 @@ KVCacheSpecRegistry._ensure_registered()  # vLLM's own, which it leaves out once
 KVCacheSpecRegistry.register(PartSpec, PartManager, PartSpec)
 
 
-def in_parts(specs: Mapping[str, Any], names: Sequence[str], made: Passages) -> dict[str, Any]:
-    """Specs of a model's cache, the decoder's in parts.  names: its layers, in order. made: by the server's plan."""
-    firsts = parts(made.asked.plan.tokens(_example(made), made.depth))
+def in_parts(specs: Mapping[str, Any], names: Sequence[str], made: Passages, longest: int) -> dict[str, Any]:
+    """Specs of a model's cache, the decoder's in parts.
+
+    names: its layers, in order. made: by the server's plan. longest: tokens that a prompt may have.
+    """
+    firsts = parts(made.asked.plan.tokens(_example(made, longest), made.depth))
     if len(firsts) == 1:
         return dict(specs)
     found = dict(specs)
@@ -79,9 +83,16 @@ def in_parts(specs: Mapping[str, Any], names: Sequence[str], made: Passages) -> 
     return found
 
 
-def _example(made: Passages) -> Layout:
-    """A typical prompt of the model."""
-    return made.asked.adapter.example(made.asked.config, text=64)
+def _example(made: Passages, longest: int) -> Layout:
+    """A typical prompt of the model, of less audio and video if it would be too long."""
+    asked, text = made.asked, min(TEXT, longest)
+    typical = asked.adapter.example(asked.config, text=text)
+    if len(typical) <= longest:
+        return typical
+    audio, video = (
+        typical.count(kind) * (longest - text) // (len(typical) - text) for kind in (Modality.AUDIO, Modality.VIDEO)
+    )
+    return asked.adapter.example(asked.config, text=text, audio=audio, video=video)
 
 
 @cache
@@ -96,12 +107,13 @@ def _counting(kind: type[Scheduler]) -> type[Scheduler]:
             managers = self.kv_cache_manager.coordinator.single_type_managers
             for manager in managers:
                 manager.passages = self.passages
+            example = _example(self._plans.default, self.max_model_len)
             specs = [manager.kv_cache_spec for manager in managers]
-            _tell(self._plans.default, specs, self.kv_cache_manager.block_pool.get_num_free_blocks())
+            _tell(self._plans.default, example, specs, self.kv_cache_manager.block_pool.get_num_free_blocks())
 
         def add_request(self, request: Any) -> None:
             made = self._plans.of(said_by(request.sampling_params))
-            self.passages[request.request_id] = made.of(inputs_of(request))
+            self.passages[request.request_id] = made.of(prompt_of(request, made))
             super().add_request(request)
 
         def _free_blocks(self, request: Any) -> None:
@@ -117,9 +129,8 @@ def scheduler(vllm_config: Any, **named: Any) -> Any:
     return _counting(kind)(vllm_config=vllm_config, **named)
 
 
-def _tell(made: Passages, specs: Sequence[Any], free: int) -> None:
+def _tell(made: Passages, example: Layout, specs: Sequence[Any], free: int) -> None:
     """Log how many typical prompts there is room for; vLLM's own figure is of prompts that nothing is dropped of."""
-    example = _example(made)
     held = made.asked.plan.tokens(example, made.depth)
     whole = sum(ceil(len(example) / spec.block_size) for spec in specs)
     needed = sum(ceil(held[getattr(spec, "first", 0)] / spec.block_size) for spec in specs)

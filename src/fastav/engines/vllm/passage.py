@@ -4,7 +4,7 @@ How many is known from the layout before anything runs. Which ones too, where me
 they look at scores, it is found out while the whole prompt runs, by the same `Prefill` as in the engine transformers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool
 
+from fastav.adapter import ModelAdapter
 from fastav.engines.transformers import gather, staging
 from fastav.engines.transformers.prefill import Prefill, Schedule
-from fastav.engines.vllm.guards import Asked, named
+from fastav.engines.vllm.guards import MODELS, Asked, named
 from fastav.errors import PlanError
 from fastav.layout import Layout, Modality
 from fastav.method import Signal
@@ -141,3 +142,15 @@ class Plans:
 
     def _made(self, said: str) -> Passages:
         return Passages(named(self.default.asked, said, self._chunked_prefill))
+
+
+def inputs_of(adapter: ModelAdapter, ids: Sequence[int], media: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What an adapter reads the layout of a prompt off: its ids, and the features of its media that layouts need.
+
+    media: what vLLM's processor made of each, in the order of the prompt.
+    """
+    inputs: dict[str, Any] = {"input_ids": np.asarray(ids)[None]}
+    for name, joined in MODELS[adapter.name].items():
+        if found := [item[name].data.numpy() for item in media if name in item]:
+            inputs[name] = joined(found)
+    return inputs

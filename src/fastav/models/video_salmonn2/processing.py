@@ -115,7 +115,7 @@ class VideoSalmonn2Processor(ClipProcessor):
         if sound is not None:
             mel, columns = log_mel(sound[: round(RATE * (seconds if frames else scheme.max_time))], scheme)
         run, index = self._block(frames, 0 if mel is None else len(mel), seconds)
-        return _Row(self._ids(prompt, run, VIDEO if frames else AUDIO), index, mel, columns)
+        return _Row(self.splice(prompt, run, VIDEO if frames else AUDIO), index, mel, columns)
 
     def _block(self, frames: int, pieces: int, seconds: float | int) -> tuple[list[int], np.ndarray]:
         """What stands for a clip in `input_ids`, and which of its audio tokens each audio placeholder is."""
@@ -137,8 +137,11 @@ class VideoSalmonn2Processor(ClipProcessor):
         longest = max(map(len, texts))
         return [text + [self.media.blank_token_id] * (longest - len(text)) for text in texts]
 
-    def _ids(self, prompt: str, run: list[int], place: str) -> list[int]:
-        """Token ids with the clip's; what is before it, the newline after it, and the rest are tokenized apart."""
+    def splice(self, prompt: str, run: Sequence[int], place: str) -> list[int]:
+        """Token ids with a run in its place; what is before it, the newline after it, and the rest are tokenized apart.
+
+        Raises: MediaError if there is a run and no place for it.
+        """
         before, found, after = prompt.partition(place) if run else (prompt, "", "")
         if run and not found:
             raise MediaError(f"the prompt has no {place} for its clip: {prompt!r}", "use processor.prompt(question)")

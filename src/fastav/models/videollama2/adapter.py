@@ -82,7 +82,7 @@ class VideoLlama2Adapter(ModelAdapter):
                 f"{self.name} needs a VideoLlama2Processor, got {type(processor).__name__}", "use the one `load` gave"
             )
         scheme = processor.media
-        clips = [_read(request, scheme) for request in requests]
+        clips = [read_clip(request, scheme) for request in requests]
         inputs = processor(
             [
                 processor.prompt(request.question, video=clip["video"] is not None, audio=clip["audio"] is not None)
@@ -170,7 +170,7 @@ def _scheme(config: PreTrainedConfig) -> Scheme:
     return config.scheme
 
 
-def _read(request: Request, scheme: Scheme) -> dict[str, Any]:
+def read_clip(request: Request, scheme: Scheme) -> dict[str, Any]:
     """A clip's sampled frames and sound, and the second at which each pair of frames and each audio token starts."""
     video, audio = request.tracks
     if not (video or audio):

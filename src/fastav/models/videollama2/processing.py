@@ -100,7 +100,7 @@ class VideoLlama2Processor(ClipProcessor):
             if sound is not None
         ]
         rows = [
-            self._ids(prompt, clip, sound is not None)
+            self.splice(prompt, self._run(clip, sound is not None), AUDIO if clip is None else VIDEO)
             for prompt, clip, sound in zip(prompts, clips, sounds, strict=True)
         ]
         data = self._pad(rows)
@@ -125,12 +125,17 @@ class VideoLlama2Processor(ClipProcessor):
             raise MediaError(f"a soundtrack must be at {RATE} Hz, got {rate}", "resample it first")
         return soundtrack_features(arrays[0] if pieces is not sound else arrays, self.media)
 
-    def _ids(self, prompt: str, clip: Any, sound: bool) -> list[int]:
-        """Token ids with the media's placeholders; each side of the placeholder is tokenized by itself."""
+    def _run(self, clip: Any, sound: bool) -> list[int]:
+        """What stands for a clip in `input_ids`."""
         frames = 0 if clip is None else max(len(checked_frames(clip)), self.media.num_frames)
         run = [self.media.video_token_id] * self.media.video_tokens(min(frames, self.media.most_frames))
-        run += [self.media.audio_token_id] * (self.media.audio_tokens if sound else 0)
-        place = VIDEO if frames else AUDIO
+        return run + [self.media.audio_token_id] * (self.media.audio_tokens if sound else 0)
+
+    def splice(self, prompt: str, run: Sequence[int], place: str) -> list[int]:
+        """Token ids with a run in its place; each side of it is tokenized by itself.
+
+        Raises: MediaError if there is a run and no place for it.
+        """
         before, found, after = prompt.partition(place) if run else (prompt, "", "")
         if run and not found:
             raise MediaError(f"the prompt has no {place} for its clip: {prompt!r}", "use processor.prompt(question)")

@@ -1,0 +1,179 @@
+"""The engine vllm against the engine transformers: the same questions about the same files, by `fastav.pipeline`."""
+
+import json
+from contextlib import nullcontext
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from asking import note_positions, positions
+
+import fastav
+from fastav.adapter import Request, Use
+from fastav.cli import batch as command
+from fastav.cli import main
+from fastav.engine import Sampling
+from fastav.engines.transformers import TransformersEngine
+from fastav.errors import FastAVError, MediaError, UnsupportedModel, UnsupportedPlan
+from fastav.media import Clip
+
+CLIPS = Path(str(files("fastav") / "assets" / "clips"))
+TRIANGLE, KNOCK = CLIPS / "triangle.mp4", CLIPS / "knock.mp4"
+
+
+def requests():
+    return [
+        Request(clip=Clip.open(TRIANGLE), question="which color moves?"),
+        Request(clip=Clip.open(KNOCK), question="describe the clip.", use=Use.VIDEO),
+        Request(clip=Clip.open(KNOCK), question="what sound do you hear?", use=Use.AUDIO),
+        Request(clip=Clip.open(KNOCK), question="what is to be seen and heard?", use=Use.BOTH),
+    ]
+
+
+@pytest.fixture(scope="module")
+def pipe(omni):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+        with fastav.pipeline(str(omni.folder), engine="vllm") as pipe:
+            note_positions(pipe.engine._vllm.llm)
+            yield pipe
+
+
+@pytest.fixture(scope="module")
+def plain(omni):
+    """The engine transformers, with vLLM's positions where the two differ: of a video with its own sound."""
+    engine = TransformersEngine(omni.model, omni.processor, omni.adapter)
+
+    def ask(request, plan, **options):
+        ids = omni.adapter.prepare(omni.processor, [request]).inputs["input_ids"][0]
+        together = all(request.tracks)
+        with omni._placed(*positions[tuple(ids.tolist())]) if together else nullcontext():
+            return engine.generate([request], plan, **options)[0]
+
+    return ask
+
+
+def same(answer, expected):
+    """All that both engines say, but for the time."""
+    for name in ("text", "token_ids", "finish", "plan", "prompt_tokens", "flops", "kv_bytes"):
+        assert getattr(answer, name) == getattr(expected, name), name
+    sums = [sum(layer.values()) for layer in answer.tokens_per_layer]
+    assert sums == [sum(layer.values()) for layer in expected.tokens_per_layer]
+
+
+def test_a_set_gets_the_answers_of_the_engine_transformers(pipe, plain):
+    asked = requests()
+    answers = dict(pipe.map(asked, batch=64, max_new_tokens=12))
+    for place, request in enumerate(asked):
+        same(answers[place], plain(request, pipe.plan, max_new_tokens=12))
+        assert set(answers[place].seconds) == {"media", "prefill", "decode"}
+        assert min(answers[place].seconds.values()) >= 0
+        assert answers[place].peak_bytes is None
+    assert answers[0].flops.ratio < 1
+    assert (pipe.engine.device, pipe.engine.dtype) == ("cpu", "float32")
+
+
+def test_an_answer_comes_in_pieces(pipe, plain):
+    pieces = []
+    answer = pipe(TRIANGLE, "which color moves?", max_new_tokens=12, on_text=pieces.append)
+    assert len(pieces) > 1
+    assert "".join(pieces).strip() == answer.text
+    same(answer, plain(requests()[0], pipe.plan, max_new_tokens=12))
+
+
+def test_an_answer_stops_at_a_text(pipe, plain):
+    request = requests()[2]
+    whole = pipe.engine.generate([request], pipe.plan, max_new_tokens=12)[0]
+    word = whole.text[len(whole.text) // 2 :][:2]
+    for sampling in (Sampling(stop=(word,)), Sampling(repetition_penalty=1.7)):
+        (answer,) = pipe.engine.generate([request], pipe.plan, max_new_tokens=12, sampling=sampling)
+        same(answer, plain(request, pipe.plan, max_new_tokens=12, sampling=sampling))
+        assert answer.token_ids != whole.token_ids
+
+
+def test_draws_are_their_seed_s(pipe):
+    drawn = [
+        pipe(KNOCK, "what?", max_new_tokens=12, sampling=Sampling(temperature=2, seed=seed)).token_ids
+        for seed in (1, 1, 2)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+    with pytest.raises(FastAVError, match=r"temperatures from 0\.01 to 2, got 3"):
+        pipe(KNOCK, "what?", sampling=Sampling(temperature=3))
+
+
+def test_a_request_that_cannot_be_answered_leaves_the_others(pipe, tmp_path):
+    broken = tmp_path / "broken.mp4"
+    asked = requests()
+    broken.write_bytes(TRIANGLE.read_bytes())
+    asked.insert(1, Request(clip=Clip.open(broken), question="which color moves?"))
+    asked.insert(3, Request(clip=Clip.open(TRIANGLE), question="a " * 4000))
+    broken.unlink()
+    answers = dict(pipe.map(asked, batch=64, max_new_tokens=3))
+    assert isinstance(answers[1], MediaError)
+    assert "vLLM has room for" in str(answers[3])
+    assert [len(answers[place].token_ids) for place in (0, 2, 4, 5)] == [3] * 4
+
+
+def test_leaving_a_set_early_leaves_nothing_behind(pipe):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipe(TRIANGLE, "which color moves?", on_text=interrupt)
+    assert not pipe.engine._vllm.llm.llm_engine.has_unfinished_requests()
+    assert pipe(TRIANGLE, "which color moves?", max_new_tokens=3).token_ids
+
+
+def test_a_file_of_questions_goes_on_where_it_was_stopped(pipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "loaded", lambda *_: fastav.Pipeline(Open(pipe.engine), pipe.plan, pipe.adapter))
+    lines = [{"id": n, "clip": str(clip), "question": f"what is {n}?"} for n, clip in enumerate([TRIANGLE, KNOCK] * 3)]
+    asked = tmp_path / "questions.jsonl"
+    asked.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    whole, part = tmp_path / "whole.jsonl", tmp_path / "part.jsonl"
+    model = pipe.engine._vllm.llm.model_config.model
+    run = ["batch", str(asked), "--model", model, "--engine", "vllm", "--max-new-tokens", "4"]
+    assert main([*run, "--out", str(whole), "--batch", "64"]) == 0
+    answers = whole.read_bytes().splitlines(keepends=True)
+    part.write_bytes(b"".join(answers[:2]) + answers[2][:30])
+    assert main([*run, "--out", str(part), "--batch", "2"]) == 0
+    assert sorted(part.read_bytes().splitlines()) == sorted(whole.read_bytes().splitlines())
+    assert len(answers) == len(lines)
+
+
+class Open:
+    """An engine that stays open."""
+
+    def __init__(self, engine):
+        self.engine = engine
+
+    def __getattr__(self, name):
+        return getattr(self.engine, name)
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "kind", "words"),
+    [
+        ("videollama2", {}, UnsupportedModel, "cannot be pruned inside vLLM yet"),
+        ("omni", {"plan": "omnizip"}, UnsupportedPlan, "encoder scores"),
+        ("omni", {"attention": "eager"}, FastAVError, "chooses its attention itself"),
+        ("omni", {"device": "cuda"}, FastAVError, "runs on cpu, not on cuda"),
+        ("omni", {"dtype": "int8"}, FastAVError, "dtype must be"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_weights_load(omni, model, options, kind, words):
+    name = str(omni.folder) if model == "omni" else model
+    with pytest.raises(kind, match=words):
+        fastav.pipeline(name, engine="vllm", **options)
+
+
+def test_plans_that_no_request_can_have_are_refused_at_once(pipe):
+    keep = replace(fastav.Keep(), media=fastav.Share(0.5))
+    plan = fastav.Plan((fastav.Step(layers="5", method="given", keep=keep),))
+    with pytest.raises(UnsupportedPlan, match="given scores"):
+        pipe.map(requests(), plan=plan)
+    with pytest.raises(UnsupportedPlan, match="does not show its attention"):
+        pipe.engine.trace(requests()[0], pipe.plan)

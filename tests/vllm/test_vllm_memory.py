@@ -1,0 +1,140 @@
+"""The cache really holds less: blocks of each part of the layers, and how many requests there is room for."""
+
+from math import ceil
+from types import SimpleNamespace
+
+import pytest
+from asking import TOLERANCE, Question, ask, difference, film, plan_of, sampling, serving, sound
+from test_vllm_exact import GLOBAL, HEARD, QUESTIONS, SEEN
+
+from fastav.plan import Keep, Plan, Share, Step
+
+BLOCK = 32
+SMALL = {"block_size": BLOCK, "disable_log_stats": False}
+HALF = Plan((Step(layers="middle", method="strided", keep=Keep(all=Share(0.2))),))
+LONG = [Question(text=f"{n} {SEEN} and {HEARD} tell", video=film(8, n), audio=sound(3, n), new=20) for n in range(1, 5)]
+
+
+def scheduler_of(llm):
+    return llm.llm_engine.engine_core.engine_core.scheduler
+
+
+def blocks_of(scheduler):
+    """Of each request that has any, how many blocks each part of the cache gives it, by the part's first layer."""
+    managers = scheduler.kv_cache_manager.coordinator.single_type_managers
+    requests = {name for manager in managers for name, blocks in manager.req_to_blocks.items() if blocks}
+    return {
+        name: {getattr(m.kv_cache_spec, "first", 0): len(m.req_to_blocks[name]) for m in managers} for name in requests
+    }
+
+
+def answered(llm, questions):
+    """The most blocks that were taken at once, the most requests that ran at once, and those of each in every step."""
+    engine, scheduler = llm.llm_engine, scheduler_of(llm)
+    pool = scheduler.kv_cache_manager.block_pool
+    free, most, together, seen = pool.get_num_free_blocks(), 0, 0, []
+    for at, question in enumerate(questions):
+        engine.add_request(str(at), question.for_vllm(), sampling(question.new))
+    while engine.has_unfinished_requests():
+        engine.step()
+        most, together = max(most, free - pool.get_num_free_blocks()), max(together, len(scheduler.running))
+        seen.append(
+            {
+                name: (scheduler.requests[name].num_prompt_tokens, scheduler.requests[name].num_computed_tokens, blocks)
+                for name, blocks in blocks_of(scheduler).items()
+            }
+        )
+    assert pool.get_num_free_blocks() == free
+    assert not scheduler.passages
+    return most, together, seen
+
+
+@pytest.mark.parametrize("plan", ["fastav", HALF, "none"])
+def test_every_part_has_blocks_for_what_it_holds(omni, plan):
+    with serving(omni.folder, plan, max_num_batched_tokens=256, **SMALL) as llm:
+        scheduler = scheduler_of(llm)
+        kept = {}
+
+        def noted(request, add=scheduler.add_request):
+            add(request)
+            kept[request.request_id] = scheduler.passages[request.request_id]
+
+        scheduler.add_request = noted
+        _, _, seen = answered(llm, LONG)
+    assert seen
+    parts = {part for step in seen for _, _, blocks in step.values() for part in blocks}
+    assert parts == ({0} if plan == "none" else {0, 4} if plan is HALF else {0, 2, 4, 6})
+    for step in seen:
+        for name, (prompt, computed, blocks) in step.items():
+            for part, number in blocks.items():
+                assert number == ceil(kept[name].before(part, computed) / BLOCK)
+                assert number == ceil(computed / BLOCK) or (part >= 4 and prompt > BLOCK)
+    decoding = [blocks for step in seen for prompt, computed, blocks in step.values() if computed > prompt]
+    assert decoding
+    assert plan == "none" or all(blocks[4] < blocks[0] for blocks in decoding)
+
+
+def test_more_requests_fit_the_same_memory(omni):
+    room = {"kv_cache_memory_bytes": 13 * BLOCK * 8 * 512, "enable_chunked_prefill": False, **SMALL}
+    found = {}
+    for plan in ("none", HALF):
+        with serving(omni.folder, plan, **room) as llm:
+            found[plan] = answered(llm, LONG)[1]
+            answers = ask(llm, LONG)
+        for answer, question in zip(answers, LONG, strict=True):
+            assert difference(answer, omni(question, plan_of(plan, omni))) < TOLERANCE
+    assert found[HALF] > found["none"], found
+
+
+def test_what_typical_prompts_take_is_logged(omni, monkeypatch):
+    from fastav.engines.vllm import memory
+
+    said = []
+    monkeypatch.setattr(memory, "log", SimpleNamespace(info=lambda text, *values: said.append(text % values)))
+    with serving(omni.folder, HALF, **SMALL) as llm:
+        free = scheduler_of(llm).kv_cache_manager.block_pool.get_num_free_blocks()
+    whole, held = 2 * (256 // BLOCK), 256 // BLOCK + ceil(256 / 5 / BLOCK)
+    room = f"there is room for {free / held:.1f} at once, not {free / whole:.1f}"
+    assert said == [f"fastav: a typical prompt of 255 tokens takes {held} blocks, not {whole}: {room}"]
+
+
+PLANS = ["none", "fastav", "fastav-plus", "fastv@0.25", HALF.to_json(), GLOBAL["strided"].to_json()]
+
+
+@pytest.mark.parametrize("server", ["none", "fastav"])
+def test_requests_name_plans_of_their_own(omni, server):
+    questions = [QUESTIONS[0], QUESTIONS[3], QUESTIONS[4], QUESTIONS[2], QUESTIONS[1], QUESTIONS[0], QUESTIONS[3]]
+    said = [*PLANS, None]
+    pieces = {"enable_chunked_prefill": False}  # which the plan `none` would leave as they are
+    with serving(omni.folder, server, max_num_batched_tokens=256, **pieces) as llm:
+        asked = [
+            sampling(q.new, extra_args={} if plan is None else {"fastav": plan})
+            for q, plan in zip(questions, said, strict=True)
+        ]
+        outputs = llm.generate([q.for_vllm() for q in questions], asked, use_tqdm=False)
+        from asking import said as told
+
+        for output, question, plan in zip(outputs, questions, said, strict=True):
+            chosen = Plan.from_json(plan) if plan and plan.startswith("{") else plan_of(plan or server, omni)
+            assert difference(told(output), omni(question, chosen)) < TOLERANCE
+        for plan, words in [
+            ("fastaw", "did you mean"),
+            ("{", "JSON"),
+            ("mine.json", "cannot name a file"),
+            (3, "names its plan by a text"),
+            ("omnizip", "encoder scores"),
+        ]:
+            with pytest.raises(ValueError, match=words):
+                llm.generate([questions[0].for_vllm()], sampling(2, extra_args={"fastav": plan}), use_tqdm=False)
+        (after,) = ask(llm, [QUESTIONS[2]])
+        assert difference(after, omni(QUESTIONS[2], plan_of(server, omni))) < TOLERANCE
+
+
+def test_pieces_and_servers_that_do_not_prune_refuse_plans_of_requests(omni):
+    with serving(omni.folder, HALF) as llm:  # by the layout alone: prompts may come in pieces
+        (output,) = llm.generate([LONG[0].for_vllm()], sampling(2, extra_args={"fastav": "none"}), use_tqdm=False)
+        assert list(output.outputs[0].token_ids) == omni(LONG[0], Plan())[1][:2]
+        with pytest.raises(ValueError, match="chunked prefill shows it pieces"):
+            llm.generate([LONG[0].for_vllm()], sampling(2, extra_args={"fastav": "fastav"}), use_tqdm=False)
+    with serving(omni.folder, None) as llm, pytest.raises(ValueError, match="does not prune"):
+        llm.generate([LONG[0].for_vllm()], sampling(2, extra_args={"fastav": "fastav"}), use_tqdm=False)
