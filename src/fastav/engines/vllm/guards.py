@@ -120,6 +120,7 @@ _REFUSED = {  # a field of Serving: why, and what to do
         "VLLM_USE_V2_MODEL_RUNNER=0, which has not been run on a GPU",
     ),
 }
+ELSE = "divide the model by tensor parallelism, or start a server for each copy of it"
 _ALONE = {  # fields that count: what they are called
     "pipeline_parallel": "pipeline parallelism",
     "data_parallel": "data parallelism",
@@ -206,7 +207,7 @@ def check(asked: Asked, serving: Serving) -> None:
             raise UnsupportedPlan(f"{reason}", hint)
     for name, called in _ALONE.items():
         if (number := getattr(serving, name)) > 1:
-            raise UnsupportedPlan(f"{called} of {number} is not shown to be exact while pruning", "serve on one device")
+            raise UnsupportedPlan(f"{called} of {number} is not shown to be exact while pruning", ELSE)
     _check_pieces(asked, serving.chunked_prefill)
 
 
