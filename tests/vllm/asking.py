@@ -156,8 +156,8 @@ def serving(folder: Path, plan: Plan | str | None, **options: Any) -> Iterator[A
         "additional_config": {} if said is None else {"fastav": said},
     }
     llm = LLM(str(folder), **settings | options)
-    note_positions(llm)
     try:
+        note_positions(llm)
         yield llm
     finally:
         llm.llm_engine.engine_core.shutdown()
@@ -166,7 +166,11 @@ def serving(folder: Path, plan: Plan | str | None, **options: Any) -> Iterator[A
 
 def note_positions(llm: Any) -> None:
     """From now on, remember how vLLM places its prompts."""
-    model = llm.llm_engine.model_executor.driver_worker.worker.model_runner.get_model()
+    llm.collective_rpc(_note)
+
+
+def _note(worker: Any) -> None:
+    model = worker.model_runner.get_model()
     if place := getattr(model, "get_mrope_input_positions", None):
 
         def noted(ids: list[int], *rest: Any, **named: Any) -> Any:
@@ -174,6 +178,11 @@ def note_positions(llm: Any) -> None:
             return positions[tuple(ids)]
 
         model.get_mrope_input_positions = noted
+
+
+def _noted(_: Any) -> dict[tuple[int, ...], tuple[torch.Tensor, int]]:
+    """What a worker remembers, which may be a process of its own."""
+    return positions
 
 
 def sampling(new: int, **options: Any) -> Any:
@@ -192,7 +201,9 @@ def said(output: Any) -> Said:
 def ask(llm: Any, questions: list[Question]) -> list[Said]:
     """The answers to questions that are asked at once."""
     prompts, params = [q.for_vllm() for q in questions], [sampling(q.new) for q in questions]
-    return [said(output) for output in llm.generate(prompts, params, use_tqdm=False)]
+    outputs = llm.generate(prompts, params, use_tqdm=False)
+    positions.update(llm.collective_rpc(_noted)[0])
+    return [said(output) for output in outputs]
 
 
 def difference(answer: Said, expected: tuple[int, list[int], torch.Tensor]) -> float:

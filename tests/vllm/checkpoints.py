@@ -40,7 +40,7 @@ def omni(folder: Path) -> Path:
 def omni3(folder: Path) -> Path:
     """A whole Qwen3-Omni that does not speak: a mixture of experts, with deepstack in its first three layers."""
     thinker = qwen3_omni.thinker()
-    thinker["text_config"] |= HEADS | {"head_dim": WIDTH}
+    thinker["text_config"] |= HEADS | {"head_dim": WIDTH, "num_key_value_heads": 1}  # which two ranks both have
     thinker["text_config"]["rope_parameters"] |= {"mrope_section": INTERLEAVED}
     thinker["vision_config"]["out_hidden_size"] = thinker["audio_config"]["output_dim"] = HEADS["hidden_size"]
     vision = thinker["vision_config"]

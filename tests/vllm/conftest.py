@@ -8,6 +8,7 @@ import pytest
 THERE = (found := find_spec("vllm")) is not None and found.origin is not None  # not the folder of these tests
 if THERE:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine in this process, where tests can look at it
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # several workers on the cores that there are
     os.environ["HF_HUB_OFFLINE"] = "1"
 
 

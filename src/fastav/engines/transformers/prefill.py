@@ -1,6 +1,6 @@
 """One prefill while it runs: which tokens are still there, what methods are shown, and what each layer is given."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -93,7 +93,8 @@ class Prefill:
     every cut. columns: slots, and any column where they stand for no token. heard: the attention that audio tokens
     receive in their encoder, in the order of the prompts. contests: of all tokens, by the pools that cuts tell apart.
     rotary: position embeddings of all tokens, cosines and sines in one, beside what they were made of. last_only: the
-    model is asked for the last token's logits and no others.
+    model is asked for the last token's logits and no others. agreed: where several processes run one model, what all of
+    them keep, from what each would choose.
     """
 
     schedule: Schedule
@@ -115,6 +116,7 @@ class Prefill:
     contests: dict[staging.Pools, Contest] = field(default_factory=dict)
     rotary: dict[int, tuple[Sequence[Tensor], Tensor]] = field(default_factory=dict)
     last_only: bool = False
+    agreed: Callable[[Tensor], Tensor] | None = None
     next_cut: int = 0
     sliced: bool = False  # whether the model went on with the last tokens only
     arguments: dict[Any, tuple[Any, Any]] = field(default_factory=dict)  # those shrunk since the last cut
@@ -139,6 +141,7 @@ class Prefill:
                 continue  # nothing goes
             view = self._view(index, method, hidden)
             chosen, real = self._select(number, method.score(view))
+            chosen = chosen if self.agreed is None else self.agreed(chosen)
             if method.merges:
                 hidden = method.merge(view, chosen, torch.ones_like(chosen, dtype=torch.bool) if real is None else real)
             else:

@@ -77,10 +77,10 @@ class Serving:
     prefix_caching: bool = False
     chunked_prefill: bool = False
     speculative: bool = False
-    tensor_parallel: int = 1
     pipeline_parallel: int = 1
     data_parallel: int = 1
     context_parallel: int = 1
+    expert_parallel: bool = False
     microbatches: bool = False
     lora: bool = False
     kv_transfer: bool = False
@@ -99,6 +99,10 @@ _REFUSED = {  # a field of Serving: why, and what to do
     ),
     "speculative": ("speculative decoding puts draft tokens where the last query is looked for", "leave it out"),
     "microbatches": ("microbatches (DBO) run halves of a batch that are not followed", "leave it out"),
+    "expert_parallel": (
+        "expert parallelism, which gives whole experts to ranks, is not shown to be exact while pruning",
+        "leave --enable-expert-parallel out: tensor parallelism divides every expert",
+    ),
     "lora": ("LoRA maps the tokens of a whole batch to adapters, and pruned layers run on fewer", "merge the adapter"),
     "kv_transfer": (
         "KV connectors and offloading move blocks by the tokens that an unpruned layer would hold",
@@ -117,8 +121,8 @@ _REFUSED = {  # a field of Serving: why, and what to do
         "VLLM_USE_V2_MODEL_RUNNER=0, which has not been run on a GPU",
     ),
 }
+ELSE = "divide the model by tensor parallelism, or start a server for each copy of it"
 _ALONE = {  # fields that count: what they are called
-    "tensor_parallel": "tensor parallelism",
     "pipeline_parallel": "pipeline parallelism",
     "data_parallel": "data parallelism",
     "context_parallel": "context parallelism",
@@ -208,7 +212,7 @@ def check(asked: Asked, serving: Serving) -> None:
             raise UnsupportedPlan(f"{reason}", hint)
     for name, called in _ALONE.items():
         if (number := getattr(serving, name)) > 1:
-            raise UnsupportedPlan(f"{called} of {number} is not shown to be exact while pruning", "serve on one device")
+            raise UnsupportedPlan(f"{called} of {number} is not shown to be exact while pruning", ELSE)
     _check_pieces(asked, serving.chunked_prefill)
 
 

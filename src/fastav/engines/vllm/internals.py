@@ -5,9 +5,9 @@ worker of our own. The worker is vLLM's but for two things: once the model is lo
 `PrunedDecoder`, and the cache of its layers is asked for in parts. The decoder runs the layers before the first cut as
 they are, and later ones on the tokens that stay, with attention metadata of their own.
 
-What is used beyond vLLM's documented interfaces: the map of configuration hooks, `Worker.load_model` and
-`get_kv_cache_spec`, the V1 model runner's batch and requests, the forward context's dictionaries, metadata builders,
-and the decoder's layers.
+What is used beyond vLLM's documented interfaces: the map of configuration hooks, `Worker.get_kv_cache_spec`, the V1
+model runner's batch and requests, the forward context's dictionaries, metadata builders, the decoder's layers, and the
+group of tensor-parallel ranks.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from fastav.engines.vllm import guards
 from fastav.engines.vllm.passage import Passage, Passages, Plans, inputs_of
+from fastav.engines.vllm.ranks import MEANS, Ranks
 from fastav.engines.vllm.walk import Geometry, Row, Walk
 from fastav.errors import FastAVError, UnsupportedModel, UnsupportedPlan
 
@@ -178,10 +179,10 @@ def _serving(config: Any) -> guards.Serving:
         prefix_caching=bool(config.cache_config.enable_prefix_caching),
         chunked_prefill=bool(config.scheduler_config.enable_chunked_prefill),
         speculative=config.speculative_config is not None,
-        tensor_parallel=parallel.tensor_parallel_size,
         pipeline_parallel=parallel.pipeline_parallel_size,
         data_parallel=parallel.data_parallel_size,
         context_parallel=max(parallel.prefill_context_parallel_size, parallel.decode_context_parallel_size),
+        expert_parallel=bool(parallel.enable_expert_parallel),
         microbatches=bool(parallel.enable_dbo or parallel.ubatch_size),
         lora=config.lora_config is not None,
         kv_transfer=any(
@@ -217,13 +218,12 @@ def _worker() -> type:
         from vllm.v1.worker.gpu_worker import Worker as Base  # pyright: ignore[reportMissingImports]
 
     class PruningWorker(Base):
-        def load_model(self, **options: Any) -> None:
-            super().load_model(**options)
-            self.pruning = prune(self.model_runner, self.vllm_config)
-
         def get_kv_cache_spec(self) -> dict[str, Any]:
             from fastav.engines.vllm.memory import in_parts
 
+            # the first thing that is asked of a loaded model; of what loading itself refuses, an engine with workers in
+            # other processes would not hear the words
+            self.pruning = prune(self.model_runner, self.vllm_config)
             pruning, longest = self.pruning, self.vllm_config.model_config.max_model_len
             return in_parts(super().get_kv_cache_spec(), pruning.names, pruning.plans.default, longest)
 
@@ -232,13 +232,12 @@ def _worker() -> type:
 
 def prune(runner: Any, config: Any) -> "Pruning":
     """Have the decoder of a model runner's model prune as the configuration asks.  Raises: UnsupportedModel."""
-    made = plans(config)
-    asked = made.default.asked
-    decoder = getattr(getattr(runner.get_model(), "language_model", None), "model", None)
+    made, model = plans(config), runner.get_model()
+    decoder = getattr(getattr(model, "language_model", None), "model", None)
     kind = type(decoder)
-    if (where := f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}") not in DECODERS:
+    if f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}" not in DECODERS:
         raise UnsupportedModel(
-            f"vLLM runs {asked.adapter.name} with a decoder {where}, and {', '.join(DECODERS)} are known",
+            f"vLLM runs {made.default.asked.adapter.name} as {type(model).__name__}, whose decoder is not known",
             "leave --model-impl out",
         )
     decoder.__class__ = _pruned(kind)  # its weights and compiled code stay as they are
@@ -274,8 +273,11 @@ class Pruning:
     """What a decoder knows of the requests that it runs."""
 
     def __init__(self, plans: Plans, decoder: Any, runner: Any) -> None:
+        from vllm.distributed import get_tp_group  # pyright: ignore[reportMissingImports]
+
         self.decoder, self.runner, self.plans = decoder, runner, plans
         self.passages: dict[str, Passage] = {}
+        self.ranks = Ranks(get_tp_group())
         self.names = [layer.self_attn.attn.layer_name for layer in decoder.layers]
         self._builders: dict[str, tuple[Any, int]] = {}
 
@@ -343,6 +345,8 @@ class Pruning:
         if not computed:  # it begins, or begins anew after it was preempted
             made = self.plans.of(said_by(request.sampling_params))
             self.passages[name] = made.of(prompt_of(request, made), self.runner.device)
+            if (prefill := self.passages[name].prefill) is not None and not self.ranks.alone:
+                prefill.agreed = self.ranks.agreed
         passage = self.passages[name]
         if passage.length != request.num_prompt_tokens:
             raise UnsupportedPlan("a prompt grew after it had run, as streamed input does", "send whole prompts")
@@ -430,17 +434,23 @@ class Pruning:
     @contextmanager
     def _observed(self, walk: Walk, index: int, layer: Any) -> Iterator[None]:
         """Show methods the queries and keys of a layer, if they ask for them."""
-        if not walk.observed(index):
+        if not (wanted := walk.wanted(index)):
             yield
             return
-        attention = layer.self_attn
+        attention, ranks = layer.self_attn, self.ranks
 
         def see(_: Any, given: tuple[Tensor, ...]) -> None:
             query, key = (
                 x.view(-1, heads, attention.head_dim)
                 for x, heads in zip(given, (attention.num_heads, attention.num_kv_heads), strict=False)
             )
-            walk.observe(index, query, key, attention.scaling)
+            if means := wanted & MEANS:
+                walk.observe(index, means, query, key, attention.scaling)
+                walk.average(index, means, ranks.mean)
+            if whole := wanted - MEANS:
+                query = ranks.heads(query, attention.total_num_heads)
+                key = ranks.heads(key, attention.total_num_kv_heads)
+                walk.observe(index, whole, query, key, attention.scaling)
 
         hook = attention.attn.register_forward_pre_hook(see)
         try:

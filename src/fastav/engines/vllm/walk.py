@@ -4,7 +4,7 @@ vLLM lays the tokens of all requests out flat. A cut leaves some of them; what f
 so that a layer's attention sees the sequence that is left and nothing else.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -94,19 +94,20 @@ class Row:
         self.here = torch.cat([prefill.slots[0], later])
         return torch.cat([asked, answer])
 
-    def wanted(self, layer: int) -> Collection[Signal]:
+    def wanted(self, layer: int) -> frozenset[Signal]:
         """What methods ask of a layer's attention."""
-        return self.passage.made.wanted.get(layer, ()) if self.cut_here else ()
+        return frozenset(self.passage.made.wanted.get(layer, ()) if self.cut_here else ())
 
     def observe(
         self,
         layer: int,
+        wanted: Collection[Signal],
         query: Float[Tensor, "tokens heads head"],
         key: Float[Tensor, "tokens kv_heads head"],
         scaling: float | int,
     ) -> None:
         """Show methods what a layer's attention was given, of this row's prompt."""
-        if (wanted := self.wanted(layer)) and (prefill := self.passage.prefill) is not None:
+        if wanted and (prefill := self.passage.prefill) is not None:
             prefill.stored[layer] = gather.Kept(prefill.slots, None)
             asked = prefill.slots.shape[1]
             q, k = (x[:asked].transpose(0, 1)[None] for x in (query, key))
@@ -157,22 +158,36 @@ class Walk:
         """Where the tokens that are still there are in a layer."""
         return geometry([len(row.here) for row in self.rows], [row.before(layer) for row in self.rows])
 
-    def observed(self, layer: int) -> bool:
-        """Whether methods ask for a layer's attention."""
-        return any(row.wanted(layer) for row in self.rows)
+    def wanted(self, layer: int) -> frozenset[Signal]:
+        """What methods ask of a layer's attention."""
+        return frozenset[Signal]().union(*(row.wanted(layer) for row in self.rows))
 
     def observe(
         self,
         layer: int,
+        wanted: Collection[Signal],
         query: Float[Tensor, "tokens heads head"],
         key: Float[Tensor, "tokens kv_heads head"],
         scaling: float | int,
     ) -> None:
-        """Show methods what a layer's attention was given."""
+        """Show methods what a layer's attention was given, those that want this of it."""
         sizes = [len(row.here) for row in self.rows]
         total = sum(sizes)
         for row, q, k in zip(self.rows, query[:total].split(sizes), key[:total].split(sizes), strict=True):
-            row.observe(layer, q, k, scaling)
+            row.observe(layer, row.wanted(layer).intersection(wanted), q, k, scaling)
+
+    def average(self, layer: int, wanted: Collection[Signal], mean: Callable[[Tensor], Tensor]) -> None:
+        """Replace what was observed of a layer by its mean over ranks, which is found for all rows at once."""
+        found = [
+            (row.passage.prefill.signals, signal)
+            for row in self.rows
+            for signal in sorted(row.wanted(layer).intersection(wanted))
+            if row.passage.prefill is not None
+        ]
+        rows = [signals[signal] for signals, signal in found]
+        means = mean(torch.cat(rows, 1)).split([row.shape[1] for row in rows], 1)
+        for (signals, signal), row in zip(found, means, strict=True):
+            signals[signal] = row
 
 
 def _uploaded(array: Int[np.ndarray, " n"], device: torch.device) -> Int[Tensor, " n"]:

@@ -1,0 +1,33 @@
+"""Two ranks on a CPU, each with half of the heads: they say what one says, and keep the same tokens."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import test_vllm_qwen3
+from test_vllm_exact import ASKING, BOTH, GLOBAL, QUESTIONS, agree
+
+from fastav.plan import Plan, Step
+
+EVERYTHING = Plan((*ASKING.steps, Step(layers="5", method="dart", keep=BOTH)))  # keys too
+
+
+@pytest.mark.parametrize("plan", [GLOBAL["position"], "fastav", "fastav-plus", EVERYTHING])
+def test_two_ranks_are_exact(omni, plan):
+    agree(omni, plan, QUESTIONS, tensor_parallel_size=2)
+
+
+def test_two_ranks_share_a_key_head_and_divide_experts(omni3):
+    agree(omni3, EVERYTHING, test_vllm_qwen3.QUESTIONS, tensor_parallel_size=2)
+
+
+def test_what_a_worker_refuses_is_heard(sight):
+    plan = {"fastav": {"plan": "fastav"}}
+    said = {"tensor_parallel_size": 2, "model_impl": "transformers", "additional_config": plan, "enforce_eager": True}
+    said |= {"dtype": "float32", "max_model_len": 256, "kv_cache_memory_bytes": 64 << 20, "skip_mm_profiling": True}
+    command = [sys.executable, "-c", f"from vllm import LLM; LLM({str(sight.folder)!r}, **{said!r})"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 1
+    last = [line for line in ended.stderr.splitlines() if line.startswith("RuntimeError: ")][-1]
+    assert re.search("runs qwen2-5-vl as .*, whose decoder is not known", last)
