@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from typing import Any
 
+from fastav.adapter import ModelAdapter
 from fastav.engines.vllm import guards
 from fastav.errors import FastAVError
 
@@ -46,7 +47,7 @@ def flags(asked: guards.Asked, max_model_len: int) -> tuple[Flag, ...]:
         ),
         Flag(
             name="--limit-mm-per-prompt",
-            value=json.dumps({"image": 0, "video": 1, **({"audio": 1} if asked.adapter.hears else {})}),
+            value=one_clip(asked.adapter),
             why="pruning is shown to be exact for a clip and its sound, not beside images",
         ),
         Flag(
@@ -70,6 +71,11 @@ def flags(asked: guards.Asked, max_model_len: int) -> tuple[Flag, ...]:
         *found,
         Flag(name="--additional-config", value=json.dumps({"fastav": {"plan": said(asked)}}), why="the plan"),
     )
+
+
+def one_clip(adapter: ModelAdapter) -> str:
+    """The media that a prompt may have, as vLLM's flag takes them: a clip with its sound, if the model hears."""
+    return json.dumps({"image": 0, "video": 1} | ({"audio": 1} if adapter.hears else {}))
 
 
 def longest(asked: guards.Asked) -> int:
