@@ -1,6 +1,7 @@
 """vLLM's server as a process of its own, which is gone when it is not needed any more."""
 
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -84,18 +85,20 @@ class Server:
 
     def stop(self) -> None:
         """End it and all that it started; at once, if interrupted once more."""
-        import psutil  # pyright: ignore[reportMissingModuleSource, reportMissingImports]
-
         family = self._tree()
         try:
             self._process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(PATIENCE)
         finally:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # it leads a group, which outlives it
             for process in family:
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
+                _kill(process)
             self._process.wait()
+            end = time.monotonic() + PATIENCE
+            while any(map(_alive, family)) and time.monotonic() < end:
+                time.sleep(0.05)
 
     def _get(self, path: str, seconds: float | int) -> bytes:
         with urllib.request.urlopen(self.url + path, timeout=seconds) as answer:
@@ -108,6 +111,21 @@ class Server:
             process = psutil.Process(self._process.pid)
             return [process, *process.children(recursive=True)]
         return []
+
+
+def _alive(process: Any) -> bool:
+    import psutil  # pyright: ignore[reportMissingModuleSource, reportMissingImports]
+
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def _kill(process: Any) -> None:
+    import psutil  # pyright: ignore[reportMissingModuleSource, reportMissingImports]
+
+    with suppress(psutil.NoSuchProcess):
+        process.kill()  # never another that has its number by now
 
 
 def _seconds(process: Any) -> float:

@@ -106,13 +106,14 @@ def _adapt(config: Any, asked: guards.Asked) -> None:
     """Turn off what vLLM turns on by itself and pruning cannot be exact with, and say so."""
     from vllm.logger import init_logger  # pyright: ignore[reportMissingImports]
 
-    log, scheduler = init_logger(__name__), config.scheduler_config
+    log, scheduler = init_logger("vllm.fastav"), config.scheduler_config  # vLLM shows what its own loggers say
     log.info("fastav: pruning %s by the plan %s", asked.adapter.name, asked.plan.name or asked.plan.fingerprint)
     if config.cache_config.enable_prefix_caching:
         log.warning("fastav: prefix caching is turned off, as pruned layers hold other tokens than it looks for")
         config.cache_config.enable_prefix_caching = False
-    if scheduler.enable_chunked_prefill and not asked.by_layout:
-        log.warning("fastav: chunked prefill is turned off, as the plan's methods look at whole prompts")
+    if not asked.by_layout:
+        if scheduler.enable_chunked_prefill:
+            log.warning("fastav: chunked prefill is turned off, as the plan's methods look at whole prompts")
         scheduler.enable_chunked_prefill = False
         scheduler.long_prefill_token_threshold = 0
         _make_room(scheduler, config.model_config.max_model_len)
