@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from asking import HEARD, SEEN, Question, film, sampling, serving, sound
+from test_vllm_exact import GLOBAL
 from vllm.sampling_params import RequestOutputKind
 
 REQUESTS, AT_ONCE, LOOK = 1000, 6, 20  # how many, how many at once, and after how many memory is looked at
@@ -60,9 +61,7 @@ def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("plan", ["fastav"])
+@pytest.mark.parametrize("plan", ["fastav", GLOBAL["strided"]], ids=["fine", "global"])
 def test_a_thousand_requests_leave_nothing(omni, plan, capsys):
     with serving(omni.folder, plan, max_num_batched_tokens=256, max_num_seqs=AT_ONCE) as llm:
         engine = llm.llm_engine
@@ -78,8 +77,7 @@ def test_a_thousand_requests_leave_nothing(omni, plan, capsys):
                 memory.append(resident())
         while crowd.running:
             crowd.step()
-        assert pool.get_num_free_blocks() < pool.num_gpu_blocks  # the null block is never free
-        # what an engine holds of a request goes when it next runs another
+        # what a worker knows of a request goes when it next runs another
         crowd.add(0)
         while crowd.running:
             crowd.step()

@@ -146,6 +146,7 @@ def _measured(options: argparse.Namespace, words: Sequence[str], folder: Path) -
         ),
         common=_common(options, of),
         max_model_len=options.max_model_len,
+        steady=options.model in checkpoints.MADE,
         folder=folder,
         say=lambda text: print(text, flush=True),
     )
@@ -219,6 +220,8 @@ def _common(options: argparse.Namespace, of: Subject) -> Mapping[str, str | None
         "--media-io-kwargs": '{"video": {"num_frames": -1}}',
         "--trust-request-mm-kwargs": None,
     }
+    if small:
+        found["--dtype"] = "float32"  # of which answers do not depend on who else asks; vLLM would take bfloat16
     if cache is not None:
         found["--kv-cache-memory-bytes"] = str(cache << 20)
     return found | _flags(options.serve)

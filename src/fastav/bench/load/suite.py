@@ -45,7 +45,8 @@ class Bounds:
 class Suite:
     """The benchmark of one model.
 
-    common: flags of every server. layouts: of prompts of each kind. wrong: what must not be, in words.
+    common: flags of every server. steady: whether a question that comes again must be answered alike, which
+    half precision does not promise. layouts: of prompts of each kind. wrong: what must not be, in words.
     """
 
     of: Subject
@@ -53,6 +54,7 @@ class Suite:
     bounds: Bounds
     common: Mapping[str, str | None]
     max_model_len: int
+    steady: bool
     folder: Path
     say: Callable[[str], Any]
     asking: Asking = field(init=False)
@@ -147,6 +149,8 @@ class Suite:
         first = self._known.setdefault((one.name, said.number), said.tokens)
         if first is not said.tokens:
             self._again.setdefault(one.name, []).append(first == said.tokens)
+            if self.steady and first != said.tokens:
+                self.wrong.append(f"{where}: question {said.number} is answered otherwise than before")
 
     def found(self) -> dict[str, Any]:
         """What is known so far, as JSON holds it."""
