@@ -10,7 +10,7 @@ RIVALS := $(foreach share,$(SHARES),$(addsuffix @$(share),fastv pyramiddrop dart
 	random strided keep-first snapkv tova)) vtw omnidrop omnizip
 CONTEST := fastv pyramiddrop dycoke@0.25 random@0.5
 
-.PHONY: help setup demo test test-slow compat vllm-test check format tables leaderboard bench bench-prepare bench-batches bench-rollout train-tiny gpu \
+.PHONY: help setup demo test test-slow compat vllm-test vllm-test-slow bench-load check format tables leaderboard bench bench-prepare bench-batches bench-rollout train-tiny gpu \
 	gpu-videollama gpu-salmonn gpu-omni gpu-scaling gpu-rollout clean
 
 help:  ## this list
@@ -53,7 +53,16 @@ $(VLLM)/.ready: pyproject.toml constraints.txt
 	@touch $(VLLM)/.ready
 
 vllm-test: $(VLLM)/.ready  ## the tests of pruning inside vLLM, on a CPU; builds .vllm the first time
-	PYTHONPATH=tests/vllm/site OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/vllm -W ignore
+	PYTHONPATH=tests/vllm/site OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/vllm -W ignore -m "not slow"
+
+vllm-test-slow: $(VLLM)/.ready  ## those of them that take minutes: the load benchmark from end to end
+	PYTHONPATH=tests/vllm/site OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/vllm -W ignore -m slow
+
+LOAD := --out results --serve=--enforce-eager  # eager: compiling takes each server minutes on a CPU
+
+bench-load: $(VLLM)/.ready  ## vLLM's server under load, unpruned and pruned, on a CPU: about 25 minutes; writes docs/vllm.md's table
+	PYTHONPATH=tests/vllm/site OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VLLM)/bin/python -W ignore -m fastav.bench.load $(LOAD)
+	$(VLLM)/bin/python -m fastav.bench.load.table results/load-*.json --into docs/vllm.md
 
 check: $(READY)  ## format, lint, types, import order
 	$(BIN)/ruff format --check .

@@ -20,7 +20,7 @@ from fastav.plan import Before, Keep, Plan, Share, Tokens
 
 FASTAV = presets.fastav(Keep(audio=Tokens(10)))
 COMMANDS = [[], ["run"], ["flops"], ["plan"], ["plan", "show"], ["plan", "write"], ["models"], ["methods"], ["recipes"]]
-COMMANDS += [["batch"], ["bench"], ["eval"], ["leaderboard"]]
+COMMANDS += [["batch"], ["bench"], ["eval"], ["leaderboard"], ["serve-config"]]
 
 
 def fastav(*arguments: str, code: str = "sys.exit(main())", **options) -> subprocess.CompletedProcess:

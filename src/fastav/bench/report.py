@@ -32,12 +32,17 @@ def write(report: Json, path: Path) -> None:
         part.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
-def read(path: Path) -> dict[str, Any] | None:
-    """What `fastav bench --out` wrote; None if the file holds something else.  Raises: FastAVError."""
+def load_json(path: Path) -> Any:
+    """What a file of JSON holds.  Raises: FastAVError."""
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise FastAVError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """What `fastav bench --out` wrote; None if the file holds something else.  Raises: FastAVError."""
+    report = load_json(path)
     return report if isinstance(report, dict) and report.get("fastav_bench") == FORMAT else None
 
 

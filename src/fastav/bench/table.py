@@ -92,13 +92,13 @@ def _mb(size: int | None) -> str:
     return "-" if size is None else f"{size / 1e6:,.0f} MB"
 
 
-def written(text: str, content: str) -> str:
+def written(text: str, content: str, first: str = START, last: str = END) -> str:
     """The text with this between its marks.  Raises: FastAVError if it has none."""
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
+    before, start, rest = text.partition(first)
+    _, end, after = rest.partition(last)
     if not (start and end):
-        raise FastAVError("the file has no place for the table", f"put {START} and {END} on lines of their own")
-    return f"{before}{START}\n{content}\n{END}{after}"
+        raise FastAVError("the file has no place for the table", f"put {first} and {last} on lines of their own")
+    return f"{before}{first}\n{content}\n{last}{after}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -24,6 +24,7 @@ from fastav.cli import (
     recipes,
     report,
     run,
+    serve_config,
 )
 from fastav.cli._text import complain
 from fastav.errors import FastAVError
@@ -49,6 +50,7 @@ app.command("ablate")(ablate.ablate)
 app.command("calibrate")(calibrate.calibrate)
 app.command("leaderboard")(leaderboard.leaderboard)
 app.command("report")(report.report)
+app.command("serve-config")(serve_config.serve_config)
 app.command("models")(models.models)
 app.command("methods")(methods.methods)
 app.command("recipes")(recipes.recipes)

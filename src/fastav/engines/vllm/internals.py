@@ -139,7 +139,7 @@ def _adapt(config: Any, asked: guards.Asked) -> None:
     from vllm.logger import init_logger  # pyright: ignore[reportMissingImports]
     from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
 
-    log, scheduler = init_logger(f"vllm.{__name__}"), config.scheduler_config  # whose names vLLM shows
+    log, scheduler = init_logger("vllm.fastav"), config.scheduler_config  # vLLM shows what its own loggers say
     log.info("fastav: pruning %s by the plan %s", asked.adapter.name, asked.plan.name or asked.plan.fingerprint)
     if config.cache_config.enable_prefix_caching:
         log.warning("fastav: prefix caching is turned off, as pruned layers hold other tokens than it looks for")

