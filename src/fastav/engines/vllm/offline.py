@@ -199,7 +199,7 @@ def start(source: str, plan: Plan, dtype: str | None = None) -> Any:
             disable_log_stats=False,  # without them it does not tell when a request ran
             additional_config={"fastav": {"plan": json.loads(plan.to_json())}},
         )
-    except (ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise FastAVError(f"vLLM does not start: {reason}", "its log says more") from error
 
