@@ -87,6 +87,7 @@ class Serving:
     pooling: bool = False
     prompt_embeds: bool = False
     evs: bool = False
+    shared_media: bool = False
     own_worker: bool = False
     own_scheduler: bool = False
     v2_runner: bool = False
@@ -111,6 +112,10 @@ _REFUSED = {  # a field of Serving: why, and what to do
     "pooling": ("pooling reads hidden states of tokens that are dropped", "serve a model that generates"),
     "prompt_embeds": ("prompts given as embeddings do not tell audio from text", "--no-enable-prompt-embeds"),
     "evs": ("vLLM's own video pruning leaves fewer tokens than the layout counts", "leave --video-pruning-rate out"),
+    "shared_media": (
+        "with its media cache in shared memory, vLLM's scheduler does not know what a prompt is made of",
+        "--mm-processor-cache-type lru",
+    ),
     "own_worker": ("another worker class is asked for, and pruning needs its own", "leave --worker-cls out"),
     "own_scheduler": (
         "another scheduler class is asked for, and pruning needs its own to count what a cache holds",

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
-from functools import cache
+from functools import cache, cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from fastav.engines.vllm import guards
 from fastav.engines.vllm.passage import Passage, Passages, Plans, inputs_of
 from fastav.engines.vllm.ranks import MEANS, Ranks
-from fastav.engines.vllm.walk import Geometry, Row, Walk
+from fastav.engines.vllm.walk import Geometry, Row, Walk, uploaded
 from fastav.errors import FastAVError, UnsupportedModel, UnsupportedPlan
 
 SUPPORTED = "0.32"  # of vLLM
@@ -192,6 +192,7 @@ def _serving(config: Any) -> guards.Serving:
         pooling=model.runner_type != "generate",
         prompt_embeds=bool(model.enable_prompt_embeds),
         evs=media is not None and bool(media.video_pruning_rate),
+        shared_media=media is not None and media.mm_processor_cache_type == "shm",
         own_worker=parallel.worker_cls not in ("auto", WORKER),
         own_scheduler=config.scheduler_config.scheduler_cls not in (None, SCHEDULER),
         v2_runner=bool(config.use_v2_model_runner),
@@ -223,9 +224,12 @@ def _worker() -> type:
 
             # the first thing that is asked of a loaded model; of what loading itself refuses, an engine with workers in
             # other processes would not hear the words
-            self.pruning = prune(self.model_runner, self.vllm_config)
             pruning, longest = self.pruning, self.vllm_config.model_config.max_model_len
             return in_parts(super().get_kv_cache_spec(), pruning.names, pruning.plans.default, longest)
+
+        @cached_property
+        def pruning(self) -> "Pruning":
+            return prune(self.model_runner, self.vllm_config)
 
     return PruningWorker
 
@@ -396,21 +400,20 @@ class Pruning:
 
         builder, group = self._building(layer)
         blocks, device = self.runner.input_batch.block_table[group], self.runner.device
-        upload = lambda array, kind: torch.from_numpy(array).to(device, kind, non_blocking=True)  # noqa: E731
-        table = blocks.get_device_tensor(self.runner.input_batch.num_reqs)[upload(where.requests, torch.int64)]
-        row, place = upload(where.row, torch.int64), upload(where.place, torch.int64)
+        table = blocks.get_device_tensor(self.runner.input_batch.num_reqs)[uploaded(where.requests, device)]
+        row, place = uploaded(where.row, device), uploaded(where.place, device)
         slots = table[row, place // blocks.block_size].long() * blocks.block_size + place % blocks.block_size
         slots = nn.functional.pad(slots, (0, width - len(slots)), value=PADDED)
-        starts = torch.from_numpy(where.starts).int()
+        starts, lengths = where.starts.astype(np.int32), where.lengths.astype(np.int32)
         common = CommonAttentionMetadata(
-            query_start_loc=starts.to(device, non_blocking=True),
-            query_start_loc_cpu=starts,
-            seq_lens=upload(where.lengths, torch.int32),
-            seq_lens_cpu_upper_bound=torch.from_numpy(where.lengths).int(),
+            query_start_loc=uploaded(starts, device),
+            query_start_loc_cpu=torch.from_numpy(starts),
+            seq_lens=uploaded(lengths, device),
+            seq_lens_cpu_upper_bound=torch.from_numpy(lengths),
             num_reqs=len(where.requests),
             num_actual_tokens=len(where.row),
-            max_query_len=int(np.diff(where.starts).max()),
-            max_seq_len=int(where.lengths.max()),
+            max_query_len=int(np.diff(starts).max()),
+            max_seq_len=int(lengths.max()),
             block_table_tensor=table,
             slot_mapping=slots,
             causal=True,
@@ -462,5 +465,5 @@ class Pruning:
 def prompt_of(request: Any, made: Passages) -> Mapping[str, Any]:
     """What an adapter reads of a request's prompt."""
     features = sorted(request.mm_features, key=lambda feature: feature.mm_position.offset)
-    media = [feature.data for feature in features if feature.data is not None]
-    return inputs_of(made.asked.adapter, request.prompt_token_ids, media)
+    assert all(feature.data is not None for feature in features), "a cache that withholds them is refused at start"
+    return inputs_of(made.asked.adapter, request.prompt_token_ids, [feature.data for feature in features])

@@ -83,7 +83,7 @@ class Row:
         of_prompt = place < self.passage.length
         stays[of_prompt] = self.passage.stays[layer][place[of_prompt]]
         self.here = self.here[stays]
-        return hidden[_uploaded(np.flatnonzero(stays), hidden.device)]
+        return hidden[uploaded(np.flatnonzero(stays), hidden.device)]
 
     def _cut_by_scores(self, layer: int, hidden: Float[Tensor, "tokens features"]) -> Float[Tensor, "kept features"]:
         prefill = self.passage.prefill
@@ -149,7 +149,7 @@ class Walk:
     def places(self) -> Int[Tensor, " kept"]:
         """Where in the whole batch what is still there was."""
         parts = [
-            start + (row.here if isinstance(row.here, Tensor) else _uploaded(row.here, self.device))
+            start + (row.here if isinstance(row.here, Tensor) else uploaded(row.here, self.device))
             for start, row in zip(self._starts[:-1].tolist(), self.rows, strict=True)
         ]
         return torch.cat(parts)
@@ -190,6 +190,7 @@ class Walk:
             signals[signal] = row
 
 
-def _uploaded(array: Int[np.ndarray, " n"], device: torch.device) -> Int[Tensor, " n"]:
+def uploaded(array: Int[np.ndarray, " n"], device: torch.device) -> Int[Tensor, " n"]:
+    """An array on the device, without waiting for it."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
