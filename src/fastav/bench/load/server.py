@@ -105,9 +105,9 @@ class Server:
                 time.sleep(0.05)
 
     def _last_words(self) -> str:
-        """The errors that its log ends with; without any, its end."""
-        errors = [line for line in self.log.splitlines() if "Error: " in line]
-        return " ... ".join(errors[-3:])[-TAIL:] or f"...{self.log[-TAIL:].strip()}"
+        """The first errors of its log, which others follow from; without any, its end."""
+        errors = [line for line in self.log.splitlines() if " ERROR " in line and "Error: " in line]
+        return " ... ".join(errors[:2])[:TAIL] or f"...{self.log[-TAIL:].strip()}"
 
     def _get(self, path: str, seconds: float | int) -> bytes:
         with urllib.request.urlopen(self.url + path, timeout=seconds) as answer:
