@@ -58,7 +58,7 @@ def contenders(of: Subject, named: Sequence[str], *, gpu: bool) -> tuple[Contend
     """Who is asked for by name: `off`, `global`, `vllm-evs@0.5`, or a plan's name or file.
 
     named: if none, off, the preset fastav's first step alone, all of fastav, and vLLM's own pruning where there is one.
-    gpu: whether servers run on one; vLLM 0.32 cannot prune by itself on a CPU (positions stay glued to embeddings there).
+    gpu: whether servers run on one; on a CPU vLLM 0.32 cannot prune by itself (positions stay glued to embeddings).
     Raises: PlanError, UnsupportedPlan, UnsupportedModel, FastAVError.
     """
     usual = [OFF, GLOBAL, "fastav", *([f"{EVS}@0.5"] if gpu and of.adapter.name in EVS_MODELS else [])]
