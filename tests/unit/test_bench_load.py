@@ -22,12 +22,15 @@ QUIET = Metrics(running=0, waiting=0, cache=0.0, preemptions=1)
 
 
 def names(of, *named):
-    return [one.name for one in contenders(of, named)]
+    return [one.name for one in contenders(of, named, gpu=True)]
 
 
 def test_vllms_own_pruning_takes_part_where_there_is_one():
     assert names(OMNI) == ["off", "global", "fastav"]
     assert names(SIGHT) == ["off", "global", "fastav", "vllm-evs@0.5"]
+    assert [one.name for one in contenders(SIGHT, [], gpu=False)] == ["off", "global", "fastav"]
+    with pytest.raises(FastAVError, match="cannot prune videos by itself on a CPU"):
+        contenders(SIGHT, ["vllm-evs@0.5"], gpu=False)
     assert names(OMNI, "fastv@0.25", "off") == ["fastv@0.25", "off"]
 
 
@@ -46,12 +49,12 @@ def test_vllms_own_pruning_takes_part_where_there_is_one():
 )
 def test_who_cannot_serve_is_refused(of, named, error, says):
     with pytest.raises(error, match=says):
-        contenders(of, named)
+        contenders(of, named, gpu=True)
 
 
 def test_a_contender_has_what_all_have_and_what_it_needs():
     common = {"--max-model-len": "2048", "--no-enable-prefix-caching": None}
-    off, early, fastav, evs = (arguments(SIGHT, one, common, 2048) for one in contenders(SIGHT, []))
+    off, early, fastav, evs = (arguments(SIGHT, one, common, 2048) for one in contenders(SIGHT, [], gpu=True))
     assert off == ["--max-model-len", "2048", "--no-enable-prefix-caching"]
     assert evs == [*off, "--video-pruning-rate", "0.5"]
     assert "--no-enable-chunked-prefill" in fastav

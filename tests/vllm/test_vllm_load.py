@@ -112,7 +112,7 @@ sys.exit(command.main([]))
 def test_a_small_model_is_served_by_turns(tmp_path, model, monkeypatch):
     monkeypatch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING", raising=False)
     given = ["--model", model, "--rounds", "1", "--clients", "2,3", "--least", "8", "--new-tokens", "4"]
-    contenders = "off,fastav" + (",vllm-evs@0.5" if model == "small-vl" else "")
+    contenders = "off,fastav"
     assert main([*given, "--contenders", contenders, "--minutes", "20", "--out", str(tmp_path)]) == 0
     report = json.loads((tmp_path / f"load-{model}-cpu.json").read_text())
     assert [(row["contender"], row["clients"]) for row in report["rows"]] == [
@@ -126,4 +126,3 @@ def test_a_small_model_is_served_by_turns(tmp_path, model, monkeypatch):
         assert prompt["counted"]["off"] == prompt["counted"]["fastav"] == prompt["tokens"]
         if "video" in prompt["by_modality"]:
             assert prompt["last_layer"]["fastav"] < prompt["tokens"] / 2
-            assert prompt["counted"].get("vllm-evs@0.5", 0) < prompt["tokens"]

@@ -133,7 +133,7 @@ def _measured(options: argparse.Namespace, words: Sequence[str], folder: Path) -
     named = [name.strip() for name in (options.contenders or "").split(",") if name.strip()]
     suite = Suite(
         of=of,
-        contenders=contenders(of, named),
+        contenders=contenders(of, named, gpu=torch.cuda.is_available()),
         bounds=Bounds(
             levels=levels,
             rounds=options.rounds,

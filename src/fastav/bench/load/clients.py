@@ -9,6 +9,7 @@ from typing import Any
 
 from fastav.bench.load.prompts import Asking
 from fastav.bench.load.server import Metrics, Server
+from fastav.errors import FastAVError
 
 MODEL = "load"  # what servers call what they serve
 EVERY = 0.25  # seconds between looks at the server's metrics
@@ -118,7 +119,7 @@ async def _watched(server: Server, looks: list[Metrics]) -> None:
     """Look at the server's metrics until cancelled."""
     while True:
         await asyncio.sleep(EVERY)
-        with suppress(OSError):
+        with suppress(FastAVError):  # a server that is gone is told of once nobody asks it any more
             looks.append(await asyncio.to_thread(server.metrics))
 
 

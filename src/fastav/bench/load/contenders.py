@@ -54,25 +54,26 @@ class Subject:
         return guards.Asked(plan=plan, adapter=self.adapter, config=self.asked.config)
 
 
-def contenders(of: Subject, named: Sequence[str]) -> tuple[Contender, ...]:
+def contenders(of: Subject, named: Sequence[str], *, gpu: bool) -> tuple[Contender, ...]:
     """Who is asked for by name: `off`, `global`, `vllm-evs@0.5`, or a plan's name or file.
 
     named: if none, off, the preset fastav's first step alone, all of fastav, and vLLM's own pruning where there is one.
+    gpu: whether servers run on one; on a CPU vLLM 0.32 cannot prune by itself (positions stay glued to embeddings).
     Raises: PlanError, UnsupportedPlan, UnsupportedModel, FastAVError.
     """
-    usual = [OFF, GLOBAL, "fastav", *([f"{EVS}@0.5"] if of.adapter.name in EVS_MODELS else [])]
-    found = [_contender(of, name) for name in named or usual]
+    usual = [OFF, GLOBAL, "fastav", *([f"{EVS}@0.5"] if gpu and of.adapter.name in EVS_MODELS else [])]
+    found = [_contender(of, name, gpu) for name in named or usual]
     names = [one.name for one in found]
     if twice := [name for name in names if names.count(name) > 1]:
         raise PlanError(f"two contenders are called {twice[0]!r}", "give every plan a name of its own")
     return tuple(found)
 
 
-def _contender(of: Subject, name: str) -> Contender:
+def _contender(of: Subject, name: str, gpu: bool) -> Contender:
     if name == OFF:
         return Contender(name=OFF)
     if name.partition("@")[0] == EVS:
-        return Contender(name=name, evs=_rate(of, name))
+        return Contender(name=name, evs=_rate(of, name, gpu))
     first = Plan(of.adapter.preset("fastav").steps[:1], GLOBAL)
     plan = first if name == GLOBAL else plan_named(name, of.adapter)
     guards.check_plan(of.running(plan))
@@ -81,12 +82,14 @@ def _contender(of: Subject, name: str) -> Contender:
     return Contender(name=plan.name or plan.fingerprint, plan=plan)
 
 
-def _rate(of: Subject, name: str) -> float:
+def _rate(of: Subject, name: str, gpu: bool) -> float:
     """The share that vLLM's own pruning drops.  Raises: FastAVError."""
     if of.adapter.name not in EVS_MODELS:
         raise FastAVError(
             f"vLLM has no pruning of its own for {of.adapter.name}", f"it has for {', '.join(EVS_MODELS)}"
         )
+    if not gpu:
+        raise FastAVError("vLLM 0.32 cannot prune videos by itself on a CPU", f"leave {name} out")
     try:
         rate = float(name.partition("@")[2])
     except ValueError:

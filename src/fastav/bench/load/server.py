@@ -60,8 +60,12 @@ class Server:
         return self._log.read_text(encoding="utf-8", errors="replace")
 
     def metrics(self) -> Metrics:
-        """What it says of itself now.  Raises: FastAVError, OSError."""
-        return Metrics.read(self._get("/metrics", 30).decode())
+        """What it says of itself now.  Raises: FastAVError if it does not answer."""
+        try:
+            return Metrics.read(self._get("/metrics", 30).decode())
+        except OSError as error:
+            self.require_alive()
+            raise FastAVError(f"the server does not answer ({error}): {self._last_words()}") from None
 
     def cpu(self) -> float:
         """Seconds of CPU time that it and its children have taken."""
@@ -70,7 +74,7 @@ class Server:
     def require_alive(self) -> None:
         """Raises: FastAVError if it has ended."""
         if (code := self._process.poll()) is not None:
-            raise FastAVError(f"the server ended with exit code {code}: ...{self.log[-TAIL:].strip()}")
+            raise FastAVError(f"the server ended with exit code {code}: {self._last_words()}")
 
     def wait_until_ready(self, seconds: float | int) -> None:
         """Raises: FastAVError if it ends, or is not ready in time."""
@@ -81,7 +85,7 @@ class Server:
                 self._get("/health", 2)
                 return
             time.sleep(0.5)
-        raise FastAVError(f"the server was not ready after {seconds:.0f} s: ...{self.log[-TAIL:].strip()}")
+        raise FastAVError(f"the server was not ready after {seconds:.0f} s: {self._last_words()}")
 
     def stop(self) -> None:
         """End it and all that it started; at once, if interrupted once more."""
@@ -99,6 +103,11 @@ class Server:
             end = time.monotonic() + PATIENCE
             while any(map(_alive, family)) and time.monotonic() < end:
                 time.sleep(0.05)
+
+    def _last_words(self) -> str:
+        """The first errors of its log, which others follow from; without any, its end."""
+        errors = [line for line in self.log.splitlines() if " ERROR " in line and "Error: " in line]
+        return " ... ".join(errors[:2])[:TAIL] or f"...{self.log[-TAIL:].strip()}"
 
     def _get(self, path: str, seconds: float | int) -> bytes:
         with urllib.request.urlopen(self.url + path, timeout=seconds) as answer:

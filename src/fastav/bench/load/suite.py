@@ -80,14 +80,26 @@ class Suite:
             raise FastAVError(f"prompt and answer take {most:,} tokens, and --max-model-len is {self.max_model_len:,}")
 
     def run(self, write: Callable[[Mapping[str, Any]], Any]) -> None:
-        """Measure.  write: called with what is known after every server.  Raises: FastAVError."""
+        """Measure.  A contender whose server fails is out; the others go on.
+
+        write: called with what is known after every server.
+        Raises: FastAVError if all are out.
+        """
         end = time.monotonic() + self.bounds.seconds
+        out: dict[str, FastAVError] = {}
         for number in range(self.bounds.rounds):
             turn = number % len(self.contenders)
             for one in (*self.contenders[turn:], *self.contenders[:turn]):
-                if time.monotonic() >= end:
-                    return
-                self._serve(one, number, end)
+                if one.name in out or time.monotonic() >= end:
+                    continue
+                try:
+                    self._serve(one, number, end)
+                except FastAVError as error:
+                    out[one.name] = error
+                    self.wrong.append(f"{one.name}: {error}")
+                    self.say(f"  {error}")
+                    if len(out) == len(self.contenders):
+                        raise
                 write(self.found())
 
     def _serve(self, one: Contender, number: int, end: float) -> None:
