@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from fastav.engines.transformers import prune
 from fastav.plan import Plan
@@ -19,6 +20,7 @@ LIKELY = 8  # tokens of which each step's probability is compared
 positions: dict[tuple[int, ...], tuple[torch.Tensor, int]] = {}  # of every prompt, as vLLM placed it
 TOLERANCE = 1e-3  # of their logarithms
 HEARD = "<|audio_bos|><|AUDIO|><|audio_eos|>"
+DRAWN = "<|vision_bos|><|IMAGE|><|vision_eos|>"
 SEEN = "<|vision_bos|><|VIDEO|><|vision_eos|>"
 
 
@@ -28,6 +30,7 @@ class Question:
 
     text: str
     video: np.ndarray | None = None
+    image: np.ndarray | None = None
     audio: np.ndarray | None = None
     together: bool = False
     new: int = 6
@@ -43,6 +46,8 @@ class Question:
         media: dict[str, Any] = {}
         if self.video is not None:
             media["video"] = (self.video, self.told | {"video_backend": "opencv", "do_sample_frames": False})
+        if self.image is not None:
+            media["image"] = Image.fromarray(self.image)
         if self.audio is not None:
             media["audio"] = (self.audio, RATE)
         asked: dict[str, Any] = {"prompt": self.text}
@@ -55,6 +60,8 @@ class Question:
         if self.video is not None:
             frames = torch.from_numpy(self.video).permute(0, 3, 1, 2)
             given |= {"videos": [frames], "video_metadata": [self.told], "do_sample_frames": False}
+        if self.image is not None:
+            given |= {"images": [Image.fromarray(self.image)]}
         if self.audio is not None:
             given |= {"audio": [self.audio]}
         return given | ({"use_audio_in_video": True} if self.together else {})
@@ -107,7 +114,11 @@ class Reference:
             inputs = dict(self.processor(**question.for_processor(), **rate))
             inputs |= {"use_audio_in_video": True} if question.together else {}
             ids, layouts = tuple(inputs["input_ids"][0].tolist()), self.adapter.layouts(self.model.config, inputs)
-            placed = self._placed(*positions[ids]) if question.video is not None else nullcontext()
+            placed = (
+                self._placed(*positions[ids])
+                if question.video is not None or question.image is not None
+                else nullcontext()
+            )
             with placed, prune(self.model, plan, layouts=layouts, adapter=self.adapter), torch.inference_mode():
                 out = self.model.generate(
                     **inputs,

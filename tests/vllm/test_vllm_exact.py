@@ -1,7 +1,7 @@
 """Pruned inside vLLM or by the transformers engine: the same tokens, and the same probabilities."""
 
 import pytest
-from asking import HEARD, SEEN, TOLERANCE, Question, ask, difference, film, plan_of, serving, sound
+from asking import DRAWN, HEARD, SEEN, TOLERANCE, Question, ask, difference, film, plan_of, serving, sound
 
 from fastav.plan import Before, Keep, Plan, Share, Step, Tokens
 from fastav.presets import fastav
@@ -14,6 +14,7 @@ QUESTIONS = [
     Question(text=f"with its own sound {SEEN} what is it?", video=film(4, 5), audio=sound(4, 6), together=True),
     Question(text="hi", new=5),
     Question(text=f"{SEEN}", video=film(2, 7), new=3),
+    Question(text=f"of {DRAWN} and {HEARD} what do you make?", image=film(0.5, 8)[0], audio=sound(2, 9)),
 ]
 BOTH = Keep(audio=Tokens(5), video=Share(0.4))
 GLOBAL = {
@@ -90,10 +91,15 @@ def test_recipes_are_exact(omni, plan):
 
 
 SIGHT = "<|vision_start|><|video_pad|><|vision_end|>"
+PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
 SHOWN = [
     Question(text=f"see {SIGHT} what is it?", video=film(4, 1, 24), new=9),
     Question(text="only text", new=17),
     Question(text=f"{SIGHT} and for how long?", video=film(8, 2, 24)),
+    Question(
+        text=f"beside a picture {PICTURE} what of {SIGHT} is new?", image=film(0.5, 3, 48)[0], video=film(4, 5, 24)
+    ),
+    Question(text=f"{PICTURE} alone", image=film(0.5, 4, 48)[0]),
 ]
 
 

@@ -7,6 +7,7 @@ from test_vllm_exact import ASKING, BOTH, agree
 from fastav.plan import Before, Keep, Plan, Share, Step
 
 HEARD = "<|audio_start|><|audio_pad|><|audio_end|>"
+DRAWN = "<|vision_start|><|image_pad|><|vision_end|>"
 SEEN = "<|vision_start|><|video_pad|><|vision_end|>"
 QUESTIONS = [
     Question(text=f"hear {HEARD} and see {SEEN} what is it?", video=film(4, 1), audio=sound(3, 2), new=9),
@@ -16,11 +17,13 @@ QUESTIONS = [
     Question(text=f"with its own sound {SEEN} what is it?", video=film(4, 5), audio=sound(4, 6), together=True),
     Question(text="hi", new=5),
     Question(text=f"{SEEN}", video=film(2, 7), new=3),
+    Question(text=f"of {DRAWN} and {HEARD} what do you make?", image=film(0.5, 8)[0], audio=sound(2, 9)),
 ]
 SHOWN = [
     Question(text=f"see {SEEN} what is it?", video=film(4, 1, 24), new=9),
     Question(text="only text", new=17),
     Question(text=f"{SEEN} and for how long?", video=film(8, 2, 24)),
+    Question(text=f"beside a picture {DRAWN} what of {SEEN} is new?", image=film(0.5, 3, 48)[0], video=film(4, 5, 24)),
 ]
 EARLY = {  # before deepstack has added anything, among its layers, and after them
     "before": Plan((Step(layers="0", method="position", keep=Keep(media=Before(40))),)),

@@ -48,7 +48,7 @@ def flags(asked: guards.Asked, max_model_len: int) -> tuple[Flag, ...]:
         Flag(
             name="--limit-mm-per-prompt",
             value=one_clip(asked.adapter),
-            why="pruning is shown to be exact for a clip and its sound, not beside images",
+            why="a prompt is about one clip; give other limits where prompts show more",
         ),
         Flag(
             name="--no-enable-prefix-caching",
