@@ -96,7 +96,7 @@ def test_the_form_fits_what_is_installed(capsys, monkeypatch, installed, start):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["tiny"], "cannot be pruned inside vLLM yet"),
+        (["video-salmonn2-plus"], "cannot be pruned inside vLLM yet"),
         (["qwen2-5-omni", "--plan", "omnizip"], "encoder scores"),
         (["qwen2-5-omni", "--plan", "snapkv"], "leave cache_only out"),
         (["qwen2-5-omni", "--plan", "fastaw"], "did you mean"),

@@ -44,7 +44,7 @@ def test_vllms_own_pruning_takes_part_where_there_is_one():
         (OMNI, ["fastaw"], UnknownName, "did you mean"),
         (OMNI, ["omnizip"], UnsupportedPlan, "encoder scores"),
         (OMNI, ["fastav", "fastav"], PlanError, "two contenders"),
-        (Subject.of("tiny", "tiny"), ["fastav"], UnsupportedModel, "cannot be pruned inside vLLM yet"),
+        (Subject.of("gemma3n", "gemma3n"), ["fastav"], UnsupportedModel, "cannot be pruned inside vLLM yet"),
     ],
 )
 def test_who_cannot_serve_is_refused(of, named, error, says):
