@@ -461,6 +461,14 @@ def test_window_pools_neighbours_within_the_row():
                 assert scores[row, i] == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("pool", [2**31 + 1, 10**30 + 1])
+def test_a_pool_larger_than_a_prompt_makes_all_tokens_alike(pool):
+    view = view_of(LAYOUTS)
+    scores = METHODS["window"](pool=pool).score(view)
+    for row, real in rows(view):
+        assert scores[row, list(real)] == pytest.approx(float(scores[row, next(iter(real))]), abs=1e-6)
+
+
 @pytest.mark.parametrize("share", [2, 4, 8])
 def test_strided_keeps_every_so_manieth_token(share):
     view = view_of([layout((TEXT, 1, -1, nan), (VIDEO, 64, -1, nan), (AUDIO, 32, -1, nan), (TEXT, 2, -1, nan))])

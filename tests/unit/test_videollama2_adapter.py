@@ -51,6 +51,15 @@ def test_registry_finds_the_adapter(config: VideoLlama2Config) -> None:
     assert isinstance(adapter_for(ADAPTER.config().architectures), VideoLlama2Adapter)
 
 
+def test_marks_that_are_no_whole_sound_are_not_told_its_padding(config: VideoLlama2Config) -> None:
+    scheme = config.scheme
+    ids = torch.tensor([[scheme.audio_token_id] * (scheme.audio_tokens + 1)])
+    heard = torch.zeros(1, scheme.fbank_rows, dtype=torch.bool)
+    (layout,) = ADAPTER.layouts(config, {"input_ids": ids, "feature_attention_mask": heard})
+    assert layout.count(Modality.AUDIO) == scheme.audio_tokens + 1
+    assert not layout.padding.any()
+
+
 def test_layout_of_video_with_sound(processor: VideoLlama2Processor) -> None:
     prepared = ADAPTER.prepare(processor, requests(clip(FRAMES, SOUND)))
     layout, scheme = prepared.layouts[0], processor.media

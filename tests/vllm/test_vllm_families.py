@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import clip_checkpoints
+import numpy as np
+import openai
 import pytest
 import torch
 from asking import TOLERANCE, difference, said, sampling, serving

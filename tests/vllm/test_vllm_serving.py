@@ -19,7 +19,7 @@ from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 from vllm.v1.engine.input_processor import InputProcessor
 
 from fastav.engines.vllm import register
-from fastav.errors import FastAVError
+from fastav.errors import FastAVError, PlanError
 from fastav.plan import Keep, Plan, Share, Step
 from vllm import LLM
 
@@ -78,9 +78,9 @@ def test_another_version_of_vllm_is_refused(omni, monkeypatch):
 
 def test_installing_again_changes_nothing():
     register()
-    before = dict(MODELS_CONFIG_MAP), InputProcessor._validate_params
+    before = dict(MODELS_CONFIG_MAP), InputProcessor.process_inputs
     register()
-    assert (dict(MODELS_CONFIG_MAP), InputProcessor._validate_params) == before
+    assert (dict(MODELS_CONFIG_MAP), InputProcessor.process_inputs) == before
 
 
 def test_several_answers_are_alike_and_prompt_logprobs_refused(omni):
@@ -218,3 +218,45 @@ def at_once(url, questions):
     with ThreadPoolExecutor(len(questions)) as pool:
         answers = pool.map(lambda question: json.loads(posted(url, body(*question))), questions)
         return [answer["choices"][0]["token_ids"] for answer in answers]
+
+
+TOO_MUCH = [
+    ({"fastav": "x" * 20_000}, "may have 16,384 letters"),
+    ({"fastav": Plan((Step(layers="2", method="window", keep=Keep(media=Share(0.5))),) * 40).to_json()}, "32 steps"),
+    (
+        {
+            "fastav": Plan(
+                (Step(layers="2", method="window", keep=Keep(media=Share(0.5)), options={"pool": 2**31 + 1}),)
+            ).to_json()
+        },
+        "options up to 1,024",
+    ),
+]
+
+
+@pytest.mark.parametrize(("said", "words"), TOO_MUCH)
+def test_plans_that_others_would_wait_for_are_refused(omni, said, words):
+    from fastav.engines.vllm.guards import Asked
+    from fastav.engines.vllm.passage import Plans
+
+    plans = Plans(Asked(plan=Plan(), adapter=omni.adapter, config=omni.model.config), chunked_prefill=False)
+    with pytest.raises(PlanError, match=words):
+        plans.of(said["fastav"])
+
+
+def test_what_others_would_suffer_from_is_refused_or_mended(omni):
+    from vllm.sampling_params import BeamSearchParams
+
+    question, chosen = QUESTIONS[0], plan_of("fastav", omni)
+    tight = {"enable_chunked_prefill": False, "long_prefill_token_threshold": 32, "max_num_scheduled_tokens": 64}
+    with serving(omni.folder, "fastav", **tight) as llm:
+        answers = ask(llm, QUESTIONS[:3])
+        for answer, one in zip(answers, QUESTIONS, strict=False):
+            assert difference(answer, omni(one, chosen)) < TOLERANCE
+        with pytest.raises(ValueError, match="beam search asks anew"):
+            llm.beam_search([question.for_vllm()], BeamSearchParams(beam_width=2, max_tokens=3))
+        grown = llm.llm_engine.input_processor
+        with pytest.raises(ValueError, match="comes in a stream"):
+            grown.process_inputs("x", question.for_vllm(), sampling(2), ("generate",), resumable=True)
+    with serving(omni.folder, None) as llm:
+        assert len(llm.beam_search([{"prompt": "hi"}], BeamSearchParams(beam_width=2, max_tokens=3))) == 1

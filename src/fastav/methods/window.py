@@ -31,4 +31,5 @@ class Window(Method):
     def score(self, view: View) -> Float[Tensor, "batch tokens"]:
         """Attention of the last queries, pooled; beyond the prompt's ends there is none."""
         attention = view[Signal.WINDOW].masked_fill(view.modality < 0, 0.0)
-        return avg_pool1d(attention[:, None], self.pool, stride=1, padding=self.pool // 2)[:, 0]
+        pool = min(self.pool, 2 * attention.shape[1] + 1)  # all that there is, from either end
+        return avg_pool1d(attention[:, None], pool, stride=1, padding=pool // 2)[:, 0]

@@ -26,7 +26,7 @@ class Said:
     number: int
     prompt: int = 0
     tokens: tuple[int, ...] = ()
-    first: float = 0.0
+    first: float | int = 0.0
     gaps: tuple[float, ...] = ()
     error: str = ""
 
@@ -40,13 +40,15 @@ class Seen:
     """
 
     said: Sequence[Said]
-    seconds: float
-    cpu: float
+    seconds: float | int
+    cpu: float | int
     looks: Sequence[Metrics]
     after: Metrics
 
 
-def load(server: Server, asking: Asking, numbers: Sequence[int], clients: int, *, new: int, patience: float) -> Seen:
+def load(
+    server: Server, asking: Asking, numbers: Sequence[int], clients: int, *, new: int, patience: float | int
+) -> Seen:
     """Ask questions by so many clients at once.
 
     new: tokens of every answer. patience: seconds that a client waits for one.
@@ -55,7 +57,7 @@ def load(server: Server, asking: Asking, numbers: Sequence[int], clients: int, *
 
 
 async def _load(
-    server: Server, asking: Asking, numbers: Sequence[int], clients: int, new: int, patience: float
+    server: Server, asking: Asking, numbers: Sequence[int], clients: int, new: int, patience: float | int
 ) -> Seen:
     from openai import AsyncOpenAI  # pyright: ignore[reportMissingImports]
 
@@ -75,7 +77,7 @@ async def _load(
 
 
 async def _client(
-    client: Any, bodies: Iterator[tuple[int, dict[str, Any]]], said: list[Said], new: int, patience: float
+    client: Any, bodies: Iterator[tuple[int, dict[str, Any]]], said: list[Said], new: int, patience: float | int
 ) -> None:
     for number, body in bodies:  # which all clients share
         try:

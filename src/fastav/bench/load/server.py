@@ -24,7 +24,7 @@ class Metrics:
 
     running: int
     waiting: int
-    cache: float
+    cache: float | int
     preemptions: int
 
     @classmethod

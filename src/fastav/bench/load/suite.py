@@ -102,7 +102,7 @@ class Suite:
                         raise
                 write(self.found())
 
-    def _serve(self, one: Contender, number: int, end: float) -> None:
+    def _serve(self, one: Contender, number: int, end: float | int) -> None:
         """One contender's server in one round."""
         words = flags.server(self.of.source, arguments(self.of, one, self.common, self.max_model_len))
         self.say(f"round {number + 1}, {one.name}: starting the server")

@@ -34,6 +34,7 @@ MODELS: Mapping[str, Features] = {
     "videollama2": CLIPS,
 }
 HOW = 'start it with --additional-config \'{"fastav": {"plan": "fastav"}}\''
+LONGEST, STEPS, LARGEST = 16_384, 32, 1024  # of a plan that comes with a request, for which others wait
 BY_LAYOUT = (KeepFirst, Position, Random, Strided, Unpadded)  # methods that look at nothing but the layout
 
 
@@ -87,6 +88,7 @@ class Serving:
     pooling: bool = False
     prompt_embeds: bool = False
     evs: bool = False
+    routed_experts: bool = False
     shared_media: bool = False
     own_worker: bool = False
     own_scheduler: bool = False
@@ -112,6 +114,7 @@ _REFUSED = {  # a field of Serving: why, and what to do
     "pooling": ("pooling reads hidden states of tokens that are dropped", "serve a model that generates"),
     "prompt_embeds": ("prompts given as embeddings do not tell audio from text", "--no-enable-prompt-embeds"),
     "evs": ("vLLM's own video pruning leaves fewer tokens than the layout counts", "leave --video-pruning-rate out"),
+    "routed_experts": ("experts are returned by place, and pruned layers run on fewer", "leave it out"),
     "shared_media": (
         "with its media cache in shared memory, vLLM's scheduler does not know what a prompt is made of",
         "--mm-processor-cache-type lru",
@@ -165,8 +168,12 @@ def named(asked: Asked, said: str, chunked_prefill: bool) -> Asked:
     said: a preset of the model, a recipe, or a plan's JSON; no file's name, as files are the server's.
     Raises: PlanError, UnknownName, UnsupportedPlan.
     """
+    if len(said) > LONGEST:
+        raise PlanError(f"a request's plan may have {LONGEST:,} letters, got {len(said):,}")
     if said.lstrip().startswith("{"):
         plan = Plan.from_json(said)
+        if len(plan.steps) > STEPS or _largest(plan) > LARGEST:
+            raise PlanError(f"a request's plan may have {STEPS} steps, and options up to {LARGEST:,}")
     elif said.endswith(".json"):
         raise PlanError("a request cannot name a file of the server's", "send the plan's JSON itself")
     else:
@@ -175,6 +182,12 @@ def named(asked: Asked, said: str, chunked_prefill: bool) -> Asked:
     check_plan(found)
     _check_pieces(found, chunked_prefill)
     return found
+
+
+def _largest(plan: Plan) -> float | int:
+    """The largest number among the options of a plan's methods."""
+    numbers = [value for step in plan.steps for value in step.options.values() if isinstance(value, float | int)]
+    return max(numbers, default=0)
 
 
 def check_plan(asked: Asked) -> None:

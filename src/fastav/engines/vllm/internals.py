@@ -10,6 +10,7 @@ model runner's batch and requests, the forward context's dictionaries, metadata 
 group of tensor-parallel ranks.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -32,6 +33,7 @@ SUPPORTED = "0.32"  # of vLLM
 WORKER = f"{__name__}.PruningWorker"
 SCHEDULER = "fastav.engines.vllm.memory.scheduler"
 PADDED = -1  # the slot of a token that is not stored
+BACKENDS = ("CPU_ATTN", "FLASH_ATTN")  # others may own much memory in every builder of metadata
 DECODERS = (  # module and class, whose layers are run as `Pruning` does
     "qwen2.Qwen2Model",
     "qwen3_vl.Qwen3LLMModel",
@@ -60,7 +62,8 @@ def install() -> None:
 
     if not hasattr(InputProcessor, "_fastav"):
         InputProcessor._fastav = True
-        InputProcessor._validate_params = _refusing(InputProcessor._validate_params)
+        InputProcessor.process_inputs = _checking(InputProcessor.process_inputs)
+        InputProcessor.resolve_watermarking = _without_beams(InputProcessor.resolve_watermarking)
 
 
 class _Configured:
@@ -80,6 +83,11 @@ class _Configured:
             require_version()
             _adapt(config, asked)
             guards.check(asked, _serving(config))
+            # the same plan in every process, whatever becomes of a file
+            config.additional_config = {
+                **config.additional_config,
+                "fastav": {"plan": json.loads(asked.plan.to_json())},
+            }
             config.parallel_config.worker_cls = WORKER
             config.scheduler_config.scheduler_cls = SCHEDULER
 
@@ -115,23 +123,60 @@ def said_by(params: Any) -> Any:
     return (getattr(params, "extra_args", None) or {}).get("fastav")
 
 
-def _refusing(plain: Any) -> Any:
-    """vLLM's check of a request's parameters, with ours before it, whose errors it hands to the client."""
+def _checking(plain: Any) -> Any:
+    """vLLM's `process_inputs`, with our checks around it, whose errors it hands to the client as its own."""
 
-    def validate(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
-        additional = self.vllm_config.additional_config
-        if isinstance(additional, Mapping) and "fastav" in additional:
-            if getattr(params, "prompt_logprobs", None) is not None:
-                raise ValueError("prompt_logprobs asks for logits at tokens that fastav drops: leave it out")
-            try:
-                self.__dict__.setdefault("_fastav", plans(self.vllm_config)).of(said_by(params))
-            except FastAVError as error:
-                raise ValueError(str(error)) from error
-        elif said_by(params) is not None:
-            raise ValueError(f"this server does not prune: {guards.HOW}")
-        return plain(self, params, *args, **kwargs)
+    def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **named: Any) -> Any:
+        made = _plans_of(self)
+        if made is None:
+            if said_by(params) is not None:
+                raise ValueError(f"this server does not prune: {guards.HOW}")
+            return plain(self, request_id, prompt, params, *args, **named)
+        if getattr(params, "prompt_logprobs", None) is not None:
+            raise ValueError("prompt_logprobs asks for logits at tokens that fastav drops: leave it out")
+        if named.get("resumable"):
+            raise ValueError("input that comes in a stream grows a prompt that has been pruned: send it whole")
+        with _told():
+            chosen = made.of(said_by(params))
+        request = plain(self, request_id, prompt, params, *args, **named)
+        if all(feature.data is not None for feature in request.mm_features or ()):  # not where a cache has it
+            with _told():
+                chosen.of(prompt_of(request, chosen))
+        return request
 
-    return validate
+    return process_inputs
+
+
+def _without_beams(plain: Any) -> Any:
+    """What vLLM asks about the parameters of every request first, and of beams alone."""
+
+    def resolve_watermarking(self: Any, params: Any) -> Any:
+        if type(params).__name__ == "BeamSearchParams" and _plans_of(self) is not None:
+            raise ValueError("vLLM's beam search asks anew for every token, which would be pruned by other queries")
+        return plain(self, params)
+
+    return resolve_watermarking
+
+
+def _plans_of(processor: Any) -> Plans | None:
+    """The plans of the server that a processor of inputs is of; None if it does not prune."""
+    if "_fastav" not in processor.__dict__:
+        config = processor.vllm_config
+        pruning = isinstance(config.additional_config, Mapping) and "fastav" in config.additional_config
+        processor.__dict__["_fastav"] = plans(config) if pruning else None
+    return processor.__dict__["_fastav"]
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Whatever a request's plan or prompt cannot be read for is an error of that request, not of the engine.
+
+    Raises: ValueError.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(str(error) or type(error).__name__) from error
 
 
 def _adapt(config: Any, asked: guards.Asked) -> None:
@@ -147,7 +192,6 @@ def _adapt(config: Any, asked: guards.Asked) -> None:
     if scheduler.enable_chunked_prefill and not asked.by_layout:
         log.warning("fastav: chunked prefill is turned off, as the plan's methods look at whole prompts")
         scheduler.enable_chunked_prefill = False
-        scheduler.long_prefill_token_threshold = 0
     if not scheduler.enable_chunked_prefill:
         _make_room(scheduler, config.model_config.max_model_len)
     if not current_platform.is_cpu():
@@ -167,6 +211,8 @@ def _make_room(scheduler: Any, longest: int) -> None:
 
     Where a prompt's media found no room there, vLLM would run the text before them by itself.
     """
+    scheduler.long_prefill_token_threshold = 0
+    scheduler.max_num_scheduled_tokens = None  # which vLLM takes from the next
     scheduler.max_num_batched_tokens = max(scheduler.max_num_batched_tokens, longest)
     scheduler.max_num_encoder_input_tokens = scheduler.max_num_batched_tokens
     scheduler.encoder_cache_size = 2 * scheduler.max_num_batched_tokens
@@ -192,6 +238,7 @@ def _serving(config: Any) -> guards.Serving:
         pooling=model.runner_type != "generate",
         prompt_embeds=bool(model.enable_prompt_embeds),
         evs=media is not None and bool(media.video_pruning_rate),
+        routed_experts=bool(config.aux_output_config.enabled),
         shared_media=media is not None and media.mm_processor_cache_type == "shm",
         own_worker=parallel.worker_cls not in ("auto", WORKER),
         own_scheduler=config.scheduler_config.scheduler_cls not in (None, SCHEDULER),
@@ -283,6 +330,11 @@ class Pruning:
         self.passages: dict[str, Passage] = {}
         self.ranks = Ranks(get_tp_group())
         self.names = [layer.self_attn.attn.layer_name for layer in decoder.layers]
+        for backend in {layer.self_attn.attn.attn_backend.get_name() for layer in decoder.layers}:
+            if backend not in BACKENDS:
+                raise UnsupportedPlan(
+                    f"pruning does not know the attention backend {backend}", f"--attention-backend {BACKENDS[-1]}"
+                )
         self._builders: dict[str, tuple[Any, int]] = {}
 
     @torch.inference_mode()
@@ -464,6 +516,6 @@ class Pruning:
 
 def prompt_of(request: Any, made: Passages) -> Mapping[str, Any]:
     """What an adapter reads of a request's prompt."""
-    features = sorted(request.mm_features, key=lambda feature: feature.mm_position.offset)
+    features = sorted(request.mm_features or (), key=lambda feature: feature.mm_position.offset)
     assert all(feature.data is not None for feature in features), "a cache that withholds them is refused at start"
     return inputs_of(made.asked.adapter, request.prompt_token_ids, [feature.data for feature in features])

@@ -73,8 +73,8 @@ def in_parts(specs: Mapping[str, Any], names: Sequence[str], made: Passages, lon
     names: its layers, in order. made: by the server's plan. longest: tokens that a prompt may have.
     """
     firsts = parts(made.asked.plan.tokens(_example(made, longest), made.depth))
-    if len(firsts) == 1:
-        return dict(specs)
+    if len(firsts) == 1 or any(type(specs[name]) is not FullAttentionSpec for name in names):
+        return dict(specs)  # other kinds of cache stay as they are
     found = dict(specs)
     for index, name in enumerate(names):
         first = max(first for first in firsts if first <= index)

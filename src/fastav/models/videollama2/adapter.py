@@ -231,9 +231,9 @@ def _layout(scheme: Scheme, ids: np.ndarray, heard: Iterator[np.ndarray]) -> Lay
     video, audio = ids == scheme.video_token_id, ids == scheme.audio_token_id
     frame = np.where(video, (np.cumsum(video) - 1) // scheme.pair_tokens * MERGE, -1)
     padding = np.zeros(len(ids), bool)
-    count = int(audio.sum()) // scheme.audio_tokens
+    count, rest = divmod(int(audio.sum()), scheme.audio_tokens)
     sounds = list(islice(heard, count))
-    if count and len(sounds) == count:
+    if count and not rest and len(sounds) == count:
         padding[audio] = ~np.concatenate(sounds)
     return of_places(video, audio, frame=frame, padding=padding)
 
