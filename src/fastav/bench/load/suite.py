@@ -1,5 +1,6 @@
 """All of it: contenders by turns, round after round, each asked by more and more clients at once."""
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -110,7 +111,11 @@ class Suite:
         environment = flags.ENVIRONMENT
         with serving(words, environment, log, seconds=self.bounds.start) as server:
             ready = time.perf_counter() - start
-            known = self.servers.setdefault(one.name, {"environment": dict(environment), "command": words, "start": []})
+            told = [
+                "python" if word == sys.executable else self.of.name if word == self.of.source else word
+                for word in words
+            ]
+            known = self.servers.setdefault(one.name, {"environment": dict(environment), "command": told, "start": []})
             known["start"].append(ready)
             self._require_pruning(one, server)
             self._warm(server)
