@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 from asking import TOLERANCE, Question, ask, difference, film, plan_of, sampling, serving, sound
 from test_vllm_exact import GLOBAL, HEARD, QUESTIONS, SEEN
+from vllm.exceptions import VLLMValidationError
 
 from fastav.plan import Keep, Plan, Share, Step
 
@@ -124,7 +125,7 @@ def test_requests_name_plans_of_their_own(omni, server):
             (3, "names its plan by a text"),
             ("omnizip", "encoder scores"),
         ]:
-            with pytest.raises(ValueError, match=words):
+            with pytest.raises(VLLMValidationError, match=words):
                 llm.generate([questions[0].for_vllm()], sampling(2, extra_args={"fastav": plan}), use_tqdm=False)
         (after,) = ask(llm, [QUESTIONS[2]])
         assert difference(after, omni(QUESTIONS[2], plan_of(server, omni))) < TOLERANCE
@@ -134,7 +135,7 @@ def test_pieces_and_servers_that_do_not_prune_refuse_plans_of_requests(omni):
     with serving(omni.folder, HALF) as llm:  # by the layout alone: prompts may come in pieces
         (output,) = llm.generate([LONG[0].for_vllm()], sampling(2, extra_args={"fastav": "none"}), use_tqdm=False)
         assert list(output.outputs[0].token_ids) == omni(LONG[0], Plan())[1][:2]
-        with pytest.raises(ValueError, match="chunked prefill shows it pieces"):
+        with pytest.raises(VLLMValidationError, match="chunked prefill shows it pieces"):
             llm.generate([LONG[0].for_vllm()], sampling(2, extra_args={"fastav": "fastav"}), use_tqdm=False)
-    with serving(omni.folder, None) as llm, pytest.raises(ValueError, match="does not prune"):
+    with serving(omni.folder, None) as llm, pytest.raises(VLLMValidationError, match="does not prune"):
         llm.generate([LONG[0].for_vllm()], sampling(2, extra_args={"fastav": "fastav"}), use_tqdm=False)

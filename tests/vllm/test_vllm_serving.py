@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 import pytest
 from asking import RATE, TOLERANCE, Question, ask, difference, plan_of, said, sampling, serving, sound
 from test_vllm_exact import GLOBAL, QUESTIONS
+from vllm.exceptions import VLLMValidationError
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 from vllm.v1.engine.input_processor import InputProcessor
 
@@ -90,7 +92,7 @@ def test_several_answers_are_alike_and_prompt_logprobs_refused(omni):
         (output,) = llm.generate([QUESTIONS[0].for_vllm()], likeliest, use_tqdm=False)
         _, tokens, _ = omni(QUESTIONS[0], chosen)
         assert [list(answer.token_ids) for answer in output.outputs] == [tokens[:5]] * 3
-        with pytest.raises(ValueError, match="prompt_logprobs asks for logits at tokens that fastav drops"):
+        with pytest.raises(VLLMValidationError, match="prompt_logprobs asks for logits at tokens that fastav drops"):
             llm.generate([QUESTIONS[0].for_vllm()], sampling(5, prompt_logprobs=1), use_tqdm=False)
         (after,) = ask(llm, [QUESTIONS[1]])
         assert difference(after, omni(QUESTIONS[1], chosen)) < TOLERANCE
@@ -132,14 +134,22 @@ def test_a_server_prunes_for_concurrent_clients(omni, tmp_path):
     with server(omni.folder, "fastav", tmp_path / "log") as url:
         answers = at_once(url, [*questions, questions[0]])
         streamed = posted(url, body(*questions[1]) | {"stream": True})
+        unpruned = json.loads(posted(url, body(*questions[1]) | {"vllm_xargs": {"fastav": "none"}}))
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            posted(url, body(*questions[1]) | {"vllm_xargs": {"fastav": "fastaw"}})
+        assert refused.value.code == 400
+        assert "did you mean fastav" in refused.value.read().decode()
+        assert at_once(url, [questions[0]]) == answers[:1]
     words = [json.loads(line[6:]) for line in streamed.splitlines() if line.startswith("data: {")]
     chosen = plan_of("fastav", omni)
     for (text, wave), answer in zip(questions, answers, strict=False):
         marks = [] if wave is None else [{"type": "audio"}]
         turns = [{"role": "user", "content": [*marks, {"type": "text", "text": text}]}]
         shown = omni.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        _, tokens, _ = omni(Question(text=shown, audio=wave, new=8), chosen)
+        _, tokens, _ = omni(question := Question(text=shown, audio=wave, new=8), chosen)
         assert answer == tokens
+        if text == questions[1][0]:
+            assert unpruned["choices"][0]["token_ids"] == omni(question, Plan())[1]
     assert answers[4] == answers[0]
     assert [t for word in words for choice in word["choices"] for t in choice.get("token_ids") or []] == answers[1]
 
@@ -253,10 +263,10 @@ def test_what_others_would_suffer_from_is_refused_or_mended(omni):
         answers = ask(llm, QUESTIONS[:3])
         for answer, one in zip(answers, QUESTIONS, strict=False):
             assert difference(answer, omni(one, chosen)) < TOLERANCE
-        with pytest.raises(ValueError, match="beam search asks anew"):
+        with pytest.raises(VLLMValidationError, match="beam search asks anew"):
             llm.beam_search([question.for_vllm()], BeamSearchParams(beam_width=2, max_tokens=3))
         grown = llm.llm_engine.input_processor
-        with pytest.raises(ValueError, match="comes in a stream"):
+        with pytest.raises(VLLMValidationError, match="comes in a stream"):
             grown.process_inputs("x", question.for_vllm(), sampling(2), ("generate",), resumable=True)
     with serving(omni.folder, None) as llm:
         assert len(llm.beam_search([{"prompt": "hi"}], BeamSearchParams(beam_width=2, max_tokens=3))) == 1

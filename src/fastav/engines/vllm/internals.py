@@ -130,12 +130,12 @@ def _checking(plain: Any) -> Any:
         made = _plans_of(self)
         if made is None:
             if said_by(params) is not None:
-                raise ValueError(f"this server does not prune: {guards.HOW}")
+                raise _refusal(f"this server does not prune: {guards.HOW}")
             return plain(self, request_id, prompt, params, *args, **named)
         if getattr(params, "prompt_logprobs", None) is not None:
-            raise ValueError("prompt_logprobs asks for logits at tokens that fastav drops: leave it out")
+            raise _refusal("prompt_logprobs asks for logits at tokens that fastav drops: leave it out")
         if named.get("resumable"):
-            raise ValueError("input that comes in a stream grows a prompt that has been pruned: send it whole")
+            raise _refusal("input that comes in a stream grows a prompt that has been pruned: send it whole")
         with _told():
             chosen = made.of(said_by(params))
         request = plain(self, request_id, prompt, params, *args, **named)
@@ -152,7 +152,7 @@ def _without_beams(plain: Any) -> Any:
 
     def resolve_watermarking(self: Any, params: Any) -> Any:
         if type(params).__name__ == "BeamSearchParams" and _plans_of(self) is not None:
-            raise ValueError("vLLM's beam search asks anew for every token, which would be pruned by other queries")
+            raise _refusal("vLLM's beam search asks anew for every token, which would be pruned by other queries")
         return plain(self, params)
 
     return resolve_watermarking
@@ -169,14 +169,18 @@ def _plans_of(processor: Any) -> Plans | None:
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Whatever a request's plan or prompt cannot be read for is an error of that request, not of the engine.
-
-    Raises: ValueError.
-    """
+    """Whatever a request's plan or prompt cannot be read for is an error of that request, not of the engine."""
     try:
         yield
     except Exception as error:
-        raise ValueError(str(error) or type(error).__name__) from error
+        raise _refusal(str(error) or type(error).__name__) from error
+
+
+def _refusal(words: str) -> Exception:
+    """What vLLM's server answers with 400."""
+    from vllm.exceptions import VLLMValidationError  # pyright: ignore[reportMissingImports]
+
+    return VLLMValidationError(words)
 
 
 def _adapt(config: Any, asked: guards.Asked) -> None:
