@@ -76,6 +76,20 @@ def sound(seconds: float, seed: int) -> np.ndarray:
     return (np.random.default_rng(seed).standard_normal(int(seconds * RATE)) * 0.1).astype(np.float32)
 
 
+def questions(heard: str, seen: str, drawn: str) -> list[Question]:
+    """Of all kinds, with the marks of a model that hears and sees."""
+    return [
+        Question(text=f"hear {heard} and see {seen} what is it?", video=film(4, 1), audio=sound(3, 2), new=9),
+        Question(text="only text, of some length, about nothing at all that one could see", new=17),
+        Question(text=f"x {heard} tell", audio=sound(2, 3), new=12),
+        Question(text=f"a film {seen} what does it show, and for how long?", video=film(6, 4)),
+        Question(text=f"with its own sound {seen} what is it?", video=film(4, 5), audio=sound(4, 6), together=True),
+        Question(text="hi", new=5),
+        Question(text=f"{seen}", video=film(2, 7), new=3),
+        Question(text=f"of {drawn} and {heard} what do you make?", image=film(0.5, 8)[0], audio=sound(2, 9)),
+    ]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Said:
     """prompt: how many tokens it has. tokens: generated. likely: of each, the logarithm of its probability, by id."""

@@ -1,21 +1,12 @@
 """Pruned inside vLLM or by the transformers engine: the same tokens, and the same probabilities."""
 
 import pytest
-from asking import DRAWN, HEARD, SEEN, TOLERANCE, Question, ask, difference, film, plan_of, serving, sound
+from asking import DRAWN, HEARD, SEEN, TOLERANCE, Question, ask, difference, film, plan_of, questions, serving
 
 from fastav.plan import Before, Keep, Plan, Share, Step, Tokens
 from fastav.presets import fastav
 
-QUESTIONS = [
-    Question(text=f"hear {HEARD} and see {SEEN} what is it?", video=film(4, 1), audio=sound(3, 2), new=9),
-    Question(text="only text, of some length, about nothing at all that one could see", new=17),
-    Question(text=f"x {HEARD} tell", audio=sound(2, 3), new=12),
-    Question(text=f"a film {SEEN} what does it show, and for how long?", video=film(6, 4)),
-    Question(text=f"with its own sound {SEEN} what is it?", video=film(4, 5), audio=sound(4, 6), together=True),
-    Question(text="hi", new=5),
-    Question(text=f"{SEEN}", video=film(2, 7), new=3),
-    Question(text=f"of {DRAWN} and {HEARD} what do you make?", image=film(0.5, 8)[0], audio=sound(2, 9)),
-]
+QUESTIONS = questions(HEARD, SEEN, DRAWN)
 BOTH = Keep(audio=Tokens(5), video=Share(0.4))
 GLOBAL = {
     "position": Plan((Step(layers="middle", method="position", keep=Keep(media=Before(40))),)),

@@ -1,7 +1,7 @@
 """The Qwen3 decoders: deepstack adds what the vision tower saw to the hidden states of the first layers."""
 
 import pytest
-from asking import TOLERANCE, Question, ask, difference, film, serving, sound
+from asking import TOLERANCE, Question, ask, difference, film, questions, serving
 from test_vllm_exact import ASKING, BOTH, agree
 
 from fastav.plan import Before, Keep, Plan, Share, Step
@@ -9,16 +9,7 @@ from fastav.plan import Before, Keep, Plan, Share, Step
 HEARD = "<|audio_start|><|audio_pad|><|audio_end|>"
 DRAWN = "<|vision_start|><|image_pad|><|vision_end|>"
 SEEN = "<|vision_start|><|video_pad|><|vision_end|>"
-QUESTIONS = [
-    Question(text=f"hear {HEARD} and see {SEEN} what is it?", video=film(4, 1), audio=sound(3, 2), new=9),
-    Question(text="only text, of some length, about nothing at all that one could see", new=17),
-    Question(text=f"x {HEARD} tell", audio=sound(2, 3), new=12),
-    Question(text=f"a film {SEEN} what does it show, and for how long?", video=film(6, 4)),
-    Question(text=f"with its own sound {SEEN} what is it?", video=film(4, 5), audio=sound(4, 6), together=True),
-    Question(text="hi", new=5),
-    Question(text=f"{SEEN}", video=film(2, 7), new=3),
-    Question(text=f"of {DRAWN} and {HEARD} what do you make?", image=film(0.5, 8)[0], audio=sound(2, 9)),
-]
+QUESTIONS = questions(HEARD, SEEN, DRAWN)
 SHOWN = [
     Question(text=f"see {SEEN} what is it?", video=film(4, 1, 24), new=9),
     Question(text="only text", new=17),

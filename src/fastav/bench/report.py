@@ -18,10 +18,12 @@ FORMAT = 1  # of the JSON
 Json = Mapping[str, Any]
 
 
-def circumstances(arguments: Sequence[str], device: torch.device, commit: str | None) -> dict[str, Any]:
-    """Command, commit, machine, versions and date.  commit: where git cannot tell."""
+def circumstances(
+    arguments: Sequence[str], device: torch.device, commit: str | None, program: str = "fastav.bench"
+) -> dict[str, Any]:
+    """Command, commit, machine, versions and date.  commit: where git cannot tell. program: the module that was run."""
     found = provenance(device)
-    command = shlex.join(["python", "-m", "fastav.bench", *arguments])
+    command = shlex.join(["python", "-m", program, *arguments])
     return {"command": command, **found, "commit": found["commit"] or commit}
 
 

@@ -52,8 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
     torch.set_num_threads(options.threads)
-    result = report.circumstances(arguments, device, options.commit)
-    result["command"] = result["command"].replace("fastav.bench", "fastav.bench.rollout", 1)
+    result = report.circumstances(arguments, device, options.commit, "fastav.bench.rollout")
     result["costs"] = []
     print(f"{'tokens':>8}  {'what':<24}{'seconds a layer':>26}{'peak MB':>10}")
     for tokens in map(int, options.tokens.split(",")):

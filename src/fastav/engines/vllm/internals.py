@@ -141,7 +141,7 @@ def _checking(plain: Any) -> Any:
         request = plain(self, request_id, prompt, params, *args, **named)
         if all(feature.data is not None for feature in request.mm_features or ()):  # not where a cache has it
             with _told():
-                chosen.of(prompt_of(request, chosen))
+                chosen.counts(prompt_of(request, chosen))
         return request
 
     return process_inputs

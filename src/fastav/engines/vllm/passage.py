@@ -81,14 +81,18 @@ class Passages:
         only to be counted.
         Raises: PlanError.
         """
-        (layout,) = self.asked.adapter.layouts(self.asked.config, inputs)
-        held = self.asked.plan.tokens(layout, self.depth)
+        layout, held = self.counts(inputs)
         if min(held) == len(layout):
             stays = (np.ones(len(layout), bool),) * self.depth
         else:
             stays = self._stays(layout) if self.asked.by_layout else None
         prefill = self._prefill(layout, device) if stays is None and device is not None else None
         return Passage(made=self, length=len(layout), held=held, stays=stays, prefill=prefill)
+
+    def counts(self, inputs: Mapping[str, Any]) -> tuple[Layout, tuple[int, ...]]:
+        """The layout of a prompt, and how many of its tokens each layer keeps.  inputs: as `of`.  Raises: PlanError."""
+        (layout,) = self.asked.adapter.layouts(self.asked.config, inputs)
+        return layout, self.asked.plan.tokens(layout, self.depth)
 
     def _stays(self, layout: Layout) -> tuple[Stays, ...]:
         """What stays in each layer, by a prefill of tokens that have no features."""
