@@ -5,6 +5,7 @@ FastAVError
 │   └── UnknownName         a name that no registry knows, with the nearest that it does
 ├── UnsupportedModel        a model whose layers cannot be pruned, or that no adapter knows
 ├── UnsupportedPlan         a plan, or a way of generating, that cannot be exact on this model and engine
+├── PlanNotApplied          an engine did not do what the plan says: a library that fastav does not fit
 ├── MediaError              a clip that cannot be used
 │   ├── UnreadableMedia     no such file, not media, truncated, or too large
 │   └── MissingTrack        the clip has no video (or audio) where the request needs it
@@ -43,6 +44,10 @@ class UnsupportedModel(FastAVError):
 
 class UnsupportedPlan(FastAVError):
     """A plan, or a way of generating, that cannot be exact on this model and engine."""
+
+
+class PlanNotApplied(FastAVError):
+    """An engine did not do what the plan says, as a library beneath it is not the one that fastav was made for."""
 
 
 class MediaError(FastAVError):
