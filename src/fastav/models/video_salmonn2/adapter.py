@@ -9,13 +9,12 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from fastav.adapter import ModelAdapter, Prepared, Prompt, Request
-from fastav.errors import CheckpointError, MissingTrack
+from fastav.errors import CheckpointError
 from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
 from fastav.models._adapters import host, of_places, prompts_of, qwen2_shape, with_seconds
 from fastav.models._checkpoint import load, readable
 from fastav.models._prompts import shown_whole
-from fastav.models.video_salmonn2.audio import left_channel
 from fastav.models.video_salmonn2.configuration import VideoSalmonn2Config
 from fastav.models.video_salmonn2.modeling import VideoSalmonn2ForConditionalGeneration
 from fastav.models.video_salmonn2.processing import VideoSalmonn2Processor
@@ -82,18 +81,15 @@ class VideoSalmonn2Adapter(ModelAdapter):
             raise CheckpointError(
                 f"{self.name} needs a VideoSalmonn2Processor, got {type(processor).__name__}", "use the one `load` gave"
             )
-        scheme = processor.media
-        clips = [read_clip(request, scheme) for request in requests]
+        clips = [processor.read(request) for request in requests]
         inputs = processor(
             [
                 processor.prompt(request.question, video=clip["video"] is not None, audio=clip["audio"] is not None)
                 for request, clip in zip(requests, clips, strict=True)
             ],
-            videos=[clip["video"] for clip in clips],
-            audio=[clip["audio"] for clip in clips],
-            video_seconds=[clip["seconds"] for clip in clips],
+            **processor.media_arguments(clips),
         )
-        return Prepared(inputs=dict(inputs), layouts=tuple(_timed(scheme, inputs, clips)))
+        return Prepared(inputs=dict(inputs), layouts=tuple(_timed(processor.media, inputs, clips)))
 
     def prompt(self, processor: ProcessorMixin, request: Request) -> Prompt:
         """What vLLM is given for a request: the clip as it is."""
@@ -147,22 +143,6 @@ def _scheme(config: PreTrainedConfig) -> Scheme:
     if not isinstance(config, VideoSalmonn2Config):
         raise CheckpointError(f"video-salmonn2 needs a VideoSalmonn2Config, got {type(config).__name__}")
     return config.scheme
-
-
-def read_clip(request: Request, scheme: Scheme) -> dict[str, Any]:
-    """A clip's sampled frames and sound, how long the video lasts, and when each frame is shown."""
-    video, audio = request.tracks
-    if not (video or audio):
-        raise MissingTrack(f"{request.clip.name} has neither a video nor an audio track")
-    read: dict[str, Any] = {"video": None, "audio": None, "seconds": None, "shown": np.zeros(0)}
-    if video:
-        track = request.clip.require_video()
-        indices = sample_frames(track.frames, track.fps, scheme)
-        read |= {"video": track.read(indices), "seconds": track.frames / track.fps, "shown": track.seconds(indices)}
-    if audio:
-        seconds = read["seconds"] if video else scheme.max_time
-        read["audio"] = left_channel(request.clip.require_audio(), round(RATE * seconds))
-    return read
 
 
 def _interleaved(scheme: Scheme, video: int, audio: int, padding: np.ndarray | None) -> Layout:

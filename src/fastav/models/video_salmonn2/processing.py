@@ -10,11 +10,13 @@ from torch import Tensor
 from transformers import BatchFeature
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from fastav.adapter import Request
 from fastav.errors import CheckpointError, MediaError
 from fastav.models._pixels import pixel_values
 from fastav.models._prompts import QWEN2_TEMPLATE, ClipProcessor, checked_frames, checked_sound, joined, per_prompt
 from fastav.models.video_salmonn2.audio import log_mel
 from fastav.models.video_salmonn2.configuration import VideoSalmonn2Config
+from fastav.models.video_salmonn2.reading import read_clip
 from fastav.models.video_salmonn2.scheme import RATE, Scheme
 
 VIDEO, AUDIO = "<video>", "<audio>"
@@ -56,6 +58,15 @@ class VideoSalmonn2Processor(ClipProcessor):
     def media(self) -> Scheme:
         """How a clip becomes tokens."""
         return Scheme(**self.scheme)
+
+    def read(self, request: Request) -> dict[str, Any]:
+        """See `ClipProcessor`."""
+        return read_clip(request, self.media)
+
+    def media_arguments(self, clips: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
+        """See `ClipProcessor`."""
+        names = {"videos": "video", "audio": "audio", "video_seconds": "seconds"}
+        return {argument: [clip and clip[name] for clip in clips] for argument, name in names.items()}
 
     def prompt(self, question: str, *, video: bool, audio: bool = False) -> str:
         """One question about a clip, rendered up to where the model answers."""

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from fastav.adapter import ModelAdapter, Prepared, Request
-from fastav.errors import CheckpointError, MissingTrack
+from fastav.errors import CheckpointError
 from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
 from fastav.models._adapters import host, of_places, prompts_of, qwen2_shape, with_seconds
@@ -26,7 +26,6 @@ from fastav.models.video_salmonn2_plus.scheme import (
     audio_per_step,
     audio_tokens,
 )
-from fastav.models.video_salmonn2_plus.video import read_frames, sample_frames
 from fastav.plan import Keep, Plan, Share
 from fastav.presets import fastav, plus, trim
 
@@ -90,15 +89,12 @@ class VideoSalmonn2PlusAdapter(ModelAdapter):
                 f"{self.name} needs a VideoSalmonn2PlusProcessor, got {type(processor).__name__}",
                 "use the one `load` gave",
             )
-        scheme = processor.media
-        clips = [_read(request, scheme) for request in requests]
+        clips = [processor.read(request) for request in requests]
         inputs = processor(
             [processor.prompt(request.question) for request in requests],
-            videos=[clip["video"] for clip in clips],
-            audio=[clip["audio"] for clip in clips],
-            seconds=[clip["seconds"] for clip in clips],
+            **processor.media_arguments(clips),
         )
-        layouts = _layouts(scheme, inputs)
+        layouts = _layouts(processor.media, inputs)
         return Prepared(
             inputs=dict(inputs),
             layouts=tuple(_timed(layout, clip) for layout, clip in zip(layouts, clips, strict=True)),
@@ -154,25 +150,6 @@ def _scheme(config: PreTrainedConfig) -> Scheme:
     if not isinstance(config, VideoSalmonn2PlusConfig):
         raise CheckpointError(f"video-salmonn2-plus needs a VideoSalmonn2PlusConfig, got {type(config).__name__}")
     return config.scheme
-
-
-def _read(request: Request, scheme: Scheme) -> dict[str, Any]:
-    """A clip's sampled frames and sound, its length, and the second at which each step starts."""
-    video, audio = request.tracks
-    if not video:
-        raise MissingTrack(
-            f"{request.clip.name} is shown without video, and video-SALMONN 2+ hears sound only along with a picture",
-            "use a clip with video, or another model",
-        )
-    track = request.clip.require_video()
-    seconds = track.frames / track.fps
-    indices = sample_frames(track.frames, scheme.frames(seconds))
-    return {
-        "video": read_frames(track, indices, scheme),
-        "audio": request.clip.require_audio().read(RATE) if audio else None,
-        "seconds": seconds,
-        "step_starts": track.seconds(indices)[:: scheme.temporal],
-    }
 
 
 def _timed(layout: Layout, clip: Mapping[str, Any]) -> Layout:

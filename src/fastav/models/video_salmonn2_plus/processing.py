@@ -10,12 +10,14 @@ from torch import Tensor
 from transformers import BatchFeature
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from fastav.adapter import Request
 from fastav.errors import CheckpointError, MediaError
 from fastav.models._pixels import resized
 from fastav.models._prompts import QWEN2_TEMPLATE, ClipProcessor, checked_frames, checked_sound, joined, per_prompt
 from fastav.models.video_salmonn2_plus.audio import spectrograms
 from fastav.models.video_salmonn2_plus.configuration import VideoSalmonn2PlusConfig
 from fastav.models.video_salmonn2_plus.positions import Grid, row_positions
+from fastav.models.video_salmonn2_plus.reading import read_clip
 from fastav.models.video_salmonn2_plus.scheme import RATE, Scheme, audio_per_step, audio_tokens
 from fastav.models.video_salmonn2_plus.video import patches
 
@@ -70,6 +72,15 @@ class VideoSalmonn2PlusProcessor(ClipProcessor):
     def media(self) -> Scheme:
         """How a clip becomes tokens."""
         return Scheme(**self.scheme)
+
+    def read(self, request: Request) -> dict[str, Any]:
+        """See `ClipProcessor`."""
+        return read_clip(request, self.media)
+
+    def media_arguments(self, clips: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
+        """See `ClipProcessor`."""
+        names = {"videos": "video", "audio": "audio", "seconds": "seconds"}
+        return {argument: [clip and clip[name] for clip in clips] for argument, name in names.items()}
 
     def prompt(self, question: str, *, video: bool = True) -> str:
         """One question about a clip, rendered up to where the model answers."""

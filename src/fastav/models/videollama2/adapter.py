@@ -10,19 +10,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from fastav.adapter import AudioAttention, ModelAdapter, Prepared, Prompt, Request
-from fastav.errors import CheckpointError, MissingTrack
+from fastav.errors import CheckpointError
 from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
 from fastav.models._adapters import host, of_places, prompts_of, qwen2_shape, with_seconds
 from fastav.models._checkpoint import load, readable
 from fastav.models._prompts import shown_whole
-from fastav.models.videollama2.audio import clip_bounds
 from fastav.models.videollama2.beats import Beats, BeatsAttention
 from fastav.models.videollama2.configuration import VideoLlama2Config
 from fastav.models.videollama2.modeling import VideoLlama2ForConditionalGeneration
 from fastav.models.videollama2.processing import VideoLlama2Processor
 from fastav.models.videollama2.scheme import MERGE, RATE, SHIFT, Scheme
-from fastav.models.videollama2.video import sample_frames
 from fastav.plan import Keep, Plan, Tokens
 from fastav.presets import fastav, plus, trim
 
@@ -82,18 +80,15 @@ class VideoLlama2Adapter(ModelAdapter):
             raise CheckpointError(
                 f"{self.name} needs a VideoLlama2Processor, got {type(processor).__name__}", "use the one `load` gave"
             )
-        scheme = processor.media
-        clips = [read_clip(request, scheme) for request in requests]
+        clips = [processor.read(request) for request in requests]
         inputs = processor(
             [
                 processor.prompt(request.question, video=clip["video"] is not None, audio=clip["audio"] is not None)
                 for request, clip in zip(requests, clips, strict=True)
             ],
-            videos=[clip["video"] for clip in clips],
-            audio=[clip["audio"] for clip in clips],
-            sampling_rate=[clip["rate"] for clip in clips],
+            **processor.media_arguments(clips),
         )
-        layouts = _layouts(scheme, inputs)
+        layouts = _layouts(processor.media, inputs)
         return Prepared(
             inputs=dict(inputs),
             layouts=tuple(_timed(layout, clip) for layout, clip in zip(layouts, clips, strict=True)),
@@ -173,42 +168,6 @@ def _scheme(config: PreTrainedConfig) -> Scheme:
     if not isinstance(config, VideoLlama2Config):
         raise CheckpointError(f"videollama2 needs a VideoLlama2Config, got {type(config).__name__}")
     return config.scheme
-
-
-def read_clip(request: Request, scheme: Scheme) -> dict[str, Any]:
-    """A clip's sampled frames and sound, and the second at which each pair of frames and each audio token starts."""
-    video, audio = request.tracks
-    if not (video or audio):
-        raise MissingTrack(f"{request.clip.name} has neither a video nor an audio track")
-    read: dict[str, Any] = {"video": None, "audio": None, "rate": RATE, "frame_seconds": [], "sound_seconds": []}
-    if video:
-        track = request.clip.require_video()
-        indices = sample_frames(track.frames, scheme.num_frames, scheme.most_frames)
-        read["video"] = track.read(indices)
-        read["frame_seconds"] = track.seconds(indices)[: len(indices) // MERGE * MERGE : MERGE]
-    times = np.arange(scheme.audio_grid[0]) * scheme.audio_patch * SHIFT  # first sample of each patch
-    if audio and video:
-        sound = request.clip.require_audio()
-        samples = sound.length(RATE)
-        bounds = clip_bounds(samples, scheme)
-        read["audio"] = sound.read(RATE, spans=[(int(start), int(end)) for start, end in bounds])
-        read["sound_seconds"] = _soundtrack_seconds(times, bounds, samples)
-    elif audio:
-        sound = request.clip.require_audio()
-        read["audio"] = sound.native(channel=0, max_seconds=float(scheme.audio_seconds))
-        read["rate"] = sound.sample_rate
-        read["sound_seconds"] = times / RATE
-    return read
-
-
-def _soundtrack_seconds(times: np.ndarray, bounds: np.ndarray, samples: int) -> np.ndarray:
-    """Where in the clip each sample of the joined pieces is; NaN past their end."""
-    lengths = np.minimum(bounds[:, 1], samples) - bounds[:, 0]
-    ends = np.cumsum(lengths)
-    piece = np.searchsorted(ends, times, side="right")
-    known = piece < len(bounds)
-    piece = np.minimum(piece, len(bounds) - 1)
-    return np.where(known, (bounds[piece, 0] + times - (ends - lengths)[piece]) / RATE, np.nan)
 
 
 def _timed(layout: Layout, clip: Mapping[str, Any]) -> Layout:

@@ -10,10 +10,12 @@ from torch import Tensor
 from transformers import BatchFeature
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from fastav.adapter import Request
 from fastav.errors import CheckpointError, MediaError
 from fastav.models._prompts import QWEN2_TEMPLATE, ClipProcessor, checked_frames, checked_sound, per_prompt
 from fastav.models.videollama2.audio import file_features, soundtrack_features
 from fastav.models.videollama2.configuration import VideoLlama2Config
+from fastav.models.videollama2.reading import read_clip
 from fastav.models.videollama2.scheme import RATE, Scheme
 from fastav.models.videollama2.video import pixel_values
 
@@ -55,6 +57,18 @@ class VideoLlama2Processor(ClipProcessor):
     def media(self) -> Scheme:
         """How a clip becomes tokens."""
         return Scheme(**self.scheme)
+
+    def read(self, request: Request) -> dict[str, Any]:
+        """See `ClipProcessor`."""
+        return read_clip(request, self.media)
+
+    def media_arguments(self, clips: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
+        """See `ClipProcessor`."""
+        return {
+            "videos": [clip and clip["video"] for clip in clips],
+            "audio": [clip and clip["audio"] for clip in clips],
+            "sampling_rate": [clip["rate"] if clip else RATE for clip in clips],
+        }
 
     def prompt(self, question: str, *, video: bool, audio: bool = False) -> str:
         """One question about a clip, rendered up to where the model answers."""

@@ -11,7 +11,6 @@ from fastav.adapter import Request
 from fastav.engines.vllm.families._clips import ClipDummies, ClipInfo, ClipProcessing
 from fastav.engines.vllm.families._model import ClipModel, Item
 from fastav.models.video_salmonn2 import VideoSalmonn2Processor
-from fastav.models.video_salmonn2.adapter import read_clip
 
 
 class VideoSalmonn2Info(ClipInfo):
@@ -25,8 +24,7 @@ class VideoSalmonn2Processing(ClipProcessing):
 
     def encoded(self, processor: Any, request: Request, place: str) -> BatchFeature:
         """See `ClipProcessing`."""
-        clip = read_clip(request, processor.media)
-        return processor(place, videos=[clip["video"]], audio=[clip["audio"]], video_seconds=[clip["seconds"]])
+        return processor(place, **processor.media_arguments([processor.read(request)]))
 
 
 @MULTIMODAL_REGISTRY.register_processor(VideoSalmonn2Processing, info=VideoSalmonn2Info, dummy_inputs=ClipDummies)

@@ -13,7 +13,6 @@ from fastav.adapter import Request
 from fastav.engines.vllm.families._clips import ClipDummies, ClipInfo, ClipProcessing
 from fastav.engines.vllm.families._model import ClipModel, Item
 from fastav.models.videollama2 import VideoLlama2Processor
-from fastav.models.videollama2.adapter import read_clip
 from fastav.models.videollama2.modeling import VideoLlama2RotaryEmbedding
 
 
@@ -28,8 +27,7 @@ class VideoLlama2Processing(ClipProcessing):
 
     def encoded(self, processor: Any, request: Request, place: str) -> BatchFeature:
         """See `ClipProcessing`."""
-        clip = read_clip(request, processor.media)
-        return processor(place, videos=[clip["video"]], audio=[clip["audio"]], sampling_rate=[clip["rate"]])
+        return processor(place, **processor.media_arguments([processor.read(request)]))
 
 
 @MULTIMODAL_REGISTRY.register_processor(VideoLlama2Processing, info=VideoLlama2Info, dummy_inputs=ClipDummies)

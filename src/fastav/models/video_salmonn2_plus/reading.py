@@ -1,0 +1,27 @@
+"""From a clip to what the processor takes: sampled frames, sound, and when they are."""
+
+from typing import Any
+
+from fastav.adapter import Request
+from fastav.errors import MissingTrack
+from fastav.models.video_salmonn2_plus.scheme import RATE, Scheme
+from fastav.models.video_salmonn2_plus.video import read_frames, sample_frames
+
+
+def read_clip(request: Request, scheme: Scheme) -> dict[str, Any]:
+    """A clip's sampled frames and sound, its length, and the second at which each step starts."""
+    video, audio = request.tracks
+    if not video:
+        raise MissingTrack(
+            f"{request.clip.name} is shown without video, and video-SALMONN 2+ hears sound only along with a picture",
+            "use a clip with video, or another model",
+        )
+    track = request.clip.require_video()
+    seconds = track.frames / track.fps
+    indices = sample_frames(track.frames, scheme.frames(seconds))
+    return {
+        "video": read_frames(track, indices, scheme),
+        "audio": request.clip.require_audio().read(RATE) if audio else None,
+        "seconds": seconds,
+        "step_starts": track.seconds(indices)[:: scheme.temporal],
+    }
