@@ -1,5 +1,6 @@
 """What the processors share: rendered conversations, checked media, padded token ids."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar
@@ -8,10 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import ProcessorMixin
+from transformers.utils.chat_template_utils import _get_template_variables
 
 from fastav.adapter import Prompt, Request
 from fastav.errors import MediaError
 from fastav.models._checkpoint import HUB_OPTIONS
+from fastav.models._conversations import flat, request_of
+
+TEMPLATE_ARGUMENTS = frozenset({"tools", "documents", "add_generation_prompt", "continue_final_message"})
+CALL_ARGUMENTS = frozenset({"padding", "return_tensors"})
+MEDIA_ARGUMENTS = frozenset({"images", "videos", "audio"})
 
 QWEN2_TEMPLATE = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -42,19 +49,74 @@ class ClipProcessor(ProcessorMixin):
             found["scheme"] = asdict(cls.model_config.from_pretrained(pretrained_model_name_or_path, **hub).scheme)
         return found, rest
 
-    def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
-        """Render a conversation (or a list of them); a string unless `tokenize=True`.
+    def read(self, request: Request) -> Mapping[str, Any]:
+        """A clip's frames and sound as this family samples them."""
+        raise NotImplementedError
+
+    def media_arguments(self, clips: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
+        """Arguments of `__call__` for what `read` gave, one for each prompt, None where it has no clip."""
+        raise NotImplementedError
+
+    def apply_chat_template(
+        self,
+        conversation: Any,
+        chat_template: str | None = None,
+        *,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        return_tensors: str | None = None,
+        load_audio_from_video: bool | None = None,
+        processor_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Render a conversation (or a list of them), or make the model's inputs of it.
 
         Contents may be strings, or lists of parts of type "video", "audio" and "text": the clip comes first, as
-        `places` has it, then the text.
-        Raises: MediaError for parts of another type, and for audio without video if the model cannot hear that.
+        `places` has it, then the text. A conversation shows one clip; `request_of` says how its parts name it.
+        tokenize: read the clips and give `input_ids`, or all inputs if `return_dict`; otherwise a string.
+        load_audio_from_video: whether a video is shown with its sound; None: if it has any, as `fastav.pipeline` does.
+        processor_kwargs: further arguments of `__call__`, which may also stand among the others; what is left goes to
+        the template.
+
+        Raises: MediaError for parts or arguments that mean nothing here; as `request_of` and `__call__`.
         """
-        if conversation and isinstance(conversation[0], Mapping):
-            messages: Any = flat(conversation, self.places)
-        else:
-            messages = [flat(one, self.places) for one in conversation]
-        kwargs.setdefault("tokenize", False)
-        return self.tokenizer.apply_chat_template(messages, chat_template=chat_template or self.chat_template, **kwargs)
+        batched = not (conversation and isinstance(conversation[0], Mapping))
+        talks = list(conversation) if batched else [conversation]
+        messages = [flat(talk, self.places) for talk in talks]
+        template = self._template(chat_template)
+        given = dict(processor_kwargs or {})
+        if tokenize:
+            given |= {name: kwargs.pop(name) for name in list(kwargs) if name in CALL_ARGUMENTS | MEDIA_ARGUMENTS}
+            _refuse_unknown(kwargs, given, template)
+        texts = self.tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **kwargs)
+        if not tokenize:
+            return texts if batched else texts[0]
+        requests = [request_of(talk, load_audio_from_video) for talk in talks]
+        clips = [None if request is None else self.read(request) for request in requests]
+        given["return_tensors"] = return_tensors or given.get("return_tensors") or "pt"
+        inputs = self(texts, **self.media_arguments(clips), **given)
+        return inputs if return_dict else inputs["input_ids"]
+
+    def _template(self, name: str | None) -> str:
+        """A template by its name, as it stands, or the default one."""
+        held: Any = self.chat_template
+        known: Mapping[str, str] = held if isinstance(held, Mapping) else {"default": held}
+        return known["default"] if name is None else known.get(name, name)
+
+    def _refuse_empty_places(self, prompts: Sequence[str], clips: Sequence[Any], sounds: Sequence[Any]) -> None:
+        """Raise MediaError if a prompt that comes without a clip has a place for one.
+
+        Such a place begins or ends a line; within a line, the same word is plain text.
+        """
+        for prompt, clip, sound in zip(prompts, clips, sounds, strict=True):
+            missing = () if clip is not None else ("video",) if sound is not None else ("video", "audio")
+            for kind in missing:
+                mark = self.places[kind].strip() if kind in self.places else ""
+                if mark and re.search(f"^{re.escape(mark)}|{re.escape(mark)}$", prompt, re.MULTILINE):
+                    raise MediaError(
+                        f"the prompt has a place for {kind}, {mark}, but none was given: {prompt!r}",
+                        f"give the {kind} with it, or take {mark} out",
+                    )
 
     def _tokens(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
@@ -83,6 +145,14 @@ def shown_whole(processor: Any, request: Request) -> Prompt:
         media={"video" if video else "audio": request.clip},
         options={"use": str(request.use)} if video else {},
     )
+
+
+def refuse_call(images: Any, padding: Any, return_tensors: Any) -> None:
+    """Raise MediaError for what no processor of ours makes: inputs of images, and rows of other kinds."""
+    if images is not None:
+        raise MediaError("this processor takes clips, not images", "give an image as a video of one frame")
+    if return_tensors != "pt" or padding not in (True, "longest"):
+        raise MediaError("this processor makes padded PyTorch tensors only", "leave return_tensors and padding out")
 
 
 def per_prompt(name: str, value: Any, prompts: int, ndim: int) -> list[Any]:
@@ -121,19 +191,18 @@ def checked_sound(sound: Any) -> np.ndarray:
     return samples
 
 
-def flat(conversation: Sequence[Mapping[str, Any]], places: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The messages with contents that are strings; `places` as in `ClipProcessor`."""
-    return [{**message, "content": _content(message["content"], places)} for message in conversation]
-
-
-def _content(content: Any, places: Mapping[str, str]) -> str:
-    if isinstance(content, str):
-        return content
-    kinds = [part["type"] for part in content]
-    if unknown := set(kinds) - {"video", "audio", "text"}:
-        raise MediaError(f"a message part cannot be of type {', '.join(sorted(unknown))}", "use video, audio and text")
-    shown = next((kind for kind in ("video", "audio") if kind in kinds), None)
-    if shown and shown not in places:
-        raise MediaError("this model hears sound only along with a picture", "add the video part")
-    place = places[shown] if shown else ""
-    return place + "".join(part["text"] for part in content if part["type"] == "text")
+def _refuse_unknown(options: Mapping[str, Any], given: Mapping[str, Any], template: str) -> None:
+    """Raise MediaError for options that neither the template nor `__call__` knows, instead of dropping them."""
+    if media := sorted(MEDIA_ARGUMENTS & set(given)):
+        raise MediaError(
+            f"apply_chat_template reads media from the messages, got {', '.join(media)} too",
+            "name the clip in its part, or render with tokenize=False and call the processor",
+        )
+    known = TEMPLATE_ARGUMENTS | _get_template_variables(template)
+    unknown = {name for name, value in options.items() if name not in known and value not in (None, False)}
+    unknown |= set(given) - CALL_ARGUMENTS
+    if unknown:
+        raise MediaError(
+            f"neither this processor nor its template takes {', '.join(sorted(unknown))}",
+            "clips are sampled as the model was trained, and prompts are never cut",
+        )

@@ -13,7 +13,15 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from fastav.adapter import Request
 from fastav.errors import CheckpointError, MediaError
 from fastav.models._pixels import pixel_values
-from fastav.models._prompts import QWEN2_TEMPLATE, ClipProcessor, checked_frames, checked_sound, joined, per_prompt
+from fastav.models._prompts import (
+    QWEN2_TEMPLATE,
+    ClipProcessor,
+    checked_frames,
+    checked_sound,
+    joined,
+    per_prompt,
+    refuse_call,
+)
 from fastav.models.video_salmonn2.audio import log_mel
 from fastav.models.video_salmonn2.configuration import VideoSalmonn2Config
 from fastav.models.video_salmonn2.reading import read_clip
@@ -82,8 +90,9 @@ class VideoSalmonn2Processor(ClipProcessor):
         *,
         video_seconds: float | int | Sequence[float | int | None] | None = None,
         sampling_rate: int = RATE,
-        padding: bool = True,
-        return_tensors: str = "pt",
+        images: Any = None,
+        padding: bool | str = True,
+        return_tensors: str | None = "pt",
     ) -> BatchFeature:
         """Inputs of the model's `forward` for a batch of prompts, padded at the left.
 
@@ -96,8 +105,7 @@ class VideoSalmonn2Processor(ClipProcessor):
         sound), `audio_index` [audio placeholders] and `piece_index` [pieces], which the model's `forward` explains.
         Raises: MediaError if media and prompts do not fit.
         """
-        if return_tensors != "pt" or not padding:
-            raise MediaError("this processor makes padded PyTorch tensors only", "leave return_tensors and padding out")
+        refuse_call(images, padding, return_tensors)
         if sampling_rate != RATE:
             raise MediaError(f"sound must be at {RATE} Hz, got {sampling_rate}", "resample it first")
         prompts = [text] if isinstance(text, str) else list(text)
@@ -107,6 +115,7 @@ class VideoSalmonn2Processor(ClipProcessor):
         sounds = [None if one is None else checked_sound(one) for one in per_prompt("audio", audio, len(prompts), 1)]
         times = per_prompt("video_seconds", video_seconds, len(prompts), 0)
         rows = [self._row(*row) for row in zip(prompts, clips, sounds, times, strict=True)]
+        self._refuse_empty_places(prompts, clips, sounds)
         data = self._pad([row.ids for row in rows])
         if any(clip is not None for clip in clips):
             size = self.media.image_size

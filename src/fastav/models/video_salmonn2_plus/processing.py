@@ -13,7 +13,15 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from fastav.adapter import Request
 from fastav.errors import CheckpointError, MediaError
 from fastav.models._pixels import resized
-from fastav.models._prompts import QWEN2_TEMPLATE, ClipProcessor, checked_frames, checked_sound, joined, per_prompt
+from fastav.models._prompts import (
+    QWEN2_TEMPLATE,
+    ClipProcessor,
+    checked_frames,
+    checked_sound,
+    joined,
+    per_prompt,
+    refuse_call,
+)
 from fastav.models.video_salmonn2_plus.audio import spectrograms
 from fastav.models.video_salmonn2_plus.configuration import VideoSalmonn2PlusConfig
 from fastav.models.video_salmonn2_plus.positions import Grid, row_positions
@@ -95,8 +103,9 @@ class VideoSalmonn2PlusProcessor(ClipProcessor):
         *,
         seconds: float | Sequence[float | None] | None = None,
         sampling_rate: int = RATE,
-        padding: bool = True,
-        return_tensors: str = "pt",
+        images: Any = None,
+        padding: bool | str = True,
+        return_tensors: str | None = "pt",
     ) -> BatchFeature:
         """Inputs of the model's `forward` for a batch of prompts, padded at the left.
 
@@ -109,8 +118,7 @@ class VideoSalmonn2PlusProcessor(ClipProcessor):
         `feature_attention_mask` [pieces, rows] (True where a row holds sound).
         Raises: MediaError if media and prompts do not fit.
         """
-        if return_tensors != "pt" or not padding:
-            raise MediaError("this processor makes padded PyTorch tensors only", "leave return_tensors and padding out")
+        refuse_call(images, padding, return_tensors)
         if sampling_rate != RATE:
             raise MediaError(f"sound must be at {RATE} Hz, got {sampling_rate}", "resample it first")
         prompts = [text] if isinstance(text, str) else list(text)
@@ -124,6 +132,7 @@ class VideoSalmonn2PlusProcessor(ClipProcessor):
             for sound in per_prompt("audio", audio, len(prompts), ndim=1)
         ]
         rows = [self._ids(*one) for one in zip(prompts, clips, sounds, strict=True)]
+        self._refuse_empty_places(prompts, clips, sounds)
         data = self._pad(rows)
         data["position_ids"] = self._positions(rows, clips, data["input_ids"].shape[1])
         if shown := [clip for clip in clips if clip is not None]:

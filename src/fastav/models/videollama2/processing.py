@@ -12,7 +12,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from fastav.adapter import Request
 from fastav.errors import CheckpointError, MediaError
-from fastav.models._prompts import QWEN2_TEMPLATE, ClipProcessor, checked_frames, checked_sound, per_prompt
+from fastav.models._prompts import QWEN2_TEMPLATE, ClipProcessor, checked_frames, checked_sound, per_prompt, refuse_call
 from fastav.models.videollama2.audio import file_features, soundtrack_features
 from fastav.models.videollama2.configuration import VideoLlama2Config
 from fastav.models.videollama2.reading import read_clip
@@ -85,8 +85,9 @@ class VideoLlama2Processor(ClipProcessor):
         *,
         audio_from_video: bool | Sequence[bool] | None = None,
         sampling_rate: int | Sequence[int] = RATE,
-        padding: bool = True,
-        return_tensors: str = "pt",
+        images: Any = None,
+        padding: bool | str = True,
+        return_tensors: str | None = "pt",
     ) -> BatchFeature:
         """Inputs of the model's `forward` for a batch of prompts, padded at the left.
 
@@ -100,8 +101,7 @@ class VideoLlama2Processor(ClipProcessor):
         `input_features` [audios, rows, bins], `feature_attention_mask` [audios, rows] (True where a row holds sound).
         Raises: MediaError if media and prompts do not fit.
         """
-        if return_tensors != "pt" or not padding:
-            raise MediaError("this processor makes padded PyTorch tensors only", "leave return_tensors and padding out")
+        refuse_call(images, padding, return_tensors)
         prompts = [text] if isinstance(text, str) else list(text)
         clips = per_prompt("videos", videos, len(prompts), ndim=4)
         sounds = per_prompt("audio", audio, len(prompts), ndim=1)
@@ -117,6 +117,7 @@ class VideoLlama2Processor(ClipProcessor):
             self.splice(prompt, self._run(clip, sound is not None), AUDIO if clip is None else VIDEO)
             for prompt, clip, sound in zip(prompts, clips, sounds, strict=True)
         ]
+        self._refuse_empty_places(prompts, clips, sounds)
         data = self._pad(rows)
         if pixels:
             if len({len(frames) for frames in pixels}) > 1:
