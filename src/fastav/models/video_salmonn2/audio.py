@@ -1,16 +1,15 @@
 """From sound to what Whisper hears: the left channel at 16 kHz, in pieces of 30 s, as log mel spectrograms."""
 
 import math
-from functools import cache
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from transformers import WhisperFeatureExtractor
 
 from fastav.media import Clip
 from fastav.media.audio import AudioTrack
+from fastav.models._whisper import log_mel_spectrogram
 from fastav.models.video_salmonn2.scheme import COLUMNS, HOP, PIECE, RATE, Scheme
 
 TAIL = 1.0  # seconds read past the end, so that the resampler meets the samples it would meet in the whole track
@@ -41,11 +40,5 @@ def log_mel(
     scheme = scheme or Scheme()
     count = max(1, math.ceil(len(sound) / PIECE))
     pieces = np.pad(np.asarray(sound, np.float32), (0, count * PIECE - len(sound))).reshape(count, PIECE)
-    features = _extractor(scheme.mel_bins)(list(pieces), sampling_rate=RATE, return_tensors="pt")["input_features"]
     left = len(sound) - torch.arange(count) * PIECE
-    return features, torch.arange(COLUMNS) * HOP < left[:, None]
-
-
-@cache
-def _extractor(bins: int) -> WhisperFeatureExtractor:
-    return WhisperFeatureExtractor(feature_size=bins)
+    return log_mel_spectrogram(pieces, scheme.mel_bins), torch.arange(COLUMNS) * HOP < left[:, None]

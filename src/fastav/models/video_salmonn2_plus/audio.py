@@ -1,13 +1,11 @@
 """From sound to what Whisper hears: pieces of 30 s and their log-mel spectrograms."""
 
-from functools import cache
-
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from transformers import WhisperFeatureExtractor
 
+from fastav.models._whisper import log_mel_spectrogram
 from fastav.models.video_salmonn2_plus.scheme import PIECE_ROWS, PIECE_SECONDS, PIECE_TOKENS, RATE, audio_tokens
 
 
@@ -21,11 +19,5 @@ def spectrograms(
     pieces, length = audio_tokens(len(sound)) // PIECE_TOKENS, PIECE_SECONDS * RATE
     padded = np.zeros(pieces * length, np.float32)
     padded[: len(sound)] = sound
-    features = _extractor(bins)(list(padded.reshape(pieces, length)), sampling_rate=RATE, return_tensors="pt")
     heard = torch.arange(pieces * PIECE_ROWS) * (length // PIECE_ROWS) < len(sound)
-    return torch.as_tensor(features["input_features"]), heard.reshape(pieces, PIECE_ROWS)
-
-
-@cache
-def _extractor(bins: int) -> WhisperFeatureExtractor:
-    return WhisperFeatureExtractor(feature_size=bins)
+    return log_mel_spectrogram(padded.reshape(pieces, length), bins), heard.reshape(pieces, PIECE_ROWS)
