@@ -69,7 +69,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'fastav' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"fastav.{_HOMES[name]}"), name)
+    from fastav.installation import importable
+
+    with importable():
+        return getattr(importlib.import_module(f"fastav.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -10,6 +10,7 @@ FastAVError
 │   ├── UnreadableMedia     no such file, not media, truncated, or too large
 │   └── MissingTrack        the clip has no video (or audio) where the request needs it
 ├── CheckpointError         weights or a processor that do not fit the model
+├── InstallationError       a package that is missing, or does not fit the others
 ├── CalibrationError        evidence that no plan can be read off, or that belongs to something else
 └── TaskError               a benchmark whose annotations or clips are missing or malformed
 """
@@ -66,9 +67,66 @@ class CheckpointError(FastAVError):
     """Weights or a processor that do not fit the model."""
 
 
+class InstallationError(FastAVError):
+    """A package that is missing, or does not fit the others."""
+
+
 class CalibrationError(FastAVError):
     """Evidence that no plan can be read off, or that belongs to another model or other settings."""
 
 
 class TaskError(FastAVError):
     """A benchmark whose annotations or clips are missing or malformed."""
+
+
+LONGEST_REASON = 300  # characters
+
+
+def reason_of(error: BaseException, *, with_type: bool = False) -> str:
+    """One line that says why an exception was raised; never empty.
+
+    The first line of its message that holds anything, with the next one where it ends in a colon. Messages of a single
+    word (`KeyError: 'x'`) have the name of the type in front, and exceptions without a message are that name. What
+    caused the exception, at the bottom, stands behind it in parentheses, unless the line says it already.
+    with_type: put the name of the type in front of every message.
+    """
+    line = _line_of(error, with_type)
+    root = _root_of(error)
+    if root is not error and (below := _line_of(root)) not in line:
+        line = f"{line} ({below})"
+    return line if len(line) <= LONGEST_REASON else f"{line[: LONGEST_REASON - 3]}..."
+
+
+def install_hint(extra: str) -> str:
+    """How to install the packages of one of fastav's extras, which no package index knows."""
+    return f"in a checkout of fastav: pip install '.[{extra}]'"
+
+
+def _line_of(error: BaseException, with_type: bool = False) -> str:
+    words = _words_of(error)
+    if " " in words and not with_type:
+        return words
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
+def _words_of(error: BaseException) -> str:
+    text = error.message if isinstance(error, FastAVError) else str(error)
+    words = ""
+    for line in filter(None, (" ".join(line.split()) for line in text.splitlines())):
+        words = f"{words} {line}".lstrip()
+        if not line.endswith(":"):
+            break
+    return words
+
+
+def _root_of(error: BaseException) -> BaseException:
+    """What an exception was raised from, at the bottom.
+
+    What it was merely raised beside counts only where the exception itself says nothing.
+    """
+    seen: set[int] = set()
+    while id(error) not in seen:
+        seen.add(id(error))
+        beside = None if error.__suppress_context__ or _words_of(error) else error.__context__
+        error = error.__cause__ or beside or error
+    return error

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fastav.errors import PlanError
+from fastav.errors import PlanError, reason_of
 from fastav.layout import Modality
 from fastav.plan import Step
 from fastav.registry import METHODS
@@ -138,7 +138,7 @@ def method_of(step: Step) -> Method:
     except TypeError as error:
         known = ", ".join(f.name for f in (fields(method) if is_dataclass(method) else ())) or "none"
         raise PlanError(
-            f"method {step.method!r} got options {dict(options)}: {error}", f"its options: {known}"
+            f"method {step.method!r} got options {dict(options)}: {reason_of(error)}", f"its options: {known}"
         ) from None
 
 

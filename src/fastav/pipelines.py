@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 from fastav.adapter import ModelAdapter, Request, Use, adapter_for, plan_named
 from fastav.batches import outcomes
 from fastav.engine import GREEDY, Answer, Engine, Sampling
-from fastav.errors import CheckpointError, FastAVError
+from fastav.errors import CheckpointError, FastAVError, reason_of
 from fastav.media import Clip
 from fastav.plan import Plan
 from fastav.registry import ENGINES, MODELS
@@ -124,9 +124,8 @@ def resolve(model: str) -> tuple[ModelAdapter, str, PreTrainedConfig]:
     try:
         data, _ = PreTrainedConfig.get_config_dict(model)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"no model at {model!r}: {reason}", f"give a folder, a hub id, or one of: {', '.join(MODELS)}"
+            f"no model at {model!r}: {reason_of(error)}", f"give a folder, a hub id, or one of: {', '.join(MODELS)}"
         ) from None
     if not data.get("architectures"):
         raise CheckpointError(f"no model at {model!r}: there is no config.json that names an architecture")
@@ -136,5 +135,4 @@ def resolve(model: str) -> tuple[ModelAdapter, str, PreTrainedConfig]:
         adapter.shape(config)
         return adapter, model, config
     except (ValueError, TypeError, ArithmeticError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"the configuration of {model!r} makes no sense: {reason}") from None
+        raise CheckpointError(f"the configuration of {model!r} makes no sense: {reason_of(error)}") from None

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fastav.errors import PlanError
+from fastav.errors import PlanError, reason_of
 from fastav.layout import MEDIA, Layout, Modality
 from fastav.registry import METHODS
 
@@ -392,7 +392,7 @@ class Plan:
         try:
             data = json.loads(text, object_pairs_hook=_unique)
         except (ValueError, RecursionError) as error:
-            raise PlanError(f"a plan must be JSON: {error}") from None
+            raise PlanError(f"a plan must be JSON: {reason_of(error)}") from None
         _require_keys("plan", data, {"fastav_plan", "name", "steps", "origin"})
         _require_keys("plan", {k: v for k, v in data.items() if k != "origin"}, _PLAN_KEYS, all_of_them=True)
         if (origin := data.get("origin")) is not None and not (
@@ -414,7 +414,7 @@ class Plan:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise PlanError(
-                f"cannot read the plan {str(path)!r}: {getattr(error, 'strerror', None) or error}"
+                f"cannot read the plan {str(path)!r}: {getattr(error, 'strerror', None) or reason_of(error)}"
             ) from None
         except PlanError as error:
             raise type(error)(f"{path}: {error.message}", error.hint) from None

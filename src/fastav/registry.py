@@ -14,7 +14,8 @@ from functools import cached_property
 from importlib.metadata import entry_points
 from typing import Any
 
-from fastav.errors import FastAVError, UnknownName
+from fastav.errors import FastAVError, UnknownName, reason_of
+from fastav.installation import importable
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownName:
@@ -53,7 +54,8 @@ class Registry(Mapping[str, Any]):
         raise unknown_name(self.kind, name, self)
 
     def _load(self, module_name: str) -> Any:
-        module = importlib.import_module(f"{self._package}.{module_name}")
+        with importable():
+            module = importlib.import_module(f"{self._package}.{module_name}")
         wanted = (module_name.replace("_", "") + self._suffix).lower()
         return next(value for key, value in vars(module).items() if key.replace("_", "").lower() == wanted)
 
@@ -63,7 +65,7 @@ class Registry(Mapping[str, Any]):
         except Exception as error:  # whatever another package does when it is imported
             package = getattr(self._theirs[name].dist, "name", "another package")
             raise FastAVError(
-                f"the {self.kind} {name!r} of {package} cannot be loaded: {type(error).__name__}: {error}",
+                f"the {self.kind} {name!r} of {package} cannot be loaded: {reason_of(error)}",
                 "mend or uninstall that package",
             ) from error
 

@@ -115,10 +115,10 @@ def test_the_engine_vllm_says_that_vllm_is_missing(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(FastAVError, match="the engine vllm needs vLLM") as error:
         fastav.pipeline("qwen2-5-omni", engine="vllm")
-    assert error.value.hint == "pip install 'fastav[vllm]'"
+    assert error.value.hint == "in a checkout of fastav: pip install '.[vllm]'"
     clip = str(BUNDLE / "clip.mp4")
     assert main(["run", clip, "What?", "--model", "qwen2-5-omni", "--engine", "vllm"]) == 2
-    assert "pip install 'fastav[vllm]'" in capsys.readouterr().err
+    assert "pip install '.[vllm]'" in capsys.readouterr().err
 
 
 def test_families_that_vllm_does_not_run_have_no_prompt_for_it():

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from fastav.adapter import Use
-from fastav.errors import MissingTrack, TaskError
+from fastav.errors import InstallationError, MissingTrack, TaskError
 from fastav.registry import TASKS
 from fastav.task import Grade, Task
 from media_files import tone, write_clip
@@ -276,9 +276,9 @@ def test_a_bad_line_is_named_by_its_number(folder):
 def test_without_pyarrow_it_says_what_to_install(folder, monkeypatch):
     folder.write("videomme/test-0.parquet", [mme()])
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(TaskError, match="takes pyarrow") as caught:
+    with pytest.raises(InstallationError, match="takes pyarrow") as caught:
         folder.task("video-mme").samples()
-    assert "fastav[eval]" in caught.value.hint
+    assert "pip install '.[eval]'" in caught.value.hint
 
 
 MALFORMED = [

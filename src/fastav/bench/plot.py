@@ -1,6 +1,6 @@
 """Prefill time against tokens, unpruned and pruned, with what the arithmetic allows: `python -m fastav.bench.plot`.
 
-One panel for every batch size. matplotlib is imported inside (`pip install 'fastav[report]'`).
+One panel for every batch size. matplotlib is imported inside (the extra `report`).
 """
 
 import argparse
@@ -13,7 +13,7 @@ from typing import Any
 
 from fastav.bench.contenders import BASE
 from fastav.bench.report import read
-from fastav.errors import FastAVError
+from fastav.errors import FastAVError, InstallationError, install_hint
 from fastav.files import whole
 
 Json = Mapping[str, Any]
@@ -55,9 +55,9 @@ class Curve:
 
 
 def require_matplotlib() -> None:
-    """Raises: FastAVError if there is none."""
+    """Raises: InstallationError if there is none."""
     if find_spec("matplotlib") is None:
-        raise FastAVError("drawing needs matplotlib, which is not installed", "pip install 'fastav[report]'")
+        raise InstallationError("drawing needs matplotlib, which is not installed", install_hint("report"))
 
 
 def curves(reports: Iterable[Json]) -> dict[int, list[Curve]]:

@@ -14,6 +14,7 @@ from fastav.bench.measure import Clock, Spread, forward, timed
 from fastav.bench.workload import Workload, swapped
 from fastav.engines.transformers import gather
 from fastav.engines.transformers.prefill import Prefill
+from fastav.errors import reason_of
 
 PARTS: Mapping[str, tuple[tuple[Any, str], ...]] = {  # what the engine calls for each part of a cut
     "score": ((Prefill, "cut"), (Prefill, "cut_cache"), (Prefill, "observe")),
@@ -118,7 +119,7 @@ def wait(workload: Workload, contender: Contender) -> str | None:
         try:
             forward(workload, ours=contender.ours)
         except RuntimeError as error:
-            return str(error).splitlines()[0]
+            return reason_of(error)
         finally:
             torch.cuda.set_sync_debug_mode("default")
     return ""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fastav.bench.measure import Spread
-from fastav.errors import FastAVError
+from fastav.errors import FastAVError, reason_of
 from fastav.files import whole
 from fastav.provenance import provenance
 
@@ -39,7 +39,7 @@ def load_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise FastAVError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+        raise FastAVError(f"cannot read {path}: {getattr(error, 'strerror', None) or reason_of(error)}") from None
 
 
 def read(path: Path) -> dict[str, Any] | None:

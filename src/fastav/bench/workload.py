@@ -18,7 +18,7 @@ from fastav.bench.contenders import Contender
 from fastav.bench.subjects import Prompt, Subject
 from fastav.engines.transformers import Decoding, decoding, prune
 from fastav.engines.transformers.compiled import compiled
-from fastav.errors import FastAVError, UnsupportedModel
+from fastav.errors import FastAVError, UnsupportedModel, reason_of
 from fastav.layout import Layout, Modality
 from fastav.models.videollama2 import VideoLlama2Config
 
@@ -142,8 +142,7 @@ def _attend_by(model: PreTrainedModel, attention: str) -> None:
     try:
         model.set_attn_implementation(attention)
     except (ValueError, ImportError) as error:
-        reason = " ".join(str(error).split())
-        raise UnsupportedModel(f"{type(model).__name__} cannot run with {attention}: {reason}") from None
+        raise UnsupportedModel(f"{type(model).__name__} cannot run with {attention}: {reason_of(error)}") from None
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from fastav.calibrate.prompts import Prompt, prompts_of
 from fastav.calibrate.rule import Choice, Criterion, choose
 from fastav.calibrate.store import Record, Store
 from fastav.engines.transformers.placing import placed
-from fastav.errors import CalibrationError, FastAVError
+from fastav.errors import CalibrationError, FastAVError, reason_of
 from fastav.flops import DecoderShape, kv_bytes
 from fastav.media import Clip
 from fastav.pipelines import Pipeline, pipeline, resolve
@@ -112,7 +112,7 @@ class Calibration:
                 record = self._looked_at(prompt, NONE)
             except Exception as error:
                 known = isinstance(error, FastAVError)
-                reason = " ".join((error.message if known else f"{type(error).__name__}: {error}").split())
+                reason = " ".join((error.message if known else reason_of(error, with_type=True)).split())
                 failure = Failure(prompt, reason)
                 if not keep_going:
                     raise CalibrationError(f"{prompt.clip.name}: {reason}", error.hint if known else "") from error

@@ -8,7 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from fastav.errors import CalibrationError
+from fastav.errors import CalibrationError, reason_of
 
 QUESTION = "Describe the clip."
 VIDEO = ".avi .m4v .mkv .mov .mp4 .mpeg .mpg .webm"
@@ -68,7 +68,7 @@ def read_questions(path: str | Path) -> list[str] | dict[str, list[str]]:
             return list(_lines(path, text.splitlines()))
         data = json.loads(text)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or reason_of(error)
         raise CalibrationError(f"cannot read the questions {str(path)!r}: {reason}") from None
     if isinstance(data, dict):
         return {name: list(_lines(path, asked)) for name, asked in data.items()}

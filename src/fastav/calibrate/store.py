@@ -10,7 +10,7 @@ from zipfile import BadZipFile
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from fastav.errors import CalibrationError
+from fastav.errors import CalibrationError, reason_of
 from fastav.files import whole
 from fastav.layout import Layout
 from fastav.trace import Trace
@@ -120,7 +120,9 @@ class Store:
                 )
                 return Record(clip=told["clip"], question=told["question"], trace=trace, look=look)
         except (OSError, ValueError, TypeError, KeyError, RuntimeError, BadZipFile, EOFError) as error:
-            raise CalibrationError(f"cannot read {self._path(key)}: {error}", "delete it and calibrate again") from None
+            raise CalibrationError(
+                f"cannot read {self._path(key)}: {reason_of(error)}", "delete it and calibrate again"
+            ) from None
 
     def _path(self, key: str) -> Path:
         return self.folder / "prompts" / f"{key}.npz"
@@ -134,7 +136,9 @@ class Store:
                 f"{self.folder} holds no finished calibration", "fastav calibrate makes one"
             ) from None
         except (OSError, ValueError) as error:
-            raise CalibrationError(f"cannot read {path}: {error}", "delete the folder and calibrate again") from None
+            raise CalibrationError(
+                f"cannot read {path}: {reason_of(error)}", "delete the folder and calibrate again"
+            ) from None
         if not isinstance(data, dict):
             raise CalibrationError(f"{path} holds no calibration", "delete the folder and calibrate again")
         if name == "calibration.json" and data.get("fastav_calibration") != VERSION:

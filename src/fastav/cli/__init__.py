@@ -27,7 +27,8 @@ from fastav.cli import (
     serve_config,
 )
 from fastav.cli._text import complain
-from fastav.errors import FastAVError
+from fastav.errors import FastAVError, reason_of
+from fastav.installation import importable
 
 # typer brings its own click or needs the real one, by its version; either way this is the root of usage errors
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -79,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             reconfigure(errors="replace")  # a terminal that lacks a character is no reason to fail
     try:
         arguments = sys.argv[1:] if arguments is None else arguments
-        code = app(arguments or ["--help"], prog_name="fastav", standalone_mode=False)
+        with importable():
+            code = app(arguments or ["--help"], prog_name="fastav", standalone_mode=False)
         if sys.stdout is not None:
             sys.stdout.flush()  # a full disk shows here rather than at the interpreter's exit
     except FastAVError as error:
@@ -101,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _reason(error: OSError) -> str:
-    return f"{error.strerror}: {error.filename}" if error.filename else error.strerror or str(error)
+    return f"{error.strerror}: {error.filename}" if error.filename else error.strerror or reason_of(error)
 
 
 def _abandon_stdout() -> None:

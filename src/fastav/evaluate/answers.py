@@ -13,7 +13,7 @@ import torch
 from transformers.utils import logging
 
 from fastav.engine import Answer
-from fastav.errors import FastAVError
+from fastav.errors import FastAVError, reason_of
 from fastav.pipelines import Pipeline, pipeline
 from fastav.plan import Plan
 from fastav.task import Sample
@@ -71,7 +71,7 @@ def _asked(
             request = request or sample.request()
             outcome = pipe.engine.generate([request], plans[name], max_new_tokens=sample.max_new_tokens)[0]
         except Exception as error:  # the caller decides whether it goes on
-            message = str(error) if isinstance(error, FastAVError) else f"{type(error).__name__}: {error}"
+            message = str(error) if isinstance(error, FastAVError) else reason_of(error, with_type=True)
             outcome = Failure(" ".join(message.split()))
         yield name, outcome
 

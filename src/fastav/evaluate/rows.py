@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fastav.errors import FastAVError
+from fastav.errors import FastAVError, reason_of
 
 VERSION = 1
 KEY = "fastav_eval"  # what the line of a run begins with
@@ -134,7 +134,9 @@ def _parsed(data: bytes, path: Path) -> Stored:
                 row = _row(entry)
                 rows[row.pair] = row
         except (ValueError, TypeError, KeyError) as error:
-            raise FastAVError(f"line {number} of {path} cannot be read: {error}", "delete that line") from None
+            raise FastAVError(
+                f"line {number} of {path} cannot be read: {reason_of(error)}", "delete that line"
+            ) from None
     return Stored(runs=tuple(runs), rows=tuple(rows.values()))
 
 

@@ -12,7 +12,7 @@ from av.container import InputContainer
 from av.error import FFmpegError, InvalidDataError
 from av.stream import Discard, Stream
 
-from fastav.errors import UnreadableMedia
+from fastav.errors import UnreadableMedia, reason_of
 
 WHOLE_SECONDS = 600.0
 """Tracks up to this long are scanned or decoded whole; in longer ones, and only there, reading jumps."""
@@ -40,7 +40,7 @@ def opened(path: Path) -> Iterator[InputContainer]:
         with _container(path) as container:
             yield container
     except FFmpegError as error:
-        reason = error.strerror or type(error).__name__
+        reason = error.strerror or reason_of(error)
         raise UnreadableMedia(f"{path.name} cannot be read: {reason}", "is the file complete?") from error
 
 
@@ -94,7 +94,7 @@ def _check_file(path: Path) -> None:
     except FileNotFoundError as error:
         raise UnreadableMedia(f"no such file: {path}", "check the path") from error
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or reason_of(error)
         raise UnreadableMedia(f"{path} cannot be opened: {reason}", "check the path and its permissions") from error
     if found.st_size == 0:
         raise UnreadableMedia(f"{path.name} is empty (0 bytes)", "was the download or copy interrupted?")

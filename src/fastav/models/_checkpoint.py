@@ -9,7 +9,8 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, ProcessorMixin
 
-from fastav.errors import CheckpointError, FastAVError
+from fastav.errors import CheckpointError, FastAVError, InstallationError, install_hint, reason_of
+from fastav.installation import importable
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 SHOWN = 10
@@ -22,25 +23,33 @@ def readable(source: Any) -> Iterator[None]:
         yield
     except (SafetensorError, JSONDecodeError) as error:
         raise CheckpointError(
-            f"a file of {source} is damaged: {error}", "truncated? download or copy it again"
+            f"a file of {source} is damaged: {reason_of(error)}", "truncated? download or copy it again"
         ) from error
     except OSError as error:
-        reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"no readable checkpoint at {source}: {reason}", "give a folder with config.json and weights, or a hub id"
+            f"no readable checkpoint at {source}: {reason_of(error)}",
+            "give a folder with config.json and weights, or a hub id",
         ) from error
 
 
 def read_processor(kind: Any, source: str, options: dict[str, Any]) -> Any:
-    """The processor of a checkpoint.  Raises: CheckpointError; OSError if there is no such folder or hub id."""
+    """The processor of a checkpoint.
+
+    Raises: CheckpointError; InstallationError if a package that it needs is missing or broken; OSError if there is no
+    such folder or hub id.
+    """
     try:
-        return kind.from_pretrained(source, **options)
+        with importable():
+            return kind.from_pretrained(source, **options)
     except (OSError, FastAVError):
         raise
+    except ImportError as error:
+        raise InstallationError(
+            f"the processor of {source} cannot be used: {reason_of(error)}", install_hint("transformers")
+        ) from error
     except Exception as error:  # the tokenizers library raises bare ones for damaged files
-        reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"the tokenizer of {source} cannot be read: {reason}", "are its tokenizer files complete?"
+            f"the tokenizer of {source} cannot be read: {reason_of(error)}", "are its tokenizer files complete?"
         ) from error
 
 

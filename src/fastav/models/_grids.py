@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from fastav.errors import MediaError
+from fastav.errors import MediaError, reason_of
 from fastav.layout import Layout, Modality
 from fastav.models._adapters import of_places, prompts_of, rows_of, with_seconds
 
@@ -47,7 +47,7 @@ class Grids:
         try:
             height, width = smart_resize(height, width, side, self.min_pixels, limit)
         except ValueError as error:
-            raise MediaError(f"frames of {width} x {height} cannot be used: {error}") from None
+            raise MediaError(f"frames of {width} x {height} cannot be used: {reason_of(error)}") from None
         return frames // self.temporal, height // side, width // side
 
 

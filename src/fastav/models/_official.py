@@ -17,7 +17,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.video_utils import VideoMetadata
 
 from fastav.adapter import ModelAdapter, Prepared, Request, Use
-from fastav.errors import CheckpointError, FastAVError, MediaError
+from fastav.errors import CheckpointError, MediaError
+from fastav.installation import require_packages
 from fastav.layout import Layout
 from fastav.media import VideoTrack
 from fastav.models._checkpoint import HUB_OPTIONS, read_processor, readable, refuse_differences
@@ -37,7 +38,7 @@ class OfficialAdapter(ModelAdapter):
 
     config_class, model_class, processor_class: names in transformers. variants: the first two of checkpoints of another
     `model_type`. release: the arguments of the configuration of the released weights. unused: how the keys of parts of
-    a checkpoint begin that are left out.
+    a checkpoint begin that are left out. packages: of Python that its processor and model need besides transformers.
     """
 
     steps_wait = False
@@ -47,6 +48,7 @@ class OfficialAdapter(ModelAdapter):
     variants: ClassVar[Mapping[str, tuple[str, str]]] = {}
     release: ClassVar[Mapping[str, Any]]
     unused: ClassVar[tuple[str, ...]] = ()
+    packages: ClassVar[tuple[str, ...]] = ("torchvision",)
 
     def config(self, source: str | None = None) -> PreTrainedConfig:
         """The configuration in a local folder or hub id; of the release, without any download, if None."""
@@ -59,15 +61,13 @@ class OfficialAdapter(ModelAdapter):
         """Model (in evaluation mode) and processor from a local folder or a hub id.
 
         Raises: CheckpointError if keys are missing, left over, or of another shape, or files cannot be read;
-        FastAVError if a package that the processor needs is not installed.
+        InstallationError if a package that the family needs is not installed.
         """
+        require_packages(self.name, self.packages, "transformers")
         hub = {name: options[name] for name in HUB_OPTIONS if name in options}
         with readable(source):
             _, kind = self._classes(source, hub)  # the clearest of errors if there is nothing there
-            try:
-                processor = read_processor(getattr(transformers, self.processor_class), source, hub)
-            except ImportError as error:
-                raise missing_package(self, error) from None
+            processor = read_processor(getattr(transformers, self.processor_class), source, hub)
             model, info = kind.from_pretrained(
                 source, output_loading_info=True, **{**options, "ignore_mismatched_sizes": True}
             )
@@ -119,14 +119,6 @@ class OfficialAdapter(ModelAdapter):
 def deaf(adapter: ModelAdapter) -> MediaError:
     """The error for sound that is asked of a model that does not hear."""
     return MediaError(f"{adapter.name} does not hear", "ask with use='video' (--use video)")
-
-
-def missing_package(adapter: ModelAdapter, error: ImportError) -> FastAVError:
-    """The error for a package that a processor of transformers needs."""
-    reason = next(line for line in str(error).splitlines() if line.strip())
-    return FastAVError(
-        f"the processor of {adapter.name} cannot be used: {reason}", "pip install 'fastav[transformers]'"
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

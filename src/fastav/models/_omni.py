@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from fastav.adapter import AudioAttention, Prepared, Prompt, Request
 from fastav.errors import MediaError
+from fastav.installation import require_packages
 from fastav.layout import Layout, Modality
 from fastav.models._adapters import of_places, with_seconds
 from fastav.models._checkpoint import HUB_OPTIONS, readable
@@ -75,8 +76,9 @@ class OmniAdapter(OfficialAdapter):
         """The thinker (in evaluation mode) and the processor from a folder or hub id of a whole model or a thinker.
 
         Raises: CheckpointError if keys of the thinker are missing, left over, or of another shape, or files cannot be
-        read; FastAVError if a package that the processor needs is not installed.
+        read; InstallationError if a package that the family needs is not installed.
         """
+        require_packages(self.name, self.packages, "transformers")
         hub = {name: options[name] for name in HUB_OPTIONS if name in options}
         return super().load(source, **{"config": self._thinker(source, **hub), **options})
 

@@ -1,6 +1,6 @@
 """The report of a calibration: one HTML page that needs nothing else.
 
-Takes matplotlib and jinja2 (`fastav[report]`); without them importing this raises a CalibrationError that says so.
+Takes matplotlib and jinja2 (the extra `report`); without them importing this raises an InstallationError.
 """
 
 from fastav.report.page import page

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from fastav.calibrate import KINDS, Evidence, Moments, Record, Store, evidence_of
-from fastav.errors import CalibrationError
+from fastav.errors import CalibrationError, reason_of
 from fastav.layout import MEDIA, Layout, Modality
 from fastav.plan import Plan
 from fastav.trace import QUERIES
@@ -99,7 +99,7 @@ def read(folder: Path) -> Content:
         )
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise CalibrationError(
-            f"{folder / 'result.json'} is not what a calibration writes: {type(error).__name__} {error}",
+            f"{folder / 'result.json'} is not what a calibration writes: {reason_of(error, with_type=True)}",
             "calibrate again",
         ) from None
 

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from fastav.calibrate import KINDS, TOP, Record
-from fastav.errors import CalibrationError
+from fastav.errors import InstallationError, install_hint
 from fastav.layout import MEDIA, Modality
 from fastav.report import words
 from fastav.report.content import (
@@ -38,9 +38,7 @@ try:
 
     from fastav.report import figures
 except ImportError as error:
-    raise CalibrationError(
-        f"a report takes {error.name}, which is not installed", "pip install 'fastav[report]'"
-    ) from None
+    raise InstallationError(f"a report takes {error.name}, which is not installed", install_hint("report")) from None
 
 
 @dataclass(frozen=True, slots=True)

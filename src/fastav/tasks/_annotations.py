@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastav.errors import TaskError
+from fastav.errors import InstallationError, TaskError, install_hint, reason_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,20 +108,22 @@ def _parquet(path: Path) -> list[Any]:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        hint = "pip install 'fastav[eval]', or export the same columns to JSON lines (.jsonl)"
-        raise TaskError(f"reading {path.name} takes pyarrow, which is not installed", hint) from None
+        hint = f"{install_hint('eval')}, or export the same columns to JSON lines (.jsonl)"
+        raise InstallationError(f"reading {path.name} takes pyarrow, which is not installed", hint) from None
     try:
         with ParquetFile(path) as file:
             return file.read().to_pylist()
     except (ArrowException, OSError) as error:
-        raise TaskError(f"{path.name} cannot be read as Parquet: {error}", "is the file complete?") from error
+        raise TaskError(
+            f"{path.name} cannot be read as Parquet: {reason_of(error)}", "is the file complete?"
+        ) from error
 
 
 def _content(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"{path} cannot be read: {error}", "expected a text file in UTF-8") from error
+        raise TaskError(f"{path} cannot be read: {reason_of(error)}", "expected a text file in UTF-8") from error
 
 
 def _parsed(path: Path, text: str, where: str = "") -> Any:

@@ -20,7 +20,7 @@ from fastav.bench.load.clients import MODEL
 from fastav.bench.load.contenders import Subject, contenders
 from fastav.bench.load.suite import Bounds, Suite
 from fastav.engines.vllm import flags
-from fastav.errors import FastAVError
+from fastav.errors import FastAVError, install_hint
 
 SMALL_CACHE = 256  # MiB: too few for 32 of the small models' prompts, so that requests wait
 
@@ -168,7 +168,7 @@ def _require_vllm() -> None:
     if (found := find_spec("vllm")) is None or found.origin is None:
         raise FastAVError(
             "vLLM is not installed in this environment",
-            "pip install 'fastav[vllm]', or in a checkout on a machine without a GPU: make bench-load",
+            f"{install_hint('vllm')}; on a machine without a GPU: make bench-load",
         )
     for name in ("openai", "psutil"):
         if find_spec(name) is None:

@@ -2,7 +2,7 @@
 
 import torch
 
-from fastav.errors import FastAVError
+from fastav.errors import FastAVError, reason_of
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -26,5 +26,5 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        raise FastAVError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}", "use cpu") from None
+        raise FastAVError(f"device {name!r} cannot be used: {reason_of(error)}", "use cpu") from None
     return device

@@ -27,7 +27,7 @@ from fastav.engines.vllm import guards
 from fastav.engines.vllm.passage import Passage, Passages, Plans, inputs_of
 from fastav.engines.vllm.ranks import MEANS, Ranks
 from fastav.engines.vllm.walk import Geometry, Row, Walk, uploaded
-from fastav.errors import FastAVError, UnsupportedModel, UnsupportedPlan
+from fastav.errors import FastAVError, UnsupportedModel, UnsupportedPlan, reason_of
 
 SUPPORTED = "0.32"  # of vLLM
 WORKER = f"{__name__}.PruningWorker"
@@ -173,7 +173,7 @@ def _told() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise _refusal(str(error) or type(error).__name__) from error
+        raise _refusal(str(error) if isinstance(error, FastAVError) else reason_of(error)) from error
 
 
 def _refusal(words: str) -> Exception:

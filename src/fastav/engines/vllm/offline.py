@@ -14,7 +14,7 @@ from fastav.adapter import Prompt
 from fastav.engine import Sampling
 from fastav.engines.vllm import guards
 from fastav.engines.vllm.passage import inputs_of
-from fastav.errors import FastAVError
+from fastav.errors import FastAVError, InstallationError, install_hint, reason_of
 from fastav.plan import Plan
 
 COOLEST, HOTTEST = 0.01, 2.0  # temperatures that vLLM takes as they are, besides 0
@@ -139,7 +139,7 @@ class Offline:
         except (ValueError, VLLMClientError) as error:
             if isinstance(error.__cause__, FastAVError):  # of a processor of ours, in there
                 raise error.__cause__ from None
-            raise FastAVError(f"vLLM cannot take this prompt: {str(error).splitlines()[0]}") from error
+            raise FastAVError(f"vLLM cannot take this prompt: {reason_of(error)}") from error
         return ready
 
     def answered(
@@ -169,7 +169,7 @@ class Offline:
         try:
             self.llm.llm_engine.add_request(name, prompt, params)
         except (ValueError, VLLMClientError) as error:
-            raise FastAVError(f"vLLM does not take a request: {str(error).splitlines()[0]}") from error
+            raise FastAVError(f"vLLM does not take a request: {reason_of(error)}") from error
 
     def close(self) -> None:
         """End vLLM's processes and give back what they hold."""
@@ -200,8 +200,7 @@ def start(source: str, plan: Plan, dtype: str | None = None) -> Any:
             additional_config={"fastav": {"plan": json.loads(plan.to_json())}},
         )
     except (OSError, ValueError, RuntimeError) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise FastAVError(f"vLLM does not start: {reason}", "its log says more") from error
+        raise FastAVError(f"vLLM does not start: {reason_of(error)}", "its log says more") from error
 
 
 def imported() -> Any:
@@ -211,7 +210,7 @@ def imported() -> Any:
 
         _ = vllm.LLM  # pyright: ignore[reportAttributeAccessIssue]
     except (ImportError, AttributeError) as error:
-        raise FastAVError(f"the engine vllm needs vLLM: {error}", "pip install 'fastav[vllm]'") from None
+        raise InstallationError(f"the engine vllm needs vLLM: {reason_of(error)}", install_hint("vllm")) from None
     return vllm
 
 

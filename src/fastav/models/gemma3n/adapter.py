@@ -51,6 +51,7 @@ class Gemma3nAdapter(OfficialAdapter):
     config_class = "Gemma3nConfig"
     model_class = "Gemma3nForConditionalGeneration"
     processor_class = "Gemma3nProcessor"
+    packages = ("timm", "torchvision")
     release: ClassVar[Mapping[str, Any]] = {}  # the defaults of transformers are its own
 
     def row(self, processor: Any, request: Request) -> Row:

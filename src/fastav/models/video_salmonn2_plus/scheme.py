@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from fastav.errors import CheckpointError, MediaError
+from fastav.errors import CheckpointError, MediaError, reason_of
 
 RATE = 16_000  # samples a second that Whisper hears
 PIECE_SECONDS = 30  # what Whisper hears at once
@@ -75,7 +75,7 @@ class Scheme:
         try:
             return smart_resize(height, width, self.patch_size * self.merge, self.min_pixels, limit)
         except ValueError as error:
-            raise MediaError(f"frames of {width} x {height} cannot be used: {error}") from None
+            raise MediaError(f"frames of {width} x {height} cannot be used: {reason_of(error)}") from None
 
     def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Tokens along time, height and width, of so many frames of a size that `size` gave."""

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, SiglipVisionModel
 
-from fastav.errors import CheckpointError
+from fastav.errors import CheckpointError, reason_of
 from fastav.models._checkpoint import refuse, refuse_differences
 from fastav.models.videollama2.configuration import vision_places
 
@@ -53,7 +53,7 @@ def _load_vision(model: PreTrainedModel, source: str) -> None:
                 place, dtype=model.dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
         except (OSError, ValueError) as error:
-            errors.append(str(error))
+            errors.append(reason_of(error))
             continue
         vision, info = loaded
         refuse("lacks", sorted(info["missing_keys"]), place)

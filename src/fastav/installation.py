@@ -1,0 +1,79 @@
+"""What is installed: packages that a model needs, and packages that do not work with each other."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from types import TracebackType
+
+from fastav.errors import FastAVError, InstallationError, install_hint, reason_of
+
+OF_TORCH = ("torchvision", "torchaudio", "torchcodec", "timm")  # compiled for one release of torch, or on top of those
+INNOCENT = ("fastav", "transformers", "torch", "importlib", "__main__")  # whose imports fail for another's sake
+
+
+def require_packages(what: str, packages: tuple[str, ...], extra: str) -> None:
+    """Raise InstallationError if a package is not installed.
+
+    what: the thing that needs it. extra: the extra of fastav that installs it.
+    """
+    if missing := [name for name in packages if not is_installed(name)]:
+        are = "is" if len(missing) == 1 else "are"
+        raise InstallationError(f"{what} needs {' and '.join(missing)}, which {are} not installed", install_hint(extra))
+
+
+def is_installed(package: str) -> bool:
+    """Whether Python finds the package, without importing it."""
+    with suppress(ValueError):  # of a module that was put in place by hand
+        return find_spec(package) is not None
+    return package in sys.modules
+
+
+@contextmanager
+def importable() -> Iterator[None]:
+    """Turn an exception that some installed package raised while it was imported into an InstallationError.
+
+    transformers imports torchvision, timm and others wherever they are installed, whichever model is used.
+    """
+    try:
+        yield
+    except FastAVError:
+        raise
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if package := _failed_import(cause.__traceback__):
+                raise _broken(package, cause) from error
+            cause = cause.__cause__ or cause.__context__
+        raise
+
+
+def _failed_import(traceback: TracebackType | None) -> str | None:
+    """The package whose own code failed while it was imported: the innermost one."""
+    package = None
+    while traceback is not None:
+        name = traceback.tb_frame.f_globals.get("__name__", "").partition(".")[0]
+        if traceback.tb_frame.f_code.co_name == "<module>" and name not in INNOCENT:
+            package = name
+        traceback = traceback.tb_next
+    return package if package and is_installed(package) else None
+
+
+def _broken(package: str, error: BaseException) -> InstallationError:
+    if package in OF_TORCH:
+        return InstallationError(
+            f"{_versioned(package)} does not work with {_versioned('torch')}: {reason_of(error)}",
+            "install torch and torchvision together, from the same index (README.md, Install), or uninstall "
+            f"{package}, which fastav's own models do without",
+        )
+    return InstallationError(
+        f"{_versioned(package)} cannot be imported: {reason_of(error)}", f"reinstall or uninstall {package}"
+    )
+
+
+def _versioned(package: str) -> str:
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:  # on the path without having been installed
+        return package
