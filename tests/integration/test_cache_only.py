@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from fastav.cache_argument import of_output
 from fastav.engines.transformers import TransformersEngine, prune
 from fastav.errors import PlanError, UnsupportedPlan
 from fastav.plan import Keep, Plan, Share, Step, Tokens
@@ -93,7 +94,7 @@ def test_every_step_equals_the_oracle(plan, attention, rows):
 def test_the_cache_holds_what_the_plan_says():
     model, ids = tiny_model(), ROWS[0]
     with prune(model, BESIDE, adapter=TinyAdapter()):
-        cache = model.generate(ids, max_new_tokens=1, return_dict_in_generate=True).past_key_values
+        cache = of_output(model.generate(ids, max_new_tokens=1, return_dict_in_generate=True))
     layout = TinyAdapter().layouts(model.config, {"input_ids": ids})[0]
     held = BESIDE.cached(layout, 6)
     assert [layer.keys.shape[2] for layer in cache.layers] == list(held)

@@ -10,6 +10,7 @@ import torch
 from transformers import DynamicCache, TextStreamer
 from transformers.generation.stopping_criteria import StoppingCriteria
 
+from fastav.cache_argument import as_argument
 from fastav.engines.transformers import Decoding, choosing, decoding, prune
 from fastav.engines.transformers.choosing import Echo, Stop
 from fastav.errors import UnsupportedPlan
@@ -241,7 +242,7 @@ def test_what_a_device_decodes_too_much_is_not_told(monkeypatch):
 
 REFUSED = {
     "beams": ({"num_beams": 2}, "beams"),
-    "a cache that is in use": ({"past_key_values": "used"}, "holds something"),
+    "a cache that is in use": ({"cache": "used"}, "holds something"),
     "maps": ({"output_attentions": True}, "maps"),
 }
 
@@ -249,11 +250,11 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_it_does_not_do_is_refused(model, case):
     options, reason = REFUSED[case]
-    if "past_key_values" in options:
+    if "cache" in options:
         cache = DynamicCache(config=model.config)
         with torch.no_grad():
-            model(ROWS[0][:, :4], past_key_values=cache)
-        options = {"past_key_values": cache}
+            model(ROWS[0][:, :4], **as_argument(cache))
+        options = as_argument(cache)
     with pytest.raises(UnsupportedPlan, match=reason):
         model.generate(**ALONE, **GREEDY, **options, custom_generate=Decoding(TinyAdapter()))
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache, GenerationConfig, StaticCache
 
+from fastav.cache_argument import as_argument
 from fastav.engines.transformers import prune
 from fastav.errors import PlanError, UnsupportedModel, UnsupportedPlan
 from fastav.plan import Keep, Plan, Share, Step, Tokens
@@ -53,11 +54,11 @@ def test_a_pruned_cache_can_be_continued(model):
     whole, _ = generate(model, INPUTS)
     cache = DynamicCache(config=model.config)
     with prune(model, PLAN, adapter=TinyAdapter()):
-        first = model.generate(**INPUTS, past_key_values=cache, max_new_tokens=2, do_sample=False)
+        first = model.generate(**INPUTS, **as_argument(cache), max_new_tokens=2, do_sample=False)
         rest = model.generate(
             input_ids=first,
             attention_mask=torch.ones_like(first),
-            past_key_values=cache,
+            **as_argument(cache),
             max_new_tokens=STEPS - 2,
             do_sample=False,
             output_logits=True,
@@ -74,11 +75,11 @@ def test_a_second_turn_of_text_equals_the_oracle(attention, rows):
     inputs = pad_left(rows)
     cache = DynamicCache(config=model.config)
     with torch.no_grad(), prune(model, PLAN, adapter=TinyAdapter()):
-        model(**inputs, position_ids=inputs["attention_mask"].cumsum(1) - 1, past_key_values=cache)
+        model(**inputs, position_ids=inputs["attention_mask"].cumsum(1) - 1, **as_argument(cache))
         more = turn.expand(len(rows), -1)
         mask = torch.cat([inputs["attention_mask"], torch.ones_like(more)], dim=1)
         positions = mask.cumsum(1)[:, -more.shape[1] :] - 1
-        out = model(more, attention_mask=mask, position_ids=positions, past_key_values=cache).logits
+        out = model(more, attention_mask=mask, position_ids=positions, **as_argument(cache)).logits
     for b, ids in enumerate(rows):
         with torch.no_grad():
             expected = oracle_logits(model, torch.cat([ids, turn], 1), ids.shape[1], rules_of(ids))[-more.shape[1] :]
@@ -88,7 +89,7 @@ def test_a_second_turn_of_text_equals_the_oracle(attention, rows):
 def test_the_cache_holds_what_the_plan_says(model):
     cache = DynamicCache(config=model.config)
     with torch.no_grad(), prune(model, PLAN, adapter=TinyAdapter()):
-        model(**INPUTS, past_key_values=cache)
+        model(**INPUTS, **as_argument(cache))
     layout = TinyAdapter().layouts(model.config, INPUTS)[0]
     assert [layer.keys.shape[2] for layer in cache.layers] == list(PLAN.tokens(layout, 6))
     assert cache.get_seq_length() == N
@@ -142,11 +143,11 @@ def refuse(reason, call, *, model, error=UnsupportedPlan, plan=PLAN, **options):
 
 def test_forward_refuses_what_cannot_be_exact(model):
     static = StaticCache(config=model.config, max_cache_len=64)
-    refuse("StaticCache", lambda: model(**INPUTS, past_key_values=static), model=model)
+    refuse("StaticCache", lambda: model(**INPUTS, **as_argument(static)), model=model)
     foreign = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(IDS[:, :4], past_key_values=foreign)
-    refuse("without this plan", lambda: model(IDS[:, 4:], past_key_values=foreign), model=model)
+        model(IDS[:, :4], **as_argument(foreign))
+    refuse("without this plan", lambda: model(IDS[:, 4:], **as_argument(foreign)), model=model)
     refuse("called by itself", lambda: model.model(IDS), model=model)
     embeds = model.model.embed_tokens(IDS)
     refuse("tell audio from text", lambda: model(inputs_embeds=embeds), model=model)
@@ -166,8 +167,8 @@ def test_a_decoder_on_several_devices_is_refused():
 def test_media_in_a_later_turn_is_refused(model):
     def later():
         cache = DynamicCache(config=model.config)
-        model(**INPUTS, past_key_values=cache)
-        model(prompt(seed=4), past_key_values=cache)
+        model(**INPUTS, **as_argument(cache))
+        model(prompt(seed=4), **as_argument(cache))
 
     refuse("after the first prefill", later, model=model)
 
@@ -175,9 +176,9 @@ def test_media_in_a_later_turn_is_refused(model):
 def test_another_plans_cache_is_refused(model):
     cache = DynamicCache(config=model.config)
     with torch.no_grad(), prune(model, PLAN, adapter=TinyAdapter()):
-        model(**INPUTS, past_key_values=cache)
+        model(**INPUTS, **as_argument(cache))
     other = Plan((Step(layers="5", method="position", keep=Keep(media=Share(0.5))),))
-    refuse("without this plan", lambda: model(IDS[:, :1], past_key_values=cache), model=model, plan=other)
+    refuse("without this plan", lambda: model(IDS[:, :1], **as_argument(cache)), model=model, plan=other)
 
 
 def test_gradients_are_refused(model):
@@ -315,19 +316,19 @@ def test_the_last_token_stays_whatever_it_is(model, audio):
 def test_a_pruned_cache_is_refused_where_nobody_prunes(model):
     cache = DynamicCache(config=model.config)
     with torch.no_grad(), prune(model, PLAN, adapter=TinyAdapter()):
-        model(**INPUTS, past_key_values=cache)
-    refuse("without this plan", lambda: model(IDS[:, :1], past_key_values=cache), model=model, plan=Plan())
+        model(**INPUTS, **as_argument(cache))
+    refuse("without this plan", lambda: model(IDS[:, :1], **as_argument(cache)), model=model, plan=Plan())
     with pytest.raises(UnsupportedPlan, match="is used without"), torch.no_grad():
-        model(IDS[:, :1], past_key_values=cache)
+        model(IDS[:, :1], **as_argument(cache))
 
 
 def test_a_cache_that_a_failed_crop_tore_is_refused(model):
     def tear():
         cache = DynamicCache(config=model.config)
-        model(**INPUTS, past_key_values=cache)
+        model(**INPUTS, **as_argument(cache))
         with pytest.raises(UnsupportedPlan, match="only generated tokens"):
             cache.crop(-2)
-        model(IDS[:, :1], past_key_values=cache)
+        model(IDS[:, :1], **as_argument(cache))
 
     refuse("come apart", tear, model=model)
 
@@ -341,8 +342,8 @@ def test_what_asks_for_dropped_places_is_refused(model):
 def test_embeddings_after_the_prefill_are_refused(model):
     def later():
         cache = DynamicCache(config=model.config)
-        model(**INPUTS, past_key_values=cache)
-        model(inputs_embeds=model.model.embed_tokens(IDS[:, :3]), past_key_values=cache)
+        model(**INPUTS, **as_argument(cache))
+        model(inputs_embeds=model.model.embed_tokens(IDS[:, :3]), **as_argument(cache))
 
     refuse("may hold audio or video", later, model=model)
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from fastav.cache_argument import of_output
 from fastav.engines.transformers import prune
 from fastav.layout import MEDIA, Modality
 from fastav.method import select
@@ -157,7 +158,7 @@ def test_a_cache_that_is_cut_by_rollout_sees_its_own_layer_too():
     model, ids, keep = tiny_model(), ROWS[0], Keep(media=Tokens(9))
     of_cache = Plan((Step(layers="3", method="rollout", keep=keep, cache_only=True),))
     with prune(model, of_cache, adapter=TinyAdapter()):
-        cache = model(ids, use_cache=True).past_key_values
+        cache = of_output(model(ids, use_cache=True))
     with prune(model, Plan((Step(layers="4", method="rollout", keep=keep),)), adapter=TinyAdapter()) as pruning:
         model(ids)
     assert cache.layers[3].slots.tolist() == pruning.slots()[-1][1].tolist()

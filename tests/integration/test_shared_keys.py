@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import Gemma3nForCausalLM, Gemma3nTextConfig, Gemma4ForCausalLM, Gemma4TextConfig
 
+from fastav.cache_argument import of_output
 from fastav.engines.transformers import prune
 from fastav.errors import UnsupportedPlan
 from fastav.layout import MEDIA
@@ -103,7 +104,7 @@ def test_a_step_in_layers_that_share_is_refused():
 def test_a_sliding_layer_holds_no_more_than_its_window(make):
     model, plan = make("sdpa"), PLANS["before all"]
     with prune(model, plan, adapter=TinyAdapter()):
-        cache = model.generate(**pad_left(ROWS), max_new_tokens=1, return_dict_in_generate=True).past_key_values
+        cache = of_output(model.generate(**pad_left(ROWS), max_new_tokens=1, return_dict_in_generate=True))
     held = [layer.keys.shape[-2] for layer in cache.layers[: DEPTH - SHARED]]
     assert max(len(row[0]) for row in ROWS) - 14 > 12
     assert held == [12, 12, 12, held[3]] * 2

@@ -8,6 +8,7 @@ import torch
 
 import fastav
 from fastav.adapter import Request, Use
+from fastav.cache_argument import as_argument, of_output
 from fastav.engines.transformers import TransformersEngine, prune
 from fastav.layout import MEDIA, Modality
 from fastav.media import Clip
@@ -176,7 +177,7 @@ def test_decoding_by_hand_places_tokens_as_generate_does(loaded, model, processo
             assert (out.logits[:, -1] - wanted.logits[step]).abs().max() < 1e-4
             mask = torch.nn.functional.pad(mask, (0, 1), value=1)
             new = wanted.sequences[:, step - 3][:, None]
-            out = model(input_ids=new, attention_mask=mask, past_key_values=out.past_key_values)
+            out = model(input_ids=new, attention_mask=mask, **as_argument(of_output(out)))
 
 
 def test_a_later_turn_goes_on_from_the_pruned_cache(loaded, model, processor, requests):
@@ -190,7 +191,7 @@ def test_a_later_turn_goes_on_from_the_pruned_cache(loaded, model, processor, re
         place = lambda _, __, kw: seen.append(kw["position_ids"])  # noqa: E731
         hook = model.model.register_forward_pre_hook(place, with_kwargs=True)
         try:
-            model.generate(input_ids=ids, past_key_values=first.past_key_values, **options)
+            model.generate(input_ids=ids, **as_argument(of_output(first)), **options)
         finally:
             hook.remove()
     start = int(inputs["position_ids"][0, 0, -1]) + 1

@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
+from fastav.cache_argument import as_argument
 from fastav.engines.transformers import prune
 from fastav.errors import PlanError
 from fastav.flops import DecoderShape, kv_bytes, paper_flops, prefill_flops
@@ -50,7 +51,7 @@ def test_kv_bytes_are_what_a_cache_holds():
     model, ids, plan = tiny_model(), prompt(), fastav(Keep(audio=Tokens(4)))
     cache = DynamicCache(config=model.config)
     with torch.no_grad(), prune(model, plan, adapter=TinyAdapter()):
-        model(ids, past_key_values=cache)
+        model(ids, **as_argument(cache))
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     layout = TinyAdapter().layouts(model.config, {"input_ids": ids})[0]
     assert held == kv_bytes(TINY, plan.tokens(layout, 6), itemsize=4)

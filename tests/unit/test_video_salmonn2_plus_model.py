@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from fastav.cache_argument import as_argument, of_output
 from fastav.errors import MediaError
 from fastav.models.video_salmonn2_plus import (
     QFormerShape,
@@ -137,20 +138,20 @@ def test_decoding_by_hand_goes_on_where_the_prompt_ended(model: Any, processor: 
     new = torch.tensor([[7, 8]])
     later = inputs["position_ids"][..., -1:] + 1 + torch.arange(2)
     with torch.no_grad():
-        cache = model(**inputs).past_key_values
-        wanted = model(input_ids=new, past_key_values=cache, position_ids=later).logits
+        cache = of_output(model(**inputs))
+        wanted = model(input_ids=new, **as_argument(cache), position_ids=later).logits
         for mask in (None, torch.ones(1, inputs["input_ids"].shape[1] + 2, dtype=torch.long)):
-            cache = model(**inputs).past_key_values
-            ours = model(input_ids=new, past_key_values=cache, attention_mask=mask).logits
+            cache = of_output(model(**inputs))
+            ours = model(input_ids=new, **as_argument(cache), attention_mask=mask).logits
             assert (ours - wanted).abs().max() <= 1e-5
 
 
 def test_a_cache_of_unknown_origin_is_an_error(model: Any) -> None:
     cache = DynamicCache(config=model.config.text_config)
     with torch.no_grad():
-        model.model(input_ids=torch.tensor([[1, 2, 3]]), past_key_values=cache)
+        model.model(input_ids=torch.tensor([[1, 2, 3]]), **as_argument(cache))
         with pytest.raises(MediaError, match="does not tell where its prompts ended"):
-            model(input_ids=torch.tensor([[4]]), past_key_values=cache)
+            model(input_ids=torch.tensor([[4]]), **as_argument(cache))
 
 
 def test_media_and_prompts_that_do_not_fit_are_an_error(model: Any) -> None:

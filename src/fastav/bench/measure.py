@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from fastav import cache_argument
 from fastav.bench.contenders import Contender
 from fastav.bench.workload import Workload, lacks_memory, release
 from fastav.engines.transformers.decoding import last_alone
@@ -164,7 +165,7 @@ def prefill(workload: Workload, contender: Contender) -> Prefill:
         peak, start = Peak(workload.device), time.perf_counter()
         seconds, output = timed(workload.device, partial(forward, workload, ours=contender.ours))
         wall = time.perf_counter() - start
-    return Prefill(seconds=seconds, wall=wall, peak_bytes=peak.bytes(), kv_bytes=held(output.past_key_values))
+    return Prefill(seconds=seconds, wall=wall, peak_bytes=peak.bytes(), kv_bytes=held(cache_argument.of_output(output)))
 
 
 def forward(workload: Workload, *, ours: bool) -> Any:

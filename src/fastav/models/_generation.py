@@ -9,6 +9,8 @@ from transformers import LogitsProcessorList
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from fastav.cache_argument import as_argument, of_output
+
 
 class MediaGeneration:
     """Mixin of a generating model with an `lm_head`; it stands before transformers' GenerationMixin.
@@ -80,9 +82,9 @@ class MediaGeneration:
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **as_argument(of_output(outputs)),
         )
 
 

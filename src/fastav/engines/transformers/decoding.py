@@ -17,6 +17,7 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, Pr
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from fastav import cache_argument
 from fastav.adapter import ModelAdapter, adapter_for
 from fastav.engines.transformers import guards, stepping
 from fastav.engines.transformers.buffers import Stored
@@ -79,7 +80,7 @@ class Decoding:
             with nullcontext() if "logits_to_keep" in kwargs else last_alone(model):
                 output = model(**inputs, return_dict=True)
             token = chosen.take(output.logits[:, -1])
-            kwargs["past_key_values"] = output.past_key_values
+            kwargs |= cache_argument.as_argument(cache_argument.of_output(output), model.prepare_inputs_for_generation)
             del output, inputs
             if not chosen.done:
                 self._decode(model, chosen, token, kwargs)
@@ -91,8 +92,9 @@ class Decoding:
         decoder = adapter.decoder(model)
         guards.check_device(decoder)
         inputs = _first_step(model, chosen.ids, kwargs)
-        given, prompt = _given(kwargs["past_key_values"], decoder.config, kwargs.get("attention_mask"))
-        kwargs["past_key_values"].layers.clear()
+        cache = cache_argument.in_arguments(kwargs)
+        given, prompt = _given(cache, decoder.config, kwargs.get("attention_mask"))
+        cache.layers.clear()
         fixed = _capturable(model, adapter, inputs) if self._capture is None else self._capture
         held = ExitStack()
         with stepped(decoder), getattr(model, "_optimize_model_for_decode", nullcontext)():
@@ -169,7 +171,7 @@ def _stepper(
 
 def _check(config: GenerationConfig, kwargs: Mapping[str, Any]) -> None:
     """Raises: UnsupportedPlan for whatever this loop would do otherwise than `generate`."""
-    cache = kwargs.get("past_key_values")
+    cache = cache_argument.in_arguments(kwargs)
     refused = {
         "beams and drafts": config.get_generation_mode() not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE),
         "a chunked prefill": config.prefill_chunk_size is not None,
@@ -192,7 +194,7 @@ def _first_step(model: Any, ids: Tensor, kwargs: Mapping[str, Any]) -> dict[str,
     if (shown := kwargs.get("attention_mask")) is not None:
         changed["attention_mask"] = torch.cat([shown, shown.new_ones(shown.shape[0], 1)], dim=1)
     inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=1, **(dict(kwargs) | changed))
-    own = ("attention_mask", "past_key_values")
+    own = ("attention_mask", *cache_argument.NAMES)
     return {name: value for name, value in inputs.items() if name not in own and _of_a_step(value)}
 
 

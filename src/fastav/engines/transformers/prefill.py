@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from fastav import cache_argument
 from fastav.attention import attention_rows, last_query_attention
 from fastav.engines.transformers import gather, guards, staging
 from fastav.engines.transformers.cache import PrunedLayer
@@ -245,7 +246,7 @@ class Prefill:
         """A layer's arguments for the tokens still there, with a cache layer that knows which they are."""
         schedule = self.schedule
         self.stored[index] = gather.Kept(self.slots, self.valid)
-        if index < schedule.owners and (cache := kwargs.get("past_key_values")) is not None:
+        if index < schedule.owners and (cache := cache_argument.in_arguments(kwargs)) is not None:
             layer = PrunedLayer(self.slots, self.valid, self.length, schedule.owner, schedule.windows[index])
             cache.layers[index : index + 1] = [layer]
         seen = self.stored[schedule.sources[index]]

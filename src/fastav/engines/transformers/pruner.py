@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from fastav import cache_argument
 from fastav.adapter import AudioAttention, ModelAdapter, adapter_for, plan_named
 from fastav.engines.transformers import gather, guards, staging
 from fastav.engines.transformers.buffers import StepCache
@@ -236,7 +237,7 @@ class Pruning:
         self._local.running = None
         if self._first < len(self._layers):
             guards.check_call(inputs, self.model.config, self._decoder)
-        cache = inputs.get("past_key_values")
+        cache = cache_argument.in_arguments(inputs)
         guards.check_cache(cache)
         if isinstance(cache, StepCache):
             self._local.running = _Step()
@@ -376,7 +377,7 @@ class Pruning:
         return (hidden,), dict(state.layer_arguments(index, kwargs, hidden.dtype))
 
     def _decode_arguments(self, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
-        layer, new = kwargs["past_key_values"].layers[guards.source(self._config, index)], hidden.shape[-2]
+        layer, new = cache_argument.in_arguments(kwargs).layers[guards.source(self._config, index)], hidden.shape[-2]
         mask = kwargs.get("attention_mask")
         if not isinstance(layer, PrunedLayer):
             return kwargs  # it shares what an unpruned layer holds
@@ -417,7 +418,7 @@ class Pruning:
             see(state.capture(index, query, key, mask, scaling))
 
     def _after_cached_layer(self, number: int, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        cache, index = kwargs.get("past_key_values"), self._schedule.cache_cuts[number][0]
+        cache, index = cache_argument.in_arguments(kwargs), self._schedule.cache_cuts[number][0]
         if isinstance(state := self._running, Prefill) and cache is not None:
             state.cut_cache(number, cache.layers[index], output[0] if isinstance(output, tuple) else output)
 

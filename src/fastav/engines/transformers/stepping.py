@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from fastav import cache_argument
 from fastav.attention import one_query_attention
 from fastav.engines.transformers import guards
 from fastav.engines.transformers.buffers import StepCache, StepLayer, Stored
@@ -51,7 +52,8 @@ class Stepper:
         self._model, self._decoder = ref(model), ref(decoder)
         self._sources = [guards.source(decoder.config, index) for index in range(len(decoder.layers))]
         self.inputs = {name: v.clone() if isinstance(v, Tensor) else v for name, v in inputs.items()}
-        self._own = {"past_key_values": self.cache, "attention_mask": _no_mask(decoder.config, model.device)}
+        self._own = cache_argument.as_argument(self.cache, model.forward)
+        self._own["attention_mask"] = _no_mask(decoder.config, model.device)
         self._graph: Any = None
         self._logits: Tensor | None = None
         if fixed and model.device.type in CAPTURING:

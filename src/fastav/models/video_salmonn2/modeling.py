@@ -14,6 +14,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2PreTrainedModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils.generic import can_return_tuple
 
+from fastav.cache_argument import as_argument, either_name
 from fastav.errors import MediaError
 from fastav.models._checkpoint import StrictLoading, refuse_differences
 from fastav.models._generation import GeneratedPenalty, MediaGeneration, positions, repeat_groups
@@ -119,12 +120,13 @@ class VideoSalmonn2Model(VideoSalmonn2PreTrainedModel, Qwen2Model):
             merged = merged.masked_scatter(place[..., None], rows.to(merged))
         return merged
 
+    @either_name
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Any = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         inputs_embeds: Tensor | None = None,
         pixel_values_videos: Tensor | None = None,
         use_cache: bool | None = None,
@@ -145,7 +147,7 @@ class VideoSalmonn2Model(VideoSalmonn2PreTrainedModel, Qwen2Model):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            **as_argument(cache),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
@@ -229,13 +231,14 @@ class VideoSalmonn2ForConditionalGeneration(
             audio = audio if audio_index is None else audio[audio_index]
         return self.model.embed(input_ids, pixel_values_videos, audio)
 
+    @either_name
     @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Any = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         inputs_embeds: Tensor | None = None,
         pixel_values_videos: Tensor | None = None,
         input_features: Tensor | None = None,
@@ -261,7 +264,7 @@ class VideoSalmonn2ForConditionalGeneration(
         outputs = self.model(
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            **as_argument(cache),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,

@@ -15,6 +15,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 )
 from transformers.utils.generic import can_return_tuple
 
+from fastav.cache_argument import as_argument, either_name, in_arguments, of_output
 from fastav.errors import MediaError
 from fastav.models._checkpoint import StrictLoading, refuse_differences
 from fastav.models._generation import MediaGeneration
@@ -139,12 +140,13 @@ class VideoSalmonn2PlusModel(StrictLoading, VideoSalmonn2PlusPreTrainedModel):
             positions[:, row, real] = row_positions(ids[row, real], grid, None, scheme)
         return torch.from_numpy(positions).to(input_ids.device)
 
+    @either_name
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Any = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         inputs_embeds: Tensor | None = None,
         pixel_values_videos: Tensor | None = None,
         video_grid_thw: Tensor | None = None,
@@ -161,7 +163,7 @@ class VideoSalmonn2PlusModel(StrictLoading, VideoSalmonn2PlusPreTrainedModel):
         position_ids: [3, batch, prompt], or [4, ...] with the text's own before them. The processor gives them; without
         them prompts are placed by `script`, and later tokens where the cache's prompt ended.
         """
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        past = 0 if cache is None else cache.get_seq_length()
         if inputs_embeds is None and input_ids is not None:
             if position_ids is None and not past:
                 position_ids = self.position_ids(input_ids, attention_mask, video_grid_thw)
@@ -171,17 +173,17 @@ class VideoSalmonn2PlusModel(StrictLoading, VideoSalmonn2PlusPreTrainedModel):
         if position_ids is None:
             if not past:
                 raise MediaError("inputs_embeds do not tell where the clip is", "pass position_ids")
-            position_ids = later_positions(past_key_values, past, inputs_embeds.shape[1], attention_mask)
+            position_ids = later_positions(cache, past, inputs_embeds.shape[1], attention_mask)
         outputs: Any = self.model(
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            **as_argument(cache),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
         )
-        if not past and outputs.past_key_values is not None:
-            setattr(outputs.past_key_values, DELTA, deltas(position_ids, attention_mask))
+        if not past and (filled := of_output(outputs)) is not None:
+            setattr(filled, DELTA, deltas(position_ids, attention_mask))
         return outputs
 
 
@@ -194,13 +196,14 @@ class VideoSalmonn2PlusForConditionalGeneration(MediaGeneration, VideoSalmonn2Pl
     def _add_head(self, text: Any) -> None:
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
 
+    @either_name
     @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Any = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         inputs_embeds: Tensor | None = None,
         pixel_values_videos: Tensor | None = None,
         video_grid_thw: Tensor | None = None,
@@ -219,7 +222,7 @@ class VideoSalmonn2PlusForConditionalGeneration(MediaGeneration, VideoSalmonn2Pl
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            **as_argument(cache),
             inputs_embeds=inputs_embeds,
             pixel_values_videos=pixel_values_videos,
             video_grid_thw=video_grid_thw,
@@ -232,7 +235,7 @@ class VideoSalmonn2PlusForConditionalGeneration(MediaGeneration, VideoSalmonn2Pl
     def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
         """Three axes; transformers appends one to the last of each for every generated token."""
         mixin: Any = super()
-        cache = model_kwargs.get("past_key_values")
+        cache = in_arguments(model_kwargs)
         if cache is not None and cache.get_seq_length():
             places = mixin._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
             return (places + cache_deltas(cache, places.shape[0])).expand(3, -1, -1)

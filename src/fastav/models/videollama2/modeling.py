@@ -12,6 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.models.qwen2.modeling_qwen2 import Qwen2PreTrainedModel, Qwen2RotaryEmbedding
 from transformers.utils.generic import can_return_tuple
 
+from fastav.cache_argument import as_argument, either_name
 from fastav.errors import MediaError, UnsupportedModel
 from fastav.models._checkpoint import StrictLoading
 from fastav.models._generation import GeneratedPenalty, MediaGeneration, positions
@@ -146,12 +147,13 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel, Qwen2Model):
             merged = merged.masked_scatter(place[..., None], rows.to(merged))
         return merged
 
+    @either_name
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Any = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         inputs_embeds: Tensor | None = None,
         pixel_values_videos: Tensor | None = None,
         input_features: Tensor | None = None,
@@ -175,7 +177,7 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel, Qwen2Model):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            **as_argument(cache),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
@@ -197,13 +199,14 @@ class VideoLlama2ForConditionalGeneration(
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    @either_name
     @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Any = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         inputs_embeds: Tensor | None = None,
         pixel_values_videos: Tensor | None = None,
         input_features: Tensor | None = None,
@@ -221,7 +224,7 @@ class VideoLlama2ForConditionalGeneration(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            **as_argument(cache),
             inputs_embeds=inputs_embeds,
             pixel_values_videos=pixel_values_videos,
             input_features=input_features,
