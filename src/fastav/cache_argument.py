@@ -71,8 +71,9 @@ def either_name(forward: Callable[..., Any]) -> Callable[..., Any]:
             kwargs[inner] = next(iter(given.values()))
         return forward(*args, **kwargs)
 
-    called.__signature__ = own.replace(parameters=[*shown])  # pyright: ignore[reportFunctionMemberAccess]
-    return called
+    result: Any = called
+    result.__signature__ = own.replace(parameters=shown)
+    return result
 
 
 def _by_preference() -> tuple[str, ...]:
