@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from scipy.stats import binomtest
 
 import fastav
 from fastav.cli import main
@@ -37,10 +38,12 @@ def test_help_fits_80_columns(capsys, monkeypatch):
 
 def test_tables_are_drawn_row_by_row_from_what_rows_hold(made, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
+    assert max(map(len, stdout(capsys, *TOY, "--out", str(made)).splitlines())) <= 80
+    monkeypatch.setenv("COLUMNS", "110")
     out = stdout(capsys, *TOY, "--out", str(made))
     report = json.loads(stdout(capsys, *TOY, "--out", str(made), "--json"))
     lines = out.splitlines()
-    assert max(map(len, lines)) <= 80
+    assert max(map(len, lines)) <= 110
     assert [table["name"] for table in report["tables"]] == ["global", "fine", "start", "drop"]
     at = 0
     for table in report["tables"]:
@@ -56,9 +59,11 @@ def test_tables_are_drawn_row_by_row_from_what_rows_hold(made, capsys, monkeypat
             mean = 50 * sum(r.score for r in answered)
             flops, percent, *rest = line.removeprefix(label).split()
             assert (float(flops), percent) == (pytest.approx(100 * ratio, abs=0.051), "%")
-            points, errors = rest[:-1:3], rest[2:-1:3]
+            points, lows, highs = (rest[at:-1:3] for at in range(3))
             assert [float(x) for x in points] == [100 * r.score for r in answered] + [mean]
-            assert float(errors[-1]) == pytest.approx((50 - mean / 2) * (mean / 50) * 0.5**0.5, abs=0.1)
+            shown = float(lows[-1].strip("[,")), float(highs[-1].strip("]"))
+            wilson = binomtest(round(mean / 50), 2).proportion_ci(method="wilson")
+            assert shown == (pytest.approx(100 * wilson.low, abs=0.051), pytest.approx(100 * wilson.high, abs=0.051))
             assert rest[-1] == "2"
 
 

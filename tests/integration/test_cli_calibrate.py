@@ -41,6 +41,7 @@ def test_a_plan_comes_out_that_runs(folder, capsys):
     assert main(command(folder)) == 0
     out = capsys.readouterr().out
     assert "(rule even)" in out
+    assert f"try fastav run CLIP QUESTION --model tiny --plan {folder / 'plan.json'}\n" in out
     plan = Plan.load(folder / "plan.json")
     assert plan.origin is not None
     assert (plan.origin["model"], plan.origin["clips"], plan.origin["prompts"]) == ("tiny", 2, 4)

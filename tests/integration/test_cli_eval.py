@@ -278,11 +278,25 @@ def test_leaderboard_draws_and_writes_tables(path, capsys, monkeypatch, tmp_path
     svg, table = tmp_path / "chart.svg", tmp_path / "table.md"
     out = stdout(capsys, "leaderboard", str(path), str(path), "--out", str(svg), "--markdown", str(table))
     assert max(map(len, out.splitlines())) <= 80
-    assert svg.read_text().startswith("<svg")
+    assert "<svg" in svg.read_text()
     assert "| fastav | 4 |" in table.read_text()
     first = svg.read_text()
     stdout(capsys, "leaderboard", str(path), "--out", str(svg))
     assert svg.read_text() == first
+    picture = tmp_path / "chart.png"
+    stdout(capsys, "leaderboard", str(path), "--out", str(picture))
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_chart_of_another_kind_is_refused_and_nothing_is_written(path, capsys, tmp_path):
+    table = tmp_path / "table.md"
+    err = failure(capsys, "leaderboard", str(path), "--out", str(tmp_path / "chart.gif"), "--markdown", str(table))
+    assert "cannot be written as a .gif file" in err
+    assert not table.exists()
+
+
+def test_what_is_printed_as_json_names_its_schema(path, capsys):
+    assert json.loads(stdout(capsys, "leaderboard", str(path), "--json"))["schema_version"] == 1
 
 
 def test_leaderboard_needs_no_torch(path):

@@ -185,7 +185,7 @@ def test_flops_refuses(arguments, found, capsys):
 
 
 def test_models(capsys):
-    (model,) = [m for m in json.loads(stdout(capsys, "models", "--json")) if m["name"] == "videollama2"]
+    (model,) = [m for m in json.loads(stdout(capsys, "models", "--json"))["models"] if m["name"] == "videollama2"]
     assert {"none", "fastav", "fastav-trim"} <= set(model["plans"])
     assert "videollama2" in stdout(capsys, "models")
 

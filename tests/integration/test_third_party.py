@@ -43,7 +43,7 @@ def fastav(*arguments, path):
 
 
 def test_the_command_line_lists_it_and_counts_with_it(installed):
-    listed = json.loads(fastav("models", "--json", path=installed).stdout)
+    listed = json.loads(fastav("models", "--json", path=installed).stdout)["models"]
     assert listed[-1] == {
         "name": "dummy-av",
         "checkpoint": "nobody/dummy-av",

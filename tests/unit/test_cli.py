@@ -117,7 +117,7 @@ def test_a_reader_that_leaves_is_no_error():
 
 def test_methods_lists_names_options_and_needs(capsys):
     assert main(["methods", "--json"]) == 0
-    methods = {method["name"]: method for method in json.loads(capsys.readouterr().out)}
+    methods = {method["name"]: method for method in json.loads(capsys.readouterr().out)["methods"]}
     assert methods["random"]["options"] == {"seed": 0}
     assert methods["last-query"]["needs"] == ["last-query"]
     assert all(method["summary"].endswith(".") for method in methods.values())
@@ -127,7 +127,7 @@ def test_methods_lists_names_options_and_needs(capsys):
 
 def test_recipes_lists_arguments_and_sources(capsys):
     assert main(["recipes", "--json"]) == 0
-    recipes = {recipe["name"]: recipe for recipe in json.loads(capsys.readouterr().out)}
+    recipes = {recipe["name"]: recipe for recipe in json.loads(capsys.readouterr().out)["recipes"]}
     assert recipes["fastv"]["arguments"] == {"keep": 0.5, "layer": 2}
     assert recipes["fastv"]["source"].startswith("arXiv:2403.06764")
     assert all(recipe["source"] and recipe["summary"] for recipe in recipes.values())

@@ -2,15 +2,16 @@
 
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
-from itertools import pairwise
+from io import BytesIO
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from fastav.errors import FastAVError, UnknownName
 from fastav.evaluate import Row, Stored, chart, markdown, merged, report
-from fastav.evaluate.chart import Point, front, ticks
+from fastav.evaluate.chart import Point, front
 from fastav.evaluate.evaluation import chosen
 from fastav.evaluate.labels import Box, placed
 from fastav.task import Sample
@@ -61,6 +62,7 @@ def test_a_report_by_plan_and_family():
     assert half["n"] == 4
     assert half["score"] == 0.5
     assert half["stderr"] == pytest.approx(0.25)
+    assert half["interval"] == [pytest.approx(0.15004, abs=1e-5), pytest.approx(0.84996, abs=1e-5)]
     assert half["unparsed"] == 1
     assert half["flops_ratio"] == pytest.approx(0.515)
     assert half["kv_ratio"] == pytest.approx(0.4)
@@ -89,20 +91,27 @@ def test_failures_are_counted_and_left_out_on_both_sides():
     assert "half: 1 of 4 failed and are left out" in markdown(found)
 
 
+def test_a_score_is_written_with_an_interval_that_has_a_width():
+    found = report(stored({"none": [1, 1, 1, 1], "half": [1, 0, 0, 1]}))
+    assert "| none | 4 | 100.0 [51.0, 100.0] |" in markdown(found)
+    assert "| half | 4 | 50.0 [15.0, 85.0] |" in markdown(found)
+    assert "±" not in markdown(found)
+
+
 def test_a_report_of_no_rows_and_of_failures_only():
     whole = stored()
     for rows in ((), tuple(replace(row, error="why") for row in whole.rows)):
         found = report(replace(whole, rows=rows))
         assert found["plans"]["none"]["all"]["score"] is None
         assert "| none | 0 | - |" in markdown(found)
-        assert "no answers yet" in chart([found])
+        assert b"no answers yet" in chart([found])
 
 
 def test_without_an_unpruned_plan_nothing_is_compared():
     found = report(stored({"half": SCORES["half"]}))
     assert found["reference"] is None
     assert found["plans"]["half"]["all"]["against_reference"] is None
-    assert "unpruned 5" not in chart([found])
+    assert b"unpruned 5" not in chart([found])
 
 
 def test_a_task_s_own_metrics_are_shown():
@@ -139,12 +148,26 @@ def test_markdown_is_not_broken_by_a_name():
 
 
 def test_a_chart_is_svg_with_every_plan_and_both_colour_schemes():
-    text = chart([report(stored()), report(stored(task="other <task>"))])
-    tree = ElementTree.fromstring(text)
+    drawing = chart([report(stored()), report(stored(task="other <task>"))])
+    tree = ElementTree.fromstring(drawing)
     words = ["".join(node.itertext()) for node in tree.iter("{http://www.w3.org/2000/svg}text")]
     assert {"m on t", "m on other <task>", "half 50.0", "<b>|odd 43.8", "unpruned 75.0"} <= set(words)
-    assert "prefers-color-scheme: dark" in text
-    assert text == chart([report(stored()), report(stored(task="other <task>"))])
+    assert b"prefers-color-scheme: dark" in drawing
+    assert drawing == chart([report(stored()), report(stored(task="other <task>"))])
+
+
+def test_a_chart_is_a_picture_if_so_asked():
+    drawing = chart([report(stored()), report(stored(task="other"))], "png")
+    width, height = Image.open(BytesIO(drawing)).size
+    assert height > width / 2
+    assert chart([report(stored())], "pdf").startswith(b"%PDF")
+
+
+def test_a_chart_of_another_kind_is_refused():
+    for kind in ("", "gif", "txt"):
+        with pytest.raises(FastAVError, match="cannot be written") as refused:
+            chart([report(stored())], kind)
+        assert ".png" in refused.value.hint
 
 
 COORDINATE = st.integers(0, 20).map(float)
@@ -152,19 +175,9 @@ COORDINATE = st.integers(0, 20).map(float)
 
 @given(st.lists(st.tuples(COORDINATE, COORDINATE), min_size=1, max_size=12, unique=True))
 def test_the_front_is_what_no_other_point_beats(places):
-    points = [Point(name=str(i), flops=x, score=y, error=0.0) for i, (x, y) in enumerate(places)]
+    points = [Point(name=str(i), flops=x, score=y, low=y, high=y) for i, (x, y) in enumerate(places)]
     expected = [p for p in points if not any(q is not p and q.flops <= p.flops and q.score >= p.score for q in points)]
     assert front(points) == sorted(expected, key=lambda point: point.flops)
-
-
-@given(st.floats(0, 99), st.floats(0.01, 100))
-def test_ticks_are_round_and_hold_the_range(low, span):
-    found = ticks(low, low + span)
-    steps = {round(b - a, 9) for a, b in pairwise(found)}
-    assert len(steps) == 1
-    assert found[0] <= low + 1e-9
-    assert found[-1] >= low + span - 1e-6
-    assert 2 <= len(found) <= 8
 
 
 ROOM = Box(60, 70, 870, 400)

@@ -12,8 +12,8 @@ from fastav.cli._text import number, printable, stdout
 
 ABREAST = 4  # plans, or metrics, side by side: 80 columns hold no more
 NOTE = (
-    "score: points of 100 ± standard error; against unpruned: on the same samples, paired bootstrap 95 % interval, "
-    "exact McNemar p; FLOPs and KV cache: of the unpruned prefill; prefill and decode: median"
+    "score: points of 100, Wilson's 95 % interval; against unpruned: on the same samples, 95 % interval, exact McNemar "
+    "p; FLOPs and KV cache: of the unpruned prefill; prefill and decode: median"
 )
 
 

@@ -1,6 +1,5 @@
 """`fastav ablate`."""
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
@@ -9,14 +8,15 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from fastav.cli import _options, _scores
+from fastav.cli._json import print_json
 from fastav.cli._quiet import hushed, working
 from fastav.cli._text import number, width
 from fastav.cli.evaluate import listed, reported, task_named
 
-TAKEN, SCORE = 52, 14  # columns of the screen that a table takes without families, and that each of them takes
+TAKEN, SCORE = 60, 22  # columns of the screen that a table takes without families, and that each of them takes
 NOTE = (
-    "* what FastAV does; a strategy is called by what it removes; FLOPs: of the unpruned prefill; score: points of 100 "
-    "± standard error; mean: over all samples"
+    "* what FastAV does; a strategy is called by what it removes; FLOPs: of the unpruned prefill; score: points of "
+    "100, Wilson's 95 % interval; mean: over all samples"
 )
 
 
@@ -71,7 +71,7 @@ def ablate(
         for table in made
     ]
     if as_json:
-        print(json.dumps(report, indent=2))
+        print_json(report)
     else:
         _scores.screen(report, _drawn(report), NOTE)
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, BinaryIO
 import typer
 
 from fastav.cli import _options
+from fastav.cli._json import print_json
 from fastav.cli._quiet import counting, hushed, working
 from fastav.cli._text import duration, number, printable, stderr
 from fastav.cli.run import EMBEDDED, _memory, loaded
@@ -43,13 +44,15 @@ def batch(
     device: _options.Device = None,
     dtype: _options.Dtype = None,
     engine: _options.Engine = "transformers",
+    as_json: _options.Json = False,
 ) -> None:
     """Answer a file of questions about clips.
 
     Each line of QUESTIONS is an object: clip (a path, seen from the file's folder), question, and if need be id
     (otherwise the number of the line) and use. Each line of FILE is one too: id, text, finish, prompt_tokens,
     new_tokens, flops, kv_bytes, model, plan, fingerprint; or id and error, and the last three. Answers come in any
-    order. The same command goes on where the last one was stopped, and tries again what has failed. docs/batches.md
+    order; --json prints how many came in this run. The same command goes on where the last one was stopped, and tries
+    again what has failed. docs/batches.md
 
     The exit code is 1 if some questions could not be answered.
     """
@@ -61,6 +64,8 @@ def batch(
     if answered:
         _say(f"{out} has {number(len(asked) - len(left))} answers; {number(len(left))} are missing")
     if not left:
+        if as_json:
+            print_json({"path": str(out), "answers": 0, "failures": 0, "seconds": 0.0})
         return
     pipe = loaded(model, plan, device, dtype, engine)
     start, failures = time.perf_counter(), []
@@ -72,7 +77,17 @@ def batch(
                     failures.append(f"{left[place].id}: {' '.join(outcome.message.split())}")
                 append({"id": left[place].id} | _told(outcome) | head)
                 step()
-    _say(f"{number(len(left) - len(failures))} answers in {duration(time.perf_counter() - start)}: {out}")
+    seconds = time.perf_counter() - start
+    if as_json:
+        print_json(
+            {
+                "path": str(out),
+                "answers": len(left) - len(failures),
+                "failures": len(failures),
+                "seconds": seconds,
+            }
+        )
+    _say(f"{number(len(left) - len(failures))} answers in {duration(seconds)}: {out}")
     if failures:
         _say(f"{number(len(failures))} could not be answered; the first is {failures[0]}")
         raise typer.Exit(SOME_FAILED)

@@ -1,6 +1,7 @@
 """`fastav calibrate`."""
 
 import json
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -8,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from fastav.cli import _options, _plans
+from fastav.cli._json import print_json
 from fastav.cli._quiet import counting, hushed, working
 from fastav.cli._text import complain, stderr
 from fastav.cli.plan import write_atomically
@@ -81,9 +83,9 @@ def calibrate(
         complain(f"skipped {failure.prompt.clip}: {failure.reason}")
     if as_json:
         told = {key: value for key, value in asdict(choice).items() if key != "plan"}
-        print(json.dumps(told | {"plan": json.loads(choice.plan.to_json()), "failures": len(failures)}, indent=2))
+        print_json(told | {"plan": json.loads(choice.plan.to_json()), "failures": len(failures)})
     else:
-        _tell(choice, [str(path) for path in (out, report) if path is not None])
+        _tell(choice, model, [str(path) for path in (out, report) if path is not None])
 
 
 def _look(calibration: Any, folder: Path, *, keep_going: bool) -> list[Any]:
@@ -114,10 +116,11 @@ def _start(text: str) -> Any:
     raise CalibrationError(f"--start must be a layer's number, middle or concentration, got {text!r}")
 
 
-def _tell(choice: Any, files: list[str]) -> None:
+def _tell(choice: Any, model: str, files: list[str]) -> None:
     """What was chosen, and how it is used."""
     print(f"entering layer {choice.start}, {choice.tokens:.0f} tokens of audio and video stay (rule {choice.rule})")
     if choice.held is not None:
         print(f"they hold {choice.held:.0%} of the rollout that audio and video have there")
     print(f"FLOPs of the prefill: {choice.flops:.1%} of unpruned")
-    print(f"wrote {' and '.join(files)}; try fastav run CLIP QUESTION --plan {files[0]}")
+    command = shlex.join(["fastav", "run", "CLIP", "QUESTION", "--model", model, "--plan", files[0]])
+    print(f"wrote {' and '.join(files)}; try {command}")

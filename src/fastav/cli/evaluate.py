@@ -1,6 +1,5 @@
 """`fastav eval`."""
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from fastav.cli import _options, _scores
+from fastav.cli._json import print_json
 from fastav.cli._quiet import counting, hushed, working
 from fastav.cli._text import stderr
 from fastav.errors import PlanError, TaskError
@@ -53,7 +53,7 @@ def evaluate(
         )
     report = reported(evaluation, jobs=jobs, keep_going=keep_going, out=out)
     if as_json:
-        print(json.dumps(report, indent=2))
+        print_json(report)
     else:
         _scores.show(report)
 

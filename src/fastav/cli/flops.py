@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from fastav.cli import _options, _plans, _render
+from fastav.cli._json import print_json
 from fastav.cli._quiet import hushed, working
 
 MOST_TOKENS = 1_000_000
@@ -59,7 +60,7 @@ def flops(
         layout = adapter.example(config, seconds=seconds, audio=audio_tokens, video=video_tokens, text=text_tokens)
         report = {"model": model, **counted(adapter.shape(config), chosen, layout)}
     if as_json:
-        print(json.dumps(report, indent=2))
+        print_json(report)
     else:
         _render.flops(report)
 

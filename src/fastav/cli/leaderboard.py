@@ -1,35 +1,35 @@
 """`fastav leaderboard`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fastav.cli import _options, _scores
+from fastav.cli._json import print_json
 from fastav.cli.plan import write_atomically
 
 
 def leaderboard(
     rows: Annotated[list[Path], typer.Argument(metavar="ROWS...", help="Files that fastav eval --out wrote.")],
-    out: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw score against FLOPs.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw score against FLOPs (.svg, .png).")] = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE.md", help="Write the tables as Markdown.")] = None,
     as_json: _options.Json = False,
 ) -> None:
     """Compare the plans in files of rows, as tables and as a chart.
 
-    Files of the same model and task are taken together; others get a panel and tables of their own. FILE.svg and
-    FILE.md are overwritten.
+    Files of the same model and task are taken together; others get a panel and tables of their own. FILE and FILE.md
+    are overwritten.
     """
     from fastav import evaluate as library
 
     reports = [library.report(stored) for stored in library.merged(map(library.read, rows))]
     if out is not None:
-        write_atomically(out, library.chart(reports))
+        write_atomically(out, library.chart(reports, out.suffix.removeprefix(".").lower()))
     if markdown is not None:
         write_atomically(markdown, "\n".join(map(library.markdown, reports)))
     if as_json:
-        print(json.dumps(reports, indent=2))
+        print_json({"reports": reports})
     else:
         for report in reports:
             _scores.show(report)

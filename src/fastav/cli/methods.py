@@ -1,9 +1,9 @@
 """`fastav methods`."""
 
-import json
 from typing import Any
 
 from fastav.cli import _options, _render
+from fastav.cli._json import print_json
 from fastav.cli._quiet import working
 from fastav.cli._text import stdout
 
@@ -15,7 +15,7 @@ def methods(as_json: _options.Json = False) -> None:
     with working("looking"):
         found = [_described(name, method) for name, method in METHODS.items()]
     if as_json:
-        print(json.dumps(found, indent=2))
+        print_json({"methods": found})
     else:
         rows = [
             [

@@ -1,8 +1,7 @@
 """`fastav models`."""
 
-import json
-
 from fastav.cli import _options, _render
+from fastav.cli._json import print_json
 from fastav.cli._quiet import working
 from fastav.cli._text import stdout
 
@@ -22,7 +21,7 @@ def models(as_json: _options.Json = False) -> None:
             for name, adapter in MODELS.items()
         ]
     if as_json:
-        print(json.dumps(found, indent=2))
+        print_json({"models": found})
     else:
         shown = [
             {key: value if isinstance(value, str) else ", ".join(value) for key, value in model.items()}

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from fastav.cli import _options, _plans, _render
+from fastav.cli._json import print_json
 from fastav.cli._quiet import hushed, working
 from fastav.errors import FastAVError, PlanError
 from fastav.files import whole
@@ -41,7 +42,7 @@ def show(
         "tokens_per_layer": kept,
     }
     if as_json:
-        print(json.dumps(report, indent=2))
+        print_json(report)
     else:
         _render.plan(report, every_layer=layers)
 
@@ -84,13 +85,16 @@ def write(
         _plans.require_sound(chosen, config)
     write_atomically(out, chosen.to_json() + "\n")
     report: dict[str, Any] = {"path": str(out), "fingerprint": chosen.fingerprint}
-    print(json.dumps(report) if as_json else f"wrote {out} ({chosen.fingerprint})")
+    if as_json:
+        print_json(report)
+    else:
+        print(f"wrote {out} ({chosen.fingerprint})")
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a whole file or none: what was there before stays until all is on disk.  Raises: FastAVError."""
     try:
         with whole(path) as part:
-            part.write_text(text, encoding="utf-8")
+            part.write_bytes(content if isinstance(content, bytes) else content.encode())
     except OSError as error:
         raise FastAVError(f"cannot write {path.resolve()}: {error.strerror}", "nothing was written") from None

@@ -1,11 +1,11 @@
 """`fastav recipes`."""
 
 import inspect
-import json
 from collections.abc import Callable
 from typing import Any
 
 from fastav.cli import _options, _render
+from fastav.cli._json import print_json
 from fastav.cli._quiet import working
 from fastav.cli._text import stdout
 
@@ -17,7 +17,7 @@ def recipes(as_json: _options.Json = False) -> None:
     with working("looking"):
         found = [_described(name, recipe) for name, recipe in RECIPES.items()]
     if as_json:
-        print(json.dumps(found, indent=2))
+        print_json({"recipes": found})
     else:
         rows = [
             [r["name"], r["summary"], ", ".join(f"{key}={value}" for key, value in r["arguments"].items()), r["source"]]

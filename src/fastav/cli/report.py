@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from fastav.cli import _options
+from fastav.cli._json import print_json
 from fastav.cli._quiet import working
 from fastav.cli.plan import write_atomically
 
@@ -14,6 +16,7 @@ def report(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="Where the page goes.  [default: DIR/report.html]")
     ] = None,
+    as_json: _options.Json = False,
 ) -> None:
     """Draw what a calibration found as one HTML page that needs nothing else.
 
@@ -24,4 +27,7 @@ def report(
         from fastav.report import page
 
         write_atomically(path, page(folder))
-    print(f"wrote {path}")
+    if as_json:
+        print_json({"path": str(path)})
+    else:
+        print(f"wrote {path}")

@@ -1,6 +1,5 @@
 """`fastav run`."""
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ import typer
 
 from fastav import __version__
 from fastav.cli import _options, _render
+from fastav.cli._json import print_json
 from fastav.cli._quiet import counting, hushed, working
 from fastav.cli._text import printable, stderr
 from fastav.errors import FastAVError, PlanError
@@ -68,7 +68,7 @@ def run(
         else:
             report |= _answered(ask, stream=not as_json and sys.stdout.isatty()).to_dict()
     if as_json:
-        print(json.dumps(report, indent=2))
+        print_json(report)
     elif compare:
         _render.compared(report)
     else:

@@ -1,11 +1,11 @@
 """`fastav serve-config`."""
 
-import json
 from typing import Annotated, Literal
 
 import typer
 
 from fastav.cli import _options
+from fastav.cli._json import print_json
 from fastav.cli._quiet import hushed, working
 from fastav.cli._text import printable, stderr
 
@@ -42,7 +42,7 @@ def serve_config(
     if as_json:
         why = dict.fromkeys(flags.ENVIRONMENT, "fastav does not know vLLM's model runner V2")
         why |= {flag.name: flag.why for flag in found}
-        print(json.dumps({"environment": dict(flags.ENVIRONMENT), "command": words, "why": why}, indent=2))
+        print_json({"environment": dict(flags.ENVIRONMENT), "command": words, "why": why})
         return
     for flag in found:
         stderr().print(f"{flag.name}: {printable(flag.why)}", soft_wrap=True)

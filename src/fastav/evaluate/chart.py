@@ -1,72 +1,102 @@
-"""Score against FLOPs as SVG: one panel for every model and task, one point for every plan."""
+"""Score against FLOPs: one panel for every model and task, one point for every plan.
+
+matplotlib draws; it is imported inside, because reports need none.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
+from importlib.util import find_spec
+from io import BytesIO
 from itertools import pairwise
-from math import floor, hypot, log10
+from math import hypot
 from typing import Any
 
+from fastav.errors import FastAVError
 from fastav.evaluate import wording
 from fastav.evaluate.labels import Box, Number, placed
 
-Place = tuple[Number, Number]
-
-WIDTH, LEFT, RIGHT, TOP, BOTTOM, PLOT = 900, 64, 28, 74, 78, 330
-FONT, LETTER = 13, 7.8  # size, and how wide a letter is at most, on average
-RADIUS = 5.5
-
-STYLE = """
-  svg { --paper: #ffffff; --ink: #1f2328; --soft: #59636e; --grid: #e4e8ec; --front: #0969da; --other: #8c959f;
-        --whole: #bc4c00; --band: #bc4c0014 }
-  @media (prefers-color-scheme: dark) {
-    svg { --paper: #0d1117; --ink: #e6edf3; --soft: #9198a1; --grid: #262c36; --front: #58a6ff; --other: #7d8590;
-          --whole: #f0883e; --band: #f0883e1f } }
-  text { font: 13px -apple-system, "Segoe UI", "Helvetica Neue", Arial, sans-serif; fill: var(--ink) }
-  .title { font-size: 16px; font-weight: 600 } .soft { fill: var(--soft); font-size: 12px }
-  .fine { fill: var(--soft); font-size: 10.5px } .on { font-weight: 600 }
-  .whole { fill: var(--whole); font-weight: 600 }
-  .grid { stroke: var(--grid) } .band { fill: var(--band) } .unpruned { stroke: var(--whole); stroke-dasharray: 6 4 }
-  .front { stroke: var(--front); stroke-width: 2; fill: none; opacity: .55 } .lead { stroke: var(--soft); opacity: .6 }
-  .bar { stroke-width: 1.5 } .best { fill: var(--front); stroke: var(--front) }
-  .rest { fill: var(--paper); stroke: var(--other); stroke-width: 2 } .rest.bar { stroke-width: 1.5 }
-  .full { fill: var(--whole); stroke: var(--whole) }
-"""
+KINDS = ("svg", "png", "pdf")
+WIDTH, HEIGHT, DPI = 9.4, 5.0, 100  # of a panel in inches, and pixels an inch: as many as labels are placed by
+RADIUS = 5.5  # of a point, in pixels
+PAPER, INK, SOFT, GRID = "#ffffff", "#1f2328", "#59636e", "#e4e8ec"
+FRONT, OTHER, UNPRUNED = "#0969da", "#8c959f", "#bc4c00"
+DARK = {  # what stands for each colour on a dark page
+    PAPER: "#0d1117",
+    INK: "#e6edf3",
+    SOFT: "#9198a1",
+    GRID: "#262c36",
+    FRONT: "#58a6ff",
+    OTHER: "#7d8590",
+    UNPRUNED: "#f0883e",
+}
+STYLE = {
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "text.color": INK,
+    "text.parse_math": False,
+    "figure.facecolor": PAPER,
+    "axes.facecolor": PAPER,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": SOFT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": GRID,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fastav",
+}
+NO_DATES = {"svg": {"Date": None}, "png": {"Software": None}, "pdf": {"CreationDate": None}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """A plan: FLOPs in percent of the unpruned model's, score and its standard error in points."""
+    """A plan: FLOPs in percent of the unpruned model's, score and its 95 % interval in points."""
 
     name: str
     flops: Number
     score: Number
-    error: Number
+    low: Number
+    high: Number
 
 
-def chart(reports: Sequence[Mapping[str, Any]]) -> str:
-    """The panels, under each other."""
-    height = len(reports) * (TOP + PLOT + BOTTOM)
-    what = "; ".join(wording.asked(report) for report in reports)
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" role="img">',
-            f"<title>{escape(f'Score against FLOPs: {what}')}</title>",
-            f"<style>{STYLE}</style>",
-            f'<rect width="{WIDTH}" height="{height}" fill="var(--paper)"/>',
-            *(
-                line
-                for i, report in enumerate(reports)
-                for line in (
-                    f'<g transform="translate(0 {i * (TOP + PLOT + BOTTOM)})">',
-                    *_panel(report),
-                    "</g>",
-                )
-            ),
-            "</svg>",
-            "",
-        ]
-    )
+def chart(reports: Sequence[Mapping[str, Any]], kind: str = "svg") -> bytes:
+    """The panels under each other, as a file of this kind: svg, png or pdf.
+
+    An SVG follows the reader's light or dark colours.
+    Raises: FastAVError for another kind, or without matplotlib.
+    """
+    if kind not in KINDS:
+        what = f"a .{kind} file" if kind else "a file without a suffix"
+        raise FastAVError(f"a chart cannot be written as {what}", "name a file that ends in .svg, .png or .pdf")
+    if find_spec("matplotlib") is None:
+        raise FastAVError("drawing needs matplotlib, which is not installed", "pip install matplotlib")
+    from matplotlib import style
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with style.context(["default", STYLE]):
+        figure = Figure(figsize=(WIDTH, HEIGHT * len(reports)), dpi=DPI)
+        FigureCanvasAgg(figure)  # which measures texts, whatever the file
+        panels = figure.subplots(len(reports), squeeze=False)[:, 0]
+        top, bottom = 0.66 / HEIGHT, 0.72 / HEIGHT
+        figure.subplots_adjust(
+            left=0.07,
+            right=0.97,
+            top=1 - top / len(reports),
+            bottom=bottom / len(reports),
+            hspace=(top + bottom) / (1 - top - bottom),
+        )
+        for panel, report in zip(panels, reports, strict=True):
+            _draw(panel, report)
+        file = BytesIO()
+        figure.savefig(file, format=kind, dpi=DPI * (2 if kind == "png" else 1), metadata=NO_DATES[kind])
+    return _with_dark_colours(file.getvalue()) if kind == "svg" else file.getvalue()
 
 
 def front(points: Sequence[Point]) -> list[Point]:
@@ -78,136 +108,99 @@ def front(points: Sequence[Point]) -> list[Point]:
     return best
 
 
-def ticks(low: Number, high: Number, most: int = 6) -> list[Number]:
-    """Round numbers from at or below `low` to at or above `high`."""
-    rough = (high - low) / (most - 1)
-    power = 10.0 ** floor(log10(rough))
-    step = next(f * power for f in (1, 2, 2.5, 5, 10) if f * power >= rough * (1 - 1e-9))
-    first = floor(low / step + 1e-9)
-    count = next(n for n in range(1, most + 2) if (first + n) * step >= high - 1e-9 * step)
-    return [round((first + n) * step, 10) for n in range(count + 1)]
-
-
-class _Scale:
-    """From FLOPs and scores to the panel."""
-
-    def __init__(self, points: Sequence[Point]) -> None:
-        most = max(100.0, *(point.flops for point in points))
-        self.flops = ticks(0, most)
-        low = max(0.0, min(point.score - point.error for point in points))
-        high = min(100.0, max(point.score + point.error for point in points))
-        air = max(1.0, 0.15 * (high - low))
-        self.scores = ticks(max(0.0, low - air), min(100.0, high + air))
-
-    def x(self, flops: Number) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * flops / self.flops[-1]
-
-    def y(self, score: Number) -> float:
-        low, high = self.scores[0], self.scores[-1]
-        return TOP + PLOT * (high - score) / (high - low)
-
-
-def _panel(report: Mapping[str, Any]) -> list[str]:
-    points = [
+def _points(report: Mapping[str, Any]) -> list[Point]:
+    return [
         Point(
             name=name,
             flops=100 * every["flops_ratio"],
             score=100 * every["score"],
-            error=100 * (every["stderr"] or 0),
+            low=100 * every["interval"][0],
+            high=100 * every["interval"][1],
         )
         for name, plan in report["plans"].items()
         if (every := plan["all"])["score"] is not None
     ]
-    lines = [
-        _text(LEFT, 28, f"{report['model']} on {report['task']}", "title"),
-        _text(LEFT, 48, _subtitle(report), "soft"),
-        _text(LEFT, TOP + PLOT + BOTTOM - 12, _short(wording.circumstances(report)), "fine"),
-    ]
+
+
+def _draw(axes: Any, report: Mapping[str, Any]) -> None:
+    title = f"{report['model']} on {report['task']}"
+    axes.annotate(title, (0, 1), (-34, 28), "axes fraction", "offset points", fontsize=11.5, fontweight="bold")
+    axes.annotate(_subtitle(report), (0, 1), (-34, 13), "axes fraction", "offset points", fontsize=8.5, color=SOFT)
+    circumstances = _short(wording.circumstances(report))
+    axes.annotate(circumstances, (0, 0), (-34, -42), "axes fraction", "offset points", fontsize=7, color=SOFT)
+    axes.set_xlabel("prefill FLOPs, of the unpruned model's", loc="right", fontsize=8.5)
+    points = _points(report)
     if not points:
-        return [*lines, _text(WIDTH / 2, TOP + PLOT / 2, "no answers yet", "soft", "middle")]
-    scale, best = _Scale(points), front(points)
-    whole = next((point for point in points if point.name == report["reference"]), None)
-    return [
-        *lines,
-        *_axes(scale),
-        *(_unpruned(whole, scale) if whole else []),
-        f'<path class="front" d="{_path([(scale.x(p.flops), scale.y(p.score)) for p in best])}"/>',
-        *(
-            line
-            for point in points
-            for line in _drawn(point, scale, "full" if point is whole else "best" if point in best else "rest")
-        ),
-        *_names(points, best, scale, whole),
-    ]
+        axes.text(0.5, 0.5, "no answers yet", transform=axes.transAxes, ha="center", color=SOFT)
+        return
+    low, high = min(point.low for point in points), max(point.high for point in points)
+    air = max(1.0, 0.15 * (high - low))
+    axes.set_xlim(0, 1.04 * max(100, *(point.flops for point in points)))
+    axes.set_ylim(max(-1.0, low - air), min(101.0, high + air))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} %")
+    best, unpruned = front(points), next((p for p in points if p.name == report["reference"]), None)
+    if unpruned is not None:
+        axes.axhspan(unpruned.low, unpruned.high, color=UNPRUNED, alpha=0.08, linewidth=0)
+        axes.axhline(unpruned.score, color=UNPRUNED, linestyle=(0, (6, 4)), linewidth=1)
+    axes.plot([p.flops for p in best], [p.score for p in best], color=FRONT, alpha=0.55, linewidth=2)
+    for point in points:
+        colour = UNPRUNED if point is unpruned else FRONT if point in best else OTHER
+        bars = [[point.score - point.low], [point.high - point.score]]
+        fill = PAPER if colour is OTHER else colour
+        marker = {"marker": "o", "markersize": 2 * RADIUS * 72 / DPI, "markerfacecolor": fill}
+        axes.errorbar(point.flops, point.score, bars, color=colour, capsize=3, elinewidth=1.2, zorder=3, **marker)
+    _label(axes, points, best, unpruned)
+
+
+def _label(axes: Any, points: Sequence[Point], best: Sequence[Point], unpruned: Point | None) -> None:
+    """Names beside the points, with a line to those that stand further off."""
+    renderer = axes.figure.canvas.get_renderer()
+    frame = axes.get_window_extent(renderer)
+    drawn = _names(axes, points, best, unpruned)
+    extents = [text.get_window_extent(renderer) for text in drawn]
+
+    def pixels(flops: Number, score: Number) -> tuple[float, float]:
+        x, y = axes.transData.transform((flops, score))
+        return float(x), float(frame.y1 - y)  # labels are placed with y growing downwards
+
+    middles = [pixels(point.flops, point.score) for point in points]
+    taken = [Box(x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS) for x, y in middles]
+    for point, (x, _) in zip(points, middles, strict=True):
+        taken.append(Box(x - 4, pixels(point.flops, point.high)[1] - 1, x + 4, pixels(point.flops, point.low)[1] + 1))
+    if unpruned is not None:
+        y = pixels(0, unpruned.score)[1]
+        taken.append(Box(frame.x0, y - 1, frame.x1, y + 1))
+    taken += _along([pixels(point.flops, point.score) for point in best])
+    room = Box(float(frame.x0) + 2, 0.0, float(frame.x1), float(frame.height))
+    boxes = placed(middles, [(extent.width + 4, extent.height + 4) for extent in extents], room, taken)
+    for text, (x, y), box in zip(drawn, middles, boxes, strict=True):
+        near = min(max(x, box.left), box.right), min(max(y, box.top), box.bottom)
+        if hypot(near[0] - x, near[1] - y) > 24:
+            ends = [axes.transData.inverted().transform((px, frame.y1 - py)) for px, py in ((x, y), near)]
+            axes.plot(*zip(*ends, strict=True), color=SOFT, alpha=0.6, linewidth=0.8)
+        middle = ((box.left + box.right) / 2, frame.y1 - (box.top + box.bottom) / 2)
+        text.set_position(axes.transData.inverted().transform(middle))
+
+
+def _names(axes: Any, points: Sequence[Point], best: Sequence[Point], unpruned: Point | None) -> list[Any]:
+    """The names of all points, not yet in their places."""
+    drawn = []
+    for point in points:
+        name = "unpruned" if point is unpruned else _short(point.name, 32)
+        colour, weight = (UNPRUNED, "bold") if point is unpruned else (INK, "bold" if point in best else "normal")
+        words, (x, y) = f"{name} {point.score:.1f}", (point.flops, point.score)
+        drawn.append(axes.text(x, y, words, ha="center", va="center", color=colour, fontweight=weight, zorder=4))
+    return drawn
 
 
 def _subtitle(report: Mapping[str, Any]) -> str:
     counts = [plan["all"]["n"] for plan in report["plans"].values()]
     fewest, most = min(counts), max(counts)
     samples = f"{most:,}" if fewest == most else f"{fewest:,} to {most:,}"
-    return (
-        f"{samples} samples a plan · bars: ± 1 standard error · joined by a line: no plan scores more with as few FLOPs"
-    )
+    return f"{samples} samples a plan · bars: 95 % interval · joined by a line: no plan scores more with as few FLOPs"
 
 
-def _axes(scale: _Scale) -> list[str]:
-    lines = []
-    for score in scale.scores:
-        y = scale.y(score)
-        lines.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
-        lines.append(_text(LEFT - 10, y + 4, f"{score:g}", "soft", "end"))
-    for flops in scale.flops:
-        lines.append(_text(scale.x(flops), TOP + PLOT + 20, f"{flops:g} %", "soft", "middle"))
-    lines.append(_text(LEFT - 10, TOP - 17, "score", "soft", "end"))
-    lines.append(_text(WIDTH - RIGHT, TOP + PLOT + 40, "prefill FLOPs, of the unpruned model's", "soft", "end"))
-    return lines
-
-
-def _unpruned(whole: Point, scale: _Scale) -> list[str]:
-    top, bottom = (scale.y(min(max(s, scale.scores[0]), scale.scores[-1])) for s in _bounds(whole))
-    width = WIDTH - LEFT - RIGHT
-    return [
-        f'<rect class="band" x="{LEFT}" y="{top:.1f}" width="{width}" height="{bottom - top:.1f}"/>',
-        f'<path class="unpruned" d="M{LEFT} {scale.y(whole.score):.1f}H{WIDTH - RIGHT}"/>',
-    ]
-
-
-def _drawn(point: Point, scale: _Scale, kind: str) -> list[str]:
-    x, y = scale.x(point.flops), scale.y(point.score)
-    top, bottom = (scale.y(score) for score in _bounds(point))
-    told = f"{point.name}: {point.score:.1f} ± {point.error:.1f} at {point.flops:.1f} % of the FLOPs"
-    whiskers = f"M{x:.1f} {top:.1f}V{bottom:.1f}M{x - 4:.1f} {top:.1f}h8M{x - 4:.1f} {bottom:.1f}h8"
-    return [
-        f'<path class="{kind} bar" fill="none" d="{whiskers}"/>',
-        f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{RADIUS}"><title>{escape(told)}</title></circle>',
-    ]
-
-
-def _names(points: Sequence[Point], best: Sequence[Point], scale: _Scale, whole: Point | None) -> list[str]:
-    """Names beside the points, with a line to those that stand further off."""
-    middles = [(scale.x(point.flops), scale.y(point.score)) for point in points]
-    words = [f"{'unpruned' if p is whole else _short(p.name, 32)} {p.score:.1f}" for p in points]
-    sizes = [(LETTER * len(word), FONT + 5.0) for word in words]
-    taken = [Box(x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS) for x, y in middles]
-    for point, (x, _) in zip(points, middles, strict=True):
-        high, low = (scale.y(score) for score in _bounds(point))
-        taken.append(Box(x - 4, high - 1, x + 4, low + 1))
-    if whole:
-        y = scale.y(whole.score)
-        taken.append(Box(LEFT, y - 1, WIDTH - RIGHT, y + 1))
-    taken += _along([(scale.x(p.flops), scale.y(p.score)) for p in best])
-    boxes = placed(middles, sizes, Box(LEFT + 2, TOP, WIDTH - RIGHT, TOP + PLOT), taken)
-    lines = []
-    for point, word, (x, y), box in zip(points, words, middles, boxes, strict=True):
-        near = min(max(x, box.left), box.right), min(max(y, box.top), box.bottom)
-        if hypot(near[0] - x, near[1] - y) > 24:
-            lines.append(f'<path class="lead" d="{_path([(x, y), near])}"/>')
-        kind = "whole" if point is whole else "on" if point in best else ""
-        lines.append(_text((box.left + box.right) / 2, (box.top + box.bottom) / 2 + 4.5, word, kind, "middle"))
-    return lines
-
-
-def _along(corners: Sequence[Place]) -> list[Box]:
+def _along(corners: Sequence[tuple[Number, Number]]) -> list[Box]:
     """Small boxes that cover a line."""
     boxes = []
     for (x0, y0), (x1, y1) in pairwise(corners):
@@ -217,18 +210,19 @@ def _along(corners: Sequence[Place]) -> list[Box]:
     return boxes
 
 
-def _bounds(point: Point) -> Place:
-    return min(100.0, point.score + point.error), max(0.0, point.score - point.error)
-
-
-def _path(corners: Sequence[Place]) -> str:
-    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in corners)
-
-
 def _short(text: str, most: int = 140) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _text(x: Number, y: Number, words: str, kind: str = "", anchor: str = "start") -> str:
-    style = (f' class="{kind}"' if kind else "") + (f' text-anchor="{anchor}"' if anchor != "start" else "")
-    return f'<text x="{x:.1f}" y="{y:.1f}"{style}>{escape(words)}</text>'
+def _with_dark_colours(drawing: bytes) -> bytes:
+    """The SVG with colours that a dark page changes."""
+    text = drawing.decode()
+    names = {colour: f"--c{number}" for number, colour in enumerate(DARK)}
+    for colour, name in names.items():
+        text = text.replace(colour, f"var({name})")
+    light, dark = (
+        " ".join(f"{names[colour]}: {shown[colour]};" for colour in DARK) for shown in ({c: c for c in DARK}, DARK)
+    )
+    style = f"<style>svg {{ {light} }} @media (prefers-color-scheme: dark) {{ svg {{ {dark} }} }}</style>"
+    head, _, rest = text.partition(" <defs>")
+    return f"{head} {style}\n <defs>{rest}".encode()

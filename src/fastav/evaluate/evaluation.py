@@ -11,7 +11,6 @@ from fastav import __version__
 from fastav.engine import Answer
 from fastav.engines.transformers.placing import placed
 from fastav.errors import FastAVError, PlanError, TaskError
-from fastav.evaluate import statistics
 from fastav.evaluate.answers import Failure, Setup, Work, answers
 from fastav.evaluate.rows import Row
 from fastav.pipelines import resolve
@@ -83,7 +82,6 @@ class Evaluation:
             "families": list(dict.fromkeys(sample.family for sample in self.samples)),
             "limit": self.limit,
             "samples": len(self.samples),
-            "seed": statistics.SEED,
             **found,
             "versions": {"fastav": __version__, **found["versions"]},
         }

@@ -36,8 +36,11 @@ def markdown(report: Mapping[str, Any]) -> str:
                 ],
             )
         )
-    note = "Score: points of 100 ± standard error. Against unpruned: points on the same samples with a paired bootstrap"
-    parts.append(f"{note} 95 % interval; p: exact McNemar. {_plain(wording.circumstances(report))}.")
+    note = (
+        "Score: points of 100 with Wilson's 95 % interval. Against unpruned: points on the same samples with their "
+        "95 % interval (Bonett and Price); p: exact McNemar."
+    )
+    parts.append(f"{note} {_plain(wording.circumstances(report))}.")
     parts += [f"{_plain(line)}." for line in wording.lacking(report)]
     return "\n\n".join(parts) + "\n"
 

@@ -86,6 +86,7 @@ def _group(rows: Sequence[Row], reference: Sequence[Row] | None, metrics: Mappin
         "unparsed": sum(not row.parsed for row in good),
         "score": statistics.mean(scores) if good else None,
         "stderr": statistics.standard_error(scores) if good else None,
+        "interval": list(statistics.interval(scores)) if good else None,
         "flops_ratio": _mean_ratio([row.flops for row in good]),
         "kv_ratio": _mean_ratio([row.kv_bytes for row in good]),
         "seconds": {

@@ -7,11 +7,11 @@ NOTHING = "-"
 
 
 def score(group: Mapping[str, Any]) -> str:
-    """`71.2 ± 1.4`, in points of 100."""
+    """`71.2 [68.5, 73.9]`, in points of 100 with the 95 % interval."""
     if group["score"] is None:
         return NOTHING
-    error = "" if group["stderr"] is None else f" ± {100 * group['stderr']:.1f}"
-    return f"{100 * group['score']:.1f}{error}"
+    low, high = group["interval"]
+    return f"{100 * group['score']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def difference(group: Mapping[str, Any]) -> str:
