@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from fastav import mixing
-from fastav.errors import FastAVError, MissingTrack, UnsupportedModel
+from fastav.errors import FastAVError, MissingTrack, PlanError, UnsupportedModel
 from fastav.flops import DecoderShape
 from fastav.layout import Layout
 from fastav.media import Clip
@@ -115,6 +115,7 @@ class ModelAdapter(ABC):
     name: ClassVar[str]
     architectures: ClassVar[frozenset[str]]
     checkpoint: ClassVar[str]  # hub id of the released weights
+    revision: ClassVar[str | None] = None  # of that, if it is not the main one
     presets: ClassVar[Mapping[str, Plan]]
     hears: ClassVar[bool] = True  # whether it takes sound
     steps_wait: ClassVar[bool] = (
@@ -217,13 +218,17 @@ def adapter_for(architectures: Collection[str], config: Mapping[Any, Any] | None
     )
 
 
-def plan_named(plan: Plan | str, adapter: ModelAdapter) -> Plan:
+def plan_named(plan: Any, adapter: ModelAdapter) -> Plan:
     """The plan itself; by name, a preset of the model; the plan in a JSON file; or a recipe, `fastv` or `fastv@0.25`.
 
     Raises: UnknownName, PlanError.
     """
     if isinstance(plan, Plan):
         return plan
+    if not isinstance(plan, str):
+        raise PlanError(
+            f"a plan must be a fastav.Plan or a name, got {type(plan).__name__}", "plan='none' prunes nothing"
+        )
     presets = ("none", *adapter.presets)
     if plan in presets:
         return adapter.preset(plan)

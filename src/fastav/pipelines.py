@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Generator, Iterable
 from os import PathLike
-from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
@@ -14,6 +13,7 @@ from fastav.errors import CheckpointError, FastAVError, reason_of
 from fastav.media import Clip
 from fastav.plan import Plan
 from fastav.registry import ENGINES, MODELS
+from fastav.sources import find_source, model_name
 
 
 class Pipeline:
@@ -83,7 +83,7 @@ class Pipeline:
 
 
 def pipeline(
-    model: str = "tiny",
+    model: str | PathLike[str] = "tiny",
     plan: Plan | str = "fastav",
     *,
     engine: str = "transformers",
@@ -103,6 +103,7 @@ def pipeline(
     Raises, before weights load: UnknownName, PlanError, UnsupportedModel, UnsupportedPlan, and FastAVError for a device
     or dtype that cannot be used; CheckpointError.
     """
+    model = model_name(model)
     adapter, source, config = resolve(model)
     chosen = plan_named(plan, adapter)
     kind: type[Engine] = ENGINES[engine]
@@ -114,25 +115,25 @@ def pipeline(
 def resolve(model: str) -> tuple[ModelAdapter, str, PreTrainedConfig]:
     """Adapter, source of weights and configuration of a model named as `pipeline` takes it.
 
-    Raises: UnsupportedModel if no adapter knows it, CheckpointError if there is no such folder or hub id.
+    Raises: UnknownName for a word that is neither a name nor a folder, UnsupportedModel if no adapter knows it,
+    CheckpointError if there is no such folder or hub id, or the hub cannot be reached.
     """
     if model in MODELS:
         adapter: ModelAdapter = MODELS[model]()
         return adapter, adapter.checkpoint, adapter.config()
-    if Path(model).is_file():
-        raise CheckpointError(f"{model!r} is a file", "give the folder of a checkpoint")
+    source = find_source(model)
     try:
-        data, _ = PreTrainedConfig.get_config_dict(model)
+        data, _ = PreTrainedConfig.get_config_dict(source)
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"no model at {model!r}: {reason_of(error)}", f"give a folder, a hub id, or one of: {', '.join(MODELS)}"
+            f"no model at {model!r}: {reason_of(error)}", f"give one of {', '.join(MODELS)}; a folder; or a hub id"
         ) from None
     if not data.get("architectures"):
         raise CheckpointError(f"no model at {model!r}: there is no config.json that names an architecture")
     adapter = adapter_for(data["architectures"], data)
     try:
-        config = adapter.config(model)
+        config = adapter.config(source)
         adapter.shape(config)
-        return adapter, model, config
+        return adapter, source, config
     except (ValueError, TypeError, ArithmeticError, StrictDataclassError) as error:
         raise CheckpointError(f"the configuration of {model!r} makes no sense: {reason_of(error)}") from None

@@ -9,6 +9,7 @@ entry point in the group of the same name (`fastav.methods`, `fastav.recipes`, `
 import difflib
 import importlib
 import pkgutil
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from importlib.metadata import entry_points
@@ -20,10 +21,18 @@ from fastav.installation import importable
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownName:
     """The error for a name that is not among the known ones, with the nearest of them."""
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4)
+    plain = {_plain(one): one for one in known}
+    near = [plain[one] for one in difflib.get_close_matches(_plain(name), plain, n=3, cutoff=0.4)]
+    if _plain(name) in plain:
+        near = near[:1]
     return UnknownName(
         f"no {kind} is called {name!r}", f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
     )
+
+
+def _plain(name: str) -> str:
+    """A name as it is compared: `Qwen2.5_Omni` is `qwen2-5-omni`."""
+    return re.sub(r"[._\s]+", "-", name.casefold())
 
 
 class Registry(Mapping[str, Any]):

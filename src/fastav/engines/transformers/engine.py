@@ -27,6 +27,7 @@ from fastav.flops import kv_bytes, prefill_flops
 from fastav.method import Signal, method_of
 from fastav.plan import Plan
 from fastav.rollout import ALPHA
+from fastav.sources import reachable
 from fastav.trace import Trace
 
 
@@ -75,6 +76,7 @@ class TransformersEngine(Engine):
     ) -> "TransformersEngine":
         """A model of transformers, or ours, on a device."""
         place, kind = placed(device, dtype)
+        source = reachable(source, adapter.revision)
         options: dict[str, Any] = {"dtype": getattr(torch, kind)}
         if attention is not None:
             options["attn_implementation"] = attention

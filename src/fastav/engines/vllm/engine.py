@@ -21,6 +21,7 @@ from fastav.flops import kv_bytes, prefill_flops
 from fastav.layout import Layout
 from fastav.method import Signal
 from fastav.plan import Plan
+from fastav.sources import reachable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +73,7 @@ class VllmEngine(Engine):
             raise FastAVError(
                 f"this vLLM runs on {there}, not on {device}", "CUDA_VISIBLE_DEVICES says which of several GPUs"
             )
-        return cls(offline.start(source, plan, dtype))
+        return cls(offline.start(reachable(source, adapter.revision), plan, dtype))
 
     @property
     def device(self) -> str:

@@ -50,6 +50,7 @@ class Phi4MultimodalAdapter(OfficialAdapter):
     name = "phi4-multimodal"
     architectures = frozenset({"Phi4MultimodalForCausalLM"})
     checkpoint = "microsoft/Phi-4-multimodal-instruct"
+    revision = REVISION
     presets: ClassVar[Mapping[str, Plan]] = {
         "fastav": fastav(Keep(audio=Tokens(10))),
         "fastav-plus": plus(),
@@ -81,7 +82,7 @@ class Phi4MultimodalAdapter(OfficialAdapter):
         no folder of changes for vision in a checkpoint whose weights do not hold them yet.
         """
         if source == self.checkpoint:
-            options = {"revision": REVISION, **options}
+            options = {"revision": self.revision, **options}
         model, processor = super().load(source, **options)
         if getattr(model.config, "merged_adapter", None) != VISION:
             with readable(f"{source}/{VISION}"):

@@ -1,0 +1,74 @@
+"""Where the checkpoint of a model is that somebody names: in a folder, on the hub, or in the hub's cache."""
+
+import re
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError
+
+from fastav.errors import CheckpointError, FastAVError, UnknownName, reason_of
+from fastav.registry import MODELS, unknown_name
+
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+TIMEOUT = 5.0  # seconds that the hub has to answer, unless HF_HUB_ETAG_TIMEOUT says otherwise
+BUSY = (408, 429)  # answers of the hub that mean: not now
+ALSO = "a model is a name (fastav models), a local folder, or a hub id like owner/name"
+
+
+def model_name(model: Any) -> str:
+    """What names a model, as text.  Raises: FastAVError for anything else."""
+    if isinstance(model, str | PathLike):
+        return str(fspath(model))
+    raise FastAVError(
+        f"a model is given by its name, its folder or a hub id, got {type(model).__name__}",
+        "for a model that is loaded already: with fastav.prune(model, plan): model.generate(...)",
+    )
+
+
+def find_source(model: str) -> str:
+    """The folder or hub id of a model that is none of the known names; a hub that does not answer is not asked twice.
+
+    Raises: UnknownName for a word that is no folder; CheckpointError if there is no such folder, or the hub cannot be
+    reached and its cache has no copy.
+    """
+    if Path(model).is_dir():
+        return model
+    if Path(model).is_file():
+        raise CheckpointError(f"{model!r} is a file", "give the folder of a checkpoint")
+    if HUB_ID.fullmatch(model):
+        return reachable(model)
+    if "/" in model or "\\" in model:
+        raise CheckpointError(f"there is no folder {model!r}", ALSO)
+    error = unknown_name("model", model, MODELS)
+    raise UnknownName(error.message, f"{error.hint}; {ALSO}")
+
+
+def reachable(hub_id: str, revision: str | None = None) -> str:
+    """The hub id if the hub answers at all, else the folder that its cache has of it.
+
+    transformers asks a hub that cannot be reached six times for every file; here it is asked once.
+    Raises: CheckpointError if the hub does not answer and the cache has no copy.
+    """
+    if Path(hub_id).is_dir():
+        return hub_id
+    chosen = constants.HF_HUB_ETAG_TIMEOUT
+    timeout = TIMEOUT if chosen == constants.DEFAULT_ETAG_TIMEOUT else chosen
+    try:
+        get_hf_file_metadata(hf_hub_url(hub_id, "config.json", revision=revision), timeout=timeout)
+    except HfHubHTTPError as error:
+        if error.response.status_code < 500 and error.response.status_code not in BUSY:
+            return hub_id  # it says no, which transformers words better
+        reason = reason_of(error)
+    except Exception as error:  # of whichever library the hub's client speaks HTTP by
+        reason = reason_of(error)
+    else:
+        return hub_id
+    cached = try_to_load_from_cache(hub_id, "config.json", revision=revision)
+    if isinstance(cached, str):
+        return str(Path(cached).parent)
+    raise CheckpointError(
+        f"the hub cannot be reached for {hub_id!r}, and its cache has no copy: {reason}",
+        "check the network (and HF_HUB_OFFLINE), or give a local folder",
+    )
