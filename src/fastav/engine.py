@@ -79,7 +79,10 @@ class Answer:
     `stop` if the model or a stop text ended it, `length` if it was cut. prompt_tokens: by modality, before pruning.
     tokens_per_layer: by modality, what each layer ran on; by pools of modalities (`media`, `all`) where scores chose
     among them and the engine does not tell.
-    flops, kv_bytes: of the prefill, from the tokens that were really kept (`fastav.flops`, the causal count).
+    flops: of the prefill, from the tokens that were really kept (`fastav.flops`, the causal count). kv_bytes: keys and
+    values that all layers' caches hold of this prompt once it is read, before the first token is decoded: no more than
+    a window's of layers that have one, nothing of layers that read another's, and nothing of what fills up the rows
+    of a batch. `full` is the same without pruning.
     seconds: `media` (decode, sample, tokenize), `encode` (audio and video encoders with projectors), `prefill` (the
     rest of the first forward), `decode` (all later tokens); of the whole batch, if there was one. What was done ahead,
     while another batch was answered, counts as well. Of the engine vllm, `media` is the batch's, there is no `encode`,

@@ -7,14 +7,34 @@ from fastav.errors import PlanError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerShape:
+    """The dimensions in which one decoder layer can differ from the next.
+
+    own_values: whether values are computed; otherwise they are the keys before their norm and RoPE. The cache holds
+    both either way.
+
+    Raises: PlanError if a dimension is not positive.
+    """
+
+    intermediate: int
+    kv_heads: int
+    head_dim: int
+    own_values: bool = True
+
+    def __post_init__(self) -> None:
+        _require_positive("a layer's", self, ("intermediate", "kv_heads", "head_dim"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderShape:
     """The dimensions of a decoder with grouped-query attention and a gated (SwiGLU) MLP.
 
     intermediate: of a mixture of experts, what is active for one token. windows: how many keys a query sees in each
-    layer, 0 for all (empty: all in every layer). kv_layers: how many layers, the first ones, have keys and values of
-    their own (None: all); later ones read theirs.
+    layer, itself included, 0 for all (empty: all in every layer). kv_layers: how many layers, the first ones, have keys
+    and values of their own (None: all); later ones read theirs. by_layer: every layer's own dimensions, where they
+    differ (empty: all layers have the intermediate, kv_heads and head_dim above).
 
-    Raises: PlanError if a dimension is not positive, or there is not one window for each layer.
+    Raises: PlanError if a dimension is not positive, or there is not one window or shape for each layer.
     """
 
     layers: int
@@ -26,15 +46,30 @@ class DecoderShape:
     vocab: int
     windows: tuple[int, ...] = ()
     kv_layers: int | None = None
+    by_layer: tuple[LayerShape, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim", "vocab"):
-            if getattr(self, name) <= 0:
-                raise PlanError(f"a decoder's {name} must be positive, got {getattr(self, name)}")
+        names = ("layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim", "vocab")
+        _require_positive("a decoder's", self, names)
         if self.windows and (len(self.windows) != self.layers or min(self.windows) < 0):
             raise PlanError(f"a decoder of {self.layers} layers needs as many windows, got {list(self.windows)}")
         if self.kv_layers is not None and not 0 < self.kv_layers <= self.layers:
             raise PlanError(f"of {self.layers} layers, {self.kv_layers} cannot have keys and values")
+        if self.by_layer and len(self.by_layer) != self.layers:
+            raise PlanError(f"a decoder of {self.layers} layers needs as many shapes, got {len(self.by_layer)}")
+
+    def layer(self, index: int) -> LayerShape:
+        """The dimensions of one layer."""
+        if self.by_layer:
+            return self.by_layer[index]
+        return LayerShape(intermediate=self.intermediate, kv_heads=self.kv_heads, head_dim=self.head_dim)
+
+    def held(self, index: int, tokens: int) -> int:
+        """How many of so many tokens a layer's cache holds after a prefill: what later queries can still see."""
+        if index >= self.owners:
+            return 0
+        window = self.windows[index] if self.windows else 0
+        return min(tokens, window - 1) if window > 1 else tokens
 
     @property
     def owners(self) -> int:
@@ -50,8 +85,9 @@ def paper_flops(shape: DecoderShape, tokens: Sequence[int]) -> int:
 
     Source: arXiv:2601.13143, table 1; arXiv:2403.06764, section 4.
     """
-    d, m = shape.hidden, shape.intermediate
-    return sum(4 * n * d * d + 2 * n * n * d + 2 * n * d * m for n in tokens)
+    d = shape.hidden
+    widths = [shape.layer(index).intermediate for index in range(shape.layers)]
+    return sum(4 * n * d * d + 2 * n * n * d + 2 * n * d * m for n, m in zip(tokens, widths, strict=True))
 
 
 def prefill_flops(shape: DecoderShape, tokens: Sequence[int], *, causal: bool = True) -> int:
@@ -62,13 +98,15 @@ def prefill_flops(shape: DecoderShape, tokens: Sequence[int], *, causal: bool = 
     `torch.utils.flop_counter` does. In a layer with a window of w a query is counted with w kept tokens at most, as if
     the kept tokens were neighbours.
     """
-    d, attention = shape.hidden, shape.heads * shape.head_dim
-    mlp = 2 * 3 * d * shape.intermediate
+    d = shape.hidden
     total = 2 * d * shape.vocab
-    for layer, n in enumerate(tokens):
-        keys_values = 2 * shape.kv_heads * shape.head_dim if layer < shape.owners else 0
-        projections = 2 * d * (2 * attention + keys_values)
-        window = shape.windows[layer] if shape.windows else 0
+    for index, n in enumerate(tokens):
+        layer = shape.layer(index)
+        attention = shape.heads * layer.head_dim
+        computed = (2 if layer.own_values else 1) * layer.kv_heads * layer.head_dim if index < shape.owners else 0
+        projections = 2 * d * (2 * attention + computed)
+        mlp = 2 * 3 * d * layer.intermediate
+        window = shape.windows[index] if shape.windows else 0
         pairs = _causal_pairs(n, window) if causal else n * n
         total += n * (projections + mlp) + 4 * attention * pairs
     return total
@@ -81,7 +119,21 @@ def _causal_pairs(tokens: int, window: int) -> int:
 
 
 def kv_bytes(shape: DecoderShape, tokens: Sequence[int], itemsize: int = 2) -> int:
-    """Bytes of keys and values that hold these tokens of every layer.  itemsize: bytes a number (2 for bfloat16)."""
-    windows = shape.windows or (0,) * shape.layers
-    held = (min(n, window) if window else n for n, window in zip(tokens, windows, strict=True))
-    return sum(2 * shape.kv_heads * shape.head_dim * n * itemsize for n in list(held)[: shape.owners])
+    """Bytes of keys and values that the cache holds when a prompt is read, of these tokens of every layer.
+
+    Counted are one prompt's own tokens: not what fills up rows of a batch that are shorter than others. A layer with a
+    window of w holds w - 1 tokens at most, which are all that the next query sees besides itself; layers that read
+    another layer's keys hold none.
+    itemsize: bytes a number (2 for bfloat16).
+    """
+    total = 0
+    for index, n in enumerate(tokens):
+        layer = shape.layer(index)
+        total += 2 * layer.kv_heads * layer.head_dim * shape.held(index, n) * itemsize
+    return total
+
+
+def _require_positive(whose: str, shape: "LayerShape | DecoderShape", names: Sequence[str]) -> None:
+    for name in names:
+        if getattr(shape, name) <= 0:
+            raise PlanError(f"{whose} {name} must be positive, got {getattr(shape, name)}")

@@ -18,14 +18,17 @@ import torch
 from fastav.adapter import ModelAdapter, Prepared, Request, Use, adapter_for
 from fastav.engines.transformers import Decoding, TransformersEngine, prune
 from fastav.errors import CheckpointError, MediaError
+from fastav.flops import prefill_flops
 from fastav.layout import MEDIA, Modality
 from fastav.media import Clip
 from fastav.models.video_salmonn2_plus import VideoSalmonn2PlusProcessor
 from fastav.pipelines import pipeline
 from fastav.plan import Keep, Plan, Share, Step
 from fastav.presets import fastav, plus
+from fastav.recipes import recipe
 from media_files import tone, write_clip
 from support import families
+from support.costs import answered, cached_alone, counted_flops
 from support.masked import masked_logits, rules_of
 
 NAMES = sorted(m.name for m in pkgutil.iter_modules(families.__path__) if not m.name.startswith("_"))
@@ -49,6 +52,7 @@ class Family:
         self.everything: Plan = getattr(self.module, "EVERYTHING", EVERYTHING)
         self.clips = _clips(self.adapter.hears, getattr(self.module, "SOUND", None))
         self.prepared = self.prepare(*self.clips)
+        self.held: dict[int, int] = {}
 
     def model(self, attention: str = "sdpa") -> Any:
         if attention not in self.models:
@@ -57,6 +61,13 @@ class Family:
 
     def prepare(self, *requests: Request) -> Prepared:
         return self.adapter.prepare(self.processor, requests)
+
+    def unpruned_bytes(self, clip: int) -> int:
+        """What the cache holds of one clip without pruning."""
+        if clip not in self.held:
+            engine = TransformersEngine(self.model(), self.processor, self.adapter)
+            self.held[clip] = answered(engine, [self.clips[clip]], self.adapter.preset("none"))[1]
+        return self.held[clip]
 
 
 def _clips(hears: bool, samples: int | None = None) -> tuple[Request, Request]:
@@ -293,3 +304,31 @@ def test_generate_prunes_by_the_same_layouts_when_it_reads_them_itself(family):
             generate(model, family.prepared)
         kept.append([slots for _, slots in pruning.slots()])
     assert all(torch.equal(given, read) for given, read in zip(*kept, strict=True))
+
+
+# --- costs
+
+
+@pytest.mark.parametrize("plan", ["fastav", "fastav-trim", "its own", "caches", "omnizip"])
+def test_told_kv_bytes_are_what_the_cache_holds(family, plan):
+    adapter, model = family.adapter, family.model()
+    if plan == "omnizip" and adapter.audio_attention() is None:
+        pytest.skip("its encoder's attention is not told")
+    named = {"its own": family.plan, "caches": cached_alone(adapter, model.config), "omnizip": recipe("omnizip")}
+    chosen = named[plan] if plan in named else adapter.preset(plan)
+    engine = TransformersEngine(model, family.processor, adapter)
+    together, _ = answered(engine, family.clips, chosen)
+    for number, request in enumerate(family.clips):
+        (alone,), held = answered(engine, [request], chosen)
+        assert alone.kv_bytes.pruned == held
+        assert alone.kv_bytes.full == family.unpruned_bytes(number)
+        assert together[number].kv_bytes == alone.kv_bytes
+
+
+def test_told_flops_are_what_pytorch_counts(family):
+    model, (layout,) = family.model("eager"), family.prepare(family.clips[0]).layouts
+    shape = family.adapter.shape(model.config)
+    inputs = dict(family.prepare(family.clips[0]).inputs)
+    counted = counted_flops(model, family.adapter.decoder(model).layers, inputs)
+    told = prefill_flops(shape, [len(layout)] * shape.layers, causal=False)
+    assert counted == told

@@ -67,7 +67,7 @@ def test_a_query_is_counted_with_the_keys_of_its_window():
     pairs = sum(min(query + 1, 3) for query in range(10))
     saved = prefill_flops(TINY, [10] * 6) - prefill_flops(windowed, [10] * 6)
     assert saved == 3 * 4 * 64 * (55 - pairs)
-    assert kv_bytes(TINY, [10] * 6) - kv_bytes(windowed, [10] * 6) == 3 * 7 * 2 * 2 * 16 * 2
+    assert kv_bytes(TINY, [10] * 6) - kv_bytes(windowed, [10] * 6) == 3 * 8 * 2 * 2 * 16 * 2  # two of the ten are held
     assert prefill_flops(windowed, [2] * 6) == prefill_flops(TINY, [2] * 6)
 
 

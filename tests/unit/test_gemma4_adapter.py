@@ -4,13 +4,21 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Gemma4AudioFeatureExtractor, Gemma4VideoProcessor
+from transformers import (
+    Gemma4AudioFeatureExtractor,
+    Gemma4ForCausalLM,
+    Gemma4TextConfig,
+    Gemma4VideoProcessor,
+)
 
 from fastav.adapter import Request, Use
 from fastav.errors import CheckpointError, MediaError
+from fastav.flops import kv_bytes, prefill_flops
 from fastav.layout import Modality
 from fastav.media import Clip
+from fastav.models._gemma import gemma_shape
 from fastav.models.gemma4 import Gemma4Adapter
+from support.costs import counted_flops
 from support.families import gemma4
 
 
@@ -41,7 +49,39 @@ def test_the_release_has_the_layers_of_e4b(adapter):
     shape = adapter.shape(adapter.config())
     assert (shape.layers, shape.hidden, shape.intermediate, shape.kv_layers) == (42, 2560, 10_240, 24)
     assert (shape.heads, shape.kv_heads, shape.head_dim) == (8, 2, 256)
-    assert [layer for layer, window in enumerate(shape.windows) if not window] == [5, 11, 17, 23, 29, 35, 41]
+    full = [layer for layer, window in enumerate(shape.windows) if not window]
+    assert full == [5, 11, 17, 23, 29, 35, 41]
+    assert [layer for layer in range(42) if shape.layer(layer).head_dim == 512] == full
+    # 20 layers hold a window's 511 tokens of two heads of 256, four hold all of two heads of 512
+    assert kv_bytes(shape, [3000] * 42) == 2 * 2 * 2 * (20 * 511 * 256 + 4 * 3000 * 512)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_kv_shared_layers": 4, "use_double_wide_mlp": True},
+        {"attention_k_eq_v": True, "num_global_key_value_heads": 1},
+        {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 8},
+    ],
+    ids=["E2B", "31B", "26B-A4B"],
+)
+def test_flops_of_every_size_are_what_pytorch_counts(options):
+    config = Gemma4TextConfig(
+        vocab_size=32,
+        vocab_size_per_layer_input=32,
+        hidden_size=32,
+        hidden_size_per_layer_input=8,
+        intermediate_size=48,
+        num_hidden_layers=12,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        global_head_dim=16,
+        **options,
+    )
+    model = Gemma4ForCausalLM._from_config(config, attn_implementation="eager").eval()
+    counted = counted_flops(model, model.model.layers, {"input_ids": torch.ones(1, 7, dtype=torch.long)})
+    assert counted == prefill_flops(gemma_shape(config), [7] * 12, causal=False)
 
 
 @pytest.mark.parametrize(("seconds", "audio"), [(10, 250), (30, 750), (60, 1500)])

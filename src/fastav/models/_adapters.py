@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from fastav.flops import DecoderShape
+from fastav.flops import DecoderShape, LayerShape
 from fastav.layout import Layout, Modality
 
 
@@ -63,3 +63,21 @@ def qwen2_shape(config: PreTrainedConfig) -> DecoderShape:
         head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
         vocab=text.vocab_size,
     )
+
+
+def sparse_shape(config: PreTrainedConfig) -> DecoderShape:
+    """`qwen2_shape`, of a decoder whose MLPs are mixtures of experts, all or some: what is active for one token.
+
+    Each token runs through its experts and no shared one; the router, under 1 % of that, is left out.
+    """
+    text: Any = config.get_text_config(decoder=True)
+    shape, active = qwen2_shape(config), text.num_experts_per_tok * text.moe_intermediate_size
+    dense, stride = set(getattr(text, "mlp_only_layers", None) or ()), getattr(text, "decoder_sparse_step", 1)
+    widths = [
+        active if index not in dense and (index + 1) % stride == 0 else text.intermediate_size
+        for index in range(shape.layers)
+    ]
+    by_layer = tuple(
+        LayerShape(intermediate=width, kv_heads=shape.kv_heads, head_dim=shape.head_dim) for width in widths
+    )
+    return replace(shape, intermediate=active, by_layer=by_layer if len(set(widths)) > 1 else ())

@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig
 
 from fastav.adapter import Request
 from fastav.errors import MediaError
-from fastav.flops import DecoderShape
+from fastav.flops import DecoderShape, LayerShape
 from fastav.plan import Keep, Plan, Share, Step
 
 RATE = 16_000
@@ -59,18 +59,40 @@ def gemma_plan(keep: Keep, *, first: int, later: int) -> Plan:
 
 
 def gemma_shape(config: PreTrainedConfig) -> DecoderShape:
-    """The dimensions of the part of a configuration for text; heads are those of the first layer."""
+    """The dimensions of the part of a configuration for text, layer by layer; first those of the first layer.
+
+    Left out are what Gemma adds to every layer for its own embeddings of tokens (and Gemma 3n's AltUp and Laurel),
+    which are narrow.
+    """
     text: Any = config.get_text_config(decoder=True)
-    first = text.per_layer_config[0] if getattr(text, "per_layer_config", None) else text
-    sizes = text.intermediate_size
+    owners = text.num_hidden_layers - text.num_kv_shared_layers
+    by_layer = tuple(_layer(text, index, shared=index >= owners) for index in range(text.num_hidden_layers))
     return DecoderShape(
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
-        intermediate=sizes if isinstance(sizes, int) else max(sizes),
+        intermediate=by_layer[0].intermediate,
         heads=text.num_attention_heads,
-        kv_heads=first.num_key_value_heads,
-        head_dim=first.head_dim,
+        kv_heads=by_layer[0].kv_heads,
+        head_dim=by_layer[0].head_dim,
         vocab=text.vocab_size,
         windows=tuple(text.sliding_window if kind == "sliding_attention" else 0 for kind in text.layer_types),
-        kv_layers=text.num_hidden_layers - text.num_kv_shared_layers,
+        kv_layers=owners,
+        by_layer=by_layer if len(set(by_layer)) > 1 else (),
+    )
+
+
+def _layer(text: Any, index: int, *, shared: bool) -> LayerShape:
+    """One layer's dimensions. shared: whether it reads the keys and values of an earlier layer."""
+    own = text.per_layer_config[index] if getattr(text, "per_layer_config", None) else text
+    sizes = text.intermediate_size
+    width = sizes if isinstance(sizes, int) else sizes[index]
+    width *= 2 if shared and getattr(text, "use_double_wide_mlp", False) else 1
+    if getattr(text, "enable_moe_block", False):
+        width += text.top_k_experts * text.moe_intermediate_size
+    keys_alone = getattr(text, "attention_k_eq_v", False) and text.layer_types[index] == "full_attention"
+    return LayerShape(
+        intermediate=width,
+        kv_heads=own.num_key_value_heads,
+        head_dim=own.head_dim,
+        own_values=not keys_alone,
     )

@@ -19,7 +19,8 @@ class PrunedLayer(DynamicLayer):
 
     slots: column of the padded prompt of every kept token; `prompt` where a row keeps fewer tokens than the longest of
     its batch, and valid is False there. valid: None if all are real. prompt: length of the padded prompt. owner:
-    fingerprint of the plan. window: how many tokens a later query sees at most; no more of the prompt's are held.
+    fingerprint of the plan. window: how many tokens a later query sees at most, itself included; of the prompt's, one
+    less is held.
     armed: the engine is about to see to the mask of the next update.
     """
 
@@ -51,8 +52,8 @@ class PrunedLayer(DynamicLayer):
         self.armed = False
         first = not self.is_initialized
         keys, values = super().update(key_states, value_states, *args, **kwargs)
-        if first and self.window is not None and self.window < self.slots.shape[1]:
-            self._hold_last(self.window)
+        if first and self.window is not None and 0 < self.window - 1 < self.slots.shape[1]:
+            self._hold_last(self.window - 1)
         return keys, values
 
     def hold(self, index: Int[Tensor, "batch kept"], real: Bool[Tensor, "batch kept"] | None) -> None:

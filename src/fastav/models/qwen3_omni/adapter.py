@@ -1,7 +1,6 @@
 """What the rest of fastav must know about Qwen3-Omni."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -9,7 +8,7 @@ from jaxtyping import Float
 from transformers import PreTrainedConfig
 
 from fastav.flops import DecoderShape
-from fastav.models._adapters import qwen2_shape
+from fastav.models._adapters import sparse_shape
 from fastav.models._grids import Grids
 from fastav.models._omni import FPS, KEPT, MEL_FRAMES, OmniAdapter
 from fastav.plan import Keep, Plan, Share
@@ -97,7 +96,4 @@ class Qwen3OmniAdapter(OmniAdapter):
 
     def shape(self, config: PreTrainedConfig) -> DecoderShape:
         """The dimensions of the Qwen3 decoder, whose MLP is what is active for a token."""
-        text: Any = config.get_text_config(decoder=True)
-        # each token runs through this many experts and no shared one; the router, under 1 % of that, is left out
-        active = text.num_experts_per_tok * text.moe_intermediate_size
-        return replace(qwen2_shape(config), intermediate=active)
+        return sparse_shape(config)

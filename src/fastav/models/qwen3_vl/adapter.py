@@ -1,14 +1,13 @@
 """What the rest of fastav must know about Qwen3-VL."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
 
 from fastav.flops import DecoderShape
-from fastav.models._adapters import qwen2_shape
+from fastav.models._adapters import qwen2_shape, sparse_shape
 from fastav.models._sight import SightAdapter
 
 # the released video processor
@@ -67,5 +66,4 @@ class Qwen3VLAdapter(SightAdapter):
     def shape(self, config: PreTrainedConfig) -> DecoderShape:
         """The dimensions of the Qwen3 decoder; of a sparse one, the MLP is the experts that a token passes through."""
         text: Any = config.get_text_config(decoder=True)
-        shape, experts = qwen2_shape(config), getattr(text, "num_experts_per_tok", None)
-        return replace(shape, intermediate=experts * text.moe_intermediate_size) if experts else shape
+        return sparse_shape(config) if getattr(text, "num_experts_per_tok", None) else qwen2_shape(config)
