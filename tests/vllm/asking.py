@@ -163,30 +163,78 @@ def plan_of(plan: Plan | str, reference: Reference) -> Plan:
     return plan_named(plan, reference.adapter)
 
 
-@contextmanager
-def serving(folder: Path, plan: Plan | str | None, **options: Any) -> Iterator[Any]:
-    """vLLM in this process; afterwards as if it had not been there."""
-    from vllm.distributed import cleanup_dist_env_and_memory
-
-    from vllm import LLM
-
+def settings(plan: Plan | str | None, **options: Any) -> dict[str, Any]:
+    """Of an `LLM` for these tests."""
     said = {"plan": plan if isinstance(plan, str) else json.loads(plan.to_json())} if plan is not None else None
-    settings: dict[str, Any] = {
+    made: dict[str, Any] = {
         "dtype": "float32",
         "enforce_eager": True,
         "max_model_len": 256,
+        "max_num_batched_tokens": 256,
         "kv_cache_memory_bytes": 64 << 20,
         "max_logprobs": LIKELY,
         "skip_mm_profiling": True,
         "additional_config": {} if said is None else {"fastav": said},
     }
-    llm = LLM(str(folder), **settings | options)
-    try:
+    return made | options
+
+
+class Engines:
+    """vLLM's engines in this process, which takes them seconds to start: the same one for all who ask for the same.
+
+    limit: how many there are at once.
+    """
+
+    def __init__(self, limit: int = 3) -> None:
+        self._open: dict[str, Any] = {}
+        self._limit = limit
+        self._ranks = 1
+
+    def __call__(self, folder: Path, plan: Plan | str | None, **options: Any) -> Any:
+        """The engine of a checkpoint that was started with a plan and options, idle."""
+        made = settings(plan, **options)
+        key = json.dumps([str(folder), made], sort_keys=True)
+        llm = self._open.pop(key, None)
+        if llm is not None and llm.llm_engine.has_unfinished_requests():  # which a test left that failed
+            _shut(llm)
+            llm = None
+        if llm is None:
+            llm = self._started(folder, made)
+        self._open[key] = llm
+        return llm
+
+    @contextmanager
+    def own(self, folder: Path, plan: Plan | str | None, **options: Any) -> Iterator[Any]:
+        """An engine for one test, whose start is looked at or which it leaves changed."""
+        llm = self._started(folder, settings(plan, **options))
+        try:
+            yield llm
+        finally:
+            _shut(llm)
+
+    def _started(self, folder: Path, made: dict[str, Any]) -> Any:
+        from vllm import LLM
+
+        if (ranks := made.get("tensor_parallel_size", 1)) != self._ranks:
+            self.close()  # a process is one rank of so many
+            self._ranks = ranks
+        while len(self._open) >= self._limit:
+            _shut(self._open.pop(next(iter(self._open))))
+        llm = LLM(str(folder), **made)
         note_positions(llm)
-        yield llm
-    finally:
-        llm.llm_engine.engine_core.shutdown()
+        return llm
+
+    def close(self) -> None:
+        """End all of them, as if they had not been there."""
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        while self._open:
+            _shut(self._open.popitem()[1])
         cleanup_dist_env_and_memory()
+
+
+def _shut(llm: Any) -> None:
+    llm.llm_engine.engine_core.shutdown()
 
 
 def note_positions(llm: Any) -> None:
@@ -223,9 +271,10 @@ def said(output: Any) -> Said:
     return Said(prompt=len(output.prompt_token_ids), tokens=list(answer.token_ids), likely=likely)
 
 
-def ask(llm: Any, questions: list[Question]) -> list[Said]:
-    """The answers to questions that are asked at once."""
-    prompts, params = [q.for_vllm() for q in questions], [sampling(q.new) for q in questions]
+def ask(llm: Any, questions: list[Question], plan: Plan | str | None = None) -> list[Said]:
+    """The answers to questions that are asked at once.  plan: that the requests name; None: the engine's."""
+    named = {} if plan is None else {"fastav": plan if isinstance(plan, str) else plan.to_json()}
+    prompts, params = [q.for_vllm() for q in questions], [sampling(q.new, extra_args=named) for q in questions]
     outputs = llm.generate(prompts, params, use_tqdm=False)
     positions.update(llm.collective_rpc(_noted)[0])
     return [said(output) for output in outputs]
@@ -240,3 +289,14 @@ def difference(answer: Said, expected: tuple[int, list[int], torch.Tensor]) -> f
     return max(
         abs(value - float(likely[at, token])) for at, step in enumerate(answer.likely) for token, value in step.items()
     )
+
+
+def agree(llm: Any, reference: Reference, plan: Plan | str | None, questions: list[Question]) -> None:
+    """Asked all at once, the answers by a plan are the transformers engine's; it is named if it is not the engine's."""
+    chosen = plan_of("none" if plan is None else plan, reference)
+    told = (llm.llm_engine.vllm_config.additional_config or {}).get("fastav")
+    own = told is None or Plan.from_json(json.dumps(told["plan"])) == chosen
+    assert plan is None or told is not None
+    answers = ask(llm, questions, None if own else plan)
+    found = [difference(answer, reference(q, chosen)) for answer, q in zip(answers, questions, strict=True)]
+    assert max(found) < TOLERANCE

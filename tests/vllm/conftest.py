@@ -1,5 +1,6 @@
 """vLLM stands in an environment of its own, which `make vllm-test` builds; elsewhere these tests are skipped."""
 
+import gc
 import os
 from importlib.util import find_spec
 
@@ -14,6 +15,22 @@ if THERE:
 
 def pytest_ignore_collect(collection_path):
     return True if not THERE and collection_path.name.startswith("test_vllm_") else None
+
+
+@pytest.fixture(scope="session")
+def engines():
+    import vllm.v1.engine.core
+    from asking import Engines
+
+    # each engine looks through all objects for garbage many times: what is imported is left out of that, and what an
+    # engine makes is not, so that it goes with the engine
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vllm.v1.engine.core, "freeze_gc_heap", lambda: None)
+        gc.collect()
+        gc.freeze()
+        made = Engines()
+        yield made
+        made.close()
 
 
 @pytest.fixture(scope="session")

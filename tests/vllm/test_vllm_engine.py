@@ -35,7 +35,8 @@ def requests():
 
 
 @pytest.fixture(scope="module")
-def pipe(omni):
+def pipe(omni, engines):
+    engines.close()  # which leaving the pipeline would end
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
         with fastav.pipeline(str(omni.folder), engine="vllm") as pipe:

@@ -1,7 +1,7 @@
 """Pruned inside vLLM or by the transformers engine: the same tokens, and the same probabilities."""
 
 import pytest
-from asking import DRAWN, HEARD, SEEN, TOLERANCE, Question, ask, difference, film, plan_of, questions, serving
+from asking import DRAWN, HEARD, SEEN, Question, agree, film, questions
 
 from fastav.plan import Before, Keep, Plan, Share, Step, Tokens
 from fastav.presets import fastav
@@ -17,46 +17,35 @@ GLOBAL = {
 }
 
 
-def agree(reference, plan, questions, **options):
-    """Ask all at once, in steps of few tokens, so that prompts begin while others are answered."""
-    chosen = plan_of(plan, reference)
-    with serving(reference.folder, plan, max_num_batched_tokens=256, **options) as llm:
-        answers = ask(llm, questions)
-    found = [difference(answer, reference(q, chosen)) for answer, q in zip(answers, questions, strict=True)]
-    assert max(found) < TOLERANCE
-    return answers
+WHOLE = {"max_num_batched_tokens": 2048}  # all prompts at once
 
 
-def test_without_a_plan_nothing_is_pruned(omni, steps):
-    with serving(omni.folder, None) as llm:
-        answers = ask(llm, QUESTIONS)
-        assert type(llm.llm_engine.model_executor.driver_worker.worker).__name__ == "CPUWorker"
+def test_without_a_plan_nothing_is_pruned(omni, steps, engines):
+    llm = engines(omni.folder, None, **WHOLE)
+    assert type(llm.llm_engine.model_executor.driver_worker.worker).__name__ == "CPUWorker"
+    agree(llm, omni, None, QUESTIONS)
     assert not steps
-    for answer, question in zip(answers, QUESTIONS, strict=True):
-        assert difference(answer, omni(question, Plan())) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", GLOBAL)
-def test_a_global_cut_is_exact(omni, steps, name):
-    agree(omni, GLOBAL[name], QUESTIONS)
+def test_a_global_cut_is_exact(omni, steps, engines, name):
+    agree(engines(omni.folder, GLOBAL["position"]), omni, GLOBAL[name], QUESTIONS)
     assert any({cut for _, _, cut in step} == {True, False} for step in steps), "prompts beside answers"
 
 
-@pytest.mark.parametrize("budget", [16, 50])
 @pytest.mark.parametrize("name", ["position", "strided", "nothing"])
-def test_a_global_cut_is_exact_in_pieces(omni, steps, name, budget):
+@pytest.mark.parametrize("budget", [16, 50])
+def test_a_global_cut_is_exact_in_pieces(omni, steps, engines, budget, name):
     # unpruned, too, vLLM 0.32 says something else of a video with its own sound when it comes in pieces as small
     questions = [question for question in QUESTIONS if not question.together]
-    with serving(omni.folder, GLOBAL[name], max_num_batched_tokens=budget, max_num_seqs=8) as llm:
-        answers = ask(llm, questions)
-    for answer, question in zip(answers, questions, strict=True):
-        assert difference(answer, omni(question, GLOBAL[name])) < TOLERANCE
+    llm = engines(omni.folder, GLOBAL["strided"], max_num_batched_tokens=budget, max_num_seqs=8)
+    agree(llm, omni, GLOBAL[name], questions)
     assert any(computed and cut for step in steps for computed, _, cut in step), "a prompt that went on"
 
 
 @pytest.mark.parametrize("plan", ["fastav", "fastav-plus", "fastav-trim"])
-def test_presets_are_exact(omni, steps, plan):
-    agree(omni, plan, QUESTIONS)
+def test_presets_are_exact(omni, steps, engines, plan):
+    agree(engines(omni.folder, "fastav"), omni, plan, QUESTIONS)
 
 
 ASKING = Plan(
@@ -68,17 +57,18 @@ ASKING = Plan(
 )
 
 
-def test_every_signal_of_the_decoder_is_exact(omni):
-    agree(omni, ASKING, QUESTIONS)
+def test_every_signal_of_the_decoder_is_exact(omni, engines):
+    agree(engines(omni.folder, "fastav"), omni, ASKING, QUESTIONS)
 
 
-def test_text_may_be_cut_too(omni):
-    agree(omni, fastav(Keep(all=Share(0.7)), start=2, drop=0.3, exempt_text=False), QUESTIONS)
+def test_text_may_be_cut_too(omni, engines):
+    plan = fastav(Keep(all=Share(0.7)), start=2, drop=0.3, exempt_text=False)
+    agree(engines(omni.folder, "fastav"), omni, plan, QUESTIONS)
 
 
 @pytest.mark.parametrize("plan", ["fastv", "pyramiddrop", "dart", "divprune", "vtw"])
-def test_recipes_are_exact(omni, plan):
-    agree(omni, plan, QUESTIONS)
+def test_recipes_are_exact(omni, engines, plan):
+    agree(engines(omni.folder, "fastav"), omni, plan, QUESTIONS)
 
 
 SIGHT = "<|vision_start|><|video_pad|><|vision_end|>"
@@ -95,5 +85,5 @@ SHOWN = [
 
 
 @pytest.mark.parametrize("plan", ["fastav", "fastav-plus", GLOBAL["position"]])
-def test_qwen2_5_vl_is_exact(sight, plan):
-    agree(sight, plan, SHOWN)
+def test_qwen2_5_vl_is_exact(sight, engines, plan):
+    agree(engines(sight.folder, "fastav"), sight, plan, SHOWN)

@@ -12,7 +12,7 @@ import numpy as np
 import openai
 import pytest
 import torch
-from asking import TOLERANCE, difference, said, sampling, serving
+from asking import TOLERANCE, difference, said, sampling
 from test_vllm_serving import server
 from vllm.exceptions import VLLMValidationError
 
@@ -107,13 +107,21 @@ class Expecting:
         length = inputs["input_ids"].shape[1]
         return length, out.sequences[0, length:].tolist(), torch.cat(out.logits).log_softmax(-1)
 
-    def agree(self, llm, questions, plan, **options):
+    def agree(self, llm, questions, plan, named=False, **options):
+        """named: whether the requests name the plan, which is not the engine's."""
+        chosen = plan_named(plan or "none", self.adapter)
+        options |= {"extra_args": {"fastav": chosen.to_json()}} if named else {}
         prompts = [question.for_vllm(self.loaded[1]) for question in questions]
         params = [sampling(question.new, **options) for question in questions]
         answers = llm.generate(prompts, params, use_tqdm=False)
-        chosen = plan_named(plan or "none", self.adapter)
         found = [difference(said(one), self(q, chosen)) for one, q in zip(answers, questions, strict=True)]
         assert max(found) < TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def penalized(tmp_path_factory):
+    folder = clip_checkpoints.videollama2(tmp_path_factory.mktemp("penalized"), repetition_penalty=1.3)
+    return Expecting("videollama2", folder)
 
 
 @pytest.fixture(scope="module")
@@ -126,74 +134,69 @@ def models(tmp_path_factory):
     }
 
 
-ROOM = {"max_model_len": 2048, "max_num_batched_tokens": 2048}
+ROOM = {"max_model_len": 2048, "max_num_batched_tokens": 2048, "allowed_local_media_path": str(BUNDLES)}
+PLANS = {None: None, "fastav": "fastav", "plus": "fastav-plus", "trim": "fastav-trim", "by-layout": BY_LAYOUT}
 
 
-@pytest.mark.parametrize(
-    "plan",
-    [None, "fastav", "fastav-plus", "fastav-trim", BY_LAYOUT],
-    ids=["off", "fastav", "plus", "trim", "by-layout"],
-)
-@pytest.mark.parametrize("name", ["videollama2", "video-salmonn2", "tiny"])
-def test_clips_and_text_asked_at_once_are_exact(models, name, plan):
-    with serving(models[name].folder, plan, **ROOM) as llm:
-        models[name].agree(llm, QUESTIONS, plan)
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("name", ["tiny", "video-salmonn2", "videollama2"])
+def test_clips_and_text_asked_at_once_are_exact(models, engines, name, plan):
+    llm = engines(models[name].folder, plan and "fastav", **ROOM)
+    models[name].agree(llm, QUESTIONS, PLANS[plan], named=plan not in (None, "fastav"))
+
+
+def test_clips_in_memory_and_clips_that_come_again_are_exact(models, engines):
+    asked, model = QUESTIONS[0], models["videollama2"]
+    prompt, llm = asked.for_vllm(model.loaded[1]), engines(model.folder, "fastav", **ROOM)
+    for clip in (FILM, str(FILM), FILM.read_bytes(), FILM.read_bytes(), Clip.open(FILM), [Clip.open(FILM)]):
+        again = prompt | {"multi_modal_data": {"video": clip}}
+        (answer,) = llm.generate([again], sampling(asked.new), use_tqdm=False)
+        chosen = plan_named("fastav", model.adapter)
+        assert difference(said(answer), model(asked, chosen)) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["videollama2", "video-salmonn2"])
-def test_a_clip_that_comes_in_pieces_is_exact(models, name, steps):
-    with serving(models[name].folder, BY_LAYOUT, **ROOM | {"max_num_batched_tokens": 64, "max_num_seqs": 8}) as llm:
-        models[name].agree(llm, QUESTIONS, BY_LAYOUT)
+def test_a_clip_that_comes_in_pieces_is_exact(models, engines, name, steps):
+    llm = engines(models[name].folder, BY_LAYOUT, **ROOM | {"max_num_batched_tokens": 64, "max_num_seqs": 8})
+    models[name].agree(llm, QUESTIONS, BY_LAYOUT)
     assert any(computed and cut for step in steps for computed, _, cut in step), "a prompt that went on"
 
 
-def test_clips_in_memory_and_clips_that_come_again_are_exact(models):
-    asked, model = QUESTIONS[0], models["videollama2"]
-    prompt = asked.for_vllm(model.loaded[1])
-    with serving(model.folder, "fastav", **ROOM) as llm:
-        for clip in (FILM, str(FILM), FILM.read_bytes(), FILM.read_bytes(), Clip.open(FILM), [Clip.open(FILM)]):
-            again = prompt | {"multi_modal_data": {"video": clip}}
-            (answer,) = llm.generate([again], sampling(asked.new), use_tqdm=False)
-            chosen = plan_named("fastav", model.adapter)
-            assert difference(said(answer), model(asked, chosen)) < TOLERANCE
-
-
 @pytest.mark.parametrize("plan", [None, "fastav"])
-def test_a_penalty_sees_only_what_was_generated(tmp_path, plan):
-    model = Expecting("videollama2", clip_checkpoints.videollama2(tmp_path, repetition_penalty=1.3))
-    with serving(tmp_path, plan, **ROOM) as llm:
-        model.agree(llm, QUESTIONS[:3], plan, repetition_penalty=1.3)
-        assert llm.get_default_sampling_params().repetition_penalty == 1.3
+def test_a_penalty_sees_only_what_was_generated(penalized, engines, plan):
+    llm = engines(penalized.folder, plan, **ROOM)
+    penalized.agree(llm, QUESTIONS[:3], plan, repetition_penalty=1.3)
+    assert llm.get_default_sampling_params().repetition_penalty == 1.3
 
 
-def test_clips_that_cannot_be_shown_are_refused_in_words(models, tmp_path):
+def test_clips_that_cannot_be_shown_are_refused_in_words(models, engines, tmp_path):
     cut, empty = tmp_path / "cut.mp4", tmp_path / "empty.mp4"
     cut.write_bytes(FILM.read_bytes()[:4000])
     empty.touch()
     question = QUESTIONS[0]
     prompt = question.for_vllm(models["videollama2"].loaded[1])
-    with serving(models["videollama2"].folder, "fastav", **ROOM) as llm:
+    llm = engines(models["videollama2"].folder, "fastav", **ROOM)
 
-        def refused(words, given, **more):
-            with pytest.raises((VLLMValidationError, ValueError), match=words):
-                llm.generate([prompt | {"multi_modal_data": given} | more], sampling(1), use_tqdm=False)
+    def refused(words, given, **more):
+        with pytest.raises((VLLMValidationError, ValueError), match=words):
+            llm.generate([prompt | {"multi_modal_data": given} | more], sampling(1), use_tqdm=False)
 
-        refused("cut short", {"video": cut})
-        refused("is empty", {"video": empty})
-        refused("no such file", {"video": tmp_path / "none.mp4"})
-        refused("has no video track", {"video": SOUND})
-        refused("has no audio track", {"video": silent(tmp_path)}, mm_processor_kwargs={"use": "both"})
-        refused("no use of a clip is called", {"video": FILM}, mm_processor_kwargs={"use": "eyes"})
-        refused("can say use, got fps", {"video": FILM}, mm_processor_kwargs={"fps": 2})
-        refused("must be a path", {"video": np.zeros((2, 4, 4, 3), np.uint8)})
-        refused("shows one clip", {"video": FILM, "audio": SOUND})
-        refused("At most 1 video", {"video": [FILM, FILM]})
-        refused("has no <video> for its clip", {"video": FILM}, prompt="no place")
-        models["videollama2"].agree(llm, [question], "fastav")
+    refused("cut short", {"video": cut})
+    refused("is empty", {"video": empty})
+    refused("no such file", {"video": tmp_path / "none.mp4"})
+    refused("has no video track", {"video": SOUND})
+    refused("has no audio track", {"video": silent(tmp_path)}, mm_processor_kwargs={"use": "both"})
+    refused("no use of a clip is called", {"video": FILM}, mm_processor_kwargs={"use": "eyes"})
+    refused("can say use, got fps", {"video": FILM}, mm_processor_kwargs={"fps": 2})
+    refused("must be a path", {"video": np.zeros((2, 4, 4, 3), np.uint8)})
+    refused("shows one clip", {"video": FILM, "audio": SOUND})
+    refused("At most 1 video", {"video": [FILM, FILM]})
+    refused("has no <video> for its clip", {"video": FILM}, prompt="no place")
+    models["videollama2"].agree(llm, [question], "fastav")
 
 
 @pytest.mark.parametrize("name", ["videollama2", "video-salmonn2"])
-def test_a_chat_has_the_prompt_that_our_processor_gives(models, name):
+def test_a_chat_has_the_prompt_that_our_processor_gives(models, engines, name):
     _, processor = models[name].loaded
     film = {"type": "video_url", "video_url": {"url": FILM.as_uri()}}
     sound = {"type": "audio_url", "audio_url": {"url": SOUND.as_uri()}}
@@ -204,23 +207,23 @@ def test_a_chat_has_the_prompt_that_our_processor_gives(models, name):
         [("system", "be brief"), ("user", [film, "what?"]), ("assistant", "a <video>"), ("user", "and then?")],
         [("user", "no clip, a <video>")],
     ]
-    with serving(models[name].folder, "fastav", **ROOM, allowed_local_media_path=str(BUNDLES)) as llm:
-        for chat in chats:
-            turns = [{"role": role, "content": texts(said_)} for role, said_ in chat]
-            (output,) = llm.chat(turns, sampling(1), use_tqdm=False)
-            same = [{"role": role, "content": texts(said_, ours)} for role, said_ in chat]
-            clip = next((part for _, said_ in chat for part in said_ if isinstance(part, dict)), None)
-            media = {}
-            if clip is not None:
-                use = Use.AUTO if clip is film else Use.AUDIO
-                request = Request(clip=Clip.open(FILM if clip is film else SOUND), question="", use=use)
-                made = models[name].adapter.prepare(processor, [request]).inputs["input_ids"][0].tolist()
-                place = "<video>" if clip is film else "<audio>"
-                empty = processor.splice(processor.prompt("", video=clip is film, audio=True), [-1], place)
-                start = empty.index(-1)
-                media = {"run": made[start : start + len(made) - len(empty) + 1], "place": place}
-            text = processor.apply_chat_template(same, add_generation_prompt=True)
-            assert output.prompt_token_ids == processor.splice(text, media.get("run", []), media.get("place", ""))
+    llm = engines(models[name].folder, "fastav", **ROOM)
+    for chat in chats:
+        turns = [{"role": role, "content": texts(said_)} for role, said_ in chat]
+        (output,) = llm.chat(turns, sampling(1), use_tqdm=False)
+        same = [{"role": role, "content": texts(said_, ours)} for role, said_ in chat]
+        clip = next((part for _, said_ in chat for part in said_ if isinstance(part, dict)), None)
+        media = {}
+        if clip is not None:
+            use = Use.AUTO if clip is film else Use.AUDIO
+            request = Request(clip=Clip.open(FILM if clip is film else SOUND), question="", use=use)
+            made = models[name].adapter.prepare(processor, [request]).inputs["input_ids"][0].tolist()
+            place = "<video>" if clip is film else "<audio>"
+            empty = processor.splice(processor.prompt("", video=clip is film, audio=True), [-1], place)
+            start = empty.index(-1)
+            media = {"run": made[start : start + len(made) - len(empty) + 1], "place": place}
+        text = processor.apply_chat_template(same, add_generation_prompt=True)
+        assert output.prompt_token_ids == processor.splice(text, media.get("run", []), media.get("place", ""))
 
 
 def texts(content: Any, parts: dict[str, Any] | None = None) -> Any:
@@ -264,54 +267,61 @@ ASKED = {  # what is shown, how, and the clip and use that the same is to the pi
 }
 
 
+@pytest.fixture(scope="module")
+def tiny_server(tmp_path_factory):
+    flags = ("--max-model-len", "1024", "--trust-request-mm-kwargs")
+    log = tmp_path_factory.mktemp("server") / "log"
+    with server(Path(TinyAdapter.checkpoint), "fastav", log, *flags) as url:
+        yield openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+
 @pytest.mark.parametrize("plan", ["fastav", "fastav-plus"])
-def test_the_openai_client_gets_what_the_pruned_pipeline_says(tmp_path, plan):
-    pipe, flags = fastav.pipeline("tiny", plan), ("--max-model-len", "1024", "--trust-request-mm-kwargs")
+def test_the_openai_client_gets_what_the_pruned_pipeline_says(tiny_server, tmp_path, plan):
+    pipe, client = fastav.pipeline("tiny", plan), tiny_server
+    named = {} if plan == "fastav" else {"vllm_xargs": {"fastav": plan}}
     expecting = {q: pipe(clip, q, use=use, max_new_tokens=16) for q, (_, _, clip, use) in ASKED.items()}
-    with server(Path(TinyAdapter.checkpoint), plan, tmp_path / "log", *flags) as url:
-        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
 
-        def ask(messages, options=None, **more):
-            extra = {"return_token_ids": True} | ({"mm_processor_kwargs": options} if options else {})
-            return client.chat.completions.create(
-                model="omni", messages=messages, max_tokens=16, temperature=0, extra_body=extra, **more
-            )
+    def ask(messages, options=None, **more):
+        extra = {"return_token_ids": True} | named | ({"mm_processor_kwargs": options} if options else {})
+        return client.chat.completions.create(
+            model="omni", messages=messages, max_tokens=16, temperature=0, extra_body=extra, **more
+        )
 
-        def check(question):
-            shown, options, clip, use = ASKED[question]
-            answer = ask(about(question, shown), options)
-            expected = expecting[question]
-            request = Request(clip=Clip.open(clip), question=question, use=use)
-            prepared = pipe.adapter.prepare(pipe.engine.processor, [request])
-            assert answer.prompt_token_ids == prepared.inputs["input_ids"][0].tolist()
-            tokens = answer.choices[0].token_ids
-            assert tuple(tokens[: len(expected.token_ids)]) == expected.token_ids
-            assert len(tokens) - len(expected.token_ids) == (expected.finish == "stop")  # vLLM's has the end marker
-            assert answer.choices[0].message.content.strip() == expected.text
-            return expected.text
+    def check(question):
+        shown, options, clip, use = ASKED[question]
+        answer = ask(about(question, shown), options)
+        expected = expecting[question]
+        request = Request(clip=Clip.open(clip), question=question, use=use)
+        prepared = pipe.adapter.prepare(pipe.engine.processor, [request])
+        assert answer.prompt_token_ids == prepared.inputs["input_ids"][0].tolist()
+        tokens = answer.choices[0].token_ids
+        assert tuple(tokens[: len(expected.token_ids)]) == expected.token_ids
+        assert len(tokens) - len(expected.token_ids) == (expected.finish == "stop")  # vLLM's has the end marker
+        assert answer.choices[0].message.content.strip() == expected.text
+        return expected.text
 
-        with ThreadPoolExecutor(len(ASKED)) as pool:
-            answers = list(pool.map(check, ASKED))
-        assert answers[:2] == ["green", "chirp"]
-        text = pipe.engine.processor.prompt("which color moves?", video=False)
-        ids = pipe.engine.processor(text)["input_ids"][0].tolist()
-        assert ask([{"role": "user", "content": "which color moves?"}]).prompt_token_ids == ids
-        shown = parts(TOY / "triangle.mp4")
-        pieces = ask(about("which color moves?", shown), stream=True)
-        assert "".join(piece.choices[0].delta.content or "" for piece in pieces).strip() == "green"
+    with ThreadPoolExecutor(len(ASKED)) as pool:
+        answers = list(pool.map(check, ASKED))
+    assert answers[:2] == ["green", "chirp"]
+    text = pipe.engine.processor.prompt("which color moves?", video=False)
+    ids = pipe.engine.processor(text)["input_ids"][0].tolist()
+    assert ask([{"role": "user", "content": "which color moves?"}]).prompt_token_ids == ids
+    shown = parts(TOY / "triangle.mp4")
+    pieces = ask(about("which color moves?", shown), stream=True)
+    assert "".join(piece.choices[0].delta.content or "" for piece in pieces).strip() == "green"
 
-        cut = tmp_path / "cut.mp4"
-        cut.write_bytes((TOY / "knock.mp4").read_bytes()[:2000])
-        for words, given in {
-            "cut short": [parts(cut)],
-            "has no video track": [parts(SOUND)],
-            "has no audio track": [parts(silent(tmp_path), "audio_url")],
-            "At most 1 video": [shown, parts(SOUND, "input_audio")],
-            "At most 0 image": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}],
-            "base64": [{"type": "video_url", "video_url": {"url": "data:video/mp4;base64,!"}}],
-        }.items():
-            with pytest.raises(openai.BadRequestError, match=words):
-                ask(about("what?", *given))
-        with pytest.raises(openai.BadRequestError, match="no use of a clip is called"):
-            ask(about("what?", shown), {"use": "eyes"})
-        check("which color moves?")
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes((TOY / "knock.mp4").read_bytes()[:2000])
+    for words, given in {
+        "cut short": [parts(cut)],
+        "has no video track": [parts(SOUND)],
+        "has no audio track": [parts(silent(tmp_path), "audio_url")],
+        "At most 1 video": [shown, parts(SOUND, "input_audio")],
+        "At most 0 image": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}],
+        "base64": [{"type": "video_url", "video_url": {"url": "data:video/mp4;base64,!"}}],
+    }.items():
+        with pytest.raises(openai.BadRequestError, match=words):
+            ask(about("what?", *given))
+    with pytest.raises(openai.BadRequestError, match="no use of a clip is called"):
+        ask(about("what?", shown), {"use": "eyes"})
+    check("which color moves?")

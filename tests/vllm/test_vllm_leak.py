@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from asking import HEARD, SEEN, Question, film, sampling, serving, sound
+from asking import HEARD, SEEN, Question, film, sampling, sound
 from test_vllm_exact import GLOBAL
 from vllm.sampling_params import RequestOutputKind
 
@@ -62,8 +62,8 @@ def resident():
 
 
 @pytest.mark.parametrize("plan", ["fastav", GLOBAL["strided"]], ids=["fine", "global"])
-def test_a_thousand_requests_leave_nothing(omni, plan, capsys):
-    with serving(omni.folder, plan, max_num_batched_tokens=256, max_num_seqs=AT_ONCE) as llm:
+def test_a_thousand_requests_leave_nothing(omni, engines, plan, capsys):
+    with engines.own(omni.folder, plan, max_num_seqs=AT_ONCE) as llm:
         engine = llm.llm_engine
         core = engine.engine_core.engine_core
         pool = core.scheduler.kv_cache_manager.block_pool

@@ -4,7 +4,7 @@ from math import ceil
 from types import SimpleNamespace
 
 import pytest
-from asking import TOLERANCE, Question, ask, difference, film, plan_of, sampling, serving, sound
+from asking import TOLERANCE, Question, agree, ask, difference, film, plan_of, sampling, sound
 from test_vllm_exact import GLOBAL, HEARD, QUESTIONS, SEEN
 from vllm.exceptions import VLLMValidationError
 
@@ -12,6 +12,7 @@ from fastav.plan import Keep, Plan, Share, Step
 
 BLOCK = 32
 SMALL = {"block_size": BLOCK, "disable_log_stats": False}
+WHOLE = SMALL | {"enable_chunked_prefill": False}  # which the plan `none` would leave as it is
 HALF = Plan((Step(layers="middle", method="strided", keep=Keep(all=Share(0.2))),))
 LONG = [Question(text=f"{n} {SEEN} and {HEARD} tell", video=film(8, n), audio=sound(3, n), new=20) for n in range(1, 5)]
 
@@ -51,17 +52,17 @@ def answered(llm, questions):
 
 
 @pytest.mark.parametrize("plan", ["fastav", HALF, "none"])
-def test_every_part_has_blocks_for_what_it_holds(omni, plan):
-    with serving(omni.folder, plan, max_num_batched_tokens=256, **SMALL) as llm:
-        scheduler = scheduler_of(llm)
-        kept = {}
+def test_every_part_has_blocks_for_what_it_holds(omni, engines, monkeypatch, plan):
+    llm = engines(omni.folder, plan, **SMALL if plan is HALF else WHOLE)
+    scheduler = scheduler_of(llm)
+    kept = {}
 
-        def noted(request, add=scheduler.add_request):
-            add(request)
-            kept[request.request_id] = scheduler.passages[request.request_id]
+    def noted(request, add=scheduler.add_request):
+        add(request)
+        kept[request.request_id] = scheduler.passages[request.request_id]
 
-        scheduler.add_request = noted
-        _, _, seen = answered(llm, LONG)
+    monkeypatch.setattr(scheduler, "add_request", noted)
+    _, _, seen = answered(llm, LONG)
     assert seen
     parts = {part for step in seen for _, _, blocks in step.values() for part in blocks}
     assert parts == ({0} if plan == "none" else {0, 4} if plan is HALF else {0, 2, 4, 6})
@@ -75,24 +76,22 @@ def test_every_part_has_blocks_for_what_it_holds(omni, plan):
     assert plan == "none" or all(blocks[4] < blocks[0] for blocks in decoding)
 
 
-def test_more_requests_fit_the_same_memory(omni):
+def test_more_requests_fit_the_same_memory(omni, engines):
     room = {"kv_cache_memory_bytes": 13 * BLOCK * 8 * 512, "enable_chunked_prefill": False, **SMALL}
     found = {}
     for plan in ("none", HALF):
-        with serving(omni.folder, plan, **room) as llm:
-            found[plan] = answered(llm, LONG)[1]
-            answers = ask(llm, LONG)
-        for answer, question in zip(answers, LONG, strict=True):
-            assert difference(answer, omni(question, plan_of(plan, omni))) < TOLERANCE
+        llm = engines(omni.folder, plan, **room)
+        found[plan] = answered(llm, LONG)[1]
+        agree(llm, omni, plan, LONG)
     assert found[HALF] > found["none"], found
 
 
-def test_what_typical_prompts_take_is_logged(omni, monkeypatch):
+def test_what_typical_prompts_take_is_logged(omni, engines, monkeypatch):
     from fastav.engines.vllm import memory
 
     said = []
     monkeypatch.setattr(memory, "log", SimpleNamespace(info=lambda text, *values: said.append(text % values)))
-    with serving(omni.folder, HALF, **SMALL) as llm:
+    with engines.own(omni.folder, HALF, **SMALL) as llm:
         free = scheduler_of(llm).kv_cache_manager.block_pool.get_num_free_blocks()
     whole, held = 2 * (256 // BLOCK), 256 // BLOCK + ceil(256 / 5 / BLOCK)
     room = f"there is room for {free / held:.1f} at once, not {free / whole:.1f}"
@@ -103,39 +102,39 @@ PLANS = ["none", "fastav", "fastav-plus", "fastv@0.25", HALF.to_json(), GLOBAL["
 
 
 @pytest.mark.parametrize("server", ["none", "fastav"])
-def test_requests_name_plans_of_their_own(omni, server):
+def test_requests_name_plans_of_their_own(omni, engines, server):
     questions = [QUESTIONS[0], QUESTIONS[3], QUESTIONS[4], QUESTIONS[2], QUESTIONS[1], QUESTIONS[0], QUESTIONS[3]]
     said = [*PLANS, None]
-    pieces = {"enable_chunked_prefill": False}  # which the plan `none` would leave as they are
-    with serving(omni.folder, server, max_num_batched_tokens=256, **pieces) as llm:
-        asked = [
-            sampling(q.new, extra_args={} if plan is None else {"fastav": plan})
-            for q, plan in zip(questions, said, strict=True)
-        ]
-        outputs = llm.generate([q.for_vllm() for q in questions], asked, use_tqdm=False)
-        from asking import said as told
+    llm = engines(omni.folder, server, **WHOLE)
+    asked = [
+        sampling(q.new, extra_args={} if plan is None else {"fastav": plan})
+        for q, plan in zip(questions, said, strict=True)
+    ]
+    outputs = llm.generate([q.for_vllm() for q in questions], asked, use_tqdm=False)
+    from asking import said as told
 
-        for output, question, plan in zip(outputs, questions, said, strict=True):
-            chosen = Plan.from_json(plan) if plan and plan.startswith("{") else plan_of(plan or server, omni)
-            assert difference(told(output), omni(question, chosen)) < TOLERANCE
-        for plan, words in [
-            ("fastaw", "did you mean"),
-            ("{", "JSON"),
-            ("mine.json", "cannot name a file"),
-            (3, "names its plan by a text"),
-            ("omnizip", "encoder scores"),
-        ]:
-            with pytest.raises(VLLMValidationError, match=words):
-                llm.generate([questions[0].for_vllm()], sampling(2, extra_args={"fastav": plan}), use_tqdm=False)
-        (after,) = ask(llm, [QUESTIONS[2]])
-        assert difference(after, omni(QUESTIONS[2], plan_of(server, omni))) < TOLERANCE
+    for output, question, plan in zip(outputs, questions, said, strict=True):
+        chosen = Plan.from_json(plan) if plan and plan.startswith("{") else plan_of(plan or server, omni)
+        assert difference(told(output), omni(question, chosen)) < TOLERANCE
+    for plan, words in [
+        ("fastaw", "did you mean"),
+        ("{", "JSON"),
+        ("mine.json", "cannot name a file"),
+        (3, "names its plan by a text"),
+        ("omnizip", "encoder scores"),
+    ]:
+        with pytest.raises(VLLMValidationError, match=words):
+            llm.generate([questions[0].for_vllm()], sampling(2, extra_args={"fastav": plan}), use_tqdm=False)
+    (after,) = ask(llm, [QUESTIONS[2]])
+    assert difference(after, omni(QUESTIONS[2], plan_of(server, omni))) < TOLERANCE
 
 
-def test_pieces_and_servers_that_do_not_prune_refuse_plans_of_requests(omni):
-    with serving(omni.folder, HALF) as llm:  # by the layout alone: prompts may come in pieces
-        (output,) = llm.generate([LONG[0].for_vllm()], sampling(2, extra_args={"fastav": "none"}), use_tqdm=False)
-        assert list(output.outputs[0].token_ids) == omni(LONG[0], Plan())[1][:2]
-        with pytest.raises(VLLMValidationError, match="chunked prefill shows it pieces"):
-            llm.generate([LONG[0].for_vllm()], sampling(2, extra_args={"fastav": "fastav"}), use_tqdm=False)
-    with serving(omni.folder, None) as llm, pytest.raises(VLLMValidationError, match="does not prune"):
+def test_pieces_and_servers_that_do_not_prune_refuse_plans_of_requests(omni, engines):
+    llm = engines(omni.folder, HALF, **SMALL)  # by the layout alone: prompts may come in pieces
+    (output,) = llm.generate([LONG[0].for_vllm()], sampling(2, extra_args={"fastav": "none"}), use_tqdm=False)
+    assert list(output.outputs[0].token_ids) == omni(LONG[0], Plan())[1][:2]
+    with pytest.raises(VLLMValidationError, match="chunked prefill shows it pieces"):
+        llm.generate([LONG[0].for_vllm()], sampling(2, extra_args={"fastav": "fastav"}), use_tqdm=False)
+    llm = engines(omni.folder, None)
+    with pytest.raises(VLLMValidationError, match="does not prune"):
         llm.generate([LONG[0].for_vllm()], sampling(2, extra_args={"fastav": "fastav"}), use_tqdm=False)

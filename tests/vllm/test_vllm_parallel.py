@@ -6,7 +6,8 @@ import sys
 
 import pytest
 import test_vllm_qwen3
-from test_vllm_exact import ASKING, BOTH, GLOBAL, QUESTIONS, agree
+from asking import agree
+from test_vllm_exact import ASKING, BOTH, GLOBAL, QUESTIONS
 
 from fastav.plan import Plan, Step
 
@@ -14,12 +15,12 @@ EVERYTHING = Plan((*ASKING.steps, Step(layers="5", method="dart", keep=BOTH)))  
 
 
 @pytest.mark.parametrize("plan", [GLOBAL["position"], "fastav", "fastav-plus", EVERYTHING])
-def test_two_ranks_are_exact(omni, plan):
-    agree(omni, plan, QUESTIONS, tensor_parallel_size=2)
+def test_two_ranks_are_exact(omni, engines, plan):
+    agree(engines(omni.folder, "fastav", tensor_parallel_size=2), omni, plan, QUESTIONS)
 
 
-def test_two_ranks_share_a_key_head_and_divide_experts(omni3):
-    agree(omni3, EVERYTHING, test_vllm_qwen3.QUESTIONS, tensor_parallel_size=2)
+def test_two_ranks_share_a_key_head_and_divide_experts(omni3, engines):
+    agree(engines(omni3.folder, EVERYTHING, tensor_parallel_size=2), omni3, EVERYTHING, test_vllm_qwen3.QUESTIONS)
 
 
 def test_what_a_worker_refuses_is_heard(sight):

@@ -1,8 +1,8 @@
 """The Qwen3 decoders: deepstack adds what the vision tower saw to the hidden states of the first layers."""
 
 import pytest
-from asking import TOLERANCE, Question, ask, difference, film, questions, serving
-from test_vllm_exact import ASKING, BOTH, agree
+from asking import Question, agree, film, questions
+from test_vllm_exact import ASKING, BOTH, WHOLE
 
 from fastav.plan import Before, Keep, Plan, Share, Step
 
@@ -24,39 +24,35 @@ EARLY = {  # before deepstack has added anything, among its layers, and after th
 }
 
 
-def test_without_a_plan_nothing_is_pruned(omni3, steps):
-    with serving(omni3.folder, None) as llm:
-        answers = ask(llm, QUESTIONS)
+def test_without_a_plan_nothing_is_pruned(omni3, steps, engines):
+    agree(engines(omni3.folder, None, **WHOLE), omni3, None, QUESTIONS)
     assert not steps
-    for answer, question in zip(answers, QUESTIONS, strict=True):
-        assert difference(answer, omni3(question, Plan())) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", EARLY)
-def test_deepstack_adds_to_what_stays(omni3, name):
-    agree(omni3, EARLY[name], QUESTIONS)
+def test_deepstack_adds_to_what_stays(omni3, engines, name):
+    agree(engines(omni3.folder, "fastav"), omni3, EARLY[name], QUESTIONS)
 
 
-@pytest.mark.parametrize("budget", [16, 50])
 @pytest.mark.parametrize("name", ["before", "among"])
-def test_deepstack_adds_to_what_stays_of_pieces(omni3, steps, name, budget):
+@pytest.mark.parametrize("budget", [16, 50])
+def test_deepstack_adds_to_what_stays_of_pieces(omni3, steps, engines, budget, name):
     questions = [question for question in QUESTIONS if not question.together]
-    with serving(omni3.folder, EARLY[name], max_num_batched_tokens=budget, max_num_seqs=8) as llm:
-        answers = ask(llm, questions)
-    for answer, question in zip(answers, questions, strict=True):
-        assert difference(answer, omni3(question, EARLY[name])) < TOLERANCE
+    llm = engines(omni3.folder, EARLY["before"], max_num_batched_tokens=budget, max_num_seqs=8)
+    agree(llm, omni3, EARLY[name], questions)
     assert any(computed and cut for step in steps for computed, _, cut in step), "a prompt that went on"
 
 
 @pytest.mark.parametrize("plan", ["fastav", "fastav-plus", ASKING])
-def test_qwen3_omni_is_exact(omni3, plan):
-    agree(omni3, plan, QUESTIONS)
+def test_qwen3_omni_is_exact(omni3, engines, plan):
+    agree(engines(omni3.folder, "fastav"), omni3, plan, QUESTIONS)
 
 
-def test_a_compiled_mixture_of_experts_is_exact(omni3):
-    agree(omni3, "fastav-plus", QUESTIONS, enforce_eager=False)
+def test_a_compiled_mixture_of_experts_is_exact(omni3, engines):
+    with engines.own(omni3.folder, "fastav-plus", enforce_eager=False) as llm:
+        agree(llm, omni3, "fastav-plus", QUESTIONS)
 
 
 @pytest.mark.parametrize("plan", ["fastav", "fastav-plus", EARLY["among"], EARLY["by scores"]])
-def test_qwen3_vl_is_exact(sight3, plan):
-    agree(sight3, plan, SHOWN)
+def test_qwen3_vl_is_exact(sight3, engines, plan):
+    agree(engines(sight3.folder, "fastav"), sight3, plan, SHOWN)

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -12,9 +13,10 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.metadata import requires
 
 import pytest
-from asking import RATE, TOLERANCE, Question, ask, difference, plan_of, said, sampling, serving, sound
+from asking import RATE, TOLERANCE, Question, agree, ask, difference, plan_of, said, sampling, sound
 from test_vllm_exact import GLOBAL, QUESTIONS
 from vllm.exceptions import VLLMValidationError
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP
@@ -31,51 +33,64 @@ def preempted(llm):
 
 
 @pytest.mark.parametrize(("plan", "room"), [("fastav", 12), (GLOBAL["strided"], 9)])
-def test_a_preempted_request_goes_on_exactly(omni, plan, room, steps):
+def test_a_preempted_request_goes_on_exactly(omni, engines, plan, room, steps):
     questions = [Question(text=q.text, video=q.video, audio=q.audio, new=40) for q in QUESTIONS[:4]]
     blocks = room * 32 * 8 * 512  # of 32 tokens, in 8 layers, of 512 bytes: too few for all
     options = {"block_size": 32, "kv_cache_memory_bytes": blocks, "disable_log_stats": False}
-    with serving(omni.folder, plan, max_num_batched_tokens=256, **options) as llm:
-        answers = ask(llm, questions)
-        assert preempted(llm) > 0
+    llm = engines(omni.folder, plan, **options)
+    answers = ask(llm, questions)
+    assert preempted(llm) > 0
     for answer, question in zip(answers, questions, strict=True):
         assert difference(answer, omni(question, plan_of(plan, omni))) < TOLERANCE
     begun = [tokens for step in steps for computed, tokens, cut in step if cut and not computed]
     assert set(begun) - {answer.prompt for answer in answers}, "a prompt ran again with what was answered"
 
 
-def test_aborted_requests_leave_the_others_exact(omni):
-    with serving(omni.folder, "fastav", max_num_batched_tokens=256) as llm:
-        engine, answers = llm.llm_engine, {}
-        for at, question in enumerate(QUESTIONS):
-            engine.add_request(str(at), question.for_vllm(), sampling(question.new))
-        for step in range(100):
-            answers |= {output.request_id: output for output in engine.step() if output.finished}
-            if step == 2:
-                engine.abort_request(["0", "3"])
-            if not engine.has_unfinished_requests():
-                break
-        engine.add_request("3", QUESTIONS[0].for_vllm(), sampling(QUESTIONS[0].new))  # the same name again
-        while engine.has_unfinished_requests():
-            answers |= {output.request_id: output for output in engine.step() if output.finished}
-        chosen = plan_of("fastav", omni)
-        for at in (1, 2, 4, 5, 6):
-            assert difference(said(answers[str(at)]), omni(QUESTIONS[at], chosen)) < TOLERANCE
-        assert difference(said(answers["3"]), omni(QUESTIONS[0], chosen)) < TOLERANCE
+def test_aborted_requests_leave_the_others_exact(omni, engines):
+    engine, answers = engines(omni.folder, "fastav").llm_engine, {}
+    for at, question in enumerate(QUESTIONS):
+        engine.add_request(str(at), question.for_vllm(), sampling(question.new))
+    for step in range(100):
+        answers |= {output.request_id: output for output in engine.step() if output.finished}
+        if step == 2:
+            engine.abort_request(["0", "3"])
+        if not engine.has_unfinished_requests():
+            break
+    engine.add_request("3", QUESTIONS[0].for_vllm(), sampling(QUESTIONS[0].new))  # the same name again
+    while engine.has_unfinished_requests():
+        answers |= {output.request_id: output for output in engine.step() if output.finished}
+    chosen = plan_of("fastav", omni)
+    for at in (1, 2, 4, 5, 6):
+        assert difference(said(answers[str(at)]), omni(QUESTIONS[at], chosen)) < TOLERANCE
+    assert difference(said(answers["3"]), omni(QUESTIONS[0], chosen)) < TOLERANCE
 
 
-def test_a_video_that_comes_again_is_exact(omni):
-    chosen = plan_of("fastav-plus", omni)  # which looks at frames, that only the video's grid tells
-    with serving(omni.folder, "fastav-plus") as llm:
-        for _ in range(2):
-            (answer,) = ask(llm, [QUESTIONS[3]])
-            assert difference(answer, omni(QUESTIONS[3], chosen)) < TOLERANCE
+def test_a_video_that_comes_again_is_exact(omni, engines):
+    for _ in range(2):  # by a plan that looks at frames, which only the video's grid tells
+        agree(engines(omni.folder, "fastav"), omni, "fastav-plus", [QUESTIONS[3]])
 
 
-def test_another_version_of_vllm_is_refused(omni, monkeypatch):
-    monkeypatch.setattr("vllm.__version__", "0.33.0")
-    with pytest.raises((FastAVError, ValueError), match=r"prunes inside vLLM 0\.32, this is 0\.33\.0"):
+@pytest.mark.parametrize("version", ["0.33.0", "0.32.1", "0.32.0rc1", "0.32.1+cpu"])
+def test_another_version_of_vllm_is_refused(omni, monkeypatch, version):
+    monkeypatch.setattr("vllm.__version__", version)
+    words = rf"prunes inside vLLM 0\.32\.0, this is {re.escape(version)}.*pip install vllm==0\.32\.0"
+    with pytest.raises((FastAVError, ValueError), match=words):
         LLM(str(omni.folder), additional_config={"fastav": {"plan": "fastav"}})
+
+
+@pytest.mark.parametrize("version", ["0.32.0", "0.32.0+cpu", "0.32.0+cu130"])
+def test_what_was_checked_is_taken_whatever_it_was_built_for(monkeypatch, version):
+    from fastav.engines.vllm import internals
+
+    monkeypatch.setattr("vllm.__version__", version)
+    internals.require_version()
+
+
+def test_the_extra_names_the_version_that_is_taken():
+    from fastav.engines.vllm import internals
+
+    wanted = [line for line in requires("fastav") if "extra == 'vllm'" in line.replace('"', "'")]
+    assert [line.partition(";")[0].strip() for line in wanted] == [f"vllm=={internals.SUPPORTED}"]
 
 
 def test_installing_again_changes_nothing():
@@ -85,24 +100,20 @@ def test_installing_again_changes_nothing():
     assert (dict(MODELS_CONFIG_MAP), InputProcessor.process_inputs) == before
 
 
-def test_several_answers_are_alike_and_prompt_logprobs_refused(omni):
-    chosen = plan_of("fastav", omni)
-    with serving(omni.folder, "fastav") as llm:
-        likeliest = sampling(5, n=3, temperature=1.0, top_k=1)  # of one token to draw from each time
-        (output,) = llm.generate([QUESTIONS[0].for_vllm()], likeliest, use_tqdm=False)
-        _, tokens, _ = omni(QUESTIONS[0], chosen)
-        assert [list(answer.token_ids) for answer in output.outputs] == [tokens[:5]] * 3
-        with pytest.raises(VLLMValidationError, match="prompt_logprobs asks for logits at tokens that fastav drops"):
-            llm.generate([QUESTIONS[0].for_vllm()], sampling(5, prompt_logprobs=1), use_tqdm=False)
-        (after,) = ask(llm, [QUESTIONS[1]])
-        assert difference(after, omni(QUESTIONS[1], chosen)) < TOLERANCE
+def test_several_answers_are_alike_and_prompt_logprobs_refused(omni, engines):
+    llm = engines(omni.folder, "fastav")
+    likeliest = sampling(5, n=3, temperature=1.0, top_k=1)  # of one token to draw from each time
+    (output,) = llm.generate([QUESTIONS[0].for_vllm()], likeliest, use_tqdm=False)
+    _, tokens, _ = omni(QUESTIONS[0], plan_of("fastav", omni))
+    assert [list(answer.token_ids) for answer in output.outputs] == [tokens[:5]] * 3
+    with pytest.raises(VLLMValidationError, match="prompt_logprobs asks for logits at tokens that fastav drops"):
+        llm.generate([QUESTIONS[0].for_vllm()], sampling(5, prompt_logprobs=1), use_tqdm=False)
+    agree(llm, omni, "fastav", [QUESTIONS[1]])
 
 
-def test_a_compiled_decoder_is_exact(omni):
-    with serving(omni.folder, "fastav", enforce_eager=False, max_num_batched_tokens=256) as llm:
-        answers = ask(llm, QUESTIONS)
-    for answer, question in zip(answers, QUESTIONS, strict=True):
-        assert difference(answer, omni(question, plan_of("fastav", omni))) < TOLERANCE
+def test_a_compiled_decoder_is_exact(omni, engines):
+    with engines.own(omni.folder, "fastav", enforce_eager=False) as llm:
+        agree(llm, omni, "fastav", QUESTIONS)
 
 
 CACHE = Plan((Step(layers="5", method="position", keep=Keep(media=Share(0.5)), cache_only=True),))
@@ -119,8 +130,8 @@ CACHE = Plan((Step(layers="5", method="position", keep=Keep(media=Share(0.5)), c
         (CACHE, {}, "leave cache_only out"),
     ],
 )
-def test_what_cannot_be_exact_is_refused_at_start(omni, plan, options, words):
-    with pytest.raises((FastAVError, ValueError), match=words), serving(omni.folder, plan, **options):
+def test_what_cannot_be_exact_is_refused_at_start(omni, engines, plan, options, words):
+    with pytest.raises((FastAVError, ValueError), match=words), engines.own(omni.folder, plan, **options):
         pass
 
 
@@ -254,19 +265,17 @@ def test_plans_that_others_would_wait_for_are_refused(omni, said, words):
         plans.of(said["fastav"])
 
 
-def test_what_others_would_suffer_from_is_refused_or_mended(omni):
+def test_what_others_would_suffer_from_is_refused_or_mended(omni, engines):
     from vllm.sampling_params import BeamSearchParams
 
-    question, chosen = QUESTIONS[0], plan_of("fastav", omni)
+    question = QUESTIONS[0]
     tight = {"enable_chunked_prefill": False, "long_prefill_token_threshold": 32, "max_num_scheduled_tokens": 64}
-    with serving(omni.folder, "fastav", **tight) as llm:
-        answers = ask(llm, QUESTIONS[:3])
-        for answer, one in zip(answers, QUESTIONS, strict=False):
-            assert difference(answer, omni(one, chosen)) < TOLERANCE
-        with pytest.raises(VLLMValidationError, match="beam search asks anew"):
-            llm.beam_search([question.for_vllm()], BeamSearchParams(beam_width=2, max_tokens=3))
-        grown = llm.llm_engine.input_processor
-        with pytest.raises(VLLMValidationError, match="comes in a stream"):
-            grown.process_inputs("x", question.for_vllm(), sampling(2), ("generate",), resumable=True)
-    with serving(omni.folder, None) as llm:
-        assert len(llm.beam_search([{"prompt": "hi"}], BeamSearchParams(beam_width=2, max_tokens=3))) == 1
+    llm = engines(omni.folder, "fastav", **tight)
+    agree(llm, omni, "fastav", QUESTIONS[:3])
+    with pytest.raises(VLLMValidationError, match="beam search asks anew"):
+        llm.beam_search([question.for_vllm()], BeamSearchParams(beam_width=2, max_tokens=3))
+    grown = llm.llm_engine.input_processor
+    with pytest.raises(VLLMValidationError, match="comes in a stream"):
+        grown.process_inputs("x", question.for_vllm(), sampling(2), ("generate",), resumable=True)
+    llm = engines(omni.folder, None)
+    assert len(llm.beam_search([{"prompt": "hi"}], BeamSearchParams(beam_width=2, max_tokens=3))) == 1

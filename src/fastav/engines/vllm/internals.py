@@ -26,10 +26,12 @@ from torch import Tensor, nn
 from fastav.engines.vllm import guards
 from fastav.engines.vllm.passage import Passage, Passages, Plans, inputs_of
 from fastav.engines.vllm.ranks import MEANS, Ranks
+from fastav.engines.vllm.step_check import LayerCall, StepPlan, StepRecord, require_step
 from fastav.engines.vllm.walk import Geometry, Row, Walk, uploaded
 from fastav.errors import FastAVError, UnsupportedModel, UnsupportedPlan, reason_of
+from fastav.plan_check import not_applied
 
-SUPPORTED = "0.32"  # of vLLM
+SUPPORTED = "0.32.0"  # of vLLM, which the extra `vllm` names too
 WORKER = f"{__name__}.PruningWorker"
 SCHEDULER = "fastav.engines.vllm.memory.scheduler"
 PADDED = -1  # the slot of a token that is not stored
@@ -93,8 +95,8 @@ class _Configured:
 
 
 def supported() -> bool:
-    """Whether this vLLM is the one whose internals stand here."""
-    return _version().startswith(f"{SUPPORTED}.")
+    """Whether this vLLM is the one whose internals stand here, for whichever device it was built."""
+    return _version().partition("+")[0] == SUPPORTED
 
 
 def _version() -> str:
@@ -107,7 +109,7 @@ def require_version() -> None:
     """Refuse any other vLLM than the one that is supported.  Raises: FastAVError."""
     if not supported():
         raise FastAVError(
-            f"fastav prunes inside vLLM {SUPPORTED}, this is {_version()}", f"pip install 'vllm~={SUPPORTED}.0'"
+            f"fastav prunes inside vLLM {SUPPORTED}, this is {_version()}", f"pip install vllm=={SUPPORTED}"
         )
 
 
@@ -116,6 +118,13 @@ def plans(config: Any) -> Plans:
     asked = guards.read(config.additional_config, config.model_config.hf_config)
     assert asked is not None, "nothing of ours is named where there is no plan"
     return Plans(asked, bool(config.scheduler_config.enable_chunked_prefill))
+
+
+def computed_before(step: Any) -> dict[str, int]:
+    """How many tokens of each request had run before a step that vLLM's scheduler wants."""
+    went_on = step.scheduled_cached_reqs
+    computed = dict(zip(went_on.req_ids, went_on.num_computed_tokens, strict=True))
+    return computed | {new.req_id: new.num_computed_tokens for new in step.scheduled_new_reqs}
 
 
 def said_by(params: Any) -> Any:
@@ -278,6 +287,11 @@ def _worker() -> type:
             pruning, longest = self.pruning, self.vllm_config.model_config.max_model_len
             return in_parts(super().get_kv_cache_spec(), pruning.names, pruning.plans.default, longest)
 
+        def execute_model(self, scheduler_output: Any, *rest: Any, **named: Any) -> Any:
+            # an error of a worker ends the engine: an installation that does not prune is not one that may go on
+            with self.pruning.checked(scheduler_output):
+                return super().execute_model(scheduler_output, *rest, **named)
+
         @cached_property
         def pruning(self) -> "Pruning":
             return prune(self.model_runner, self.vllm_config)
@@ -340,6 +354,24 @@ class Pruning:
                     f"pruning does not know the attention backend {backend}", f"--attention-backend {BACKENDS[-1]}"
                 )
         self._builders: dict[str, tuple[Any, int]] = {}
+        self._record = StepRecord(len(self.names))
+        for index, layer in enumerate(decoder.layers):
+            _record_calls(layer.self_attn.attn.impl, index, self._record)
+
+    @contextmanager
+    def checked(self, step: Any) -> Iterator[None]:
+        """Around a step that vLLM's scheduler wants: in the end every layer has run as the plan says.
+
+        Raises: PlanNotApplied.
+        """
+        self._record.clear()
+        yield
+        if not (tokens := step.num_scheduled_tokens):
+            return
+        computed = computed_before(step)
+        passages = [self.passages.get(name) or self._passage(name, self.runner.requests[name], 0) for name in tokens]
+        plan = StepPlan.of(passages, [computed[name] for name in tokens], list(tokens.values()))
+        require_step(plan, self._record)
 
     @torch.inference_mode()
     def forward(self, plain: Any, input_ids: Any, positions: Tensor, embeds: Any, visual: Sequence[Tensor]) -> Any:
@@ -516,6 +548,41 @@ class Pruning:
             yield
         finally:
             hook.remove()
+
+
+def _record_calls(attention: Any, layer: int, record: StepRecord) -> None:
+    """Have a layer's implementation of attention note what it is given.
+
+    Graphs that vLLM compiles and captures leave attention out, so that these run in every step.
+    """
+    forward, store = attention.forward, attention.do_kv_cache_update
+
+    def noted(owner: Any, query: Tensor, key: Any, value: Any, cache: Any, given: Any, *rest: Any, **named: Any) -> Any:
+        if given is not None:  # as it is in a run for memory or compilation
+            lengths = given.seq_lens
+            call = LayerCall(
+                rows=len(query),
+                tokens=given.num_actual_tokens,
+                longest_query=given.max_query_len,
+                longest=given.max_seq_len,
+                lengths=tuple(lengths.tolist()) if lengths.device.type == "cpu" else None,
+            )
+            record.calls[layer].append(call)
+            _require_as_many(call.tokens, len(query), layer)
+        return forward(owner, query, key, value, cache, given, *rest, **named)
+
+    def stored(owner: Any, key: Tensor, value: Tensor, cache: Any, slots: Tensor, *rest: Any, **named: Any) -> Any:
+        record.slots[layer] += len(slots)
+        _require_as_many(len(slots), len(key), layer)
+        return store(owner, key, value, cache, slots, *rest, **named)
+
+    attention.forward, attention.do_kv_cache_update = noted, stored
+
+
+def _require_as_many(told: int, given: int, layer: int) -> None:
+    """Refuse to run a kernel that would read beyond the tokens that it is given.  Raises: PlanNotApplied."""
+    if told > given:
+        raise not_applied(f"layer {layer} is told of {told} tokens and given {given}")
 
 
 def prompt_of(request: Any, made: Passages) -> Mapping[str, Any]:

@@ -21,10 +21,11 @@ from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager  # py
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheSpec  # pyright: ignore[reportMissingImports]
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry  # pyright: ignore[reportMissingImports]
 
-from fastav.engines.vllm.internals import plans, prompt_of, said_by
+from fastav.engines.vllm.internals import computed_before, plans, prompt_of, said_by
 from fastav.engines.vllm.parts import parts
 from fastav.engines.vllm.passage import Passage, Passages
 from fastav.layout import Layout, Modality
+from fastav.plan_check import not_applied
 
 TEXT = 64  # tokens of a typical question, with what stands around it
 log = init_logger("vllm.fastav")
@@ -115,6 +116,22 @@ def _counting(kind: type[Scheduler]) -> type[Scheduler]:
             made = self._plans.of(said_by(request.sampling_params))
             self.passages[request.request_id] = made.of(prompt_of(request, made))
             super().add_request(request)
+
+        def schedule(self, *rest: Any, **named: Any) -> Any:
+            step = super().schedule(*rest, **named)
+            self._require_blocks(step)
+            return step
+
+        def _require_blocks(self, step: Any) -> None:
+            """Refuse a step in which a part would have more or fewer blocks than it holds.  Raises: PlanNotApplied."""
+            computed = computed_before(step)
+            parts = [one for one in self.kv_cache_manager.coordinator.single_type_managers if type(one) is PartManager]
+            for name, tokens in step.num_scheduled_tokens.items():
+                for part in parts:
+                    first, size = part.kv_cache_spec.first, part.kv_cache_spec.block_size
+                    held = self.passages[name].before(first, computed[name] + tokens)
+                    if (blocks := len(part.req_to_blocks[name])) != ceil(held / size):
+                        raise not_applied(f"layer {first} has {blocks} blocks of {size} for a request of {held} tokens")
 
         def _free_blocks(self, request: Any) -> None:
             super()._free_blocks(request)

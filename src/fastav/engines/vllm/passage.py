@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 from fastav.adapter import ModelAdapter
 from fastav.engines.transformers import gather, staging
@@ -20,6 +20,7 @@ from fastav.engines.vllm.guards import MODELS, Asked, named
 from fastav.errors import PlanError
 from fastav.layout import Layout, Modality
 from fastav.method import Signal
+from fastav.plan_check import require_applied
 
 Stays = Bool[np.ndarray, " tokens"]
 
@@ -42,6 +43,16 @@ class Passage:
     def whole(self) -> bool:
         """Whether every layer keeps all of it."""
         return min(self.held) == self.length
+
+    def lengths(self, computed: int) -> Int[np.ndarray, " layers"]:
+        """How many tokens every layer's cache holds when the first `computed` of prompt and answer have run."""
+        if computed >= self.length:
+            return self._held + (computed - self.length)
+        return np.array([self.before(layer, computed) for layer in range(len(self.held))])
+
+    @cached_property
+    def _held(self) -> Int[np.ndarray, " layers"]:
+        return np.array(self.held)
 
     def before(self, layer: int, computed: int) -> int:
         """How many tokens a layer's cache holds when the first `computed` of prompt and answer have run."""
@@ -79,13 +90,15 @@ class Passages:
 
         inputs: its ids [1, tokens] and what of its media the adapter reads. device: where it will run; None if it is
         only to be counted.
-        Raises: PlanError.
+        Raises: PlanError, PlanNotApplied.
         """
         layout, held = self.counts(inputs)
         if min(held) == len(layout):
             stays = (np.ones(len(layout), bool),) * self.depth
         else:
             stays = self._stays(layout) if self.asked.by_layout else None
+            if stays is not None:
+                require_applied(held, [int(layer.sum()) for layer in stays], "cache is to hold {} tokens")
         prefill = self._prefill(layout, device) if stays is None and device is not None else None
         return Passage(made=self, length=len(layout), held=held, stays=stays, prefill=prefill)
 

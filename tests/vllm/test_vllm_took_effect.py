@@ -1,0 +1,96 @@
+"""A plan that does not take effect inside vLLM ends the engine with an error, wherever it was lost."""
+
+from contextlib import nullcontext
+
+import pytest
+from asking import ask, sampling
+from test_vllm_exact import GLOBAL, QUESTIONS
+
+from fastav.errors import PlanNotApplied
+
+ASKED = QUESTIONS[:4]
+
+
+def decoder_of(llm):
+    return llm.llm_engine.model_executor.driver_worker.worker.model_runner.get_model().language_model.model
+
+
+def unhook(llm, monkeypatch):
+    """vLLM runs its decoder in another way than by calling it."""
+    monkeypatch.setattr(decoder_of(llm), "__class__", type(decoder_of(llm)).__mro__[1])
+
+
+def unpack(llm, monkeypatch):
+    """Cuts leave all tokens."""
+    from fastav.engines.vllm.walk import Row
+
+    monkeypatch.setattr(Row, "cut", lambda self, layer, hidden: hidden)
+
+
+def unpack_last(llm, monkeypatch):
+    """The last cut leaves all tokens."""
+    from fastav.engines.vllm.walk import Row
+
+    cut = Row.cut
+    last = len(decoder_of(llm).layers) - 1
+    monkeypatch.setattr(Row, "cut", lambda self, layer, hidden: hidden if layer == last else cut(self, layer, hidden))
+
+
+def override_nothing(llm, monkeypatch):
+    """Layers read where their tokens are from somewhere else than the forward context."""
+    from fastav.engines.vllm.internals import Pruning
+
+    monkeypatch.setattr(Pruning, "_within", lambda *_: nullcontext(lambda *_: None))
+
+
+def keep_slots(llm, monkeypatch):
+    """Layers read from somewhere else to which slots of the cache their keys go."""
+    from fastav.engines.vllm.internals import Pruning
+
+    made = Pruning._metadata
+
+    def metadata(self, layer, where, width):
+        found, slots = made(self, layer, where, width)
+        return found, slots[: len(slots) // 2]
+
+    monkeypatch.setattr(Pruning, "_metadata", metadata)
+
+
+@pytest.mark.parametrize(
+    ("plan", "lose", "words"),
+    [
+        ("fastav", unhook, r"layer 4's attention was told of \d+ tokens, and by the plan"),
+        (GLOBAL["strided"], unhook, r"layer 0's attention was told of \d+ tokens, and by the plan"),
+        ("fastav", unpack, r"layer 4's attention was told of"),
+        ("fastav", unpack_last, r"layer 7's attention was told of"),
+        ("fastav", override_nothing, r"layer 4 is told of \d+ tokens and given"),
+        ("fastav", keep_slots, r"layer 4's cache was given \d+ tokens"),
+    ],
+)
+def test_a_cut_that_vanishes_is_an_error(omni, engines, monkeypatch, plan, lose, words):
+    with engines.own(omni.folder, plan) as llm:
+        lose(llm, monkeypatch)
+        with pytest.raises(PlanNotApplied, match=f"the plan did not take effect: {words}"):
+            ask(llm, ASKED)
+
+
+def test_a_cut_that_answers_forget_is_an_error(omni, engines, monkeypatch):
+    with engines.own(omni.folder, "fastav") as llm:
+        engine = llm.llm_engine
+        engine.add_request("0", ASKED[0].for_vllm(), sampling(4))
+        engine.step()
+        unhook(llm, monkeypatch)  # from now on each layer is told that it holds the whole prompt
+        with pytest.raises(PlanNotApplied, match=r"layer 4's cache holds \d+ tokens of one request, and by the plan"):
+            engine.step()
+
+
+def test_a_part_of_the_cache_with_other_blocks_is_an_error(omni, engines, monkeypatch):
+    from fastav.engines.vllm.memory import PartManager
+
+    monkeypatch.setattr(PartManager, "_held", lambda self, request, tokens: tokens)
+    with engines.own(omni.folder, "fastav") as llm, pytest.raises(PlanNotApplied, match=r"layer \d has \d+ blocks of"):
+        ask(llm, ASKED)
+
+
+def test_where_nothing_is_lost_nothing_is_said(omni, engines):
+    assert len(ask(engines(omni.folder, "fastav"), ASKED)) == len(ASKED)
