@@ -29,11 +29,15 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## answer a question about a real mp4, unpruned and with FastAV, side by side
 	$(BIN)/python examples/demo.py
 
+# A process for every core with one thread each. Neighbouring tests share models, so they stay in one process until
+# another has nothing left to do.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+
 test: $(READY)  ## the tests that every change must pass
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 test-slow: $(READY)  ## the tests that take minutes
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 compat: $(READY)  ## the tests against the oldest and the newest supported transformers
 	$(BIN)/python tests/compat.py

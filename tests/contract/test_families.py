@@ -1,8 +1,9 @@
 """What every family that transformers has itself must do, on a tiny random model and its official processor.
 
 A family is a module of `support.families` with `build(attention)`; it is tested without a line here. It may name a
-`PLAN` of its own where its layers do not allow the usual one, the `PADDING` that its layouts know, and how many samples
-of `SOUND` each clip has where a batch of sounds of different length is heard otherwise than each sound alone.
+`PLAN` of its own where its layers do not allow the usual one, the `PADDING` that its layouts know, the clips' frames a
+second (`FPS`) where each frame that is shown costs hundreds of tokens, and how many samples of `SOUND` each clip has
+where a batch of sounds of different length is heard otherwise than each sound alone.
 """
 
 import importlib
@@ -50,7 +51,7 @@ class Family:
         self.depth = self.adapter.shape(model.config).layers
         self.plan: Plan = getattr(self.module, "PLAN", PLAN)
         self.everything: Plan = getattr(self.module, "EVERYTHING", EVERYTHING)
-        self.clips = _clips(self.adapter.hears, getattr(self.module, "SOUND", None))
+        self.clips = _clips(self.adapter.hears, getattr(self.module, "SOUND", None), getattr(self.module, "FPS", 10))
         self.prepared = self.prepare(*self.clips)
         self.held: dict[int, int] = {}
 
@@ -70,15 +71,15 @@ class Family:
         return self.held[clip]
 
 
-def _clips(hears: bool, samples: int | None = None) -> tuple[Request, Request]:
+def _clips(hears: bool, samples: int | None = None, fps: int = 10) -> tuple[Request, Request]:
     """Two questions about clips of different length, whose sound is as long as they are, or of so many samples."""
     make = np.random.default_rng(0)
     requests = []
     for frames, size, question in ((40, (24, 32), "What is heard?"), (21, (32, 24), "Who?")):
         clip = Clip.from_arrays(
             frames=make.integers(0, 256, (frames, *size, 3), dtype=np.uint8),
-            fps=10,
-            waveform=make.uniform(-0.5, 0.5, samples or frames * 1_600).astype(np.float32) if hears else None,
+            fps=fps,
+            waveform=make.uniform(-0.5, 0.5, samples or frames * 16_000 // fps).astype(np.float32) if hears else None,
             sample_rate=16_000 if hears else None,
         )
         requests.append(Request(clip=clip, question=question))

@@ -224,6 +224,7 @@ def alive(group: int) -> list[str]:
     return found
 
 
+@pytest.mark.slow  # three processes that import torch; what two of them answer is compared below, too
 def test_two_processes_answer_what_one_does(made, tmp_path):
     path = tmp_path / "rows.jsonl"
     process = apart(*EVAL, "--jobs", "2", "--out", str(path), "--json")

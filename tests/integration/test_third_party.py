@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from support.command import failure
+
 ADAPTER = """
 from fastav.models.videollama2 import VideoLlama2Adapter
 
@@ -31,37 +33,46 @@ def installed(tmp_path):
     return tmp_path
 
 
-def fastav(*arguments, path):
-    script = "import sys; from fastav.cli import main; sys.exit(main())"
-    return subprocess.run(
-        [sys.executable, "-c", script, *arguments],
+SCRIPT = """
+import contextlib, io, json, sys
+from fastav.cli import main
+for command in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        code = main(command)
+    print(json.dumps([code, out.getvalue()]))
+"""
+
+
+def beside(path, *commands):
+    """Exit code and output of commands, in a process that finds the package."""
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps(commands)],
         env=os.environ | {"PYTHONPATH": f"{path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
         capture_output=True,
         text=True,
         timeout=120,
+        check=True,
     )
+    assert done.stderr == ""
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_the_command_line_lists_it_and_counts_with_it(installed):
-    listed = json.loads(fastav("models", "--json", path=installed).stdout)["models"]
-    assert listed[-1] == {
+def test_the_command_line_finds_it_lists_it_and_counts_with_it(installed, tmp_path, capsys):
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"architectures": ["DummyAVForCausalLM"]}))
+    by_path = ["flops", str(folder), "--json"]
+    results = beside(installed, ["models", "--json"], ["flops", "dummy-av", "--json"], by_path)
+    assert [code for code, _ in results] == [0, 0, 0]
+    listed, counted, known = (json.loads(out) for _, out in results)
+    assert listed["models"][-1] == {
         "name": "dummy-av",
         "checkpoint": "nobody/dummy-av",
         "plans": ["none", "fastav", "fastav-plus", "fastav-trim"],
         "architectures": ["DummyAVForCausalLM"],
     }
-    counted = fastav("flops", "dummy-av", "--json", path=installed)
-    assert counted.returncode == 0, counted.stderr
-    assert json.loads(counted.stdout)["prompt_tokens"] == {"text": 44, "audio": 1496, "video": 676}
+    assert counted["prompt_tokens"] == known["prompt_tokens"] == {"text": 44, "audio": 1496, "video": 676}
 
-
-def test_a_checkpoint_of_its_architecture_is_its(installed, tmp_path):
-    folder = tmp_path / "checkpoint"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"architectures": ["DummyAVForCausalLM"]}))
-    known = fastav("flops", str(folder), "--json", path=installed)
-    assert known.returncode == 0, known.stderr
-    unknown = fastav("flops", str(folder), "--json", path=tmp_path / "nothing")
-    assert unknown.returncode == 2
-    assert "no adapter knows the architecture DummyAVForCausalLM" in unknown.stderr
-    assert "how to write one" in " ".join(unknown.stderr.split())
+    err = failure(capsys, *by_path)  # here, without the package
+    assert "no adapter knows the architecture DummyAVForCausalLM" in err
+    assert "how to write one" in " ".join(err.split())

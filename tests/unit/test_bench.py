@@ -5,6 +5,7 @@ import json
 import pkgutil
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -319,9 +320,20 @@ def test_a_table_fits_a_hundred_columns(measured):
     assert sum(line.startswith("pyramiddrop") for line in lines) == 4
 
 
-def test_threads_are_as_before():
-    before = torch.get_num_threads()
-    Session.of("tiny", rounds=1, device="cpu", plans=["fastv"], threads=before + 1).run()
+@pytest.mark.parametrize("fails", [False, True])
+def test_threads_are_as_asked_while_it_runs_and_then_as_before(fails, monkeypatch):
+    before, seen = torch.get_num_threads(), []
+
+    def run(*_):
+        seen.append(torch.get_num_threads())
+        if fails:
+            raise MemoryError
+
+    monkeypatch.setattr(Session, "_run", run)
+    asked = Session.of("tiny", device="cpu", plans=["fastv"], threads=before + 1)
+    with pytest.raises(MemoryError) if fails else nullcontext():
+        asked.run()
+    assert seen == [before + 1]
     assert torch.get_num_threads() == before
 
 
@@ -423,7 +435,7 @@ def test_with_nothing_to_draw_or_nothing_to_draw_with_that_is_said(tmp_path, mon
     assert plot.main([str(tmp_path / "two.json"), "--out", str(tmp_path / "p.png")]) == 2
     assert "nothing to draw" in capsys.readouterr().err
     monkeypatch.setattr(plot, "find_spec", lambda _: None)
-    with pytest.raises(FastAVError, match=r"fastav\[report\]"):
+    with pytest.raises(FastAVError, match=r"\[report\]"):
         plot.require_matplotlib()
 
 

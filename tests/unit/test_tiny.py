@@ -73,6 +73,7 @@ def test_it_answers_about_the_clips_beside_it(name):
         assert answer.text.replace(" .", ".") == one["answer"], one["question"]
 
 
+@pytest.mark.slow  # integration/test_quality.py asks more
 def test_it_is_nearly_always_right_about_scenes_it_was_not_trained_on():
     task = ToyWorldTask(scenes=10, seed=7)
     samples = list(task.samples())
@@ -93,6 +94,7 @@ def test_for_long_clips_the_same_weights_see_over_a_thousand_tokens():
     assert np.nanmax(layout.second) > LONG_SECONDS - 1
 
 
+@pytest.mark.slow  # 45 prompts of over a thousand tokens
 def test_it_is_mostly_right_about_long_clips():
     pipe, task = pipeline("tiny-long", "none", device="cpu", dtype="float32"), ToyWorldLongTask(scenes=3, seed=7)
     scores = [task.grade(one, pipe(one.clip, one.question, max_new_tokens=16).text).score for one in task.samples()]

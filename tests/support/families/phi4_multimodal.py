@@ -13,6 +13,7 @@ from transformers import (
 from support.families._tiny import TEXT, byte_tokenizer, randomized, template
 
 SOUND = 33_600  # samples of each clip: a batch of sounds of different length is heard otherwise than each alone
+FPS = 20  # so that two frames of one clip and one of the other are shown, of some 500 tokens each
 
 
 def build(attention: str = "sdpa") -> tuple[PreTrainedModel, ProcessorMixin]:
