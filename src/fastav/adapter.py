@@ -8,7 +8,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, ClassVar
+from os import PathLike
+from typing import Any, BinaryIO, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -38,22 +39,28 @@ class Use(StrEnum):
         raise unknown_name("use of a clip", str(value), cls)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Request:
     """One question about one clip.
 
+    clip: a `Clip`, or whatever `Clip.open` opens, such as a path.
     use: `auto` takes whatever tracks the clip has; the others demand theirs.
+    Raises: MediaError for a clip that cannot be opened; FastAVError for a question that is no text.
     """
 
     clip: Clip
     question: str
-    use: Use = Use.AUTO
+    use: Use
 
-    def __post_init__(self) -> None:
-        try:
-            self.question.encode()
-        except UnicodeEncodeError:
-            raise FastAVError("the question is not text: it holds bytes that are not UTF-8") from None
+    def __init__(
+        self,
+        *,
+        clip: Clip | str | PathLike[str] | bytes | BinaryIO,
+        question: str,
+        use: Use | str = Use.AUTO,
+    ) -> None:
+        for name, value in (("clip", clip_of(clip)), ("question", question_of(question)), ("use", Use(use))):
+            object.__setattr__(self, name, value)
 
     @property
     def tracks(self) -> tuple[bool, bool]:
@@ -68,6 +75,56 @@ class Request:
         if wants_audio and not audio:
             raise MissingTrack(f"{self.clip.name} has no audio track", "ask with use='video' (--use video)")
         return (video, audio) if self.use is Use.AUTO else (wants_video, wants_audio)
+
+
+def clip_of(clip: Any) -> Clip:
+    """The clip itself, or what `Clip.open` makes of a path and the like.  Raises: MediaError, FastAVError."""
+    if isinstance(clip, Clip):
+        return clip
+    if not (isinstance(clip, str | PathLike | bytes) or hasattr(clip, "read")):
+        found = type(clip).__name__
+        raise FastAVError(f"a clip must be a fastav.Clip or a path, got {found}", "fastav.Clip.open, or .from_arrays")
+    return Clip.open(clip)
+
+
+def question_of(question: Any) -> str:
+    """The question itself.  Raises: FastAVError if it is no text."""
+    if not isinstance(question, str):
+        raise FastAVError(f"a question must be a text, got {type(question).__name__}")
+    try:
+        question.encode()
+    except UnicodeEncodeError:
+        raise FastAVError("the question is not text: it holds bytes that are not UTF-8") from None
+    return question
+
+
+def request_of(clip: Any, question: Any, use: Use) -> Request:
+    """The request itself, or one of a clip and a question.  Raises: as `Request`."""
+    if not isinstance(clip, Request):
+        return Request(clip=clip_of(clip), question=question_of(question), use=use)
+    if question is not None:
+        raise FastAVError("a Request holds its own question, and another one was given", "give one of them")
+    return clip
+
+
+def is_list(value: Any) -> bool:
+    """Whether a pipeline is given several of something."""
+    return isinstance(value, list | tuple)
+
+
+def requests_of(clips: Any, questions: Any, use: Use) -> list[Request]:
+    """Requests of a list of them, or of clips and questions: lists of one length, or one of them for all.
+
+    A clip that stands for all is opened once.
+    Raises: FastAVError for lists of different lengths; as `Request`.
+    """
+    if not is_list(clips):
+        clips = [clips if isinstance(clips, Request) else clip_of(clips)] * len(questions)
+    if not is_list(questions):
+        questions = [questions] * len(clips)
+    if len(clips) != len(questions):
+        raise FastAVError(f"{len(clips)} clips and {len(questions)} questions make no pairs", "give one for each")
+    return [request_of(clip, question, use) for clip, question in zip(clips, questions, strict=True)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,16 +1,18 @@
 """The one-liner: a named model, a plan, and a question about a clip."""
 
 from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
 from os import PathLike
+from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
-from fastav.adapter import ModelAdapter, Request, Use, adapter_for, plan_named
+from fastav.adapter import ModelAdapter, Request, Use, adapter_for, is_list, plan_named, request_of, requests_of
 from fastav.batches import outcomes
 from fastav.engine import GREEDY, Answer, Engine, Sampling
 from fastav.errors import CheckpointError, FastAVError, reason_of
-from fastav.media import Clip
 from fastav.plan import Plan
 from fastav.registry import ENGINES, MODELS
 from fastav.sources import find_source, model_name
@@ -33,24 +35,36 @@ class Pipeline:
 
     def __call__(
         self,
-        clip: Clip | str | PathLike[str],
-        question: str,
+        clip: Any,
+        question: Any = None,
         *,
         use: Use | str = Use.AUTO,
         plan: Plan | str | None = None,
         max_new_tokens: int = 128,
         sampling: Sampling = GREEDY,
         on_text: Callable[[str], None] | None = None,
-    ) -> Answer:
-        """Answer a question about a clip.
+        batch: int = 8,
+    ) -> Any:
+        """Answer a question about a clip, or a list of them.
 
-        use: which tracks to show, `auto` being those that are there. plan: another than the pipeline's, for this call.
+        clip, question: a clip (a `Clip`, or a path) and a question, or a `Request` alone, for one answer. A list of
+        requests, or a list of clips, of questions or of both in pairs, is answered in batches, by a list of answers in
+        the same order; `map` gives those that come before an error, and the answers as they come.
+        use: which tracks to show, `auto` being those that are there; a `Request` has its own. plan: another than the
+        pipeline's, for this call.
         sampling: how tokens are chosen, by default the likeliest.
-        on_text: called with each piece of the answer as it comes.
-        Raises: MediaError, PlanError, UnsupportedPlan.
+        on_text: called with each piece of the answer as it comes; for one request only.
+        batch: how many of a list are answered together.
+        Raises: MediaError, PlanError, UnsupportedPlan, FastAVError for lists that do not fit each other; the first
+        error of a list.
         """
-        clip = clip if isinstance(clip, Clip) else Clip.open(clip)
-        request = Request(clip=clip, question=question, use=Use(use))
+        if is_list(clip) or is_list(question):
+            if on_text is not None:
+                raise FastAVError("on_text shows one answer as it comes, and this is a list", "ask one by one")
+            requests = requests_of(clip, question, Use(use))
+            options = {"batch": batch, "plan": plan, "max_new_tokens": max_new_tokens, "sampling": sampling}
+            return _in_order(self.map(requests, **options), len(requests))
+        request = request_of(clip, question, Use(use))
         chosen = self.plan if plan is None else plan_named(plan, self.adapter)
         options = {"max_new_tokens": max_new_tokens, "sampling": sampling, "on_text": on_text}
         return self.engine.generate([request], chosen, **options)[0]
@@ -82,13 +96,24 @@ class Pipeline:
         return outcomes(requests, prepare, batch)
 
 
+def _in_order(outcomes: Generator[tuple[int, Answer | FastAVError], None, None], number: int) -> list[Answer]:
+    """All answers of a set, in its order.  Raises: the first error."""
+    answers: dict[int, Answer] = {}
+    with closing(outcomes):
+        for place, outcome in outcomes:
+            if isinstance(outcome, FastAVError):
+                raise outcome
+            answers[place] = outcome
+    return [answers[place] for place in range(number)]
+
+
 def pipeline(
     model: str | PathLike[str] = "tiny",
     plan: Plan | str = "fastav",
     *,
     engine: str = "transformers",
     device: str | None = None,
-    dtype: str | None = None,
+    dtype: str | torch.dtype | None = None,
     attention: str | None = None,
 ) -> Pipeline:
     """Load a model and get it ready to answer.
@@ -96,7 +121,8 @@ def pipeline(
     model: a name (`fastav models`), a local folder, or a hub id. `tiny` comes with the package, needs no network, and
     knows nothing but a toy world.
     plan: a `Plan`, the name of a preset of the model, a path to a plan's JSON, or a recipe (`fastv`, `fastv@0.25`).
-    device: default `cuda` where there is one, else `cpu`. dtype: default `bfloat16` on a GPU, `float32` on a CPU.
+    device: default `cuda` where there is one, else `cpu`. dtype: a name or torch's own, or `auto` for the checkpoint's;
+    default `bfloat16` on a GPU, `float32` on a CPU.
     engine: `transformers`, or `vllm`, which answers sets of questions quickest (docs/vllm.md).
     attention: as transformers' `attn_implementation`; the engine vllm chooses its own.
 
@@ -108,7 +134,8 @@ def pipeline(
     chosen = plan_named(plan, adapter)
     kind: type[Engine] = ENGINES[engine]
     kind.check(config, chosen, attention)
-    loaded = kind.load(adapter, source, chosen, device=device, dtype=dtype, attention=attention)
+    precision = None if dtype is None else str(dtype).removeprefix("torch.")
+    loaded = kind.load(adapter, source, chosen, device=device, dtype=precision, attention=attention)
     return Pipeline(loaded, chosen, adapter)
 
 

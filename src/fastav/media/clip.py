@@ -3,12 +3,11 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from av.container import InputContainer
 from av.stream import Disposition, Stream
-from jaxtyping import Float, UInt8
 
 from fastav.errors import MissingTrack, UnreadableMedia
 from fastav.media._frames import ArrayFrames
@@ -57,22 +56,24 @@ class Clip:
     def from_arrays(
         cls,
         *,
-        frames: UInt8[np.ndarray, "frames height width 3"] | None = None,
+        frames: Any = None,
         fps: float | int = 25.0,
-        waveform: Float[np.ndarray, "channels samples"] | Float[np.ndarray, " samples"] | None = None,
+        waveform: Any = None,
         sample_rate: int | None = None,
         name: str = "array",
     ) -> "Clip":
         """A clip of RGB frames, of sound in [-1, 1] at `sample_rate` Hz, or of both.
 
+        frames: uint8 [frames, height, width, 3]. waveform: float [channels, samples] or [samples]. Either is an array
+        or a tensor of torch, on any device.
         Raises: UnreadableMedia if both are missing, an array is empty or misshapen, or `sample_rate` is missing.
         """
         if frames is None and waveform is None:
             raise UnreadableMedia("a clip needs frames or a waveform, got neither", "pass one of them")
         return cls(
             name=name,
-            video=None if frames is None else _video_of_array(frames, fps),
-            audio=None if waveform is None else audio_of_array(waveform, sample_rate, name),
+            video=None if frames is None else _video_of_array(array_of(frames), fps),
+            audio=None if waveform is None else audio_of_array(array_of(waveform), sample_rate, name),
         )
 
     @property
@@ -103,12 +104,28 @@ def _choose(container: InputContainer, kind: Literal["video", "audio"]) -> int |
     return next((s.index for s in candidates if s is not None and usable(s)), None)
 
 
-def _video_of_array(frames: UInt8[np.ndarray, "frames height width 3"], fps: float | int) -> VideoTrack:
+def array_of(values: Any) -> np.ndarray:
+    """An array of whatever numpy makes one of, and of tensors: on any device, with a gradient, in bfloat16."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        if "bfloat16" in str(values.dtype):  # which numpy does not have
+            values = values.float()
+        values = values.numpy()
+    return np.asarray(values)
+
+
+def _video_of_array(frames: np.ndarray, fps: float | int) -> VideoTrack:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
         found = f"{frames.dtype} {list(frames.shape)}"
-        raise UnreadableMedia(f"frames must be uint8 [frames, height, width, 3], got {found}", "convert them to RGB")
+        raise UnreadableMedia(f"frames must be uint8 [frames, height, width, 3], got {found}", _advice(frames))
     if not fps > 0:
         raise UnreadableMedia(f"fps must be positive, got {fps}", "25 is usual")
     count, height, width, _ = frames.shape
     source = ArrayFrames(pictures=frames, fps=float(fps))
     return VideoTrack(frames=count, fps=float(fps), duration=count / fps, width=width, height=height, source=source)
+
+
+def _advice(frames: np.ndarray) -> str:
+    if frames.ndim == 4 and frames.shape[1] == 3 and frames.shape[3] != 3:
+        return "put the channels last: frames.transpose(0, 2, 3, 1), or permute of a tensor"
+    return "scale them to 0..255 first" if frames.dtype.kind == "f" else "convert them to RGB"

@@ -17,7 +17,7 @@ from fastav.engines.transformers import guards
 from fastav.engines.transformers.ahead import Ahead, Encoded, on_device
 from fastav.engines.transformers.choosing import Stop, settings
 from fastav.engines.transformers.decoding import Decoding, forget
-from fastav.engines.transformers.placing import placed
+from fastav.engines.transformers.placing import known_attention, placed
 from fastav.engines.transformers.pruner import prune
 from fastav.engines.transformers.stopwatch import PeakMemory, Phases
 from fastav.engines.transformers.streaming import Stream
@@ -75,11 +75,11 @@ class TransformersEngine(Engine):
         attention: str | None = None,
     ) -> "TransformersEngine":
         """A model of transformers, or ours, on a device."""
-        place, kind = placed(device, dtype)
+        place, kind = placed(device, dtype, auto=True)
         source = reachable(source, adapter.revision)
-        options: dict[str, Any] = {"dtype": getattr(torch, kind)}
+        options: dict[str, Any] = {"dtype": getattr(torch, kind, kind)}
         if attention is not None:
-            options["attn_implementation"] = attention
+            options["attn_implementation"] = known_attention(attention)
         model: Any
         model, processor = adapter.load(source, **options)
         return cls(model.to(place), processor, adapter)

@@ -68,7 +68,7 @@ class VllmEngine(Engine):
                 "vLLM chooses its attention itself", "leave attention out, or take the engine transformers"
             )
         offline.imported()
-        known_dtype(dtype)
+        known_dtype(dtype, auto=True)
         if device not in (None, there := offline.platform()):
             raise FastAVError(
                 f"this vLLM runs on {there}, not on {device}", "CUDA_VISIBLE_DEVICES says which of several GPUs"
