@@ -1,4 +1,4 @@
-"""Answer questions about a clip with sound, unpruned and with FastAV, side by side: `make demo`."""
+"""Answer questions about a clip of 32 s with sound, unpruned and pruned, side by side: `make demo`."""
 
 import os
 import sys
@@ -7,12 +7,13 @@ from pathlib import Path
 
 from fastav.cli import main
 
-CLIP = os.path.relpath(Path(str(files("fastav") / "assets" / "clips" / "triangle.mp4")))
-QUESTIONS = ("which shape moves?", "how many beeps are there?")
+CLIP = os.path.relpath(Path(str(files("fastav") / "assets" / "clips" / "half-minute.mp4")))
+QUESTIONS = ("which shape fits the sound?", "how many beeps are there?")
+OPTIONS = ("--model", "tiny-long", "--plan", "fastav,fastav-plus", "--compare")
 
 if __name__ == "__main__":
     print("The embedded model knows nothing but its toy world: coloured shapes that move, and beeps.", flush=True)
     for question in QUESTIONS:
-        print(f"\n$ fastav run {CLIP} '{question}' --compare\n", flush=True)
-        if code := main(["run", CLIP, question, "--compare"]):
+        print(f"\n$ fastav run {CLIP} '{question}' {' '.join(OPTIONS)}\n", flush=True)
+        if code := main(["run", CLIP, question, *OPTIONS]):
             sys.exit(code)

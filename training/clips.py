@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from fastav.world import SECONDS, Question, Scene, ask, caption, kinds, write
+from fastav.world import LONG_SECONDS, SECONDS, Question, Scene, ask, caption, kinds, write
 
 FOLDER = Path(str(files("fastav"))) / "assets" / "clips"
-SEEDS = {"triangle": 18, "silence": 4, "knock": 26, "mismatch": 42}
+SEEDS = {"triangle": 18, "silence": 4, "knock": 26, "mismatch": 42, "half-minute": 2}
+LONG = ("half-minute",)  # for tiny-long
 
 
 def main() -> None:
@@ -17,11 +18,11 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     told = {}
     for name, seed in SEEDS.items():
-        rng = np.random.default_rng(seed)
-        scene = Scene.draw(rng, held_out=True)
+        rng, seconds = np.random.default_rng(seed), LONG_SECONDS if name in LONG else SECONDS
+        scene = Scene.draw(rng, held_out=True, seconds=seconds)
         write(scene, FOLDER / f"{name}.mp4")
         print(name, caption(scene), scene.picture.objects, scene.picture.rest, scene.sound.knock)
-        told[f"{name}.mp4"] = [_entry(ask(kind, scene, rng)) for kind in kinds(SECONDS)]
+        told[f"{name}.mp4"] = [_entry(ask(kind, scene, rng)) for kind in kinds(seconds)]
     (FOLDER / "questions.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 

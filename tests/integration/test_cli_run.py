@@ -20,7 +20,7 @@ ANSWER = {
     *("text", "token_ids", "finish", "plan", "prompt_tokens", "tokens_per_layer"),
     *("flops", "kv_bytes", "seconds", "peak_bytes"),
 }
-HEAD = {"model", "clip", "question", "device", "dtype", "versions"}
+HEAD = {"schema_version", "model", "clip", "question", "device", "dtype", "versions"}
 
 
 def check_answer(answer: dict) -> None:
@@ -82,6 +82,17 @@ def test_compare_runs_both_plans_and_shows_them_side_by_side(capsys, monkeypatch
     assert any(line.startswith("fastav  0-1 ") for line in lines)
 
 
+def test_compare_takes_several_plans(capsys):
+    plans = ("--plan", "fastav,fastav-plus", "--compare", "--repeat", "1")
+    out = stdout(capsys, *ASK[:-2], *plans) if "--plan" in ASK else stdout(capsys, *ASK, *plans)
+    (head,) = [line for line in out.splitlines() if line.split() == ["none", "fastav", "fastav-plus"]]
+    (against,) = [line for line in out.splitlines() if line.startswith("against none")]
+    assert len(against.split()) == 4
+    (flops,) = [line.split() for line in out.splitlines() if line.startswith("prefill FLOPs")]
+    assert flops.count("%") == 2
+    assert head
+
+
 def test_sound_alone(capsys):
     arguments = ("run", SOUND, "What do you hear?", "--model", MODEL, "--max-new-tokens", "1", "--json")
     assert "video" not in json.loads(stdout(capsys, *arguments))["prompt_tokens"]
@@ -100,6 +111,10 @@ def test_a_plan_file_runs(capsys, tmp_path):
         (("--plan", "fastaw"), "did you mean fastav"),
         (("--plan", "no.json"), "no.json"),
         (("--plan", "none", "--compare"), "nothing to compare"),
+        (("--plan", "fastav,none", "--compare"), "nothing to compare"),
+        (("--plan", "fastav,fastav", "--compare"), "one name"),
+        (("--plan", "fastav,nope", "--compare"), "no plan"),
+        (("--plan", "fastav,fastav-plus"), "no plan"),
         (("--model", "no/such/folder"), "no/such/folder"),
         (("--device", "abacus"), "abacus"),
     ],

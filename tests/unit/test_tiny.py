@@ -25,6 +25,8 @@ from support.toy import scene_request
 ASSETS = Path(str(files("fastav"))) / "assets"
 QUESTIONS = json.loads((ASSETS / "clips" / "questions.json").read_text(encoding="utf-8"))
 
+LONG = "half-minute.mp4"  # of 32 s, for tiny-long
+
 
 @cache
 def tiny() -> Pipeline:
@@ -63,7 +65,7 @@ def test_a_clip_is_64_video_and_72_audio_tokens():
     assert (example.modality == layout.modality).all()
 
 
-@pytest.mark.parametrize("name", QUESTIONS)
+@pytest.mark.parametrize("name", [name for name in QUESTIONS if name != LONG])
 def test_it_answers_about_the_clips_beside_it(name):
     path = ASSETS / "clips" / name
     assert path.stat().st_size <= 60_000
@@ -71,6 +73,18 @@ def test_it_answers_about_the_clips_beside_it(name):
     for one in QUESTIONS[name]:
         answer = tiny()(path, one["question"], max_new_tokens=16)
         assert answer.text.replace(" .", ".") == one["answer"], one["question"]
+
+
+def test_for_long_clips_it_answers_about_the_long_one_beside_it():
+    path = ASSETS / "clips" / LONG
+    assert path.stat().st_size <= 240_000
+    clip, pipe = Clip.open(path), pipeline("tiny-long", "none", device="cpu", dtype="float32")
+    assert clip.duration == pytest.approx(LONG_SECONDS, abs=0.1)
+    assert len(QUESTIONS[LONG]) == len(kinds(LONG_SECONDS))
+    requests = [Request(clip=clip, question=one["question"]) for one in QUESTIONS[LONG][4:10]]
+    for plan, asked in (("none", requests), ("fastav-plus", requests[:2])):
+        answers = pipe.engine.generate(asked, pipe.adapter.preset(plan), max_new_tokens=2)
+        assert [answer.text for answer in answers] == [one["answer"] for one in QUESTIONS[LONG][4 : 4 + len(asked)]]
 
 
 @pytest.mark.slow  # integration/test_quality.py asks more

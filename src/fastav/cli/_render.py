@@ -123,36 +123,32 @@ def summary(answer: Mapping[str, Any]) -> Table:
 
 
 def comparison(plans: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Two answers and their costs, side by side."""
-    (one, full), (other, pruned) = plans.items()
+    """Answers and their costs side by side, the unpruned one first; the others' costs also in percent of its."""
+    (one, full), *others = plans.items()
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold", width=width())
     table.add_column("", style="dim", no_wrap=True)
     for name in plans:
         table.add_column(name, ratio=1, overflow="fold")
-    table.add_column(f"{other} / {one}", justify="right", style="bold")
-    same = "same" if full["token_ids"] == pruned["token_ids"] else "differs"
-    table.add_row("answer", printable(full["text"]), printable(pruned["text"]), same, end_section=True)
+    same = ["same" if full["token_ids"] == answer["token_ids"] else "differs" for _, answer in others]
+    table.add_row("answer", *(printable(answer["text"]) for answer in plans.values()))
+    table.add_row(f"against {one}", "", *same, end_section=True)
     for label, key, shown in (("prefill FLOPs", "flops", scaled), ("KV cache", "kv_bytes", size)):
-        pair = full[key]["pruned"], pruned[key]["pruned"]
-        table.add_row(label, *map(shown, pair), percent(pair[1] / pair[0]))
+        table.add_row(label, *_against_first([answer[key]["pruned"] for answer in plans.values()], shown))
     for phase in (phase for phase in PHASES if phase in full["seconds"]):
-        table.add_row(phase, *(_time(answer, phase) for answer in plans.values()), _ratio(plans, phase))
+        table.add_row(phase, *_against_first([answer["seconds"][phase] for answer in plans.values()], duration))
     totals = [sum(answer["seconds"].values()) for answer in plans.values()]
-    table.add_row("all phases", *map(duration, totals), percent(totals[1] / totals[0]), end_section=True)
-    peak = [answer["peak_bytes"] for answer in plans.values()]
-    table.add_row("peak memory", *map(size, peak), percent(peak[1] / peak[0]) if all(peak) else "")
+    table.add_row("all phases", *_against_first(totals, duration))
+    lengths = [len(answer["token_ids"]) for answer in plans.values()]
+    table.add_row("new tokens", *map(number, lengths), end_section=True)
+    peaks = [answer["peak_bytes"] for answer in plans.values()]
+    table.add_row("peak memory", *(_against_first(peaks, size) if all(peaks) else map(size, peaks)))
     return table
+
+
+def _against_first(values: Sequence[float | int], shown: Any) -> list[str]:
+    first, *others = values
+    return [shown(first), *(f"{shown(value)}  {percent(value / first)}" if first else shown(value) for value in others)]
 
 
 def _of(saving: Mapping[str, Any], shown: Any, unit: str = "") -> str:
     return f"{shown(saving['pruned'])}{unit} of {shown(saving['full'])}{unit} ({percent(saving['ratio'])})"
-
-
-def _time(answer: Mapping[str, Any], phase: str) -> str:
-    counted = f" for {len(answer['token_ids'])} tokens" if phase == "decode" else ""
-    return duration(answer["seconds"][phase]) + counted
-
-
-def _ratio(plans: Mapping[str, Mapping[str, Any]], phase: str) -> str:
-    full, pruned = (answer["seconds"][phase] for answer in plans.values())
-    return percent(pruned / full) if full > 0 else ""

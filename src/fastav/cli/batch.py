@@ -67,7 +67,7 @@ def batch(
         if as_json:
             print_json({"path": str(out), "answers": 0, "failures": 0, "seconds": 0.0})
         return
-    pipe = loaded(model, plan, device, dtype, engine)
+    pipe = loaded(model, [plan], device, dtype, engine)
     start, failures = time.perf_counter(), []
     with pipe, _memory(), hushed(), _appending(out, answered.values()) as append, counting(model, len(left)) as step:
         options = {"batch": size, "max_new_tokens": max_new_tokens, "sampling": sampling}

@@ -28,7 +28,9 @@ def run(
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.")],
     model: _options.Model = EMBEDDED,
     plan: _options.PlanName = "fastav",
-    compare: Annotated[bool, typer.Option("--compare", help="Also run unpruned; print both side by side.")] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Also run unpruned, and print all side by side; PLAN may be A,B,...")
+    ] = False,
     repeat: Annotated[
         int | None, typer.Option(min=1, metavar="N", help=f"Runs of each with --compare.  [default: {REPEAT}]")
     ] = None,
@@ -48,8 +50,8 @@ def run(
     """Answer a question about a clip.
 
     The answer goes to stdout, as it comes on a terminal; what it cost goes to stderr. With --compare the model is
-    loaded once and runs unpruned and pruned by turns. Without --model the model that comes with fastav answers, which
-    knows nothing but a toy world.
+    loaded once and runs unpruned and by each PLAN by turns. Without --model the model that comes with fastav answers,
+    which knows nothing but a toy world.
 
     --json prints one object: model, clip, question, device, dtype, versions; and text, token_ids, finish, plan,
     prompt_tokens, tokens_per_layer, flops, kv_bytes, seconds, peak_bytes; with --compare those of each plan under
@@ -59,12 +61,13 @@ def run(
         raise PlanError("--repeat is for --compare only", "give both or neither")
     opened = _opened(clip, question, use)
     sampling = _options.sampling(temperature, top_p, top_k, repetition_penalty, stop, seed)
-    pipe = loaded(model, plan, device, dtype, engine, compare=compare)
+    plans = plan.split(",") if compare else [plan]
+    pipe = loaded(model, plans, device, dtype, engine, compare=compare)
     ask = partial(pipe, opened, question, use=use, max_new_tokens=max_new_tokens, sampling=sampling)
     report = {"model": model, "clip": clip, "question": question, **_circumstances(pipe)}
     with pipe, hushed(), _memory():
         if compare:
-            report |= {"repeat": repeat or REPEAT, "plans": _compared(pipe, ask, repeat or REPEAT)}
+            report |= {"repeat": repeat or REPEAT, "plans": _compared(pipe, plans, ask, repeat or REPEAT)}
         else:
             report |= _answered(ask, stream=not as_json and sys.stdout.isatty()).to_dict()
     if as_json:
@@ -101,22 +104,34 @@ def _opened(path: str, question: str, use: str) -> Any:
     return clip
 
 
-def loaded(model: str, plan: str, device: str | None, dtype: str | None, engine: str, *, compare: bool = False) -> Any:
-    """The pipeline; what can be refused without weights is refused before they load."""
+def loaded(
+    model: str, plans: Sequence[str], device: str | None, dtype: str | None, engine: str, *, compare: bool = False
+) -> Any:
+    """The pipeline, with the first of the plans; what can be refused without weights is refused before they load.
+
+    compare: whether the plans are compared with the unpruned model, and so must prune and differ.
+    """
     with working(f"reading {model}"), hushed():
         from fastav import pipelines
+        from fastav.registry import ENGINES
 
-        adapter, source, _ = pipelines.resolve(model)
-        chosen = pipelines.plan_named(plan, adapter)
-        if compare and not chosen.steps:
-            raise PlanError(f"the plan {plan!r} prunes nothing, so there is nothing to compare", "e.g. --plan fastav")
+        adapter, source, config = pipelines.resolve(model)
+        chosen = [pipelines.plan_named(plan, adapter) for plan in plans]
+        for name, plan in zip(plans, chosen, strict=True):
+            if compare and not plan.steps:
+                raise PlanError(
+                    f"the plan {name!r} prunes nothing, so there is nothing to compare", "e.g. --plan fastav"
+                )
+            ENGINES[engine].check(config, plan)
+        if len({_label(plan) for plan in chosen}) < len(chosen):
+            raise PlanError("two of the plans have one name", "give each once")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for answers
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     local = Path(source).is_dir()
     if not local and sys.stderr.isatty():
         print(f"loading {source} from the hub or its cache", file=sys.stderr)
     with working(f"loading {model}") if local else nullcontext(), hushed(downloads=True), _memory():
-        return pipelines.pipeline(model, chosen, engine=engine, device=device, dtype=dtype)
+        return pipelines.pipeline(model, chosen[0], engine=engine, device=device, dtype=dtype)
 
 
 def _answered(ask: Callable[..., Any], *, stream: bool) -> Any:
@@ -133,12 +148,16 @@ def _answered(ask: Callable[..., Any], *, stream: bool) -> Any:
     return answer
 
 
-def _compared(pipe: Any, ask: Callable[..., Any], repeat: int) -> dict[str, Any]:
-    """The answers without and with the plan, by turns so that a busy machine slows both alike."""
+def _label(plan: Any) -> str:
+    return plan.fingerprint if plan.name in ("", "none") else plan.name
+
+
+def _compared(pipe: Any, names: Sequence[str], ask: Callable[..., Any], repeat: int) -> dict[str, Any]:
+    """The answers without and with each plan, by turns so that a busy machine slows all alike."""
+    from fastav.adapter import plan_named
     from fastav.presets import NONE
 
-    name = pipe.plan.fingerprint if pipe.plan.name in ("", NONE.name) else pipe.plan.name
-    plans = {NONE.name: NONE, name: pipe.plan}
+    plans = {NONE.name: NONE} | {_label(plan): plan for name in names for plan in [plan_named(name, pipe.adapter)]}
     answers: dict[str, list[Any]] = {name: [] for name in plans}
     with counting("unpruned and pruned by turns", len(plans) * (1 + repeat)) as step:
         for plan in plans.values():
