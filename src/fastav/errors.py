@@ -31,6 +31,10 @@ class FastAVError(Exception):
         return f"{self.message} ({self.hint})" if self.hint else self.message
 
 
+class FastAVWarning(UserWarning):
+    """What a user should know about an answer that is given all the same."""
+
+
 class PlanError(FastAVError):
     """A plan, step or budget that makes no sense."""
 

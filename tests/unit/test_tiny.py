@@ -1,6 +1,7 @@
 """The model that comes with the package: small, whole, and right about the clips beside it."""
 
 import json
+import warnings
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -11,9 +12,12 @@ import torch
 from safetensors import safe_open
 
 from fastav.adapter import Request, adapter_for
+from fastav.cli import main
+from fastav.errors import FastAVWarning
 from fastav.layout import Modality
 from fastav.media import Clip
 from fastav.models.tiny import FastAVTinyForConditionalGeneration, TinyAdapter
+from fastav.models.tiny.adapter import unknown_words
 from fastav.models.tiny_long import TinyLongAdapter
 from fastav.models.videollama2 import VideoLlama2Processor
 from fastav.pipelines import Pipeline, pipeline
@@ -23,6 +27,7 @@ from fastav.world import LONG_SECONDS, SECONDS, kinds, sentences
 from support.toy import scene_request
 
 ASSETS = Path(str(files("fastav"))) / "assets"
+CLIP = ASSETS / "clips" / "triangle.mp4"
 QUESTIONS = json.loads((ASSETS / "clips" / "questions.json").read_text(encoding="utf-8"))
 
 LONG = "half-minute.mp4"  # of 32 s, for tiny-long
@@ -119,3 +124,32 @@ def test_its_preset_keeps_one_word_answers():
     pruned = tiny()(ASSETS / "clips" / "knock.mp4", "what shape is moving?", plan="fastav", max_new_tokens=4)
     assert pruned.text == "square"
     assert pruned.flops.ratio < 0.9
+
+
+# --- words that it was never taught
+
+
+def test_words_that_it_does_not_know_are_named():
+    processor = tiny().engine.processor  # pyright: ignore
+    assert unknown_words(processor, "Does the Dog bark in the picture, dog?") == ["dog", "bark"]
+    assert unknown_words(processor, "wie viele? 3 beeps!") == ["wie", "viele", "3"]
+    assert all(unknown_words(processor, sentence) == [] for sentence in sentences())
+
+
+def test_a_question_with_words_that_it_does_not_know_warns():
+    with pytest.warns(FastAVWarning, match="tiny does not know the words 'did', 'dog'") as warned:
+        tiny()(CLIP, "Did the dog move?", max_new_tokens=1)
+    assert len(warned) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tiny()(CLIP, "Which shape moves?", max_new_tokens=1)
+
+
+def test_the_commands_say_it_in_one_line(tmp_path, capsys):
+    assert main(["run", str(CLIP), "does the dog bark?", "--max-new-tokens", "1"]) == 0
+    assert "warning: tiny does not know the words 'dog', 'bark', so" in capsys.readouterr().err
+    lines = [json.dumps({"clip": str(CLIP), "question": q}) for q in ("is it a dog?", "is it a dog?", "is it red?")]
+    (tmp_path / "q.jsonl").write_text("\n".join(lines))
+    assert main(["batch", str(tmp_path / "q.jsonl"), "--out", str(tmp_path / "a.jsonl"), "--max-new-tokens", "1"]) == 0
+    err = capsys.readouterr().err
+    assert err.count("warning: tiny does not know the word 'dog', so") == 1

@@ -17,7 +17,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from fastav.cli._text import stderr
+from fastav.cli._text import printable, stderr
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def counting(text: str, steps: int) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def hushed(*, downloads: bool = False) -> Iterator[None]:
-    """Keep warnings and the progress bars of transformers off the screen.
+    """Keep warnings and the progress bars of transformers off the screen; fastav's own warnings are one line each.
 
     downloads: let the bars of the hub through, on a terminal.
     """
@@ -56,8 +56,17 @@ def hushed(*, downloads: bool = False) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            warnings.simplefilter("default", UserWarning)
+            warnings.showwarning = _show
             yield
     finally:
         logging.set_verbosity(levels[0])
         hub.set_verbosity(levels[1])
         (logging.enable_progress_bar if bars else logging.disable_progress_bar)()
+
+
+def _show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """Print a warning of ours; those of other libraries are for their users."""
+    if category.__module__.startswith("fastav."):
+        line = Text.assemble(("warning: ", "bold yellow"), printable(" ".join(str(message).split())))
+        stderr().print(line, soft_wrap=True)

@@ -95,7 +95,7 @@ def _bundled(clip: str) -> bool:
 
 def _opened(path: str, question: str, use: str) -> Any:
     """The clip.  Raises: MediaError if it cannot be read or lacks a track that `use` demands."""
-    with working(f"reading {path}"):
+    with working(f"reading {path}"), hushed():
         from fastav.adapter import Request, Use
         from fastav.media import Clip
 

@@ -1,11 +1,14 @@
 """What the rest of fastav must know about the model that comes with it."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
+from fastav.adapter import Prepared, Prompt, Request
+from fastav.errors import FastAVWarning
 from fastav.models._checkpoint import load
 from fastav.models.tiny.modeling import FastAVTinyForConditionalGeneration
 from fastav.models.videollama2 import VideoLlama2Adapter, VideoLlama2Config, VideoLlama2Processor
@@ -48,7 +51,41 @@ class TinyAdapter(VideoLlama2Adapter):
             model=self.model,
         )
 
+    def prepare(self, processor: ProcessorMixin, requests: Sequence[Request]) -> Prepared:
+        """Decode, sample and tokenize a batch of requests; words that the model was never taught are warned of."""
+        for request in requests:
+            self._warn(processor, request)
+        return super().prepare(processor, requests)
+
+    def prompt(self, processor: ProcessorMixin, request: Request) -> Prompt:
+        """What vLLM is given for a request; words that the model was never taught are warned of."""
+        self._warn(processor, request)
+        return super().prompt(processor, request)
+
+    def _warn(self, processor: ProcessorMixin, request: Request) -> None:
+        if words := unknown_words(processor, request.question):
+            named = ", ".join(map(repr, words))
+            some = "the word" if len(words) == 1 else "the words"
+            warnings.warn(
+                f"{self.name} does not know {some} {named}, so its answer says nothing about that: "
+                "it knows the words of its toy world only (docs/tiny.md)",
+                FastAVWarning,
+                stacklevel=3,
+            )
+
     def build(self, config: PreTrainedConfig) -> PreTrainedModel:
         """A model of this configuration whose weights are not loaded."""
         assert isinstance(config, VideoLlama2Config)
         return self.model(config)
+
+
+def unknown_words(processor: ProcessorMixin, question: str) -> list[str]:
+    """The words of a question that the tokenizer has no entry for, in their order, each once."""
+    tokenizer: Any = getattr(processor, "tokenizer")  # noqa: B009  (each processor has it, their base does not)
+    read = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)
+    pieces = (
+        question[start:end]
+        for token, (start, end) in zip(read["input_ids"], read["offset_mapping"], strict=True)
+        if token == tokenizer.unk_token_id
+    )
+    return list(dict.fromkeys(word.casefold() for word in pieces if word[:1].isalnum()))
