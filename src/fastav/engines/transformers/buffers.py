@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from fastav.engines.transformers.cache import PrunedLayer
-from fastav.errors import UnsupportedPlan
+from fastav.errors import PlanNotApplied, UnsupportedPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,8 @@ class Stored:
 class StepLayer(DynamicLayer):
     """One layer's buffers [batch, kv_heads, capacity, features]: the prompt's tokens, then those that are decoded.
 
-    places: columns of the unpruned sequence. real: what is stored and no padding.
+    places: columns of the unpruned sequence. real: what is stored and no padding. updated: whether the running
+    step has stored its token; on the host, so that asking waits for nothing.
     """
 
     def __init__(self, like: Stored, capacity: int, clock: "Clock", number: int) -> None:
@@ -70,6 +71,7 @@ class StepLayer(DynamicLayer):
         self.real = torch.zeros(batch, capacity, dtype=torch.bool, device=device)
         self.clock, self.window, self.held = clock, like.window, 0
         self.padded, self.masked = False, clock.fixed
+        self.updated = False
         self.at = clock.state[number + 1 : number + 2]
 
     def fill(self, given: Stored, prompt: int) -> None:
@@ -95,6 +97,7 @@ class StepLayer(DynamicLayer):
         assert self.values is not None
         if key_states.shape[2] != 1:
             raise UnsupportedPlan("a decoding step takes one token", "prefill again to go on with a longer text")
+        self.updated = True
         self.keys.index_copy_(2, self.at, key_states)
         self.values.index_copy_(2, self.at, value_states)
         if self.masked:
@@ -102,6 +105,14 @@ class StepLayer(DynamicLayer):
         if self.clock.fixed:
             return self.keys, self.values
         return self.keys[:, :, : self._used], self.values[:, :, : self._used]
+
+    def require_updated(self) -> None:
+        """Raises: PlanNotApplied if the running step has not stored its token here."""
+        if not self.updated:
+            raise PlanNotApplied(
+                "a decoding step did not reach the buffers that hold the prompt",
+                "this installation does not fit fastav: use the versions that README names, and report this",
+            )
 
     def seen(self) -> Bool[Tensor, "batch 1 1 stored"] | None:
         """What the query of this step may see of what `update` returned; None if all of it."""
@@ -179,6 +190,12 @@ class StepCache(Cache):
         self.clock.begin(prompt)
         for layer, one in zip(self.steps, given, strict=True):
             layer.fill(one, prompt)
+
+    def end_step(self) -> None:
+        """Require that the step just run has reached every layer, and expect the next.  Raises: PlanNotApplied."""
+        for layer in self.steps:
+            layer.require_updated()
+            layer.updated = False
 
     def stored(self) -> list[Stored]:
         """All that is there, layer by layer."""

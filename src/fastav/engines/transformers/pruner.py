@@ -22,6 +22,7 @@ from transformers.cache_utils import Cache
 from fastav import cache_argument
 from fastav.adapter import AudioAttention, ModelAdapter, adapter_for, plan_named
 from fastav.engines.transformers import gather, guards, staging
+from fastav.engines.transformers.applied import check_prefill
 from fastav.engines.transformers.buffers import StepCache
 from fastav.engines.transformers.cache import PrunedLayer
 from fastav.engines.transformers.prefill import Prefill, Schedule
@@ -177,7 +178,8 @@ class Pruning:
             enter(self._claimed())
             enter(guards.guarded_generate(self.model, self._local))
             stack.callback(self.model.register_forward_pre_hook(self._before_model, with_kwargs=True).remove)
-            stack.callback(self.model.register_forward_hook(self._after_model, always_call=True).remove)
+            after_model = self.model.register_forward_hook(self._after_model, with_kwargs=True, always_call=True)
+            stack.callback(after_model.remove)
             for index in range(self._first, len(self._layers)):
                 before = partial(self._before_layer, index)
                 layer = self._layers[index]
@@ -246,8 +248,10 @@ class Pruning:
         else:
             self._local.running = self._start(inputs)
 
-    def _after_model(self, *_: Any) -> None:
-        self._local.running = None
+    def _after_model(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        state, self._local.running = self._running, None
+        if isinstance(state, Prefill) and output is not None:  # which it is where the forward raised
+            check_prefill(state, args, kwargs, output)
 
     def _continue(self, cache: Cache, inputs: Mapping[str, Any]) -> _Decode:
         layers: list[Any] = cache.layers[: self._schedule.owners]

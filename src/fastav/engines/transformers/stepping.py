@@ -89,6 +89,7 @@ class Stepper:
             logits = model(**self.inputs, **self._own).logits[:, -1]
         finally:
             _running.layers = {}
+        self.cache.end_step()
         self.cache.clock.state.add_(1)
         if (positions := self.inputs.get("position_ids")) is not None:
             positions.add_(1)
@@ -129,6 +130,7 @@ def attend(
     layer: StepLayer | None = getattr(_running, "layers", {}).get(module)
     if layer is None:
         return function(module, query, key, value, mask, *args, **kwargs)
+    layer.require_updated()
     seen, kind = layer.seen(), module.config._attn_implementation
     told = {name for name, setting in kwargs.items() if setting is not None}
     if kind == "eager" or args or told - _PLAIN or kwargs.get("dropout"):
