@@ -72,6 +72,8 @@ def before(view, row, i, steps):
     modality, frame = view.modality[row], view.frame[row]
     if modality[i] == AUDIO:
         line = [j for j in range(i + 1) if modality[j] == AUDIO]
+    elif modality[i] > AUDIO and frame[i] < 0:  # what has no frame goes token by token
+        line = [j for j in range(i + 1) if modality[j] == modality[i] and frame[j] < 0]
     elif modality[i] == TEXT:
         line = [i]
     else:
@@ -135,7 +137,7 @@ def test_dycoke_drops_the_same_share_of_three_frames_in_four():
             else:
                 other, _ = before(view, row, i, 2 if turn % 4 == 2 else 1)
                 like[i] = cosine(view.hidden[row, i], view.hidden[row, other])
-        assert scores[row, whole].tolist() == [1.0] * len(whole)
+        assert all(1 < score <= 2 for score in scores[row, whole])
         for i, likeness in like.items():
             same = [
                 j

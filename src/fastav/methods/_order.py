@@ -10,6 +10,7 @@ from fastav.layout import Modality
 from fastav.method import View
 
 _BITS = 21  # of a position, place or frame in a sorting key
+_EXACT = 24  # bits of a whole number that a float32 holds
 
 
 class Ranks(NamedTuple):
@@ -44,14 +45,28 @@ def ranks(
 def courses(view: View) -> Ranks:
     """Tokens that show the same part at successive times, as groups ranked by time, the earliest first.
 
-    A course of video is one place of the picture, through the frames still there; of audio, the whole sound, token by
-    token, since its tokens have no parts. Text has no course: each token is alone.
+    A course of video is one place of the picture, through the frames still there; of audio the whole sound, token by
+    token, since its tokens have no parts; so is video of unknown frames. Text has no course: each token is alone.
     """
     modality, position = view.modality, view.position
-    sound, shown = modality == Modality.AUDIO, modality > Modality.AUDIO
-    place = torch.where(sound, 0, torch.where(shown, view.place, position))
+    shown = framed(view)
+    alone = torch.where(modality > Modality.TEXT, (1 << _BITS) - 1, position)  # no picture has so many parts
+    place = torch.where(shown, view.place, alone)
     time = torch.where(shown, view.frame, position)
     return ranks(-time, ((modality + 1) << _BITS) | place)
+
+
+def framed(view: View) -> Bool[Tensor, "batch tokens"]:
+    """Which tokens show part of a frame that is known."""
+    return (view.modality > Modality.AUDIO) & (view.frame >= 0)
+
+
+def spread(rank: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens"]:
+    """The radical inverse of a rank, in [0, 1): however many ranks have the lowest ones, they are spread evenly."""
+    inverse = torch.zeros_like(rank)
+    for bit in range(_EXACT):
+        inverse |= (rank >> bit & 1) << (_EXACT - 1 - bit)
+    return inverse.float() / 2**_EXACT
 
 
 def earlier(order: Int[Tensor, "batch tokens"], back: Int[Tensor, "batch tokens"] | int) -> Int[Tensor, "batch tokens"]:

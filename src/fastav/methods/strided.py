@@ -7,9 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fastav.method import Method, View
-from fastav.methods._order import ranks
-
-_BITS = 24  # as many as a float32 holds exactly
+from fastav.methods._order import ranks, spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +22,4 @@ class Strided(Method):
     def score(self, view: View) -> Float[Tensor, "batch tokens"]:
         """Minus the radical inverse of the rank among the tokens of the same modality."""
         modality = view.modality
-        rank = ranks(torch.zeros_like(modality), modality).rank
-        inverse = torch.zeros_like(rank)
-        for bit in range(_BITS):
-            inverse |= (rank >> bit & 1) << (_BITS - 1 - bit)
-        return -inverse.float() / 2**_BITS
+        return -spread(ranks(torch.zeros_like(modality), modality).rank)
