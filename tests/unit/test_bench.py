@@ -320,6 +320,14 @@ def test_a_table_fits_a_hundred_columns(measured):
     assert sum(line.startswith("pyramiddrop") for line in lines) == 4
 
 
+def test_what_is_being_done_is_told_from_the_start():
+    lines = []
+    asked = Session.of("tiny", rounds=1, tokens=[96], new_tokens=0, device="cpu", plans=["fastav"])
+    asked.run(progress=lines.append)
+    assert lines[:2] == ["how fast this machine multiplies and copies", "building tiny"]
+    assert lines.count("96 tokens, batch 1: prefill of fastav") == 2  # the warm-up, and the round
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_threads_are_as_asked_while_it_runs_and_then_as_before(fails, monkeypatch):
     before, seen = torch.get_num_threads(), []

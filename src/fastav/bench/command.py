@@ -75,7 +75,8 @@ def bench(
         require_matplotlib()
     for folder in (out, plot and plot.parent):
         _make(folder)
-    with _quietly():
+    with _progress() as progress, _quietly():
+        progress("reading the configuration")
         from fastav.bench import session
 
         measured = session.Session.of(
@@ -94,8 +95,9 @@ def bench(
             commit=commit,
             arguments=given,
         )
-    with _quietly():
-        report = measured.run(out, say=None if as_json else lambda text: print(text, flush=True))
+    with _progress() as progress, _quietly():
+        say = None if as_json else lambda text: print(text, flush=True)
+        report = measured.run(out, say=say, progress=progress)
     if as_json:
         print(json.dumps(report, indent=2))
     if plot is not None:
@@ -128,6 +130,21 @@ def _given(values: Mapping[str, Any]) -> list[str]:
             each = value if isinstance(value, list) else [value]
             words += [word for one in each for word in (f"--{name.replace('_', '-')}", str(one))]
     return words
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Show what is being done, on a terminal only, and only when it changes: a spinner would take time of its own."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        yield lambda text: live.update(Text(f"{text} ..."), refresh=True)
 
 
 @contextmanager

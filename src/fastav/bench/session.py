@@ -86,11 +86,17 @@ class Session:
         return "-".join(["speed", self.subject.name, *lengths, self.device.type]) + ".json"
 
     @torch.inference_mode()
-    def run(self, out: Path | None = None, *, say: Callable[[str], Any] | None = None) -> dict[str, Any]:
+    def run(
+        self,
+        out: Path | None = None,
+        *,
+        say: Callable[[str], Any] | None = None,
+        progress: Callable[[str], Any] | None = None,
+    ) -> dict[str, Any]:
         """Measure, and return the report.
 
         out: folder that the report is written to after every part, so that what was measured survives what comes next.
-        say: called with the heading, and with the table of every part.
+        say: called with the heading, and with the table of every part. progress: called with what is being done.
         Raises: FastAVError if the weights do not fit, or nothing at all could be measured.
         """
         threads = torch.get_num_threads()
@@ -98,13 +104,15 @@ class Session:
         gc.collect()
         gc.freeze()  # what is there already is looked at no more, so that collecting before every run is quick
         try:
-            return self._run(out, say or (lambda _: None))
+            return self._run(out, say or (lambda _: None), progress or (lambda _: None))
         finally:
             gc.unfreeze()
             torch.set_num_threads(threads)
 
-    def _run(self, out: Path | None, say: Callable[[str], Any]) -> dict[str, Any]:
+    def _run(self, out: Path | None, say: Callable[[str], Any], progress: Callable[[str], Any]) -> dict[str, Any]:
+        progress("how fast this machine multiplies and copies")
         rates = limits.rates(self.device, self.dtype)
+        progress(f"building {self.subject.name}")
         model = build_model(self.subject, self.device, self.dtype)
         suite = Suite(
             name=self.subject.name,
@@ -116,6 +124,7 @@ class Session:
             rounds=self.rounds,
             new_tokens=self.new_tokens,
             rates=rates,
+            progress=progress,
         )
         found = self._heading(model, rates)
         say(report.heading(found))

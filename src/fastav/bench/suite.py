@@ -1,10 +1,10 @@
 """Everything about one model on one device, part by part."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import PreTrainedModel
 
@@ -18,13 +18,15 @@ from fastav.errors import FastAVError
 from fastav.flops import kv_bytes
 
 OUT = "out of memory"
+Run = TypeVar("Run")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suite:
     """What is measured of a model.
 
-    rounds: of prefills; of answers, half as many, and at least two. new_tokens: of an answer; 0 for none.
+    rounds: of prefills; of answers, half as many, and at least two. new_tokens: of an answer; 0 for none. progress:
+    called with what is being done, before each run.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Suite:
     rounds: int
     new_tokens: int
     rates: limits.Rates
+    progress: Callable[[str], Any]
 
     def parts(self) -> Iterator[dict[str, Any]]:
         """One part for each prompt and batch size, as JSON holds it; one that lacks memory says so and has no rows."""
@@ -54,13 +57,24 @@ class Suite:
                 yield part | measured
 
     def _measured(self, prompt: Prompt, batch: int) -> dict[str, Any]:
+        where = f"{len(prompt.layout):,} tokens, batch {batch}"
+        self.progress(f"{where}: encoders")
         load = build(self.model, self.adapter, prompt, batch)
-        prefills = measure.interleaved(self.contenders, self.rounds, partial(measure.prefill, load))
+
+        def shown(what: str, work: Callable[[Contender], Run]) -> Callable[[Contender], Run]:
+            def run(one: Contender) -> Run:
+                self.progress(f"{where}: {what} of {one.name}")
+                return work(one)
+
+            return run
+
+        prefills = measure.interleaved(self.contenders, self.rounds, shown("prefill", partial(measure.prefill, load)))
         there = [one for one in self.contenders if one.name in prefills.kept]
         answers: Rounds[Answer] = Rounds(first={}, kept={}, failed={})
         if self.new_tokens and there:
             work = partial(measure.answer, load, new_tokens=self.new_tokens)
-            answers = measure.interleaved(there, max(2, self.rounds // 2), work)
+            answers = measure.interleaved(there, max(2, self.rounds // 2), shown("answer", work))
+        self.progress(f"{where}: what cuts and encoders cost")
         rows = [self._row(load, one, prefills, answers) for one in there]
         encode = _refused(partial(probes.encode, load, self.rounds))
         failed = {**prefills.failed, **answers.failed}
