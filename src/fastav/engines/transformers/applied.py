@@ -10,8 +10,7 @@ from transformers.cache_utils import Cache
 
 from fastav.engines.transformers.cache import PrunedLayer
 from fastav.engines.transformers.prefill import Prefill
-from fastav.errors import PlanNotApplied
-from fastav.plan_check import require_applied
+from fastav.plan_check import not_applied, require_applied
 
 
 def check_prefill(state: Prefill, args: Iterable[Any], kwargs: Mapping[str, Any], output: Any) -> None:
@@ -52,12 +51,9 @@ def _check_cache(state: Prefill, runs_on: list[int], cache: Cache) -> None:
         if getattr(layers[index], "is_sliding", False):
             planned[index] = held[index]  # transformers' own window; nothing was to be dropped here
     for index in range(schedule.first, len(planned)):
-        if (window := schedule.windows[index]) is not None:
-            planned[index] = min(planned[index], window)
+        if (window := schedule.windows[index]) is not None and window > 1:
+            planned[index] = min(planned[index], window - 1)  # as `PrunedLayer`: a query sees itself besides
     require_applied(planned, held)
     for index, layer in enumerate(layers[schedule.first :], schedule.first):
         if not isinstance(layer, PrunedLayer) or layer.slots.shape[1] != held[index]:
-            raise PlanNotApplied(
-                f"the plan did not take effect: layer {index}'s cache does not tell which tokens it holds",
-                "this installation does not fit fastav: use the versions that README names, and report this",
-            )
+            raise not_applied(f"layer {index}'s cache does not tell which tokens it holds")

@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from fastav.engines.transformers.cache import PrunedLayer
-from fastav.errors import PlanNotApplied, UnsupportedPlan
+from fastav.errors import UnsupportedPlan
+from fastav.plan_check import not_applied
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,10 +110,7 @@ class StepLayer(DynamicLayer):
     def require_updated(self) -> None:
         """Raises: PlanNotApplied if the running step has not stored its token here."""
         if not self.updated:
-            raise PlanNotApplied(
-                "a decoding step did not reach the buffers that hold the prompt",
-                "this installation does not fit fastav: use the versions that README names, and report this",
-            )
+            raise not_applied("a decoding step did not reach the buffers that hold the prompt")
 
     def seen(self) -> Bool[Tensor, "batch 1 1 stored"] | None:
         """What the query of this step may see of what `update` returned; None if all of it."""
