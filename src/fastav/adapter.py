@@ -24,6 +24,7 @@ from fastav.plan import Plan
 from fastav.presets import NONE
 from fastav.recipes import recipe
 from fastav.registry import MODELS, RECIPES, unknown_name
+from fastav.wording import counted
 
 
 class Use(StrEnum):
@@ -123,7 +124,10 @@ def requests_of(clips: Any, questions: Any, use: Use) -> list[Request]:
     if not is_list(questions):
         questions = [questions] * len(clips)
     if len(clips) != len(questions):
-        raise FastAVError(f"{len(clips)} clips and {len(questions)} questions make no pairs", "give one for each")
+        raise FastAVError(
+            f"{counted(len(clips), 'clip')} and {counted(len(questions), 'question')} make no pairs",
+            "give one for each",
+        )
     return [request_of(clip, question, use) for clip, question in zip(clips, questions, strict=True)]
 
 

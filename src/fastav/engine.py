@@ -14,6 +14,7 @@ from fastav.method import Signal
 from fastav.plan import Plan
 from fastav.rollout import ALPHA
 from fastav.trace import Trace
+from fastav.wording import brief_repr, counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,9 @@ class Sampling:
     repetition_penalty: float | int | None = None
     stop: tuple[str, ...] = ()
     seed: int | None = None
+
+    def __repr__(self) -> str:
+        return brief_repr(self)
 
     def __post_init__(self) -> None:
         allowed = {
@@ -102,6 +106,12 @@ class Answer:
     kv_bytes: Saving
     seconds: Mapping[str, float]
     peak_bytes: int | None
+
+    def __repr__(self) -> str:
+        tokens = f"{counted(sum(self.prompt_tokens.values()), 'prompt token')}, {len(self.token_ids)} new"
+        costs = f"FLOPs {self.flops.ratio:.1%}, KV cache {self.kv_bytes.ratio:.1%}"
+        took = f"{sum(self.seconds.values()):.2f} s"
+        return f"Answer({self.text!r}, finish={self.finish!r}, plan={self.plan!r}: {tokens}, {costs}, {took})"
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""

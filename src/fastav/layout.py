@@ -11,6 +11,8 @@ from enum import IntEnum
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from fastav.wording import counted
+
 
 class Modality(IntEnum):
     """What a token stands for."""
@@ -79,6 +81,15 @@ class Layout:
 
     def __len__(self) -> int:
         return len(self.modality)
+
+    def __repr__(self) -> str:
+        kinds = " + ".join(f"{n:,} {label}" for label, n in self.by_modality().items())
+        known = [counted(len(np.unique(self.frame[self.frame >= 0])), "frame")] if (self.frame >= 0).any() else []
+        if (seconds := self.second[~np.isnan(self.second)]).size:
+            known.append(f"{seconds.min():.1f} to {seconds.max():.1f} s")
+        if padding := int(self.padding.sum()):
+            known.append(f"{padding:,} padding")
+        return f"Layout({', '.join([counted(len(self), 'token'), *filter(None, [kinds]), *known])})"
 
     def count(self, *modalities: Modality) -> int:
         """Number of tokens of any of these modalities."""

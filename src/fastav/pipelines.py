@@ -27,6 +27,10 @@ class Pipeline:
     def __init__(self, engine: Engine, plan: Plan, adapter: ModelAdapter) -> None:
         self.engine, self.plan, self.adapter = engine, plan, adapter
 
+    def __repr__(self) -> str:
+        engine = f"{type(self.engine).__name__} on {self.engine.device} in {self.engine.dtype}"
+        return f"Pipeline({self.adapter.name!r}, plan={self.plan.name or self.plan.fingerprint!r}: {engine})"
+
     def __enter__(self) -> "Pipeline":
         return self
 

@@ -22,6 +22,7 @@ import numpy as np
 from fastav.errors import PlanError, reason_of
 from fastav.layout import MEDIA, Layout, Modality
 from fastav.registry import METHODS
+from fastav.wording import brief_repr
 
 Remaining = Mapping[frozenset[Modality], int]  # tokens still there, by groups of modalities whose split is known
 
@@ -31,12 +32,15 @@ class Budget(ABC):
 
     key: ClassVar[str]
 
+    def __repr__(self) -> str:
+        return brief_repr(self, *(field.name for field in fields(self)))  # pyright: ignore[reportArgumentType]
+
     @abstractmethod
     def tokens(self, layout: Layout, pool: Collection[Modality], there: int) -> int:
         """Tokens that stay, of the `there` tokens of `pool` that are still there (the result may exceed `there`)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Share(Budget):
     """This share of what is still there, rounded up: dropping 20 % drops floor(0.2 n)."""
 
@@ -53,7 +57,7 @@ class Share(Budget):
         return ceil(Fraction(repr(self.share)) * there)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Tokens(Budget):
     """At most this many tokens."""
 
@@ -67,7 +71,7 @@ class Tokens(Budget):
         return self.number
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Before(Budget):
     """As many tokens as stand before this position of the prompt (counted from 0, without batch padding)."""
 
@@ -81,7 +85,7 @@ class Before(Budget):
         return int(np.isin(layout.modality[: self.position], list(pool)).sum())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Frames(Budget):
     """As many tokens as belong to the first so many sampled frames."""
 
@@ -96,7 +100,7 @@ class Frames(Budget):
         return int((np.isin(layout.modality, list(pool)) & early).sum())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Unpadded(Budget):
     """As many tokens as are not padding by construction."""
 
@@ -142,6 +146,9 @@ class Keep:
         if sum(len(pool) for pool in pools) > len(frozenset().union(*pools)):
             named = ", ".join(f.name for f in fields(self) if getattr(self, f.name) is not None)
             raise PlanError(f"keep names a modality twice: {named}", "give every modality one budget")
+
+    def __repr__(self) -> str:
+        return brief_repr(self)
 
     def pools(self) -> dict[frozenset[Modality], Budget]:
         """The budgets, by the modalities that share them."""
@@ -223,6 +230,9 @@ class Step:
             raise PlanError("a method has no option called 'name'")
         object.__setattr__(self, "options", dict(self.options))
 
+    def __repr__(self) -> str:
+        return brief_repr(self)
+
     def entering(self, depth: int) -> range:
         """The layers, of a decoder of this depth; none for what begins after the last one and is open.
 
@@ -291,6 +301,9 @@ class Plan:
     origin: Mapping[str, Any] | None = field(default=None, hash=False)
 
     VERSION: ClassVar[int] = 1
+
+    def __repr__(self) -> str:
+        return brief_repr(self, "steps")
 
     def cuts(self, depth: int) -> tuple[tuple[int, Step], ...]:
         """Every (layer, step) that drops tokens in a decoder of this depth, in order.

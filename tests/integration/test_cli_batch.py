@@ -100,7 +100,7 @@ def test_what_is_answered_is_not_asked_again(asked, tmp_path, capsys):
     capsys.readouterr()
     assert run(asked, out) == 0
     assert out.read_bytes() == before
-    assert capsys.readouterr().err == f"{out} has 3 answers; 0 are missing\n"
+    assert capsys.readouterr().err == f"{out} has 3 answers; 0 missing\n"
 
 
 @pytest.mark.parametrize("cut", [1, 40])

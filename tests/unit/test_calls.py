@@ -139,3 +139,8 @@ def test_the_first_error_of_a_list_is_raised(pipe):
 def test_a_use_is_a_name_or_the_enum():
     clip = Clip.open(TRIANGLE)
     assert Request(clip=clip, question="what?", use="audio").use is Use.AUDIO
+
+
+def test_a_pipeline_and_a_clip_show_what_they_are(pipe):
+    assert repr(pipe) == "Pipeline('tiny', plan='fastav': TransformersEngine on cpu in float32)"
+    assert repr(Clip.open(TRIANGLE)).startswith("Clip(name='triangle.mp4', video=VideoTrack(frames=32, fps=8.0")

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -11,12 +12,15 @@ from collections.abc import Sequence
 import pytest
 
 from fastav import presets
-from fastav.cli import _chart, _plans, _render, _text, main
+from fastav.cli import COMMANDS as HEADINGS
+from fastav.cli import _chart, _help, _plans, _render, _text, main
 from fastav.cli.plan import write_atomically
 from fastav.cli.run import _memory
 from fastav.errors import FastAVError, PlanError
 from fastav.layout import Layout, Modality
 from fastav.plan import Before, Keep, Plan, Share, Tokens
+from fastav.registry import MODELS
+from fastav.wording import counted
 
 FASTAV = presets.fastav(Keep(audio=Tokens(10)))
 COMMANDS = [[], ["run"], ["flops"], ["plan"], ["plan", "show"], ["plan", "write"], ["models"], ["methods"], ["recipes"]]
@@ -55,7 +59,7 @@ def test_help_imports_nothing_heavy_and_is_quick():
 
 def test_no_command_shows_the_help(capsys):
     assert main([]) == 0
-    assert "Commands:" in capsys.readouterr().out
+    assert "Answer questions:\n  run " in capsys.readouterr().out
 
 
 def test_version(capsys):
@@ -297,3 +301,64 @@ def test_numbers_have_three_digits_and_a_unit(shown, text):
 def test_every_budget_has_words():
     keep = Keep(audio=Tokens(10), video=Share(0.5)).to_dict()
     assert _render._kept(keep) == "audio: 10 tokens\nvideo: 50 % of what is left"
+
+
+# --- help in groups, completion, plurals
+
+
+def test_every_command_stands_under_a_heading_of_its_own(capsys):
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert re.findall(r"^(\S.*):$", out, re.M) == [*HEADINGS, "Options"]
+    assert "Commands:" not in out
+
+
+def test_options_of_one_kind_stand_together(capsys):
+    assert main(["run", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert re.findall(r"^(\S.*):$", out, re.M) == ["Arguments", "Options", "How tokens are chosen", "Where it runs"]
+    assert out.index("How tokens") < out.index("--top-p") < out.index("Where it runs") < out.index("--device")
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("fastav fl", {"flops"}),
+        ("fastav flops qwen2", {"qwen2-5-omni", "qwen2-5-vl"}),
+        ("fastav flops --plan fastav-", {"fastav-plus", "fastav-trim"}),
+        ("fastav eval tiny toy", {"toy-world", "toy-world-long"}),
+        ("fastav run --model ti", {"tiny", "tiny-long"}),
+        ("fastav run --use vi", {"video"}),
+        ("fastav plan show pyr", {"pyramiddrop"}),
+    ],
+)
+def test_a_shell_completes_names_without_loading_anything_heavy(words, found):
+    environment = {
+        **os.environ,
+        "_FASTAV_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(words.count(" ")),
+    }
+    heavy = "print({'torch', 'transformers'} & set(sys.modules), file=sys.stderr)"
+    code = f"import atexit; atexit.register(lambda: {heavy}); main()"
+    done = fastav(code=code, capture_output=True, env=environment)
+    assert set(done.stdout.split()) == found
+    assert done.stderr == "set()\n"
+
+
+def test_completion_can_be_installed(capsys):
+    assert main(["--help"]) == 0
+    assert "--install-completion" in capsys.readouterr().out
+
+
+def test_presets_that_complete_are_those_of_every_model():
+    assert all({"none", *MODELS[name].presets} == set(_help.PRESETS) for name in MODELS)
+
+
+def test_several_plans_complete_one_after_another():
+    assert _help.plans("none,fastav-p") == ["none,fastav-plus"]
+
+
+def test_one_is_no_plural():
+    assert [counted(n, "token") for n in (0, 1, 2216)] == ["0 tokens", "1 token", "2,216 tokens"]
+    assert _text.prompt({"text": 1}) == "1 text = 1 token"

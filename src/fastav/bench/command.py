@@ -28,7 +28,7 @@ Attentions = Annotated[
 
 def bench(
     model: Annotated[
-        str, typer.Argument(metavar="[MODEL]", help="small, a name (fastav models), a local folder, or a hub id.")
+        str, typer.Argument(metavar="MODEL", help="small, a name (fastav models), a local folder, or a hub id.")
     ] = "small",
     plan: Plans = None,
     batch: Annotated[list[str], typer.Option(metavar="N,...", help="Batch sizes.")] = ["1"],  # noqa: B006

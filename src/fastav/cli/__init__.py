@@ -26,6 +26,7 @@ from fastav.cli import (
     run,
     serve_config,
 )
+from fastav.cli._help import GroupedCommand, GroupedCommands
 from fastav.cli._text import complain
 from fastav.errors import FastAVError, reason_of
 from fastav.installation import importable
@@ -36,25 +37,35 @@ UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 app = typer.Typer(
     name="fastav",
     help="Training-free token pruning inside audio-visual LLMs.",
-    add_completion=False,
+    cls=GroupedCommands,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-app.command("run")(run.run)
-app.command("batch")(batch.batch)
-app.command("bench")(bench.bench)
-app.command("flops")(flops.flops)
-app.add_typer(plan.app, name="plan")
-app.command("eval")(evaluate.evaluate)
-app.command("ablate")(ablate.ablate)
-app.command("calibrate")(calibrate.calibrate)
-app.command("leaderboard")(leaderboard.leaderboard)
-app.command("report")(report.report)
-app.command("serve-config")(serve_config.serve_config)
-app.command("models")(models.models)
-app.command("methods")(methods.methods)
-app.command("recipes")(recipes.recipes)
+COMMANDS = {
+    "Answer questions": {"run": run.run, "batch": batch.batch},
+    "Plans and what they cost": {
+        "flops": flops.flops,
+        "plan": plan.app,
+        "models": models.models,
+        "methods": methods.methods,
+        "recipes": recipes.recipes,
+    },
+    "Compare and measure": {
+        "eval": evaluate.evaluate,
+        "ablate": ablate.ablate,
+        "leaderboard": leaderboard.leaderboard,
+        "bench": bench.bench,
+    },
+    "Read a plan off your own clips": {"calibrate": calibrate.calibrate, "report": report.report},
+    "Serve": {"serve-config": serve_config.serve_config},
+}
+for heading, commands in COMMANDS.items():
+    for name, command in commands.items():
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name, rich_help_panel=heading)
+        else:
+            app.command(name, cls=GroupedCommand, rich_help_panel=heading)(command)
 
 
 def _version(wanted: bool) -> bool:

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from fastav.cli._chart import chart
 from fastav.cli._text import duration, number, percent, printable, prompt, scaled, size, stdout, width
+from fastav.wording import counted
 
 PHASES = ("media", "encode", "prefill", "decode")
 
@@ -28,7 +29,9 @@ def plan(report: Mapping[str, Any], *, every_layer: bool) -> None:
         console.print("", listing(["entering layer", "method", "options", "what stays"], rows), "", sep="\n")
     else:
         console.print("prunes nothing")
-    console.print(f"{report['model']}, {depth} layers, an example prompt: {prompt(report['prompt_tokens'])}\n")
+    console.print(
+        f"{report['model']}, {counted(depth, 'layer')}, an example prompt: {prompt(report['prompt_tokens'])}\n"
+    )
     console.print(chart({"": report["tokens_per_layer"]}, every_layer=every_layer))
 
 
@@ -39,9 +42,9 @@ def _settings(method: Mapping[str, Any]) -> str:
 def _kept(keep: Mapping[str, Mapping[str, Any]]) -> str:
     wordings = {
         "share": lambda value: f"{100 * value:g} % of what is left",
-        "tokens": lambda value: f"{number(value)} tokens",
+        "tokens": lambda value: counted(value, "token"),
         "before": lambda value: f"as many as stand before position {number(value)}",
-        "frames": lambda value: f"as many as the first {value} frames have",
+        "frames": lambda value: f"as many as the first {counted(value, 'frame')} {'has' if value == 1 else 'have'}",
         "unpadded": lambda _: "as many as are not padding",
     }
     return "\n".join(f"{pool}: {wordings[kind](value)}" for pool, b in keep.items() for kind, value in b.items())
@@ -50,9 +53,11 @@ def _kept(keep: Mapping[str, Mapping[str, Any]]) -> str:
 def flops(report: Mapping[str, Any]) -> None:
     """The screen of `fastav flops`."""
     decoder, console = report["decoder"], stdout()
-    heads = f"{decoder['heads']} heads ({decoder['kv_heads']} for keys and values)"
+    heads = f"{counted(decoder['heads'], 'head')} ({decoder['kv_heads']} for keys and values)"
     console.print(Text.assemble((report["model"], "bold"), "  plan ", (report["plan"]["name"] or "plan", "bold")))
-    console.print(f"{decoder['layers']} layers, {decoder['hidden']} wide, MLP {decoder['intermediate']}, {heads}")
+    console.print(
+        f"{counted(decoder['layers'], 'layer')}, {decoder['hidden']} wide, MLP {decoder['intermediate']}, {heads}"
+    )
     console.print(f"prompt, assumed: {prompt(report['prompt_tokens'])}")
     rows = [
         ("FLOPs, the paper's formula", report["paper_flops"], ""),
@@ -67,7 +72,7 @@ def compared(report: Mapping[str, Any]) -> None:
     """The screen of `fastav run --compare`."""
     plans, console = report["plans"], stdout()
     versions = " · ".join(f"{name} {version}" for name, version in report["versions"].items())
-    runs = f"{report['repeat']} run{'s' * (report['repeat'] > 1)} each after a warm-up, medians"
+    runs = f"{counted(report['repeat'], 'run')} each after a warm-up, medians"
     (full, *_) = plans.values()
     console.print(Text.assemble((printable(report["question"]), "bold")))
     console.print(f"{printable(Path(report['clip']).name)}: {prompt(full['prompt_tokens'])}")
@@ -117,7 +122,7 @@ def summary(answer: Mapping[str, Any]) -> Table:
     times = " · ".join(f"{phase} {duration(seconds[phase])}" for phase in PHASES if phase in seconds)
     grid.add_row("prompt", f"{prompt(answer['prompt_tokens'])}; {number(last)} in the last layer")
     grid.add_row("prefill", f"{_of(answer['flops'], scaled, 'FLOPs')} · KV cache {_of(answer['kv_bytes'], size)}")
-    grid.add_row("time", f"{times} ({len(answer['token_ids'])} tokens)")
+    grid.add_row("time", f"{times} ({counted(len(answer['token_ids']), 'token')})")
     grid.add_row("memory", f"{size(answer['peak_bytes'])} at most")
     return grid
 

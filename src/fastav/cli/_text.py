@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.text import Text
 
+from fastav.wording import counted
+
 WIDTH = 110  # wider terminals gain nothing
 KINDS = ("video", "audio", "image", "media", "text", "all")  # of tokens, in the order shown
 
@@ -76,7 +78,7 @@ def percent(ratio: float) -> str:
 def prompt(tokens: Mapping[str, int]) -> str:
     """`676 video + 1,496 audio + 44 text = 2,216 tokens`."""
     parts = " + ".join(f"{number(tokens[kind])} {kind}" for kind in KINDS if kind in tokens)
-    return f"{parts} = {number(sum(tokens.values()))} tokens"
+    return f"{parts} = {counted(sum(tokens.values()), 'token')}"
 
 
 def _three_digits(value: float) -> str:

@@ -19,6 +19,7 @@ from fastav.cli._text import duration, number, printable, stderr
 from fastav.cli.run import EMBEDDED, _memory, loaded
 from fastav.errors import FastAVError
 from fastav.files import whole
+from fastav.wording import counted
 
 SOME_FAILED = 1  # the exit code
 
@@ -42,7 +43,7 @@ def batch(
     stop: _options.Stop = None,
     seed: _options.Seed = None,
     device: _options.Device = None,
-    dtype: _options.Dtype = None,
+    dtype: _options.DtypeOrAuto = None,
     engine: _options.Engine = "transformers",
     as_json: _options.Json = False,
 ) -> None:
@@ -62,7 +63,7 @@ def batch(
     answered = _answered(out, head)
     left = [question for question in asked if question.id not in answered]
     if answered:
-        _say(f"{out} has {number(len(asked) - len(left))} answers; {number(len(left))} are missing")
+        _say(f"{out} has {counted(len(asked) - len(left), 'answer')}; {number(len(left))} missing")
     if not left:
         if as_json:
             print_json({"path": str(out), "answers": 0, "failures": 0, "seconds": 0.0})
@@ -87,7 +88,7 @@ def batch(
                 "seconds": seconds,
             }
         )
-    _say(f"{number(len(left) - len(failures))} answers in {duration(seconds)}: {out}")
+    _say(f"{counted(len(left) - len(failures), 'answer')} in {duration(seconds)}: {out}")
     if failures:
         _say(f"{number(len(failures))} could not be answered; the first is {failures[0]}")
         raise typer.Exit(SOME_FAILED)

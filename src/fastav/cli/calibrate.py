@@ -14,6 +14,7 @@ from fastav.cli._quiet import counting, hushed, working
 from fastav.cli._text import complain, stderr
 from fastav.cli.plan import write_atomically
 from fastav.errors import CalibrationError
+from fastav.wording import counted
 
 
 def calibrate(
@@ -94,7 +95,9 @@ def _look(calibration: Any, folder: Path, *, keep_going: bool) -> list[Any]:
 
     left, failures = len(calibration.left()), []
     if left < len(calibration.prompts):
-        stderr().print(f"{folder} has {len(calibration.prompts) - left} prompts; {left} are missing", soft_wrap=True)
+        stderr().print(
+            f"{folder} has {counted(len(calibration.prompts) - left, 'prompt')}; {left} missing", soft_wrap=True
+        )
     try:
         with counting(f"looking at {calibration.model}", left) as step, hushed():
             for outcome in calibration.run(keep_going=keep_going):

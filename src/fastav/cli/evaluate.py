@@ -10,11 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
-from fastav.cli import _options, _scores
+from fastav.cli import _help, _options, _scores
 from fastav.cli._json import print_json
 from fastav.cli._quiet import counting, hushed, working
 from fastav.cli._text import stderr
 from fastav.errors import PlanError, TaskError
+from fastav.wording import counted
 
 
 def evaluate(
@@ -22,7 +23,11 @@ def evaluate(
     task: _options.TaskName,
     plans: Annotated[
         list[str],
-        typer.Option(metavar="A,B,...", help="Presets, recipes, .json files, folders of them. May be given again."),
+        typer.Option(
+            metavar="A,B,...",
+            autocompletion=_help.plans,
+            help="Presets, recipes, .json files, folders of them. May be given again.",
+        ),
     ] = ["none,fastav"],  # noqa: B006  # typer takes the default of a list as a list
     folder: _options.Folder = None,
     limit: _options.Limit = None,
@@ -86,7 +91,7 @@ def _answer(evaluation: Any, file: Any, *, jobs: int, keep_going: bool, out: Pat
     """Write the missing rows, with a bar on a terminal; after Ctrl-C say how to go on."""
     left = sum(len(plans) for _, plans in evaluation.left(file.rows))
     if file.rows:
-        _say(f"{out} has {len(file.rows):,} answers; {left:,} are missing")
+        _say(f"{out} has {counted(len(file.rows), 'answer')}; {left:,} missing")
     try:
         with counting(f"{evaluation.setup.model}, {evaluation.task.name}", left) as step, hushed():
             for row in evaluation.rows(file.rows, jobs=jobs, keep_going=keep_going):
@@ -94,7 +99,7 @@ def _answer(evaluation: Any, file: Any, *, jobs: int, keep_going: bool, out: Pat
                 step()
     except KeyboardInterrupt:
         after = f"are in {out}; the same command goes on from there" if out else "are lost; --out FILE keeps them"
-        _say(f"\n{len(file.rows):,} answers {after}")
+        _say(f"\n{counted(len(file.rows), 'answer')} {after}")
         raise
 
 

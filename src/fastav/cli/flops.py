@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fastav.cli import _options, _plans, _render
+from fastav.cli import _help, _options, _plans, _render
 from fastav.cli._json import print_json
 from fastav.cli._quiet import hushed, working
 
@@ -15,7 +15,10 @@ MOST_SECONDS = 86_400
 
 def flops(
     model: Annotated[
-        str, typer.Argument(metavar="[MODEL]", help="A name (fastav models), a local folder, or a hub id.")
+        str,
+        typer.Argument(
+            metavar="MODEL", autocompletion=_help.models, help="A name (fastav models), a local folder, or a hub id."
+        ),
     ] = "videollama2",
     plan: _options.PlanName = "fastav",
     drop: _options.Drop = None,

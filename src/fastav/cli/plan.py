@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from fastav.cli import _options, _plans, _render
+from fastav.cli._help import GroupedCommand, plans
 from fastav.cli._json import print_json
 from fastav.cli._quiet import hushed, working
 from fastav.errors import FastAVError, PlanError
@@ -15,9 +16,12 @@ from fastav.files import whole
 app = typer.Typer(help="Show a plan, or write one to a file.", rich_markup_mode=None)
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 def show(
-    plan: Annotated[str, typer.Argument(metavar="PLAN", help="A preset of the model, a recipe, or a .json file.")],
+    plan: Annotated[
+        str,
+        typer.Argument(metavar="PLAN", autocompletion=plans, help="A preset of the model, a recipe, or a .json file."),
+    ],
     model: _options.Model = "videollama2",
     layers: Annotated[bool, typer.Option("--layers", help="Every layer by itself, not ranges of like ones.")] = False,
     as_json: _options.Json = False,
@@ -47,9 +51,12 @@ def show(
         _render.plan(report, every_layer=layers)
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 def write(
-    name: Annotated[str, typer.Argument(metavar="PLAN", help="A preset of the model, a recipe, or a .json file.")],
+    name: Annotated[
+        str,
+        typer.Argument(metavar="PLAN", autocompletion=plans, help="A preset of the model, a recipe, or a .json file."),
+    ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write it.")],
     model: _options.Model = "videollama2",
     drop: _options.Drop = None,

@@ -43,7 +43,7 @@ def run(
     stop: _options.Stop = None,
     seed: _options.Seed = None,
     device: _options.Device = None,
-    dtype: _options.Dtype = None,
+    dtype: _options.DtypeOrAuto = None,
     engine: _options.Engine = "transformers",
     as_json: _options.Json = False,
 ) -> None:
