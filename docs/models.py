@@ -90,7 +90,7 @@ def budgets(keep: object) -> Iterator[tuple[str, Budget]]:
 
 def words(budget: Budget, name: str) -> str:
     """A budget in words."""
-    what = "of the clip" if name == "media" else name
+    what = "of the clip" if name in ("clip", "media") else name
     match budget:
         case Tokens(number=number):
             return f"first {number} {what}"

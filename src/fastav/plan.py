@@ -120,6 +120,7 @@ class Pool(Enum):
     audio = frozenset({Modality.AUDIO})
     video = frozenset({Modality.VIDEO})
     image = frozenset({Modality.IMAGE})
+    clip = frozenset({Modality.AUDIO, Modality.VIDEO})
     media = frozenset(MEDIA)
     all = frozenset(Modality)
 
@@ -128,7 +129,8 @@ class Pool(Enum):
 class Keep:
     """How many tokens stay; what has no budget stays whole.
 
-    `media` is one budget for audio, video and image together, `all` one that includes text: their tokens compete.
+    `clip` is one budget for audio and video together, `media` one for audio, video and image, `all` one that includes
+    text: their tokens compete.
     The last token of the prompt always stays: its logits are the answer.
 
     Raises: PlanError if a modality has two budgets.
@@ -138,6 +140,7 @@ class Keep:
     audio: Budget | None = None
     video: Budget | None = None
     image: Budget | None = None
+    clip: Budget | None = None
     media: Budget | None = None
     all: Budget | None = None
 
@@ -167,7 +170,7 @@ class Keep:
                 names = " + ".join(sorted(m.label for m in torn[0]))
                 raise PlanError(
                     f"a step budgets part of {names}, which an earlier step pooled: how many are left is not known",
-                    "use the same pool (media, all), or put the step by modality first",
+                    "use the same pool (clip, media, all), or put the step by modality first",
                 )
             left = sum(n for group, n in there.items() if group <= pool)
             holds_last = len(layout) > 0 and Modality(layout.modality[-1]) in pool

@@ -12,7 +12,9 @@ def fastav(
     """FastAV: one global cut by position entering the middle layer, then a fine one after every later layer.
 
     keep: what stays at the global cut (the paper: `Keep(audio=Tokens(10))` for VideoLLaMA2, `Keep(media=Frames(4))` for
-    video-SALMONN 2; `Keep(media=Before(750))` is its other wording). Of each budget the earliest tokens stay.
+    video-SALMONN 2; `Keep(media=Before(750))` is its other wording). Of each budget the earliest tokens stay. Where it
+    names `clip`, images beside the clip have a budget of their own: no place in time, so that all stay at this cut, and
+    the same share P of them goes at every fine one.
     start: the layer of the global cut, `"middle"` or a number. drop: share P of what remains that every fine cut drops.
     exempt_text: whether the fine cuts spare text (the paper does not say; it must for the question to survive).
 
@@ -26,7 +28,8 @@ def fastav(
     steps = [Step(layers=str(start), method="position", keep=keep)]
     if drop:
         share = Share(round(1 - drop, 12))
-        fine = Keep(media=share) if exempt_text else Keep(all=share)
+        media = Keep(media=share) if keep.clip is None else Keep(clip=share, image=share)
+        fine = media if exempt_text else Keep(all=share)
         steps.append(Step(layers=f"{start}+1..", method="last-query", keep=fine))
     return Plan(tuple(steps), name)
 

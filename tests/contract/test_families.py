@@ -20,7 +20,7 @@ from fastav.adapter import ModelAdapter, Prepared, Request, Use, adapter_for
 from fastav.engines.transformers import Decoding, TransformersEngine, prune
 from fastav.errors import CheckpointError, MediaError
 from fastav.flops import prefill_flops
-from fastav.layout import MEDIA, Modality
+from fastav.layout import MEDIA, Layout, Modality
 from fastav.media import Clip
 from fastav.models.video_salmonn2_plus import VideoSalmonn2PlusProcessor
 from fastav.pipelines import pipeline
@@ -305,6 +305,46 @@ def test_generate_prunes_by_the_same_layouts_when_it_reads_them_itself(family):
             generate(model, family.prepared)
         kept.append([slots for _, slots in pruning.slots()])
     assert all(torch.equal(given, read) for given, read in zip(*kept, strict=True))
+
+
+# --- images beside a clip
+
+
+@pytest.mark.parametrize("preset", ["fastav", "fastav-plus"])
+def test_images_beside_a_clip_do_not_compete_with_it(family, preset):
+    """Of two image tokens before a clip both went, since they shared one budget with it."""
+    if family.prepared.layouts[0].count(Modality.IMAGE):
+        pytest.skip("its clips are images")
+    plan, clip = family.adapter.preset(preset), family.prepared.layouts[0]
+    images = Layout.join([Layout.of(Modality.TEXT, 3), Layout.of(Modality.IMAGE, 2), clip])
+    with_images, without = (plan.by_layer(layout, family.depth) for layout in (images, clip))
+    for shown, plain in zip(with_images, without, strict=True):
+        assert shown["image"] >= 1, "pooled with the clip, they could all go"
+        assert {kind: n for kind, n in shown.items() if kind not in ("image", "text")} == {
+            kind: n for kind, n in plain.items() if kind != "text"
+        }
+
+
+def test_a_users_prompt_with_an_image_and_a_video_is_pruned_exactly():
+    family = family_of("qwen2_5_vl")
+    model, processor, make = family.model(), family.processor, np.random.default_rng(0)
+    seen = {"total_num_frames": 8, "fps": 2.0, "duration": 4.0, "width": 56, "height": 56}
+    inputs = processor(
+        text=[f"See {processor.image_token} and {processor.video_token}: who?"],
+        images=[make.integers(0, 256, (28, 56, 3), dtype=np.uint8)],
+        videos=[make.integers(0, 256, (8, 56, 56, 3), dtype=np.uint8)],
+        video_metadata=[{**seen, "frames_indices": list(range(8))}],
+        do_sample_frames=False,
+        return_tensors="pt",
+    )
+    plan, (layout,) = family.adapter.preset("fastav"), family.adapter.layouts(model.config, inputs)
+    with prune(model, plan) as pruning:
+        out = generate(model, Prepared(inputs=dict(inputs), layouts=(layout,)))
+    rules = rules_of(plan, layout, family.depth)
+    answer = out.sequences[0, -STEPS:]
+    expected = masked_logits(model, family.adapter.decoder(model).layers, dict(inputs), answer, rules)
+    assert (torch.cat(out.logits) - expected).abs().max() < 1e-3 * expected.abs().max()
+    assert [layer["image"] for layer in pruning.tokens()[0]] == [8, 8, 8, 8, 8, 7, 6, 5]
 
 
 # --- costs

@@ -12,11 +12,12 @@ from rich.text import Text
 
 from fastav.cli._text import KINDS, number, width
 
-LETTERS = {"video": "V", "audio": "A", "image": "I", "media": "M", "text": "T", "all": "X"}
+LETTERS = {"video": "V", "audio": "A", "image": "I", "clip": "C", "media": "M", "text": "T", "all": "X"}
 COLOURS = {
     "video": "color(153) on color(25)",
     "audio": "color(223) on color(130)",
     "image": "color(194) on color(29)",
+    "clip": "color(225) on color(96)",
     "media": "color(225) on color(96)",
     "text": "color(254) on color(241)",
     "all": "color(225) on color(96)",
@@ -47,7 +48,7 @@ def chart(plans: Mapping[str, Layers], *, every_layer: bool = False) -> Renderab
             names = [shown] if len(plans) > 1 else []
             table.add_row(*names, span, Bar(layer, most), number(sum(layer.values())), *counts)
             shown = ""
-    pooled = " and ".join(kind for kind in kinds if kind in ("media", "all"))
+    pooled = " and ".join(kind for kind in kinds if kind in ("clip", "media", "all"))
     note = Text(f"{pooled}: kinds counted together; the scores decide how many of which", "dim")
     return Group(table, note) if pooled else table
 

@@ -82,4 +82,4 @@ def _layer(text: str) -> int | str:
 def _dropped(fine: Any) -> float:
     if fine is None:
         return 0.0
-    return round(1 - (fine.keep.media or fine.keep.all).share, 12)
+    return round(1 - (fine.keep.media or fine.keep.clip or fine.keep.all).share, 12)

@@ -8,7 +8,7 @@ from rich.text import Text
 from fastav.wording import counted
 
 WIDTH = 110  # wider terminals gain nothing
-KINDS = ("video", "audio", "image", "media", "text", "all")  # of tokens, in the order shown
+KINDS = ("video", "audio", "image", "clip", "media", "text", "all")  # of tokens, in the order shown
 
 
 def stdout() -> Console:

@@ -41,18 +41,23 @@ def runs(places: Bool[np.ndarray, " tokens"]) -> tuple[Int[np.ndarray, " tokens"
     return np.where(places, number, -1), np.where(places, place, -1)
 
 
-def gemma_plan(keep: Keep, *, first: int, later: int) -> Plan:
+def gemma_plan(keep: Keep, *, first: int, later: int, images: bool) -> Plan:
     """The preset `fastav` for layers most of which attend within a window, and the last of which share keys and values.
 
     keep: what stays at the cut by position. first: its layer, the middle one of those with keys and values of their
     own. later: the last of those that follows a layer of full attention, which alone scores all tokens. There the one
-    fine cut keeps what as many of the paper's as there are layers between would keep.
+    fine cut keeps what as many of the paper's as there are layers between would keep. images: whether images stand
+    beside the clip, with a budget of their own; otherwise they are its frames.
     """
     share = Share(round(PAPER ** (later - first), 2))
     return Plan(
         (
             Step(layers=str(first), method="position", keep=keep),
-            Step(layers=str(later), method="last-query", keep=Keep(media=share)),
+            Step(
+                layers=str(later),
+                method="last-query",
+                keep=Keep(clip=share, image=share) if images else Keep(media=share),
+            ),
         ),
         "fastav",
     )

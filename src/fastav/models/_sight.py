@@ -44,7 +44,7 @@ class SightAdapter(OfficialAdapter):
 
     hears = False
     presets: ClassVar[Mapping[str, Plan]] = {
-        "fastav": fastav(Keep(media=Share(KEPT))),
+        "fastav": fastav(Keep(clip=Share(KEPT))),
         "fastav-plus": plus(),
         "fastav-trim": trim(),
     }

@@ -44,7 +44,7 @@ class Gemma3nAdapter(OfficialAdapter):
     architectures = frozenset({"Gemma3nForConditionalGeneration"})
     checkpoint = "google/gemma-3n-E4B-it"
     presets: ClassVar[Mapping[str, Plan]] = {
-        "fastav": gemma_plan(Keep(audio=Tokens(10)), first=10, later=15),
+        "fastav": gemma_plan(Keep(audio=Tokens(10)), first=10, later=15, images=False),
         "fastav-plus": plus(),
         "fastav-trim": trim(),
     }

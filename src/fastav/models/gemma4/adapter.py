@@ -38,7 +38,7 @@ class Gemma4Adapter(OfficialAdapter):
     architectures = frozenset({"Gemma4ForConditionalGeneration"})
     checkpoint = "google/gemma-4-E4B-it"
     presets: ClassVar[Mapping[str, Plan]] = {
-        "fastav": gemma_plan(Keep(audio=Tokens(10)), first=12, later=18),
+        "fastav": gemma_plan(Keep(audio=Tokens(10)), first=12, later=18, images=True),
         "fastav-plus": plus(),
         "fastav-trim": trim(),
     }

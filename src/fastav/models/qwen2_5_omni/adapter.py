@@ -30,7 +30,7 @@ class Qwen25OmniAdapter(OmniAdapter):
     )
     checkpoint = "Qwen/Qwen2.5-Omni-7B"
     presets: ClassVar[Mapping[str, Plan]] = {
-        "fastav": fastav(Keep(media=Share(KEPT))),
+        "fastav": fastav(Keep(clip=Share(KEPT))),
         "fastav-plus": plus(),
         "fastav-trim": trim(),
     }

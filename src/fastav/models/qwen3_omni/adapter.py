@@ -28,7 +28,7 @@ class Qwen3OmniAdapter(OmniAdapter):
     architectures = frozenset({"Qwen3OmniMoeForConditionalGeneration", "Qwen3OmniMoeThinkerForConditionalGeneration"})
     checkpoint = "Qwen/Qwen3-Omni-30B-A3B-Instruct"
     presets: ClassVar[Mapping[str, Plan]] = {
-        "fastav": fastav(Keep(media=Share(KEPT))),
+        "fastav": fastav(Keep(clip=Share(KEPT))),
         "fastav-plus": plus(),
         "fastav-trim": trim(),
     }
