@@ -2,19 +2,20 @@
 
 `make setup` puts it beside the environment, not into it, because fastav itself must work without. Its compiled part
 wants the very build of torch that it was made for; where that is another, the operators it would define are declared.
+Tests of media run without torch, too (tests/media_versions.py), and then nothing is needed.
 """
 
 import importlib.util
 import sys
 from pathlib import Path
 
-import torch
-
 BESIDE = Path(sys.prefix) / "vision"
 _declared = []
 
 
 def _import_torchvision() -> None:
+    import torch
+
     if importlib.util.find_spec("torchvision") is None:
         sys.path.append(str(BESIDE))
     try:
@@ -29,4 +30,5 @@ def _import_torchvision() -> None:
         import torchvision  # noqa: F401
 
 
-_import_torchvision()
+if importlib.util.find_spec("torch") is not None:
+    _import_torchvision()

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 BITS = 16
+SKIP_MANUAL = 1 << 29  # AV_CODEC_FLAG2_SKIP_MANUAL
 
 
 def numbered(number: int, width: int = 128, height: int = 64) -> UInt8[np.ndarray, "height width 3"]:
@@ -123,5 +124,14 @@ def decode_mono(path: Path, rate: int) -> Float[np.ndarray, " samples"]:
     """The whole track as s16 / 32768, by PyAV alone."""
     resampler = av.AudioResampler(format="s16", layout="mono", rate=rate)
     with av.open(str(path)) as container:
-        frames = [r for f in container.decode(audio=0) for r in resampler.resample(f)] + resampler.resample(None)
+        frames = [r for f in _played(container) for r in resampler.resample(f)] + resampler.resample(None)
     return np.concatenate([f.to_ndarray()[0] for f in frames]).astype(np.float32) / 32768
+
+
+def _played(container) -> Iterator[av.AudioFrame]:
+    """Decoded sound. Of an MP4's, all but the encoder's start is played, as by FFmpeg up to 8."""
+    if "mp4" not in container.format.name:
+        yield from container.decode(audio=0)
+        return
+    container.streams.audio[0].codec_context.flags2 |= SKIP_MANUAL
+    yield from (frame for frame in container.decode(audio=0) if frame.pts >= 0)

@@ -5,6 +5,7 @@ import sys
 import wave
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -92,6 +93,34 @@ def test_the_reference_clip_sounds_as_it_did_to_the_original() -> None:
     frames = clip.require_video().read(golden["frame_indices"].tolist())
     assert np.abs(frames.astype(int) - golden["frames_u8"]).max() <= 2
     assert clip.require_video().frames == 60
+
+
+@pytest.mark.parametrize(
+    ("clip", "golden", "scale"),
+    [
+        ("video_salmonn2/clip_long.mp4", "video_salmonn2/golden_av2seg.npz:waveform_int16", 32768),
+        ("video_salmonn2/clip_short.mp4", "video_salmonn2/golden_av.npz:waveform_int16", 32768),
+        ("video_salmonn2_plus/clip.mp4", "video_salmonn2_plus/golden_av.npz:waveform_float32", 1),
+    ],
+)
+def test_the_last_packet_of_an_mp4_is_heard_whole(clip: str, golden: str, scale: int) -> None:
+    file, name = golden.split(":")
+    expected = np.load(REFERENCE.parent / file)[name].reshape(-1) / scale
+    sound = Clip.open(REFERENCE.parent / clip).require_audio().read(16_000)
+    assert sound.shape == expected.shape
+    assert np.abs(sound - expected).max() <= 2 * LSB
+
+
+def test_tags_that_are_not_utf8_do_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "a.avi"
+    with av.open(str(path), "w", container_options={}) as container:
+        container.metadata["title"] = "cafe au lait"
+        stream = container.add_stream("pcm_s16le", rate=16_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16_000), np.int16), format="s16", layout="mono")
+        frame.sample_rate = 16_000
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    path.write_bytes(path.read_bytes().replace(b"cafe", b"caf\xe9"))
+    assert len(Clip.open(path).require_audio().read(16_000)) == 16_000
 
 
 def test_arrays_sound_like_files(tmp_path: Path) -> None:

@@ -123,6 +123,7 @@ def test_a_missing_track_is_named(tmp_path: Path) -> None:
         blind.require_video()
 
 
+@pytest.mark.filterwarnings("ignore::fastav.media.MediaWarning")
 @pytest.mark.parametrize("tenths", [5, 6, 7, 8, 9])
 @pytest.mark.parametrize(("name", "muxer"), [("a.mp4", {"movflags": "faststart"}), ("a.mkv", {}), ("a.ts", {})])
 def test_a_file_cut_in_the_middle_gives_right_frames_or_an_error(
@@ -143,6 +144,7 @@ def test_a_file_cut_in_the_middle_gives_right_frames_or_an_error(
     assert 20 < len(right) < 200
 
 
+@pytest.mark.filterwarnings("ignore::fastav.media.MediaWarning")
 def test_reading_past_the_cut_says_at_which_second_the_video_ends(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "a.mp4", frames=200, options={"g": "20"}, muxer={"movflags": "faststart"})
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])

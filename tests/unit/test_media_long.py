@@ -8,7 +8,7 @@ import pytest
 
 from fastav.errors import UnreadableMedia
 from fastav.media import Clip
-from fastav.media._frames import SoughtFrames
+from fastav.media._frames import ScannedFrames, SoughtFrames
 from media_files import numbers, tone, write_clip
 
 SECONDS = 2 * 3600
@@ -41,7 +41,7 @@ def film(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def test_frames_of_a_film_are_the_ones_asked_for(film: Path) -> None:
     track = Clip.open(film).require_video()
-    assert isinstance(track.source, SoughtFrames)
+    assert isinstance(track.source, ScannedFrames if film.suffix == ".avi" else SoughtFrames)
     assert track.frames == SECONDS
     assert track.fps == pytest.approx(1)
     assert track.duration == pytest.approx(SECONDS, abs=1)
@@ -72,6 +72,7 @@ def test_only_a_small_part_of_a_film_is_read(name: str, tmp_path: Path) -> None:
     path.unlink()
 
 
+@pytest.mark.filterwarnings("ignore::fastav.media.MediaWarning")
 def test_a_film_that_ends_early_says_so(tmp_path: Path) -> None:
     whole = write_clip(tmp_path / "whole.mp4", frames=SECONDS, fps=1, options=OPTIONS, muxer={"movflags": "faststart"})
     data = whole.read_bytes()

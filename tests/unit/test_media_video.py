@@ -2,6 +2,7 @@
 
 import struct
 from fractions import Fraction
+from io import BytesIO
 from pathlib import Path
 
 import av
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image, ImageOps
 
 from fastav.errors import UnreadableMedia
 from fastav.media import Clip
@@ -106,6 +108,45 @@ def test_a_rotated_file_is_read_upright(degrees: int, tmp_path: Path) -> None:
     assert (turned.width, turned.height) == ((128, 64) if degrees == 180 else (64, 128))
     expected = np.rot90(plain.read([5, 30]), k=degrees // 90, axes=(1, 2))
     np.testing.assert_array_equal(turned.read([5, 30]), expected)
+
+
+ORIENTATION = 0x0112  # of EXIF: 1 is upright, 2 to 8 are mirrored and turned
+
+
+def photo(orientation: int | None) -> bytes:
+    """A JPEG with EXIF, no two corners alike; None: without."""
+    picture = np.zeros((48, 80, 3), np.uint8)
+    picture[:24, :40], picture[:24, 40:], picture[24:, :40] = (250, 20, 20), (20, 250, 20), (20, 20, 250)
+    tags = Image.Exif()
+    tags[ORIENTATION] = orientation or 1
+    buffer = BytesIO()
+    Image.fromarray(picture).save(buffer, "jpeg", quality=95, **({} if orientation is None else {"exif": tags}))
+    return buffer.getvalue()
+
+
+def photo_film(path: Path, orientation: int | None) -> Path:
+    """Such JPEGs as the frames of a film."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 80, 48, "yuvj420p"
+        for number in range(5):
+            packet = av.Packet(photo(orientation))
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, number, number, Fraction(1, 10)
+            packet.is_keyframe = True
+            container.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.mov"])
+@pytest.mark.parametrize("orientation", [None, *range(1, 9)])
+def test_photos_with_exif_are_upright(orientation: int | None, name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(photo(orientation)) if name == "a.jpg" else photo_film(path, orientation)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(BytesIO(photo(orientation)))))
+    track = Clip.open(path).require_video()
+    assert (track.height, track.width) == expected.shape[:2]
+    found = track.read([track.frames - 1])[0]
+    assert np.abs(found.astype(int) - expected).mean() < 6
 
 
 @pytest.mark.parametrize("frames", [60, 700])

@@ -1,22 +1,27 @@
 """Where the frames of a video track come from: an array, a file scanned whole, or a long file that is jumped in."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
-from av.sidedata.sidedata import SideData, Type
+from av.filter import Graph
+from av.sidedata.sidedata import Type
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from jaxtyping import Float, UInt8
 
 from fastav.errors import UnreadableMedia
 from fastav.media._open import only, opened
+from fastav.media._source import Source
 from fastav.media._timeline import Index, Timeline, enter
+
+MOST_UNKNOWN = 64
+"""Kinds of side data without a name that a frame may have."""
 
 JUMP_SECONDS = 4.0
 """In a long file, a frame this far ahead is sought; a nearer one is reached by decoding on."""
@@ -64,7 +69,7 @@ class View(NamedTuple):
     fps: average frames per second.
     """
 
-    path: Path
+    source: Source
     stream: int
     width: int
     height: int
@@ -88,7 +93,7 @@ class View(NamedTuple):
     def picture(self, index: int, frame: VideoFrame) -> Picture:
         """A decoded frame, as RGB and upright."""
         if frame.is_corrupt:
-            raise UnreadableMedia(f"frame {index} of {self.path.name} is damaged", "is the file complete?")
+            raise UnreadableMedia(f"frame {index} of {self.source.name} is damaged", "is the file complete?")
         # left to itself, PyAV starts threads for each picture, which takes longer than converting it
         rgb = frame.to_ndarray(format="rgb24", width=self.width, height=self.height, threads=1)
         return upright(np.asarray(rgb, np.uint8), self.matrix)
@@ -96,7 +101,7 @@ class View(NamedTuple):
     def ends(self, index: int, end: float | None) -> UnreadableMedia:
         """The error for a frame that should be there and is not."""
         where = "" if end is None else f": its video ends at {max(0.0, end):.2f} s"
-        message = f"frame {index} of {self.path.name} cannot be decoded{where}"
+        message = f"frame {index} of {self.source.name} cannot be decoded{where}"
         return UnreadableMedia(message, "the file is cut short or damaged: copy or record it again")
 
     def at(self, ticks: int) -> float:
@@ -137,7 +142,7 @@ class ScannedFrames:
     def _seek(self, wanted: list[int], timeline: Timeline) -> Iterator[Picture]:
         """Jump from keyframe to keyframe; stop early if the decoder's frames are not those the packets promised."""
         shown = timeline.shown
-        with opened(self.view.path) as container:
+        with opened(self.view.source) as container:
             stream = self.view.track(container)
             frame, frames, rank = None, iter(()), -1
             for index in wanted:
@@ -158,7 +163,7 @@ class ScannedFrames:
         end = None
         remaining = iter(wanted)
         index = next(remaining)
-        with opened(self.view.path) as container:
+        with opened(self.view.source) as container:
             for count, frame in enumerate(decode_all(container, self.view.track(container))):
                 end = None if frame.pts is None else self.view.at(frame.pts)
                 if count == index:
@@ -183,7 +188,7 @@ class SoughtFrames:
     def pick(self, wanted: list[int]) -> Iterator[Picture]:
         """See `FrameSource`."""
         jump = int(JUMP_SECONDS / self.view.tick)
-        with opened(self.view.path) as container:
+        with opened(self.view.source) as container:
             stream = self.view.track(container)
             targets = self._targets(container, stream, wanted)
             now, ahead, frames = None, None, iter(())
@@ -204,7 +209,7 @@ class SoughtFrames:
         """See `FrameSource`."""
         if self.index is None:
             return self.view.at(self.first) + np.array(wanted, np.float64) / self.view.fps
-        with opened(self.view.path) as container:
+        with opened(self.view.source) as container:
             targets = self._targets(container, self.view.track(container), wanted)
         return np.array([self.view.at(t) for t in targets], np.float64)
 
@@ -230,6 +235,35 @@ class SoughtFrames:
             raise self.view.ends(index, self.view.at(now.pts or 0))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class HeldFrames:
+    """Frames of a track that starts late: before its own there are `lead` times the first.
+
+    seconds_before: how late it starts.
+    """
+
+    source: FrameSource
+    lead: int
+    seconds_before: float
+
+    def pick(self, wanted: list[int]) -> Iterator[Picture]:
+        """See `FrameSource`."""
+        own = [max(0, index - self.lead) for index in wanted]
+        pictures = self.source.pick(sorted(set(own)))
+        last, picture = -1, None
+        for index in own:
+            if index != last:
+                last, picture = index, next(pictures)
+            assert picture is not None
+            yield picture
+
+    def seconds(self, wanted: list[int]) -> Float[np.ndarray, " wanted"]:
+        """See `FrameSource`."""
+        held = [index * self.seconds_before / self.lead for index in wanted if index < self.lead]
+        own = [index - self.lead for index in wanted if index >= self.lead]
+        return np.concatenate([np.array(held, np.float64), self.source.seconds(own) if own else np.empty(0)])
+
+
 def nominal(frame: int, first: int, fps: float, tick: Fraction) -> int:
     """The middle of the time that a frame of a constant-rate track is shown, in ticks."""
     return first + int((frame + 0.5) / fps / tick)
@@ -250,11 +284,42 @@ def upright(
 
 def display_matrix(frame: VideoFrame) -> tuple[int, int, int, int]:
     """The 2 x 2 part of a frame's display matrix; the identity where it has none."""
-    data: SideData | None = frame.side_data.get(Type.DISPLAYMATRIX)  # pyright: ignore  (typed by name, kept by type)
+    data = _side_data(frame).get(Type.DISPLAYMATRIX)
     if data is None:
         return 1, 0, 0, 1
     a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].tolist()
     return a, b, c, d
+
+
+def _side_data(frame: VideoFrame) -> Any:
+    """What is said of a frame beside its pixels, as far as PyAV has a name for it.
+
+    PyAV before 19 raises for all of it where FFmpeg knows one kind more than PyAV, such as EXIF. A filter of FFmpeg's
+    then takes that kind away.
+    """
+    for _ in range(MOST_UNKNOWN):
+        try:
+            return frame.side_data
+        except ValueError as error:
+            kind = re.match(r"\d+", str(error))
+            if kind is None:
+                raise
+            frame = _without(frame, kind[0])
+    return {}
+
+
+def _without(frame: VideoFrame, kind: str) -> VideoFrame:
+    """The frame without side data of a kind, named by its number in FFmpeg."""
+    graph = Graph()
+    source = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1, 25)
+    )
+    strip, sink = graph.add("sidedata", mode="delete", type=kind), graph.add("buffersink")
+    source.link_to(strip)
+    strip.link_to(sink)
+    graph.configure()
+    graph.vpush(frame)
+    return graph.vpull()
 
 
 def decode_all(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:

@@ -1,11 +1,9 @@
 """Opening files: the only place that turns FFmpeg's errors into ours."""
 
 import re
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import av
 from av.container import InputContainer
@@ -13,6 +11,7 @@ from av.error import FFmpegError, InvalidDataError
 from av.stream import Discard, Stream
 
 from fastav.errors import UnreadableMedia, reason_of
+from fastav.media._source import Source
 
 WHOLE_SECONDS = 600.0
 """Tracks up to this long are scanned or decoded whole; in longer ones, and only there, reading jumps."""
@@ -26,34 +25,43 @@ MAX_BYTES = 2**32
 # FFmpeg draws text as video, and follows playlists to other files: neither is what "open this clip" means
 NOT_MEDIA = frozenset({"tty", "ansi", "bin", "hls", "concat", "dash", "imf", "ffmetadata"})
 
+# newer versions replace what is not UTF-8 by themselves and no longer take the option
+TEXT_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+
 AnyStream = TypeVar("AnyStream", bound=Stream)
 
 
+class MediaWarning(UserWarning):
+    """A clip that can be used, but not as its file promises."""
+
+
 @contextmanager
-def opened(path: Path) -> Iterator[InputContainer]:
+def opened(source: Source) -> Iterator[InputContainer]:
     """The file as a container, closed on leaving.
 
     Raises: UnreadableMedia if the file is not there, not media or cut short, or if FFmpeg fails inside the block.
     """
-    _check_file(path)
+    source.check()
     try:
-        with _container(path) as container:
+        with _container(source) as container:
             yield container
     except FFmpegError as error:
         reason = error.strerror or reason_of(error)
-        raise UnreadableMedia(f"{path.name} cannot be read: {reason}", "is the file complete?") from error
+        raise UnreadableMedia(f"{source.name} cannot be read: {reason}", "is the file complete?") from error
 
 
-def _container(path: Path) -> InputContainer:
-    # "file:" keeps a name such as "concat:a|b" a name, the whitelist keeps FFmpeg off the network
-    options = {"protocol_whitelist": "file"}
+def _container(source: Source) -> InputContainer:
+    # "file:" keeps a name such as "concat:a|b" a name; the whitelist keeps FFmpeg off the network, and what is in
+    # memory off other files
+    file = source.stream() if source.path is None else f"file:{source.path}"
+    options = {"protocol_whitelist": "none" if source.path is None else "file"}
     try:
-        container = av.open(f"file:{path}", mode="r", options=options, metadata_errors="replace")
+        container = av.open(file, mode="r", options=options, **TEXT_OPTIONS)
     except InvalidDataError as error:
-        raise _not_media(path) from error
+        raise _not_media(source) from error
     if container.format.name in NOT_MEDIA:
         container.close()
-        raise _not_media(path)
+        raise _not_media(source)
     return container
 
 
@@ -70,10 +78,20 @@ def stated_seconds(container: InputContainer, stream: Stream) -> float | None:
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
     tag = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
-    if tag is not None:
-        hours, minutes, seconds = map(float, tag.groups())
-        return hours * 3600 + minutes * 60 + seconds
+    if tag is None:
+        return container_seconds(container)
+    hours, minutes, seconds = map(float, tag.groups())
+    return hours * 3600 + minutes * 60 + seconds
+
+
+def container_seconds(container: InputContainer) -> float | None:
+    """How long the file says it is."""
     return None if container.duration is None else container.duration / 1e6
+
+
+def slack(seconds: float) -> float:
+    """How far a stated length may be off before it counts as wrong, in seconds."""
+    return max(0.5, 0.01 * seconds)
 
 
 def check_bytes(size: int, what: str, hint: str) -> None:
@@ -82,28 +100,8 @@ def check_bytes(size: int, what: str, hint: str) -> None:
         raise UnreadableMedia(f"{what} would take {size / 1e9:.1f} GB; the limit is {MAX_BYTES / 1e9:.1f} GB", hint)
 
 
-def _check_file(path: Path) -> None:
-    try:
-        found = path.stat()
-        if stat.S_ISDIR(found.st_mode):
-            raise UnreadableMedia(f"{path} is a directory", "name one media file")
-        if not stat.S_ISREG(found.st_mode):
-            raise UnreadableMedia(f"{path} is not a regular file", "save the clip to a file first")
-        with path.open("rb"):
-            pass
-    except FileNotFoundError as error:
-        raise UnreadableMedia(f"no such file: {path}", "check the path") from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or reason_of(error)
-        raise UnreadableMedia(f"{path} cannot be opened: {reason}", "check the path and its permissions") from error
-    if found.st_size == 0:
-        raise UnreadableMedia(f"{path.name} is empty (0 bytes)", "was the download or copy interrupted?")
-
-
-def _not_media(path: Path) -> UnreadableMedia:
-    with path.open("rb") as file:
-        is_mp4 = file.read(8)[4:] == b"ftyp"
-    if is_mp4:
-        message = f"{path.name} is an MP4 whose index (moov) is missing or damaged"
+def _not_media(source: Source) -> UnreadableMedia:
+    if source.head(8)[4:] == b"ftyp":
+        message = f"{source.name} is an MP4 whose index (moov) is missing or damaged"
         return UnreadableMedia(message, "the file is cut short: copy or record it again")
-    return UnreadableMedia(f"{path.name} is not a media file that FFmpeg can read", "expected video or audio")
+    return UnreadableMedia(f"{source.name} is not a media file that FFmpeg can read", "expected video or audio")

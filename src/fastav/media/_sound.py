@@ -1,11 +1,11 @@
 """Where the sound of an audio track comes from, and how it becomes arrays."""
 
+import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from math import gcd
-from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from av.audio.frame import AudioFrame
@@ -13,17 +13,29 @@ from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.packet import Packet
 from av.stream import Disposition
 from av.video.stream import VideoStream
 from jaxtyping import Float, Float32, Float64, Num
 
 from fastav.media._open import only, opened
+from fastav.media._source import Source
 
 BLOCK = 65_536
 """Samples per frame made from an array."""
 
+SKIPPED = "skip_samples"
+"""Side data of a packet: samples to drop at its start and at its end (AV_PKT_DATA_SKIP_SAMPLES)."""
+
+PLACED = frozenset(["mov", "matroska", "wav", "flac", "ogg", "avi", "mpegts", "flv", "aac", "mp3"])
+"""Formats, by the first name that FFmpeg gives them, whose times lead to a place in the sound. In others, such as raw
+AC-3, whose times FFmpeg works out from the rate of bits, they drift."""
+
 WARM_UP = 0.5
 """Seconds decoded and dropped before a window, for decoders that build on earlier packets."""
+
+ROUNDED = 0.002
+"""Seconds by which the difference of two times may be off that are rounded to 1 ms."""
 
 MARGIN = 0.1
 """Seconds given to the resampler on either side of a span, for its filter."""
@@ -43,6 +55,11 @@ class SoundSource(Protocol):
         """In Hz."""
         ...
 
+    @property
+    def placed(self) -> bool:
+        """Whether `window` takes less time the shorter it is."""
+        ...
+
     def frames(self) -> Iterator[AudioFrame]:
         """The whole track."""
         ...
@@ -59,6 +76,7 @@ class ArraySound:
     name: str
     waveform: Float[np.ndarray, "channels samples"]
     sample_rate: int
+    placed = True
 
     def frames(self) -> Iterator[AudioFrame]:
         """See `SoundSource`."""
@@ -73,30 +91,34 @@ class ArraySound:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FileSound:
-    """Sound of one stream of a file."""
+    """Sound of one stream of a file.
 
-    path: Path
+    placed: whether reading may begin in the middle; else what comes before is decoded, too.
+    """
+
+    source: Source
     stream: int
     sample_rate: int
+    placed: bool
 
     @property
     def name(self) -> str:
         """See `SoundSource`."""
-        return self.path.name
+        return self.source.name
 
     def frames(self) -> Iterator[AudioFrame]:
         """See `SoundSource`."""
-        with opened(self.path) as container:
+        with opened(self.source) as container:
             yield from decode_sound(container, self._track(container))
 
     def window(self, first: int, stop: int) -> Iterator[AudioFrame]:
         """See `SoundSource`."""
-        with opened(self.path) as container:
+        with opened(self.source) as container:
             stream = self._track(container)
-            start = next(decode_sound(container, stream), None)
-            if start is None:
+            pace = Pace.of(decode_sound(container, stream))
+            if pace is None:
                 return
-            position, frames = self._enter(container, stream, _seconds(start), first)
+            position, frames = self._enter(container, stream, pace, first)
             for frame in packed(frames):
                 begin, position = position, position + frame.samples
                 if position > first:
@@ -110,13 +132,13 @@ class FileSound:
         return only(stream)
 
     def _enter(
-        self, container: InputContainer, stream: AudioStream, origin: float, first: int
+        self, container: InputContainer, stream: AudioStream, pace: "Pace", first: int
     ) -> tuple[int, Iterator[AudioFrame]]:
         """Seek to before sample `first`; return where decoding begins, in samples, and the frames from there."""
         guide = _seek_by(container, stream)
         for back in (WARM_UP, 10, 60):
-            target = origin + first / self.sample_rate - back
-            if target <= origin:
+            target = pace.origin + first / self.sample_rate - back
+            if target <= pace.origin or not self.placed:
                 break
             try:
                 container.seek(int(target / (guide.time_base or 1)), backward=True, stream=guide)
@@ -124,15 +146,15 @@ class FileSound:
                 break
             frames = decode_sound(container, stream)
             head = next(frames, None)
-            if head is not None and (begin := round((_seconds(head) - origin) * self.sample_rate)) <= first:
+            if head is not None and (begin := pace.place(head, self.sample_rate)) <= first:
                 return begin, chain([head], frames)
         return 0, self.frames()
 
 
 def mono(frames: Iterable[AudioFrame], sample_rate: int) -> Float32[np.ndarray, " samples"]:
     """Mix, resample and round to 16 bits as FFmpeg does by itself; values in [-1, 1)."""
-    parts = [samples_of(frame)[0] for frame in convert(frames, "s16", "mono", sample_rate)]
-    return np.concatenate(parts).astype(np.float32) if parts else np.empty(0, np.float32)
+    parts = [samples_of(frame)[0].astype(np.float32) for frame in convert(frames, "s16", "mono", sample_rate)]
+    return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
 
 def mono_span(source: SoundSource, rate: int, start: int, end: int) -> Float32[np.ndarray, " samples"]:
@@ -200,11 +222,27 @@ def decode_sound(container: InputContainer, stream: AudioStream) -> Iterator[Aud
     try:
         for packet in container.demux(stream):
             try:
-                yield from packet.decode()
+                yield from _whole(packet, container).decode()
             except FFmpegError:
                 continue
     except FFmpegError:
         return
+
+
+def _whole(packet: Packet, container: InputContainer) -> Packet:
+    """A packet of which nothing at its end is dropped in MP4 and MOV.
+
+    There FFmpeg 9 drops what the last packet holds beyond the track's stated length. FFmpeg up to 8 plays it, and with
+    it the models were trained; their originals' inputs hold it.
+    """
+    if "mp4" not in container.format.name or not packet.has_sidedata(SKIPPED):
+        return packet
+    skipped = packet.get_sidedata(SKIPPED)
+    start, end = struct.unpack_from("<II", bytes(skipped))
+    if end:
+        skipped.update(struct.pack("<II", start, 0) + bytes(skipped)[8:])
+        packet.set_sidedata(skipped)
+    return packet
 
 
 def _seek_by(container: InputContainer, stream: AudioStream) -> AudioStream | VideoStream:
@@ -212,6 +250,46 @@ def _seek_by(container: InputContainer, stream: AudioStream) -> AudioStream | Vi
     if "matroska" not in container.format.name:
         return stream
     return next((s for s in container.streams.video if not s.disposition & Disposition.attached_pic), stream)
+
+
+class Pace(NamedTuple):
+    """How a track's frames follow one another.
+
+    origin: when its first sample is heard, by the container's clock. head: samples of its first frame, of which an
+    encoder's padding may be gone. step: of its second, and in most codecs of all later ones; 0 if there is none.
+    """
+
+    origin: float
+    head: int
+    step: int
+
+    @classmethod
+    def of(cls, frames: Iterator[AudioFrame]) -> "Pace | None":
+        """By the first two of a track's frames; None if there is none."""
+        first, second = next(frames, None), next(frames, None)
+        if first is None:
+            return None
+        if second is None or second.pts is None or not first.sample_rate:
+            return cls(_seconds(first), first.samples, 0)
+        # the second frame's time tells: that of the first is off where padding is gone
+        return cls(_seconds(second) - first.samples / first.sample_rate, first.samples, second.samples)
+
+    def place(self, frame: AudioFrame, rate: int) -> int:
+        """How many samples of the track come before a frame.
+
+        Containers that round times to 1 ms are read to the sample where all frames are of one size.
+        """
+        place = (_seconds(frame) - self.origin) * rate
+        if frame.samples == self.step > 4 * ROUNDED * rate:
+            whole = self.head + round((place - self.head) / self.step) * self.step
+            if abs(whole - place) <= ROUNDED * rate:
+                return whole
+        return round(place)
+
+
+def is_placed(container: InputContainer) -> bool:
+    """Whether the times of the container's packets lead to a place in the sound."""
+    return container.format.name.partition(",")[0] in PLACED
 
 
 def _seconds(frame: AudioFrame) -> float:

@@ -8,9 +8,13 @@ import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.packet import Packet
+from av.stream import Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from jaxtyping import Int
+
+BACK_SECONDS = (0, 10, 100, 1000, 10_000, 100_000, 1_000_000)
+"""How far before the end of a file the last packet of a track is looked for."""
 
 REORDER = 64
 """Packets read past a frame so that none shown before it is missed; codecs reorder by 16 at most."""
@@ -69,13 +73,35 @@ def shows_picture(packet: Packet, stream: VideoStream) -> bool:
     return stream.codec_context.name != "vp8" or bool(bytes(packet)[0] & 0x10)
 
 
-def last_shown(container: InputContainer, stream: VideoStream) -> int | None:
-    """When the track ends, in ticks, read from its tail; None if its end cannot be reached."""
-    try:
-        container.seek(container.duration or 0, backward=True)
-        return max((p.pts + (p.duration or 0) for p in container.demux(stream) if p.pts is not None), default=None)
-    except FFmpegError:
+def last_shown(container: InputContainer, stream: Stream) -> int | None:
+    """When the track ends, in ticks, read from its tail; None if its end cannot be reached.
+
+    The search goes back from the end of the file, which may be long after that of the track.
+    """
+    length = (container.duration or 0) + (container.start_time or 0)
+    for back in BACK_SECONDS:
+        try:
+            container.seek(max(0, length - back * 1_000_000), backward=True)
+            ends = (p.pts + (p.duration or 0) for p in container.demux(stream) if p.pts is not None and p.size)
+            end = max(ends, default=None)
+        except FFmpegError:
+            return None
+        if end is not None or back * 1_000_000 > length:
+            return end
+    return None
+
+
+def avi_timeline(container: InputContainer, stream: VideoStream) -> Timeline | None:
+    """The timeline of an AVI by its index, which lists every frame that is there; None where the index cannot tell."""
+    if container.format.name != "avi" or stream.codec_context.has_b_frames:
         return None
+    entries = [entry for entry in stream.index_entries if entry.size]
+    shown = np.array([entry.timestamp for entry in entries], np.int64)
+    keys = np.array([entry.timestamp for entry in entries if entry.is_keyframe], np.int64)
+    if not len(shown) or not len(keys) or (np.diff(shown) <= 0).any() or keys[0] != shown[0]:
+        return None
+    end = int(shown[-1]) + 1
+    return Timeline(shown=shown, keys=keys, key_rank=np.searchsorted(shown, keys), end=end, sure=end)
 
 
 def decode_from_key(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:

@@ -1,8 +1,8 @@
 """The audio track of a clip."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 
 import numpy as np
 from av.audio.stream import AudioStream
@@ -10,8 +10,21 @@ from av.container import InputContainer
 from jaxtyping import Float, Float32, Float64
 
 from fastav.errors import UnreadableMedia
-from fastav.media._open import WHOLE_SECONDS, check_bytes, only, opened, stated_seconds
-from fastav.media._sound import ArraySound, FileSound, SoundSource, mono, mono_span, packed, samples_of
+from fastav.media._open import WHOLE_SECONDS, check_bytes, only, opened, slack, stated_seconds
+from fastav.media._sound import (
+    ArraySound,
+    FileSound,
+    Pace,
+    SoundSource,
+    decode_sound,
+    is_placed,
+    mono,
+    mono_span,
+    packed,
+    samples_of,
+)
+from fastav.media._source import Source
+from fastav.media._timeline import last_shown
 
 Mono = Float32[np.ndarray, " samples"]
 
@@ -21,7 +34,8 @@ class AudioTrack:
     """What is known of an audio track without decoding it, and how to read its sound.
 
     samples: how many per channel, as the container says; decoding may give a little more, from the encoder's padding.
-    sample_rate: in Hz. duration: in seconds.
+    sample_rate: in Hz. duration: in seconds. start: seconds from the clip's start to the first sample.
+    silence: seconds of silence that stand before the file's own first sample, and count as the track's.
     """
 
     samples: int
@@ -29,6 +43,22 @@ class AudioTrack:
     channels: int
     duration: float
     source: SoundSource = field(repr=False)
+    start: float = 0.0
+    silence: float = field(default=0.0, repr=False)
+
+    def from_start(self) -> "AudioTrack":
+        """The track from the clip's start on, with silence until its own."""
+        lead = round(self.start * self.sample_rate)
+        if lead <= 0:
+            return self
+        seconds = lead / self.sample_rate
+        return replace(
+            self,
+            samples=self.samples + lead,
+            duration=self.duration + seconds,
+            start=0.0,
+            silence=self.silence + seconds,
+        )
 
     def read(self, sample_rate: int, spans: Sequence[tuple[int, int]] | None = None) -> Mono | list[Mono]:
         """Return the track, or spans of it, as mono in [-1, 1) at `sample_rate` Hz.
@@ -36,19 +66,32 @@ class AudioTrack:
         The samples are those of `ffmpeg -ac 1 -ar <sample_rate> -f s16le`, divided by 32768: FFmpeg mixes the channels,
         resamples and rounds to 16 bits. A span is (start, end), counted in samples at `sample_rate` from the first
         sample; what lies past the end of the data is left out. In tracks over 10 minutes only the spans are decoded,
-        placed as exactly as the container's times allow (MP4, MOV and WAV: to the sample; MKV and WebM: to 1 ms).
+        placed as exactly as the container's times allow: to the sample, but MKV, WebM and FLV to 1 ms where packets are
+        not all of one size. Formats whose times drift (raw AC-3, MPEG program streams) are decoded whole.
 
         Raises: ValueError if a span is not 0 <= start <= end. UnreadableMedia if nothing decodes, or if the result
         takes over 4.3 GB.
         """
         wanted = self.duration * sample_rate if spans is None else sum(end - start for start, end in spans)
         check_bytes(int(4 * wanted), f"reading {wanted / sample_rate:.0f} s of sound", "read spans of it instead")
-        if spans is not None and self.duration > WHOLE_SECONDS:
-            return [mono_span(self.source, sample_rate, *_checked(span)) for span in spans]
+        lead = round(self.silence * sample_rate)
+        if spans is not None and self.duration > WHOLE_SECONDS and self.source.placed:
+            return [self._span(sample_rate, lead, *_checked(span)) for span in spans]
+        check_bytes(int(4 * self.duration * sample_rate), f"reading {self.duration:.0f} s of sound", "make it shorter")
         whole = mono(self.source.frames(), sample_rate)
         if not len(whole):
             raise self._silent()
+        if lead:
+            whole = np.concatenate([np.zeros(lead, np.float32), whole])
         return whole if spans is None else [whole[slice(*_checked(span))] for span in spans]
+
+    def _span(self, rate: int, lead: int, start: int, end: int) -> Mono:
+        """One span of a long track, decoding little else."""
+        silent = np.zeros(max(0, min(end, lead) - start), np.float32)
+        if end <= lead:
+            return silent
+        sound = mono_span(self.source, rate, max(0, start - lead), end - lead)
+        return np.concatenate([silent, sound]) if len(silent) else sound
 
     def length(self, sample_rate: int) -> int:
         """How many samples `read(sample_rate)` gives: exact up to 10 minutes, else from the duration."""
@@ -71,7 +114,8 @@ class AudioTrack:
         size = int(8 * self.channels * seconds * self.sample_rate)
         check_bytes(size, f"reading {seconds:.0f} s of sound at its own rate", "set max_seconds")
         limit = None if max_seconds is None else round(max_seconds * self.sample_rate)
-        parts, count = [], 0
+        count = round(self.silence * self.sample_rate)
+        parts = []
         for frame in packed(self.source.frames()):
             parts.append(samples_of(frame) if channel is None else samples_of(frame)[channel])
             count += frame.samples
@@ -79,28 +123,60 @@ class AudioTrack:
                 break
         if not parts:
             raise self._silent()
+        if silent := round(self.silence * self.sample_rate):
+            parts.insert(0, np.zeros((*parts[0].shape[:-1], silent)))
         return np.concatenate(parts, axis=-1)[..., :limit]
 
     def _silent(self) -> UnreadableMedia:
         return UnreadableMedia(f"the audio track of {self.source.name} holds no sample that decodes", "is it complete?")
 
 
-def probe_audio(path: Path, stream_index: int) -> AudioTrack:
-    """Find out what the track is, decoding nothing.
+def probe_audio(source: Source, stream_index: int) -> AudioTrack:
+    """Find out what the track is.
 
-    Where the container states no duration, the packets are read to find it.
+    Its packets are read to find out how much there is, in a long file those at the end; two are decoded. Where no more
+    is missing than an encoder's padding, the duration is what the file says.
     """
-    with opened(path) as container:
-        stream = container.streams[stream_index]
-        assert isinstance(stream, AudioStream)
+    with opened(source) as container:
+        stream = only(_audio(container, stream_index))
         rate, channels = stream.sample_rate, stream.channels
-        duration = stated_seconds(container, stream)
-        if duration is None:
-            duration = _seconds_of_packets(container, only(stream))
-    source = FileSound(path=path, stream=stream_index, sample_rate=rate)
+        if not rate or not channels:
+            raise UnreadableMedia(f"the audio track of {source.name} does not say its sample rate", "is it complete?")
+        stated, placed = stated_seconds(container, stream), is_placed(container)
+        pace = Pace.of(decode_sound(container, stream))
+    first = 0.0 if pace is None else pace.origin
+    with opened(source) as container:
+        real = _real_seconds(container, only(_audio(container, stream_index)), stated, first)
+    duration = stated if stated is not None and abs(stated - real) <= slack(stated) else real
     return AudioTrack(
-        samples=round(duration * rate), sample_rate=rate, channels=channels, duration=duration, source=source
+        samples=round(duration * rate),
+        sample_rate=rate,
+        channels=channels,
+        duration=duration,
+        source=FileSound(source=source, stream=stream_index, sample_rate=rate, placed=placed),
+        start=first,  # by the container's clock, until the clip's start is known
     )
+
+
+def _audio(container: InputContainer, index: int) -> AudioStream:
+    stream = container.streams[index]
+    assert isinstance(stream, AudioStream)
+    return stream
+
+
+def _real_seconds(container: InputContainer, stream: AudioStream, stated: float | None, first: float) -> float:
+    """How much sound there is, by its packets: by all, or in a long file whose times can be trusted by the last."""
+    tick = stream.time_base or Fraction(1)
+    if stated is not None and stated > WHOLE_SECONDS and is_placed(container):
+        end = last_shown(container, stream)
+        return stated if end is None else max(0.0, float(end * tick) - first)
+    ticks, end = 0, None
+    for packet in container.demux(stream):
+        ticks += packet.duration or 0
+        if packet.pts is not None:
+            end = max(end or 0, packet.pts + (packet.duration or 0))
+    # a track with gaps lasts longer than its packets together; one without times, as long as they
+    return max(float(ticks * tick), 0.0 if end is None else float(end * tick) - first)
 
 
 def audio_of_array(
@@ -117,11 +193,6 @@ def audio_of_array(
     return AudioTrack(
         samples=samples, sample_rate=sample_rate, channels=channels, duration=samples / sample_rate, source=source
     )
-
-
-def _seconds_of_packets(container: InputContainer, stream: AudioStream) -> float:
-    ticks = sum(packet.duration or 0 for packet in container.demux(stream))
-    return float(ticks * (stream.time_base or 0))
 
 
 def _checked(span: tuple[int, int]) -> tuple[int, int]:

@@ -1,9 +1,10 @@
 """A clip: the video and audio tracks of one file, or of arrays."""
 
 import os
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+import warnings
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from av.container import InputContainer
@@ -11,9 +12,18 @@ from av.stream import Disposition, Stream
 
 from fastav.errors import MissingTrack, UnreadableMedia
 from fastav.media._frames import ArrayFrames
-from fastav.media._open import opened
+from fastav.media._open import MediaWarning, container_seconds, opened, slack
+from fastav.media._source import Source, source_of
+from fastav.media._webp import is_animated_webp, probe_webp
 from fastav.media.audio import AudioTrack, audio_of_array, probe_audio
-from fastav.media.video import VideoTrack, probe_video
+from fastav.media.policy import OPEN, MediaPolicy
+from fastav.media.video import VideoTrack, first_shown, probe_video
+
+MAX_OFFSET = 6 * 3600.0
+"""Seconds by which one track may start later than the other."""
+
+STATED = frozenset(["mov", "matroska", "avi", "wav", "flac", "mp3", "aiff"])
+"""Formats whose header tells how long each track is, or the file if its tracks end together."""
 
 PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails
 
@@ -23,7 +33,7 @@ class Clip:
     """A video with or without sound, or sound alone.
 
     A clip keeps no file open: each read of a track opens the file anew, so clips are cheap and safe across threads.
-    duration: of the longer track, in seconds.
+    It starts where the earlier of its tracks starts, each of which knows how much later it does.
     """
 
     name: str
@@ -31,26 +41,25 @@ class Clip:
     audio: AudioTrack | None
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> "Clip":
+    def open(
+        cls,
+        source: str | os.PathLike[str] | bytes | BinaryIO,
+        *,
+        policy: MediaPolicy = OPEN,
+    ) -> "Clip":
         """Find out what is in a media file.
 
-        One frame is decoded; a video of up to 10 minutes is also scanned for the times of its frames. A cover picture
-        is no video track. Of several tracks, FFmpeg's choice is taken.
+        A few frames are decoded; a clip of up to 10 minutes is also scanned for the times of its frames. A cover
+        picture is no video track. Of several tracks, FFmpeg's choice is taken. A file that ends well before it says it
+        does is opened with a `MediaWarning`.
 
-        Raises: UnreadableMedia if the file is missing, no media, cut short, without a track, or absurdly large.
+        source: a path, a URL (`file://`, `http://`, `https://`, `data:`), the bytes of a media file, or a file that is
+        opened in binary mode, which is read to its end. What is no path is held in memory.
+        policy: what may be opened, and how much is loaded.
+        Raises: UnreadableMedia if the source is missing, forbidden, no media, cut short, without a track, or absurdly
+        large.
         """
-        path = Path(path)
-        with opened(path) as container:
-            video = _choose(container, "video")
-            audio = _choose(container, "audio")
-            if video is None and audio is None:
-                message = f"{path.name} has neither video nor audio that can be decoded"
-                raise UnreadableMedia(message, "expected a video or audio file")
-        return cls(
-            name=path.name,
-            video=None if video is None else probe_video(path, video),
-            audio=None if audio is None else probe_audio(path, audio),
-        )
+        return _opened(source_of(source, policy))
 
     @classmethod
     def from_arrays(
@@ -78,8 +87,27 @@ class Clip:
 
     @property
     def duration(self) -> float:
-        """Length of the longer track, in seconds."""
-        return max(track.duration for track in (self.video, self.audio) if track is not None)
+        """From the clip's start to the end of the track that ends last, in seconds."""
+        return max(track.start + track.duration for track in (self.video, self.audio) if track is not None)
+
+    def aligned(self) -> "Clip":
+        """The clip with both tracks from its start on, as a player shows it.
+
+        Sound that starts late has silence before it; before a video that starts late its first picture is shown.
+        Raises: UnreadableMedia if the tracks lie so far apart that the file's times cannot be right.
+        """
+        starts = [track.start for track in (self.video, self.audio) if track is not None]
+        if max(starts) > MAX_OFFSET:
+            message = f"the tracks of {self.name} start {max(starts):.0f} s apart"
+            raise UnreadableMedia(message, "its times are damaged: record it again, or show one track alone")
+        if not any(starts):
+            return self
+        video, audio = self.video, self.audio
+        return replace(
+            self,
+            video=None if video is None else video.from_start(),
+            audio=None if audio is None else audio.from_start(),
+        )
 
     def require_video(self) -> VideoTrack:
         """The video track. Raises: MissingTrack if there is none."""
@@ -92,6 +120,45 @@ class Clip:
         if self.audio is None:
             raise MissingTrack(f"{self.name} has no audio track", "use a clip with sound, or leave audio out")
         return self.audio
+
+
+def _opened(source: Source) -> Clip:
+    """Raises: UnreadableMedia."""
+    source.check()
+    if is_animated_webp(source.head(32)):
+        return Clip(name=source.name, video=probe_webp(source), audio=None)
+    with opened(source) as container:
+        video, audio = _choose(container, "video"), _choose(container, "audio")
+        has_header = container.format.name.partition(",")[0] in STATED
+        stated = container_seconds(container) if has_header else None
+    if video is None and audio is None:
+        message = f"{source.name} has neither video nor audio that can be decoded"
+        raise UnreadableMedia(message, "expected a video or audio file")
+    sound = None if audio is None else probe_audio(source, audio)
+    first = inf if video is None else first_shown(source, video)
+    origin = first if sound is None else min(first, sound.start)
+    picture = None if video is None else probe_video(source, video, origin)
+    if sound is not None:
+        sound = replace(sound, start=sound.start - origin)
+    clip = Clip(name=source.name, video=picture, audio=sound)
+    _warn_of_cut(source, clip, stated)
+    return clip
+
+
+def _warn_of_cut(source: Source, clip: Clip, stated: float | None) -> None:
+    """Tell if there is much less than the file says, in bytes or seconds."""
+    message = None
+    if (cut := source.missing()) is not None:
+        have, size = (n // 1000 for n in cut)
+        message = f"{source.name} has {have} of {size} kB: it is cut short"
+    elif stated is not None and stated - clip.duration > slack(stated):
+        # one track may well be shorter than the file; one of the two lasts as long
+        what = "sound" if clip.video is None else "video" if clip.audio is None else "video and sound"
+        ends = "end" if clip.video and clip.audio else "ends"
+        told = f"the {what} of {source.name} {ends} at {clip.duration:.1f} s, but the file says {stated:.1f} s"
+        message = f"{told}: it may be cut short"
+    if message is not None:
+        warnings.warn(MediaWarning(message), stacklevel=4)
 
 
 def _choose(container: InputContainer, kind: Literal["video", "audio"]) -> int | None:

@@ -1,10 +1,9 @@
 """The video track of a clip."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import repeat
-from pathlib import Path
 
 import numpy as np
 from av.container import InputContainer
@@ -14,9 +13,19 @@ from av.video.stream import VideoStream
 from jaxtyping import Float, Int, UInt8
 
 from fastav.errors import UnreadableMedia
-from fastav.media._frames import FrameSource, Picture, ScannedFrames, SoughtFrames, View, decode_all, display_matrix
+from fastav.media._frames import (
+    FrameSource,
+    HeldFrames,
+    Picture,
+    ScannedFrames,
+    SoughtFrames,
+    View,
+    decode_all,
+    display_matrix,
+)
 from fastav.media._open import MAX_SIDE, WHOLE_SECONDS, check_bytes, only, opened, stated_seconds
-from fastav.media._timeline import Index, Timeline, last_shown, scan
+from fastav.media._source import Source
+from fastav.media._timeline import Index, Timeline, avi_timeline, last_shown, scan
 
 Indices = Sequence[int] | Int[np.ndarray, " picked"]
 
@@ -25,9 +34,10 @@ Indices = Sequence[int] | Int[np.ndarray, " picked"]
 class VideoTrack:
     """What is known of a video track without decoding it, and how to read its frames.
 
-    frames: how many there are; the container's own count where it keeps one that holds.
+    frames: how many there are, by the data; in MP4 and MOV by their frame table.
     fps: average frames per second. duration: in seconds.
     width, height: in pixels, upright (after the rotation that the file asks for).
+    start: seconds from the clip's start to the first frame.
     """
 
     frames: int
@@ -36,13 +46,27 @@ class VideoTrack:
     width: int
     height: int
     source: FrameSource = field(repr=False)
+    start: float = 0.0
+
+    def from_start(self) -> "VideoTrack":
+        """The track from the clip's start on, with its first picture until its own start, repeated at its rate."""
+        lead = round(self.start * self.fps)
+        if lead <= 0:
+            return self
+        return replace(
+            self,
+            frames=self.frames + lead,
+            duration=self.duration + self.start,
+            source=HeldFrames(source=self.source, lead=lead, seconds_before=self.start),
+            start=0.0,
+        )
 
     def read(self, indices: Indices) -> UInt8[np.ndarray, "picked height width 3"]:
         """Return these frames as RGB, in the order given; repeats are decoded once.
 
         An index counts frames in the order shown, so `read(indices)` is what decoding everything and indexing gives.
-        In a file over 10 minutes whose container has no frame table (all but MP4 and MOV), frame i is the one shown
-        i / fps seconds after the first.
+        In a file over 10 minutes whose container has no frame table (all but MP4, MOV and AVI), frame i is the one
+        shown i / fps seconds after the first.
 
         Raises: IndexError if an index is not in [0, frames). UnreadableMedia if the file ends before a frame or the
         frame is damaged, or if the frames together take over 4.3 GB.
@@ -85,67 +109,95 @@ class VideoTrack:
         return wanted.tolist(), place
 
 
-def probe_video(path: Path, stream_index: int) -> VideoTrack:
+def probe_video(source: Source, stream_index: int, origin: float) -> VideoTrack:
     """Find out what the track is, decoding one frame.
 
+    origin: when the clip starts, by the container's clock.
     Raises: UnreadableMedia if no frame decodes, or frames are too large.
     """
-    with opened(path) as container:
-        stream = container.streams[stream_index]
-        assert isinstance(stream, VideoStream)
-        _check_size(path, stream.width, stream.height)
-        view, first = _view(path, container, only(stream))
+    with opened(source) as container:
+        stream = _video(container, stream_index)
+        _check_size(source, stream.width, stream.height)
+        view, first = _view(source, container, only(stream), origin)
         index = Index.of(container, stream)
-        counted = stream.frames if index is None else index.frames
-        seconds = stated_seconds(container, stream)
-        is_long = seconds is not None and seconds > WHOLE_SECONDS
-        if is_long and index is None and (end := last_shown(container, stream)) is not None:
-            seconds = float((end - first) * view.tick)
-    if seconds is None or not is_long:
-        return _scanned(view, counted)
-    frames = max(1, round(seconds * view.fps)) if index is None else counted
-    return _track(view, frames, seconds, SoughtFrames(view=view, index=index, first=first))
+        stated = stated_seconds(container, stream)
+        seconds, timeline = stated, None
+        if index is None and stated is not None and stated > WHOLE_SECONDS:
+            if (timeline := avi_timeline(container, stream)) is not None:
+                return _scanned(view, timeline, 0)
+            if (end := last_shown(container, stream)) is not None:
+                seconds = float((end - first) * view.tick)
+    if seconds is None or seconds <= WHOLE_SECONDS:
+        with opened(source) as container:
+            timeline = scan(container, view.track(container))
+        return _scanned(view, timeline, 0 if index is None else index.frames)
+    frames = max(1, round(seconds * view.fps)) if index is None else index.frames
+    start = max(0.0, view.at(first))
+    return _track(view, frames, seconds, SoughtFrames(view=view, index=index, first=first), start)
 
 
-def _view(path: Path, container: InputContainer, stream: VideoStream) -> tuple[View, int]:
+def first_shown(source: Source, stream_index: int) -> float:
+    """When the first frame of a track is shown, by the container's clock.
+
+    Raises: UnreadableMedia if no frame decodes.
+    """
+    with opened(source) as container:
+        stream = only(_video(container, stream_index))
+        frame = _first_frame(container, stream)
+        if frame is None:
+            raise _no_frame(source)
+        return float((frame.pts or 0) * (stream.time_base or 0))
+
+
+def _video(container: InputContainer, index: int) -> VideoStream:
+    stream = container.streams[index]
+    assert isinstance(stream, VideoStream)
+    return stream
+
+
+def _view(source: Source, container: InputContainer, stream: VideoStream, origin: float) -> tuple[View, int]:
     """How to make arrays of the track's pictures, and when its first frame is shown, in ticks."""
     frame = _first_frame(container, stream)
     if frame is None:
-        raise UnreadableMedia(f"the video track of {path.name} holds no frame that decodes", "is the file complete?")
-    _check_size(path, frame.width, frame.height)
+        raise _no_frame(source)
+    _check_size(source, frame.width, frame.height)
     view = View(
-        path=path,
+        source=source,
         stream=stream.index,
         width=frame.width,
         height=frame.height,
         matrix=display_matrix(frame),
         tick=stream.time_base or Fraction(1, 1_000_000),
-        start=-(container.start_time or 0) / 1e6,
+        start=-origin,
         fps=float(stream.average_rate or stream.guessed_rate or 25),
     )
     return view, frame.pts or 0
 
 
-def _scanned(view: View, counted: int) -> VideoTrack:
-    """The track of a file short enough to look at every packet; `counted` is the container's own number of frames."""
-    with opened(view.path) as container:
-        timeline = scan(container, view.track(container))
+def _no_frame(source: Source) -> UnreadableMedia:
+    return UnreadableMedia(f"the video track of {source.name} holds no frame that decodes", "is the file complete?")
+
+
+def _scanned(view: View, timeline: Timeline | None, counted: int) -> VideoTrack:
+    """The track of a file all of whose packets are known; `counted` is the length of its frame table, if it has one."""
     if timeline is None:
-        with opened(view.path) as container:
+        with opened(view.source) as container:
             found = sum(1 for _ in decode_all(container, view.track(container)))
-        return _track(view, found, found / view.fps, ScannedFrames(view=view, timeline=None))
-    frames = len(timeline.shown)
-    seconds = float((timeline.end - int(timeline.shown[0])) * view.tick)
+        return _track(view, found, found / view.fps, ScannedFrames(view=view, timeline=None), 0.0)
+    frames, first = len(timeline.shown), int(timeline.shown[0])
+    seconds = float((timeline.end - first) * view.tick)
     view = view._replace(fps=_average_rate(view.fps, timeline, seconds))
     if counted - frames > max(2, counted / 100):
-        # headers are often off by a frame or two; by more, the file is cut, and reading past the cut must fail
+        # tables are often off by a frame or two; by more, the file is cut, and reading past the cut must fail
         frames, timeline = counted, timeline.before_cut()
-    return _track(view, frames, seconds, ScannedFrames(view=view, timeline=timeline))
+    return _track(view, frames, seconds, ScannedFrames(view=view, timeline=timeline), max(0.0, view.at(first)))
 
 
-def _track(view: View, frames: int, duration: float, source: FrameSource) -> VideoTrack:
+def _track(view: View, frames: int, duration: float, source: FrameSource, start: float) -> VideoTrack:
     width, height = (view.height, view.width) if view.turned else (view.width, view.height)
-    return VideoTrack(frames=frames, fps=view.fps, duration=duration, width=width, height=height, source=source)
+    return VideoTrack(
+        frames=frames, fps=view.fps, duration=duration, width=width, height=height, source=source, start=start
+    )
 
 
 def _average_rate(stated: float, timeline: Timeline, seconds: float) -> float:
@@ -166,7 +218,7 @@ def _first_frame(container: InputContainer, stream: VideoStream) -> VideoFrame |
     return None
 
 
-def _check_size(path: Path, width: int, height: int) -> None:
+def _check_size(source: Source, width: int, height: int) -> None:
     if max(width, height) > MAX_SIDE:
-        message = f"{path.name} has frames of {width} x {height}; the limit is {MAX_SIDE} pixels a side"
+        message = f"{source.name} has frames of {width} x {height}; the limit is {MAX_SIDE} pixels a side"
         raise UnreadableMedia(message, "scale it down first")

@@ -1,0 +1,162 @@
+"""What a clip is read from: a file by its path, or bytes in memory."""
+
+import binascii
+import os
+import re
+import stat
+import struct
+from base64 import b64decode
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
+from urllib.request import url2pathname
+
+from fastav.errors import UnreadableMedia, reason_of
+from fastav.media.policy import MediaPolicy, fetched, without_query
+
+UNKNOWN_SIZE = 0x7FFF_0000
+"""Sizes from here on, in the header of a RIFF file, stand for one that is not known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A media file.
+
+    name: what to call it in messages. path: where it is, or None where `data` are its bytes.
+    """
+
+    name: str
+    path: Path | None = None
+    data: bytes = field(default=b"", repr=False)
+
+    def check(self) -> None:
+        """Raises: UnreadableMedia if there is no file that can be read, or nothing in it."""
+        size = len(self.data) if self.path is None else _size(self.path)
+        if size == 0:
+            raise UnreadableMedia(f"{self.name} is empty (0 bytes)", "was the download or copy interrupted?")
+
+    def head(self, count: int) -> bytes:
+        """The first bytes."""
+        if self.path is None:
+            return self.data[:count]
+        with self.path.open("rb") as file:
+            return file.read(count)
+
+    def missing(self) -> tuple[int, int] | None:
+        """How many bytes there are and should be, of a WAV, AVI or WebP that is cut short; None for a whole one."""
+        kind, size = struct.unpack("<4sI", self.head(8).ljust(8, b"\0"))
+        have = len(self.data) if self.path is None else self.path.stat().st_size
+        # recorders that do not know the size yet write one that is close to the largest
+        if kind != b"RIFF" or size >= UNKNOWN_SIZE or have >= 0.99 * (size + 8):
+            return None
+        return have, size + 8
+
+    def stream(self) -> BytesIO:
+        """The bytes as a file, whose name has the ending by which FFmpeg tells formats apart, and no more."""
+        stream = _Named(self.data)
+        stream.name = "clip" + (re.search(r"\.\w{1,5}$", self.name) or [""])[0]
+        return stream
+
+    def bytes(self) -> bytes:
+        """All of it.  Raises: OSError."""
+        return self.data if self.path is None else self.path.read_bytes()
+
+
+class _Named(BytesIO):
+    name = ""
+
+
+def source_of(given: Any, policy: MediaPolicy) -> Source:
+    """The source that a user names.
+
+    given: a path, a URL (`file:`, `http:`, `https:`, `data:`), the bytes of a media file, or a binary file object,
+    which is read to its end.
+    Raises: UnreadableMedia.
+    """
+    if isinstance(given, bytes | bytearray | memoryview):
+        return Source(name="the clip", data=bytes(given))
+    if hasattr(given, "read"):
+        return _read(given, policy)
+    try:
+        text = os.fsdecode(given)
+    except TypeError:
+        raise UnreadableMedia(
+            f"a clip cannot be opened from {type(given).__name__}",
+            "give a path, a URL, the bytes of a media file, or a file opened with 'rb'",
+        ) from None
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", text) if isinstance(given, str) else None
+    match scheme and scheme[1].lower():
+        case "http" | "https":
+            return Source(name=_last_part(text), data=fetched(text, policy))
+        case "data":
+            return Source(name="the clip", data=_embedded(text))
+        case "file":
+            path = _path_of(text)
+        case None:
+            path = Path(text)
+        case other if text.startswith(f"{scheme and scheme[0]}//"):
+            raise UnreadableMedia(f"{other}:// cannot be opened", "give a path, file://, http:// or https://")
+        case _:
+            path = Path(text)  # a file whose name has a colon
+    if not policy.files:
+        raise UnreadableMedia(f"{path.name} is not opened: files are off here", "send the clip itself")
+    return Source(name=path.name, path=path)
+
+
+def _read(file: Any, policy: MediaPolicy) -> Source:
+    name = getattr(file, "name", None)
+    name = Path(name).name if isinstance(name, str) and name else "the clip"
+    try:
+        data = file.read(policy.max_bytes + 1)
+    except (OSError, ValueError) as error:  # closed, or opened for writing
+        raise UnreadableMedia(f"{name} cannot be read: {error}", "open it with 'rb'") from error
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise UnreadableMedia(f"{name} gives {type(data).__name__} and not bytes", "open it with 'rb'")
+    if len(data) > policy.max_bytes:
+        raise UnreadableMedia(f"{name} is larger than {policy.max_bytes:,} bytes", "give its path")
+    return Source(name=name, data=bytes(data))
+
+
+def _path_of(url: str) -> Path:
+    """The path of a `file:` URL."""
+    parts = urlsplit(url, allow_fragments=False)
+    if parts.netloc not in ("", "localhost"):
+        raise UnreadableMedia(f"{url} is on another machine ({parts.netloc})", "three slashes: file:///folder/clip.mp4")
+    query = f"?{parts.query}" if parts.query else ""  # of no meaning here, so part of the name
+    return Path(url2pathname(parts.path + query))
+
+
+def _embedded(url: str) -> bytes:
+    """The content of a `data:` URL."""
+    kind, comma, content = url.partition(",")
+    try:
+        if not comma:
+            raise ValueError("it has no comma")
+        return b64decode(unquote(content), validate=True) if kind.endswith(";base64") else unquote_to_bytes(content)
+    except (binascii.Error, ValueError) as error:
+        raise UnreadableMedia(f"the data: URL holds no clip: {error}", "data:video/mp4;base64,...") from None
+
+
+def _last_part(url: str) -> str:
+    shown = without_query(url)
+    return unquote(shown.rstrip("/").rpartition("/")[2]) or shown
+
+
+def _size(path: Path) -> int:
+    """Raises: UnreadableMedia if there is no file that can be read."""
+    try:
+        found = path.stat()
+        if stat.S_ISDIR(found.st_mode):
+            raise UnreadableMedia(f"{path} is a directory", "name one media file")
+        if not stat.S_ISREG(found.st_mode):
+            raise UnreadableMedia(f"{path} is not a regular file", "save the clip to a file first")
+        with path.open("rb"):
+            pass
+    except FileNotFoundError as error:
+        raise UnreadableMedia(f"no such file: {path}", "check the path") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or reason_of(error)
+        raise UnreadableMedia(f"{path} cannot be opened: {reason}", "check the path and its permissions") from error
+    return found.st_size

@@ -1,0 +1,78 @@
+"""Animated WebP, which FFmpeg shows no frame of: read by Pillow."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from fastav.errors import UnreadableMedia
+from fastav.media._frames import Picture
+from fastav.media._open import MAX_SIDE
+from fastav.media._source import Source
+from fastav.media.video import VideoTrack
+
+ANIMATED = 0x02  # among the flags of the chunk VP8X
+SHORTEST, USUAL = 0.011, 0.1  # seconds: browsers show frames that are said to last less for the usual time
+
+
+def is_animated_webp(head: bytes) -> bool:
+    """Whether a file that begins like this is an animated WebP."""
+    return head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and len(head) > 20 and bool(head[20] & ANIMATED)
+
+
+def probe_webp(source: Source) -> VideoTrack:
+    """The frames of an animated WebP and their times.  Decodes all, one at a time.
+
+    Raises: UnreadableMedia.
+    """
+    times, end = [], 0.0
+    with _Reading(source), Image.open(source.stream() if source.path is None else source.path) as image:
+        width, height = image.size
+        if max(width, height) > MAX_SIDE:
+            message = f"{source.name} has frames of {width} x {height}; the limit is {MAX_SIDE} pixels a side"
+            raise UnreadableMedia(message, "scale it down first")
+        for index in range(getattr(image, "n_frames", 1)):
+            image.seek(index)
+            image.load()
+            times.append(end)
+            seconds = image.info.get("duration", 0) / 1000
+            end += seconds if seconds >= SHORTEST else USUAL
+    frames = WebpFrames(source=source, times=np.array(times))
+    return VideoTrack(frames=len(times), fps=len(times) / end, duration=end, width=width, height=height, source=frames)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class WebpFrames:
+    """Frames of an animated WebP, each of which is drawn over those before it.  times: when each is shown."""
+
+    source: Source
+    times: Float[np.ndarray, " frames"]
+
+    def pick(self, wanted: list[int]) -> Iterator[Picture]:
+        """See `FrameSource`."""
+        source = self.source
+        source.check()
+        with _Reading(source), Image.open(source.stream() if source.path is None else source.path) as image:
+            for index in wanted:
+                image.seek(index)
+                yield np.asarray(image.convert("RGB"), np.uint8)
+
+    def seconds(self, wanted: list[int]) -> Float[np.ndarray, " wanted"]:
+        """See `FrameSource`."""
+        return self.times[wanted]
+
+
+class _Reading:
+    """Turns Pillow's errors, which are of many kinds, into ours."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, UnreadableMedia):
+            raise UnreadableMedia(f"{self._source.name} cannot be read: {error}", "is the file complete?") from error

@@ -1,0 +1,136 @@
+"""What a clip may be opened from, and loading clips over http."""
+
+import socket
+from dataclasses import dataclass
+from http.client import HTTPException, HTTPMessage
+from queue import Empty, SimpleQueue
+from threading import Thread
+from time import monotonic
+from typing import IO
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+from fastav.errors import UnreadableMedia
+
+CHUNK = 65_536
+STEP_SECONDS = 20.0
+"""Longest wait for a single answer of the network."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaPolicy:
+    """What `Clip.open` may read.
+
+    A server whose clients name clips wants `MediaPolicy(files=False, urls=False)`, or `urls=True` with `hosts`.
+
+    files: whether paths and `file://` are opened. urls: whether `http://` and `https://` are loaded, into memory.
+    hosts: the only ones that are loaded from, redirects included; None for any.
+    max_bytes, max_seconds: of a clip that is loaded over http, in all; and the most bytes of a file object.
+    """
+
+    files: bool = True
+    urls: bool = True
+    hosts: frozenset[str] | None = None
+    max_bytes: int = 2**30
+    max_seconds: float | int = 120.0
+
+    def check_url(self, url: str) -> None:
+        """Raises: UnreadableMedia if this may not be loaded."""
+        try:
+            parts = urlsplit(url)
+            scheme, host = parts.scheme.lower(), parts.hostname
+        except ValueError as error:
+            raise UnreadableMedia(f"{without_query(url)} is not a URL: {error}", "check the address") from None
+        if scheme not in ("http", "https") or not host:
+            raise UnreadableMedia(f"{without_query(url)} is not an http address", "use http:// or https://")
+        if not self.urls:
+            raise UnreadableMedia(f"{without_query(url)} is not loaded: URLs are off here", "give a file")
+        if self.hosts is not None and host not in self.hosts:
+            raise UnreadableMedia(
+                f"{without_query(url)} is not loaded: {host} is not an allowed host",
+                f"allowed: {', '.join(sorted(self.hosts)) or 'none'}",
+            )
+
+
+OPEN = MediaPolicy()
+
+
+def fetched(url: str, policy: MediaPolicy) -> bytes:
+    """The content of a URL.
+
+    Raises: UnreadableMedia if the policy forbids it, it cannot be loaded whole, or it takes too many bytes or too long.
+    """
+    policy.check_url(url)
+    outcomes: SimpleQueue[bytes | UnreadableMedia] = SimpleQueue()
+    # a thread, because no timeout of a socket bounds all there is: names, handshakes, headers that come by the letter
+    Thread(target=lambda: outcomes.put(_attempt(url, policy)), daemon=True, name="fastav-fetch").start()
+    try:
+        outcome = outcomes.get(timeout=policy.max_seconds)
+    except Empty:
+        outcome = _late(url, policy)
+    if isinstance(outcome, UnreadableMedia):
+        raise outcome
+    return outcome
+
+
+def without_query(url: str) -> str:
+    """A URL as messages show it: what follows the path may be a secret."""
+    return url.partition("?")[0].partition("#")[0]
+
+
+def _attempt(url: str, policy: MediaPolicy) -> bytes | UnreadableMedia:
+    shown, end = without_query(url), monotonic() + policy.max_seconds
+    try:
+        opener = build_opener(_Redirects(policy))
+        asked = Request(url, headers={"User-Agent": "fastav", "Accept": "*/*", "Accept-Encoding": "identity"})
+        with opener.open(asked, timeout=min(STEP_SECONDS, policy.max_seconds)) as answer:
+            told = answer.headers.get("Content-Length", "")
+            size = int(told) if told.isdecimal() else None
+            if size is not None and size > policy.max_bytes:
+                return _large(url, policy)
+            content = bytearray()
+            while chunk := answer.read1(CHUNK):
+                content += chunk
+                if len(content) > policy.max_bytes:
+                    return _large(url, policy)
+                if monotonic() > end:
+                    return _late(url, policy)
+        if size is not None and len(content) < size:
+            reason = f"the connection ended after {len(content):,} of {size:,} bytes"
+            return UnreadableMedia(f"{shown} cannot be loaded: {reason}", "try again")
+        return bytes(content)
+    except UnreadableMedia as error:
+        return error.with_traceback(None)
+    except HTTPError as error:
+        return UnreadableMedia(f"{shown} cannot be loaded: HTTP {error.code} {error.reason}", "check the address")
+    except (URLError, HTTPException, OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        if isinstance(reason, TimeoutError | socket.timeout):
+            return _late(url, policy)
+        return UnreadableMedia(f"{shown} cannot be loaded: {reason or type(error).__name__}", "check the address")
+
+
+class _Redirects(HTTPRedirectHandler):
+    """Goes only where the policy allows."""
+
+    def __init__(self, policy: MediaPolicy) -> None:
+        self._policy = policy
+
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> Request | None:
+        self._policy.check_url(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _large(url: str, policy: MediaPolicy) -> UnreadableMedia:
+    return UnreadableMedia(
+        f"{without_query(url)} is larger than {policy.max_bytes:,} bytes", "save it to a file and open that"
+    )
+
+
+def _late(url: str, policy: MediaPolicy) -> UnreadableMedia:
+    return UnreadableMedia(
+        f"{without_query(url)} could not be loaded within {policy.max_seconds:g} s", "save it to a file and open that"
+    )
