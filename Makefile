@@ -10,7 +10,7 @@ RIVALS := $(foreach share,$(SHARES),$(addsuffix @$(share),fastv pyramiddrop dart
 	random strided keep-first snapkv tova)) vtw omnidrop omnizip
 CONTEST := fastv pyramiddrop dycoke@0.25 random@0.5
 
-.PHONY: help setup demo test test-slow compat wheel-test vllm-test vllm-test-slow bench-load check format tables leaderboard bench bench-prepare bench-batches bench-rollout train-tiny gpu \
+.PHONY: help setup demo test test-slow compat media-compat wheel-test vllm-test vllm-test-slow bench-load check format tables leaderboard bench bench-prepare bench-batches bench-rollout train-tiny gpu \
 	gpu-videollama gpu-salmonn gpu-omni gpu-scaling gpu-rollout clean
 
 help:  ## this list
@@ -44,6 +44,9 @@ compat: $(READY)  ## the tests against the oldest and the newest supported trans
 
 wheel-test:  ## build the wheel, install it into a fresh environment without constraints, ask it about a clip
 	$(PYTHON) tests/wheel.py
+
+media-compat:  ## the tests of media on Python 3.11 to 3.13 with the oldest and newest PyAV and numpy; no torch
+	$(PYTHON) tests/media_versions.py
 
 # vLLM wants versions of its own. What is compiled for CUDA breaks imports on a CPU build of torch; of torchvision the
 # part in Python is enough, and tests/vllm/site makes it importable.

@@ -56,12 +56,21 @@ class Request:
     def __init__(
         self,
         *,
-        clip: Clip | str | PathLike[str] | bytes | BinaryIO,
+        clip: Any,
         question: str,
         use: Use | str = Use.AUTO,
     ) -> None:
         for name, value in (("clip", clip_of(clip)), ("question", question_of(question)), ("use", Use(use))):
             object.__setattr__(self, name, value)
+
+    @property
+    def shown(self) -> Clip:
+        """The clip as it is shown: if both its tracks are, both from the clip's start on (`Clip.aligned`).
+
+        For families that put video and sound together by time. Others take the tracks as they are, and their starts.
+        Raises: MissingTrack, UnreadableMedia.
+        """
+        return self.clip.aligned() if all(self.tracks) else self.clip
 
     @property
     def tracks(self) -> tuple[bool, bool]:
@@ -89,13 +98,15 @@ def clip_of(clip: Any) -> Clip:
 
 
 def question_of(question: Any) -> str:
-    """The question itself.  Raises: FastAVError if it is no text."""
+    """The question itself.  Raises: FastAVError if it is no text, or nothing but blanks."""
     if not isinstance(question, str):
         raise FastAVError(f"a question must be a text, got {type(question).__name__}")
     try:
         question.encode()
     except UnicodeEncodeError:
         raise FastAVError("the question is not text: it holds bytes that are not UTF-8") from None
+    if not question.strip():
+        raise FastAVError("the question is empty", "ask something about the clip")
     return question
 
 

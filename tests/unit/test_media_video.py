@@ -234,3 +234,24 @@ def test_the_hidden_frames_of_vp8_are_not_counted(tmp_path: Path) -> None:
 
 def test_numbers_survive_the_codec() -> None:
     assert [number_of(numbered(n)) for n in (0, 1, 7199, 65535)] == [0, 1, 7199, 65535]
+
+
+def animation(seconds: list[float]) -> bytes:
+    """A WebP of numbered frames that last so long."""
+    first, *others = [Image.fromarray(numbered(number)) for number in range(len(seconds))]
+    buffer, milliseconds = BytesIO(), [round(1000 * s) for s in seconds]
+    first.save(buffer, "webp", save_all=True, append_images=others, duration=milliseconds, lossless=True)
+    return buffer.getvalue()
+
+
+def test_an_animated_webp_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.webp"
+    path.write_bytes(animation([0.1, 0.3, 0.1, 0.5, 0.2]))
+    track = Clip.open(path).require_video()
+    assert (track.frames, track.width, track.height) == (5, 128, 64)
+    assert track.duration == pytest.approx(1.2)
+    assert numbers(track.read([4, 0, 2, 2])) == [4, 0, 2, 2]
+    np.testing.assert_allclose(track.seconds(range(5)), [0, 0.1, 0.4, 0.5, 1.0])
+    path.write_bytes(path.read_bytes()[:400])
+    with pytest.raises(UnreadableMedia, match=r"a\.webp cannot be read"):
+        Clip.open(path)

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from fastav.errors import UnreadableMedia
+from fastav.errors import UnreadableMedia, reason_of
 from fastav.media._frames import Picture
 from fastav.media._open import MAX_SIDE
 from fastav.media._source import Source
@@ -75,4 +75,5 @@ class _Reading:
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if isinstance(error, Exception) and not isinstance(error, UnreadableMedia):
-            raise UnreadableMedia(f"{self._source.name} cannot be read: {error}", "is the file complete?") from error
+            message = f"{self._source.name} cannot be read: {reason_of(error)}"
+            raise UnreadableMedia(message, "is the file complete?") from error

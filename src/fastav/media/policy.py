@@ -1,17 +1,16 @@
 """What a clip may be opened from, and loading clips over http."""
 
-import socket
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPMessage
 from queue import Empty, SimpleQueue
 from threading import Thread
 from time import monotonic
-from typing import IO
+from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from fastav.errors import UnreadableMedia
+from fastav.errors import UnreadableMedia, reason_of
 
 CHUNK = 65_536
 STEP_SECONDS = 20.0
@@ -62,14 +61,14 @@ def fetched(url: str, policy: MediaPolicy) -> bytes:
     Raises: UnreadableMedia if the policy forbids it, it cannot be loaded whole, or it takes too many bytes or too long.
     """
     policy.check_url(url)
-    outcomes: SimpleQueue[bytes | UnreadableMedia] = SimpleQueue()
+    outcomes: SimpleQueue[bytes | Exception] = SimpleQueue()
     # a thread, because no timeout of a socket bounds all there is: names, handshakes, headers that come by the letter
     Thread(target=lambda: outcomes.put(_attempt(url, policy)), daemon=True, name="fastav-fetch").start()
     try:
         outcome = outcomes.get(timeout=policy.max_seconds)
     except Empty:
         outcome = _late(url, policy)
-    if isinstance(outcome, UnreadableMedia):
+    if isinstance(outcome, Exception):
         raise outcome
     return outcome
 
@@ -79,7 +78,7 @@ def without_query(url: str) -> str:
     return url.partition("?")[0].partition("#")[0]
 
 
-def _attempt(url: str, policy: MediaPolicy) -> bytes | UnreadableMedia:
+def _attempt(url: str, policy: MediaPolicy) -> bytes | Exception:
     shown, end = without_query(url), monotonic() + policy.max_seconds
     try:
         opener = build_opener(_Redirects(policy))
@@ -105,10 +104,11 @@ def _attempt(url: str, policy: MediaPolicy) -> bytes | UnreadableMedia:
     except HTTPError as error:
         return UnreadableMedia(f"{shown} cannot be loaded: HTTP {error.code} {error.reason}", "check the address")
     except (URLError, HTTPException, OSError, ValueError) as error:
-        reason = getattr(error, "reason", None) or error
-        if isinstance(reason, TimeoutError | socket.timeout):
+        if isinstance(getattr(error, "reason", error), TimeoutError):
             return _late(url, policy)
-        return UnreadableMedia(f"{shown} cannot be loaded: {reason or type(error).__name__}", "check the address")
+        return UnreadableMedia(f"{shown} cannot be loaded: {reason_of(error)}", "check the address")
+    except Exception as error:  # whoever waits is told
+        return error
 
 
 class _Redirects(HTTPRedirectHandler):
@@ -118,7 +118,7 @@ class _Redirects(HTTPRedirectHandler):
         self._policy = policy
 
     def redirect_request(
-        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+        self, req: Request, fp: Any, code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> Request | None:
         self._policy.check_url(newurl)
         return super().redirect_request(req, fp, code, msg, headers, newurl)

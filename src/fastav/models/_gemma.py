@@ -6,9 +6,9 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int
 from transformers import PreTrainedConfig
 
-from fastav.adapter import Request
 from fastav.errors import MediaError
 from fastav.flops import DecoderShape, LayerShape
+from fastav.media import Clip
 from fastav.plan import Keep, Plan, Share, Step
 
 RATE = 16_000
@@ -17,13 +17,13 @@ LEAST = RATE // 10  # a last piece of less would not fill one token
 PAPER = 0.8  # what stays at each of the paper's fine cuts
 
 
-def pieces(request: Request) -> list[Float32[np.ndarray, " samples"]]:
+def pieces(clip: Clip) -> list[Float32[np.ndarray, " samples"]]:
     """A clip's sound in pieces of 30 s; a rest of under 0.1 s is left out.  Raises: MediaError if that is all."""
-    sound = np.asarray(request.clip.require_audio().read(RATE), np.float32)
+    sound = np.asarray(clip.require_audio().read(RATE), np.float32)
     parts = [sound[start : start + PIECE] for start in range(0, len(sound), PIECE)]
     parts = [part for part in parts if len(part) >= LEAST]
     if not parts:
-        raise MediaError(f"{request.clip.name} has under 0.1 s of sound", "ask with use='video' (--use video)")
+        raise MediaError(f"{clip.name} has under 0.1 s of sound", "ask with use='video' (--use video)")
     return parts
 
 

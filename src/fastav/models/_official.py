@@ -17,11 +17,14 @@ from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.video_utils import VideoMetadata
 
 from fastav.adapter import ModelAdapter, Prepared, Request, Use
-from fastav.errors import CheckpointError, MediaError
+from fastav.errors import CheckpointError, MediaError, reason_of
 from fastav.installation import require_packages
 from fastav.layout import Layout
 from fastav.media import VideoTrack
 from fastav.models._checkpoint import HUB_OPTIONS, read_processor, readable, refuse_differences
+
+CHANNELS_LAST = "channels_last"
+"""What processors are told of every frame: they guess wrongly of one that is 1 or 3 pixels high."""
 
 OF_TOKENS = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
 
@@ -93,10 +96,17 @@ class OfficialAdapter(ModelAdapter):
         for; MediaError if sound is asked for of a model that does not hear.
         """
         self.require(processor, requests)
-        rows = [self.row(processor, request) for request in requests]
+        rows = [self._row(processor, request) for request in requests]
         tokenizer: Any = getattr(processor, "tokenizer")  # noqa: B009  (each processor has it, their base does not)
         inputs = collated([row.inputs for row in rows], pad=tokenizer.pad_token_id)
         return Prepared(inputs=inputs, layouts=tuple(row.layout for row in rows))
+
+    def _row(self, processor: Any, request: Request) -> Row:
+        try:
+            return self.row(processor, request)
+        except (ValueError, ArithmeticError) as error:  # the processor's own words for what it does not take
+            message = f"{request.clip.name} cannot be shown to {self.name}: {reason_of(error)}"
+            raise MediaError(message, "crop it, or ask another model") from error
 
     def require(self, processor: ProcessorMixin, requests: Sequence[Request]) -> None:
         """Refuse another model's processor, and requests that the family cannot take.

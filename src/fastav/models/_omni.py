@@ -23,6 +23,7 @@ from fastav.models._adapters import of_places, with_seconds
 from fastav.models._checkpoint import HUB_OPTIONS, readable
 from fastav.models._grids import Grids, Places, grid_layouts, timed
 from fastav.models._official import (
+    CHANNELS_LAST,
     OfficialAdapter,
     Row,
     Sampled,
@@ -131,7 +132,8 @@ class OmniAdapter(OfficialAdapter):
         )
         (layout,) = grid_layouts(places, inputs)
         seconds = np.zeros(0) if shown.video is None else shown.video.seconds
-        return Row(inputs, self._with_sound(timed(layout, frames=seconds)))
+        start = request.shown.require_audio().start if shown.audio is not None else 0.0
+        return Row(inputs, self._with_sound(timed(layout, frames=seconds), start))
 
     def prompt(self, processor: ProcessorMixin, request: Request) -> Prompt:
         """What vLLM is given for a request: one video, one sound, and whether the sound is the video's own."""
@@ -159,17 +161,17 @@ class OmniAdapter(OfficialAdapter):
         refuse_written_placeholders(request.question, [getattr(processor, mark) for mark in marks])
         video, audio = request.tracks
         content = [{"type": "video" if video else "audio"}, {"type": "text", "text": request.question}]
-        clip = request.clip
+        clip = request.shown
         return _Shown(
             text=rendered(processor, content),
             video=sampled(clip.require_video(), processor.video_processor, fps=FPS) if video else None,
             audio=_heard(np.asarray(clip.require_audio().read(RATE))) if audio else None,
         )
 
-    def _with_sound(self, layout: Layout) -> Layout:
-        """The layout with the seconds of its audio tokens."""
+    def _with_sound(self, layout: Layout, start: float | int) -> Layout:
+        """The layout with the seconds of its audio tokens, whose sound starts at this second."""
         second, audio = np.array(layout.second), layout.modality == Modality.AUDIO
-        second[audio] = self.starts(int(audio.sum()))
+        second[audio] = start + self.starts(int(audio.sum()))
         return with_seconds(layout, second)
 
     def layouts(self, config: PreTrainedConfig, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
@@ -289,7 +291,8 @@ def _of_video(processor: Any, video: Sampled) -> dict[str, Any]:
 
     The processor cannot know the rate, by which it and the model place video and sound in time.
     """
-    return {"do_sample_frames": False, "fps": video.fps, **bounded(processor.video_processor)}
+    told = {"do_sample_frames": False, "fps": video.fps, "input_data_format": CHANNELS_LAST}
+    return told | bounded(processor.video_processor)
 
 
 def _together(processor: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from fastav.layout import Layout, Modality
 from fastav.models._adapters import qwen2_shape
 from fastav.models._grids import Places, grid_layouts, timed
 from fastav.models._official import (
+    CHANNELS_LAST,
     OfficialAdapter,
     Row,
     Sampled,
@@ -65,6 +66,7 @@ class SightAdapter(OfficialAdapter):
             videos=[_enough(shown.video.frames, eye.temporal_patch_size)],
             video_metadata=[shown.video.metadata],
             do_sample_frames=False,
+            input_data_format=CHANNELS_LAST,
             return_tensors="pt",
             **bounded(eye),
         )
@@ -79,7 +81,7 @@ class SightAdapter(OfficialAdapter):
         known: Any = processor
         shown, eye = self._shown(known, request), known.video_processor
         frames = _enough(shown.video.frames, eye.temporal_patch_size)
-        options = {"do_sample_frames": False, **bounded(eye)}
+        options = {"do_sample_frames": False, "input_data_format": CHANNELS_LAST, **bounded(eye)}
         return Prompt(text=shown.text, media={"video": (frames, for_vllm(shown.video))}, options=options)
 
     def _shown(self, processor: Any, request: Request) -> "_Shown":

@@ -15,7 +15,7 @@ from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
 from fastav.models._adapters import of_places, prompts_of, rows_of, with_seconds
 from fastav.models._gemma import PIECE, RATE, gemma_plan, gemma_shape, lengths, pieces, runs
-from fastav.models._official import OfficialAdapter, Row, refuse_written_placeholders, rendered
+from fastav.models._official import CHANNELS_LAST, OfficialAdapter, Row, refuse_written_placeholders, rendered
 from fastav.models._pictures import frame_indices
 from fastav.plan import Keep, Plan, Tokens
 from fastav.presets import plus, trim
@@ -65,11 +65,12 @@ class Gemma3nAdapter(OfficialAdapter):
             raise MissingTrack(f"{request.clip.name} has neither a video nor an audio track")
         track = request.clip.require_video() if seen else None
         indices = [] if track is None else frame_indices(track.frames, track.duration, most=MOST)
-        sounds = pieces(request) if heard else []
+        sounds = pieces(request.clip) if heard else []
         content = [{"type": "image"} for _ in indices] + [{"type": "audio"} for _ in sounds]
         inputs = processor(
             text=[rendered(processor, [*content, {"type": "text", "text": request.question}])],
             images=None if track is None else list(track.read(indices)),
+            images_kwargs={"input_data_format": CHANNELS_LAST},
             audio=sounds or None,
             audio_kwargs={"padding": "max_length"},
             return_tensors="pt",
@@ -79,7 +80,9 @@ class Gemma3nAdapter(OfficialAdapter):
         if track is not None:
             second[image] = track.seconds(indices)[layout.frame[image]]
         number, place = runs(audio)
-        second[audio] = (number[audio] * PIECE + place[audio] * STRIDE * HOP) / RATE
+        if heard:
+            start = request.clip.require_audio().start
+            second[audio] = start + (number[audio] * PIECE + place[audio] * STRIDE * HOP) / RATE
         return Row(dict(inputs), with_seconds(layout, second))
 
     def layouts(self, config: PreTrainedConfig, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:

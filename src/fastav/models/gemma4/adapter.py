@@ -15,7 +15,7 @@ from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
 from fastav.models._adapters import of_places, prompts_of, with_seconds
 from fastav.models._gemma import PIECE, RATE, gemma_plan, gemma_shape, lengths, pieces, runs
-from fastav.models._official import OfficialAdapter, Row, refuse_written_placeholders, rendered, sampled
+from fastav.models._official import CHANNELS_LAST, OfficialAdapter, Row, refuse_written_placeholders, rendered, sampled
 from fastav.plan import Keep, Plan, Tokens
 from fastav.presets import plus, trim
 
@@ -78,12 +78,14 @@ class Gemma4Adapter(OfficialAdapter):
         seen, heard = request.tracks
         if not (seen or heard):
             raise MissingTrack(f"{request.clip.name} has neither a video nor an audio track")
-        clip = sampled(request.clip.require_video(), processor.video_processor, fps=1) if seen else None
-        sounds = pieces(request) if heard else []
+        shown = request.shown
+        clip = sampled(shown.require_video(), processor.video_processor, fps=1) if seen else None
+        sounds = pieces(shown) if heard else []
         content = [{"type": "video"}] * seen + [{"type": "audio"}] * len(sounds)
         options: dict[str, Any] = {}
         if clip is not None:
             options = {"videos": [clip.frames], "video_metadata": [clip.metadata], "do_sample_frames": False}
+            options["input_data_format"] = CHANNELS_LAST
         inputs = processor(
             text=[rendered(processor, [*content, {"type": "text", "text": request.question}])],
             audio=sounds or None,
@@ -92,7 +94,8 @@ class Gemma4Adapter(OfficialAdapter):
             **options,
         )
         (layout,) = _layouts(processor.video_token_id, processor.image_token_id, processor.audio_token_id, inputs)
-        return Row(dict(inputs), _timed(layout, None if clip is None else clip.seconds))
+        start = shown.require_audio().start if heard else 0.0
+        return Row(dict(inputs), _timed(layout, None if clip is None else clip.seconds, start))
 
     def layouts(self, config: PreTrainedConfig, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
         """The layout of each row, from the arguments of `forward` alone; seconds are unknown."""
@@ -157,10 +160,10 @@ def _layouts(video_id: int, image_id: int, audio_id: int, inputs: Mapping[str, A
         yield of_places(video, ids == audio_id, image=ids == image_id, frame=frame)
 
 
-def _timed(layout: Layout, frames: Float[np.ndarray, " frames"] | None) -> Layout:
+def _timed(layout: Layout, frames: Float[np.ndarray, " frames"] | None, start: float | int) -> Layout:
     second, video, audio = np.array(layout.second), layout.frame >= 0, layout.modality == Modality.AUDIO
     if frames is not None:
         second[video] = frames[layout.frame[video]]
     number, place = runs(audio)
-    second[audio] = (number[audio] * PIECE + place[audio] * STEP) / RATE
+    second[audio] = start + (number[audio] * PIECE + place[audio] * STEP) / RATE
     return with_seconds(layout, second)

@@ -17,7 +17,7 @@ from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
 from fastav.models._adapters import of_places, prompts_of, qwen2_shape, rows_of, with_seconds
 from fastav.models._checkpoint import HUB_OPTIONS, readable
-from fastav.models._official import OfficialAdapter, Row, refuse_written_placeholders, rendered
+from fastav.models._official import CHANNELS_LAST, OfficialAdapter, Row, refuse_written_placeholders, rendered
 from fastav.models._pictures import frame_indices
 from fastav.models.phi4_multimodal.lora import merge
 from fastav.plan import Keep, Plan, Tokens
@@ -119,7 +119,7 @@ class Phi4MultimodalAdapter(OfficialAdapter):
             text=[rendered(processor.tokenizer, content)],  # the processor loses its template when it is read
             images=list(track.read(indices)),
             audio=[self._sound(request)] if heard else None,
-            images_kwargs={"dynamic_hd": 1},
+            images_kwargs={"dynamic_hd": 1, "input_data_format": CHANNELS_LAST},
             audio_kwargs={"sampling_rate": RATE},
             return_tensors="pt",
         )
@@ -128,7 +128,8 @@ class Phi4MultimodalAdapter(OfficialAdapter):
         (layout,) = _layouts(processor.image_token_id, processor.audio_token_id, inputs)
         second, audio = np.array(layout.second), layout.modality == Modality.AUDIO
         second[layout.frame >= 0] = track.seconds(indices)[layout.frame[layout.frame >= 0]]
-        second[audio] = np.arange(audio.sum()) * STRIDE * HOP / RATE
+        if heard:
+            second[audio] = request.clip.require_audio().start + np.arange(audio.sum()) * STRIDE * HOP / RATE
         return Row(dict(inputs), with_seconds(layout, second))
 
     def _sound(self, request: Request) -> np.ndarray:

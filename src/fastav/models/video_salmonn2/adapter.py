@@ -170,7 +170,7 @@ def _timed(scheme: Scheme, inputs: Mapping[str, Any], clips: Sequence[Mapping[st
         second = np.array(layout.second)
         video, audio = layout.modality == Modality.VIDEO, layout.modality == Modality.AUDIO
         second[video] = clip["shown"][layout.frame[video]]
-        second[audio] = [next(heard) for _ in range(audio.sum())]
+        second[audio] = [clip["sound_start"] + next(heard) for _ in range(audio.sum())]
         yield with_seconds(layout, second)
 
 

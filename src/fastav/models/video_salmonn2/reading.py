@@ -16,12 +16,14 @@ def read_clip(request: Request, scheme: Scheme) -> dict[str, Any]:
     video, audio = request.tracks
     if not (video or audio):
         raise MissingTrack(f"{request.clip.name} has neither a video nor an audio track")
-    read: dict[str, Any] = {"video": None, "audio": None, "seconds": None, "shown": np.zeros(0)}
+    clip = request.shown  # the original takes both tracks to start together, and hears late sound too early
+    read: dict[str, Any] = {"video": None, "audio": None, "seconds": None, "shown": np.zeros(0), "sound_start": 0.0}
     if video:
-        track = request.clip.require_video()
+        track = clip.require_video()
         indices = sample_frames(track.frames, track.fps, scheme)
         read |= {"video": track.read(indices), "seconds": track.frames / track.fps, "shown": track.seconds(indices)}
     if audio:
         seconds = read["seconds"] if video else scheme.max_time
-        read["audio"] = left_channel(request.clip.require_audio(), round(RATE * seconds))
+        sound = clip.require_audio()
+        read |= {"audio": left_channel(sound, round(RATE * seconds)), "sound_start": sound.start}
     return read

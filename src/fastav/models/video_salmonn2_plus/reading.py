@@ -16,12 +16,13 @@ def read_clip(request: Request, scheme: Scheme) -> dict[str, Any]:
             f"{request.clip.name} is shown without video, and video-SALMONN 2+ hears sound only along with a picture",
             "use a clip with video, or another model",
         )
-    track = request.clip.require_video()
+    clip = request.shown  # the original takes both tracks to start together, and hears late sound too early
+    track = clip.require_video()
     seconds = track.frames / track.fps
     indices = sample_frames(track.frames, scheme.frames(seconds))
     return {
         "video": read_frames(track, indices, scheme),
-        "audio": request.clip.require_audio().read(RATE) if audio else None,
+        "audio": clip.require_audio().read(RATE) if audio else None,
         "seconds": seconds,
         "step_starts": track.seconds(indices)[:: scheme.temporal],
     }

@@ -28,12 +28,12 @@ def read_clip(request: Request, scheme: Scheme) -> dict[str, Any]:
         samples = sound.length(RATE)
         bounds = clip_bounds(samples, scheme)
         read["audio"] = sound.read(RATE, spans=[(int(start), int(end)) for start, end in bounds])
-        read["sound_seconds"] = _soundtrack_seconds(times, bounds, samples)
+        read["sound_seconds"] = _soundtrack_seconds(times, bounds, samples) + sound.start
     elif audio:
         sound = request.clip.require_audio()
         read["audio"] = sound.native(channel=0, max_seconds=float(scheme.audio_seconds))
         read["rate"] = sound.sample_rate
-        read["sound_seconds"] = times / RATE
+        read["sound_seconds"] = times / RATE + sound.start
     return read
 
 
