@@ -1,10 +1,9 @@
 """A clip: the video and audio tracks of one file, or of arrays."""
 
-import os
 import warnings
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 from av.container import InputContainer
@@ -43,7 +42,7 @@ class Clip:
     @classmethod
     def open(
         cls,
-        source: str | os.PathLike[str] | bytes | BinaryIO,
+        source: Any,
         *,
         policy: MediaPolicy = OPEN,
     ) -> "Clip":
