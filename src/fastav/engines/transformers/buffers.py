@@ -43,6 +43,16 @@ class Stored:
             valid = None if shown is None else shown[:, prompt - held :]
         return cls(keys=layer.keys, values=layer.values, slots=slots, valid=valid, window=window)
 
+    def first(self, tokens: int) -> "Stored":
+        """Of these tokens no more than so many."""
+        return Stored(
+            keys=self.keys[:, :, :tokens],
+            values=self.values[:, :, :tokens],
+            slots=self.slots[:, :tokens],
+            valid=None,
+            window=self.window,
+        )
+
     def capacity(self, room: int, *, fixed: bool) -> int:
         """Tokens that buffers are made for, which are to take `room` more.
 

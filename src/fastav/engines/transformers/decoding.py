@@ -19,7 +19,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from fastav import cache_argument
 from fastav.adapter import ModelAdapter, adapter_for
-from fastav.engines.transformers import guards, stepping
+from fastav.engines.transformers import decoder_layers, guards, stepping
 from fastav.engines.transformers.buffers import Stored
 from fastav.engines.transformers.choosing import Chosen, Echo, Stop
 from fastav.engines.transformers.compiled import is_compiled
@@ -89,8 +89,9 @@ class Decoding:
     def _decode(self, model: Any, chosen: Chosen, token: Tensor, kwargs: dict[str, Any]) -> None:
         names = {*(model.config.architectures or ()), type(model).__name__}
         adapter = self._adapter or adapter_for(names, model.config.to_dict())
-        decoder = adapter.decoder(model)
+        decoder: Any = adapter.decoder(model)
         guards.check_device(decoder)
+        decoder_layers.check_types(decoder.config)
         inputs = _first_step(model, chosen.ids, kwargs)
         cache = cache_argument.in_arguments(kwargs)
         given, prompt = _given(cache, decoder.config, kwargs.get("attention_mask"))
@@ -98,6 +99,7 @@ class Decoding:
         fixed = _capturable(model, adapter, inputs) if self._capture is None else self._capture
         held = ExitStack()
         with stepped(decoder), getattr(model, "_optimize_model_for_decode", nullcontext)():
+            stepping.check_masks(model, decoder, inputs, given)
             while not chosen.done:
                 room = min(chosen.left, ROOM)
                 following = ExitStack()
@@ -206,5 +208,6 @@ def _of_a_step(value: Any) -> bool:
 def _given(cache: Any, config: Any, shown: Int[Tensor, "batch prompt"] | None) -> tuple[list[Stored], int]:
     """What the prefill has stored, layer by layer, and how many columns it had."""
     prompt, mask = cache.get_seq_length(), None if shown is None else shown.bool()
-    layers = enumerate(cache.layers[: guards.layers_with_cache(config)])
-    return [Stored.of(layer, mask, prompt, guards.window(config, index)) for index, layer in layers], prompt
+    owners, windows = decoder_layers.layers_with_cache(config), decoder_layers.windows(config)
+    layers = zip(cache.layers[:owners], windows[:owners], strict=True)
+    return [Stored.of(layer, mask, prompt, window) for layer, window in layers], prompt

@@ -14,6 +14,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from fastav import mixing
 from fastav.adapter import ModelAdapter
 from fastav.engines.transformers.buffers import StepCache
+from fastav.engines.transformers.decoder_layers import layer_types, layers_with_cache, narrow
 from fastav.errors import UnsupportedModel, UnsupportedPlan
 from fastav.method import Method, Signal
 
@@ -66,7 +67,7 @@ def check_decoder(config: PreTrainedConfig, cuts: tuple[tuple[int, Method], ...]
             raise UnsupportedPlan(f"no layer has attended yet when layer 0 is entered ({named})", "start at layer 1")
         if not method.needs & {Signal.LAST_QUERY, Signal.TEXT_QUERIES, Signal.WINDOW}:
             continue
-        if types[layer - 1] == "sliding_attention":
+        if narrow(config)[layer - 1]:
             raise UnsupportedPlan(
                 f"layer {layer - 1} attends within a window, so its last query cannot score all tokens",
                 "place the step after a layer of full attention",
@@ -97,7 +98,7 @@ def check_caches(config: PreTrainedConfig, cuts: tuple[tuple[int, Method], ...])
             )
         if layer >= (owners := layers_with_cache(config)):
             raise UnsupportedPlan(f"layer {layer} has no cache of its own", f"place the step before layer {owners}")
-        if window(config, layer) is not None:
+        if narrow(config)[layer]:
             raise UnsupportedPlan(
                 f"layer {layer} attends within a window, and its cache holds no more", "name layers of full attention"
             )
@@ -113,30 +114,6 @@ def check_layers(layers: Sequence[nn.Module]) -> None:
             raise UnsupportedModel(f"{type(layer).__name__} cannot be pruned: {why}")
 
 
-def layer_types(config: PreTrainedConfig) -> list[str]:
-    """What kind of attention each layer has."""
-    return getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-
-
-def window(config: PreTrainedConfig, layer: int) -> int | None:
-    """How many tokens a query of this layer sees at most; None if all."""
-    return config.sliding_window if layer_types(config)[layer] == "sliding_attention" else None
-
-
-def layers_with_cache(config: PreTrainedConfig) -> int:
-    """How many layers, the first ones, have keys and values of their own; later ones share theirs."""
-    return config.num_hidden_layers - (getattr(config, "num_kv_shared_layers", None) or 0)
-
-
-def source(config: PreTrainedConfig, layer: int) -> int:
-    """The layer whose keys and values this one reads: itself, or the last of its type that has its own."""
-    owners = layers_with_cache(config)
-    if layer < owners:
-        return layer
-    types = layer_types(config)
-    return max(index for index in range(owners) if types[index] == types[layer])
-
-
 def check_attention(config: PreTrainedConfig, implementation: str | None, first: int) -> None:
     """Refuse attention whose masks the engine cannot follow.  first: the first pruned layer.
 
@@ -148,7 +125,7 @@ def check_attention(config: PreTrainedConfig, implementation: str | None, first:
             "flash attention takes a layer's queries for its last keys, which they are not where keys are shared",
             "load the model with attn_implementation='sdpa'",
         )
-    if flash and "sliding_attention" in layer_types(config)[first:]:
+    if flash and any(narrow(config)[first:]):
         raise UnsupportedPlan(
             "flash attention counts its sliding window in stored keys, which are not neighbours after pruning",
             "load the model with attn_implementation='sdpa', or prune after the last sliding-window layer",

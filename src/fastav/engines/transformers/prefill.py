@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 
 from fastav import cache_argument
 from fastav.attention import attention_rows, last_query_attention
-from fastav.engines.transformers import gather, guards, staging
+from fastav.engines.transformers import decoder_layers, gather, guards, staging
 from fastav.engines.transformers.cache import PrunedLayer
 from fastav.errors import UnsupportedModel, UnsupportedPlan
 from fastav.layout import Modality
@@ -57,12 +57,12 @@ class Schedule:
     @cached_property
     def windows(self) -> tuple[int | None, ...]:
         """How many tokens a query of each layer sees at most."""
-        return tuple(guards.window(self.config, layer) for layer in range(self.depth))
+        return decoder_layers.windows(self.config)
 
     @cached_property
     def sources(self) -> tuple[int, ...]:
         """The layer whose keys each layer reads."""
-        return tuple(guards.source(self.config, layer) for layer in range(self.depth))
+        return tuple(decoder_layers.source(self.config, layer) for layer in range(self.depth))
 
     @cached_property
     def last_rollout(self) -> int:

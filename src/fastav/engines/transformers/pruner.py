@@ -21,7 +21,7 @@ from transformers.cache_utils import Cache
 
 from fastav import cache_argument
 from fastav.adapter import AudioAttention, ModelAdapter, adapter_for, plan_named
-from fastav.engines.transformers import gather, guards, staging
+from fastav.engines.transformers import decoder_layers, gather, guards, staging
 from fastav.engines.transformers.applied import check_prefill
 from fastav.engines.transformers.buffers import StepCache
 from fastav.engines.transformers.cache import PrunedLayer
@@ -102,7 +102,7 @@ class Pruning:
             config=self._config,
             cuts=tuple((layer, method_of(step)) for layer, step in plan.cuts(depth)),
             cache_cuts=tuple((layer, method_of(step)) for layer, step in plan.cache_cuts(depth)),
-            owners=guards.layers_with_cache(self._config),
+            owners=decoder_layers.layers_with_cache(self._config),
             depth=depth,
         )
         self._first = self._schedule.first
@@ -280,6 +280,7 @@ class Pruning:
             raise UnsupportedPlan("the model was called without a prompt", "pass input_ids or inputs_embeds")
         batch, length = tokens.shape[:2]
         layouts = self._layouts_of(inputs, batch, length)
+        decoder_layers.check_length(self._config, length)
         device = tokens.device
         prompt = staging.stage_prompt(layouts, length, device)
         padded = any(len(layout) < length for layout in layouts)
@@ -381,7 +382,7 @@ class Pruning:
         return (hidden,), dict(state.layer_arguments(index, kwargs, hidden.dtype))
 
     def _decode_arguments(self, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
-        layer, new = cache_argument.in_arguments(kwargs).layers[guards.source(self._config, index)], hidden.shape[-2]
+        layer, new = cache_argument.in_arguments(kwargs).layers[self._schedule.sources[index]], hidden.shape[-2]
         mask = kwargs.get("attention_mask")
         if not isinstance(layer, PrunedLayer):
             return kwargs  # it shares what an unpruned layer holds

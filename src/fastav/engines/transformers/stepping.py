@@ -4,19 +4,19 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
-from weakref import ref
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from fastav import cache_argument
 from fastav.attention import one_query_attention
-from fastav.engines.transformers import guards
+from fastav.engines.transformers import decoder_layers
 from fastav.engines.transformers.buffers import StepCache, StepLayer, Stored
 from fastav.engines.transformers.tap import replaced
-from fastav.errors import UnsupportedPlan
+from fastav.errors import UnsupportedModel, UnsupportedPlan
 
 ROOM = 256  # tokens that buffers have room for, behind what a prefill has stored
 CAPTURING = frozenset({"cuda"})  # kinds of devices that capture
@@ -26,7 +26,9 @@ _PLAIN = {
     *("scaling", "dropout", "is_causal", "sliding_window", "position_ids", "cache_position", "use_cache"),
     *("output_attentions", "output_router_logits"),
 }
+MASKED = ("eager", "sdpa")  # attention that sees windows in its mask; others are told their length
 _running = threading.local()
+_checked: WeakKeyDictionary[Any, set[tuple[Any, ...]]] = WeakKeyDictionary()
 _capturing = threading.Lock()
 
 
@@ -50,8 +52,9 @@ class Stepper:
     ) -> None:
         self.cache = StepCache(like, capacities, fixed=fixed)
         self._model, self._decoder = ref(model), ref(decoder)
-        self._sources = [guards.source(decoder.config, index) for index in range(len(decoder.layers))]
+        self.sources = [decoder_layers.source(decoder.config, index) for index in range(len(decoder.layers))]
         self.inputs = {name: v.clone() if isinstance(v, Tensor) else v for name, v in inputs.items()}
+        self._kind = decoder.config._attn_implementation
         self._own = cache_argument.as_argument(self.cache, model.forward)
         self._own["attention_mask"] = _no_mask(decoder.config, model.device)
         self._graph: Any = None
@@ -77,13 +80,24 @@ class Stepper:
         assert self._logits is not None
         return self._logits
 
+    def masks(self) -> dict[nn.Module, Any]:
+        """What the model's own code tells each attention call of what a step may see: as `_agrees` takes it."""
+        if self._kind in MASKED:
+            self._own["attention_mask"] = None
+        _running.shown = shown = {}
+        try:
+            self._step()
+        finally:
+            _running.shown = None
+        return shown
+
     def _step(self) -> Float[Tensor, "batch vocabulary"]:
         model, decoder = self._model(), self._decoder()
         assert model is not None
         assert decoder is not None
         layers: Any = decoder.layers
         _running.layers = {
-            layer.self_attn: self.cache.steps[source] for layer, source in zip(layers, self._sources, strict=True)
+            layer.self_attn: self.cache.steps[source] for layer, source in zip(layers, self.sources, strict=True)
         }
         try:
             logits = model(**self.inputs, **self._own).logits[:, -1]
@@ -94,6 +108,47 @@ class Stepper:
         if (positions := self.inputs.get("position_ids")) is not None:
             positions.add_(1)
         return logits
+
+
+def check_masks(model: Any, decoder: Any, inputs: Mapping[str, Any], like: Sequence[Stored]) -> None:
+    """Refuse a model whose layers see other tokens than the buffers of its steps would show them.
+
+    Once for each model: it runs a step over buffers that say they are far behind a prompt, where all windows slide, and
+    makes the masks itself.  inputs: of a step. like: what a prefill has stored.
+
+    Raises: UnsupportedModel.
+    """
+    kind, windows = decoder.config._attn_implementation, tuple(one.window for one in like)
+    if (kind, windows) in _checked.setdefault(decoder, set()):
+        return
+    few = [one.first(1) for one in like]
+    stepper = Stepper(model, decoder, inputs, few, [2] * len(few), fixed=False)
+    longest = getattr(decoder.config, "max_position_embeddings", None) or 0
+    far = max(longest, *(2 * (window or 0) for window in windows), 1024)
+    stepper.cache.fill(few, far)
+    shown = stepper.masks()
+    for index, (layer, source) in enumerate(zip(decoder.layers, stepper.sources, strict=True)):
+        if layer.self_attn not in shown or not _agrees(shown[layer.self_attn], windows[source], far + 1, kind):
+            told = "all earlier tokens" if windows[source] is None else f"a window of {windows[source]} tokens"
+            raise UnsupportedModel(
+                f"Decoding would show layer {index} of {type(decoder).__name__} {told}, as its configuration says, and "
+                "the model itself does not",
+                "leave custom_generate out",
+            )
+    _checked[decoder].add((kind, windows))
+
+
+def _agrees(told: Any, window: int | None, total: int, kind: str) -> bool:
+    """Whether what an attention call was told shows the last of `total` tokens a window (None: all).
+
+    told: the mask, or for attention that is not `MASKED` its `sliding_window`.
+    """
+    if kind not in MASKED or told is None:
+        return told == window
+    seen = told if told.dtype == torch.bool else told > torch.finfo(told.dtype).min / 2
+    places = torch.arange(total, device=seen.device)
+    expected = places > total - 1 - (total if window is None else window)
+    return seen.shape[-1] == total and torch.equal(seen, expected.expand_as(seen))
 
 
 def record(step: Callable[[], Tensor], device: torch.device) -> tuple[Any, Tensor]:
@@ -132,6 +187,8 @@ def attend(
         return function(module, query, key, value, mask, *args, **kwargs)
     layer.require_updated()
     seen, kind = layer.seen(), module.config._attn_implementation
+    if (shown := getattr(_running, "shown", None)) is not None:
+        shown[module] = mask if kind in MASKED else kwargs.get("sliding_window")
     told = {name for name, setting in kwargs.items() if setting is not None}
     if kind == "eager" or args or told - _PLAIN or kwargs.get("dropout"):
         return function(module, query, key, value, _as_kind(seen, kind, query.dtype), *args, **kwargs)

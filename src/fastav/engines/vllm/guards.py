@@ -9,7 +9,7 @@ import numpy as np
 from transformers import PreTrainedConfig
 
 from fastav.adapter import ModelAdapter, adapter_for, plan_named
-from fastav.engines.transformers import guards
+from fastav.engines.transformers import decoder_layers, guards
 from fastav.errors import PlanError, UnsupportedModel, UnsupportedPlan
 from fastav.method import Method, Signal, method_of
 from fastav.methods.keep_first import KeepFirst
@@ -205,7 +205,7 @@ def check_plan(asked: Asked) -> None:
         raise UnsupportedPlan("vLLM's cache cannot give back tokens of one layer alone", "leave cache_only out")
     guards.check_decoder(asked.text, asked.cuts)
     first = min((layer for layer, _ in asked.cuts), default=asked.depth)
-    if "sliding_attention" in guards.layer_types(asked.text)[first:]:
+    if any(decoder_layers.narrow(asked.text)[first:]):
         raise UnsupportedPlan(
             "vLLM counts a sliding window in stored keys, which are not neighbours after pruning",
             "prune after the last sliding-window layer",
