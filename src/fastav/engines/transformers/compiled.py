@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import nn
 
+from fastav.engines.transformers.wrapped import unwrapped
+
 KINDS = ("RMSNorm", "MLP")  # how their classes' names end
 
 
@@ -36,4 +38,9 @@ def is_compiled(decoder: Any) -> bool:
 
 
 def _modules(decoder: Any) -> list[nn.Module]:
-    return [module for layer in decoder.layers for module in layer.children() if type(module).__name__.endswith(KINDS)]
+    return [
+        module
+        for layer in decoder.layers
+        for module in unwrapped(layer).children()
+        if type(module).__name__.endswith(KINDS)
+    ]

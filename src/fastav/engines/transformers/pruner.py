@@ -27,6 +27,7 @@ from fastav.engines.transformers.buffers import StepCache
 from fastav.engines.transformers.cache import PrunedLayer
 from fastav.engines.transformers.prefill import Prefill, Schedule
 from fastav.engines.transformers.tap import tapped
+from fastav.engines.transformers.wrapped import attention_of, parameters_of, unwrapped
 from fastav.errors import PlanError, UnsupportedModel, UnsupportedPlan
 from fastav.layout import MEDIA, Layout, Modality
 from fastav.method import Signal, method_of
@@ -95,7 +96,7 @@ class Pruning:
         self._layers = list(self._decoder.layers)  # pyright: ignore[reportArgumentType]
         self._config: Any = self._decoder.config
         self._parameters = tuple(signature(model.forward).parameters)
-        self._layer_parameters = tuple(signature(self._layers[0].forward).parameters)
+        self._layer_parameters = parameters_of(self._layers[0])
         depth = len(self._layers)
         self._schedule = Schedule(
             plan=plan,
@@ -208,18 +209,19 @@ class Pruning:
 
     @contextmanager
     def _claimed(self) -> Iterator[None]:
+        layers = [unwrapped(layer) for layer in self._layers]
         with _claims:
-            if any(layer in _pruned for layer in self._layers):
+            if any(layer in _pruned for layer in layers):
                 raise UnsupportedPlan("the model is being pruned already", "leave the other context first")
-            _pruned.update(self._layers)
+            _pruned.update(layers)
         try:
             yield
         finally:
             with _claims:
-                _pruned.difference_update(self._layers)
+                _pruned.difference_update(layers)
 
     def _attention(self, layer: int) -> nn.Module:
-        attention = getattr(self._layers[layer], "self_attn", None)
+        attention = attention_of(self._layers[layer])
         if attention is None:
             raise UnsupportedModel(f"layer {layer} of {type(self._decoder).__name__} has no self_attn to score with")
         return attention

@@ -16,6 +16,7 @@ from fastav.attention import one_query_attention
 from fastav.engines.transformers import decoder_layers
 from fastav.engines.transformers.buffers import StepCache, StepLayer, Stored
 from fastav.engines.transformers.tap import replaced
+from fastav.engines.transformers.wrapped import attention_of
 from fastav.errors import UnsupportedModel, UnsupportedPlan
 
 ROOM = 256  # tokens that buffers have room for, behind what a prefill has stored
@@ -97,7 +98,7 @@ class Stepper:
         assert decoder is not None
         layers: Any = decoder.layers
         _running.layers = {
-            layer.self_attn: self.cache.steps[source] for layer, source in zip(layers, self.sources, strict=True)
+            attention_of(layer): self.cache.steps[source] for layer, source in zip(layers, self.sources, strict=True)
         }
         try:
             logits = model(**self.inputs, **self._own).logits[:, -1]
@@ -128,7 +129,8 @@ def check_masks(model: Any, decoder: Any, inputs: Mapping[str, Any], like: Seque
     stepper.cache.fill(few, far)
     shown = stepper.masks()
     for index, (layer, source) in enumerate(zip(decoder.layers, stepper.sources, strict=True)):
-        if layer.self_attn not in shown or not _agrees(shown[layer.self_attn], windows[source], far + 1, kind):
+        attention = attention_of(layer)
+        if attention not in shown or not _agrees(shown[attention], windows[source], far + 1, kind):
             told = "all earlier tokens" if windows[source] is None else f"a window of {windows[source]} tokens"
             raise UnsupportedModel(
                 f"Decoding would show layer {index} of {type(decoder).__name__} {told}, as its configuration says, and "
@@ -174,7 +176,7 @@ def stepped(decoder: Any) -> Iterator[None]:
     """While active, a step's attention looks at buffers as `attend` does; whatever else the decoder runs does not."""
     with ExitStack() as stack:
         for layer in decoder.layers:
-            stack.enter_context(replaced(layer.self_attn, attend))
+            stack.enter_context(replaced(attention_of(layer), attend))
         yield
 
 

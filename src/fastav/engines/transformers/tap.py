@@ -8,10 +8,11 @@ before, in any thread.
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -73,12 +74,11 @@ def _install() -> None:
     plain = ALL_ATTENTION_FUNCTIONS.get_interface
     before = vars(ALL_ATTENTION_FUNCTIONS).get("get_interface")
 
-    @lru_cache(maxsize=64)
-    def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
-        return partial(_observe_then, function)
+    # what observers note must not become part of a compiled layer
+    observe: Any = torch.compiler.disable(_observe_then)
 
     def get_interface(attn_implementation: str, default: Callable[..., Any]) -> Callable[..., Any]:
-        return wrap(plain(attn_implementation, default))
+        return partial(observe, plain(attn_implementation, default))
 
     vars(ALL_ATTENTION_FUNCTIONS)["get_interface"] = get_interface
     _installed.append((get_interface, before))
