@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from fastav import mixing
 from fastav.errors import FastAVError, MissingTrack, PlanError, UnsupportedModel
 from fastav.flops import DecoderShape
+from fastav.installation import importable
 from fastav.layout import Layout
 from fastav.media import Clip
 from fastav.plan import Plan
@@ -25,6 +25,9 @@ from fastav.presets import NONE
 from fastav.recipes import recipe
 from fastav.registry import MODELS, RECIPES, unknown_name
 from fastav.wording import counted
+
+with importable():  # the first import of transformers' models in most programs, where a broken package shows
+    from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 
 class Use(StrEnum):

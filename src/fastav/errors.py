@@ -13,6 +13,8 @@ FastAVError
 ├── InstallationError       a package that is missing, or does not fit the others
 ├── CalibrationError        evidence that no plan can be read off, or that belongs to something else
 └── TaskError               a benchmark whose annotations or clips are missing or malformed
+
+`FastAVWarning` is no error: what a user should know about an answer that is given all the same.
 """
 
 

@@ -74,7 +74,7 @@ class Registry(Mapping[str, Any]):
         except Exception as error:  # whatever another package does when it is imported
             package = getattr(self._theirs[name].dist, "name", "another package")
             raise FastAVError(
-                f"the {self.kind} {name!r} of {package} cannot be loaded: {reason_of(error)}",
+                f"the {self.kind} {name!r} of {package} cannot be loaded: {reason_of(error, with_type=True)}",
                 "mend or uninstall that package",
             ) from error
 

@@ -97,6 +97,10 @@ try:
     fastav.pipeline
 except fastav.FastAVError as error:
     print(type(error).__name__)
+try:
+    from fastav.adapter import Request
+except fastav.FastAVError as error:
+    print(type(error).__name__)
 """
 
 
@@ -107,7 +111,7 @@ def test_a_torchvision_that_does_not_fit_torch_is_one_error_with_a_hint(tmp_path
     (tmp_path / "torchvision-9.9.dist-info" / "METADATA").write_text("Name: torchvision\nVersion: 9.9\n")
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {COMMAND}"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=300)
-    assert done.stdout == "2 2\nInstallationError\n", done.stderr
+    assert done.stdout == "2 2\nInstallationError\nInstallationError\n", done.stderr
     error, hint, *again = done.stderr.splitlines()
     assert error.startswith("error: torchvision 9.9 does not work with torch 2.")
     assert error.endswith(": operator torchvision::nms does not exist")
