@@ -21,7 +21,9 @@ from fastav.sources import find_source, model_name
 class Pipeline:
     """A loaded model and the plan it runs by.  Made by `fastav.pipeline`.
 
-    As a context it closes its engine in the end, for one that holds processes of its own.
+    It may be called from several threads: the engine transformers answers them one after another. A call from within
+    `on_text` of the same pipeline is an error. As a context it closes its engine in the end, for one that holds
+    processes of its own.
     """
 
     def __init__(self, engine: Engine, plan: Plan, adapter: ModelAdapter) -> None:

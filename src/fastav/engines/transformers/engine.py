@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from threading import Lock
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +20,7 @@ from fastav.engines.transformers.choosing import Stop, settings
 from fastav.engines.transformers.decoding import Decoding, forget
 from fastav.engines.transformers.placing import known_attention, placed
 from fastav.engines.transformers.pruner import prune
+from fastav.engines.transformers.request_lock import RequestLock
 from fastav.engines.transformers.stopwatch import PeakMemory, Phases
 from fastav.engines.transformers.streaming import Stream
 from fastav.engines.transformers.tracing import trace
@@ -44,7 +46,7 @@ class _Batch:
 
 
 class TransformersEngine(Engine):
-    """A loaded model with its processor and adapter.
+    """A loaded model with its processor and adapter.  Answers one batch at a time; other threads wait for their turn.
 
     encode_ahead: whether the encoders of a set's next batch run while the current one is answered, for which a device
     must have room; None for where that is on another stream of a CUDA device. Answers are the same.
@@ -62,6 +64,7 @@ class TransformersEngine(Engine):
     ) -> None:
         self.model, self.processor, self.adapter = model, processor, adapter
         self._encode_ahead = encode_ahead
+        self._answering, self._preparing = RequestLock(), Lock()
 
     @classmethod
     def load(
@@ -147,7 +150,8 @@ class TransformersEngine(Engine):
     def preparer(self, plan: Plan, *, max_new_tokens: int = 128, sampling: Sampling = GREEDY) -> Prepare:
         """What decodes and tokenizes batches, in any thread, and runs their encoders where that is asked for."""
         self._require(plan, max_new_tokens)
-        ahead = Ahead(self.model, self.adapter) if self._encodes_ahead(plan) else None
+        with self._answering:  # a model that answers is not one to be copied
+            ahead = Ahead(self.model, self.adapter) if self._encodes_ahead(plan) else None
 
         def prepare(requests: Sequence[Request]) -> Run:
             batch = self._batch(requests, max_new_tokens)
@@ -162,10 +166,11 @@ class TransformersEngine(Engine):
     def trace(self, request: Request, plan: Plan, *, alpha: float = ALPHA) -> Trace:
         """Look at the attention of one prefill.  Takes the queries and keys of all layers on the host."""
         self.check(self.model.config, plan, adapter=self.adapter)
-        prepared = self.adapter.prepare(self.processor, [request])
+        prepared = self._prepared([request])
         self._require_room(len(prepared.layouts[0]), 1)
         inputs = on_device(prepared.inputs, self.model)
-        return trace(self.model, self.adapter, inputs, prepared.layouts[0], plan, alpha)
+        with self._answering:
+            return trace(self.model, self.adapter, inputs, prepared.layouts[0], plan, alpha)
 
     def _require(self, plan: Plan, max_new_tokens: int) -> None:
         """Raises: PlanError, UnsupportedPlan."""
@@ -183,7 +188,7 @@ class TransformersEngine(Engine):
     def _batch(self, requests: Sequence[Request], max_new_tokens: int) -> _Batch:
         """Raises: MediaError, FastAVError for prompts that are too long."""
         start = time.perf_counter()
-        prepared = self.adapter.prepare(self.processor, requests)
+        prepared = self._prepared(requests)
         self._require_room(max(map(len, prepared.layouts)), max_new_tokens)
         return _Batch(prepared=prepared, media=time.perf_counter() - start)
 
@@ -197,11 +202,13 @@ class TransformersEngine(Engine):
     ) -> tuple[Answer, ...]:
         """Once more without what is held for other shapes, if memory is out."""
         try:
-            return self._answers_now(batch, plan, max_new_tokens, sampling, on_text)
+            with self._answering:
+                return self._answers_now(batch, plan, max_new_tokens, sampling, on_text)
         except torch.OutOfMemoryError:
             if not forget(self.model):
                 raise
-        return self._answers_now(replace(batch, encoded=None), plan, max_new_tokens, sampling, on_text)
+        with self._answering:
+            return self._answers_now(replace(batch, encoded=None), plan, max_new_tokens, sampling, on_text)
 
     @torch.inference_mode()
     def _answers_now(
@@ -238,6 +245,11 @@ class TransformersEngine(Engine):
             self._answer(prepared, plan, stop, row, new[row], kept[row], seconds, memory.bytes())
             for row in range(len(prepared.layouts))
         )
+
+    def _prepared(self, requests: Sequence[Request]) -> Prepared:
+        """By one thread at a time: fast tokenizers are set to pad while they work."""
+        with self._preparing:
+            return self.adapter.prepare(self.processor, requests)
 
     def _require_room(self, prompt: int, new: int) -> None:
         config: Any = self.model.config.get_text_config(decoder=True)
