@@ -12,7 +12,7 @@ import torch
 
 from fastav.adapter import Request
 from fastav.engine import Answer, Prepare, Run
-from fastav.errors import FastAVError
+from fastav.errors import FastAVError, reason_of
 
 T = TypeVar("T")
 Asked = tuple[int, Request]  # a request, and its place in the set
@@ -29,7 +29,8 @@ def outcomes(requests: Iterable[Request | FastAVError], prepare: Prepare, batch:
     for the batch that is being prepared, and leaves no thread behind.
     requests: read in a thread, a window at a time. One that could not even be made is its error.
     prepare: as `Engine.preparer` gives it.
-    Raises: whatever reading the requests raises, and errors of a batch that are none of the user's.
+    Raises: whatever reading the requests raises; FastAVError if the device has failed, after which no request could be
+    answered. What was answered until then has been given.
     """
     maker = _Maker(prepare)
     with closing(ahead(maker.batches(requests, batch))) as batches:
@@ -67,9 +68,34 @@ def tried(work: Callable[[], T]) -> T | FastAVError:
         return work()
     except FastAVError as error:
         return error.with_traceback(None)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError):
         pass
+    except Exception as error:
+        if has_failed_device(error):
+            raise FastAVError(
+                f"the device has failed: {reason_of(error)}", "start again; answers that were given so far are right"
+            ) from error
+        if "can't allocate memory" not in str(error):
+            return failure_of(error)
     return FastAVError("there is not enough memory to answer this", "ask about less of the clip, or on another device")
+
+
+def failure_of(error: Exception) -> FastAVError:
+    """Any error as one of a request, with its cause, but without what that held on to."""
+    if isinstance(error, FastAVError):
+        return error.with_traceback(None)
+    failure = FastAVError(f"this could not be answered: {reason_of(error, with_type=True)}")
+    cause: BaseException | None = error
+    while cause is not None:
+        cause.__traceback__ = None  # whose frames hold tensors
+        cause = cause.__cause__ or cause.__context__
+    failure.__cause__ = error
+    return failure
+
+
+def has_failed_device(error: Exception) -> bool:
+    """Whether nothing can run on the device any more, for this process at least."""
+    return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
 
 
 class _Maker:

@@ -147,6 +147,56 @@ def test_a_batch_that_fails_while_it_runs_is_tried_in_halves(pipe, asked, alone,
             assert found[place].text == alone[place]
 
 
+@pytest.mark.parametrize("stage", ["prepare", "answer"])
+def test_any_error_is_its_request_s_own(pipe, asked, alone, monkeypatch, stage):
+    """A processor's ValueError, a bug's KeyError: the others are answered, and the cause is told."""
+    victim, place = asked[4], 4
+    prepare, answers = type(pipe.adapter).prepare, TransformersEngine._answers
+    fault = KeyError("no such thing") if stage == "answer" else ValueError("absolute aspect ratio must be below 200")
+
+    def failing(adapter: Any, processor: Any, requests: Sequence[Request]) -> Any:
+        if stage == "prepare" and victim in requests:
+            raise fault
+        return prepare(adapter, processor, requests)
+
+    def failing_late(engine: Any, batch: Any, *options: Any) -> Any:
+        if stage == "answer" and "video" in batch.prepared.layouts[0].by_modality():
+            raise fault
+        return answers(engine, batch, *options)
+
+    monkeypatch.setattr(type(pipe.adapter), "prepare", failing)
+    monkeypatch.setattr(TransformersEngine, "_answers", failing_late)
+    found = answered(pipe.map(asked, batch=4))
+    assert len(found) == len(asked)
+    for number, outcome in enumerate(found):
+        if (number == place) if stage == "prepare" else (asked[number].use is not Use.AUDIO):
+            assert isinstance(outcome, FastAVError)
+            assert str(fault.args[0]) in outcome.message
+            assert type(fault).__name__ in outcome.message
+            assert outcome.__cause__ is fault
+        else:
+            assert outcome.text == alone[number]
+
+
+def test_a_device_that_fails_ends_the_set_and_loses_no_answer(pipe, asked, alone, monkeypatch):
+    answers, calls = TransformersEngine._answers, []
+
+    def failing(engine: Any, batch: Any, *options: Any) -> Any:
+        calls.append(batch)
+        if len(calls) > 2:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return answers(engine, batch, *options)
+
+    monkeypatch.setattr(TransformersEngine, "_answers", failing)
+    found = []
+    with pytest.raises(FastAVError, match="the device has failed: CUDA error"):  # noqa: PT012
+        for outcome in pipe.map(asked, batch=2):
+            found.append(outcome)
+    assert len(found) == 4
+    assert all(answer.text == alone[place] for place, answer in found)
+    assert len(calls) == 3
+
+
 def test_what_no_request_could_be_answered_with_is_refused_at_once(pipe, asked):
     given = Plan((Step(layers="1", method="given", keep=Keep(media=Share(0.5))),))
     for options, error in (

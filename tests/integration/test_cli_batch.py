@@ -26,7 +26,7 @@ def loaded_once():
     """The embedded model, which every command here would load anew."""
     pipe = fastav.pipeline(device="cpu")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batch, "loaded", lambda model, plan, *_: _with_plan(pipe, plan))
+        patch.setattr(batch, "loaded", lambda model, plans, *_: _with_plan(pipe, plans[0]))
         yield
 
 
@@ -166,6 +166,8 @@ def test_answers_of_another_model_or_plan_are_not_mixed(asked, tmp_path, capsys)
         ('{"clip": "a", "question": "b"}\n{"clip": "a", ', "line 2 of"),
         ('{"clip": "a", "question": "b"}\n[]', "line 2 of"),
         ('{"clip": "a"}', "question must be a text"),
+        ('{"clip": "a", "question": ""}', "the question is empty"),
+        ('{"clip": "a", "question": " "}', "the question is empty"),
         ('{"clip": 3, "question": "b"}', "clip must be a text, got 3"),
         ('{"clip": "a", "question": "b", "use": "smell"}', "use must be"),
         ('{"clip": "a", "question": "b", "id": true}', "id must be"),

@@ -216,10 +216,10 @@ def test_a_chat_has_the_prompt_that_our_processor_gives(models, engines, name):
         media = {}
         if clip is not None:
             use = Use.AUTO if clip is film else Use.AUDIO
-            request = Request(clip=Clip.open(FILM if clip is film else SOUND), question="", use=use)
+            request = Request(clip=Clip.open(FILM if clip is film else SOUND), question="?", use=use)
             made = models[name].adapter.prepare(processor, [request]).inputs["input_ids"][0].tolist()
             place = "<video>" if clip is film else "<audio>"
-            empty = processor.splice(processor.prompt("", video=clip is film, audio=True), [-1], place)
+            empty = processor.splice(processor.prompt("?", video=clip is film, audio=True), [-1], place)
             start = empty.index(-1)
             media = {"run": made[start : start + len(made) - len(empty) + 1], "place": place}
         text = processor.apply_chat_template(same, add_generation_prompt=True)

@@ -5,9 +5,11 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from fastav.adapter import question_of
 from fastav.errors import CalibrationError, reason_of
 
 QUESTION = "Describe the clip."
@@ -41,13 +43,16 @@ def prompts_of(clips: Sequence[str | Path], questions: Sequence[str] | Mapping[s
     """Every question about every clip, or of each clip its own; each pair once.
 
     clips: files, and folders whose media files are taken. questions: for all clips (none: `QUESTION`), or by file name.
-    Raises: CalibrationError for a clip that is not there, a folder without any, or a clip without a question.
+    Raises: CalibrationError for a clip that is not there, a folder without any, or a clip without a question;
+    FastAVError for an empty question.
     """
     if isinstance(questions, str):
         raise CalibrationError("questions must be a list", "put the question into one")
     found = [clip for one in clips for clip in _files(Path(one))]
     if not found:
         raise CalibrationError("there are no clips", "give files or folders")
+    for question in chain(*questions.values()) if isinstance(questions, Mapping) else questions:
+        question_of(question)
     asked = questions if isinstance(questions, Mapping) else {clip.name: questions or (QUESTION,) for clip in found}
     if missing := [clip.name for clip in found if not asked.get(clip.name)]:
         raise CalibrationError(f"there is no question about {missing[0]}", "the questions' keys are names of files")

@@ -100,7 +100,7 @@ def batch(
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Question:
     id: str | int
-    clip: Path
+    clip: str
     text: str
     use: str
 
@@ -138,32 +138,36 @@ def _question(entry: Any, line: int, folder: Path, use: str) -> _Question:
     if not isinstance(entry, dict):
         raise ValueError("it is no object")
     for name in ("clip", "question"):
-        if not (isinstance(entry.get(name), str) and entry[name]):
+        if not isinstance(entry.get(name), str):
             raise ValueError(f"{name} must be a text, got {entry.get(name)!r}")
+        if not entry[name].strip():
+            raise ValueError(f"the {name} is empty")
     name, shown = entry.get("id", line), entry.get("use", use)
     if type(name) not in (str, int):
         raise ValueError(f"id must be a text or a whole number, got {name!r}")
     if shown not in ("auto", "both", "video", "audio"):
         raise ValueError(f"use must be auto, both, video or audio, got {shown!r}")
-    return _Question(id=name, clip=folder / entry["clip"], text=entry["question"], use=shown)
+    clip = entry["clip"] if "://" in entry["clip"] else str(folder / entry["clip"])
+    return _Question(id=name, clip=clip, text=entry["question"], use=shown)
 
 
 def _request(question: _Question) -> Any:
     """The request, or the error that says why there is none."""
     from fastav.adapter import Request, Use
+    from fastav.batches import failure_of
 
     try:
         return Request(clip=_opened(question.clip), question=question.text, use=Use(question.use))
-    except FastAVError as error:
-        return error
+    except Exception as error:  # whatever a file does to whatever reads it, the others are answered
+        return failure_of(error)
 
 
 @lru_cache(maxsize=64)
-def _opened(path: Path) -> Any:
+def _opened(clip: str) -> Any:
     """A clip, looked into once for questions that stand together."""
     from fastav.media import Clip
 
-    return Clip.open(path)
+    return Clip.open(clip)
 
 
 # --- answers

@@ -189,7 +189,7 @@ class ClipProcessing(BaseMultiModalProcessor):
         with opened(source) as clip:
             if kind == "video" and use is Use.AUTO:
                 clip.require_video()
-            request = Request(clip=clip, question="", use=use)
+            request = Request(clip=clip, question="(none)", use=use)  # the clip alone is asked for
             place = self.info.place("video" if request.tracks[0] else "audio")
             made = dict(self.encoded(self.info.get_hf_processor(), request, place))
         del made["attention_mask"]
