@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fastav import mixing
+from fastav.compatibility import require_tested
 from fastav.errors import FastAVError, MissingTrack, PlanError, UnsupportedModel
 from fastav.flops import DecoderShape
 from fastav.installation import importable
@@ -25,6 +26,8 @@ from fastav.presets import NONE
 from fastav.recipes import recipe
 from fastav.registry import MODELS, RECIPES, unknown_name
 from fastav.wording import counted
+
+require_tested("torch", "transformers")
 
 with importable():  # the first import of transformers' models in most programs, where a broken package shows
     from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin

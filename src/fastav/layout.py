@@ -11,7 +11,10 @@ from enum import IntEnum
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from fastav.compatibility import require_tested
 from fastav.wording import counted
+
+require_tested("numpy")
 
 
 class Modality(IntEnum):

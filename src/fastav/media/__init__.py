@@ -1,9 +1,13 @@
 """Clips: frames and sound of a media file, or of arrays, decoded only where asked for."""
 
-from fastav.media._open import MediaWarning
-from fastav.media.audio import AudioTrack
-from fastav.media.clip import Clip
-from fastav.media.policy import MediaPolicy
-from fastav.media.video import VideoTrack
+from fastav.compatibility import require_tested
+
+require_tested("av", "numpy")  # before modules that a release outside the range may not have
+
+from fastav.media._open import MediaWarning  # noqa: E402
+from fastav.media.audio import AudioTrack  # noqa: E402
+from fastav.media.clip import Clip  # noqa: E402
+from fastav.media.policy import MediaPolicy  # noqa: E402
+from fastav.media.video import VideoTrack  # noqa: E402
 
 __all__ = ["AudioTrack", "Clip", "MediaPolicy", "MediaWarning", "VideoTrack"]

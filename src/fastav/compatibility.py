@@ -1,0 +1,83 @@
+"""Which releases of the packages beneath fastav it was tested with: the ranges of its own metadata (pyproject.toml)."""
+
+import re
+import warnings
+from collections.abc import Iterable
+from functools import cache
+from importlib.metadata import PackageNotFoundError, requires, version
+from typing import NamedTuple
+
+from fastav.errors import FastAVWarning, InstallationError
+
+Release = tuple[int, ...]
+
+
+class ReleaseRange(NamedTuple):
+    """A range of releases: from `oldest` on, and below `beyond`; None where the metadata sets no bound."""
+
+    oldest: Release | None
+    beyond: Release | None
+
+    def __str__(self) -> str:
+        parts = [f">={_text(self.oldest)}"] if self.oldest else []
+        return ",".join([*parts, f"<{_text(self.beyond)}"] if self.beyond else parts)
+
+
+def require_tested(*packages: str) -> None:
+    """Check installed packages against the tested ranges; called where fastav first imports them.
+
+    A newer release warns once for each package. A package that is not installed, or fastav itself run from a folder
+    without having been installed, is not checked: there is nothing to compare.
+
+    Raises: InstallationError for a release below the range.
+    """
+    for package in packages:
+        _require_tested(package)
+
+
+@cache
+def _require_tested(package: str) -> None:
+    try:
+        found, declared = version(package), requires("fastav") or ()
+    except PackageNotFoundError:
+        return
+    check(package, found, declared)
+
+
+def check(package: str, found: str, declared: Iterable[str]) -> None:
+    """Compare one release with what a package's metadata declares; as `require_tested`."""
+    tested, release = declared_range(package, declared), release_of(found)
+    if tested.oldest is not None and release < tested.oldest:
+        raise InstallationError(
+            f"{package} {found} is older than what fastav runs with ({package}{tested})",
+            f"pip install '{package}{tested}'",
+        )
+    if tested.beyond is not None and release >= tested.beyond:
+        warnings.warn(
+            f"{package} {found} is newer than what fastav was tested with ({package}{tested})",
+            FastAVWarning,
+            stacklevel=2,
+        )
+
+
+def declared_range(package: str, declared: Iterable[str]) -> ReleaseRange:
+    """The range of a package among requirements as metadata writes them, those of extras included."""
+    for requirement in declared:
+        named = re.match(r"[\w.-]+", requirement)
+        if named and named[0].lower() == package:
+            bounds = dict(re.findall(r"(>=|<)\s*([\d.]+)", requirement.partition(";")[0]))
+            return ReleaseRange(*(release_of(bounds[sign]) if sign in bounds else None for sign in (">=", "<")))
+    return ReleaseRange(None, None)
+
+
+def release_of(text: str) -> Release:
+    """The numbers of a version, without zeros at the end: (2, 13) of 2.13.0+cpu."""
+    numbers = re.match(r"\d+(\.\d+)*", text)
+    release = [int(part) for part in numbers[0].split(".")] if numbers else []
+    while release and not release[-1]:
+        release.pop()
+    return tuple(release)
+
+
+def _text(release: Release) -> str:
+    return ".".join(map(str, release))
