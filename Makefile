@@ -10,7 +10,7 @@ RIVALS := $(foreach share,$(SHARES),$(addsuffix @$(share),fastv pyramiddrop dart
 	random strided keep-first snapkv tova)) vtw omnidrop omnizip
 CONTEST := fastv pyramiddrop dycoke@0.25 random@0.5
 
-.PHONY: help setup demo test test-slow compat media-compat wheel-test vllm-test vllm-test-slow bench-load check format tables leaderboard bench bench-prepare bench-batches bench-rollout train-tiny gpu \
+.PHONY: help setup demo test test-slow parity-cpus compat media-compat wheel-test vllm-test vllm-test-slow bench-load check format tables leaderboard bench bench-prepare bench-batches bench-rollout train-tiny gpu \
 	gpu-videollama gpu-salmonn gpu-omni gpu-scaling gpu-rollout clean
 
 help:  ## this list
@@ -38,6 +38,9 @@ test: $(READY)  ## the tests that every change must pass
 
 test-slow: $(READY)  ## the tests that take minutes
 	$(PYTEST) -m slow
+
+parity-cpus: $(READY)  ## the tests that rounding might decide, as other CPUs would run them
+	$(BIN)/python tests/cpus.py
 
 compat: $(READY)  ## the tests against the oldest and the newest supported transformers
 	$(BIN)/python tests/compat.py

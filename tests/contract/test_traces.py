@@ -50,18 +50,42 @@ def dense(attentions, layout, alpha):
     return torch.stack(attention, 1).numpy(), torch.stack(rollout, 1).numpy()
 
 
+def otherwise_rounded(layers):
+    """A context in which every layer is off by as much as it may be on another CPU.
+
+    From one residual to the next a layer rounds some sixteen times: norms, projections, scores, weights, gates, sums.
+    """
+    random = torch.Generator().manual_seed(0)
+
+    def moved(module, args, output):
+        hidden = output[0] if isinstance(output, tuple) else output
+        noise = torch.empty_like(hidden).normal_(generator=random) * hidden.square().mean(-1, keepdim=True).sqrt()
+        hidden = hidden + 16 * 2**-24 * noise
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    stack = ExitStack()
+    for layer in layers:
+        stack.callback(layer.register_forward_hook(moved).remove)
+    return stack
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_trace_is_that_of_the_dense_maps(name):
+    """Rounding grows from layer to layer, in a model of random weights by powers of ten: so the maps say how far."""
     family = family_of(name)
     engine = TransformersEngine(family.model(), family.processor, family.adapter)
     trace = engine.trace(family.clips[0], NONE, alpha=0.6)
     prepared = family.prepare(family.clips[0])
     layers = family.adapter.decoder(family.model()).layers
     expected = dense(maps(family.model(), layers, prepared.inputs), trace.layout, 0.6)
+    with otherwise_rounded(layers):
+        others = dense(maps(family.model(), layers, prepared.inputs), trace.layout, 0.6)
     rows = slice(0, 1) if name in SLICED else slice(None)
     assert trace.attention.shape == (len(QUERIES), family.depth, len(trace.layout))
-    assert np.abs(trace.attention - expected[0])[rows].max() < 1e-4
-    assert np.abs(trace.rollout - expected[1])[rows].max() < 1e-4
+    for ours, theirs, other in zip((trace.attention, trace.rollout), expected, others, strict=True):
+        off, error = (np.abs(part - theirs)[rows].max((0, 2)) for part in (ours, other))
+        assert (off <= 2e-6 + 8 * np.maximum.accumulate(error)).all()
+        assert error.max() < 1e-3  # a criterion that everything meets would be none
     assert trace.rollout.sum(-1) == pytest.approx(1, abs=1e-4)
 
 
