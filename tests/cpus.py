@@ -4,7 +4,7 @@ What MKL, ATen and oneDNN compute depends on the CPU. Each takes older paths whe
 for Intel are taken elsewhere too once three of its questions are answered so by a small library loaded before it (where
 there is a C compiler). What passed, with machine, versions, commit and date, goes to `results/cpus.json`.
 
-`python tests/cpus.py "MKL, Intel" -- tests/unit/test_formulas.py` runs one setting, or other tests.
+`python tests/cpus.py Intel -- tests/unit/test_formulas.py` runs one setting, or other tests.
 """
 
 import json
@@ -29,13 +29,13 @@ OLD = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 SETTINGS: dict[str, dict[str, str]] = {
     "as it is": {},
-    "MKL compatible": {"MKL_CBWR": "COMPATIBLE"},
-    "MKL compatible, no AVX": {"MKL_CBWR": "COMPATIBLE", **OLD},
+    "compatible": {"MKL_CBWR": "COMPATIBLE"},
+    "compatible, no AVX": {"MKL_CBWR": "COMPATIBLE", **OLD},
     "AVX2": {"MKL_CBWR": "AVX2", **AVX2},
-    "MKL, Intel": {"LD_PRELOAD": "intel"},
-    "MKL, Intel, AVX2": {"LD_PRELOAD": "intel", "MKL_CBWR": "AVX2", **AVX2},
-    "MKL, Intel, SSE4.2, no AVX": {"LD_PRELOAD": "intel", "MKL_CBWR": "SSE4_2", **OLD},
-    "MKL, Intel, two threads": {"LD_PRELOAD": "intel", "OMP_NUM_THREADS": "2"},
+    "Intel": {"LD_PRELOAD": "intel"},
+    "Intel, AVX2": {"LD_PRELOAD": "intel", "MKL_CBWR": "AVX2", **AVX2},
+    "Intel, SSE4.2, no AVX": {"LD_PRELOAD": "intel", "MKL_CBWR": "SSE4_2", **OLD},
+    "Intel, two threads": {"LD_PRELOAD": "intel", "OMP_NUM_THREADS": "2"},
 }
 
 
@@ -61,7 +61,7 @@ def run(settings: dict[str, str], tests: list[str]) -> dict[str, int]:
 
 
 def about() -> dict[str, str]:
-    """The machine, the versions and what is tested."""
+    """The machine, the versions, and which commit is tested when."""
     named = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     git = ["git", "describe", "--always", "--dirty"]
     return {
@@ -78,25 +78,25 @@ def about() -> dict[str, str]:
 
 def main(arguments: list[str]) -> int:
     """Run these settings, or all; 0 if all tests passed."""
-    names, tests = arguments, TESTS
+    names, tests, kept = arguments or list(SETTINGS), TESTS, ROOT / "results" / "cpus.json"
     if "--" in arguments:
         names, tests = arguments[: arguments.index("--")], arguments[arguments.index("--") + 1 :]
-    result, failed = about() | {"tests": tests, "settings": {}}, False
+    result = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    failed = False
     with tempfile.TemporaryDirectory() as folder:
         library = intel(Path(folder))
-        for name in names or SETTINGS:
+        for name in names:
             settings = dict(SETTINGS[name])
             if "LD_PRELOAD" in settings and library is None:
                 print(f"{name}: not run, there is no C compiler")
                 continue
             print(name, settings, flush=True)
+            circumstances = about()
             counts = run(settings | ({"LD_PRELOAD": str(library)} if "LD_PRELOAD" in settings else {}), tests)
             failed = failed or set(counts) - {"passed", "skipped"} != set() or not counts
-            result["settings"][name] = {"variables": settings} | counts
-    if not arguments:
-        kept = ROOT / "results" / "cpus.json"
-        kept.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=2))
+            result[name] = {"variables": settings, "tests": tests} | circumstances | counts
+            if tests == TESTS:
+                kept.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return failed
 
 

@@ -31,6 +31,7 @@ from media_files import tone, write_clip
 from support import families
 from support.costs import answered, cached_alone, counted_flops
 from support.masked import masked_logits, rules_of
+from support.ties import assert_same_greedy
 
 NAMES = sorted(m.name for m in pkgutil.iter_modules(families.__path__) if not m.name.startswith("_"))
 STEPS = 4
@@ -211,8 +212,7 @@ def test_keeping_everything_changes_nothing(family, attention, rows):
     plain = generate(model, prepared)
     with prune(model, family.everything, layouts=prepared.layouts, adapter=family.adapter):
         kept = generate(model, prepared)
-    assert torch.equal(plain.sequences, kept.sequences)
-    assert (torch.stack(plain.logits) - torch.stack(kept.logits)).abs().max() < 1e-4
+    assert_same_greedy(kept, plain, 1e-4)
 
 
 def test_beams_that_keep_everything_are_the_plain_models(family):
@@ -285,8 +285,7 @@ def test_our_decoding_says_what_generate_says(family, attention, plan, capture):
         with prune(model, chosen, adapter=family.adapter, layouts=prepared.layouts):
             expected = generate(model, prepared)
             found = generate(model, prepared, custom_generate=Decoding(family.adapter, capture=capture))
-        assert torch.equal(found.sequences, expected.sequences)
-        assert (torch.stack(found.logits) - torch.stack(expected.logits)).abs().max() < 1e-4
+        assert_same_greedy(found, expected, 1e-4)
 
 
 def test_only_the_last_token_goes_through_the_head(family):

@@ -55,7 +55,9 @@ def test_scores_are_finite_float_and_repeatable(method):
 def test_a_row_scores_the_same_alone_and_padded_in_a_batch(method):
     batch = method.score(view_of(ROWS))
     for b, row in enumerate(ROWS):
-        assert torch.equal(method.score(view_of([row]))[0], batch[b, -row.shape[1] :])
+        alone, padded = method.score(view_of([row]))[0], batch[b, -row.shape[1] :]
+        # sums over a few dozen features, which a kernel for other shapes may add up in another order
+        assert (alone - padded).abs().max() <= 64 * 2**-24 * alone.abs().max()
 
 
 def nowhere(view):
