@@ -12,7 +12,7 @@ import torch
 
 from fastav.adapter import Request
 from fastav.engine import Answer, Prepare, Run
-from fastav.errors import FastAVError, reason_of
+from fastav.errors import EngineStopped, FastAVError, PlanNotApplied, reason_of
 
 T = TypeVar("T")
 Asked = tuple[int, Request]  # a request, and its place in the set
@@ -63,9 +63,14 @@ def ahead(items: Iterator[T]) -> Generator[T, None, None]:
 
 
 def tried(work: Callable[[], T]) -> T | FastAVError:
-    """What some work gives, or the error that says why it gives nothing, without what it held on to."""
+    """What some work gives, or the error that says why it gives nothing, without what it held on to.
+
+    Raises: EngineStopped, PlanNotApplied.
+    """
     try:
         return work()
+    except (EngineStopped, PlanNotApplied):  # of an engine that can answer none of the others either
+        raise
     except FastAVError as error:
         return error.with_traceback(None)
     except (torch.OutOfMemoryError, MemoryError):

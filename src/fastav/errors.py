@@ -6,6 +6,7 @@ FastAVError
 ├── UnsupportedModel        a model whose layers cannot be pruned, or that no adapter knows
 ├── UnsupportedPlan         a plan, or a way of generating, that cannot be exact on this model and engine
 ├── PlanNotApplied          an engine did not do what the plan says: a library that fastav does not fit
+├── EngineStopped           the processes of an engine have ended, and nothing more can be answered
 ├── MediaError              a clip that cannot be used
 │   ├── UnreadableMedia     no such file, not media, truncated, or too large
 │   └── MissingTrack        the clip has no video (or audio) where the request needs it
@@ -55,6 +56,10 @@ class UnsupportedPlan(FastAVError):
 
 class PlanNotApplied(FastAVError):
     """An engine did not do what the plan says, as a library beneath it is not the one that fastav was made for."""
+
+
+class EngineStopped(FastAVError):
+    """The processes of an engine have ended: not the fault of the request at hand, and no other one can be answered."""
 
 
 class MediaError(FastAVError):

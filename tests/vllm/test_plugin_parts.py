@@ -43,7 +43,13 @@ def test_without_a_word_of_fastav_nothing_is_asked():
     assert read({"other": 1}, CONFIG) is None
 
 
-@pytest.mark.parametrize("said", [1, {}, {"plan": 3}, {"plan": "fastav", "more": 1}, ["plan"]])
+@pytest.mark.parametrize("name", ["FastAV", "fast-av", "FASTAV", "fast_av"])
+def test_a_name_that_means_fastav_is_not_passed_over(name):
+    with pytest.raises(PlanError, match=f"names {name}, of which nothing is read"):
+        read({name: {"plan": "fastav"}}, CONFIG)
+
+
+@pytest.mark.parametrize("said", [None, 1, {}, {"plan": 3}, {"plan": "fastav", "more": 1}, ["plan"]])
 def test_what_makes_no_sense_is_refused(said):
     with pytest.raises(PlanError):
         read({"fastav": said}, CONFIG)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from importlib.resources import files
@@ -18,7 +19,7 @@ from fastav.cli import batch as command
 from fastav.cli import main
 from fastav.engine import Sampling
 from fastav.engines.transformers import TransformersEngine
-from fastav.errors import FastAVError, MediaError, UnsupportedModel, UnsupportedPlan
+from fastav.errors import EngineStopped, FastAVError, MediaError, UnsupportedModel, UnsupportedPlan
 from fastav.media import Clip
 
 CLIPS = Path(str(files("fastav") / "assets" / "clips"))
@@ -125,6 +126,31 @@ def test_a_request_that_cannot_be_answered_leaves_the_others(pipe, tmp_path):
     assert isinstance(answers[1], MediaError)
     assert "vLLM has room for" in str(answers[3])
     assert [len(answers[place].token_ids) for place in (0, 2, 4, 5)] == [3] * 4
+
+
+def test_threads_that_ask_at_once_are_all_answered(pipe):
+    asked = [("which color moves?", TRIANGLE), ("what sound do you hear?", KNOCK), ("what is to be seen?", KNOCK)] * 2
+    alone = [pipe(clip, question, max_new_tokens=8).token_ids for question, clip in asked[:3]] * 2
+    with ThreadPoolExecutor(len(asked)) as threads:
+        answers = list(threads.map(lambda one: pipe(one[1], one[0], max_new_tokens=8).token_ids, asked))
+    assert answers == alone
+
+
+def test_a_question_from_within_an_answer_is_refused(pipe):
+    with pytest.raises(FastAVError, match="asked while the answer to another came"):
+        pipe(TRIANGLE, "which color moves?", on_text=lambda _: pipe(KNOCK, "what sound do you hear?"))
+    assert pipe(TRIANGLE, "which color moves?", max_new_tokens=3).token_ids
+
+
+def test_a_set_ends_with_an_engine_that_has_ended(pipe, monkeypatch):
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    def dead():
+        raise EngineDeadError
+
+    monkeypatch.setattr(pipe.engine._vllm.llm.llm_engine, "step", dead)
+    with pytest.raises(EngineStopped, match="vLLM has ended"):
+        list(pipe.map(requests(), batch=2, max_new_tokens=3))
 
 
 def test_leaving_a_set_early_leaves_nothing_behind(pipe):

@@ -63,7 +63,7 @@ QUESTIONS = [
     Question(text="only look: the word <video> is a word", clip=FILM, use=Use.VIDEO),
     Question(text="only hear the film", clip=FILM, shown="audio"),
     Question(text="<audio>", new=5),
-    Question(text="", clip=LONG, new=8),
+    Question(text="?", clip=LONG, new=8),
 ]
 
 

@@ -23,7 +23,7 @@ from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 from vllm.v1.engine.input_processor import InputProcessor
 
 from fastav.engines.vllm import register
-from fastav.errors import FastAVError, PlanError
+from fastav.errors import FastAVError, PlanError, PlanNotApplied
 from fastav.plan import Keep, Plan, Share, Step
 from vllm import LLM
 
@@ -73,9 +73,25 @@ def test_a_video_that_comes_again_is_exact(omni, engines):
 @pytest.mark.parametrize("version", ["0.33.0", "0.32.1", "0.32.0rc1", "0.32.1+cpu"])
 def test_another_version_of_vllm_is_refused(omni, monkeypatch, version):
     monkeypatch.setattr("vllm.__version__", version)
+    monkeypatch.delitem(MODELS_CONFIG_MAP, "Qwen2_5OmniModel")  # of another version nothing but configurations is known
     words = rf"prunes inside vLLM 0\.32\.0, this is {re.escape(version)}.*pip install vllm==0\.32\.0"
     with pytest.raises((FastAVError, ValueError), match=words):
         LLM(str(omni.folder), additional_config={"fastav": {"plan": "fastav"}})
+
+
+def test_a_plan_that_no_hook_has_read_is_an_error(omni, monkeypatch):
+    monkeypatch.delitem(MODELS_CONFIG_MAP, "Qwen2_5OmniModel")  # as that of a model which came after the plugin
+    with pytest.raises(PlanNotApplied, match=r"vLLM did not read .* for Qwen2_5OmniModel"):
+        LLM(str(omni.folder), additional_config={"fastav": {"plan": "fastav"}})
+
+
+def test_names_that_mean_fastav_are_not_passed_over(omni, engines):
+    with pytest.raises(PlanError, match="additional_config names FastAV"):
+        LLM(str(omni.folder), additional_config={"FastAV": {"plan": "fastav"}})
+    for plan in (None, "fastav"):
+        llm = engines(omni.folder, plan)
+        with pytest.raises(VLLMValidationError, match="names its plan as fastav, not as fast-av"):
+            llm.generate([QUESTIONS[1].for_vllm()], sampling(2, extra_args={"fast-av": "none"}), use_tqdm=False)
 
 
 @pytest.mark.parametrize("version", ["0.32.0", "0.32.0+cpu", "0.32.0+cu130"])

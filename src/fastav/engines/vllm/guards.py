@@ -1,7 +1,7 @@
 """What cannot be exact inside vLLM is refused when it starts, in words."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -93,6 +93,7 @@ class Serving:
     own_worker: bool = False
     own_scheduler: bool = False
     v2_runner: bool = False
+    whole_graphs: bool = False
 
 
 _REFUSED = {  # a field of Serving: why, and what to do
@@ -128,6 +129,10 @@ _REFUSED = {  # a field of Serving: why, and what to do
         "vLLM's model runner V2 is not supported yet (it is vLLM's choice on a GPU)",
         "VLLM_USE_V2_MODEL_RUNNER=0, which has not been run on a GPU",
     ),
+    "whole_graphs": (
+        "CUDA graphs of the whole model replay without looking at what was kept",
+        "VLLM_USE_BREAKABLE_CUDAGRAPH=0, and no --compilation-config that asks for full graphs",
+    ),
 }
 ELSE = "divide the model by tensor parallelism, or start a server for each copy of it"
 _ALONE = {  # fields that count: what they are called
@@ -143,9 +148,8 @@ def read(additional: Any, whole: PreTrainedConfig) -> Asked | None:
     whole: the model's configuration. `plan` is a preset of the model, a recipe, a file's name, or a plan's JSON object.
     Raises: PlanError, UnknownName, UnsupportedModel.
     """
-    if not isinstance(additional, Mapping) or "fastav" not in additional:
+    if (said := asked_for(additional)) is None:
         return None
-    said = additional["fastav"]
     if not isinstance(said, Mapping) or set(said) != {"plan"}:
         raise PlanError(
             f'additional_config\'s "fastav" must be an object with a "plan", got {json.dumps(said)}',
@@ -160,6 +164,27 @@ def read(additional: Any, whole: PreTrainedConfig) -> Asked | None:
     else:
         raise PlanError(f"a plan must be a name or a JSON object, got {json.dumps(plan)}")
     return Asked(plan=plan, adapter=adapter, config=getattr(whole, "thinker_config", whole))
+
+
+def asked_for(additional: Any) -> Any:
+    """What `additional_config` holds of ours, not yet looked at; None if nothing.  Raises: PlanError."""
+    if not isinstance(additional, Mapping):
+        return None
+    if wrong := misspelt(additional):
+        raise PlanError(f"additional_config names {wrong}, of which nothing is read", 'write it "fastav"')
+    if "fastav" not in additional:
+        return None
+    if additional["fastav"] is None:
+        raise PlanError('additional_config\'s "fastav" holds no plan', '{"fastav": {"plan": "fastav"}}')
+    return additional["fastav"]
+
+
+def misspelt(names: Iterable[Any]) -> str | None:
+    """The name that means fastav and does not say it, if there is one."""
+    for name in names:
+        if name != "fastav" and "".join(filter(str.isalnum, str(name))).lower() == "fastav":
+            return str(name)
+    return None
 
 
 def named(asked: Asked, said: str, chunked_prefill: bool) -> Asked:

@@ -50,22 +50,46 @@ DECODERS = (  # module and class, whose layers are run as `Pruning` does
 def install() -> None:
     """Hook into the configuration of every model, and into the checks of requests; again does nothing.
 
-    In another vLLM than the one that is supported only the first, which refuses plans there.
+    In another vLLM than the one that is supported only where configurations are made, which refuses plans there.
     """
+    from vllm.config import VllmConfig  # pyright: ignore[reportMissingImports]
+
+    if not hasattr(VllmConfig, "_fastav"):
+        VllmConfig._fastav = True
+        VllmConfig.__post_init__ = _checked_at_last(VllmConfig.__post_init__)
+    if not supported():
+        return
     from vllm.model_executor.models import ModelRegistry  # pyright: ignore[reportMissingImports]
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP  # pyright: ignore[reportMissingImports]
+    from vllm.v1.engine.input_processor import InputProcessor  # pyright: ignore[reportMissingImports]
 
     for name in {*ModelRegistry.get_supported_archs(), *MODELS_CONFIG_MAP}:
         if not isinstance(earlier := MODELS_CONFIG_MAP.get(name), _Configured):
             MODELS_CONFIG_MAP[name] = _Configured(earlier)
-    if not supported():
-        return
-    from vllm.v1.engine.input_processor import InputProcessor  # pyright: ignore[reportMissingImports]
-
     if not hasattr(InputProcessor, "_fastav"):
         InputProcessor._fastav = True
         InputProcessor.process_inputs = _checking(InputProcessor.process_inputs)
         InputProcessor.resolve_watermarking = _without_beams(InputProcessor.resolve_watermarking)
+
+
+def _checked_at_last(plain: Any) -> Any:
+    """What ends the making of a configuration, and then refuses a plan that nothing in it will carry out."""
+
+    def __post_init__(self: Any) -> None:  # noqa: N807
+        plain(self)
+        model = self.model_config
+        if model is None or (asked := guards.asked_for(self.additional_config)) is None:
+            return
+        require_version()
+        if model.is_submodel_config:  # a part of a configuration that has been checked
+            return
+        if self.parallel_config.worker_cls != WORKER:  # which the model's own hook asks for
+            raise not_applied(f"vLLM did not read {asked} for {', '.join(model.architectures or ())}")
+        found = guards.read(self.additional_config, model.hf_config)
+        assert found is not None
+        guards.check(found, _serving(self))  # whatever vLLM has changed since
+
+    return __post_init__
 
 
 class _Configured:
@@ -137,6 +161,8 @@ def _checking(plain: Any) -> Any:
 
     def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **named: Any) -> Any:
         made = _plans_of(self)
+        if wrong := guards.misspelt(getattr(params, "extra_args", None) or {}):
+            raise _refusal(f"a request names its plan as fastav, not as {wrong}")
         if made is None:
             if said_by(params) is not None:
                 raise _refusal(f"this server does not prune: {guards.HOW}")
@@ -232,8 +258,10 @@ def _make_room(scheduler: Any, longest: int) -> None:
 
 
 def _serving(config: Any) -> guards.Serving:
+    import vllm.envs as envs  # pyright: ignore[reportMissingImports]
+
     parallel, model = config.parallel_config, config.model_config
-    media = model.multimodal_config
+    media, graphs = model.multimodal_config, config.compilation_config.cudagraph_mode
     return guards.Serving(
         prefix_caching=bool(config.cache_config.enable_prefix_caching),
         chunked_prefill=bool(config.scheduler_config.enable_chunked_prefill),
@@ -256,6 +284,8 @@ def _serving(config: Any) -> guards.Serving:
         own_worker=parallel.worker_cls not in ("auto", WORKER),
         own_scheduler=config.scheduler_config.scheduler_cls not in (None, SCHEDULER),
         v2_runner=bool(config.use_v2_model_runner),
+        whole_graphs=graphs is not None
+        and (graphs.has_full_cudagraphs() or (graphs.name != "NONE" and bool(envs.VLLM_USE_BREAKABLE_CUDAGRAPH))),
     )
 
 

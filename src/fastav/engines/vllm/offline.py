@@ -4,8 +4,10 @@ What vLLM documents for that is used here, and nothing else of it: `LLM`, its re
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import count
+from threading import Lock, get_ident
 from typing import Any
 
 from transformers import GenerationConfig, PreTrainedConfig, ProcessorMixin
@@ -14,7 +16,7 @@ from fastav.adapter import Prompt
 from fastav.engine import Sampling
 from fastav.engines.vllm import guards
 from fastav.engines.vllm.passage import inputs_of
-from fastav.errors import FastAVError, InstallationError, install_hint, reason_of
+from fastav.errors import EngineStopped, FastAVError, InstallationError, install_hint, reason_of
 from fastav.plan import Plan
 
 COOLEST, HOTTEST = 0.01, 2.0  # temperatures that vLLM takes as they are, besides 0
@@ -39,8 +41,29 @@ class Said:
         return piece.token_ids
 
 
+class Turns:
+    """What one thread does at a time, while others wait for their turn."""
+
+    def __init__(self) -> None:
+        self._lock, self._owner = Lock(), 0
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Raises: FastAVError in the thread whose turn it is already."""
+        if self._owner == get_ident():
+            raise FastAVError(
+                "a question was asked while the answer to another came", "ask when `on_text` has returned"
+            )
+        with self._lock:
+            self._owner = get_ident()
+            try:
+                yield
+            finally:
+                self._owner = 0
+
+
 class Offline:
-    """One `LLM`, which prunes.
+    """One `LLM`, which prunes.  Threads may share it: they take turns.
 
     asked: the plan that it runs by, where a request names no other.
     Raises: FastAVError if it was started without fastav.
@@ -58,6 +81,7 @@ class Offline:
         self.asked = asked
         self._generation = _generation(config.model_config, asked.config)
         self._numbers = count()
+        self._rendering, self._running = Turns(), Turns()
 
     @property
     def processor(self) -> ProcessorMixin:
@@ -134,8 +158,9 @@ class Offline:
             "mm_processor_kwargs": dict(prompt.options),
         }
         try:
-            # the cache of processed media would leave out what it has seen, which layouts are read off
-            (ready,) = self.llm.renderer.render_cmpl([given], skip_mm_cache=True)
+            with self._rendering.taken():
+                # the cache of processed media would leave out what it has seen, which layouts are read off
+                (ready,) = self.llm.renderer.render_cmpl([given], skip_mm_cache=True)
         except (ValueError, VLLMClientError) as error:
             if isinstance(error.__cause__, FastAVError):  # of a processor of ours, in there
                 raise error.__cause__ from None
@@ -148,8 +173,16 @@ class Offline:
         """Answers to prompts that are asked at once.
 
         on_tokens: called with each piece of an answer as it comes, if `params` want pieces.
-        Raises: FastAVError if vLLM refuses a request.
+        Raises: FastAVError if vLLM refuses a request, EngineStopped if it has ended.
         """
+        with self._running.taken():
+            return self._answered(prompts, params, on_tokens)
+
+    def _answered(
+        self, prompts: Sequence[Any], params: Any, on_tokens: Callable[[Sequence[int]], None] | None
+    ) -> tuple[Said, ...]:
+        from vllm.v1.engine.exceptions import EngineDeadError  # pyright: ignore[reportMissingImports]
+
         engine, said = self.llm.llm_engine, {str(next(self._numbers)): Said() for _ in prompts}
         try:
             for name, prompt in zip(said, prompts, strict=True):
@@ -159,8 +192,11 @@ class Offline:
                     tokens = said[output.request_id].hear(output)
                     if on_tokens is not None:
                         on_tokens(tokens)
+        except EngineDeadError as error:
+            raise EngineStopped("vLLM has ended in the middle of its work", "its log above says why") from error
         finally:
-            engine.abort_request(list(said))  # those that have ended are not known any more
+            with suppress(EngineDeadError):
+                engine.abort_request(list(said))  # those that have ended are not known any more
         return tuple(said.values())
 
     def _ask(self, name: str, prompt: Any, params: Any) -> None:
