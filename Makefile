@@ -54,7 +54,7 @@ media-compat:  ## the tests of media on Python 3.11 to 3.13 with the oldest and 
 # vLLM wants versions of its own. What is compiled for CUDA breaks imports on a CPU build of torch; of torchvision the
 # part in Python is enough, and tests/vllm/site makes it importable.
 VLLM := .vllm
-TOOLS := av|beartype|hypothesis|jaxtyping|pytest|pytest-timeout
+TOOLS := av|beartype|hypothesis|jaxtyping|pytest|pytest-timeout|pytest-xdist
 
 $(VLLM)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VLLM)
@@ -65,11 +65,14 @@ $(VLLM)/.ready: pyproject.toml constraints.txt
 	$(VLLM)/bin/pip install --quiet --disable-pip-version-check $$(grep -E '^($(TOOLS))==' constraints.txt) --editable .
 	@touch $(VLLM)/.ready
 
-vllm-test: $(VLLM)/.ready  ## the tests of pruning inside vLLM, on a CPU; builds .vllm the first time
-	PYTHONPATH=tests/vllm/site OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/vllm -W ignore -m "not slow"
+# Tests of one file share engines of vLLM, which take seconds to start, so a file stays in one process.
+PYTEST_VLLM := PYTHONPATH=tests/vllm/site OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/vllm -W ignore
 
-vllm-test-slow: $(VLLM)/.ready  ## those of them that take minutes: the load benchmark from end to end
-	PYTHONPATH=tests/vllm/site OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/vllm -W ignore -m slow
+vllm-test: $(VLLM)/.ready  ## the tests of pruning inside vLLM, on a CPU; builds .vllm the first time
+	$(PYTEST_VLLM) -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile
+
+vllm-test-slow: $(VLLM)/.ready  ## those of them that take minutes: the load benchmark from end to end, a second leak hunt
+	$(PYTEST_VLLM) -m slow
 
 LOAD := --out results --serve=--enforce-eager  # eager: compiling takes each server minutes on a CPU
 

@@ -130,8 +130,8 @@ _REFUSED = {  # a field of Serving: why, and what to do
         "VLLM_USE_V2_MODEL_RUNNER=0, which has not been run on a GPU",
     ),
     "whole_graphs": (
-        "CUDA graphs of the whole model replay without looking at what was kept",
-        "VLLM_USE_BREAKABLE_CUDAGRAPH=0, and no --compilation-config that asks for full graphs",
+        "CUDA graphs with attention or its cache in them replay without looking at what was kept",
+        "VLLM_USE_BREAKABLE_CUDAGRAPH=0, and leave cudagraph_mode and splitting_ops to vLLM",
     ),
 }
 ELSE = "divide the model by tensor parallelism, or start a server for each copy of it"

@@ -36,6 +36,7 @@ WORKER = f"{__name__}.PruningWorker"
 SCHEDULER = "fastav.engines.vllm.memory.scheduler"
 PADDED = -1  # the slot of a token that is not stored
 BACKENDS = ("CPU_ATTN", "FLASH_ATTN")  # others may own much memory in every builder of metadata
+OUTSIDE_GRAPHS = frozenset({"vllm::unified_attention_with_output", "vllm::unified_kv_cache_update"})
 DECODERS = (  # module and class, whose layers are run as `Pruning` does
     "qwen2.Qwen2Model",
     "qwen3_vl.Qwen3LLMModel",
@@ -261,7 +262,8 @@ def _serving(config: Any) -> guards.Serving:
     import vllm.envs as envs  # pyright: ignore[reportMissingImports]
 
     parallel, model = config.parallel_config, config.model_config
-    media, graphs = model.multimodal_config, config.compilation_config.cudagraph_mode
+    media, compiling = model.multimodal_config, config.compilation_config
+    graphs, splits = compiling.cudagraph_mode, compiling.splitting_ops
     return guards.Serving(
         prefix_caching=bool(config.cache_config.enable_prefix_caching),
         chunked_prefill=bool(config.scheduler_config.enable_chunked_prefill),
@@ -285,7 +287,12 @@ def _serving(config: Any) -> guards.Serving:
         own_scheduler=config.scheduler_config.scheduler_cls not in (None, SCHEDULER),
         v2_runner=bool(config.use_v2_model_runner),
         whole_graphs=graphs is not None
-        and (graphs.has_full_cudagraphs() or (graphs.name != "NONE" and bool(envs.VLLM_USE_BREAKABLE_CUDAGRAPH))),
+        and graphs.name != "NONE"
+        and (
+            graphs.has_full_cudagraphs()
+            or bool(envs.VLLM_USE_BREAKABLE_CUDAGRAPH)
+            or (splits is not None and not OUTSIDE_GRAPHS.issubset(splits))
+        ),
     )
 
 

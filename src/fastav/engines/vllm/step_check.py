@@ -77,9 +77,10 @@ def require_step(plan: StepPlan, record: StepRecord) -> None:
     require_applied((tokens > 0).astype(int).tolist(), [len(calls) for calls in record.calls], "attention ran {} times")
     calls = [calls[0] if calls else NO_CALL for calls in record.calls]
     held = np.where(plan.rows > 0, plan.after, 0)
-    # rows of layers that run on every token may fill the batch up
+    # more rows than tokens may fill a batch up, where layers run on every token
     rows, slots = (
-        np.where(tokens < plan.total, counts, tokens).tolist() for counts in ([c.rows for c in calls], record.slots)
+        np.where(tokens < plan.total, counts, np.minimum(counts, tokens)).tolist()
+        for counts in ([call.rows for call in calls], record.slots)
     )
     for planned, found, what in (
         (tokens, [call.tokens for call in calls], "attention was told of {} tokens"),
