@@ -62,7 +62,7 @@ QUESTIONS = [
     Question(text="hear", clip=SOUND, shown="audio", new=12),
     Question(text="only look: the word <video> is a word", clip=FILM, use=Use.VIDEO),
     Question(text="only hear the film", clip=FILM, shown="audio"),
-    Question(text="<audio>", new=5),
+    Question(text="<sound>", new=5),
     Question(text="?", clip=LONG, new=8),
 ]
 
