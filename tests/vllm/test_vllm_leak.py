@@ -61,7 +61,9 @@ def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-@pytest.mark.parametrize("plan", ["fastav", GLOBAL["strided"]], ids=["fine", "global"])
+@pytest.mark.parametrize(
+    "plan", ["fastav", pytest.param(GLOBAL["strided"], marks=pytest.mark.slow)], ids=["fine", "global"]
+)
 def test_a_thousand_requests_leave_nothing(omni, engines, plan, capsys):
     with engines.own(omni.folder, plan, max_num_seqs=AT_ONCE) as llm:
         engine = llm.llm_engine
