@@ -4,16 +4,17 @@ What vLLM documents for that is used here, and nothing else of it: `LLM`, its re
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import count
-from threading import Lock, get_ident
+from threading import Lock
 from typing import Any
 
 from transformers import GenerationConfig, PreTrainedConfig, ProcessorMixin
 
 from fastav.adapter import Prompt
 from fastav.engine import Sampling
+from fastav.engines.transformers.request_lock import RequestLock
 from fastav.engines.vllm import guards
 from fastav.engines.vllm.passage import inputs_of
 from fastav.errors import EngineStopped, FastAVError, InstallationError, install_hint, reason_of
@@ -41,27 +42,6 @@ class Said:
         return piece.token_ids
 
 
-class Turns:
-    """What one thread does at a time, while others wait for their turn."""
-
-    def __init__(self) -> None:
-        self._lock, self._owner = Lock(), 0
-
-    @contextmanager
-    def taken(self) -> Iterator[None]:
-        """Raises: FastAVError in the thread whose turn it is already."""
-        if self._owner == get_ident():
-            raise FastAVError(
-                "a question was asked while the answer to another came", "ask when `on_text` has returned"
-            )
-        with self._lock:
-            self._owner = get_ident()
-            try:
-                yield
-            finally:
-                self._owner = 0
-
-
 class Offline:
     """One `LLM`, which prunes.  Threads may share it: they take turns.
 
@@ -81,7 +61,7 @@ class Offline:
         self.asked = asked
         self._generation = _generation(config.model_config, asked.config)
         self._numbers = count()
-        self._rendering, self._running = Turns(), Turns()
+        self._rendering, self._answering = Lock(), RequestLock()
 
     @property
     def processor(self) -> ProcessorMixin:
@@ -158,7 +138,7 @@ class Offline:
             "mm_processor_kwargs": dict(prompt.options),
         }
         try:
-            with self._rendering.taken():
+            with self._rendering:
                 # the cache of processed media would leave out what it has seen, which layouts are read off
                 (ready,) = self.llm.renderer.render_cmpl([given], skip_mm_cache=True)
         except (ValueError, VLLMClientError) as error:
@@ -175,7 +155,7 @@ class Offline:
         on_tokens: called with each piece of an answer as it comes, if `params` want pieces.
         Raises: FastAVError if vLLM refuses a request, EngineStopped if it has ended.
         """
-        with self._running.taken():
+        with self._answering:
             return self._answered(prompts, params, on_tokens)
 
     def _answered(
