@@ -82,7 +82,7 @@ def main(arguments: list[str]) -> int:
     if "--" in arguments:
         names, tests = arguments[: arguments.index("--")], arguments[arguments.index("--") + 1 :]
     result = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
-    failed = False
+    circumstances, failed = about(), False  # before the result is written, which makes the checkout differ
     with tempfile.TemporaryDirectory() as folder:
         library = intel(Path(folder))
         for name in names:
@@ -91,7 +91,6 @@ def main(arguments: list[str]) -> int:
                 print(f"{name}: not run, there is no C compiler")
                 continue
             print(name, settings, flush=True)
-            circumstances = about()
             counts = run(settings | ({"LD_PRELOAD": str(library)} if "LD_PRELOAD" in settings else {}), tests)
             failed = failed or set(counts) - {"passed", "skipped"} != set() or not counts
             result[name] = {"variables": settings, "tests": tests} | circumstances | counts
