@@ -124,6 +124,7 @@ REFUSED = {
     "lookup": ({"prompt_lookup_num_tokens": 2}, "draft tokens"),
     "chunked": ({"prefill_chunk_size": 8}, "chunk"),
     "uncached": ({"use_cache": False}, "prune anew"),
+    "guided": ({"guidance_scale": 1.5}, "a second prompt"),
     "static": ({"cache_implementation": "static"}, "different lengths"),
 }
 
@@ -134,6 +135,13 @@ def test_generate_refuses_what_cannot_be_exact(model, case):
     options = {key: model if value == "itself" else value for key, value in options.items()}
     with pytest.raises(UnsupportedPlan, match=reason):
         generate(model, INPUTS, **options)
+
+
+@pytest.mark.parametrize("name", ["generate_batch", "init_continuous_batching", "continuous_batching_context_manager"])
+def test_continuous_batching_is_refused_with_its_reason(model, name):
+    with prune(model, PLAN, adapter=TinyAdapter()), pytest.raises(UnsupportedPlan, match=f"{name}.*into one row"):
+        getattr(model, name)([[1, 2, 3]])
+    assert name not in vars(model)
 
 
 def refuse(reason, call, *, model, error=UnsupportedPlan, plan=PLAN, **options):

@@ -29,12 +29,22 @@ _REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {  # settings of genera
         lambda value: bool(value) and not getattr(value, "exact_while_pruning", False),
         "custom generation code may not keep the cache (fastav.Decoding does)",
     ),
+    "guidance_scale": (
+        lambda value: value not in (None, 1),
+        "guidance runs the model on a second prompt beside this one, which would be pruned by a last query of its own",
+    ),
     "use_cache": (lambda value: value is False, "without a cache every token would prune anew, by another last query"),
     "cache_implementation": (
         lambda value: value not in (None, "dynamic", "hybrid"),
         "this cache cannot hold layers of different lengths",
     ),
 }
+_PACKING = ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager")
+_TOLERANCE = {
+    torch.float32: 1e-3,
+    torch.float64: 1e-3,
+}  # between copies of a prompt, whose media are encoded in a batch
+_COARSE = 5e-2  # in other dtypes
 
 
 OUTSIDE = frozenset({Signal.GIVEN, Signal.ENCODER})  # signals that no decoder layer computes
@@ -185,8 +195,10 @@ def guarded_generate(model: PreTrainedModel, local: Any) -> Iterator[None]:
     """While active, generation refuses what pruning would make silently wrong.
 
     `generate` itself is guarded for its arguments; `_prepare_generation_config` for what becomes of them and of the
-    model's own settings, on every path; `_get_candidate_generator` for drafts of any kind.
-    local: gets `generating`, True while `generate` runs in a thread, and `asked`, the arguments that it was given.
+    model's own settings, on every path; `_get_candidate_generator` for drafts of any kind; and what begins continuous
+    batching.
+    local: gets `generating`, True while `generate` runs in a thread, `asked`, the arguments that it was given, and
+    `copies`, how many times each prompt stands in the batch (for beams and `num_return_sequences`).
     """
 
     def generate(plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -198,7 +210,18 @@ def guarded_generate(model: PreTrainedModel, local: Any) -> Iterator[None]:
         try:
             return plain(*args, **kwargs)
         finally:
-            local.generating, local.asked = False, {}
+            local.generating, local.asked, local.copies = False, {}, 1
+
+    def expand(plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        local.copies = signature(plain).bind_partial(*args, **kwargs).arguments.get("expand_size", 1)
+        return plain(*args, **kwargs)
+
+    def packed(plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        raise UnsupportedPlan(
+            f"{plain.__name__} cannot be exact while pruning: continuous batching packs pieces of several prompts into "
+            "one row, and its paged cache has one length for all layers",
+            "call generate with a left-padded batch, or serve the model with vLLM (docs/vllm.md)",
+        )
 
     def prepare(plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         config, rest = plain(*args, **kwargs)
@@ -212,12 +235,31 @@ def guarded_generate(model: PreTrainedModel, local: Any) -> Iterator[None]:
         "generate": generate,
         "_prepare_generation_config": prepare,
         "_get_candidate_generator": candidates,
+        "_expand_inputs_for_generation": expand,
+        **dict.fromkeys(_PACKING, packed),
     }
     with ExitStack() as stack:
         for name, guard in guarded.items():
             if hasattr(model, name):
                 stack.enter_context(shadowed(model, name, partial(guard, getattr(model, name))))
         yield
+
+
+def check_copies(hidden: Tensor, copies: int) -> None:
+    """Refuse a batch in which copies of one prompt are not alike when the first layer is entered.
+
+    Some releases of transformers repeat frames, images or sounds one by one where a prompt has several, so that its
+    copies are given media of each other. On a GPU this waits for the device.
+    hidden: [..., prompts x copies, tokens, features].  Raises: UnsupportedPlan.
+    """
+    rows = hidden.detach().unflatten(-3, (-1, copies)).float()
+    apart = (rows - rows[..., :1, :, :]).norm(dim=-1)
+    if bool((apart > _TOLERANCE.get(hidden.dtype, _COARSE) * rows.norm(dim=-1)).any()):
+        raise UnsupportedPlan(
+            "transformers gives copies of a prompt (num_beams, num_return_sequences) other frames, images or sounds "
+            "than the prompt's own here, with pruning and without",
+            "leave them out, or put the prompt into the batch as often as you want answers",
+        )
 
 
 @contextmanager

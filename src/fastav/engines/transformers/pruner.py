@@ -181,6 +181,8 @@ class Pruning:
             stack.callback(self.model.register_forward_pre_hook(self._before_model, with_kwargs=True).remove)
             after_model = self.model.register_forward_hook(self._after_model, with_kwargs=True, always_call=True)
             stack.callback(after_model.remove)
+            copied = self._layers[0].register_forward_pre_hook(self._before_copies, with_kwargs=True)
+            stack.callback(copied.remove)
             for index in range(self._first, len(self._layers)):
                 before = partial(self._before_layer, index)
                 layer = self._layers[index]
@@ -249,6 +251,11 @@ class Pruning:
             self._local.running = self._continue(cache, inputs)
         else:
             self._local.running = self._start(inputs)
+
+    def _before_copies(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        copies = getattr(self._local, "copies", 1)
+        if copies > 1 and isinstance(self._running, Prefill):
+            guards.check_copies(args[0] if args else kwargs["hidden_states"], copies)
 
     def _after_model(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         state, self._local.running = self._running, None
