@@ -88,7 +88,7 @@ def test_without_vllm_it_ends_in_a_line(monkeypatch, capsys):
     monkeypatch.setattr(command, "find_spec", lambda name: None)
     assert command.main(["--rounds", "1"]) == 2
     assert capsys.readouterr().err.startswith(
-        "fastav.bench.load: vLLM is not installed in this environment (pip install"
+        "fastav.bench.load: vLLM is not installed in this environment (in a checkout of fastav: pip install"
     )
 
 
