@@ -5,13 +5,15 @@ holds only those; after the last layer the sequence is laid out at full length a
 decoder sees what it expects, unless that asks for the last token alone. No model code is replaced.
 """
 
+import sys
 import threading
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from inspect import signature
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
 import torch
 from jaxtyping import Float, Int
@@ -38,7 +40,6 @@ _claims = threading.Lock()
 _pruned: WeakSet[nn.Module] = WeakSet()
 
 
-@contextmanager
 def prune(
     model: Any,
     plan: Plan | str = "fastav",
@@ -46,8 +47,11 @@ def prune(
     layouts: Sequence[Layout] | None = None,
     scores: Float[Tensor, "batch tokens"] | None = None,
     adapter: ModelAdapter | None = None,
-) -> Iterator["Pruning"]:
-    """While active, `model` drops tokens as the plan says, in `forward` and in `generate`; afterwards it is as before.
+) -> "Pruning":
+    """Have `model` drop tokens as the plan says, in `forward` and in `generate`, for as long as a context lasts.
+
+    Nothing happens before `with fastav.prune(model, plan) as pruning:` is entered, or `apply()` is called on what this
+    returns, and the model is as before after the context, or `remove()`. One that is never used warns.
 
     model: of a model that also speaks (Qwen-Omni), its thinker is pruned; ask such a whole model for text only.
     plan: a `Plan`, or the name of one of the model's presets, of a recipe (`fastv@0.25`), or a plan's JSON file.
@@ -56,9 +60,9 @@ def prune(
     scores: of every prompt token, for plans with the method `given`, shaped like `input_ids`.
 
     Logits and hidden states at places of dropped tokens are those of a zero vector; those of text are exact. Keep
-    decoding inside the context. Exact means: as if every layer hid the dropped tokens by an attention mask.
+    decoding inside. Exact means: as if every layer hid the dropped tokens by an attention mask.
 
-    Raises, on entry: UnknownName, PlanError, UnsupportedModel, UnsupportedPlan; while active: UnsupportedPlan for what
+    Raises, at once: UnknownName, PlanError, UnsupportedModel, UnsupportedPlan; while active: UnsupportedPlan for what
     docs/exactness.md lists, such as assisted decoding, chunked prefill, foreign caches, labels and gradients.
     """
     guards.check_model(model)
@@ -66,9 +70,24 @@ def prune(
     adapter = adapter or adapter_for(named, model.config.to_dict())
     chosen = plan_named(plan, adapter)
     part = adapter.language_model(model)
-    pruning = Pruning(part, chosen, adapter, layouts, scores)
-    with pruning._installed(), nullcontext() if part is model else guards.speechless(model):
-        yield pruning
+    pruning = Pruning(part, chosen, adapter, layouts, scores, whole=model)
+    finalize(pruning, _warn_if_unused, pruning._used, *_caller())
+    return pruning
+
+
+def _caller() -> tuple[str, int]:
+    """File and line of the call that came from elsewhere; wrappers that check types are not meant."""
+    frame: Any = sys._getframe(1)
+    while frame.f_globals.get("__name__", "").split(".")[0] in ("fastav", "jaxtyping", "beartype") and frame.f_back:
+        frame = frame.f_back
+    return frame.f_code.co_filename, frame.f_lineno
+
+
+def _warn_if_unused(used: list[bool], file: str, line: int) -> None:
+    """Say where a pruning was made that is gone, or still there when Python ends, and never began."""
+    if not used:
+        message = "fastav.prune was called and its result never used, so nothing was pruned: use `with`, or .apply()"
+        warnings.warn_explicit(message, UserWarning, file, line)
 
 
 class _Decode:
@@ -80,7 +99,7 @@ class _Step:
 
 
 class Pruning:
-    """A model being pruned.  `tokens` tells what the last prefill kept."""
+    """A model that is pruned between `apply` and `remove`, or in a context.  `tokens` tells what a prefill kept."""
 
     def __init__(
         self,
@@ -89,8 +108,13 @@ class Pruning:
         adapter: ModelAdapter,
         layouts: Sequence[Layout] | None,
         scores: Float[Tensor, "batch tokens"] | None,
+        *,
+        whole: Any,
     ) -> None:
         self.model, self.plan, self.adapter = model, plan, adapter
+        self._whole = whole  # what was handed in, of which `model` may be a part
+        self._active: ExitStack | None = None
+        self._used: list[bool] = []  # not empty once it was applied; outlives this object
         self._layouts, self._scores = layouts, scores
         self._decoder = adapter.decoder(model)
         self._layers = list(self._decoder.layers)  # pyright: ignore[reportArgumentType]
@@ -109,6 +133,35 @@ class Pruning:
         self._first = self._schedule.first
         self._local = threading.local()  # the running forward: a model may serve several threads
         self._check()
+
+    # --- from when to when
+
+    def apply(self) -> "Pruning":
+        """Begin to prune, until `remove`.
+
+        Raises: UnsupportedPlan if the model is being pruned already.
+        """
+        self._used.append(True)
+        if self._active is not None:
+            raise UnsupportedPlan("this pruning is applied already", "call remove() first")
+        with ExitStack() as stack:
+            stack.enter_context(self._installed())
+            if self._whole is not self.model:
+                stack.enter_context(guards.speechless(self._whole))
+            self._active = stack.pop_all()
+        return self
+
+    def remove(self) -> None:
+        """Leave the model as it was.  Once is enough, and more does no harm."""
+        active, self._active = self._active, None
+        if active is not None:
+            active.close()
+
+    def __enter__(self) -> "Pruning":
+        return self.apply()
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
 
     # --- what was kept
 
@@ -214,7 +267,9 @@ class Pruning:
         layers = [unwrapped(layer) for layer in self._layers]
         with _claims:
             if any(layer in _pruned for layer in layers):
-                raise UnsupportedPlan("the model is being pruned already", "leave the other context first")
+                raise UnsupportedPlan(
+                    "the model is being pruned already", "leave the other context first, or call its remove()"
+                )
             _pruned.update(layers)
         try:
             yield
