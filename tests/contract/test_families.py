@@ -352,6 +352,23 @@ def test_a_users_prompt_with_an_image_and_a_video_is_pruned_exactly():
     assert [layer["image"] for layer in pruning.tokens()[0]] == [8, 8, 8, 8, 8, 7, 6, 5]
 
 
+@pytest.mark.parametrize("name", ["qwen3_vl", "qwen3_omni"])
+@pytest.mark.parametrize("last", [0, 1])
+def test_a_decoder_no_deeper_than_its_deepstack_list_is_exact(name, last):
+    """What the last layer adds to video comes after tokens have been laid out at full length again."""
+    family = family_of(name)
+    model, _ = family.module.build("sdpa")
+    decoder, alone = family.adapter.decoder(model), family.prepare(family.clips[0])
+    decoder.layers = decoder.layers[:2]
+    decoder.config.num_hidden_layers = 2
+    plan = Plan((Step(layers="1", method="position", keep=Keep(media=Share(0.5))),))
+    with prune(model, plan, adapter=family.adapter), torch.no_grad():
+        logits = model(**alone.inputs, logits_to_keep=last).logits[0, -1]
+    rules = rules_of(plan, alone.layouts[0], 2)
+    expected = masked_logits(model, decoder.layers, alone.inputs, torch.zeros(1, dtype=torch.long), rules)[0]
+    assert (logits - expected).abs().max() < 1e-3 * expected.abs().max()
+
+
 # --- costs
 
 

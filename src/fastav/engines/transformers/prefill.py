@@ -119,6 +119,7 @@ class Prefill:
     last_only: bool = False
     agreed: Callable[[Tensor], Tensor] | None = None
     next_cut: int = 0
+    out: bool = False  # whether the last layer has run, and its output is laid out as the model expects it
     sliced: bool = False  # whether the model went on with the last tokens only
     arguments: dict[Any, tuple[Any, Any]] = field(default_factory=dict)  # those shrunk since the last cut
 
@@ -312,7 +313,13 @@ class Prefill:
         return full[..., : self.length, :]
 
     def with_visual(self, hidden: Tensor, places: Tensor, embeds: Tensor) -> Tensor:
-        """Deepstack: what early layers add to the video tokens, for those of them that are still there."""
+        """Deepstack: what early layers add to the video tokens, for those of them that are still there.
+
+        Where the last layer is such a layer, at the places that it has been laid out at.
+        """
         whole = hidden.new_zeros(hidden.shape[0], self.length + 1, hidden.shape[-1])
         whole[:, :-1][places.to(hidden.device)] = embeds.to(hidden.device, hidden.dtype)
-        return hidden + gather.take(whole, self.slots)
+        if not self.out:
+            return hidden + gather.take(whole, self.slots)
+        kept = torch.zeros(whole.shape[:2], dtype=torch.bool, device=hidden.device).scatter(1, self.slots, True)
+        return hidden + whole.masked_fill(~kept[..., None], 0)[:, self.length - hidden.shape[1] : self.length]

@@ -495,6 +495,7 @@ class Pruning:
         state = self._running
         if not isinstance(state, Prefill) or state.whole or state.sliced:
             return None
+        state.out = True
         if isinstance(output, tuple):
             return (state.handed_on(output[0]), *output[1:])
         return state.handed_on(output)
