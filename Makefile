@@ -42,7 +42,7 @@ test-slow: $(READY)  ## the tests that take minutes
 parity-cpus: $(READY)  ## the tests that rounding might decide, as other CPUs would run them
 	$(BIN)/python tests/cpus.py
 
-compat: $(READY)  ## the tests against the oldest and the newest supported transformers
+compat: $(READY)  ## the tests with the oldest, pinned and newest transformers, PyAV and numpy
 	$(BIN)/python tests/compat.py
 
 wheel-test:  ## build the wheel, install it into a fresh environment without constraints, ask it about a clip

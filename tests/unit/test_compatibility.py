@@ -1,5 +1,6 @@
 """Tested ranges stand in pyproject.toml; what runs outside of them says so, once."""
 
+import json
 import subprocess
 import sys
 import tomllib
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import compat
 from fastav import compatibility
 from fastav.compatibility import ReleaseRange, check, declared_range, release_of, require_tested
 from fastav.errors import FastAVWarning, InstallationError
@@ -91,3 +93,30 @@ def test_what_is_installed_here_is_within() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             check(package, version(package), DECLARED)
+
+
+def test_make_compat_runs_both_ends_of_what_is_declared() -> None:
+    ran = [release_of(name.partition("==")[2]) for name in compat.RUNS if name.startswith("transformers==")]
+    tested = declared_range("transformers", DECLARED)
+    assert tested.oldest is not None
+    assert tested.beyond is not None
+    assert min(ran) == tested.oldest
+    assert (*max(ran)[:-1], max(ran)[-1] + 1) == tested.beyond
+    assert release_of(PINS["transformers"]) in ran
+    for package in ("av", "numpy"):
+        tested = declared_range(package, DECLARED)
+        asked = [getattr(combination, package) for combination in compat.media_versions.COMBINATIONS]
+        assert tested.oldest == min(release_of(one.partition("==")[2]) for one in asked if "==" in one)[:2]
+
+
+def test_results_of_other_runs_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compat, "KEPT", tmp_path / "compat.json")
+    for name in ("transformers==5.17.0", "transformers==5.24.0", "transformers==5.17.0"):
+        compat.record(name, {name: compat.counts_of("....\n7 passed, 2 skipped in 3.21s")}, {"commit": name})
+    compat.record("media", {"python 3.11, av 17.1.0": {"passed": 1}}, {"commit": "c"})
+    found = json.loads((tmp_path / "compat.json").read_text(encoding="utf-8"))
+    assert found["transformers"].keys() == {"5.17.0", "5.24.0"}
+    assert found["transformers"]["5.24.0"] == {"commit": "transformers==5.24.0", "passed": 7, "skipped": 2}
+    assert found["media"] == {"python 3.11, av 17.1.0": {"commit": "c", "passed": 1}}
+    assert compat.counts_of("Traceback") == {}
+    assert compat.main(["transformers==1"]) == 2
