@@ -329,6 +329,11 @@ class Plan:
         return tuple(self._of_layers(depth, cache_only=True))
 
     def _of_layers(self, depth: int, *, cache_only: bool) -> list[tuple[int, Step]]:
+        if self.steps and not any(len(step.entering(depth)) for step in self.steps):
+            named = ", ".join(repr(step.layers) for step in self.steps)
+            raise PlanError(
+                f"layers {named} begin after the last one of a decoder of {depth} layers: nothing is pruned"
+            )
         steps = [step for step in self.steps if step.cache_only == cache_only]
         return sorted(((layer, step) for step in steps for layer in step.entering(depth)), key=lambda cut: cut[0])
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fastav.errors import PlanError, UnknownName
 from fastav.layout import MEDIA, Layout, Modality
 from fastav.plan import Before, Frames, Keep, Plan, Share, Step, Tokens, Unpadded
-from fastav.presets import fastav, trim
+from fastav.presets import fastav, plus, trim
 
 
 def layout(text=14, video=676, audio=1496, tail=30):
@@ -247,3 +247,19 @@ def test_what_is_no_plan_is_refused(tmp_path, content):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(PlanError, match="No such file"):
         Plan.load(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("cache_only", [False, True])
+def test_a_plan_that_no_layer_enters_is_refused(cache_only):
+    plan = Plan((Step(layers="28..", method="position", keep=Keep(media=Share(0.5)), cache_only=cache_only),))
+    for ask in (plan.cuts, plan.cache_cuts):
+        assert bool(ask(29)) == (ask == (plan.cache_cuts if cache_only else plan.cuts))
+        with pytest.raises(PlanError, match="nothing is pruned"):
+            ask(28)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_presets_drop_something_of_the_shallowest_decoders(depth):
+    layout = Layout.join([Layout.of(Modality.VIDEO, 20), Layout.of(Modality.AUDIO, 20), Layout.of(Modality.TEXT, 3)])
+    for plan in (fastav(Keep(media=Share(0.4))), fastav(Keep(clip=Share(0.4))), plus()):
+        assert plan.tokens(layout, depth)[-1] < len(layout)
