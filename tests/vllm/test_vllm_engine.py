@@ -128,6 +128,25 @@ def test_a_request_that_cannot_be_answered_leaves_the_others(pipe, tmp_path):
     assert [len(answers[place].token_ids) for place in (0, 2, 4, 5)] == [3] * 4
 
 
+def test_any_error_of_one_request_is_its_own(pipe, monkeypatch):
+    kind = type(pipe.adapter)
+    prompt = kind.prompt
+
+    def failing(self, processor, request):
+        if request.question == "odd":
+            raise KeyError("what no one thought of")
+        return prompt(self, processor, request)
+
+    monkeypatch.setattr(kind, "prompt", failing)
+    asked = requests()
+    asked.insert(1, Request(clip=Clip.open(KNOCK), question="odd"))
+    answers = dict(pipe.map(asked, batch=64, max_new_tokens=3))
+    assert isinstance(answers[1], FastAVError)
+    assert "KeyError" in str(answers[1])
+    assert isinstance(answers[1].__cause__, KeyError)
+    assert [len(answers[place].token_ids) for place in (0, 2, 3, 4)] == [3] * 4
+
+
 def test_threads_that_ask_at_once_are_all_answered(pipe):
     asked = [("which color moves?", TRIANGLE), ("what sound do you hear?", KNOCK), ("what is to be seen?", KNOCK)] * 2
     alone = [pipe(clip, question, max_new_tokens=8).token_ids for question, clip in asked[:3]] * 2
