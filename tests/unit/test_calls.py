@@ -115,7 +115,7 @@ def test_lists_are_answered_by_lists_in_their_order(pipe):
 @pytest.mark.parametrize(
     ("clip", "question", "options", "message"),
     [
-        ([TRIANGLE, KNOCK], ["what?"], {}, "2 clips and 1 questions make no pairs"),
+        ([TRIANGLE, KNOCK], ["what?"], {}, "2 clips and 1 question make no pairs"),
         ([TRIANGLE], "what?", {"on_text": print}, "on_text"),
         ([TRIANGLE], [3], {}, "a question must be a text, got int"),
         (TRIANGLE, None, {}, "a question must be a text, got NoneType"),
