@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from fastav.errors import UnreadableMedia
-from fastav.media import Clip
+from fastav.media import Clip, MediaWarning
 from fastav.media._frames import nominal, upright
 from fastav.media._timeline import Timeline, shows_picture
 from media_files import decode_everything, number_of, numbered, numbers, write_clip
@@ -252,6 +252,6 @@ def test_an_animated_webp_is_read(tmp_path: Path) -> None:
     assert track.duration == pytest.approx(1.2)
     assert numbers(track.read([4, 0, 2, 2])) == [4, 0, 2, 2]
     np.testing.assert_allclose(track.seconds(range(5)), [0, 0.1, 0.4, 0.5, 1.0])
-    path.write_bytes(path.read_bytes()[:400])
-    with pytest.raises(UnreadableMedia, match=r"a\.webp cannot be read"):
-        Clip.open(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises((UnreadableMedia, MediaWarning), match=r"a\.webp (cannot be read|has \d+ of \d+ kB)"):
+        Clip.open(path)  # some versions of Pillow show what is there

@@ -323,8 +323,16 @@ def _without(frame: VideoFrame, kind: str) -> VideoFrame:
 
 
 def decode_all(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    """Every frame from the start, until the data end or cannot be decoded."""
+    """Every frame from the first that decodes, until the data end or cannot be decoded."""
+    begun = False
     try:
-        yield from container.decode(stream)
+        for packet in container.demux(stream):
+            try:
+                for frame in packet.decode():
+                    begun = True
+                    yield frame
+            except FFmpegError:
+                if begun:
+                    return
     except FFmpegError:
         return

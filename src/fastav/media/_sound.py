@@ -135,7 +135,7 @@ class FileSound:
         self, container: InputContainer, stream: AudioStream, pace: "Pace", first: int
     ) -> tuple[int, Iterator[AudioFrame]]:
         """Seek to before sample `first`; return where decoding begins, in samples, and the frames from there."""
-        guide = _seek_by(container, stream)
+        guide = seek_by(container, stream)
         for back in (WARM_UP, 10, 60):
             target = pace.origin + first / self.sample_rate - back
             if target <= pace.origin or not self.placed:
@@ -198,7 +198,7 @@ def samples_of(frame: AudioFrame) -> Float64[np.ndarray, "channels samples"]:
     if samples.dtype == np.uint8:
         return (samples.astype(np.float64) - 128) / 128
     full = 1.0 if samples.dtype.kind == "f" else 2.0 ** (8 * samples.dtype.itemsize - 1)
-    return samples / np.float64(full)
+    return samples.astype(np.float64) / full
 
 
 def trimmed(frame: AudioFrame, skip: int) -> AudioFrame:
@@ -245,7 +245,7 @@ def _whole(packet: Packet, container: InputContainer) -> Packet:
     return packet
 
 
-def _seek_by(container: InputContainer, stream: AudioStream) -> AudioStream | VideoStream:
+def seek_by(container: InputContainer, stream: AudioStream) -> AudioStream | VideoStream:
     """The stream whose index leads to a place in the sound: Matroska keeps one for the video only."""
     if "matroska" not in container.format.name:
         return stream

@@ -73,15 +73,20 @@ def shows_picture(packet: Packet, stream: VideoStream) -> bool:
     return stream.codec_context.name != "vp8" or bool(bytes(packet)[0] & 0x10)
 
 
-def last_shown(container: InputContainer, stream: Stream) -> int | None:
+def last_shown(container: InputContainer, stream: Stream, guide: Stream | None = None) -> int | None:
     """When the track ends, in ticks, read from its tail; None if its end cannot be reached.
 
     The search goes back from the end of the file, which may be long after that of the track.
+    guide: the stream whose index is sought in, if that of `stream` has none.
     """
     length = (container.duration or 0) + (container.start_time or 0)
     for back in BACK_SECONDS:
         try:
-            container.seek(max(0, length - back * 1_000_000), backward=True)
+            target = max(0, length - back * 1_000_000)
+            if guide is None or guide.time_base is None:
+                container.seek(target, backward=True)
+            else:
+                container.seek(int(target / 1_000_000 / guide.time_base), backward=True, stream=guide)
             ends = (p.pts + (p.duration or 0) for p in container.demux(stream) if p.pts is not None and p.size)
             end = max(ends, default=None)
         except FFmpegError:

@@ -22,6 +22,7 @@ from fastav.media._sound import (
     mono_span,
     packed,
     samples_of,
+    seek_by,
 )
 from fastav.media._source import Source
 from fastav.media._timeline import last_shown
@@ -144,9 +145,11 @@ def probe_audio(source: Source, stream_index: int) -> AudioTrack:
             raise UnreadableMedia(f"the audio track of {source.name} does not say its sample rate", "is it complete?")
         stated, placed = stated_seconds(container, stream), is_placed(container)
         pace = Pace.of(decode_sound(container, stream))
-    first = 0.0 if pace is None else pace.origin
-    with opened(source) as container:
-        real = _real_seconds(container, only(_audio(container, stream_index)), stated, first)
+        first = 0.0 if pace is None else pace.origin
+        real = _tail_seconds(container, stream, stated, first)
+    if real is None:
+        with opened(source) as container:
+            real = _packet_seconds(container, only(_audio(container, stream_index)), first)
     duration = stated if stated is not None and abs(stated - real) <= slack(stated) else real
     return AudioTrack(
         samples=round(duration * rate),
@@ -164,12 +167,17 @@ def _audio(container: InputContainer, index: int) -> AudioStream:
     return stream
 
 
-def _real_seconds(container: InputContainer, stream: AudioStream, stated: float | None, first: float) -> float:
-    """How much sound there is, by its packets: by all, or in a long file whose times can be trusted by the last."""
+def _tail_seconds(container: InputContainer, stream: AudioStream, stated: float | None, first: float) -> float | None:
+    """How much sound there is in a long track, by its last packets; None for others, and where times do not tell."""
+    if stated is None or stated <= WHOLE_SECONDS or not is_placed(container):
+        return None
+    end = last_shown(container, stream, seek_by(container, stream))
+    return None if end is None else max(0.0, float(end * (stream.time_base or 0)) - first)
+
+
+def _packet_seconds(container: InputContainer, stream: AudioStream, first: float) -> float:
+    """How much sound there is, by all packets."""
     tick = stream.time_base or Fraction(1)
-    if stated is not None and stated > WHOLE_SECONDS and is_placed(container):
-        end = last_shown(container, stream)
-        return stated if end is None else max(0.0, float(end * tick) - first)
     ticks, end = 0, None
     for packet in container.demux(stream):
         ticks += packet.duration or 0

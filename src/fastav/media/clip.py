@@ -16,7 +16,7 @@ from fastav.media._source import Source, source_of
 from fastav.media._webp import is_animated_webp, probe_webp
 from fastav.media.audio import AudioTrack, audio_of_array, probe_audio
 from fastav.media.policy import OPEN, MediaPolicy
-from fastav.media.video import VideoTrack, first_shown, probe_video
+from fastav.media.video import VideoTrack, probe_video
 
 MAX_OFFSET = 6 * 3600.0
 """Seconds by which one track may start later than the other."""
@@ -125,7 +125,9 @@ def _opened(source: Source) -> Clip:
     """Raises: UnreadableMedia."""
     source.check()
     if is_animated_webp(source.head(32)):
-        return Clip(name=source.name, video=probe_webp(source), audio=None)
+        clip = Clip(name=source.name, video=probe_webp(source), audio=None)
+        _warn_of_cut(source, clip, None)
+        return clip
     with opened(source) as container:
         video, audio = _choose(container, "video"), _choose(container, "audio")
         has_header = container.format.name.partition(",")[0] in STATED
@@ -134,11 +136,10 @@ def _opened(source: Source) -> Clip:
         message = f"{source.name} has neither video nor audio that can be decoded"
         raise UnreadableMedia(message, "expected a video or audio file")
     sound = None if audio is None else probe_audio(source, audio)
-    first = inf if video is None else first_shown(source, video)
-    origin = first if sound is None else min(first, sound.start)
-    picture = None if video is None else probe_video(source, video, origin)
+    heard_from = inf if sound is None else sound.start
+    picture = None if video is None else probe_video(source, video, heard_from)
     if sound is not None:
-        sound = replace(sound, start=sound.start - origin)
+        sound = replace(sound, start=0.0 if picture is None else max(0.0, heard_from - picture.origin))
     clip = Clip(name=source.name, video=picture, audio=sound)
     _warn_of_cut(source, clip, stated)
     return clip

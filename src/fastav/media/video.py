@@ -37,7 +37,7 @@ class VideoTrack:
     frames: how many there are, by the data; in MP4 and MOV by their frame table.
     fps: average frames per second. duration: in seconds.
     width, height: in pixels, upright (after the rotation that the file asks for).
-    start: seconds from the clip's start to the first frame.
+    start: seconds from the clip's start to the first frame. origin: when the clip starts by the file's own clock.
     """
 
     frames: int
@@ -47,6 +47,7 @@ class VideoTrack:
     height: int
     source: FrameSource = field(repr=False)
     start: float = 0.0
+    origin: float = field(default=0.0, repr=False)
 
     def from_start(self) -> "VideoTrack":
         """The track from the clip's start on, with its first picture until its own start, repeated at its rate."""
@@ -109,16 +110,17 @@ class VideoTrack:
         return wanted.tolist(), place
 
 
-def probe_video(source: Source, stream_index: int, origin: float) -> VideoTrack:
+def probe_video(source: Source, stream_index: int, heard_from: float) -> VideoTrack:
     """Find out what the track is, decoding one frame.
 
-    origin: when the clip starts, by the container's clock.
+    heard_from: when its sound starts, by the container's clock; infinity if it has none. The clip starts with the
+    earlier of the two.
     Raises: UnreadableMedia if no frame decodes, or frames are too large.
     """
     with opened(source) as container:
         stream = _video(container, stream_index)
         _check_size(source, stream.width, stream.height)
-        view, first = _view(source, container, only(stream), origin)
+        view, first = _view(source, container, only(stream), heard_from)
         index = Index.of(container, stream)
         stated = stated_seconds(container, stream)
         seconds, timeline = stated, None
@@ -136,26 +138,13 @@ def probe_video(source: Source, stream_index: int, origin: float) -> VideoTrack:
     return _track(view, frames, seconds, SoughtFrames(view=view, index=index, first=first), start)
 
 
-def first_shown(source: Source, stream_index: int) -> float:
-    """When the first frame of a track is shown, by the container's clock.
-
-    Raises: UnreadableMedia if no frame decodes.
-    """
-    with opened(source) as container:
-        stream = only(_video(container, stream_index))
-        frame = _first_frame(container, stream)
-        if frame is None:
-            raise _no_frame(source)
-        return float((frame.pts or 0) * (stream.time_base or 0))
-
-
 def _video(container: InputContainer, index: int) -> VideoStream:
     stream = container.streams[index]
     assert isinstance(stream, VideoStream)
     return stream
 
 
-def _view(source: Source, container: InputContainer, stream: VideoStream, origin: float) -> tuple[View, int]:
+def _view(source: Source, container: InputContainer, stream: VideoStream, heard_from: float) -> tuple[View, int]:
     """How to make arrays of the track's pictures, and when its first frame is shown, in ticks."""
     frame = _first_frame(container, stream)
     if frame is None:
@@ -168,7 +157,7 @@ def _view(source: Source, container: InputContainer, stream: VideoStream, origin
         height=frame.height,
         matrix=display_matrix(frame),
         tick=stream.time_base or Fraction(1, 1_000_000),
-        start=-origin,
+        start=-min(heard_from, float((frame.pts or 0) * (stream.time_base or 0))),
         fps=float(stream.average_rate or stream.guessed_rate or 25),
     )
     return view, frame.pts or 0
@@ -183,6 +172,8 @@ def _scanned(view: View, timeline: Timeline | None, counted: int) -> VideoTrack:
     if timeline is None:
         with opened(view.source) as container:
             found = sum(1 for _ in decode_all(container, view.track(container)))
+        if not found:
+            raise _no_frame(view.source)
         return _track(view, found, found / view.fps, ScannedFrames(view=view, timeline=None), 0.0)
     frames, first = len(timeline.shown), int(timeline.shown[0])
     seconds = float((timeline.end - first) * view.tick)
@@ -196,7 +187,14 @@ def _scanned(view: View, timeline: Timeline | None, counted: int) -> VideoTrack:
 def _track(view: View, frames: int, duration: float, source: FrameSource, start: float) -> VideoTrack:
     width, height = (view.height, view.width) if view.turned else (view.width, view.height)
     return VideoTrack(
-        frames=frames, fps=view.fps, duration=duration, width=width, height=height, source=source, start=start
+        frames=frames,
+        fps=view.fps,
+        duration=duration,
+        width=width,
+        height=height,
+        source=source,
+        start=start,
+        origin=-view.start,
     )
 
 
