@@ -208,7 +208,7 @@ def test_pooling_takes_the_maximum_and_newlines_end_rows(model: VideoSalmonn2For
     assert pooled.shape == (1, 4, 4, hidden)
     assert pooled[0, :, :, 0].tolist() == [[18 * r + 2 * c + 10 for c in range(4)] for r in range(4)]
     with torch.no_grad():
-        tokens = model.get_video_features(torch.rand(2, 3, 56, 56))
+        tokens = model.get_video_features(torch.rand(2, 3, 56, 56)).pooler_output
     assert tokens.shape == (2, 20, hidden)
     assert (tokens[:, 4::5] == model.model.image_newline).all()
 
@@ -227,7 +227,7 @@ def test_a_window_is_read_by_itself(model: VideoSalmonn2ForConditionalGeneration
     scheme = model.config.scheme
     mel = torch.rand(1, scheme.mel_bins, 3000, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        every = model.windows(mel)
+        every = model.windows(model.hear(mel))
         heard = model.ln_speech(model.speech_encoder(mel).last_hidden_state)
         one = model.speech_Qformer(model.speech_query_tokens, heard[:, 7 * scheme.stride :][:, : scheme.window])
     assert every.shape == (scheme.windows, 1, model.config.qformer.hidden_size)

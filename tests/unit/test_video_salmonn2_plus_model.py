@@ -111,7 +111,7 @@ def test_embeddings_need_positions(model: Any, processor: VideoSalmonn2PlusProce
         model(inputs_embeds=embeds)
     with pytest.raises(MediaError, match="do not tell where the clip is"):
         model.generate(inputs_embeds=embeds, max_new_tokens=2)
-    with pytest.raises(MediaError, match="needs input_ids or inputs_embeds"):
+    with pytest.raises(MediaError, match="takes input_ids or inputs_embeds"):
         model()
 
 

@@ -14,6 +14,7 @@ from transformers.generation.logits_process import RepetitionPenaltyLogitsProces
 
 from fastav.errors import MediaError
 from fastav.models._generation import positions
+from fastav.models._merging import merged
 from fastav.models.videollama2 import (
     VideoLlama2ForConditionalGeneration,
     VideoLlama2Processor,
@@ -150,10 +151,10 @@ def test_too_few_placeholders_are_an_error(
 def test_placeholders_need_not_be_rows_of_the_embedding(
     model: VideoLlama2ForConditionalGeneration, processor: VideoLlama2Processor
 ) -> None:
-    features = torch.ones(1, 2, model.config.hidden_size)
-    merged = model.model.merge(torch.tensor([[3, 10**6, 10**6, 4]]), {10**6: features})
-    assert torch.equal(merged[0, 1:3], features[0])
-    assert torch.equal(merged[0, ::3], model.model.embed_tokens(torch.tensor([3, 4])))
+    features, table = torch.ones(2, model.config.hidden_size), model.model.embed_tokens
+    both = merged(table, torch.tensor([[3, 10**6, 10**6, 4]]), None, {10**6: features})
+    assert torch.equal(both[0, 1:3], features)
+    assert torch.equal(both[0, ::3], table(torch.tensor([3, 4])))
 
 
 def test_loss_is_that_of_the_next_token(

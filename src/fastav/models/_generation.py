@@ -10,6 +10,7 @@ from transformers.generation.logits_process import RepetitionPenaltyLogitsProces
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from fastav.cache_argument import as_argument, of_output
+from fastav.models._merging import ids_of
 
 
 class MediaGeneration:
@@ -20,6 +21,7 @@ class MediaGeneration:
     """
 
     media_inputs: ClassVar[tuple[str, ...]]
+    placeholder_names: ClassVar[tuple[str, ...]]  # of the configuration
 
     def prepare_inputs_for_generation(
         self,
@@ -48,7 +50,7 @@ class MediaGeneration:
     ) -> tuple[Tensor | None, dict[str, Any]]:
         """Repeat each prompt's media with the prompt; a row may have any number of them."""
         media = {name: kwargs.pop(name) for name in self.media_inputs if kwargs.get(name) is not None}
-        places = kwargs.get("position_ids")
+        embeds, places = kwargs.get("inputs_embeds"), kwargs.get("position_ids")
         by_axis = places is not None and places.ndim == 3  # M-RoPE: the batch is the second axis
         if by_axis:
             del kwargs["position_ids"]
@@ -56,9 +58,18 @@ class MediaGeneration:
         expanded, kwargs = mixin._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
         if places is not None and by_axis:
             kwargs["position_ids"] = places.repeat_interleave(expand_size, dim=1)
-        if expand_size > 1 and input_ids is not None:
-            media = self._repeat_media(media, input_ids, expand_size)
+        if expand_size > 1 and media:
+            media = self._repeat_media(media, self._placeholders(input_ids, embeds), expand_size)
         return expanded, kwargs | media
+
+    def _placeholders(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        """The prompts' ids; where only embeddings are given, those of placeholders, 0 elsewhere."""
+        if input_ids is not None and input_ids.shape[1]:
+            return input_ids
+        model: Any = self
+        assert inputs_embeds is not None
+        tokens = [getattr(model.config, name) for name in self.placeholder_names]
+        return ids_of(model.get_input_embeddings(), inputs_embeds, tokens)
 
     def _repeat_media(self, media: Mapping[str, Tensor], input_ids: Tensor, times: int) -> dict[str, Tensor]:
         """The media of prompts [batch, prompt] that are each repeated so many times."""

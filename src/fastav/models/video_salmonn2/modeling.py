@@ -9,16 +9,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import GenerationMixin, Qwen2Model, SiglipVisionModel
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.models.qwen2.modeling_qwen2 import Qwen2PreTrainedModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils.generic import can_return_tuple
 
 from fastav.cache_argument import as_argument, either_name
-from fastav.errors import MediaError
 from fastav.models._checkpoint import StrictLoading, refuse_differences
 from fastav.models._generation import GeneratedPenalty, MediaGeneration, positions, repeat_groups
 from fastav.models._layers import mlp
+from fastav.models._merging import encoded, merged, starts_prompt
 from fastav.models.video_salmonn2.configuration import VideoSalmonn2Config
 from fastav.models.video_salmonn2.qformer import Embeddings, QFormer
 
@@ -55,8 +55,13 @@ class VideoSalmonn2PreTrainedModel(Qwen2PreTrainedModel):
             init.copy_(module.position_ids, torch.arange(module.position_ids.shape[1])[None])
 
 
-class VideoSalmonn2Model(VideoSalmonn2PreTrainedModel, Qwen2Model):
-    """The decoder without its head, and what sees. As in the original, what hears is outside of it."""
+class VideoSalmonn2Model(StrictLoading, VideoSalmonn2PreTrainedModel, Qwen2Model):
+    """The decoder without its head, and what sees. As in the original, what hears is outside of it.
+
+    It loads its own save or the whole model's.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^(lm_head|ln_speech|speech_\w+|final_linear)\b"]  # noqa: RUF012
 
     def __init__(self, config: VideoSalmonn2Config) -> None:
         super().__init__(config)
@@ -66,19 +71,19 @@ class VideoSalmonn2Model(VideoSalmonn2PreTrainedModel, Qwen2Model):
         self.image_newline = nn.Parameter(torch.randn(config.hidden_size) * config.initializer_range)
         self.post_init()
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """From a checkpoint of the whole model, whose head and ears are read and dropped."""
-        loaded = VideoSalmonn2ForConditionalGeneration.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        return (loaded[0].model, loaded[1]) if isinstance(loaded, tuple) else loaded.model
-
+    @can_return_tuple
     def get_video_features(
         self, pixel_values_videos: Float[Tensor, "frames 3 height width"]
-    ) -> Float[Tensor, "frames tokens hidden"]:
-        """The tokens of each frame, row by row, a newline after each row."""
-        pooled = self.pool(self.mm_projector(self.vision_tower(pixel_values_videos.to(self.dtype))))
+    ) -> BaseModelOutputWithPooling | tuple:
+        """SigLIP's patches [frames, patches, channels], and as `pooler_output` what the decoder is given.
+
+        That is [frames, tokens, hidden], row by row, a newline after each row.
+        """
+        patches = self.vision_tower(pixel_values_videos.to(self.dtype))
+        pooled = self.pool(self.mm_projector(patches))
         newlines = self.image_newline.to(pooled).expand(*pooled.shape[:2], 1, -1)
-        return torch.cat([pooled, newlines], dim=2).flatten(1, 2)
+        tokens = torch.cat([pooled, newlines], dim=2).flatten(1, 2)
+        return encoded(patches, tokens)
 
     def pool(self, patches: Float[Tensor, "frames patches hidden"]) -> Float[Tensor, "frames rows columns hidden"]:
         """The maximum of each square of patches; what is left of the last row and column is not seen."""
@@ -88,37 +93,36 @@ class VideoSalmonn2Model(VideoSalmonn2PreTrainedModel, Qwen2Model):
 
     def embed(
         self,
-        input_ids: Int[Tensor, "batch prompt"],
+        input_ids: Int[Tensor, "batch prompt"] | None = None,
         pixel_values_videos: Float[Tensor, "frames 3 height width"] | None = None,
         audio: Float[Tensor, "tokens hidden"] | None = None,
+        *,
+        inputs_embeds: Float[Tensor, "batch prompt hidden"] | None = None,
+        whole: bool = True,
     ) -> Float[Tensor, "batch prompt hidden"]:
         """The decoder's input: text embeddings, with the media's in place of their placeholders.
 
-        audio: the tokens of all sounds, in the order of their placeholders.
+        audio: the tokens of all sounds, in the order of their placeholders. inputs_embeds: in place of `input_ids`: the
+        embeddings of placeholders, where no media were merged yet. whole: whether the ids are a prompt's, so that each
+        placeholder needs its media.
 
-        Raises: MediaError if placeholders and media tokens differ in number (on the CPU, where looking costs nothing).
+        Raises: MediaError unless there are as many placeholders as media tokens (see `merged`).
         """
-        features, text = {}, input_ids
+        scheme, encoders = self.config.scheme, cast(Any, self)
+        features: dict[int, Tensor] = {}
         if pixel_values_videos is not None:
-            features[self.config.video_token_id] = self.get_video_features(pixel_values_videos).flatten(0, 1)
+            seen = encoders.get_video_features(pixel_values_videos, return_dict=True)
+            features[scheme.video_token_id] = seen.pooler_output.flatten(0, 1)
         if audio is not None:
-            features[self.config.audio_token_id] = audio
-        blank = self.config.blank_token_id if pixel_values_videos is not None else None
-        for token in (*features, blank):
-            text = text if token is None else text.masked_fill(input_ids == token, 0)  # need not be a row of the table
-        merged = self.embed_tokens(text)
-        if blank is not None:
-            merged = merged.masked_fill((input_ids == blank)[..., None], 0)
-        for token, rows in features.items():
-            place = input_ids == token
-            if place.device.type == "cpu" and int(place.sum()) != len(rows):
-                raise MediaError(
-                    f"the prompts hold {int(place.sum())} placeholders of id {token}, their media give {len(rows)} "
-                    "tokens",
-                    "make the inputs with VideoSalmonn2Processor, or expand each placeholder to one id per token",
-                )
-            merged = merged.masked_scatter(place[..., None], rows.to(merged))
-        return merged
+            features[scheme.audio_token_id] = audio
+        tokens = scheme.video_token_id, scheme.audio_token_id
+        absent = [token for token in tokens if token not in features] if whole else []
+        blank = scheme.blank_token_id if pixel_values_videos is not None else None
+        return merged(self.embed_tokens, input_ids, inputs_embeds, features, absent=absent, blank=blank)
+
+    def _complete(self, info: dict[str, Any], source: str) -> None:
+        """As the whole model's, whose head and ears are not read."""
+        refuse_differences(info, source)
 
     @either_name
     def forward(
@@ -137,14 +141,13 @@ class VideoSalmonn2Model(VideoSalmonn2PreTrainedModel, Qwen2Model):
         input_ids: [batch, prompt], one placeholder id per token of a frame. pixel_values_videos: [frames, 3, S, S], of
         all videos. position_ids: counted from each row's first unmasked token, unless given.
         """
-        if inputs_embeds is None and input_ids is not None:
-            inputs_embeds = self.embed(input_ids, pixel_values_videos)
-            input_ids = None
+        if input_ids is not None or pixel_values_videos is not None:
+            whole = starts_prompt(cache, input_ids)
+            inputs_embeds = self.embed(input_ids, pixel_values_videos, inputs_embeds=inputs_embeds, whole=whole)
         if position_ids is None and inputs_embeds is not None and isinstance(attention_mask, Tensor):
             position_ids = positions(attention_mask, inputs_embeds.shape[1])
         decoder: Any = super()
         return decoder.forward(
-            input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             **as_argument(cache),
@@ -160,6 +163,7 @@ class VideoSalmonn2ForConditionalGeneration(
     """video-SALMONN 2."""
 
     media_inputs = ("pixel_values_videos", "input_features", "feature_attention_mask", "audio_index", "piece_index")
+    placeholder_names = ("video_token_id", "audio_token_id", "blank_token_id")
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: VideoSalmonn2Config) -> None:
@@ -177,59 +181,64 @@ class VideoSalmonn2ForConditionalGeneration(
         self.final_linear = mlp(config.hidden_size, config.hidden_size, 2) if config.use_final_linear else nn.Identity()
         self.post_init()
 
-    def get_video_features(
-        self, pixel_values_videos: Float[Tensor, "frames 3 height width"]
-    ) -> Float[Tensor, "frames tokens hidden"]:
+    def get_video_features(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPooling | tuple:
         """As `VideoSalmonn2Model.get_video_features`."""
-        return self.model.get_video_features(pixel_values_videos)
+        return self.model.get_video_features(*args, **kwargs)
 
+    @can_return_tuple
     def get_audio_features(
         self,
         input_features: Float[Tensor, "pieces bins columns"],
         piece_index: Int[Tensor, " pieces"] | None = None,
-    ) -> Float[Tensor, "pieces tokens hidden"]:
-        """The tokens of each piece of sound, with what marks its place in the sound.
+    ) -> BaseModelOutputWithPooling | tuple:
+        """Whisper's positions [pieces, positions, width], and as `pooler_output` what the decoder is given.
 
+        That is [pieces, tokens, hidden], with what marks the place of each piece in its sound.
         piece_index: the number of each piece in its sound, from 0; None: they are the pieces of one sound, in order.
         """
         if piece_index is None:
             piece_index = torch.arange(len(input_features), device=input_features.device)
-        tokens = self.speech_tokens(input_features)
-        return tokens + piece_marks(piece_index, tokens.shape[-1]).to(tokens)[:, None]
+        heard = self.hear(input_features)
+        tokens = self.speech_tokens(heard)
+        tokens = tokens + piece_marks(piece_index, tokens.shape[-1]).to(tokens)[:, None]
+        return encoded(heard, tokens)
 
-    def windows(
-        self, input_features: Float[Tensor, "pieces bins columns"]
-    ) -> Float[Tensor, "windows queries channels"]:
+    def hear(self, input_features: Float[Tensor, "pieces bins columns"]) -> Float[Tensor, "pieces positions width"]:
+        """Whisper's positions of each piece."""
+        return self.speech_encoder(input_features.to(self.dtype)).last_hidden_state
+
+    def windows(self, heard: Float[Tensor, "pieces positions width"]) -> Float[Tensor, "windows queries channels"]:
         """What the Q-Former reads in each window of each piece."""
         scheme = self.config.scheme
-        hidden = self.ln_speech(self.speech_encoder(input_features.to(self.dtype)).last_hidden_state)
-        windows = hidden.unfold(1, scheme.window, scheme.stride).flatten(0, 1).transpose(1, 2)
+        windows = self.ln_speech(heard).unfold(1, scheme.window, scheme.stride).flatten(0, 1).transpose(1, 2)
         return self.speech_Qformer(self.speech_query_tokens, windows)
 
-    def speech_tokens(
-        self, input_features: Float[Tensor, "pieces bins columns"]
-    ) -> Float[Tensor, "pieces tokens hidden"]:
+    def speech_tokens(self, heard: Float[Tensor, "pieces positions width"]) -> Float[Tensor, "pieces tokens hidden"]:
         """The tokens of each piece of sound, in the order of time, without its place in the sound."""
-        tokens = self.final_linear(self.speech_llama_proj(self.windows(input_features)))
-        return tokens.flatten(0, 1).unflatten(0, (len(input_features), -1))
+        tokens = self.final_linear(self.speech_llama_proj(self.windows(heard)))
+        return tokens.flatten(0, 1).unflatten(0, (len(heard), -1))
 
     def embed(
         self,
-        input_ids: Int[Tensor, "batch prompt"],
+        input_ids: Int[Tensor, "batch prompt"] | None = None,
         pixel_values_videos: Float[Tensor, "frames 3 height width"] | None = None,
         input_features: Float[Tensor, "pieces bins columns"] | None = None,
         audio_index: Int[Tensor, " placeholders"] | None = None,
         piece_index: Int[Tensor, " pieces"] | None = None,
+        *,
+        inputs_embeds: Float[Tensor, "batch prompt hidden"] | None = None,
+        whole: bool = True,
     ) -> Float[Tensor, "batch prompt hidden"]:
-        """The decoder's input; arguments as `forward`.
+        """The decoder's input; arguments as `forward`, and as `VideoSalmonn2Model.embed`.
 
-        Raises: MediaError if placeholders and media tokens differ in number (on the CPU, where looking costs nothing).
+        Raises: as that.
         """
         audio = None
         if input_features is not None:
-            audio = self.get_audio_features(input_features, piece_index).flatten(0, 1)
+            heard = cast(Any, self).get_audio_features(input_features, piece_index, return_dict=True)
+            audio = heard.pooler_output.flatten(0, 1)
             audio = audio if audio_index is None else audio[audio_index]
-        return self.model.embed(input_ids, pixel_values_videos, audio)
+        return self.model.embed(input_ids, pixel_values_videos, audio, inputs_embeds=inputs_embeds, whole=whole)
 
     @either_name
     @can_return_tuple
@@ -259,15 +268,22 @@ class VideoSalmonn2ForConditionalGeneration(
         piece_index: [pieces], the number of each in its sound; by default there is one sound.
         labels: [batch, prompt], -100 where there is none (media and padding). logits_to_keep: only the last so many.
         """
-        if inputs_embeds is None and input_ids is not None:
-            inputs_embeds = self.embed(input_ids, pixel_values_videos, input_features, audio_index, piece_index)
+        inputs_embeds = self.embed(
+            input_ids,
+            pixel_values_videos,
+            input_features,
+            audio_index,
+            piece_index,
+            inputs_embeds=inputs_embeds,
+            whole=starts_prompt(cache, input_ids),
+        )
         outputs = self.model(
             attention_mask=attention_mask,
             position_ids=position_ids,
             **as_argument(cache),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            **kwargs,
+            **{**kwargs, "return_dict": True},
         )
         return self._with_head(outputs, labels, logits_to_keep, **kwargs)
 

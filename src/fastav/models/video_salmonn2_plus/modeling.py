@@ -1,14 +1,14 @@
 """video-SALMONN 2+: Qwen2.5-VL's tower and decoder, and ears. Parameters have the original's names."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import GenerationMixin, Qwen2_5_VLTextModel
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VisionTransformerPretrainedModel,
     Qwen2_5_VLPreTrainedModel,
@@ -19,6 +19,7 @@ from fastav.cache_argument import as_argument, either_name, in_arguments, of_out
 from fastav.errors import MediaError
 from fastav.models._checkpoint import StrictLoading, refuse_differences
 from fastav.models._generation import MediaGeneration
+from fastav.models._merging import ids_of, merged, starts_prompt
 from fastav.models.video_salmonn2_plus.configuration import VideoSalmonn2PlusConfig
 from fastav.models.video_salmonn2_plus.positions import row_positions
 from fastav.models.video_salmonn2_plus.scheme import PIECE_TOKENS
@@ -71,46 +72,62 @@ class VideoSalmonn2PlusModel(StrictLoading, VideoSalmonn2PlusPreTrainedModel):
         """Replace those of text."""
         self.model.embed_tokens = value  # pyright: ignore[reportAttributeAccessIssue]
 
+    @can_return_tuple
     def get_video_features(
-        self, pixel_values_videos: Float[Tensor, "patches values"], video_grid_thw: Int[Tensor, "videos 3"]
-    ) -> Float[Tensor, "tokens hidden"]:
-        """The tokens of all videos, one after another, each in the order time, row, column."""
-        return self.visual(pixel_values_videos.to(self.visual.dtype), grid_thw=video_grid_thw).pooler_output
+        self,
+        pixel_values_videos: Float[Tensor, "patches values"],
+        video_grid_thw: Int[Tensor, "videos 3"],
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling | tuple:
+        """What Qwen2.5-VL's tower returns; as `pooler_output` the tokens [tokens, hidden] of each video.
 
+        They go by time, row, column. kwargs: as the tower takes them (`output_hidden_states`, ...).
+        """
+        pixels, kwargs["return_dict"] = pixel_values_videos.to(self.visual.dtype), True
+        seen: Any = self.visual(pixels, grid_thw=video_grid_thw, **kwargs)
+        sizes = (video_grid_thw.prod(-1) // self.visual.spatial_merge_size**2).tolist()
+        seen.pooler_output = torch.split(seen.pooler_output, sizes)
+        return seen
+
+    @can_return_tuple
     def get_audio_features(
-        self, input_features: Float[Tensor, "pieces bins rows"]
-    ) -> Float[Tensor, "pieces tokens hidden"]:
-        """The tokens of each piece of 30 s."""
-        return self.audio(input_features)
+        self, input_features: Float[Tensor, "pieces bins rows"], **kwargs: Any
+    ) -> BaseModelOutputWithPooling | tuple:
+        """What Whisper's encoder returns; as `pooler_output` the tokens [pieces, tokens, hidden] of each piece of 30 s.
+
+        kwargs: as the encoder takes them (`output_hidden_states`, ...).
+        """
+        return self.audio(input_features, **kwargs)
 
     def embed(
         self,
-        input_ids: Int[Tensor, "batch prompt"],
+        input_ids: Int[Tensor, "batch prompt"] | None = None,
         pixel_values_videos: Float[Tensor, "patches values"] | None = None,
         video_grid_thw: Int[Tensor, "videos 3"] | None = None,
         input_features: Float[Tensor, "pieces bins rows"] | None = None,
+        *,
+        inputs_embeds: Float[Tensor, "batch prompt hidden"] | None = None,
+        whole: bool = True,
     ) -> Float[Tensor, "batch prompt hidden"]:
         """The decoder's input: text embeddings, with the media's in place of their placeholders, in order.
 
-        Raises: MediaError if placeholders and media tokens differ in number (on the CPU, where looking costs nothing).
+        inputs_embeds: in place of `input_ids`: the embeddings of placeholders, where no media were merged yet. whole:
+        whether the ids are a prompt's, so that each placeholder needs its media.
+
+        Raises: MediaError unless there are as many placeholders as media tokens (see `merged`).
         """
-        features = {}
+        features: dict[int, Tensor] = {}
+        scheme, encoders = self.config.scheme, cast(Any, self)
         if pixel_values_videos is not None:
             if video_grid_thw is None:
                 raise MediaError("pixel_values_videos come without their sizes", "pass video_grid_thw")
-            features[self.config.video_token_id] = self.get_video_features(pixel_values_videos, video_grid_thw)
+            seen = encoders.get_video_features(pixel_values_videos, video_grid_thw, return_dict=True)
+            features[scheme.video_token_id] = torch.cat(seen.pooler_output)
         if input_features is not None:
-            features[self.config.audio_token_id] = self.get_audio_features(input_features).flatten(0, 1)
-        merged = self.model.embed_tokens(input_ids)
-        for token, rows in features.items():
-            place = input_ids == token
-            if place.device.type == "cpu" and int(place.sum()) != len(rows):
-                raise MediaError(
-                    f"the prompts hold {int(place.sum())} placeholders of id {token}, their media give {len(rows)}",
-                    "make the inputs with VideoSalmonn2PlusProcessor",
-                )
-            merged = merged.masked_scatter(place[..., None], rows.to(merged))
-        return merged
+            heard = encoders.get_audio_features(input_features, return_dict=True)
+            features[scheme.audio_token_id] = heard.pooler_output.flatten(0, 1)
+        absent = [token for token in scheme.placeholders if token not in features] if whole else []
+        return merged(self.model.embed_tokens, input_ids, inputs_embeds, features, absent=absent)
 
     def position_ids(
         self,
@@ -140,7 +157,24 @@ class VideoSalmonn2PlusModel(StrictLoading, VideoSalmonn2PlusPreTrainedModel):
             positions[:, row, real] = row_positions(ids[row, real], grid, None, scheme)
         return torch.from_numpy(positions).to(input_ids.device)
 
+    def _ids(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, sizes: Tensor | None) -> Tensor:
+        """A prompt's ids, or those of its placeholders' embeddings if it shows a video.
+
+        Raises: MediaError for embeddings that may hold a clip or not.
+        """
+        if input_ids is not None:
+            return input_ids
+        if inputs_embeds is None:
+            raise MediaError("the model takes input_ids or inputs_embeds, one of them", "pass input_ids")
+        if sizes is None:
+            raise MediaError(
+                "inputs_embeds do not tell where the clip is", "pass position_ids, or input_ids instead of embeddings"
+            )
+        tokens = self.config.scheme.video_token_id, self.config.scheme.audio_token_id
+        return ids_of(self.model.embed_tokens, inputs_embeds, tokens)
+
     @either_name
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -164,15 +198,19 @@ class VideoSalmonn2PlusModel(StrictLoading, VideoSalmonn2PlusPreTrainedModel):
         them prompts are placed by `script`, and later tokens where the cache's prompt ended.
         """
         past = 0 if cache is None else cache.get_seq_length()
-        if inputs_embeds is None and input_ids is not None:
-            if position_ids is None and not past:
-                position_ids = self.position_ids(input_ids, attention_mask, video_grid_thw)
-            inputs_embeds = self.embed(input_ids, pixel_values_videos, video_grid_thw, input_features)
-        if inputs_embeds is None:
-            raise MediaError("the model needs input_ids or inputs_embeds")
+        if position_ids is None and not past:
+            position_ids = self.position_ids(
+                self._ids(input_ids, inputs_embeds, video_grid_thw), attention_mask, video_grid_thw
+            )
+        inputs_embeds = self.embed(
+            input_ids,
+            pixel_values_videos,
+            video_grid_thw,
+            input_features,
+            inputs_embeds=inputs_embeds,
+            whole=starts_prompt(cache, input_ids),
+        )
         if position_ids is None:
-            if not past:
-                raise MediaError("inputs_embeds do not tell where the clip is", "pass position_ids")
             position_ids = later_positions(cache, past, inputs_embeds.shape[1], attention_mask)
         outputs: Any = self.model(
             attention_mask=attention_mask,
@@ -180,7 +218,7 @@ class VideoSalmonn2PlusModel(StrictLoading, VideoSalmonn2PlusPreTrainedModel):
             **as_argument(cache),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            **kwargs,
+            **{**kwargs, "return_dict": True},
         )
         if not past and (filled := of_output(outputs)) is not None:
             setattr(filled, DELTA, deltas(position_ids, attention_mask))
@@ -191,6 +229,7 @@ class VideoSalmonn2PlusForConditionalGeneration(MediaGeneration, VideoSalmonn2Pl
     """video-SALMONN 2+."""
 
     media_inputs = ("pixel_values_videos", "video_grid_thw", "input_features", "feature_attention_mask")
+    placeholder_names = ("video_token_id", "audio_token_id")
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
 
     def _add_head(self, text: Any) -> None:
@@ -228,7 +267,7 @@ class VideoSalmonn2PlusForConditionalGeneration(MediaGeneration, VideoSalmonn2Pl
             video_grid_thw=video_grid_thw,
             input_features=input_features,
             use_cache=use_cache,
-            **kwargs,
+            **{**kwargs, "return_dict": True},
         )
         return self._with_head(outputs, labels, logits_to_keep, **kwargs)
 
@@ -241,7 +280,7 @@ class VideoSalmonn2PlusForConditionalGeneration(MediaGeneration, VideoSalmonn2Pl
             return (places + cache_deltas(cache, places.shape[0])).expand(3, -1, -1)
         ids = model_kwargs.get("input_ids", inputs_tensor)
         if ids.ndim != 2 or not ids.shape[1]:
-            raise MediaError("inputs_embeds do not tell where the clip is", "pass position_ids")
+            ids = self._ids(None, model_kwargs.get("inputs_embeds"), model_kwargs.get("video_grid_thw"))
         return self.position_ids(ids, model_kwargs.get("attention_mask"), model_kwargs.get("video_grid_thw"))
 
     def _media_per_row(self, name: str, media: Mapping[str, Tensor], input_ids: Tensor) -> list[int]:

@@ -6,8 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from fastav.models._merging import encoded
 from fastav.models.video_salmonn2_plus.configuration import VideoSalmonn2PlusAudioConfig
 from fastav.models.video_salmonn2_plus.qformer import QFormer, windows
 from fastav.models.video_salmonn2_plus.scheme import PIECE_TOKENS
@@ -31,19 +33,20 @@ class SpeechTower(WhisperEncoder):
         if isinstance(module, SpeechTower):
             init.normal_(module.q_tokens, std=self.config.init_std)
 
-    def hear(self, input_features: Float[Tensor, "pieces bins rows"]) -> Float[Tensor, "pieces frames width"]:
-        """Whisper's features of each piece."""
-        whisper: Any = super()
-        return whisper.forward(input_features.to(self.dtype)).last_hidden_state
-
     def summarize(self, speech: Float[Tensor, "pieces frames width"]) -> Float[Tensor, "windows queries hidden"]:
         """The Q-Former's reading of every window."""
         window = windows(speech, speech.shape[1] // PIECE_TOKENS)
         return self.qformer(self.q_tokens.expand(len(window), -1, -1), window)
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, input_features: Float[Tensor, "pieces bins rows"]
-    ) -> Float[Tensor, "pieces tokens hidden"]:
-        """The tokens of each piece of 30 s."""
-        tokens = self.audio_proj(self.summarize(self.hear(input_features)))
-        return tokens.reshape(len(input_features), -1, tokens.shape[-1])
+        self, input_features: Float[Tensor, "pieces bins rows"], **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        """What Whisper's encoder returns; as `pooler_output` the tokens [pieces, tokens, hidden] of each piece of 30 s.
+
+        kwargs: as the encoder takes them (`output_hidden_states`, ...).
+        """
+        whisper: Any = super()
+        heard = whisper.forward(input_features.to(self.dtype), **{**kwargs, "return_dict": True})
+        tokens = self.audio_proj(self.summarize(heard.last_hidden_state))
+        tokens = tokens.reshape(len(input_features), -1, tokens.shape[-1])
+        return encoded(heard.last_hidden_state, tokens, hidden_states=heard.hidden_states, attentions=heard.attentions)

@@ -10,7 +10,7 @@ from fastav.errors import CheckpointError, reason_of
 from fastav.models._checkpoint import refuse, refuse_differences
 from fastav.models.videollama2.configuration import vision_places
 
-VISION = "model.vision_tower.vision_tower.vision_model."
+VISION = "vision_tower.vision_tower.vision_model."
 SHARED = ".self_attn.relative_attention_bias.weight"
 
 
@@ -23,7 +23,7 @@ def complete(model: PreTrainedModel, info: dict[str, Any], source: str) -> None:
     """
     missing = set(info["missing_keys"])
     missing -= _copy_shared(model, missing)
-    vision = {name for name in model.state_dict() if name.startswith(VISION)}
+    vision = {name for name in model.state_dict() if VISION in name}
     if vision and vision <= missing:
         _load_vision(model, source)
         missing -= vision
@@ -45,7 +45,8 @@ def _copy_shared(model: PreTrainedModel, missing: set[str]) -> set[str]:
 
 def _load_vision(model: PreTrainedModel, source: str) -> None:
     tower: str = model.config.mm_vision_tower
-    target = model.get_submodule(VISION.removesuffix("."))
+    base: Any = model.base_model
+    target = base.get_submodule(VISION.removesuffix("."))
     errors = []
     for place, options in vision_places(tower, source):
         try:

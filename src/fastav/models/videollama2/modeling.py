@@ -8,15 +8,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import GenerationMixin, Qwen2Model, SiglipVisionModel
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.models.qwen2.modeling_qwen2 import Qwen2PreTrainedModel, Qwen2RotaryEmbedding
 from transformers.utils.generic import can_return_tuple
 
 from fastav.cache_argument import as_argument, either_name
-from fastav.errors import MediaError, UnsupportedModel
-from fastav.models._checkpoint import StrictLoading
+from fastav.errors import UnsupportedModel
+from fastav.models._checkpoint import HUB_OPTIONS, StrictLoading, readable
 from fastav.models._generation import GeneratedPenalty, MediaGeneration, positions
 from fastav.models._layers import mlp
+from fastav.models._merging import encoded, merged, starts_prompt
 from fastav.models.videollama2.beats import Beats, BeatsAttention, PositionConv
 from fastav.models.videollama2.configuration import VideoLlama2Config
 from fastav.models.videollama2.connector import StcConnector
@@ -71,9 +72,17 @@ class VideoLlama2PreTrainedModel(Qwen2PreTrainedModel):
         elif isinstance(module, BeatsAttention):
             init.ones_(module.grep_a)
 
+    def save_pretrained(self, *args: Any, save_original_format: bool = False, **kwargs: Any) -> None:
+        """As transformers' own, under the names that parameters have here, which are the original's.
 
-class VideoLlama2Model(VideoLlama2PreTrainedModel, Qwen2Model):
-    """The encoders, their projectors and the decoder without its head."""
+        transformers' `save_original_format` would give BEATs' `weight_g` and `weight_v` the names of PyTorch's
+        parametrizations, which the original cannot read.
+        """
+        super().save_pretrained(*args, save_original_format=save_original_format, **kwargs)
+
+
+class VideoLlama2Model(StrictLoading, VideoLlama2PreTrainedModel, Qwen2Model):
+    """The encoders, their projectors and the decoder without its head. It loads its own save or the whole model's."""
 
     def __init__(self, config: VideoLlama2Config) -> None:
         super().__init__(config)
@@ -91,61 +100,74 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel, Qwen2Model):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """From a checkpoint of the whole model, whose head is read and dropped."""
-        loaded = VideoLlama2ForConditionalGeneration.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        """From its own save, or from a checkpoint of the whole model, whose head is read and dropped.
+
+        Of the latter transformers cannot strip `model.`: it takes BEATs' `weight_g` and `weight_v` for older names of
+        other parameters.
+        """
+        source, hub = pretrained_model_name_or_path, {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        with readable(source):
+            config = kwargs.get("config") or VideoLlama2Config.from_pretrained(source, **hub)
+        if cls.__name__ in (getattr(config, "architectures", None) or ()):
+            return super().from_pretrained(source, *args, **kwargs)
+        loaded = VideoLlama2ForConditionalGeneration.from_pretrained(source, *args, **kwargs)
         return (loaded[0].model, loaded[1]) if isinstance(loaded, tuple) else loaded.model
 
+    @can_return_tuple
     def get_video_features(
         self, pixel_values_videos: Float[Tensor, "videos frames 3 height width"]
-    ) -> Float[Tensor, "videos tokens hidden"]:
-        """The tokens of each video, in the order time, row, column."""
-        pixels = pixel_values_videos.to(self.dtype)
-        return self.mm_projector(self.vision_tower(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2]))
+    ) -> BaseModelOutputWithPooling | tuple:
+        """SigLIP's patches [videos * frames, patches, channels], and as `pooler_output` what the decoder is given.
 
+        That is [videos, tokens, hidden], in the order time, row, column.
+        """
+        pixels = pixel_values_videos.to(self.dtype)
+        patches = self.vision_tower(pixels.flatten(0, 1))
+        tokens = self.mm_projector(patches.unflatten(0, pixels.shape[:2]))
+        return encoded(patches, tokens)
+
+    @can_return_tuple
     def get_audio_features(
         self, input_features: Float[Tensor, "audios rows bins"]
-    ) -> Float[Tensor, "audios tokens hidden"]:
-        """The tokens of each sound, in the order time, frequency."""
-        return self.mm_projector_a(self.audio_tower(input_features.to(self.dtype)))
+    ) -> BaseModelOutputWithPooling | tuple:
+        """BEATs' tokens [audios, tokens, width], and as `pooler_output` what the decoder is given.
+
+        That is [audios, tokens, hidden], in the order time, frequency.
+        """
+        heard = self.audio_tower(input_features.to(self.dtype))
+        return encoded(heard, self.mm_projector_a(heard))
 
     def embed(
         self,
-        input_ids: Int[Tensor, "batch prompt"],
+        input_ids: Int[Tensor, "batch prompt"] | None = None,
         pixel_values_videos: Float[Tensor, "videos frames 3 height width"] | None = None,
         input_features: Float[Tensor, "audios rows bins"] | None = None,
+        *,
+        inputs_embeds: Float[Tensor, "batch prompt hidden"] | None = None,
+        whole: bool = True,
     ) -> Float[Tensor, "batch prompt hidden"]:
         """The decoder's input: text embeddings, with the media's in place of their placeholders.
 
-        Raises: MediaError if placeholders and media tokens differ in number (on the CPU, where looking costs nothing).
+        inputs_embeds: in place of `input_ids`: the embeddings of placeholders, where no media were merged yet. whole:
+        whether the ids are a prompt's, so that each placeholder needs its media.
+
+        Raises: MediaError unless there are as many placeholders as media tokens (see `merged`).
         """
-        features = {}
+        features: dict[int, Tensor] = {}
+        scheme, encoders = self.config.scheme, cast(Any, self)
         if pixel_values_videos is not None:
-            features[self.config.video_token_id] = self.get_video_features(pixel_values_videos)
+            seen = encoders.get_video_features(pixel_values_videos, return_dict=True)
+            features[scheme.video_token_id] = seen.pooler_output.flatten(0, 1)
         if input_features is not None:
-            features[self.config.audio_token_id] = self.get_audio_features(input_features)
-        return self.merge(input_ids, features)
+            heard = encoders.get_audio_features(input_features, return_dict=True)
+            features[scheme.audio_token_id] = heard.pooler_output.flatten(0, 1)
+        tokens = scheme.video_token_id, scheme.audio_token_id
+        absent = [token for token in tokens if token not in features] if whole else []
+        return merged(self.embed_tokens, input_ids, inputs_embeds, features, absent=absent)
 
-    def merge(
-        self, input_ids: Int[Tensor, "batch prompt"], features: Mapping[int, Tensor]
-    ) -> Float[Tensor, "batch prompt hidden"]:
-        """Text embeddings, with each placeholder id's rows replaced by its features, in order.
-
-        Raises: as `embed`.
-        """
-        text = input_ids
-        for token in features:
-            text = text.masked_fill(input_ids == token, 0)  # a placeholder need not be a row of the embedding
-        merged = self.embed_tokens(text)
-        for token, rows in features.items():
-            place = input_ids == token
-            if place.device.type == "cpu" and int(place.sum()) != rows.shape[0] * rows.shape[1]:
-                raise MediaError(
-                    f"the prompts hold {int(place.sum())} placeholders of id {token}, "
-                    f"their media give {rows.shape[0]} x {rows.shape[1]} tokens",
-                    "make the inputs with VideoLlama2Processor, or expand each placeholder to one id per token",
-                )
-            merged = merged.masked_scatter(place[..., None], rows.to(merged))
-        return merged
+    def _complete(self, info: dict[str, Any], source: str) -> None:
+        """As the whole model's."""
+        complete(self, info, source)
 
     @either_name
     def forward(
@@ -167,14 +189,17 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel, Qwen2Model):
         input_features: [audios, rows, bins]. feature_attention_mask: [audios, rows], True where a row holds sound;
         unused, for layouts. position_ids: counted from each row's first unmasked token, unless given.
         """
-        if inputs_embeds is None and input_ids is not None:
-            inputs_embeds = self.embed(input_ids, pixel_values_videos, input_features)
-            input_ids = None
-        if position_ids is None and inputs_embeds is not None and isinstance(attention_mask, Tensor):
+        inputs_embeds = self.embed(
+            input_ids,
+            pixel_values_videos,
+            input_features,
+            inputs_embeds=inputs_embeds,
+            whole=starts_prompt(cache, input_ids),
+        )
+        if position_ids is None and isinstance(attention_mask, Tensor):
             position_ids = positions(attention_mask, inputs_embeds.shape[1])
         decoder: Any = super()
         return decoder.forward(
-            input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             **as_argument(cache),
@@ -190,6 +215,7 @@ class VideoLlama2ForConditionalGeneration(
     """VideoLLaMA2.1-7B-AV."""
 
     media_inputs = ("pixel_values_videos", "input_features", "feature_attention_mask")
+    placeholder_names = ("video_token_id", "audio_token_id")
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: VideoLlama2Config) -> None:
@@ -229,9 +255,17 @@ class VideoLlama2ForConditionalGeneration(
             pixel_values_videos=pixel_values_videos,
             input_features=input_features,
             use_cache=use_cache,
-            **kwargs,
+            **{**kwargs, "return_dict": True},
         )
         return self._with_head(outputs, labels, logits_to_keep, **kwargs)
+
+    def get_video_features(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPooling | tuple:
+        """As `VideoLlama2Model.get_video_features`."""
+        return self.model.get_video_features(*args, **kwargs)
+
+    def get_audio_features(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPooling | tuple:
+        """As `VideoLlama2Model.get_audio_features`."""
+        return self.model.get_audio_features(*args, **kwargs)
 
     def _complete(self, info: dict[str, Any], source: str) -> None:
         """SigLIP's weights come from the checkpoint, or, if it has none, from where `mm_vision_tower` points."""

@@ -36,8 +36,9 @@ class VideoSalmonn2(ClipModel):
         model: Any = self.encoders
         found = {}
         if "pixel_values_videos" in item:
-            found[self.config.video_token_id] = model.get_video_features(item["pixel_values_videos"]).flatten(0, 1)
+            seen = model.get_video_features(item["pixel_values_videos"])
+            found[self.config.video_token_id] = seen.pooler_output.flatten(0, 1)
         if "input_features" in item:
-            tokens = model.get_audio_features(item["input_features"], item["piece_index"]).flatten(0, 1)
-            found[self.config.audio_token_id] = tokens[item["audio_index"]]
+            heard = model.get_audio_features(item["input_features"], item["piece_index"])
+            found[self.config.audio_token_id] = heard.pooler_output.flatten(0, 1)[item["audio_index"]]
         return found

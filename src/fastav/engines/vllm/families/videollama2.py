@@ -47,9 +47,11 @@ class VideoLlama2(ClipModel):
         model: Any = self.encoders.get_decoder()
         found = {}
         if "pixel_values_videos" in item:
-            found[self.config.video_token_id] = model.get_video_features(item["pixel_values_videos"]).flatten(0, 1)
+            seen = model.get_video_features(item["pixel_values_videos"])
+            found[self.config.video_token_id] = seen.pooler_output.flatten(0, 1)
         if "input_features" in item:
-            found[self.config.audio_token_id] = model.get_audio_features(item["input_features"]).flatten(0, 1)
+            heard = model.get_audio_features(item["input_features"])
+            found[self.config.audio_token_id] = heard.pooler_output.flatten(0, 1)
         return found
 
 

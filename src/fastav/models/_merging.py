@@ -1,0 +1,95 @@
+"""Media among text: where placeholders are, and embeddings in their place."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from fastav.errors import MediaError
+
+HINT = "make the inputs with the model's processor, which expands each placeholder to one id per token"
+
+
+def merged(
+    table: nn.Module,
+    input_ids: Tensor | None,
+    inputs_embeds: Tensor | None,
+    features: Mapping[int, Tensor],
+    *,
+    absent: Sequence[int] = (),
+    blank: int | None = None,
+) -> Float[Tensor, "batch prompt hidden"]:
+    """Text embeddings with the rows of `features` in the places of their ids, in order.
+
+    table: the embeddings of text. inputs_embeds: in place of ids: embeddings of which those of placeholders are the
+    table's. features: [tokens, hidden] by placeholder id. absent: placeholder ids that no prompt may hold. blank: the
+    id whose embedding is zero.
+
+    Raises: MediaError unless there are either ids or embeddings, and as many places of each id as rows. That is on the
+    CPU, where looking costs nothing; other devices are not waited for, and raise an assertion of their own.
+    """
+    if (input_ids is None) == (inputs_embeds is None):
+        raise MediaError("the model takes input_ids or inputs_embeds, one of them", "leave the other out")
+    place = {token: places(table, input_ids, inputs_embeds, token) for token in features}
+    if inputs_embeds is None:
+        text = input_ids
+        for token in (*features, *absent, *([] if blank is None else [blank])):
+            text = text.masked_fill(input_ids == token, 0)  # a placeholder need not be a row of the embedding
+        inputs_embeds = table(text)
+        for token in absent:
+            _expect(input_ids == token, 0, token)
+    if blank is not None:
+        inputs_embeds = inputs_embeds.masked_fill(places(table, input_ids, inputs_embeds, blank)[..., None], 0)
+    for token, rows in features.items():
+        _expect(place[token], len(rows), token)
+        inputs_embeds = inputs_embeds.masked_scatter(place[token][..., None], rows.to(inputs_embeds))
+    return inputs_embeds
+
+
+def encoded(hidden: Any, tokens: Any, **states: Any) -> BaseModelOutputWithPooling:
+    """What `get_video_features` and `get_audio_features` return.
+
+    hidden: what the encoder says, `last_hidden_state`. tokens: what the decoder is given, `pooler_output`. states: the
+    encoder's `hidden_states` and `attentions`.
+    """
+    return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=tokens, **states)
+
+
+def places(
+    table: nn.Module, input_ids: Tensor | None, inputs_embeds: Tensor | None, token: int
+) -> Bool[Tensor, "batch prompt"]:
+    """Where a placeholder is, by its id, or by its embedding where there are no ids."""
+    if input_ids is not None:
+        return input_ids == token
+    assert inputs_embeds is not None
+    weight: Any = table.weight
+    if token >= len(weight):
+        return torch.zeros(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
+    return (inputs_embeds == weight[token].to(inputs_embeds)).all(-1)
+
+
+def ids_of(table: nn.Module, inputs_embeds: Tensor, tokens: Sequence[int]) -> Tensor:
+    """Ids [batch, prompt] of embeddings that are not merged yet: those of placeholders, 0 for anything else."""
+    ids = torch.zeros(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
+    for token in tokens:
+        ids = ids.masked_fill(places(table, None, inputs_embeds, token), token)
+    return ids
+
+
+def starts_prompt(cache: Any, input_ids: Tensor | None) -> bool:
+    """Whether ids begin a prompt, so that a placeholder among them stands for media; it may be a generated id later."""
+    return input_ids is not None and input_ids.shape[1] > 1 and (cache is None or not cache.get_seq_length())
+
+
+def _expect(place: Tensor, wanted: int, token: int) -> None:
+    if torch.compiler.is_compiling() or place.device.type == "meta":
+        return
+    if place.device.type != "cpu":
+        message = f"placeholders of id {token} and their media differ in number, see fastav's MediaError"
+        torch._assert_async(place.sum() == wanted, message)
+    elif (found := int(place.sum())) != wanted:
+        given = f"their media give {wanted} tokens" if wanted else "no media for them are given"
+        raise MediaError(f"the prompts hold {found} placeholders of id {token}, {given}", HINT)
