@@ -9,6 +9,7 @@ import transformers
 from transformers import Phi4MultimodalForCausalLM
 
 from fastav.adapter import Request
+from fastav.cache_argument import of_output
 from fastav.engines.transformers import Decoding, decoder_layers, prune
 from fastav.engines.transformers.engine import TransformersEngine
 from fastav.errors import UnsupportedModel, UnsupportedPlan
@@ -106,7 +107,7 @@ def test_windows_are_those_of_the_models_own_cache(style):
     model = built(style)
     assert list(decoder_layers.windows(model.config)) == STYLES[style][2]
     with torch.no_grad():
-        cache = model(ROWS[0], use_cache=True).past_key_values
+        cache = of_output(model(ROWS[0], use_cache=True))
     held = [WINDOW - 1 if window else ROWS[0].shape[1] for window in STYLES[style][2]]
     assert [layer.keys.shape[2] for layer in cache.layers] == held
 

@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastav.adapter import ModelAdapter, Request
+from fastav.cache_argument import of_output
 from fastav.engine import Answer
 from fastav.engines.transformers import TransformersEngine
 from fastav.plan import Keep, Plan, Share, Step
@@ -27,7 +28,7 @@ def answered(engine: TransformersEngine, requests: Sequence[Request], plan: Plan
 
     def look(module: Any, args: Any, output: Any) -> None:
         if not held:
-            cache = output["cache"] if "cache" in output else output["past_key_values"]
+            cache = of_output(output)
             layers = [layer for layer in cache.layers if layer.is_initialized]
             held.append(sum(layer.keys.nbytes + layer.values.nbytes for layer in layers))
 
