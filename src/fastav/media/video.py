@@ -150,13 +150,14 @@ def _view(source: Source, container: InputContainer, stream: VideoStream, heard_
     if frame is None:
         raise _no_frame(source)
     _check_size(source, frame.width, frame.height)
+    tick = stream.time_base or Fraction(1, 1_000_000)
     view = View(
         source=source,
         stream=stream.index,
         width=frame.width,
         height=frame.height,
         matrix=display_matrix(frame),
-        tick=stream.time_base or Fraction(1, 1_000_000),
+        tick=Fraction(tick.numerator, tick.denominator),  # PyAV 19 has a class of its own
         start=-min(heard_from, float((frame.pts or 0) * (stream.time_base or 0))),
         fps=float(stream.average_rate or stream.guessed_rate or 25),
     )
