@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
+from fastav.cache_argument import as_argument, of_output
 from fastav.errors import CheckpointError, MediaError
 from fastav.models.video_salmonn2 import (
     VideoSalmonn2ForConditionalGeneration,
@@ -163,7 +164,7 @@ def test_a_place_needs_media_and_media_a_place(family: Any) -> None:
 def test_a_placeholder_that_was_generated_is_no_place(family: Any) -> None:
     model, _, processor = family
     text = dict(processor(processor.prompt("Why?", video=False)))
-    filled = model(**text, use_cache=True).past_key_values
+    filled = of_output(model(**text, use_cache=True))
     id_ = torch.tensor([[processor.media.video_token_id]]).clamp(max=len(model.get_input_embeddings().weight) - 1)
     mask = torch.ones(1, text["input_ids"].shape[1] + 1, dtype=torch.long)
-    assert model(input_ids=id_, attention_mask=mask, past_key_values=filled).logits.isfinite().all()
+    assert model(input_ids=id_, attention_mask=mask, **as_argument(filled)).logits.isfinite().all()
