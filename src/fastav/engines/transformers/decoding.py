@@ -24,6 +24,7 @@ from fastav.engines.transformers.buffers import Stored
 from fastav.engines.transformers.choosing import Chosen, Echo, Stop
 from fastav.engines.transformers.compiled import is_compiled
 from fastav.engines.transformers.stepping import ROOM, Stepper, stepped
+from fastav.engines.transformers.wrapped import base_model
 from fastav.errors import UnsupportedPlan
 
 CAPTURED = 4  # captured steps that are held for each model; each has its buffers
@@ -87,6 +88,7 @@ class Decoding:
             return chosen.output()
 
     def _decode(self, model: Any, chosen: Chosen, token: Tensor, kwargs: dict[str, Any]) -> None:
+        model = base_model(model)
         names = {*(model.config.architectures or ()), type(model).__name__}
         adapter = self._adapter or adapter_for(names, model.config.to_dict())
         decoder: Any = adapter.decoder(model)

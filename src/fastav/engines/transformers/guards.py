@@ -170,7 +170,7 @@ def check_model(model: Any) -> None:
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedModel(
             f"{type(model).__name__} is not a transformers model",
-            "pass the model inside: get_base_model() of a PEFT model, the module that was given to torch.compile",
+            "pass the model inside: the module that was given to torch.compile, FSDP or DataParallel",
         )
     if getattr(model, "_compiled_call_impl", None) is not None:
         raise UnsupportedModel("a model compiled as a whole cannot be pruned", "compile its decoder layers instead")

@@ -29,7 +29,7 @@ from fastav.engines.transformers.buffers import StepCache
 from fastav.engines.transformers.cache import PrunedLayer
 from fastav.engines.transformers.prefill import Prefill, Schedule
 from fastav.engines.transformers.tap import tapped
-from fastav.engines.transformers.wrapped import attention_of, parameters_of, unwrapped
+from fastav.engines.transformers.wrapped import attention_of, base_model, parameters_of, unwrapped
 from fastav.errors import PlanError, UnsupportedModel, UnsupportedPlan
 from fastav.layout import MEDIA, Layout, Modality
 from fastav.method import Signal, method_of
@@ -53,7 +53,8 @@ def prune(
     Nothing happens before `with fastav.prune(model, plan) as pruning:` is entered, or `apply()` is called on what this
     returns, and the model is as before after the context, or `remove()`. One that is never used warns.
 
-    model: of a model that also speaks (Qwen-Omni), its thinker is pruned; ask such a whole model for text only.
+    model: may be in a wrapper of PEFT (LoRA) or DDP, whose `generate` and `forward` prune too. Of a model that also
+    speaks (Qwen-Omni), its thinker is pruned; ask such a whole model for text only.
     plan: a `Plan`, or the name of one of the model's presets, of a recipe (`fastv@0.25`), or a plan's JSON file.
     layouts: one per prompt of the batch. Without them they are read off `input_ids`, which on a GPU waits for the
     device once per prefill.
@@ -65,6 +66,7 @@ def prune(
     Raises, at once: UnknownName, PlanError, UnsupportedModel, UnsupportedPlan; while active: UnsupportedPlan for what
     docs/exactness.md lists, such as assisted decoding, chunked prefill, foreign caches, labels and gradients.
     """
+    model = base_model(model)
     guards.check_model(model)
     named = {*(model.config.architectures or ()), type(model).__name__}
     adapter = adapter or adapter_for(named, model.config.to_dict())

@@ -1,9 +1,11 @@
-"""Seeing through what wraps decoder layers: `torch.compile(layer)`, activation checkpointing, hooks of accelerate."""
+"""Seeing through what wraps models (PEFT, DDP) and decoder layers (`torch.compile(layer)`, checkpointing)."""
 
+import sys
 from inspect import signature
 from typing import Any
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from fastav.errors import UnsupportedModel
 
@@ -36,3 +38,28 @@ def parameters_of(layer: nn.Module) -> tuple[str, ...]:
 def attention_of(layer: nn.Module) -> Any:
     """A decoder layer's attention, whatever wraps the layer; None if it has no `self_attn`."""
     return getattr(unwrapped(layer), "self_attn", None)
+
+
+def base_model(model: Any) -> Any:
+    """The model inside what PEFT and `DistributedDataParallel` wrap around it, which run it as it is.
+
+    Raises: UnsupportedModel for PEFT methods that put tokens of their own before the prompt.
+    """
+    while True:
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        elif _is_of_peft(model):
+            if any(getattr(config, "is_prompt_learning", False) for config in model.peft_config.values()):
+                raise UnsupportedModel(
+                    "prompt tuning puts tokens before the prompt, which its layout does not hold",
+                    "take an adapter that changes weights, as LoRA does",
+                )
+            model = model.base_model.model
+        else:
+            return model
+
+
+def _is_of_peft(model: Any) -> bool:
+    """Without loading PEFT: who has such a model has loaded it."""
+    peft = sys.modules.get("peft")
+    return peft is not None and isinstance(model, (peft.PeftModel, peft.PeftMixedModel))
