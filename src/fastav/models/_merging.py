@@ -34,19 +34,19 @@ def merged(
     if (input_ids is None) == (inputs_embeds is None):
         raise MediaError("the model takes input_ids or inputs_embeds, one of them", "leave the other out")
     place = {token: places(table, input_ids, inputs_embeds, token) for token in features}
-    if inputs_embeds is None:
-        text = input_ids
+    text = input_ids
+    if text is not None and input_ids is not None:
         for token in (*features, *absent, *([] if blank is None else [blank])):
             text = text.masked_fill(input_ids == token, 0)  # a placeholder need not be a row of the embedding
-        inputs_embeds = table(text)
         for token in absent:
             _expect(input_ids == token, 0, token)
+    hidden: Any = inputs_embeds if input_ids is None else table(text)
     if blank is not None:
-        inputs_embeds = inputs_embeds.masked_fill(places(table, input_ids, inputs_embeds, blank)[..., None], 0)
+        hidden = hidden.masked_fill(places(table, input_ids, hidden, blank)[..., None], 0)
     for token, rows in features.items():
         _expect(place[token], len(rows), token)
-        inputs_embeds = inputs_embeds.masked_scatter(place[token][..., None], rows.to(inputs_embeds))
-    return inputs_embeds
+        hidden = hidden.masked_scatter(place[token][..., None], rows.to(hidden))
+    return hidden
 
 
 def encoded(hidden: Any, tokens: Any, **states: Any) -> BaseModelOutputWithPooling:
@@ -89,7 +89,7 @@ def _expect(place: Tensor, wanted: int, token: int) -> None:
         return
     if place.device.type != "cpu":
         message = f"placeholders of id {token} and their media differ in number, see fastav's MediaError"
-        torch._assert_async(place.sum() == wanted, message)
+        torch.ops.aten._assert_async.msg(place.sum() == wanted, message)
     elif (found := int(place.sum())) != wanted:
         given = f"their media give {wanted} tokens" if wanted else "no media for them are given"
         raise MediaError(f"the prompts hold {found} placeholders of id {token}, {given}", HINT)
