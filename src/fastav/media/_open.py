@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import version
 from typing import Any, TypeVar
 
 import av
@@ -24,9 +26,6 @@ MAX_BYTES = 2**32
 
 # FFmpeg draws text as video, and follows playlists to other files: neither is what "open this clip" means
 NOT_MEDIA = frozenset({"tty", "ansi", "bin", "hls", "concat", "dash", "imf", "ffmetadata"})
-
-# newer versions replace what is not UTF-8 by themselves and no longer take the option
-TEXT_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 
 AnyStream = TypeVar("AnyStream", bound=Stream)
 
@@ -56,7 +55,7 @@ def _container(source: Source) -> InputContainer:
     file = source.stream() if source.path is None else f"file:{source.path}"
     options = {"protocol_whitelist": "none" if source.path is None else "file"}
     try:
-        container = av.open(file, mode="r", options=options, **TEXT_OPTIONS)
+        container = av.open(file, mode="r", options=options, **_text_options())
     except InvalidDataError as error:
         raise _not_media(source) from error
     if container.format.name in NOT_MEDIA:
@@ -105,3 +104,9 @@ def _not_media(source: Source) -> UnreadableMedia:
         message = f"{source.name} is an MP4 whose index (moov) is missing or damaged"
         return UnreadableMedia(message, "the file is cut short: copy or record it again")
     return UnreadableMedia(f"{source.name} is not a media file that FFmpeg can read", "expected video or audio")
+
+
+@cache
+def _text_options() -> dict[str, Any]:
+    """Replace what is not UTF-8 in a file's texts; PyAV 19 does so by itself and no longer takes the option."""
+    return {"metadata_errors": "replace"} if int(version("av").partition(".")[0]) < 19 else {}
