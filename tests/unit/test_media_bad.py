@@ -79,7 +79,7 @@ BAD: dict[str, tuple[str, Callable[[Path], Path], str]] = {
     "directory": ("a.mp4", directory, "is a directory"),
     "pipe": ("a.mp4", pipe, "not a regular file"),
     "name too long": ("a" * 300, lambda path: path, "cannot be opened: File name too long"),
-    "name with a zero byte": ("a\0b", lambda path: path, "cannot be opened: embedded null byte"),
+    "name with a zero byte": ("a\0b", lambda path: path, "cannot be opened: .*embedded null"),
     "empty": ("a.mp4", nothing, r"is empty \(0 bytes\)"),
     "text": ("a.txt", text, "not a media file"),
     "text named mp4": ("a.mp4", text, "not a media file"),
