@@ -16,6 +16,9 @@ from support.oracle import oracle_logits
 from support.tiny import TinyAdapter, tiny_model
 
 IDS = ROWS[0]
+# PEFT asks for an attribute that transformers 5.24 has renamed
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
 LORA = LoraConfig(r=2, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
 
 

@@ -61,7 +61,7 @@ STYLES = {  # model, its configuration's own settings, the windows of its layers
         LAST_TWO,
     ),
     "qwen without": ("Qwen3", {"sliding_window": WINDOW, "use_sliding_window": False}, WIDE),
-    "every second layer": ("Gemma2", {"sliding_window": WINDOW}, EVERY_SECOND),
+    "every second layer": ("Gemma2", {"sliding_window": WINDOW, "attn_logit_softcapping": None}, EVERY_SECOND),
     "by a pattern": (
         "Gemma3",
         {"sliding_window": WINDOW, "layer_types": None, "sliding_window_pattern": 2},

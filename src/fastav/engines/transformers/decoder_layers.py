@@ -21,11 +21,10 @@ def layer_types(config: PreTrainedConfig) -> list[str]:
     """
     if types := getattr(config, "layer_types", None):
         return list(types)
-    sliding = getattr(config, "sliding_window", None) is not None
-    types = [_kind(layer, sliding=sliding) for layer in DynamicCache(config=config).layers]
     if layers_with_cache(config) < config.num_hidden_layers:
         raise UnsupportedModel("layers share keys and values, and the configuration does not name each layer's type")
-    return types
+    sliding = getattr(config, "sliding_window", None) is not None
+    return [_kind(layer, sliding=sliding) for layer in DynamicCache(config=config).layers]
 
 
 def windows(config: PreTrainedConfig) -> tuple[int | None, ...]:
@@ -33,7 +32,7 @@ def windows(config: PreTrainedConfig) -> tuple[int | None, ...]:
     types = layer_types(config)
     if mixing.of_types(types):
         return tuple(config.sliding_window if kind == "sliding_attention" else None for kind in types)
-    layers: list[Any] = DynamicCache(config=config).layers
+    layers: list[Any] = DynamicCache(config=config).layers[: layers_with_cache(config)]
     own = [layer.sliding_window if layer.is_sliding else None for layer in layers]
     return tuple(own[source(config, index)] for index in range(len(types)))
 
