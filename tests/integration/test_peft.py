@@ -56,7 +56,12 @@ def test_adapters_on_off_and_merged(kind):
 
 def test_adapters_of_transformers_itself():
     model: Any = tiny_model()
-    model.add_adapter(LORA)
+    try:
+        model.add_adapter(LORA)
+    except ValueError as error:
+        if "PEFT you are using is not compatible" in str(error):
+            pytest.skip("this release of transformers wants a newer PEFT for adapters of its own")
+        raise
     check(model, model)
 
 

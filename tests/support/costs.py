@@ -29,7 +29,7 @@ def answered(engine: TransformersEngine, requests: Sequence[Request], plan: Plan
     def look(module: Any, args: Any, output: Any) -> None:
         if not held:
             cache = of_output(output)
-            layers = [layer for layer in cache.layers if layer.is_initialized]
+            layers = [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
             held.append(sum(layer.keys.nbytes + layer.values.nbytes for layer in layers))
 
     hook = engine.model.register_forward_hook(look)
@@ -51,7 +51,7 @@ def counted_flops(model: Any, layers: Sequence[Any], inputs: dict[str, Any]) -> 
     signs = {name: parts[id(module)] for name, module in model.named_modules() if id(module) in parts}
     model.set_experts_implementation("eager")
     with torch.no_grad(), FlopCounterMode(display=False, depth=None) as counter:
-        model(**inputs, logits_to_keep=1)
+        model(**inputs)  # of all tokens: layers that share keys may run on those alone whose logits are asked for
     total = 0
     for name, operations in counter.get_flop_counts().items():
         total += signs.get(name.split(".", 1)[-1], 0) * sum(operations.values())
