@@ -68,7 +68,8 @@ def places(
     weight: Any = table.weight
     if token >= len(weight):
         return torch.zeros(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
-    return (inputs_embeds == weight[token].to(inputs_embeds)).all(-1)
+    one = torch.full((1,), token, dtype=torch.long, device=inputs_embeds.device)
+    return (inputs_embeds == table(one).to(inputs_embeds)).all(-1)  # called, as its weights may be offloaded
 
 
 def ids_of(table: nn.Module, inputs_embeds: Tensor, tokens: Sequence[int]) -> Tensor:

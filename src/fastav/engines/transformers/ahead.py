@@ -19,6 +19,7 @@ from fastav.adapter import ModelAdapter
 from fastav.engine import GREEDY
 from fastav.engines.transformers.choosing import settings
 from fastav.engines.transformers.decoding import Decoding
+from fastav.engines.transformers.devices import input_device, is_dispatched
 from fastav.engines.transformers.guards import shadowed
 from fastav.engines.transformers.stopwatch import Stopwatch
 
@@ -30,11 +31,13 @@ class _Entered(Exception):
 def on_device(inputs: Mapping[str, Any], model: PreTrainedModel) -> dict[str, Any]:
     """Arguments of a model where it is; features in the type of its weights."""
 
+    device = input_device(model)
+
     def placed(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
         features = value.is_floating_point() and value.ndim > 1  # one number an item is a time, which must stay exact
-        return value.to(device=model.device, dtype=model.dtype if features else value.dtype)
+        return value.to(device=device, dtype=model.dtype if features else value.dtype)
 
     return {name: placed(value) for name, value in inputs.items()}
 
@@ -114,12 +117,13 @@ class Ahead:
     def possible(model: PreTrainedModel, adapter: ModelAdapter) -> bool:
         """Whether a twin is sure to be one, and to be alone.
 
-        A method that was replaced on a module belongs to the original, whoever calls it. Where weights are quantized or
-        spread over devices there is more than weights to share. Models that also speak answer through another one.
+        A method that was replaced on a module belongs to the original, whoever calls it. Where weights are quantized,
+        offloaded or spread over devices there is more than weights to share. Models that also speak answer through
+        another one.
         """
         modules = [(type(module), vars(module)) for module in model.modules()]
         patched = any(callable(own) and hasattr(kind, name) for kind, owned in modules for name, own in owned.items())
-        spread = len({tensor.device for tensor in chain(model.parameters(), model.buffers())}) > 1
+        spread = is_dispatched(model) or len({part.device for part in chain(model.parameters(), model.buffers())}) > 1
         quantized = bool(getattr(model, "is_quantized", False))
         return not (patched or spread or quantized) and adapter.language_model(model) is model
 

@@ -1,6 +1,6 @@
 """Keys and values of a running answer, in buffers that stay where they are from token to token."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +83,7 @@ class StepLayer(DynamicLayer):
         self.clock, self.window, self.held = clock, like.window, 0
         self.padded, self.masked = False, clock.fixed
         self.updated = False
-        self.at = clock.state[number + 1 : number + 2]
+        self.at = clock.state(device)[number + 1 : number + 2]
 
     def fill(self, given: Stored, prompt: int) -> None:
         """Begin behind what a prefill of `prompt` columns has stored."""
@@ -130,7 +130,7 @@ class StepLayer(DynamicLayer):
         if not self.clock.fixed:
             real, places = real[:, : self._used], places[:, : self._used]
         if self.window is not None:
-            real = real & (places > self.clock.here - self.window)
+            real = real & (places > self.clock.here(self.device) - self.window)
         return real[:, None, None]
 
     @property
@@ -156,25 +156,33 @@ class StepLayer(DynamicLayer):
 
 
 class Clock:
-    """Where a running answer is, on the host and, in one tensor, on the device.
+    """Where a running answer is, on the host and, in one tensor each, on the devices that layers run on.
 
     fixed: shapes stay as they are, so that a step can be captured: every step is given whole buffers, with a mask.
-    state: column of the unpruned sequence that this step decodes; then, layer by layer, the place in its buffers.
     """
 
-    def __init__(self, layers: int, device: torch.device, *, fixed: bool) -> None:
+    def __init__(self, layers: int, devices: Iterable[torch.device], *, fixed: bool) -> None:
         self.fixed, self.length, self.past = fixed, 0, 0
-        self.state = torch.zeros(layers + 1, dtype=torch.long, device=device)
+        self._states = {device: torch.zeros(layers + 1, dtype=torch.long, device=device) for device in devices}
 
-    @property
-    def here(self) -> Int[Tensor, " 1"]:
+    def state(self, device: torch.device) -> Int[Tensor, " numbers"]:
+        """Column of the unpruned sequence that this step decodes; then, layer by layer, the place in its buffers."""
+        return self._states[device]
+
+    def here(self, device: torch.device) -> Int[Tensor, " 1"]:
         """Column of the unpruned sequence that this step decodes."""
-        return self.state[:1]
+        return self.state(device)[:1]
+
+    def advance(self) -> None:
+        """By one token, on the devices."""
+        for state in self._states.values():
+            state.add_(1)
 
     def begin(self, prompt: int) -> None:
         """Behind a prompt of so many columns."""
         self.length, self.past = prompt, 0
-        self.here.fill_(prompt)
+        for device in self._states:
+            self.here(device).fill_(prompt)
 
     def tick(self) -> None:
         """On the host."""
@@ -186,7 +194,7 @@ class StepCache(Cache):
     """The buffers of all layers that have keys and values of their own."""
 
     def __init__(self, like: Sequence[Stored], capacities: Sequence[int], *, fixed: bool) -> None:
-        self.clock = Clock(len(like), like[0].keys.device, fixed=fixed)
+        self.clock = Clock(len(like), {one.keys.device for one in like}, fixed=fixed)
         self.steps = [
             StepLayer(one, tokens, self.clock, number)
             for number, (one, tokens) in enumerate(zip(like, capacities, strict=True))

@@ -50,7 +50,9 @@ class PrunedLayer(DynamicLayer):
                 "a cache that was filled while pruning is used without", "decode in a context with the same plan"
             )
         self.armed = False
-        first = not self.is_initialized
+        if first := not self.is_initialized:  # where hidden states come from may be another device than the layer's
+            self.slots = self.slots.to(key_states.device)
+            self.valid = None if self.valid is None else self.valid.to(key_states.device)
         keys, values = super().update(key_states, value_states, *args, **kwargs)
         if first and self.window is not None and 0 < self.window - 1 < self.slots.shape[1]:
             self._hold_last(self.window - 1)

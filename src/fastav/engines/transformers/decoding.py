@@ -74,7 +74,7 @@ class Decoding:
     ) -> Tensor | GenerateDecoderOnlyOutput:
         """Called by `generate`."""
         _check(generation_config, kwargs)
-        with torch.cuda.device(model.device) if model.device.type == "cuda" else nullcontext():
+        with torch.cuda.device(input_ids.device) if input_ids.device.type == "cuda" else nullcontext():
             echo = Echo(input_ids, self._streamer, self._stop, drawn=bool(generation_config.do_sample))
             chosen = Chosen(input_ids, generation_config, logits_processor, stopping_criteria, echo)
             inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **kwargs)
@@ -92,7 +92,7 @@ class Decoding:
         names = {*(model.config.architectures or ()), type(model).__name__}
         adapter = self._adapter or adapter_for(names, model.config.to_dict())
         decoder: Any = adapter.decoder(model)
-        guards.check_device(decoder)
+        guards.check_device(model, decoder)
         decoder_layers.check_types(decoder.config)
         inputs = _first_step(model, chosen.ids, kwargs)
         cache = cache_argument.in_arguments(kwargs)
@@ -132,7 +132,7 @@ def _capturable(model: Any, adapter: ModelAdapter, inputs: Mapping[str, Any]) ->
     quantized = getattr(model, "hf_quantizer", None) is not None or bool(getattr(model, "is_quantized", False))
     tuned = any(hasattr(module, "merged_adapters") for module in model.modules())  # as PEFT's layers have
     steady = not adapter.steps_wait and inputs.get("position_ids") is not None
-    return model.device.type in stepping.CAPTURING and steady and not (quantized or tuned)
+    return stepping.captures(model) and steady and not (quantized or tuned)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from fastav.engines.transformers import guards
 from fastav.engines.transformers.ahead import Ahead, Encoded, on_device
 from fastav.engines.transformers.choosing import Stop, settings
 from fastav.engines.transformers.decoding import Decoding, forget
+from fastav.engines.transformers.devices import input_device, running_on
 from fastav.engines.transformers.placing import known_attention, placed
 from fastav.engines.transformers.pruner import prune
 from fastav.engines.transformers.request_lock import RequestLock
@@ -90,7 +91,7 @@ class TransformersEngine(Engine):
     @property
     def device(self) -> str:
         """Where the model runs."""
-        return str(self.model.device)
+        return str(input_device(self.model))
 
     @property
     def dtype(self) -> str:
@@ -182,7 +183,7 @@ class TransformersEngine(Engine):
         """Whether encoders run ahead: where that is asked for, and nobody listens to them while they run."""
         depth = self.adapter.shape(self.model.config).layers
         heard = any(Signal.ENCODER in method_of(step).needs for _, step in (*plan.cuts(depth), *plan.cache_cuts(depth)))
-        asked = self.model.device.type == "cuda" if self._encode_ahead is None else self._encode_ahead
+        asked = input_device(self.model).type == "cuda" if self._encode_ahead is None else self._encode_ahead
         return asked and not heard and Ahead.possible(self.model, self.adapter)
 
     def _batch(self, requests: Sequence[Request], max_new_tokens: int) -> _Batch:
@@ -224,12 +225,13 @@ class TransformersEngine(Engine):
         tokenizer: Any = getattr(self.processor, "tokenizer", None)
         stop = Stop(tokenizer, sampling.stop)
         streamer = Stream(tokenizer, on_text, stop) if on_text and len(prepared.layouts) == 1 else None
-        phases, memory = Phases(self.model.device), PeakMemory(self.model.device)
+        device = input_device(self.model)
+        phases, memory = Phases(device), PeakMemory(*running_on(self.model))
         with (
             prune(self.model, plan, layouts=prepared.layouts, adapter=self.adapter) as pruning,
             nullcontext() if encoded is None else encoded.given(encoders),
             phases.timing(self.model, encoders),
-            _seeded(sampling.seed, self.model.device),
+            _seeded(sampling.seed, device),
         ):
             ids: Any = self.model.generate(  # pyright: ignore[reportCallIssue]
                 **inputs,

@@ -15,6 +15,7 @@ from fastav import mixing
 from fastav.adapter import ModelAdapter
 from fastav.engines.transformers.buffers import StepCache
 from fastav.engines.transformers.decoder_layers import layer_types, layers_with_cache, narrow
+from fastav.engines.transformers.devices import running_on
 from fastav.errors import UnsupportedModel, UnsupportedPlan
 from fastav.method import Method, Signal
 
@@ -147,11 +148,12 @@ def check_attention(config: PreTrainedConfig, implementation: str | None, first:
         )
 
 
-def check_device(decoder: nn.Module) -> None:
-    """Refuse a decoder that is spread over several devices.  Raises: UnsupportedPlan."""
-    if len(devices := {str(p.device) for p in decoder.parameters()}) > 1:
+def check_device(model: nn.Module, decoder: nn.Module) -> None:
+    """Refuse a decoder that runs on several devices.  Raises: UnsupportedPlan."""
+    if len(devices := {str(device) for device in running_on(model, decoder)}) > 1:
         raise UnsupportedPlan(
-            f"the decoder is spread over {', '.join(sorted(devices))}", "load the model onto one device to prune it"
+            f"the decoder is spread over {', '.join(sorted(devices))}",
+            "load the model onto one device to prune it; weights that do not fit there may be offloaded",
         )
 
 

@@ -1,7 +1,7 @@
 """One prefill while it runs: which tokens are still there, what methods are shown, and what each layer is given."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +23,8 @@ from fastav.rollout import Captured, rollout_row
 WINDOW = 32  # queries of the observation window, as in SnapKV's paper
 
 Cuts = tuple[tuple[int, Method], ...]
+
+_FOLLOWING = ("prompt", "slots", "valid", "columns", "counts", "contests", "stored", "signals", "keys", "captured")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,10 +133,41 @@ class Prefill:
         """Whether all tokens are there, and no row is padded."""
         return self.slots.shape[1] == self.length and self.valid is None
 
+    # --- where
+
+    def follow(self, tensor: Tensor) -> None:
+        """Go on where this tensor is: a decoder may be spread over devices, and each layer's work is done on its own.
+
+        What later layers or cuts ask for comes along, once for each change of device.
+        """
+        if (device := tensor.device) == self.slots.device:
+            return
+        moved: dict[int, tuple[Tensor, Tensor]] = {}  # what is shared stays so
+
+        def there(value: Any) -> Any:
+            match value:
+                case Tensor():
+                    return moved.setdefault(id(value), (value, value.to(device)))[1]
+                case Prompt():
+                    return replace(value, **{field.name: there(getattr(value, field.name)) for field in fields(value)})
+                case dict():
+                    return {key: there(one) for key, one in value.items()}
+                case tuple() if hasattr(value, "_fields"):
+                    return type(value)(*map(there, value))
+                case list():
+                    return [there(one) for one in value]
+            return value
+
+        for name in _FOLLOWING:
+            setattr(self, name, there(getattr(self, name)))
+        self.arguments.clear()
+        self.rotary.clear()
+
     # --- cuts
 
     def cut(self, index: int, hidden: Tensor) -> Tensor:
         """The hidden states that enter a layer, of the tokens that stay."""
+        self.follow(hidden)
         cuts = self.schedule.cuts
         while self.next_cut < len(cuts) and cuts[self.next_cut][0] == index:
             number, method = self.next_cut, cuts[self.next_cut][1]
@@ -156,6 +189,7 @@ class Prefill:
 
     def cut_cache(self, number: int, layer: PrunedLayer, hidden: Tensor) -> None:
         """Drop tokens from the cache of a layer that has just run.  number: of the cut, among those of caches."""
+        self.follow(hidden)
         index, method = self.schedule.cache_cuts[number]
         view = self._view(index, method, hidden)
         layer.hold(*self._select(len(self.schedule.cuts) + number, method.score(view)))
@@ -218,6 +252,7 @@ class Prefill:
 
     def capture(self, index: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Captured:
         """What one layer's attention is given, and of which tokens that is."""
+        self.follow(query)
         seen = self.stored[self.schedule.sources[index]].slots
         return Captured(query, key, mask, scaling, self.slots[:, -query.shape[2] :], seen, self.valid)
 
@@ -225,6 +260,7 @@ class Prefill:
         self, index: int, wanted: Collection[Signal], query: Tensor, key: Tensor, mask: Tensor | None, scaling: float
     ) -> None:
         """Keep what later cuts ask of one layer's attention."""
+        self.follow(query)
         tokens = query.shape[2]
         if Signal.LAST_QUERY in wanted:
             self.signals[Signal.LAST_QUERY] = last_query_attention(query, key, mask, self.valid, scaling)
@@ -276,6 +312,8 @@ class Prefill:
     def _shrink(self, name: str, value: Any, seen: gather.Kept, dtype: torch.dtype) -> Any:
         index = self.columns
         kind: Any = self.schedule.config._attn_implementation
+        if isinstance(value, Tensor):
+            value = value.to(index.device)  # the decoder makes masks and the like where its first layer runs
         match name, value:
             case "attention_mask", _ if self.sliced:
                 return gather.last_rows_mask(value, seen, self.length, kind=kind, dtype=dtype)
@@ -299,13 +337,14 @@ class Prefill:
         """Cosines and sines of all tokens in one tensor, so that every cut gathers once."""
         key = id(parts[0])
         if key not in self.rotary:
-            self.rotary[key] = (parts, torch.stack(list(parts)))
+            self.rotary[key] = (parts, torch.stack(list(parts)).to(self.slots.device))
         return self.rotary[key][1]
 
     # --- what comes out
 
     def handed_on(self, hidden: Tensor) -> Tensor:
         """Hidden states at full length again, zero where tokens were dropped; or the last token's alone."""
+        self.follow(hidden)
         if self.last_only:
             return hidden[..., -1:, :]
         full = hidden.new_zeros(*hidden.shape[:-2], self.length + 1, hidden.shape[-1])
@@ -317,6 +356,7 @@ class Prefill:
 
         Where the last layer is such a layer, at the places that it has been laid out at.
         """
+        self.follow(hidden)
         whole = hidden.new_zeros(hidden.shape[0], self.length + 1, hidden.shape[-1])
         whole[:, :-1][places.to(hidden.device)] = embeds.to(hidden.device, hidden.dtype)
         if not self.out:

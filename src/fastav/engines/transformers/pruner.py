@@ -27,6 +27,7 @@ from fastav.engines.transformers import decoder_layers, gather, guards, staging
 from fastav.engines.transformers.applied import check_prefill
 from fastav.engines.transformers.buffers import StepCache
 from fastav.engines.transformers.cache import PrunedLayer
+from fastav.engines.transformers.devices import ready_to_run
 from fastav.engines.transformers.prefill import Prefill, Schedule
 from fastav.engines.transformers.tap import tapped
 from fastav.engines.transformers.wrapped import attention_of, base_model, parameters_of, unwrapped
@@ -175,7 +176,8 @@ class Pruning:
         if not hasattr(self._local, "kept"):
             return []
         prompt, slots_at = self._local.kept
-        kept = [(layer, prompt.modality.gather(1, slots).cpu().numpy()) for layer, slots in slots_at]
+        whole = prompt.modality
+        kept = [(layer, whole.gather(1, slots.to(whole.device)).cpu().numpy()) for layer, slots in slots_at]
         rows = []
         for row in range(kept[0][1].shape[0]):
             present = [m for m in Modality if (kept[0][1][row] == m).any()]
@@ -214,7 +216,7 @@ class Pruning:
         guards.check_caches(self._config, self._schedule.cache_cuts)
         guards.check_encoder(self.adapter, self._schedule.methods)
         guards.check_layers(self._layers[self._first :])
-        guards.check_device(self._decoder)
+        guards.check_device(self.model, self._decoder)
         if self._first < len(self._layers):
             seen = 0 if any(Signal.ROLLOUT in method.needs for method in self._schedule.methods) else self._first
             guards.check_attention(self._config, self._config._attn_implementation, seen)
@@ -430,7 +432,9 @@ class Pruning:
     ) -> None:
         sounds = vars(self._local).pop("sounds")
         if isinstance(state := self._running, Prefill):
-            state.heard.append(ears.received(module, sounds, signature(module.forward).bind(*args, **kwargs).arguments))
+            with ready_to_run(module, args, kwargs) as (placed, named):
+                given = signature(module.forward).bind(*placed, **named).arguments
+                state.heard.append(ears.received(module, sounds, given))
 
     def _before_layer(
         self, index: int, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -460,7 +464,7 @@ class Pruning:
         if mask is None and layer.valid is None and new == 1:
             return kwargs
         kwargs["attention_mask"] = gather.decode_mask(
-            mask,
+            None if mask is None else mask.to(layer.slots.device),
             layer.places(coming),
             layer.validity(coming),
             total=layer.get_seq_length() + coming,

@@ -15,6 +15,7 @@ from fastav import cache_argument
 from fastav.attention import one_query_attention
 from fastav.engines.transformers import decoder_layers
 from fastav.engines.transformers.buffers import StepCache, StepLayer, Stored
+from fastav.engines.transformers.devices import is_dispatched
 from fastav.engines.transformers.tap import replaced
 from fastav.engines.transformers.wrapped import attention_of
 from fastav.errors import UnsupportedModel, UnsupportedPlan
@@ -57,10 +58,10 @@ class Stepper:
         self.inputs = {name: v.clone() if isinstance(v, Tensor) else v for name, v in inputs.items()}
         self._kind = decoder.config._attn_implementation
         self._own = cache_argument.as_argument(self.cache, model.forward)
-        self._own["attention_mask"] = _no_mask(decoder.config, model.device)
+        self._own["attention_mask"] = _no_mask(decoder.config, like[0].keys.device)
         self._graph: Any = None
         self._logits: Tensor | None = None
-        if fixed and model.device.type in CAPTURING:
+        if fixed and captures(model):
             self._graph, self._logits = record(self._step, model.device)
 
     def begin(self, inputs: Mapping[str, Any], given: Sequence[Stored], prompt: int) -> None:
@@ -105,7 +106,7 @@ class Stepper:
         finally:
             _running.layers = {}
         self.cache.end_step()
-        self.cache.clock.state.add_(1)
+        self.cache.clock.advance()
         if (positions := self.inputs.get("position_ids")) is not None:
             positions.add_(1)
         return logits
@@ -151,6 +152,11 @@ def _agrees(told: Any, window: int | None, total: int, kind: str) -> bool:
     places = torch.arange(total, device=seen.device)
     expected = places > total - 1 - (total if window is None else window)
     return seen.shape[-1] == total and torch.equal(seen, expected.expand_as(seen))
+
+
+def captures(model: PreTrainedModel) -> bool:
+    """Whether steps of this model can be captured: on such a device, with all weights where they stay."""
+    return model.device.type in CAPTURING and not is_dispatched(model)
 
 
 def record(step: Callable[[], Tensor], device: torch.device) -> tuple[Any, Tensor]:

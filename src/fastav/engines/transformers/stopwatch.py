@@ -88,15 +88,19 @@ class Phases:
 
 
 class PeakMemory:
-    """Most memory in use since `__init__`: allocated on a CUDA device, resident on a CPU under Linux, else unknown."""
+    """Most memory in use since `__init__`: allocated on CUDA devices, resident on a CPU under Linux, else unknown.
+
+    Of several kinds of devices, that on CUDA devices; their peaks, which need not be of one moment, are added up.
+    """
 
     _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, *devices: torch.device) -> None:
+        self._cuda = [device for device in devices if device.type == "cuda"]
         self._known = True
-        if device.type == "cuda":
+        for device in self._cuda:
             torch.cuda.reset_peak_memory_stats(device)
+        if self._cuda:
             return
         try:
             self._CLEAR.write_text("5")  # resets the peak of the resident set
@@ -105,8 +109,8 @@ class PeakMemory:
 
     def bytes(self) -> int | None:
         """The peak so far."""
-        if self._device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self._device)
+        if self._cuda:
+            return sum(torch.cuda.max_memory_allocated(device) for device in self._cuda)
         if not self._known:
             return None
         line = next(line for line in self._STATUS.read_text().splitlines() if line.startswith("VmHWM:"))

@@ -11,6 +11,7 @@ from fastav.adapter import ModelAdapter
 from fastav.engine import GREEDY
 from fastav.engines.transformers import staging
 from fastav.engines.transformers.choosing import settings
+from fastav.engines.transformers.devices import input_device
 from fastav.engines.transformers.pruner import prune
 from fastav.engines.transformers.stopwatch import Stopwatch
 from fastav.layout import Layout
@@ -27,7 +28,8 @@ def trace(
     Queries and keys of all layers wait on the host: beside the model, the device holds those of one layer and a block
     of its map. inputs: as `ModelAdapter.prepare` makes them, on the model's device.
     """
-    watch, layers = Stopwatch(model.device), []
+    device = input_device(model)
+    watch, layers = Stopwatch(device), []
     masks: dict[int, tuple[Tensor, Tensor]] = {}  # each mask once, and what it was, so that no other gets its id
 
     def keep(captured: Captured) -> None:
@@ -42,7 +44,7 @@ def trace(
         with pruning.watched(keep):
             model.generate(**inputs, **settings(GREEDY), max_new_tokens=1)
         end = watch.now()
-        rows = rollout_rows(layers, starts(layout).to(model.device), alpha=alpha)
+        rows = rollout_rows(layers, starts(layout).to(device), alpha=alpha)
         attention, rollout = (part[:, 0, :, :-1].transpose(0, 1).cpu().numpy() for part in rows)
         return Trace(
             layout=layout,

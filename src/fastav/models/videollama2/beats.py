@@ -81,10 +81,10 @@ class BeatsAttention(nn.Module):
         self.out_proj = nn.Linear(width, width)
         self.grep_linear = nn.Linear(width // self.heads, 8)
 
-    def position_bias(self, tokens: int) -> Float[Tensor, "1 heads tokens tokens"]:
+    def position_bias(self, tokens: int, device: torch.device) -> Float[Tensor, "1 heads tokens tokens"]:
         """The ungated bias. It depends on key - query alone, so the rows are windows of one line of offsets."""
         table = self.relative_attention_bias
-        buckets = relative_buckets(tokens, table.num_embeddings, self.farthest, table.weight.device)
+        buckets = relative_buckets(tokens, table.num_embeddings, self.farthest, device)
         return table(buckets).T.unfold(1, tokens, 1).flip(1)[None]
 
     def forward(self, hidden: Tensor, position_bias: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ class BeatsEncoder(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """[batch, tokens, width], same out."""
         hidden = self.layer_norm(hidden + self.pos_conv(hidden))
-        bias = cast(BeatsLayer, self.layers[0]).self_attn.position_bias(hidden.shape[1])
+        bias = cast(BeatsLayer, self.layers[0]).self_attn.position_bias(hidden.shape[1], hidden.device)
         for layer in self.layers:
             hidden = layer(hidden, bias)
         return hidden
