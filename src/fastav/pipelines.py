@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from os import PathLike
-from typing import Any
+from typing import Any, overload
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -13,9 +13,12 @@ from fastav.adapter import ModelAdapter, Request, Use, adapter_for, is_list, pla
 from fastav.batches import outcomes
 from fastav.engine import GREEDY, Answer, Engine, Sampling
 from fastav.errors import CheckpointError, FastAVError, reason_of
+from fastav.media import Clip
 from fastav.plan import Plan
 from fastav.registry import ENGINES, MODELS
 from fastav.sources import find_source, model_name
+
+Shown = Clip | str | PathLike[str]  # a clip, as a pipeline takes it
 
 
 class Pipeline:
@@ -39,6 +42,48 @@ class Pipeline:
     def __exit__(self, *_: object) -> None:
         self.engine.close()
 
+    @overload
+    def __call__(
+        self,
+        clip: Shown | Request,
+        question: str | None = ...,
+        *,
+        use: Use | str = ...,
+        plan: Plan | str | None = ...,
+        max_new_tokens: int = ...,
+        sampling: Sampling = ...,
+        on_text: Callable[[str], None] | None = ...,
+        batch: int = ...,
+    ) -> Answer: ...
+
+    @overload
+    def __call__(
+        self,
+        clip: list[Shown] | tuple[Shown, ...] | list[Request] | tuple[Request, ...],
+        question: str | list[str] | tuple[str, ...] | None = ...,
+        *,
+        use: Use | str = ...,
+        plan: Plan | str | None = ...,
+        max_new_tokens: int = ...,
+        sampling: Sampling = ...,
+        on_text: None = ...,
+        batch: int = ...,
+    ) -> list[Answer]: ...
+
+    @overload
+    def __call__(
+        self,
+        clip: Shown,
+        question: list[str] | tuple[str, ...],
+        *,
+        use: Use | str = ...,
+        plan: Plan | str | None = ...,
+        max_new_tokens: int = ...,
+        sampling: Sampling = ...,
+        on_text: None = ...,
+        batch: int = ...,
+    ) -> list[Answer]: ...
+
     def __call__(
         self,
         clip: Any,
@@ -50,7 +95,7 @@ class Pipeline:
         sampling: Sampling = GREEDY,
         on_text: Callable[[str], None] | None = None,
         batch: int = 8,
-    ) -> Any:
+    ) -> Answer | list[Answer]:
         """Answer a question about a clip, or a list of them.
 
         clip, question: a clip (a `Clip`, or a path) and a question, or a `Request` alone, for one answer. A list of

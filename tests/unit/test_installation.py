@@ -92,6 +92,8 @@ COMMAND = """
 import sys
 from fastav.cli import main
 print(main(["flops"]), main(["models"]))
+from fastav.bench.__main__ import main as bench
+print(bench(["--tokens", "8"]))
 import fastav
 try:
     fastav.pipeline
@@ -111,8 +113,9 @@ def test_a_torchvision_that_does_not_fit_torch_is_one_error_with_a_hint(tmp_path
     (tmp_path / "torchvision-9.9.dist-info" / "METADATA").write_text("Name: torchvision\nVersion: 9.9\n")
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {COMMAND}"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=300)
-    assert done.stdout == "2 2\nInstallationError\nInstallationError\n", done.stderr
-    error, hint, *again = done.stderr.splitlines()
+    assert done.stdout == "2 2\n2\nInstallationError\nInstallationError\n", done.stderr
+    error, hint, *again, bench = done.stderr.splitlines()
+    assert bench.startswith("fastav.bench: torchvision 9.9 does not work with torch 2.")
     assert error.startswith("error: torchvision 9.9 does not work with torch 2.")
     assert error.endswith(": operator torchvision::nms does not exist")
     assert "install torch and torchvision together" in hint

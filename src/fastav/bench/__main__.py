@@ -7,6 +7,7 @@ import typer
 
 from fastav.bench.command import bench
 from fastav.errors import FastAVError
+from fastav.installation import importable
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.command("bench")(bench)
@@ -15,7 +16,8 @@ app.command("bench")(bench)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code is 2 for what the user can mend."""
     try:
-        app(list(sys.argv[1:] if arguments is None else arguments), prog_name="python -m fastav.bench")
+        with importable():
+            app(list(sys.argv[1:] if arguments is None else arguments), prog_name="python -m fastav.bench")
     except SystemExit as done:
         return int(done.code or 0)
     except FastAVError as error:

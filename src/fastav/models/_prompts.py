@@ -1,8 +1,10 @@
 """What the processors share: rendered conversations, checked media, padded token ids."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from os import PathLike
 from typing import Any, ClassVar
 
 import numpy as np
@@ -156,10 +158,19 @@ def refuse_call(images: Any, padding: Any, return_tensors: Any) -> None:
 
 
 def per_prompt(name: str, value: Any, prompts: int, ndim: int) -> list[Any]:
-    """One value per prompt: a lone one (of `ndim` dimensions) or None goes to all, a list must have as many."""
+    """One value per prompt: a lone one (of `ndim` dimensions) or None goes to all, a list must have as many.
+
+    Raises: MediaError for a list of another length, and for paths.
+    """
+    for one in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(one, str | PathLike):
+            raise MediaError(
+                f"{name} must be arrays, got the path {os.fspath(one)!r}",
+                "name it in a message of apply_chat_template(..., tokenize=True), which reads it",
+            )
     if value is None or (ndim == 0 and np.ndim(value) == 0):
         return [value] * prompts
-    if isinstance(value, np.ndarray) and value.ndim == ndim:
+    if isinstance(value, np.ndarray | Tensor) and value.ndim == ndim:
         value = [value]
     if len(value) != prompts:
         raise MediaError(

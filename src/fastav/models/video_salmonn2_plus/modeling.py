@@ -19,6 +19,7 @@ from fastav.cache_argument import as_argument, either_name, in_arguments, of_out
 from fastav.errors import MediaError
 from fastav.models._checkpoint import StrictLoading, refuse_differences
 from fastav.models._generation import MediaGeneration
+from fastav.models._generation import positions as text_positions
 from fastav.models._merging import ids_of, merged, starts_prompt
 from fastav.models.video_salmonn2_plus.configuration import VideoSalmonn2PlusConfig
 from fastav.models.video_salmonn2_plus.positions import row_positions
@@ -140,6 +141,11 @@ class VideoSalmonn2PlusModel(StrictLoading, VideoSalmonn2PlusPreTrainedModel):
         Raises: MediaError if videos and prompts do not fit, or for `positions="dataset"`, which needs the clips' times.
         """
         scheme = self.config.scheme
+        if torch.compiler.is_compiling() and video_grid_thw is None:  # nothing there can look at ids; text goes by one
+            real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            text = text_positions(real, input_ids.shape[1])
+            if text is not None:
+                return text.expand(3, -1, -1)
         ids = input_ids.cpu().numpy()
         known = attention_mask is not None and attention_mask.ndim == 2
         mask = attention_mask.cpu().numpy() if known else np.ones_like(ids)  # pyright: ignore[reportOptionalMemberAccess]
@@ -212,6 +218,7 @@ class VideoSalmonn2PlusModel(StrictLoading, VideoSalmonn2PlusPreTrainedModel):
         )
         if position_ids is None:
             position_ids = later_positions(cache, past, inputs_embeds.shape[1], attention_mask)
+        refuse_positions(position_ids, inputs_embeds)
         outputs: Any = self.model(
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -292,6 +299,16 @@ class VideoSalmonn2PlusForConditionalGeneration(MediaGeneration, VideoSalmonn2Pl
             return videos
         patches = iter(media["video_grid_thw"].prod(1).tolist())
         return [next(patches) if video else 0 for video in videos]
+
+
+def refuse_positions(position_ids: Tensor, inputs_embeds: Tensor) -> None:
+    """Raise MediaError unless positions are [3 or 4, batch, prompt]; whatever joins rows at the first axis is wrong."""
+    rows = tuple(inputs_embeds.shape[:2])
+    if position_ids.ndim != 3 or position_ids.shape[0] not in (3, 4) or tuple(position_ids.shape[1:]) != rows:
+        raise MediaError(
+            f"position_ids must be [3, {rows[0]}, {rows[1]}], got {list(position_ids.shape)}",
+            "prompts of several calls of the processor do not make one batch: give it all of them at once",
+        )
 
 
 def deltas(position_ids: Tensor, attention_mask: Any) -> Tensor | None:
