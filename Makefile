@@ -10,7 +10,7 @@ RIVALS := $(foreach share,$(SHARES),$(addsuffix @$(share),fastv pyramiddrop dart
 	random strided keep-first snapkv tova)) vtw omnidrop omnizip
 CONTEST := fastv pyramiddrop dycoke@0.25 random@0.5
 
-.PHONY: help setup demo test test-slow parity-cpus compat media-compat wheel-test vllm-test vllm-test-slow bench-load check format tables leaderboard bench bench-prepare bench-batches bench-rollout train-tiny gpu \
+.PHONY: help setup demo test test-slow parity-cpus compat hf-suite media-compat wheel-test vllm-test vllm-test-slow bench-load check format tables leaderboard bench bench-prepare bench-batches bench-rollout train-tiny gpu \
 	gpu-videollama gpu-salmonn gpu-omni gpu-scaling gpu-rollout clean
 
 help:  ## this list
@@ -44,6 +44,24 @@ parity-cpus: $(READY)  ## the tests that rounding might decide, as other CPUs wo
 
 compat: $(READY)  ## the tests with the oldest, pinned and newest transformers, PyAV and numpy
 	$(BIN)/python tests/compat.py
+
+# The wheel of transformers has no tests; its source archive has those of models and processors, but not those of
+# generation, for which HF_TESTS may name the folder tests of a checkout of the same version.
+HF_SUITE := .hf-suite
+HF_VERSION := $(shell sed -n 's/^transformers==//p' constraints.txt)
+HF_TESTS ?= $(HF_SUITE)/transformers-$(HF_VERSION)/tests
+
+$(HF_SUITE)/transformers-$(HF_VERSION)/tests: | $(READY)
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --no-binary transformers --dest $(HF_SUITE) \
+		transformers==$(HF_VERSION)
+	tar -xzf $(HF_SUITE)/transformers-$(HF_VERSION).tar.gz -C $(HF_SUITE)
+
+$(HF_SUITE)/tools: | $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --target $@ "parameterized==0.9.0"
+
+hf-suite: $(READY) $(HF_TESTS) $(HF_SUITE)/tools  ## transformers' own suites of models and processors on our three families
+	FASTAV_HF_SUITE=$(HF_TESTS) PYTHONPATH=$(HF_SUITE)/tools HF_HUB_OFFLINE=1 $(PYTEST) -o addopts= -W ignore -q -rx \
+		tests/hf_suite
 
 wheel-test:  ## build the wheel, install it into a fresh environment without constraints, ask it about a clip
 	$(PYTHON) tests/wheel.py
@@ -137,4 +155,4 @@ gpu-rollout:
 	$(GPU).absent fastav.bench.rollout --device cuda --layer-up-to 32768 --out results $(if $(COMMIT),--commit $(COMMIT))
 
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) $(VLLM) .compat .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VLLM) $(HF_SUITE) .compat .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,5 +1,6 @@
 """Our models behave as transformers' own do: saves, outputs, embeddings, places and media."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,14 @@ def test_saves_load_into_the_whole_model_and_its_base(family: Any, tmp_path: Pat
         type(model).from_pretrained(tmp_path / "base")
 
 
+def test_base_models_take_a_state_without_a_checkpoint(family: Any) -> None:
+    model, base, _ = family
+    config = copy.deepcopy(model.config)
+    config.architectures = None
+    ours = base(config)
+    same(base.from_pretrained(None, config=config, state_dict=ours.state_dict()), ours)
+
+
 def test_a_save_has_the_originals_names(family: Any, tmp_path: Path) -> None:
     from safetensors import safe_open
 
@@ -124,6 +133,33 @@ def test_features_are_outputs_as_in_transformers(family: Any) -> None:
     scheme = processor.media
     tokens = sum(len(video.reshape(-1, hidden)) for video in seen.pooler_output)
     assert tokens == int((inputs["input_ids"] == scheme.video_token_id).sum())
+
+
+@torch.no_grad()
+def test_encoders_tell_their_states_and_maps(family: Any) -> None:
+    model, _, processor = family
+    inputs = inputs_of(processor, audio=True)
+    seen = {name: inputs[name] for name in ("pixel_values_videos", "video_grid_thw") if name in inputs}
+    attention = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        for features, given in (
+            (model.get_video_features, seen),
+            (model.get_audio_features, {"input_features": inputs["input_features"]}),
+        ):
+            told = features(**given, output_hidden_states=True, output_attentions=True)
+            bare = features(**given)
+            assert len(told.hidden_states) - 1 == len(told.attentions) > 0
+            assert bare.hidden_states is None
+            assert bare.attentions is None
+            if not hasattr(model, "visual"):  # whose maps are transformers' own
+                assert all(torch.allclose(rows.sum(-1), torch.ones(()), atol=1e-5) for rows in told.attentions)
+            assert torch.equal(told.last_hidden_state, bare.last_hidden_state)
+            assert told.hidden_states[-1].shape == told.hidden_states[0].shape
+    finally:
+        model.set_attn_implementation(attention)
+    if hasattr(model, "model") and hasattr(model.model, "vision_tower"):  # ours; transformers' towers keep their hooks
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.model.modules())
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """video-SALMONN 2: SigLIP, Whisper and a Q-Former in front of a Qwen2 decoder. Parameters have the original's names."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import torch
@@ -19,6 +19,7 @@ from fastav.models._checkpoint import StrictLoading, refuse_differences
 from fastav.models._generation import GeneratedPenalty, MediaGeneration, positions, repeat_groups
 from fastav.models._layers import mlp
 from fastav.models._merging import encoded, merged, starts_prompt
+from fastav.models._recording import recorded, wanted
 from fastav.models.video_salmonn2.configuration import VideoSalmonn2Config
 from fastav.models.video_salmonn2.qformer import Embeddings, QFormer
 
@@ -32,11 +33,16 @@ class VisionTower(nn.Module):
         super().__init__()
         self.vision_tower = nn.ModuleDict({"vision_model": SiglipVisionModel(config.vision_config)})
 
+    @property
+    def layers(self) -> Iterable[nn.Module]:
+        """Those of SigLIP."""
+        return cast(SiglipVisionModel, self.vision_tower["vision_model"]).encoder.layers
+
     def forward(self, pixels: Float[Tensor, "frames 3 height width"]) -> Float[Tensor, "frames patches channels"]:
         """Patches in row-major order."""
         siglip = cast(SiglipVisionModel, self.vision_tower["vision_model"])
         hidden = siglip.embeddings(pixels)
-        for layer in siglip.encoder.layers:
+        for layer in self.layers:
             hidden = layer(hidden, None)
         return hidden
 
@@ -73,17 +79,19 @@ class VideoSalmonn2Model(StrictLoading, VideoSalmonn2PreTrainedModel, Qwen2Model
 
     @can_return_tuple
     def get_video_features(
-        self, pixel_values_videos: Float[Tensor, "frames 3 height width"]
+        self, pixel_values_videos: Float[Tensor, "frames 3 height width"], **kwargs: Any
     ) -> BaseModelOutputWithPooling | tuple:
         """SigLIP's patches [frames, patches, channels], and as `pooler_output` what the decoder is given.
 
         That is [frames, tokens, hidden], row by row, a newline after each row.
+        kwargs: `output_hidden_states` and `output_attentions`.
         """
-        patches = self.vision_tower(pixel_values_videos.to(self.dtype))
+        with recorded(self.vision_tower.layers, **wanted(self.config.vision_config, kwargs)) as states:
+            patches = self.vision_tower(pixel_values_videos.to(self.dtype))
         pooled = self.pool(self.mm_projector(patches))
         newlines = self.image_newline.to(pooled).expand(*pooled.shape[:2], 1, -1)
         tokens = torch.cat([pooled, newlines], dim=2).flatten(1, 2)
-        return encoded(patches, tokens)
+        return encoded(patches, tokens, **states)
 
     def pool(self, patches: Float[Tensor, "frames patches hidden"]) -> Float[Tensor, "frames rows columns hidden"]:
         """The maximum of each square of patches; what is left of the last row and column is not seen."""
@@ -190,18 +198,21 @@ class VideoSalmonn2ForConditionalGeneration(
         self,
         input_features: Float[Tensor, "pieces bins columns"],
         piece_index: Int[Tensor, " pieces"] | None = None,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPooling | tuple:
         """Whisper's positions [pieces, positions, width], and as `pooler_output` what the decoder is given.
 
         That is [pieces, tokens, hidden], with what marks the place of each piece in its sound.
         piece_index: the number of each piece in its sound, from 0; None: they are the pieces of one sound, in order.
+        kwargs: as the encoder takes them (`output_hidden_states`, ...).
         """
         if piece_index is None:
             piece_index = torch.arange(len(input_features), device=input_features.device)
-        heard = self.hear(input_features)
+        whisper = self.speech_encoder(input_features.to(self.dtype), **{**kwargs, "return_dict": True})
+        heard = whisper.last_hidden_state
         tokens = self.speech_tokens(heard)
         tokens = tokens + piece_marks(piece_index, tokens.shape[-1]).to(tokens)[:, None]
-        return encoded(heard, tokens)
+        return encoded(heard, tokens, hidden_states=whisper.hidden_states, attentions=whisper.attentions)
 
     def hear(self, input_features: Float[Tensor, "pieces bins columns"]) -> Float[Tensor, "pieces positions width"]:
         """Whisper's positions of each piece."""

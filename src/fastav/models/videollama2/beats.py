@@ -87,11 +87,12 @@ class BeatsAttention(nn.Module):
         buckets = relative_buckets(tokens, table.num_embeddings, self.farthest, device)
         return table(buckets).T.unfold(1, tokens, 1).flip(1)[None]
 
-    def forward(self, hidden: Tensor, position_bias: Tensor) -> Tensor:
-        """[batch, tokens, width], same out."""
+    def forward(self, hidden: Tensor, position_bias: Tensor) -> tuple[Tensor, Tensor | None]:
+        """[batch, tokens, width], same out; and the map [batch, heads, tokens, tokens] where one is made."""
         query, key, value = (self._split(project(hidden)) for project in (self.q_proj, self.k_proj, self.v_proj))
         bias = self._gate(query) * position_bias
-        return self.out_proj(self._attend(query, key, value, bias).transpose(1, 2).flatten(2))
+        mixed, weights = self._attend(query, key, value, bias)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2)), weights
 
     def received(
         self, hidden: Float[Tensor, "batch tokens width"], position_bias: Float[Tensor, "1 heads tokens tokens"]
@@ -115,13 +116,14 @@ class BeatsAttention(nn.Module):
         first, second = self.grep_linear(query).unflatten(-1, (2, 4)).sum(-1).sigmoid().chunk(2, -1)
         return first * (second * self.grep_a - 1) + 2
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> tuple[Tensor, Tensor | None]:
         # in float32 as the original writes it: the decoder magnifies the other rounding of a fused kernel
         exact = query.dtype == torch.float32 or self.config._attn_implementation == "eager"
         if not exact:  # flash attention takes no bias
-            return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+            return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias), None
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(2, 3) + bias
-        return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype) @ value
+        weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
+        return weights @ value, weights
 
 
 class BeatsLayer(nn.Module):
@@ -139,7 +141,8 @@ class BeatsLayer(nn.Module):
 
     def forward(self, hidden: Tensor, position_bias: Tensor) -> Tensor:
         """[batch, tokens, width], same out."""
-        hidden = self.self_attn_layer_norm(hidden * self.residual_scale + self.self_attn(hidden, position_bias))
+        mixed, _ = self.self_attn(hidden, position_bias)
+        hidden = self.self_attn_layer_norm(hidden * self.residual_scale + mixed)
         out = self.fc2(nn.functional.gelu(self.fc1(hidden)))
         return self.final_layer_norm(hidden * self.residual_scale + out)
 

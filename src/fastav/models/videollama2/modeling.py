@@ -1,7 +1,7 @@
 """VideoLLaMA2.1-7B-AV: SigLIP and BEATs in front of a Qwen2 decoder. Parameters have the original's names."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from jaxtyping import Float, Int
@@ -18,6 +18,7 @@ from fastav.models._checkpoint import HUB_OPTIONS, StrictLoading, readable
 from fastav.models._generation import GeneratedPenalty, MediaGeneration, positions
 from fastav.models._layers import mlp
 from fastav.models._merging import encoded, merged, starts_prompt
+from fastav.models._recording import recorded, wanted
 from fastav.models.videollama2.beats import Beats, BeatsAttention, PositionConv
 from fastav.models.videollama2.configuration import VideoLlama2Config
 from fastav.models.videollama2.connector import StcConnector
@@ -33,11 +34,17 @@ class VisionTower(nn.Module):
         self.depth = select if select >= 0 else layers + 1 + select
         self.vision_tower = nn.ModuleDict({"vision_model": SiglipVisionModel(config.vision_config)})
 
+    @property
+    def layers(self) -> Sequence[nn.Module]:
+        """Those that are computed."""
+        siglip = cast(SiglipVisionModel, self.vision_tower["vision_model"])
+        return list(siglip.encoder.layers)[: self.depth]
+
     def forward(self, pixels: Float[Tensor, "frames 3 height width"]) -> Float[Tensor, "frames patches channels"]:
         """Patches in row-major order, before the last layer norm."""
         siglip = cast(SiglipVisionModel, self.vision_tower["vision_model"])
         hidden = siglip.embeddings(pixels)
-        for layer in siglip.encoder.layers[: self.depth]:
+        for layer in self.layers:
             hidden = layer(hidden, None)
         return hidden
 
@@ -108,34 +115,39 @@ class VideoLlama2Model(StrictLoading, VideoLlama2PreTrainedModel, Qwen2Model):
         source, hub = pretrained_model_name_or_path, {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         with readable(source):
             config = kwargs.get("config") or VideoLlama2Config.from_pretrained(source, **hub)
-        if cls.__name__ in (getattr(config, "architectures", None) or ()):
+        own = cls.__name__ in (getattr(config, "architectures", None) or ())
+        if own or source is None:  # a `state_dict` without a checkpoint is of the class that is asked for
             return super().from_pretrained(source, *args, **kwargs)
         loaded = VideoLlama2ForConditionalGeneration.from_pretrained(source, *args, **kwargs)
         return (loaded[0].model, loaded[1]) if isinstance(loaded, tuple) else loaded.model
 
     @can_return_tuple
     def get_video_features(
-        self, pixel_values_videos: Float[Tensor, "videos frames 3 height width"]
+        self, pixel_values_videos: Float[Tensor, "videos frames 3 height width"], **kwargs: Any
     ) -> BaseModelOutputWithPooling | tuple:
         """SigLIP's patches [videos * frames, patches, channels], and as `pooler_output` what the decoder is given.
 
         That is [videos, tokens, hidden], in the order time, row, column.
+        kwargs: `output_hidden_states` and `output_attentions`, of the layers that are computed.
         """
         pixels = pixel_values_videos.to(self.dtype)
-        patches = self.vision_tower(pixels.flatten(0, 1))
+        with recorded(self.vision_tower.layers, **wanted(self.config.vision_config, kwargs)) as states:
+            patches = self.vision_tower(pixels.flatten(0, 1))
         tokens = self.mm_projector(patches.unflatten(0, pixels.shape[:2]))
-        return encoded(patches, tokens)
+        return encoded(patches, tokens, **states)
 
     @can_return_tuple
     def get_audio_features(
-        self, input_features: Float[Tensor, "audios rows bins"]
+        self, input_features: Float[Tensor, "audios rows bins"], **kwargs: Any
     ) -> BaseModelOutputWithPooling | tuple:
         """BEATs' tokens [audios, tokens, width], and as `pooler_output` what the decoder is given.
 
         That is [audios, tokens, hidden], in the order time, frequency.
+        kwargs: `output_hidden_states` and `output_attentions`.
         """
-        heard = self.audio_tower(input_features.to(self.dtype))
-        return encoded(heard, self.mm_projector_a(heard))
+        with recorded(self.audio_tower.encoder.layers, **wanted(self.config, kwargs)) as states:
+            heard = self.audio_tower(input_features.to(self.dtype))
+        return encoded(heard, self.mm_projector_a(heard), **states)
 
     def embed(
         self,

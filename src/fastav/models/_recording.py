@@ -1,0 +1,47 @@
+"""What an encoder's layers did, for `output_hidden_states` and `output_attentions`."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedConfig
+
+
+def wanted(config: PreTrainedConfig, options: dict[str, Any]) -> dict[str, bool]:
+    """`output_hidden_states` and `output_attentions` as a call or else the encoder's configuration has them."""
+    names = ("output_hidden_states", "output_attentions")
+    said = {name: getattr(config, name, False) if options.get(name) is None else options[name] for name in names}
+    return {name: bool(value) for name, value in said.items()}
+
+
+@contextmanager
+def recorded(
+    layers: Iterable[nn.Module], *, output_hidden_states: bool = False, output_attentions: bool = False
+) -> Iterator[dict[str, Any]]:
+    """What the layers do inside the context, by name; it is complete where the context ends.
+
+    layers: in the order of their calls; each takes hidden states first and returns them, and its `self_attn` returns
+    a pair of them and of its map, which is None where a kernel makes none (all but `eager`).
+    `hidden_states`: what enters the first layer and what leaves each. `attentions`: [batch, heads, tokens, tokens] of
+    each layer. What is not asked for is not there, and nothing of it is held.
+    """
+    states: list[Any] = []
+    maps: list[Any] = []
+    states_of, maps_of = (lambda _, inputs: states.append(inputs[0])), (lambda *call: maps.append(call[2][1]))
+    found: dict[str, Any] = {}
+    with ExitStack() as hooks:
+        last = None
+        for layer in layers if output_hidden_states or output_attentions else ():
+            if output_hidden_states:
+                hooks.enter_context(layer.register_forward_pre_hook(states_of))
+                last = layer
+            if output_attentions:
+                hooks.enter_context(layer.get_submodule("self_attn").register_forward_hook(maps_of))
+        if last is not None:
+            hooks.enter_context(last.register_forward_hook(lambda *call: states.append(call[2])))
+        yield found
+    if output_hidden_states:
+        found["hidden_states"] = tuple(states)
+    if output_attentions:
+        found["attentions"] = tuple(maps)
