@@ -68,7 +68,7 @@ class Tester:
         config = self.get_config()
         run, media = self.clip(config) if self.media else ([], {})
         sides = torch.randint(9, 100, (2, self.batch_size, self.text))
-        ids = torch.cat([sides[0], torch.tensor(run).expand(self.batch_size, -1), sides[1]], dim=1)
+        ids = torch.cat([sides[0], torch.tensor(run, dtype=torch.long).expand(self.batch_size, -1), sides[1]], dim=1)
         return config, {"input_ids": ids, "attention_mask": torch.ones_like(ids), **media}
 
 
