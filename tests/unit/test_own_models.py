@@ -1,6 +1,5 @@
 """Our models behave as transformers' own do: saves, outputs, embeddings, places and media."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +77,6 @@ def test_saves_load_into_the_whole_model_and_its_base(family: Any, tmp_path: Pat
     same(AutoModel.from_pretrained(tmp_path / "base"), ours)
     with pytest.raises(CheckpointError, match=r"lm_head\.weight"):  # a head that was never there is not drawn by chance
         type(model).from_pretrained(tmp_path / "base")
-
-
-def test_base_models_take_a_state_without_a_checkpoint(family: Any) -> None:
-    model, base, _ = family
-    config = copy.deepcopy(model.config)
-    config.architectures = None
-    ours = base(config)
-    same(base.from_pretrained(None, config=config, state_dict=ours.state_dict()), ours)
 
 
 def test_a_save_has_the_originals_names(family: Any, tmp_path: Path) -> None:

@@ -26,13 +26,16 @@ def recorded(
     `hidden_states`: what enters the first layer and what leaves each. `attentions`: [batch, heads, tokens, tokens] of
     each layer. What is not asked for is not there, and nothing of it is held.
     """
+    if not (output_hidden_states or output_attentions):  # nothing that a compiler or `torch.export` would trace
+        yield {}
+        return
     states: list[Any] = []
     maps: list[Any] = []
     states_of, maps_of = (lambda _, inputs: states.append(inputs[0])), (lambda *call: maps.append(call[2][1]))
     found: dict[str, Any] = {}
     with ExitStack() as hooks:
         last = None
-        for layer in layers if output_hidden_states or output_attentions else ():
+        for layer in layers:
             if output_hidden_states:
                 hooks.enter_context(layer.register_forward_pre_hook(states_of))
                 last = layer

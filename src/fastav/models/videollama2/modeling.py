@@ -115,8 +115,7 @@ class VideoLlama2Model(StrictLoading, VideoLlama2PreTrainedModel, Qwen2Model):
         source, hub = pretrained_model_name_or_path, {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         with readable(source):
             config = kwargs.get("config") or VideoLlama2Config.from_pretrained(source, **hub)
-        own = cls.__name__ in (getattr(config, "architectures", None) or ())
-        if own or source is None:  # a `state_dict` without a checkpoint is of the class that is asked for
+        if cls.__name__ in (getattr(config, "architectures", None) or ()):
             return super().from_pretrained(source, *args, **kwargs)
         loaded = VideoLlama2ForConditionalGeneration.from_pretrained(source, *args, **kwargs)
         return (loaded[0].model, loaded[1]) if isinstance(loaded, tuple) else loaded.model
