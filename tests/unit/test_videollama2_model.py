@@ -209,7 +209,7 @@ def test_relative_buckets_are_t5s() -> None:
 def test_position_bias_reads_the_bucket_of_each_key_minus_query(model: VideoLlama2ForConditionalGeneration) -> None:
     attention: Any = model.model.audio_tower.encoder.layers[0].self_attn
     table = attention.relative_attention_bias.weight
-    bias = attention.position_bias(7)
+    bias = attention.position_bias(7, torch.device("cpu"))
     assert bias.shape == (1, table.shape[1], 7, 7)
     assert torch.equal(bias[0, :, 2, 5], table[160 + 3])
     assert torch.equal(bias[0, :, 6, 1], table[5])
