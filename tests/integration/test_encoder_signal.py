@@ -79,7 +79,7 @@ def beats(model: Any, inputs: dict[str, Any]) -> list[torch.Tensor]:
     attention, seen = model.model.audio_tower.encoder.layers[-1].self_attn, {}
 
     def after(module, args, output):
-        seen.update(hidden=args[0], output=output)
+        seen.update(hidden=args[0], output=output[0])
 
     handle = attention.register_forward_hook(after)
     model.model.get_audio_features(inputs["input_features"])
