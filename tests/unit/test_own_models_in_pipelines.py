@@ -13,6 +13,7 @@ from fastav.errors import MediaError, UnreadableMedia
 from unit.test_own_models import FAMILIES, REFERENCE
 
 CLIPS = [str(files("fastav") / "assets" / "clips" / name) for name in ("triangle.mp4", "knock.mp4")]
+NEEDS_LIBROSA = tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 24)
 TASKS = ("image-text-to-text", "any-to-any")
 
 
@@ -40,9 +41,10 @@ def answered(pipe: Any, talks: Any, **options: Any) -> list[list[int]]:
 @pytest.mark.parametrize("task", TASKS)
 def test_a_chat_with_a_clip_is_answered(saved: Any, task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, model, processor = saved
-    if task == "any-to-any" and not is_librosa_available():
-        with pytest.raises(ImportError, match="librosa"):  # it asks for it before it looks at any model
-            transformers.pipeline(task, model=str(folder))
+    if task == "any-to-any":  # before 5.24 it wants librosa, whatever the model, which nothing of ours uses
+        if NEEDS_LIBROSA and not is_librosa_available():
+            with pytest.raises(ImportError, match="librosa"):
+                transformers.pipeline(task, model=str(folder))
         monkeypatch.setattr("transformers.pipelines.any_to_any.requires_backends", lambda *_: None)
     pipe = transformers.pipeline(task, model=str(folder), dtype=torch.float32)
     talks = [talk(CLIPS[0]), [{"role": "user", "content": "Hello!"}], talk(CLIPS[1])]
