@@ -2,6 +2,7 @@
 
 import inspect
 import unittest
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,7 +34,7 @@ LAYERS = {
 }
 
 
-class Tester:
+class Tester(ABC):
     """What the suite asks of a family: a tiny configuration, and inputs of its `forward`."""
 
     family: ClassVar[type[PreTrainedConfig]]
@@ -60,9 +61,9 @@ class Tester:
         config.architectures = None
         return config
 
+    @abstractmethod
     def clip(self, config: Any) -> tuple[list[int], dict[str, torch.Tensor]]:
         """A clip's ids, and the media of a batch."""
-        raise NotImplementedError
 
     def prepare_config_and_inputs_for_common(self) -> tuple[Any, dict[str, torch.Tensor]]:
         config = self.get_config()

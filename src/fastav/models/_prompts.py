@@ -2,6 +2,7 @@
 
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from os import PathLike
@@ -30,7 +31,7 @@ QWEN2_TEMPLATE = (
 )
 
 
-class ClipProcessor(ProcessorMixin):
+class ClipProcessor(ProcessorMixin, ABC):
     """A processor of prompts that show one clip each.
 
     A family declares `model_config`, its configuration's class, whose `scheme` stands in for absent processor files,
@@ -51,13 +52,13 @@ class ClipProcessor(ProcessorMixin):
             found["scheme"] = asdict(cls.model_config.from_pretrained(pretrained_model_name_or_path, **hub).scheme)
         return found, rest
 
+    @abstractmethod
     def read(self, request: Request) -> Mapping[str, Any]:
         """A clip's frames and sound as this family samples them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def media_arguments(self, clips: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
         """Arguments of `__call__` for what `read` gave, one for each prompt, None where it has no clip."""
-        raise NotImplementedError
 
     def apply_chat_template(
         self,
