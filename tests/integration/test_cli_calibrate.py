@@ -147,7 +147,7 @@ def test_ctrl_c_loses_nothing_that_was_seen(folder):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert "the same command goes on from there" in err
     assert "Traceback" not in err
     assert not (folder / "plan.json").exists()
