@@ -68,9 +68,11 @@ def counts_of(output: str) -> dict[str, int]:
 
 
 def commit() -> str:
-    """What is tested."""
-    git = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    """What is tested; results are not part of it."""
+    git = {"cwd": ROOT, "capture_output": True, "text": True}
+    revision = subprocess.run(["git", "rev-parse", "--short", "HEAD"], **git).stdout.strip()
+    changed = subprocess.run(["git", "status", "--porcelain", "--", ".", ":!results"], **git).stdout.strip()
+    return f"{revision}-dirty" if changed else revision
 
 
 def record(name: str, found: dict[str, dict[str, int]], circumstances: dict[str, str | int]) -> None:

@@ -22,6 +22,8 @@ import numpy
 import torch
 import transformers
 
+from compat import commit
+
 ROOT = Path(__file__).parents[1]
 TESTS = ["tests/parity", "tests/unit/test_spectra.py", "tests/contract/test_traces.py"]
 ANSWERS = {"mkl_serv_intel_cpu_true": 1, "mkl_serv_intel_cpu": 1, "mkl_serv_cpuiszen": 0}
@@ -63,7 +65,6 @@ def run(settings: dict[str, str], tests: list[str]) -> dict[str, int]:
 def about() -> dict[str, str]:
     """The machine, the versions, and which commit is tested when."""
     named = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-    git = ["git", "describe", "--always", "--dirty"]
     return {
         "cpu": named.group(1) if named else platform.machine(),
         "capability": torch.backends.cpu.get_cpu_capability(),
@@ -71,7 +72,7 @@ def about() -> dict[str, str]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "numpy": numpy.__version__,
-        "commit": subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.strip(),
+        "commit": commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

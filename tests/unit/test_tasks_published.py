@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -16,6 +14,9 @@ from fastav.errors import InstallationError, MissingTrack, TaskError
 from fastav.registry import TASKS
 from fastav.task import Grade, Task
 from media_files import tone, write_clip
+
+pa = pytest.importorskip("pyarrow", reason="pyarrow wants a newer numpy", exc_type=ImportError)
+pq = pytest.importorskip("pyarrow.parquet")
 
 MEDIA = {".mp4": "clip.mp4", ".mkv": "clip.mp4", ".mp3": "sound.mp3", ".png": "picture.png"}
 YES_NO = "Answer with yes or no."

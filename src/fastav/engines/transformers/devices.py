@@ -14,12 +14,15 @@ from torch import nn
 
 def running_on(model: nn.Module, part: nn.Module | None = None) -> tuple[torch.device, ...]:
     """The devices that a model, or a part of it, runs on; each once, in the order of its modules."""
-    return tuple(dict.fromkeys(_devices(model, model if part is None else part, None, inside=part in (None, model))))
+    part = model if part is None else part
+    if is_dispatched(model):
+        return tuple(dict.fromkeys(_devices(model, part, None, inside=part is model)))
+    return tuple(dict.fromkeys(parameter.device for parameter in part.parameters()))
 
 
 def input_device(model: Any) -> torch.device:
     """Where a model takes its inputs: where its first weights are used."""
-    return next(_devices(model, model, None, inside=True), model.device)
+    return next(iter(running_on(model)), model.device)
 
 
 def is_dispatched(model: nn.Module) -> bool:
