@@ -95,7 +95,10 @@ def measured(*_):
 command._measured = measured
 sys.exit(command.main([]))
 """
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+    listens = {
+        "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    }  # a shell's background jobs ignore it
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, **listens) as process:
         assert process.stdout is not None
         pids = family(int(process.stdout.readline()))
         for one in signals:
