@@ -238,17 +238,19 @@ class Pruning:
             stack.callback(self.model.register_forward_pre_hook(self._before_model, with_kwargs=True).remove)
             after_model = self.model.register_forward_hook(self._after_model, with_kwargs=True, always_call=True)
             stack.callback(after_model.remove)
-            copied = self._layers[0].register_forward_pre_hook(self._before_copies, with_kwargs=True)
+            # a layer compiled in place has its hooks compiled with it, and these act on more than the layer
+            uncompiled: Any = torch.compiler.disable
+            copied = self._layers[0].register_forward_pre_hook(uncompiled(self._before_copies), with_kwargs=True)
             stack.callback(copied.remove)
             for index in range(self._first, len(self._layers)):
-                before = partial(self._before_layer, index)
+                before = uncompiled(partial(self._before_layer, index))
                 layer = self._layers[index]
                 stack.callback(layer.register_forward_pre_hook(before, with_kwargs=True, prepend=True).remove)
             for number, (index, _) in enumerate(self._schedule.cache_cuts):
-                after = partial(self._after_cached_layer, number)
+                after = uncompiled(partial(self._after_cached_layer, number))
                 stack.callback(self._layers[index].register_forward_hook(after, with_kwargs=True).remove)
             if self._schedule.cuts:
-                stack.callback(self._layers[-1].register_forward_hook(self._after_last_layer).remove)
+                stack.callback(self._layers[-1].register_forward_hook(uncompiled(self._after_last_layer)).remove)
             if hasattr(self._decoder, "_deepstack_process"):
                 add = partial(self._add_visual, self._decoder._deepstack_process)
                 enter(guards.shadowed(self._decoder, "_deepstack_process", add))
