@@ -25,7 +25,7 @@ from fastav.media._frames import (
 )
 from fastav.media._open import MAX_SIDE, WHOLE_SECONDS, check_bytes, only, opened, stated_seconds
 from fastav.media._source import Source
-from fastav.media._timeline import Index, Timeline, avi_timeline, last_shown, scan
+from fastav.media._timeline import Index, Timeline, avi_timeline, last_shown, packets, scan
 
 Indices = Sequence[int] | Int[np.ndarray, " picked"]
 
@@ -207,7 +207,7 @@ def _average_rate(stated: float, timeline: Timeline, seconds: float) -> float:
 
 def _first_frame(container: InputContainer, stream: VideoStream) -> VideoFrame | None:
     """The first frame that decodes: a recording may begin in the middle of a group of pictures."""
-    for packet in container.demux(stream):
+    for packet in packets(container, stream):
         try:
             frames = packet.decode()
         except FFmpegError:
