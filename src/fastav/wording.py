@@ -1,5 +1,6 @@
 """Numbers and objects in words."""
 
+from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
@@ -7,6 +8,12 @@ from typing import Any
 def counted(n: int, noun: str) -> str:
     """`1 token`, `2,216 tokens`."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def either(names: Sequence[str]) -> str:
+    """`one`, `one or two`, `one, two or three`."""
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def brief_repr(instance: Any, *positional: str) -> str:
