@@ -16,6 +16,17 @@ def either(names: Sequence[str]) -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
+def told_repr(instance: Any, *told: str, about: str = "") -> str:
+    """A dataclass as a call, of the fields told; numbers to 3 places.
+
+    about: the field told first, if it is not exact.
+    """
+    values = {name: getattr(instance, name) for name in told}
+    shown = [f"{name}={round(value, 3) if isinstance(value, float) else value!r}" for name, value in values.items()]
+    head = [f"about {getattr(instance, about)} {about}"] if about else []
+    return f"{type(instance).__name__}({', '.join([*head, *shown])})"
+
+
 def brief_repr(instance: Any, *positional: str) -> str:
     """A dataclass as a call that makes an equal one, without the fields that have their defaults.
 
