@@ -112,7 +112,7 @@ def bench(
         say = None if as_json else lambda text: print(text, flush=True)
         report = measured.run(out, say=say, progress=progress)
     if as_json:
-        print(json.dumps(report, indent=2))
+        print(json.dumps({"schema_version": report["fastav_bench"], **report}, indent=2))
     if plot is not None:
         from fastav.bench.plot import draw
 
