@@ -62,8 +62,12 @@ def _failed_import(traceback: TracebackType | None) -> str | None:
 
 def _lacking(error: BaseException) -> str | None:
     """The package that is there but lacks a module or a name that is imported from it."""
-    package = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
-    return package if package and package not in INNOCENT and is_installed(package) else None
+    if not isinstance(error, ImportError) or not error.name:
+        return None
+    package, inside, _ = error.name.partition(".")
+    if isinstance(error, ModuleNotFoundError) and not inside:
+        return None  # it is not there at all
+    return package if package not in INNOCENT and is_installed(package) else None
 
 
 def _broken(package: str, error: BaseException) -> InstallationError:
