@@ -196,6 +196,7 @@ class ModelAdapter(ABC):
     revision: ClassVar[str | None] = None  # of that, if it is not the main one
     presets: ClassVar[Mapping[str, Plan]]
     hears: ClassVar[bool] = True  # whether it takes sound
+    packages: ClassVar[tuple[str, ...]] = ()  # that it needs besides transformers
     steps_wait: ClassVar[bool] = (
         True  # whether a decoding step asks the device for values, so that none can be captured
     )

@@ -43,7 +43,7 @@ def importable() -> Iterator[None]:
     except Exception as error:
         cause: BaseException | None = error
         while cause is not None:
-            if package := _failed_import(cause.__traceback__):
+            if package := _failed_import(cause.__traceback__) or _lacking(cause):
                 raise _broken(package, cause) from error
             cause = cause.__cause__ or cause.__context__
         raise
@@ -58,6 +58,16 @@ def _failed_import(traceback: TracebackType | None) -> str | None:
             package = name
         traceback = traceback.tb_next
     return package if package and is_installed(package) else None
+
+
+def _lacking(error: BaseException) -> str | None:
+    """The package that is there but lacks a module or a name that is imported from it."""
+    if not isinstance(error, ImportError) or not error.name:
+        return None
+    package, inside, _ = error.name.partition(".")
+    if isinstance(error, ModuleNotFoundError) and not inside:
+        return None  # it is not there at all
+    return package if package not in INNOCENT and is_installed(package) else None
 
 
 def _broken(package: str, error: BaseException) -> InstallationError:

@@ -17,6 +17,7 @@ from typing import Any
 
 from fastav.errors import FastAVError, UnknownName, reason_of
 from fastav.installation import importable
+from fastav.wording import either
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownName:
@@ -26,7 +27,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownName:
     if _plain(name) in plain:
         near = near[:1]
     return UnknownName(
-        f"no {kind} is called {name!r}", f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+        f"no {kind} is called {name!r}", f"did you mean {either(near)}?" if near else f"known: {', '.join(known)}"
     )
 
 

@@ -33,6 +33,8 @@ def find_source(model: str) -> str:
     Raises: UnknownName for a word that is no folder; CheckpointError if there is no such folder, or the hub cannot be
     reached and its cache has no copy.
     """
+    if not model.strip():
+        raise UnknownName("the name of the model is empty", ALSO)
     if Path(model).is_dir():
         return model
     if Path(model).is_file():
@@ -42,7 +44,8 @@ def find_source(model: str) -> str:
     if "/" in model or "\\" in model:
         raise CheckpointError(f"there is no folder {model!r}", ALSO)
     error = unknown_name("model", model, MODELS)
-    raise UnknownName(error.message, f"{error.hint}; {ALSO}")
+    joined = " If not, " if error.hint.endswith("?") else "; "
+    raise UnknownName(error.message, error.hint + joined + ALSO)
 
 
 def reachable(hub_id: str, revision: str | None = None) -> str:

@@ -52,7 +52,8 @@ def test_lists_may_be_given_again(capsys):
 
 def test_the_module_is_the_same_command(capsys):
     assert module(["tiny", *QUICK, "--commit", "abc", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["model"] == "tiny"
+    report = json.loads(capsys.readouterr().out)
+    assert (report["model"], report["schema_version"]) == ("tiny", 1)
 
 
 def test_a_picture_is_drawn_on_request(tmp_path):

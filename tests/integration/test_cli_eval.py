@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -170,6 +171,14 @@ def test_bad_options_are_refused_before_weights_load(changes, found, capsys, mon
     assert found in failure(capsys, *EVAL, *changes)
 
 
+def test_an_empty_question_is_refused_before_anything_is_written(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("LITTLE_EMPTY", "1")
+    for command in ("eval", "ablate"):
+        told = failure(capsys, command, *EVAL[1:], "--out", str(tmp_path / "rows.jsonl"))
+        assert "sample 'empty' of little: the question is empty" in told
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_another_evaluation_s_file_is_refused(path, capsys):
     before = path.read_bytes()
     assert "holds rows of other plans" in failure(capsys, *EVAL, "--plans", "none", "--out", str(path))
@@ -238,6 +247,17 @@ def test_a_process_that_dies_is_told():
     _, err = process.communicate(timeout=300)
     assert process.returncode == 2
     assert err == "error: a process ended with exit code 7\nhint: out of memory? try fewer --jobs\n"
+
+
+def test_what_a_process_warns_of_is_told_once(tmp_path):
+    whole = (REFERENCE / "sound.wav").read_bytes()
+    (tmp_path / "cut.wav").write_bytes(whole[: len(whole) // 2])
+    cut = str(tmp_path / "cut.wav")
+    process = apart(*EVAL, "--jobs", "2", "--plans", "none", LITTLE_CUT=cut, LITTLE_SAMPLES="0")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0
+    (line,) = err.splitlines()
+    assert re.fullmatch(r"warning: cut\.wav has \d+ of \d+ kB: it is cut short", line)
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")

@@ -39,6 +39,12 @@ class LittleTask(Task):
             )
         if "LITTLE_DEADLY" in os.environ:
             yield Deadly(id="deadly", clip=Path(), question="?", answer="?", family="clip")
+        for number in range(2 * ("LITTLE_CUT" in os.environ)):
+            yield Sample(
+                id=f"cut{number}", clip=Path(os.environ["LITTLE_CUT"]), question="?", answer="?", family="clip"
+            )
+        if "LITTLE_EMPTY" in os.environ:
+            yield Sample(id="empty", clip=REFERENCE / "clip.mp4", question=" ", answer="?", family="clip")
         if "LITTLE_BROKEN" in os.environ:
             yield Sample(id="broken", clip=REFERENCE / "no.mp4", question="?", answer="?", family="clip")
 

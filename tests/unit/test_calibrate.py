@@ -367,6 +367,8 @@ def test_questions_and_clips_pair_up(tmp_path):
         ("a.mp4", "what?"), ("a.mp4", "who?"), ("b.wav", "what?"), ("b.wav", "who?"),
     ]  # fmt: skip
     own = prompts_of([tmp_path / "b.wav", tmp_path / "a.mp4"], read_questions(mapping))
+    text.write_text("\ufeffwhat?", encoding="utf-8")
+    assert read_questions(text) == ["what?"], "Windows' editors write a mark before it"
     assert [(one.clip.name, one.question) for one in own] == [("b.wav", "who?"), ("a.mp4", "what?")]
     assert len({one.key for one in every}) == 4
     (tmp_path / "b.wav").write_bytes(b"other")
@@ -394,6 +396,8 @@ def test_bad_prompts_are_refused(tmp_path):
         "[3]": "must be a string",
         '["\\ud800"]': "half a character",
         '"a"': "holds no",
+        '["what?", " "]': "a question is empty",
+        '{"a.mp4": ["what?", {"question": ""}]}': "a question is empty",
     }.items():
         bad.write_text(text)
         with pytest.raises(CalibrationError, match=said):

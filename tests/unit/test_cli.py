@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 
 import pytest
+import typer
 
 from fastav import presets
 from fastav.cli import COMMANDS as HEADINGS
@@ -47,6 +48,19 @@ def test_help_fits_80_columns(command, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert out.startswith("Usage: fastav")
     assert max(map(len, out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("columns", ["80", "110"])
+def test_the_list_of_commands_tells_whole_sentences(columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert "..." not in out.partition("\n")[2]
+    told = " ".join(out.split())
+    for commands in HEADINGS.values():
+        for name, command in commands.items():
+            text = command.info.help if isinstance(command, typer.Typer) else command.__doc__
+            assert f"{name} {text.partition(chr(10))[0]}" in told
 
 
 def test_help_imports_nothing_heavy_and_is_quick():
@@ -330,6 +344,9 @@ def test_options_of_one_kind_stand_together(capsys):
         ("fastav run --model ti", {"tiny", "tiny-long"}),
         ("fastav run --use vi", {"video"}),
         ("fastav plan show pyr", {"pyramiddrop"}),
+        ("fastav calibrate ti", {"tiny", "tiny-long"}),
+        ("fastav bench sm", {"small"}),
+        ("fastav bench video-l", {"video-llama3"}),
     ],
 )
 def test_a_shell_completes_names_without_loading_anything_heavy(words, found):

@@ -1,5 +1,6 @@
 """What the documents say is what the code computes."""
 
+import re
 import runpy
 from pathlib import Path
 
@@ -24,3 +25,15 @@ def test_every_model_of_the_table_has_its_page(models):
     for line in models["table"]().splitlines()[2:]:
         page = line.partition("](")[2].partition(")")[0]
         assert (ROOT / page).exists(), page
+
+
+def test_what_the_page_about_clips_shows_runs(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    names: dict = {}
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "media.md").read_text(encoding="utf-8"), re.S)
+    for block in blocks:
+        exec(block, names)
+    assert len(blocks) == 4
+    assert names["frames"].shape == (3, 64, 64, 3)
+    assert names["sound"].ndim == 1
+    assert names["seconds"].tolist() == [0, 2, 3.875]

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+import fastav
 from fastav.errors import CheckpointError, FastAVError, InstallationError, PlanError, reason_of
+from fastav.installation import importable
 from fastav.models._checkpoint import read_processor
 from fastav.models._official import OfficialAdapter
 from fastav.registry import MODELS, Registry
@@ -120,6 +122,27 @@ def test_a_torchvision_that_does_not_fit_torch_is_one_error_with_a_hint(tmp_path
     assert error.endswith(": operator torchvision::nms does not exist")
     assert "install torch and torchvision together" in hint
     assert again == [error, hint]
+
+
+def test_what_a_package_lacks_is_its_own_fault(tmp_path, monkeypatch):
+    (tmp_path / "torchvision").mkdir()  # what a package leaves behind that was not removed whole
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "torchvision" / "__init__.py").touch()
+    for code in ("import torchvision.io", "from torchvision import io"):
+        with pytest.raises(InstallationError, match=r"torchvision .*does not work with torch") as error, importable():
+            exec(code, {"__name__": "transformers.image_utils"})
+        assert "torchvision" in error.value.message.partition(": ")[2]
+    with pytest.raises(ImportError, match="no_such"), importable():
+        exec("import no_such", {"__name__": "transformers.image_utils"})
+
+
+def test_a_missing_package_is_named_before_the_hub_is_asked(monkeypatch):
+    monkeypatch.setattr("fastav.installation.find_spec", lambda _: None)
+    monkeypatch.setattr("fastav.sources.get_hf_file_metadata", lambda *_, **__: pytest.fail("asked the hub"))
+    with pytest.raises(InstallationError, match=r"qwen2-5-omni needs torchvision, which is not installed"):
+        fastav.pipeline("qwen2-5-omni")
 
 
 def test_a_package_of_another_that_is_broken_says_its_reason(monkeypatch):

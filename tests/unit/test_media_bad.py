@@ -156,6 +156,12 @@ def test_reading_past_the_cut_says_at_which_second_the_video_ends(tmp_path: Path
         track.read([0, 199])
 
 
+@pytest.mark.parametrize("name", ["", " "])
+def test_a_clip_without_a_name_is_no_folder(name: str) -> None:
+    with pytest.raises(UnreadableMedia, match="its path is empty"):
+        Clip.open(name)
+
+
 def test_a_file_that_goes_away_says_so(tmp_path: Path) -> None:
     clip = Clip.open(path := write_clip(tmp_path / "a.mp4", audio="aac", sound=tone(1, 16_000)))
     path.unlink()

@@ -23,7 +23,7 @@ def with_gaps(path: Path, *, frames: int, fps: int, codec: str = "mjpeg", pixels
     """A film of which two of three frames are left out, for which AVI has empty chunks; the numbers of the others."""
     there = [number for number in range(frames) if number % 3 == 0]
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=fps)
+        stream = container.add_stream(codec, rate=fps, options={"bf": "0"} if codec == "libx264" else {})
         stream.width, stream.height, stream.pix_fmt = 128, 64, pixels
         for number in there:
             frame = av.VideoFrame.from_ndarray(numbered(number), format="rgb24")
@@ -35,7 +35,7 @@ def with_gaps(path: Path, *, frames: int, fps: int, codec: str = "mjpeg", pixels
 
 @pytest.mark.usefixtures("soon_long")
 @pytest.mark.parametrize(("frames", "fps"), [(60, 10), (60, 2)])
-@pytest.mark.parametrize("codec", ["mjpeg", "mpeg4"])
+@pytest.mark.parametrize("codec", ["mjpeg", "mpeg4", "libx264"])
 def test_empty_chunks_of_an_avi_are_no_frames(codec: str, frames: int, fps: int, tmp_path: Path) -> None:
     pixels = "yuvj420p" if codec == "mjpeg" else "yuv420p"
     there = with_gaps(tmp_path / "a.avi", frames=frames, fps=fps, codec=codec, pixels=pixels)
@@ -44,6 +44,19 @@ def test_empty_chunks_of_an_avi_are_no_frames(codec: str, frames: int, fps: int,
     picked = [0, 1, len(there) // 2, len(there) - 1]
     assert numbers(track.read(picked)) == [there[i] for i in picked]
     np.testing.assert_allclose(track.seconds(picked), [there[i] / fps for i in picked])
+    assert track.start == 0
+
+
+def test_h264_in_an_avi_is_shown_when_its_chunks_say(tmp_path: Path) -> None:
+    video = Clip.open(write_clip(tmp_path / "a.avi", options={"bf": "0"})).require_video()
+    assert (video.frames, video.fps, video.duration, video.start) == (40, 10, 4, 0)
+    np.testing.assert_allclose(video.seconds(range(40)), np.arange(40) / 10)
+    assert numbers(video.read([0, 1, 39])) == [0, 1, 39]
+
+
+def test_h264_in_an_avi_starts_with_its_sound(tmp_path: Path) -> None:
+    clip = Clip.open(write_clip(tmp_path / "a.avi", options={"bf": "0"}, audio="libmp3lame", sound=tone(4, 16_000)))
+    assert (clip.require_video().start, clip.require_audio().start) == (0, 0)
 
 
 @pytest.mark.usefixtures("soon_long")

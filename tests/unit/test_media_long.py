@@ -25,6 +25,7 @@ KINDS = {
     },
     "mkv": {"name": "long.mkv", "options": OPTIONS},
     "avi": {"name": "long.avi", "codec": "mpeg4", "options": {"g": "20"}},
+    "avi with H.264": {"name": "long.avi", "options": {**OPTIONS, "bf": "0"}},
     "ts": {"name": "long.ts", "options": OPTIONS},
 }
 

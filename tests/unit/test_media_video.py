@@ -36,6 +36,7 @@ KINDS = {
     },
     "mov": {"name": "a.mov", "codec": "mpeg4", "options": {"g": "6"}},
     "avi": {"name": "a.avi", "codec": "mpeg4", "options": {"g": "6"}},
+    "avi with H.264": {"name": "a.avi", "options": {"g": "6", "bf": "0"}},
     "avi with B-frames": {"name": "a.avi", "options": GOP},
     "raw H.264": {"name": "a.h264", "options": GOP},
     "ts, H.264": {"name": "a.ts", "options": OPEN_GOP},

@@ -6,7 +6,9 @@ import pytest
 from fastav import presets
 from fastav.engine import Answer, Sampling, Saving
 from fastav.layout import Layout, Modality
+from fastav.media import Clip
 from fastav.plan import Before, Frames, Keep, Plan, Share, Step, Tokens, Unpadded
+from media_files import tone, write_clip
 
 VALUES = [
     Sampling(),
@@ -60,3 +62,16 @@ def test_an_answer_shows_what_it_says_and_costs():
     assert repr(answer) == (
         "Answer('three', finish='stop', plan='fastav': 72 prompt tokens, 1 new, FLOPs 50.0%, KV cache 50.0%, 0.75 s)"
     )
+
+
+def test_a_track_shows_what_is_known_and_what_is_about(tmp_path):
+    sound = Clip.from_arrays(waveform=np.zeros((2, 16_001), np.float32), sample_rate=16_000).require_audio()
+    assert repr(sound) == "AudioTrack(samples=16001, sample_rate=16000, channels=2, duration=1.0, start=0.0)"
+    path = write_clip(tmp_path / "a.mp4", frames=20, fps=15, audio="aac", sound=tone(1, 16_000))
+    clip = Clip.open(path)
+    heard = clip.require_audio()
+    assert len(heard.read(16_000)) != heard.samples, "of AAC more is decoded than the file says"
+    assert repr(heard) == "AudioTrack(about 16000 samples, sample_rate=16000, channels=1, duration=1.0, start=0.0)"
+    seen = "VideoTrack(frames=20, fps=15.0, duration=1.333, width=128, height=64, start=0.0)"
+    assert repr(clip.require_video()) == seen
+    assert repr(clip) == f"Clip(name='a.mp4', video={seen}, audio={heard!r})"

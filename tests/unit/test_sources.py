@@ -15,6 +15,7 @@ from fastav.errors import CheckpointError, FastAVError, PlanError, UnknownName
 from fastav.pipelines import resolve
 from fastav.registry import MODELS, unknown_name
 from fastav.sources import find_source, reachable
+from fastav.wording import either
 
 BUNDLE = Path(__file__).parents[1] / "reference" / "videollama2"
 NOWHERE = "http://127.0.0.1:9"  # the port that drops everything; nothing listens there
@@ -47,10 +48,24 @@ def test_a_misspelt_name_is_corrected_and_no_hub_is_asked(name, meant, monkeypat
     with pytest.raises(UnknownName, match=f"no model is called '{name}'") as error:
         resolve(name)
     assert error.value.hint.startswith(f"did you mean {meant}")
+    assert error.value.hint.endswith(
+        "? If not, a model is a name (fastav models), a local folder, or a hub id like owner/name"
+    )
 
 
 def test_what_differs_in_dots_and_case_alone_is_the_one_name_meant():
     assert unknown_name("model", "Qwen2.5-Omni", MODELS).hint == "did you mean qwen2-5-omni?"
+
+
+def test_names_that_may_be_meant_are_listed_as_in_a_sentence():
+    assert [either(["red", "rat", "rod"][:count]) for count in (1, 2, 3)] == ["red", "red or rat", "red, rat or rod"]
+    assert unknown_name("colour", "read", ["red", "rat"]).hint == "did you mean red or rat?"
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_no_name_at_all_is_no_model(name):
+    with pytest.raises(UnknownName, match=r"the name of the model is empty \(a model is a name"):
+        resolve(name)
 
 
 def test_a_folder_that_is_not_there_is_said_to_be_none():

@@ -14,6 +14,14 @@ from fastav.errors import FastAVError
 Number = TypeVar("Number", int, float)
 MOST_TOKENS, MOST_BATCH, MOST_SECONDS = 1_000_000, 4096, 86_400
 
+
+def _models(incomplete: str) -> list[str]:
+    """What a shell completes: names of models that begin so."""
+    from fastav.registry import MODELS
+
+    return [name for name in ("small", *MODELS) if name.startswith(incomplete)]
+
+
 Lengths = Annotated[list[str] | None, typer.Option(metavar="N,...", help="Prompts of so many tokens.")]
 Seconds = Annotated[list[str] | None, typer.Option(metavar="S,...", help="Prompts about 720p clips of such lengths.")]
 Plans = Annotated[
@@ -28,7 +36,12 @@ Attentions = Annotated[
 
 def bench(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="small, a name (fastav models), a local folder, or a hub id.")
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            autocompletion=_models,
+            help="small, a name (fastav models), a local folder, or a hub id.",
+        ),
     ] = "small",
     plan: Plans = None,
     batch: Annotated[list[str], typer.Option(metavar="N,...", help="Batch sizes.")] = ["1"],  # noqa: B006
@@ -99,7 +112,7 @@ def bench(
         say = None if as_json else lambda text: print(text, flush=True)
         report = measured.run(out, say=say, progress=progress)
     if as_json:
-        print(json.dumps(report, indent=2))
+        print(json.dumps({"schema_version": report["fastav_bench"], **report}, indent=2))
     if plot is not None:
         from fastav.bench.plot import draw
 

@@ -68,30 +68,29 @@ def read_questions(path: str | Path) -> list[str] | dict[str, list[str]]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         if path.suffix != ".json":
-            return list(_lines(path, text.splitlines()))
+            return list(_questions(path, [line for line in text.splitlines() if line.strip()]))
         data = json.loads(text)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or reason_of(error)
         raise CalibrationError(f"cannot read the questions {str(path)!r}: {reason}") from None
     if isinstance(data, dict):
-        return {name: list(_lines(path, asked)) for name, asked in data.items()}
-    return list(_lines(path, data))
+        return {name: list(_questions(path, asked)) for name, asked in data.items()}
+    return list(_questions(path, data))
 
 
-def _lines(path: Path, asked: Any) -> Iterator[str]:
-    count = 0
+def _questions(path: Path, asked: Any) -> Iterator[str]:
     for one in asked if isinstance(asked, list) else ():
         text = one.get("question") if isinstance(one, dict) else one
         if not isinstance(text, str):
             raise CalibrationError(f"{path}: a question must be a string, got {text!r}")
         if not text.isascii() and text.encode(errors="replace").decode() != text:
             raise CalibrationError(f"{path}: a question holds half a character: {text!r}")
-        if text.strip():
-            count += 1
-            yield text.strip()
-    if not count:
+        if not text.strip():
+            raise CalibrationError(f"{path}: a question is empty", "ask something about the clip")
+        yield text.strip()
+    if not isinstance(asked, list) or not asked:
         raise CalibrationError(f"{path} holds no questions", "one a line, or a JSON list, or an object of lists")
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
+LONGEST = 1000  # letters of a command's first sentence: however many, it is told whole
 PRESETS = ("none", "fastav", "fastav-plus", "fastav-trim")  # of every model
 
 
@@ -33,7 +34,7 @@ class GroupedCommands(TyperGroup):
                 groups.setdefault(heading if isinstance(heading, str) else "Commands", []).append((name, command))
         widest = max((len(name) for group in groups.values() for name, _ in group), default=0)
         for heading, group in groups.items():
-            rows = [(name.ljust(widest), c.get_short_help_str(formatter.width - 6 - widest)) for name, c in group]
+            rows = [(name.ljust(widest), c.get_short_help_str(LONGEST)) for name, c in group]
             with formatter.section(heading):
                 formatter.write_dl(rows)
 

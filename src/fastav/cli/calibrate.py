@@ -18,8 +18,8 @@ from fastav.wording import counted
 
 
 def calibrate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A name (fastav models), a local folder, or a hub id.")],
-    clips: Annotated[list[str], typer.Argument(metavar="CLIPS...", help="Video or audio files, or folders of them.")],
+    model: _options.ModelName,
+    clips: Annotated[list[str], typer.Argument(metavar="CLIPS", help="Video or audio files, or folders of them.")],
     questions: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Questions: a line each, or JSON, also by the clip's file name."),

@@ -11,7 +11,7 @@ from fastav.cli.plan import write_atomically
 
 
 def leaderboard(
-    rows: Annotated[list[Path], typer.Argument(metavar="ROWS...", help="Files that fastav eval --out wrote.")],
+    rows: Annotated[list[Path], typer.Argument(metavar="ROWS", help="Files that fastav eval --out wrote.")],
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw score against FLOPs (.svg, .png).")] = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE.md", help="Write the tables as Markdown.")] = None,
     as_json: _options.Json = False,

@@ -78,7 +78,7 @@ def _asked(
 
 def _spread(setup: Setup, work: Sequence[Work], jobs: int) -> Iterator[Outcome]:
     """Hand a sample to every process that has nothing to do, until all are answered."""
-    waiting, doing, processes = iter(work), {}, {}
+    waiting, doing, processes, told = iter(work), {}, {}, set()
     threads = max(1, torch.get_num_threads() // jobs)
     context = get_context("spawn")
     try:
@@ -96,7 +96,11 @@ def _spread(setup: Setup, work: Sequence[Work], jobs: int) -> Iterator[Outcome]:
                     message = connection.recv()
                 if isinstance(message, FastAVError):
                     raise message
-                if message is not None:
+                if isinstance(message, Warning):
+                    if str(message) not in told:
+                        told.add(str(message))
+                        warnings.warn(message, stacklevel=2)
+                elif message is not None:
                     yield doing[connection], *message
                 elif (following := next(waiting, None)) is not None:
                     doing[connection] = following[0]
@@ -126,7 +130,7 @@ def _alive(process: Any) -> Iterator[None]:
 def _serve(connection: Connection, setup: Setup, threads: int) -> None:
     """Load the model, then answer what comes, in a process of its own.
 
-    It sends None when it waits for work, an answer at a time, and what keeps it from loading.
+    It sends None when it waits for work, an answer at a time, our warnings, and what keeps it from loading.
     """
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()
@@ -138,11 +142,23 @@ def _serve(connection: Connection, setup: Setup, threads: int) -> None:
         except FastAVError as error:
             connection.send(error)
             return
+        _pass_warnings_on(connection)
         while True:
             connection.send(None)
             sample, names = connection.recv()
             for answered in _asked(pipe, setup.plans, sample, names):
                 connection.send(answered)
+
+
+def _pass_warnings_on(connection: Connection) -> None:
+    """From now on send what a user should know of an answer; warnings of other libraries stay unheard."""
+
+    def send(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if category.__module__.startswith("fastav."):
+            connection.send(message)
+
+    warnings.simplefilter("default", UserWarning)
+    warnings.showwarning = send
 
 
 @contextmanager

@@ -174,6 +174,8 @@ def _by_id(task: Task) -> dict[str, Sample]:
     for sample in task.samples():
         if sample.id in everything:
             raise TaskError(f"two samples of {task.name} are called {sample.id!r}")
+        if not sample.question.strip():
+            raise TaskError(f"sample {sample.id!r} of {task.name}: the question is empty")
         everything[sample.id] = sample
     if not everything:
         raise TaskError(f"{task.name} has no samples", "is its folder the right one?")

@@ -18,7 +18,7 @@ from jaxtyping import Float, UInt8
 from fastav.errors import UnreadableMedia
 from fastav.media._open import only, opened
 from fastav.media._source import Source
-from fastav.media._timeline import Index, Timeline, enter
+from fastav.media._timeline import Index, Timeline, enter, packets
 
 MOST_UNKNOWN = 64
 """Kinds of side data without a name that a frame may have."""
@@ -326,7 +326,7 @@ def decode_all(container: InputContainer, stream: VideoStream) -> Iterator[Video
     """Every frame from the first that decodes, until the data end or cannot be decoded."""
     begun = False
     try:
-        for packet in container.demux(stream):
+        for packet in packets(container, stream):
             try:
                 for frame in packet.decode():
                     begun = True

@@ -86,6 +86,8 @@ def source_of(given: Any, policy: MediaPolicy) -> Source:
             f"a clip cannot be opened from {type(given).__name__}",
             "give a path, a URL, the bytes of a media file, or a file opened with 'rb'",
         ) from None
+    if not text.strip():
+        raise UnreadableMedia("no clip is named: its path is empty", "give a path, or a URL")
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", text) if isinstance(given, str) else None
     match scheme and scheme[1].lower():
         case "http" | "https":

@@ -50,12 +50,25 @@ class Timeline:
         return max(0, bisect_right(self.key_rank, frame) - 1)
 
 
+def packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
+    """The packets of a track, with the times at which their pictures are shown.
+
+    AVI states when each frame is decoded alone, which is also when it is shown if none is moved. FFmpeg 8 makes up
+    other times for H.264: those of the frame after.
+    """
+    in_order = container.format.name == "avi" and not stream.codec_context.has_b_frames
+    for packet in container.demux(stream):
+        if in_order and packet.dts is not None:
+            packet.pts = packet.dts
+        yield packet
+
+
 def scan(container: InputContainer, stream: VideoStream) -> Timeline | None:
     """The timeline of a whole track, from its packets; None where packets do not tell the order of frames."""
     # AVI stores no presentation times, so with B-frames the ones FFmpeg makes up are wrong
     if container.format.name == "avi" and stream.codec_context.has_b_frames:
         return None
-    demuxed = (p for p in container.demux(stream) if p.size and not p.is_corrupt and shows_picture(p, stream))
+    demuxed = (p for p in packets(container, stream) if p.size and not p.is_corrupt and shows_picture(p, stream))
     # only facts are kept: the packets together would hold the whole file
     facts = [(p.pts, p.dts or 0, p.duration or 0, p.is_keyframe, not p.is_discard) for p in demuxed]
     if not facts or not facts[0][3] or any(pts is None for pts, *_ in facts):
@@ -116,7 +129,7 @@ def decode_from_key(container: InputContainer, stream: VideoStream) -> Iterator[
     """
     start = None
     try:
-        for packet in container.demux(stream):
+        for packet in packets(container, stream):
             if start is None:
                 if not packet.is_keyframe:
                     continue

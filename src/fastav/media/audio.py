@@ -1,7 +1,7 @@
 """The audio track of a clip."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
@@ -26,11 +26,12 @@ from fastav.media._sound import (
 )
 from fastav.media._source import Source
 from fastav.media._timeline import last_shown
+from fastav.wording import told_repr
 
 Mono = Float32[np.ndarray, " samples"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class AudioTrack:
     """What is known of an audio track without decoding it, and how to read its sound.
 
@@ -43,9 +44,15 @@ class AudioTrack:
     sample_rate: int
     channels: int
     duration: float
-    source: SoundSource = field(repr=False)
+    source: SoundSource
     start: float = 0.0
-    silence: float = field(default=0.0, repr=False)
+    silence: float = 0.0
+
+    def __repr__(self) -> str:
+        known = ("sample_rate", "channels", "duration", "start")
+        if isinstance(self.source, ArraySound):
+            return told_repr(self, "samples", *known)
+        return told_repr(self, *known, about="samples")
 
     def from_start(self) -> "AudioTrack":
         """The track from the clip's start on, with silence until its own."""

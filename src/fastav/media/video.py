@@ -1,7 +1,7 @@
 """The video track of a clip."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import repeat
 
@@ -25,12 +25,13 @@ from fastav.media._frames import (
 )
 from fastav.media._open import MAX_SIDE, WHOLE_SECONDS, check_bytes, only, opened, stated_seconds
 from fastav.media._source import Source
-from fastav.media._timeline import Index, Timeline, avi_timeline, last_shown, scan
+from fastav.media._timeline import Index, Timeline, avi_timeline, last_shown, packets, scan
+from fastav.wording import told_repr
 
 Indices = Sequence[int] | Int[np.ndarray, " picked"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class VideoTrack:
     """What is known of a video track without decoding it, and how to read its frames.
 
@@ -45,9 +46,12 @@ class VideoTrack:
     duration: float
     width: int
     height: int
-    source: FrameSource = field(repr=False)
+    source: FrameSource
     start: float = 0.0
-    origin: float = field(default=0.0, repr=False)
+    origin: float = 0.0
+
+    def __repr__(self) -> str:
+        return told_repr(self, "frames", "fps", "duration", "width", "height", "start")
 
     def from_start(self) -> "VideoTrack":
         """The track from the clip's start on, with its first picture until its own start, repeated at its rate."""
@@ -207,7 +211,7 @@ def _average_rate(stated: float, timeline: Timeline, seconds: float) -> float:
 
 def _first_frame(container: InputContainer, stream: VideoStream) -> VideoFrame | None:
     """The first frame that decodes: a recording may begin in the middle of a group of pictures."""
-    for packet in container.demux(stream):
+    for packet in packets(container, stream):
         try:
             frames = packet.decode()
         except FFmpegError:

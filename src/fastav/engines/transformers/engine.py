@@ -27,6 +27,7 @@ from fastav.engines.transformers.streaming import Stream
 from fastav.engines.transformers.tracing import trace
 from fastav.errors import FastAVError, PlanError
 from fastav.flops import kv_bytes, prefill_flops
+from fastav.installation import require_packages
 from fastav.method import Signal, method_of
 from fastav.plan import Plan
 from fastav.rollout import ALPHA
@@ -80,6 +81,7 @@ class TransformersEngine(Engine):
     ) -> "TransformersEngine":
         """A model of transformers, or ours, on a device."""
         place, kind = placed(device, dtype, auto=True)
+        require_packages(adapter.name, adapter.packages, "transformers")  # before any network is waited for
         source = reachable(source, adapter.revision)
         options: dict[str, Any] = {"dtype": getattr(torch, kind, kind)}
         if attention is not None:
