@@ -86,7 +86,7 @@ def test_paths_are_no_arrays_and_tensors_are(saved: Any) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("shown", ["ids", pytest.param("text", marks=pytest.mark.slow), "clip"])
+@pytest.mark.parametrize("shown", ["ids", "text", "clip"])
 def test_a_prefill_is_exported(saved: Any, shown: str) -> None:
     _, model, processor = saved
     clip = {"videos": [np.zeros((8, 40, 60, 3), np.uint8)], "audio": [np.zeros(16_000, np.float32)]}

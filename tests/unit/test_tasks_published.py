@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -14,9 +16,6 @@ from fastav.errors import InstallationError, MissingTrack, TaskError
 from fastav.registry import TASKS
 from fastav.task import Grade, Task
 from media_files import tone, write_clip
-
-pa = pytest.importorskip("pyarrow", reason="pyarrow wants a newer numpy", exc_type=ImportError)
-pq = pytest.importorskip("pyarrow.parquet")
 
 MEDIA = {".mp4": "clip.mp4", ".mkv": "clip.mp4", ".mp3": "sound.mp3", ".png": "picture.png"}
 YES_NO = "Answer with yes or no."
@@ -280,6 +279,17 @@ def test_without_pyarrow_it_says_what_to_install(folder, monkeypatch):
     with pytest.raises(InstallationError, match="takes pyarrow") as caught:
         folder.task("video-mme").samples()
     assert "pip install '.[eval]'" in caught.value.hint
+
+
+def test_a_pyarrow_that_does_not_import_says_why(folder, monkeypatch, tmp_path):
+    folder.write("videomme/test-0.parquet", [mme()])
+    (tmp_path / "pyarrow").mkdir()
+    (tmp_path / "pyarrow" / "__init__.py").write_text('raise ImportError("pyarrow requires NumPy 2.0 or newer")')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "pyarrow")
+    with pytest.raises(InstallationError, match=r"cannot be imported: pyarrow requires NumPy 2\.0 or newer") as caught:
+        folder.task("video-mme").samples()
+    assert "a pyarrow that fits" in caught.value.hint
 
 
 MALFORMED = [

@@ -95,10 +95,12 @@ def measured(*_):
 command._measured = measured
 sys.exit(command.main([]))
 """
-    listens = {
-        "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-    }  # a shell's background jobs ignore it
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, **listens) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
         assert process.stdout is not None
         pids = family(int(process.stdout.readline()))
         for one in signals:

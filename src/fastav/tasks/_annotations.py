@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastav.errors import InstallationError, TaskError, install_hint, reason_of
+from fastav.installation import is_installed
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +108,12 @@ def _parquet(path: Path) -> list[Any]:
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
-    except ImportError:
-        hint = f"{install_hint('eval')}, or export the same columns to JSON lines (.jsonl)"
-        raise InstallationError(f"reading {path.name} takes pyarrow, which is not installed", hint) from None
+    except ImportError as error:
+        takes, otherwise = f"reading {path.name} takes pyarrow, which", "export the same columns to JSON lines (.jsonl)"
+        if is_installed("pyarrow"):
+            hint = f"install a pyarrow that fits the other packages here, or {otherwise}"
+            raise InstallationError(f"{takes} cannot be imported: {reason_of(error)}", hint) from error
+        raise InstallationError(f"{takes} is not installed", f"{install_hint('eval')}, or {otherwise}") from None
     try:
         with ParquetFile(path) as file:
             return file.read().to_pylist()
