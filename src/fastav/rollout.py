@@ -55,12 +55,12 @@ def rollout_row(
 
     start, and what is returned: a weight for each column of the padded prompt (and one more column, to which slots
     point that stand for no token). Layers that ran on fewer tokens pass the weight of those on; one-hot at the last
-    token gives the last query's row of R.
+    token gives the last query's row of R. Layers may be on several devices: the row goes to each, and back.
     """
     weights = start[:, None]
     for layer in reversed(layers):
-        weights, _ = _through(layer, weights, alpha, block)
-    return weights[:, 0]
+        weights, _ = _through(layer, weights.to(layer.query.device), alpha, block)
+    return weights[:, 0].to(start.device)
 
 
 def rollout_rows(

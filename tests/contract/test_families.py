@@ -8,9 +8,11 @@ where a batch of sounds of different length is heard otherwise than each sound a
 
 import importlib
 import pkgutil
-from functools import cache
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -31,6 +33,7 @@ from media_files import tone, write_clip
 from support import families
 from support.costs import answered, cached_alone, counted_flops
 from support.masked import masked_logits, rules_of
+from support.pretended import FIRST, pretended, spread
 from support.ties import assert_same_greedy
 
 NAMES = sorted(m.name for m in pkgutil.iter_modules(families.__path__) if not m.name.startswith("_"))
@@ -60,6 +63,19 @@ class Family:
         if attention not in self.models:
             self.models[attention], _ = self.module.build(attention)
         return self.models[attention]
+
+    def spread(self, on_second: Callable[[int], bool]) -> Any:
+        """The model on devices: which layers on the second."""
+        model, _ = self.module.build("sdpa")
+        model.load_state_dict(self.model().state_dict())
+        if model._can_set_experts_implementation():
+            model.set_experts_implementation("eager")  # others count tokens as only a real device does
+        return spread(model, cast(Any, self.adapter.decoder(model)).layers, on_second)
+
+    @cached_property
+    def placed(self) -> tuple[Any, Any]:
+        """The model on one device, and with its layers on two in turns."""
+        return self.spread(lambda _: False), self.spread(lambda number: number % 2 == 1)
 
     def prepare(self, *requests: Request) -> Prepared:
         return self.adapter.prepare(self.processor, requests)
@@ -292,6 +308,29 @@ def test_our_decoding_says_what_generate_says_as_it_stands_and_with_fixed_shapes
             for capture in (False, True):
                 found = generate(model, prepared, custom_generate=Decoding(family.adapter, capture=capture))
                 assert_same_greedy(found, expected, 1e-4)
+
+
+# --- on several devices
+
+
+@pytest.mark.parametrize("loop", ["generate", "ours"])
+def test_a_decoder_on_several_devices_says_the_same(family, loop):
+    more = {"custom_generate": Decoding(family.adapter)} if loop == "ours" else {}
+    said = []
+    for model in family.placed:
+        layouts = family.prepared.layouts
+        with pretended(), prune(model, family.plan, adapter=family.adapter, layouts=layouts) as pruning:
+            inputs = {name: on_first(value) for name, value in family.prepared.inputs.items()}
+            output = generate(model, replace(family.prepared, inputs=inputs), **more)
+            said.append((output.sequences.tolist(), torch.stack(output.logits).cpu(), pruning.tokens()))
+    (ids, logits, kept), (found_ids, found_logits, found_kept) = said
+    assert found_ids == ids
+    assert (found_logits - logits).abs().max() < 1e-5  # the same kernels, of copies that lie otherwise in memory
+    assert found_kept == kept
+
+
+def on_first(value: Any) -> Any:
+    return value.to(FIRST) if isinstance(value, torch.Tensor) else value
 
 
 def test_only_the_last_token_goes_through_the_head(family):

@@ -166,12 +166,6 @@ def test_forward_refuses_what_cannot_be_exact(model):
     refuse("do not fit", lambda: model(IDS[:, :8]), model=model, layouts=layouts)
 
 
-def test_a_decoder_on_several_devices_is_refused():
-    model = tiny_model()
-    model.model.layers[3].to("meta")
-    refuse("spread over cpu, meta", lambda: None, model=model)
-
-
 def test_media_in_a_later_turn_is_refused(model):
     def later():
         cache = DynamicCache(config=model.config)

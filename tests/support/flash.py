@@ -22,7 +22,7 @@ def attend(
     assert positions is None or not bool(_is_packed_sequence(positions, query.shape[0])), "taken for packed sequences"
     groups, new, keys = query.shape[1] // key.shape[1], query.shape[2], key.shape[2]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    seen = torch.ones(new, keys, dtype=torch.bool).tril(keys - new)[None, None]
+    seen = torch.ones(new, keys, dtype=torch.bool, device=query.device).tril(keys - new)[None, None]
     if attention_mask is not None:
         assert attention_mask.ndim == 2
         assert attention_mask.shape == (query.shape[0], keys)

@@ -122,8 +122,11 @@ class StepLayer(DynamicLayer):
         if not self.updated:
             raise not_applied("a decoding step did not reach the buffers that hold the prompt")
 
-    def seen(self) -> Bool[Tensor, "batch 1 1 stored"] | None:
-        """What the query of this step may see of what `update` returned; None if all of it."""
+    def seen(self, device: torch.device) -> Bool[Tensor, "batch 1 1 stored"] | None:
+        """What the query of this step may see of what `update` returned; None if all of it.
+
+        device: that of the query, whose layer may read the keys of one that runs elsewhere.
+        """
         if not self.masked:
             return None
         real, places = self.real, self.places
@@ -131,7 +134,7 @@ class StepLayer(DynamicLayer):
             real, places = real[:, : self._used], places[:, : self._used]
         if self.window is not None:
             real = real & (places > self.clock.here(self.device) - self.window)
-        return real[:, None, None]
+        return real[:, None, None].to(device)
 
     @property
     def _used(self) -> int:

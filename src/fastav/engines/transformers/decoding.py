@@ -19,7 +19,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from fastav import cache_argument
 from fastav.adapter import ModelAdapter, adapter_for
-from fastav.engines.transformers import decoder_layers, guards, stepping
+from fastav.engines.transformers import decoder_layers, stepping
 from fastav.engines.transformers.buffers import Stored
 from fastav.engines.transformers.choosing import Chosen, Echo, Stop
 from fastav.engines.transformers.compiled import is_compiled
@@ -92,7 +92,6 @@ class Decoding:
         names = {*(model.config.architectures or ()), type(model).__name__}
         adapter = self._adapter or adapter_for(names, model.config.to_dict())
         decoder: Any = adapter.decoder(model)
-        guards.check_device(model, decoder)
         decoder_layers.check_types(decoder.config)
         inputs = _first_step(model, chosen.ids, kwargs)
         cache = cache_argument.in_arguments(kwargs)

@@ -12,17 +12,14 @@ import torch
 from torch import nn
 
 
-def running_on(model: nn.Module, part: nn.Module | None = None) -> tuple[torch.device, ...]:
-    """The devices that a model, or a part of it, runs on; each once, in the order of its modules."""
-    part = model if part is None else part
-    if is_dispatched(model):
-        return tuple(dict.fromkeys(_devices(model, part, None, inside=part is model)))
-    return tuple(dict.fromkeys(parameter.device for parameter in part.parameters()))
+def running_on(model: nn.Module) -> tuple[torch.device, ...]:
+    """The devices that a model runs on; each once, in the order of its modules."""
+    return tuple(dict.fromkeys(_devices(model)))
 
 
 def input_device(model: Any) -> torch.device:
     """Where a model takes its inputs: where its first weights are used."""
-    return next(iter(running_on(model)), model.device)
+    return next(_devices(model), model.device)
 
 
 def is_dispatched(model: nn.Module) -> bool:
@@ -45,16 +42,20 @@ def ready_to_run(
         hook.post_forward(module, None)
 
 
-def _devices(
-    module: nn.Module, part: nn.Module, inherited: torch.device | None, *, inside: bool
-) -> Iterator[torch.device]:
-    inside = inside or module is part
+def _devices(model: nn.Module) -> Iterator[torch.device]:
+    """Where each parameter is used."""
+    if is_dispatched(model):
+        yield from _dispatched(model, None)
+    else:
+        yield from (parameter.device for parameter in model.parameters())
+
+
+def _dispatched(module: nn.Module, inherited: torch.device | None) -> Iterator[torch.device]:
     named = _named_by(getattr(module, "_hf_hook", None)) or inherited
-    if inside:
-        for parameter in module.parameters(recurse=False):
-            yield named or parameter.device
+    for parameter in module.parameters(recurse=False):
+        yield named or parameter.device
     for child in module.children():
-        yield from _devices(child, part, named, inside=inside)
+        yield from _dispatched(child, named)
 
 
 def _named_by(hook: Any) -> torch.device | None:

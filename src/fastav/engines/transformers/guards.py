@@ -15,7 +15,6 @@ from fastav import mixing
 from fastav.adapter import ModelAdapter
 from fastav.engines.transformers.buffers import StepCache
 from fastav.engines.transformers.decoder_layers import layer_types, layers_with_cache, narrow
-from fastav.engines.transformers.devices import running_on
 from fastav.errors import UnsupportedModel, UnsupportedPlan
 from fastav.method import Method, Signal
 
@@ -145,15 +144,6 @@ def check_attention(config: PreTrainedConfig, implementation: str | None, first:
         raise UnsupportedPlan(
             f"attention {implementation!r} is not supported while pruning",
             "load the model with attn_implementation='sdpa', 'eager' or 'flash_attention_2'",
-        )
-
-
-def check_device(model: nn.Module, decoder: nn.Module) -> None:
-    """Refuse a decoder that runs on several devices.  Raises: UnsupportedPlan."""
-    if len(devices := {str(device) for device in running_on(model, decoder)}) > 1:
-        raise UnsupportedPlan(
-            f"the decoder is spread over {', '.join(sorted(devices))}",
-            "load the model onto one device to prune it; weights that do not fit there may be offloaded",
         )
 
 

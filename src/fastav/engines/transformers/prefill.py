@@ -24,7 +24,8 @@ WINDOW = 32  # queries of the observation window, as in SnapKV's paper
 
 Cuts = tuple[tuple[int, Method], ...]
 
-_FOLLOWING = ("prompt", "slots", "valid", "columns", "counts", "contests", "stored", "signals", "keys", "captured")
+# keys are asked for where they were seen; so is what the rollout has captured, to which a row of weights goes
+_FOLLOWING = ("prompt", "slots", "valid", "columns", "counts", "contests", "stored", "signals")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +148,9 @@ class Prefill:
         def there(value: Any) -> Any:
             match value:
                 case Tensor():
-                    return moved.setdefault(id(value), (value, value.to(device)))[1]
+                    if id(value) not in moved:
+                        moved[id(value)] = value, value.to(device)
+                    return moved[id(value)][1]
                 case Prompt():
                     return replace(value, **{field.name: there(getattr(value, field.name)) for field in fields(value)})
                 case dict():

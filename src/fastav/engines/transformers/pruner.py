@@ -216,7 +216,6 @@ class Pruning:
         guards.check_caches(self._config, self._schedule.cache_cuts)
         guards.check_encoder(self.adapter, self._schedule.methods)
         guards.check_layers(self._layers[self._first :])
-        guards.check_device(self.model, self._decoder)
         if self._first < len(self._layers):
             seen = 0 if any(Signal.ROLLOUT in method.needs for method in self._schedule.methods) else self._first
             guards.check_attention(self._config, self._config._attn_implementation, seen)

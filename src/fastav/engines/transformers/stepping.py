@@ -15,7 +15,7 @@ from fastav import cache_argument
 from fastav.attention import one_query_attention
 from fastav.engines.transformers import decoder_layers
 from fastav.engines.transformers.buffers import StepCache, StepLayer, Stored
-from fastav.engines.transformers.devices import is_dispatched
+from fastav.engines.transformers.devices import is_dispatched, running_on
 from fastav.engines.transformers.tap import replaced
 from fastav.engines.transformers.wrapped import attention_of
 from fastav.errors import UnsupportedModel, UnsupportedPlan
@@ -155,8 +155,8 @@ def _agrees(told: Any, window: int | None, total: int, kind: str) -> bool:
 
 
 def captures(model: PreTrainedModel) -> bool:
-    """Whether steps of this model can be captured: on such a device, with all weights where they stay."""
-    return model.device.type in CAPTURING and not is_dispatched(model)
+    """Whether steps of this model can be captured: on one such device, with all weights where they stay."""
+    return model.device.type in CAPTURING and not is_dispatched(model) and len(running_on(model)) == 1
 
 
 def record(step: Callable[[], Tensor], device: torch.device) -> tuple[Any, Tensor]:
@@ -194,7 +194,7 @@ def attend(
     if layer is None:
         return function(module, query, key, value, mask, *args, **kwargs)
     layer.require_updated()
-    seen, kind = layer.seen(), module.config._attn_implementation
+    seen, kind = layer.seen(query.device), module.config._attn_implementation
     if (shown := getattr(_running, "shown", None)) is not None:
         shown[module] = mask if kind in MASKED else kwargs.get("sliding_window")
     told = {name for name, setting in kwargs.items() if setting is not None}
