@@ -232,6 +232,19 @@ def alive(group: int) -> list[str]:
     return found
 
 
+def hearing_ctrl_c(group: int) -> list[str]:
+    """Which processes that answer for a command would hear SIGINT themselves."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            its_group = (folder / "stat").read_text().rpartition(")")[2].split()[2]
+            called = (folder / "cmdline").read_text()
+            blocked = re.search(r"^SigBlk:\s*(\w+)$", (folder / "status").read_text(), re.MULTILINE)
+            if int(its_group) == group and "spawn_main" in called and blocked:
+                found += [folder.name] * (not int(blocked[1], 16) & 1 << signal.SIGINT - 1)
+    return found
+
+
 @pytest.mark.slow  # three processes that import torch; what two of them answer is compared below, too
 def test_two_processes_answer_what_one_does(made, tmp_path):
     path = tmp_path / "rows.jsonl"
@@ -269,6 +282,7 @@ def test_ctrl_c_leaves_a_file_that_goes_on(made, capsys, tmp_path):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    assert hearing_ctrl_c(process.pid) == []
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes
     try:
         out, err = process.communicate(timeout=60)

@@ -24,7 +24,8 @@ _INDEXING = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.defau
 # they switch to the tensor's device, of which there is no driver here
 _GUARDED = {
     *(Tensor.__getitem__, Tensor.__setitem__, Tensor.__int__, Tensor.__index__, Tensor.__invert__),
-    *(Tensor.contiguous, Tensor.copy_, Tensor.nonzero, torch.nonzero, torch.nn.functional.multi_head_attention_forward),
+    *(Tensor.contiguous, Tensor.copy_, Tensor.nonzero, torch.nonzero),
+    *(torch.nn.functional.interpolate, torch.nn.functional.multi_head_attention_forward),
 }
 _guarded: list[Any] = []
 
