@@ -2,6 +2,7 @@
 
 import signal
 import warnings
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -142,23 +143,27 @@ def _serve(connection: Connection, setup: Setup, threads: int) -> None:
         except FastAVError as error:
             connection.send(error)
             return
-        _pass_warnings_on(connection)
+        heard = _heard_warnings()
         while True:
             connection.send(None)
             sample, names = connection.recv()
             for answered in _asked(pipe, setup.plans, sample, names):
+                while heard:
+                    connection.send(heard.popleft())
                 connection.send(answered)
 
 
-def _pass_warnings_on(connection: Connection) -> None:
-    """From now on send what a user should know of an answer; warnings of other libraries stay unheard."""
+def _heard_warnings() -> deque[Warning | str]:
+    """Where from now on stands what a user should know of an answer; warnings of other libraries stay unheard."""
+    heard: deque[Warning | str] = deque()  # threads may warn, but only one may send
 
-    def send(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    def hear(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         if category.__module__.startswith("fastav."):
-            connection.send(message)
+            heard.append(message)
 
     warnings.simplefilter("default", UserWarning)
-    warnings.showwarning = send
+    warnings.showwarning = hear
+    return heard
 
 
 @contextmanager
