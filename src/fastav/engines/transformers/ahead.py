@@ -21,7 +21,7 @@ from fastav.engines.transformers.choosing import settings
 from fastav.engines.transformers.decoding import Decoding
 from fastav.engines.transformers.devices import input_device, is_dispatched
 from fastav.engines.transformers.guards import shadowed
-from fastav.engines.transformers.stopwatch import Stopwatch
+from fastav.engines.transformers.timing import Stopwatch
 
 
 class _Entered(Exception):

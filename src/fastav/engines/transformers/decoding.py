@@ -44,6 +44,7 @@ class Decoding:
     adapter: of the model; by the names in its configuration if None. streamer: gets the prompt and every token. stop:
     texts that end an answer. Both are given here because transformers hands neither to a custom loop. capture: whether
     steps have fixed shapes, which a CUDA device captures; None for those there that do not wait for the device.
+    max_captures: captured steps that are held for the model from one generation to the next; each has its buffers.
 
     Raises, when generating: UnsupportedModel, UnsupportedPlan for beams, continued caches and whatever else is neither
     greedy nor sampled decoding of a whole prompt.
@@ -58,8 +59,10 @@ class Decoding:
         streamer: Any = None,
         stop: Stop | None = None,
         capture: bool | None = None,
+        max_captures: int = CAPTURED,
     ) -> None:
-        self._adapter, self._streamer, self._stop, self._capture = adapter, streamer, stop, capture
+        self._adapter, self._streamer, self._stop = adapter, streamer, stop
+        self._capture, self._max_captures = capture, max_captures
 
     @torch.inference_mode()
     def __call__(
@@ -104,7 +107,9 @@ class Decoding:
             while not chosen.done:
                 room = min(chosen.left, ROOM)
                 following = ExitStack()
-                stepper = following.enter_context(_stepper(model, decoder, inputs, given, room, fixed=fixed))
+                stepper = following.enter_context(
+                    _stepper(model, decoder, inputs, given, room, fixed=fixed, max_captures=self._max_captures)
+                )
                 stepper.begin(inputs, given, prompt)
                 given.clear()  # what the prefill has stored may go: the buffers hold it
                 held.close()  # others may have the buffers before, now that they are copied
@@ -151,7 +156,7 @@ def last_alone(model: Any) -> Iterator[None]:
 
 @contextmanager
 def _stepper(
-    model: Any, decoder: Any, inputs: dict[str, Any], given: list[Stored], room: int, *, fixed: bool
+    model: Any, decoder: Any, inputs: dict[str, Any], given: list[Stored], room: int, *, fixed: bool, max_captures: int
 ) -> Iterator[Stepper]:
     """One for these shapes: captured before, or new.  Nobody else has it meanwhile."""
     capacities = tuple(one.capacity(room, fixed=fixed) for one in given)
@@ -168,7 +173,7 @@ def _stepper(
     with _captures:
         held = _captured.setdefault(model, OrderedDict())
         held[key] = stepper
-        while len(held) > CAPTURED:
+        while len(held) > max_captures:
             held.popitem(last=False)
 
 

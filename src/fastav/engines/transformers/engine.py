@@ -22,8 +22,8 @@ from fastav.engines.transformers.devices import input_device, running_on
 from fastav.engines.transformers.placing import known_attention, placed
 from fastav.engines.transformers.pruner import prune
 from fastav.engines.transformers.request_lock import RequestLock
-from fastav.engines.transformers.stopwatch import PeakMemory, Phases
 from fastav.engines.transformers.streaming import Stream
+from fastav.engines.transformers.timing import PeakMemory, Phases
 from fastav.engines.transformers.tracing import trace
 from fastav.errors import FastAVError, PlanError
 from fastav.flops import kv_bytes, prefill_flops

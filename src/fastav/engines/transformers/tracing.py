@@ -13,7 +13,7 @@ from fastav.engines.transformers import staging
 from fastav.engines.transformers.choosing import settings
 from fastav.engines.transformers.devices import input_device
 from fastav.engines.transformers.pruner import prune
-from fastav.engines.transformers.stopwatch import Stopwatch
+from fastav.engines.transformers.timing import Stopwatch
 from fastav.layout import Layout
 from fastav.plan import Plan
 from fastav.rollout import Captured, rollout_rows
