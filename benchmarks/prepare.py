@@ -12,7 +12,7 @@ import json
 import tempfile
 import time
 import warnings
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, wraps
@@ -98,7 +98,7 @@ class DecodeTimer:
     """CPU seconds of decoding video and of reading sound."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
 
     @contextmanager
     def timing(self, part: str) -> Iterator[None]:
@@ -170,7 +170,7 @@ def matmul_rate(rounds: int = 5) -> float:
     best = 0.0
     for _ in range(rounds):
         start = time.process_time()
-        left @ right
+        torch.matmul(left, right)
         best = max(best, 2 * 2048 * 1280 * 5120 / (time.process_time() - start))
     return best
 

@@ -68,7 +68,7 @@ def write_vl(folder: Path) -> None:
 
     model, tiny = qwen2_5_vl.build()
     settings = model.config.to_dict()
-    settings["text_config"] |= DECODER | {"layer_types": None}  # which lists every layer
+    settings["text_config"] |= {**DECODER, "layer_types": None}  # which lists every layer
     settings["vision_config"] |= VISION
     config = Qwen2_5_VLConfig(**settings)
     config.architectures = ["Qwen2_5_VLForConditionalGeneration"]
