@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fastav import mixing
+from fastav import token_mixing
 from fastav.compatibility import require_tested
 from fastav.errors import FastAVError, MissingTrack, PlanError, UnsupportedModel
 from fastav.flops import DecoderShape
@@ -200,6 +200,9 @@ class ModelAdapter(ABC):
     steps_wait: ClassVar[bool] = (
         True  # whether a decoding step asks the device for values, so that none can be captured
     )
+    deepstack_method: ClassVar[str | None] = None  # of the decoder: adds visual features behind early layers
+    stacks_hidden_states: ClassVar[bool] = False  # whether layers pass on several hidden states of each token (AltUp)
+    cache_limit: ClassVar[str] = ""  # when the model's own code drops its cache during an answer
 
     def preset(self, name: str) -> Plan:
         """The plan of this name; `none` prunes nothing.  Raises: UnknownName."""
@@ -274,6 +277,14 @@ class ModelAdapter(ABC):
     def encoders(self, model: PreTrainedModel) -> tuple[nn.Module, ...]:
         """The modules that turn audio and video into embeddings, projectors included (their time is `encode`)."""
 
+    def attending_hidden(self, hidden: Tensor) -> Float[Tensor, "batch tokens features"]:
+        """The hidden states that a layer's attention reads, where layers pass on several of each token."""
+        return hidden
+
+    def text_only_hint(self, model: PreTrainedModel, arguments: Mapping[str, Any]) -> str | None:
+        """How to ask this model for text alone, if `generate` with these arguments would also speak; else None."""
+        return None
+
     def audio_attention(self) -> AudioAttention | None:
         """Where the audio encoder attends, for `Signal.ENCODER`; None where this adapter does not tell."""
         return None
@@ -289,7 +300,7 @@ def adapter_for(architectures: Collection[str], config: Mapping[Any, Any] | None
         if adapter.architectures & set(architectures):
             return adapter()
     named = " or ".join(sorted(architectures)) or "(the configuration names none)"
-    if why := mixing.of_config(config or {}):
+    if why := token_mixing.of_config(config or {}):
         raise UnsupportedModel(f"{named} cannot be pruned: {why}", "run it without fastav")
     raise UnsupportedModel(
         f"no adapter knows the architecture {named}",

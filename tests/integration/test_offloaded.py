@@ -92,7 +92,7 @@ def test_it_says_what_a_mask_does(offloaded: Any, plain: Any) -> None:
 
 
 def test_a_cut_that_vanishes_is_an_error(offloaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastav.engines.transformers.prefill.Prefill.cut", lambda self, index, hidden: hidden)
+    monkeypatch.setattr("fastav.pruning.state.PruningState.cut", lambda self, index, hidden: hidden)
     with pytest.raises(PlanNotApplied), torch.no_grad(), prune(offloaded, PLAN, adapter=TinyAdapter()):
         offloaded(**BATCH)
 

@@ -15,8 +15,8 @@ from fastav.engines.transformers import Decoding, TransformersEngine, prune, ste
 from fastav.engines.transformers.devices import running_on
 from fastav.plan import Keep, Plan, Share, Step
 from fastav.presets import NONE
+from fastav.pruning.rollout import LayerAttention
 from fastav.registry import METHODS
-from fastav.rollout import Captured
 from support import flash
 from support.cases import PLAN, ROWS, rules_of
 from support.launches import launches
@@ -135,8 +135,8 @@ def test_given_scores_do(model: Any, plain: Any) -> None:
 def test_attention_is_shown_where_its_layer_is(model: Any) -> None:
     shown: list[set[torch.device]] = []
 
-    def see(captured: Captured) -> None:
-        shown.append({part.device for part in captured if isinstance(part, Tensor)})
+    def see(inputs: LayerAttention) -> None:
+        shown.append({part.device for part in inputs if isinstance(part, Tensor)})
 
     with pretended(), torch.no_grad(), prune(model, PLAN, adapter=TinyAdapter()) as pruning, pruning.watched(see):
         model(**there(BATCH))

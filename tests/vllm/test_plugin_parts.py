@@ -9,13 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastav.engines.vllm.guards import BY_LAYOUT, Serving, check, read
 from fastav.engines.vllm.guards import MODELS as SERVED
+from fastav.engines.vllm.guards import Serving, check, read
 from fastav.engines.vllm.parts import MOST, parts
 from fastav.engines.vllm.passage import Passages
 from fastav.engines.vllm.walk import Row, Walk, geometry
 from fastav.errors import PlanError, UnknownName, UnsupportedModel, UnsupportedPlan
-from fastav.method import Method, Signal
 from fastav.plan import Keep, Plan, Share, Step, Tokens
 from fastav.registry import METHODS, MODELS
 
@@ -78,11 +77,11 @@ def test_plans_that_ask_for_more_are_refused():
     keep = Keep(media=Share(0.5))
     with pytest.raises(UnsupportedPlan, match="of one layer alone"):
         check(asked(Plan((Step(layers="5", method="position", keep=keep, cache_only=True),))), Serving())
-    with pytest.raises(UnsupportedPlan, match="given scores"):
+    with pytest.raises(UnsupportedPlan, match="Given reads given"):
         check(asked(Plan((Step(layers="5", method="given", keep=keep),))), Serving())
-    with pytest.raises(UnsupportedPlan, match="encoder scores"):
+    with pytest.raises(UnsupportedPlan, match="Omnizip reads encoder"):
         check(asked("omnizip"), Serving())
-    with pytest.raises(UnsupportedPlan, match="when tokens are shown"):
+    with pytest.raises(UnsupportedPlan, match="Omnidrop reads seconds"):
         check(asked("omnidrop"), Serving())
 
 
@@ -99,12 +98,16 @@ def test_pieces_of_prompts_are_refused_where_scores_decide():
         check(asked("fastav"), Serving(chunked_prefill=True))
 
 
-def test_methods_by_layout_need_no_signal():
-    for method in BY_LAYOUT:
-        assert not method.needs
-        assert method.merge is Method.merge
-        assert method in METHODS.values()
-    assert Signal.LAST_QUERY in METHODS["last-query"].needs
+def test_methods_of_the_layout_alone_run_with_chunked_prefill():
+    layout_only = {name for name, method in METHODS.items() if method().layout_only}
+    assert layout_only == {"keep-first", "position", "random", "strided", "unpadded"}
+    for name in METHODS:
+        plan = Plan((Step(layers="2", method=name, keep=Keep(media=Share(0.5))),))
+        if name in layout_only:
+            check(asked(plan), Serving(chunked_prefill=True))
+        else:
+            with pytest.raises(UnsupportedPlan):
+                check(asked(plan), Serving(chunked_prefill=True))
 
 
 def test_a_layout_says_what_stays_in_every_piece():

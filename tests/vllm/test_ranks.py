@@ -6,8 +6,8 @@ from threading import Barrier
 import pytest
 import torch
 
-from fastav.attention import last_query_attention
 from fastav.engines.vllm.ranks import Ranks
+from fastav.pruning.attention import last_query_attention
 
 TOKENS, WIDTH, HEADS = 7, 4, 8
 

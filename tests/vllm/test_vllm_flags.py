@@ -21,6 +21,6 @@ def test_the_parser_takes_every_flag(plan):
     assert taken.max_model_len == 4096
     assert taken.limit_mm_per_prompt == {"image": 0, "video": 1, "audio": 1}
     assert taken.enable_prefix_caching is False
-    assert taken.enable_chunked_prefill is (None if asked.by_layout else False)
-    assert taken.max_num_batched_tokens == (None if asked.by_layout else 4096)
+    assert taken.enable_chunked_prefill is (None if asked.compiled.layout_only else False)
+    assert taken.max_num_batched_tokens == (None if asked.compiled.layout_only else 4096)
     assert json.loads(json.dumps(taken.additional_config)) == {"fastav": {"plan": flags.said(asked)}}

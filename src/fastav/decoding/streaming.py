@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import TextStreamer
 
-from fastav.engines.transformers.choosing import Stop
+from fastav.decoding.stopping import Stop
 
 
 class Stream(TextStreamer):

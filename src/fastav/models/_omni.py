@@ -57,6 +57,13 @@ class OmniAdapter(OfficialAdapter):
     pooled: ClassVar[bool]
     unused = ("talker.", "token2wav.", "code2wav.")
 
+    def text_only_hint(self, model: PreTrainedModel, arguments: Mapping[str, Any]) -> str | None:
+        """How to ask this model for text alone, if `generate` with these arguments would also speak; else None."""
+        text = arguments.get("return_audio") is False or arguments.get("generation_mode") in ("text", False)
+        if text or not getattr(model, "has_talker", False):
+            return None
+        return "ask for text only: generation_mode='text' (Qwen2.5-Omni), return_audio=False (Qwen3-Omni)"
+
     @abstractmethod
     def heard(self, columns: int) -> int:
         """Audio tokens of a spectrogram of so many columns."""

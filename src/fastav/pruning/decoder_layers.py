@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicCache
 
-from fastav import mixing
+from fastav import token_mixing
 from fastav.errors import UnsupportedModel, UnsupportedPlan
 
 
@@ -30,7 +30,7 @@ def layer_types(config: PreTrainedConfig) -> list[str]:
 def windows(config: PreTrainedConfig) -> tuple[int | None, ...]:
     """How many tokens, itself included, a query of each layer sees at most; None if all."""
     types = layer_types(config)
-    if mixing.of_types(types):
+    if token_mixing.of_types(types):
         return tuple(config.sliding_window if kind == "sliding_attention" else None for kind in types)
     layers: list[Any] = DynamicCache(config=config).layers[: layers_with_cache(config)]
     own = [layer.sliding_window if layer.is_sliding else None for layer in layers]
@@ -59,7 +59,7 @@ def check_length(config: PreTrainedConfig, length: int) -> None:
 
 def check_types(config: PreTrainedConfig) -> None:
     """Refuse layers whose keys and values are not just those that attention has stored.  Raises: UnsupportedModel."""
-    if strange := sorted(set(layer_types(config)) - mixing.EXACT):
+    if strange := sorted(set(layer_types(config)) - token_mixing.EXACT):
         raise UnsupportedModel(
             f"Decoding holds keys and values of full and sliding attention, and layers here are {', '.join(strange)}",
             "leave custom_generate out",

@@ -15,16 +15,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fastav.attention import weighted_attention
+from fastav.pruning.attention import weighted_attention
 
 ALPHA = 0.5
 
 
-class Captured(NamedTuple):
-    """What one layer's attention was given.
+class LayerAttention(NamedTuple):
+    """The inputs of one layer's attention.
 
-    slots, seen: columns of the padded prompt of the tokens that the layer ran on, and of those that they may attend to
-    (in most models the same). Others as for `attention_rows`.
+    slots, key_slots: columns of the padded prompt of the queries' and of the keys' tokens (in most models the same).
+    Others as for `attention_rows`.
     """
 
     query: Float[Tensor, "batch heads queries features"]
@@ -32,16 +32,16 @@ class Captured(NamedTuple):
     mask: Tensor | None
     scaling: float | int
     slots: Int[Tensor, "batch queries"]
-    seen: Int[Tensor, "batch tokens"]
+    key_slots: Int[Tensor, "batch tokens"]
     valid: Bool[Tensor, "batch tokens"] | None
 
-    def to(self, device: torch.device | str) -> "Captured":
+    def to(self, device: torch.device | str) -> "LayerAttention":
         """The same on another device; to hold many layers of a long prompt, beside the model on the host."""
         moved = (part.to(device) if isinstance(part, Tensor) else part for part in self)
-        return Captured(*moved)  # pyright: ignore[reportArgumentType]
+        return LayerAttention(*moved)  # pyright: ignore[reportArgumentType]
 
 
-class Rows(NamedTuple):
+class RolloutRows(NamedTuple):
     """Row vectors times the attention of each layer, and times the rollout of that layer and all before it."""
 
     attention: Float[Tensor, "layers batch rows columns"]
@@ -49,7 +49,11 @@ class Rows(NamedTuple):
 
 
 def rollout_row(
-    layers: Sequence[Captured], start: Float[Tensor, "batch columns"], *, alpha: float = ALPHA, block: int | None = None
+    layers: Sequence[LayerAttention],
+    start: Float[Tensor, "batch columns"],
+    *,
+    alpha: float = ALPHA,
+    block: int | None = None,
 ) -> Float[Tensor, "batch columns"]:
     """A row vector times the rollout of these layers, the first of which ran first.
 
@@ -64,12 +68,12 @@ def rollout_row(
 
 
 def rollout_rows(
-    layers: Sequence[Captured],
+    layers: Sequence[LayerAttention],
     starts: Float[Tensor, "batch rows columns"],
     *,
     alpha: float = ALPHA,
     block: int | None = None,
-) -> Rows:
+) -> RolloutRows:
     """Row vectors times A_l and times R_l, of every layer l, in one pass down.
 
     starts: as `start` of `rollout_row`, several of them; of a layer that ran on fewer tokens, the weights of those are
@@ -78,19 +82,19 @@ def rollout_rows(
     attention, weights = [], starts[:, :0]
     for layer in reversed(layers):
         here = layer.to(starts.device)
-        there = torch.zeros_like(starts[:, :1]).scatter(2, here.slots[:, None], 1.0) * starts
-        there = there / there.sum(2, keepdim=True).clamp(min=1e-30)
-        weights, seen = _through(here, torch.cat([there, weights], 1), alpha, block)
-        attention.append(seen[:, : starts.shape[1]])
-    return Rows(torch.stack(attention[::-1]), weights.unflatten(1, (len(layers), -1)).transpose(0, 1))
+        own = torch.zeros_like(starts[:, :1]).scatter(2, here.slots[:, None], 1.0) * starts
+        own = own / own.sum(2, keepdim=True).clamp(min=1e-30)
+        weights, attended = _through(here, torch.cat([own, weights], 1), alpha, block)
+        attention.append(attended[:, : starts.shape[1]])
+    return RolloutRows(torch.stack(attention[::-1]), weights.unflatten(1, (len(layers), -1)).transpose(0, 1))
 
 
 def _through(
-    layer: Captured, weights: Float[Tensor, "batch rows columns"], alpha: float, block: int | None
+    layer: LayerAttention, weights: Float[Tensor, "batch rows columns"], alpha: float, block: int | None
 ) -> tuple[Float[Tensor, "batch rows columns"], Float[Tensor, "batch rows columns"]]:
     """Rows times A~ of one layer, and times its A."""
-    slots, keys = (part[:, None].expand(-1, weights.shape[1], -1) for part in (layer.slots, layer.seen))
+    slots, keys = (part[:, None].expand(-1, weights.shape[1], -1) for part in (layer.slots, layer.key_slots))
     here = weights.gather(2, slots)
-    seen = weighted_attention(here, layer.query, layer.key, layer.mask, layer.valid, layer.scaling, block=block)
-    attended = torch.zeros_like(weights).scatter_add(2, keys, seen)
+    rows = weighted_attention(here, layer.query, layer.key, layer.mask, layer.valid, layer.scaling, block=block)
+    attended = torch.zeros_like(weights).scatter_add(2, keys, rows)
     return weights.scatter(2, slots, (1 - alpha) * here) + alpha * attended, attended

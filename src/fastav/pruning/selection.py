@@ -88,9 +88,7 @@ def select_uniform(
     return _ranking(scores, bias)[:, :width].sort(dim=1).values
 
 
-def _ranking(
-    scores: Float[Tensor, "batch tokens"], bias: Float[Tensor, "batch tokens"]
-) -> Int[Tensor, "batch tokens"]:
+def _ranking(scores: Float[Tensor, "batch tokens"], bias: Float[Tensor, "batch tokens"]) -> Int[Tensor, "batch tokens"]:
     """Indices from the highest score to the lowest, equal ones in their order."""
     if scores.device.type == "cpu" and bool(scores.isnan().any()):
         raise PlanError("a score is NaN", "the model's hidden states or the given scores are not finite")

@@ -1,368 +1,237 @@
-"""One prefill while it runs: which tokens are still there, what methods are shown, and what each layer is given."""
+"""A running prefill: which tokens remain, and the signals that methods score them by.  The same for every engine."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import PreTrainedConfig
 
-from fastav import cache_argument
-from fastav.attention import attention_rows, last_query_attention
-from fastav.engines.transformers import decoder_layers, gather, guards, staging
-from fastav.engines.transformers.cache import PrunedLayer
-from fastav.errors import UnsupportedModel, UnsupportedPlan
-from fastav.layout import Modality
-from fastav.method import Contest, Method, Prompt, Signal, View, select_even, select_of
-from fastav.plan import Plan
-from fastav.rollout import Captured, rollout_row
+from fastav.errors import UnsupportedPlan
+from fastav.layout import Layout, Modality
+from fastav.method import BatchLayout, Method, Signal, View
+from fastav.pruning import device_layout, indexing
+from fastav.pruning.attention import attention_rows, last_query_attention
+from fastav.pruning.compiled import CompiledPlan
+from fastav.pruning.device_layout import CutCounts, Pools
+from fastav.pruning.indexing import TokenSubset
+from fastav.pruning.rollout import LayerAttention, rollout_row
+from fastav.pruning.selection import SelectionGroups, select_of, select_uniform
 
 WINDOW = 32  # queries of the observation window, as in SnapKV's paper
 
-Cuts = tuple[tuple[int, Method], ...]
-
-# keys are asked for where they were seen; so is what the rollout has captured, to which a row of weights goes
-_FOLLOWING = ("prompt", "slots", "valid", "columns", "counts", "contests", "stored", "signals")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """Which layers of a decoder are cut, and by which methods.
-
-    cuts: of tokens, entering a layer. cache_cuts: of a layer's cache alone. owners: how many layers have a cache.
-    """
-
-    plan: Plan
-    config: PreTrainedConfig
-    cuts: Cuts
-    cache_cuts: Cuts
-    owners: int
-    depth: int
-
-    @property
-    def first(self) -> int:
-        """The first layer at which anything happens; the depth if nothing does."""
-        return min((layer for layer, _ in (*self.cuts, *self.cache_cuts)), default=self.depth)
-
-    @property
-    def methods(self) -> tuple[Method, ...]:
-        """Of all cuts."""
-        return tuple(method for _, method in (*self.cuts, *self.cache_cuts))
-
-    @cached_property
-    def owner(self) -> str:
-        """What the caches of pruned layers are marked with."""
-        return self.plan.fingerprint
-
-    @cached_property
-    def windows(self) -> tuple[int | None, ...]:
-        """How many tokens a query of each layer sees at most."""
-        return decoder_layers.windows(self.config)
-
-    @cached_property
-    def sources(self) -> tuple[int, ...]:
-        """The layer whose keys each layer reads."""
-        return tuple(decoder_layers.source(self.config, layer) for layer in range(self.depth))
-
-    @cached_property
-    def last_rollout(self) -> int:
-        """The layer that is entered once nobody will ask for the rollout again."""
-        cuts = (*self.cuts, *((layer + 1, method) for layer, method in self.cache_cuts))
-        return max((layer for layer, method in cuts if Signal.ROLLOUT in method.needs), default=0)
-
-    def wanted(self) -> dict[int, set[Signal]]:
-        """What is asked of the attention of which layers.
-
-        A cut of tokens asks the layer before, a cut of a cache that layer itself.
-        """
-        wanted: dict[int, set[Signal]] = {}
-        for layer, method in (*self.cuts, *((layer + 1, method) for layer, method in self.cache_cuts)):
-            for signal in method.needs - guards.OUTSIDE:
-                for index in range(layer) if signal is Signal.ROLLOUT else [layer - 1]:
-                    wanted.setdefault(index, set()).add(signal)
-        return wanted
+# moved from device to device with the hidden states; keys and the rollout's inputs are read where they were made
+_MOVED = ("layout", "slots", "valid", "columns", "counts", "groups", "layer_tokens", "signals")
 
 
 @dataclass(slots=True, kw_only=True)
-class Prefill:
-    """One running prefill of a batch.
+class PruningState:
+    """One running prefill of a batch; made by `start`.
 
-    prompt: all tokens, `length` columns wide. slots, valid: columns of the tokens still there, and which rows of them
-    are real (None: all). counts, widths: of every cut, those of caches after those of tokens: how many stay, the
-    longest row and whether another is shorter. asking: the most tokens that any row's question has. sounding: audio
-    tokens of all rows together. stored: what each layer holds so far, for those that share it. kept: (layer, slots) of
-    every cut. columns: slots, and any column where they stand for no token. heard: the attention that audio tokens
-    receive in their encoder, in the order of the prompts. contests: of all tokens, by the pools that cuts tell apart.
-    rotary: position embeddings of all tokens, cosines and sines in one, beside what they were made of. last_only: the
-    model is asked for the last token's logits and no others. agreed: where several processes run one model, what all of
-    them keep, from what each would choose.
+    layout: all tokens; `length` is the number of columns of the padded prompt. slots, valid: columns of the tokens that
+    remain, and which of them are real (None: all). columns: slots, and any column where they stand for no token.
+    counts: of every cut, those of caches behind those of tokens. layer_tokens: the tokens of each layer so far, whose
+    keys later layers may share. history: (layer, slots) after every cut. encoder_scores: attention that audio tokens
+    receive in their encoder, in the order of the prompts. groups: selection groups of all tokens, by pools.
     """
 
-    schedule: Schedule
-    prompt: Prompt
+    compiled: CompiledPlan
+    layout: BatchLayout
     length: int
     slots: Int[Tensor, "batch kept"]
     valid: Bool[Tensor, "batch kept"] | None
-    counts: Sequence[staging.Counts]
-    widths: Sequence[tuple[int, bool]]
-    asking: int
-    sounding: int
-    stored: dict[int, gather.Kept]
-    kept: list[tuple[int, Tensor]]
+    counts: Sequence[CutCounts]
+    max_question_len: int
+    n_audio_tokens: int
+    layer_tokens: dict[int, TokenSubset]
+    history: list[tuple[int, Tensor]]
+    columns: Int[Tensor, "batch kept"]
+    broadcast_indices: Callable[[Tensor], Tensor] | None = None  # rank 0's choice, where ranks run one model
     signals: dict[Signal, Tensor] = field(default_factory=dict)
     keys: Tensor | None = None
-    captured: list[Captured] = field(default_factory=list)
-    heard: list[Tensor] = field(default_factory=list)
-    columns: Int[Tensor, "batch kept"] = field(init=False)
-    contests: dict[staging.Pools, Contest] = field(default_factory=dict)
-    rotary: dict[int, tuple[Sequence[Tensor], Tensor]] = field(default_factory=dict)
-    last_only: bool = False
-    agreed: Callable[[Tensor], Tensor] | None = None
+    attentions: list[LayerAttention] = field(default_factory=list)
+    encoder_scores: list[Tensor] = field(default_factory=list)
+    groups: dict[Pools, SelectionGroups] = field(default_factory=dict)
     next_cut: int = 0
-    out: bool = False  # whether the last layer has run, and its output is laid out as the model expects it
-    sliced: bool = False  # whether the model went on with the last tokens only
-    arguments: dict[Any, tuple[Any, Any]] = field(default_factory=dict)  # those shrunk since the last cut
 
-    def __post_init__(self) -> None:
-        self.columns = self.slots
+    @classmethod
+    def start(
+        cls, compiled: CompiledPlan, layouts: Sequence[Layout], length: int, device: torch.device
+    ) -> "PruningState":
+        """The state before the first layer.  length: columns of the padded prompts.  Raises: PlanError."""
+        layout = device_layout.batch_layout(layouts, length, device)
+        slots = torch.arange(length, device=device).expand(len(layouts), length)
+        padded = any(len(one) < length for one in layouts)
+        tokens = TokenSubset(slots, layout.modality[:, :length] >= 0 if padded else None)
+        return cls(
+            compiled=compiled,
+            layout=layout,
+            length=length,
+            slots=slots,
+            valid=tokens.valid,
+            columns=slots,
+            counts=device_layout.cut_counts(compiled.plan, layouts, compiled.depth, device),
+            max_question_len=max(int(device_layout.question_mask(one).sum()) for one in layouts),
+            n_audio_tokens=sum(one.count(Modality.AUDIO) for one in layouts),
+            layer_tokens=dict.fromkeys(range(compiled.first_layer), tokens),
+            history=[(0, slots)],
+        )
 
     @property
-    def whole(self) -> bool:
-        """Whether all tokens are there, and no row is padded."""
+    def is_full(self) -> bool:
+        """Whether all tokens remain, and no row is padded."""
         return self.slots.shape[1] == self.length and self.valid is None
 
-    # --- where
+    def move_to(self, device: torch.device) -> None:
+        """Go on on this device: a decoder may be spread over several, and each layer's work is done on its own.
 
-    def follow(self, tensor: Tensor) -> None:
-        """Go on where this tensor is: a decoder may be spread over devices, and each layer's work is done on its own.
-
-        What later layers or cuts ask for comes along, once for each change of device.
+        What later layers or cuts read is moved once for each change of device.
         """
-        if (device := tensor.device) == self.slots.device:
+        if device == self.slots.device:
             return
-        moved: dict[int, tuple[Tensor, Tensor]] = {}  # what is shared stays so
+        moved: dict[int, tuple[Tensor, Tensor]] = {}  # tensors that are shared stay shared
 
-        def there(value: Any) -> Any:
+        def move(value: Any) -> Any:
             match value:
                 case Tensor():
                     if id(value) not in moved:
                         moved[id(value)] = value, value.to(device)
                     return moved[id(value)][1]
-                case Prompt():
-                    return replace(value, **{field.name: there(getattr(value, field.name)) for field in fields(value)})
+                case BatchLayout():
+                    return replace(value, **{field.name: move(getattr(value, field.name)) for field in fields(value)})
                 case dict():
-                    return {key: there(one) for key, one in value.items()}
+                    return {key: move(one) for key, one in value.items()}
                 case tuple() if hasattr(value, "_fields"):
-                    return type(value)(*map(there, value))
+                    return type(value)(*map(move, value))
                 case list():
-                    return [there(one) for one in value]
+                    return [move(one) for one in value]
             return value
 
-        for name in _FOLLOWING:
-            setattr(self, name, there(getattr(self, name)))
-        self.arguments.clear()
-        self.rotary.clear()
+        for name in _MOVED:
+            setattr(self, name, move(getattr(self, name)))
 
     # --- cuts
 
     def cut(self, index: int, hidden: Tensor) -> Tensor:
-        """The hidden states that enter a layer, of the tokens that stay."""
-        self.follow(hidden)
-        cuts = self.schedule.cuts
+        """Make the cuts before a layer, and return the hidden states of the tokens that stay."""
+        self.move_to(hidden.device)
+        cuts = self.compiled.cuts
         while self.next_cut < len(cuts) and cuts[self.next_cut][0] == index:
-            number, method = self.next_cut, cuts[self.next_cut][1]
+            counts, method = self.counts[self.next_cut], cuts[self.next_cut][1]
             self.next_cut += 1
-            if self.widths[number] == (self.slots.shape[1], False) and self.valid is None:
+            if counts.width == self.slots.shape[1] and not counts.ragged and self.valid is None:
                 continue  # nothing goes
             view = self._view(index, method, hidden)
-            chosen, real = self._select(number, method.score(view))
-            chosen = chosen if self.agreed is None else self.agreed(chosen)
+            chosen, real = self._select(counts, method.score(view))
+            chosen = chosen if self.broadcast_indices is None else self.broadcast_indices(chosen)
             if method.merges:
                 hidden = method.merge(view, chosen, torch.ones_like(chosen, dtype=torch.bool) if real is None else real)
             else:
-                hidden = gather.take(hidden, chosen)
+                hidden = indexing.take(hidden, chosen)
             self._keep(chosen, real, again=self.next_cut < len(cuts) and cuts[self.next_cut][0] == index)
-            self.kept.append((index, self.slots))
-        if index >= self.schedule.last_rollout:
-            self.captured.clear()
+            self.history.append((index, self.slots))
+        if index >= self.compiled.last_rollout_layer:
+            self.attentions.clear()
         return hidden
 
-    def cut_cache(self, number: int, layer: PrunedLayer, hidden: Tensor) -> None:
-        """Drop tokens from the cache of a layer that has just run.  number: of the cut, among those of caches."""
-        self.follow(hidden)
-        index, method = self.schedule.cache_cuts[number]
+    def select_in_cache(
+        self, number: int, hidden: Tensor
+    ) -> tuple[Int[Tensor, "batch width"], Bool[Tensor, "batch width"] | None]:
+        """Indices of the tokens that stay in the cache of a layer that has just run, and which are real (None: all).
+
+        number: index of the cut among those of caches. hidden: the layer's output.
+        """
+        self.move_to(hidden.device)
+        index, method = self.compiled.cache_cuts[number]
         view = self._view(index, method, hidden)
-        layer.hold(*self._select(len(self.schedule.cuts) + number, method.score(view)))
+        return self._select(self.counts[len(self.compiled.cuts) + number], method.score(view))
 
     def _select(
-        self, number: int, scores: Float[Tensor, "batch tokens"]
+        self, counts: CutCounts, scores: Float[Tensor, "batch tokens"]
     ) -> tuple[Int[Tensor, "batch width"], Bool[Tensor, "batch width"] | None]:
-        """Indices of what stays of the tokens still there, and which of them are real (None: all)."""
-        (pools, limits), (width, ragged) = self.counts[number], self.widths[number]
-        if pools not in self.contests:
-            self.contests[pools] = Contest.of(self.prompt.modality, pools, last=self.length - 1)
-        contest = self.contests[pools]
-        head_start = contest.head_start.gather(1, self.slots)
-        if len(pools) == 1 and not ragged:
-            return select_even(scores, head_start, width), None
-        chosen, real = select_of(scores, head_start, contest.kind.gather(1, self.slots), limits, width)
-        return chosen, real if ragged else None
+        """Indices among the tokens that remain, and which of them are real (None: all)."""
+        if counts.pools not in self.groups:
+            self.groups[counts.pools] = SelectionGroups.of(self.layout.modality, counts.pools, last=self.length - 1)
+        bias, group = self.groups[counts.pools]
+        bias = bias.gather(1, self.slots)
+        if len(counts.pools) == 1 and not counts.ragged:
+            return select_uniform(scores, bias, counts.width), None
+        chosen, real = select_of(scores, bias, group.gather(1, self.slots), counts.limits, counts.width)
+        return chosen, real if counts.ragged else None
 
     def _keep(
         self, chosen: Int[Tensor, "batch width"], real: Bool[Tensor, "batch width"] | None, *, again: bool
     ) -> None:
-        """Go on with these of the tokens still there.  again: whether the same layer cuts once more."""
+        """Go on with these of the remaining tokens.  again: whether the same layer has another cut."""
         slots = self.slots.gather(1, chosen)
         self.slots = slots if real is None else slots.masked_fill(~real, self.length)
         self.columns = slots if real is None else slots.clamp(max=self.length - 1)
         self.valid = real
-        # later layers are asked anew
+        # for later layers signals are computed anew
         lasting = {s: score for s, score in self.signals.items() if again or s is Signal.GIVEN}
         self.signals = {signal: score.gather(1, chosen) for signal, score in lasting.items()}
-        self.keys = gather.take_keys(self.keys, chosen) if again and self.keys is not None else None
-        self.arguments.clear()
+        self.keys = indexing.take_keys(self.keys, chosen) if again and self.keys is not None else None
+
+    # --- signals
 
     def _view(self, index: int, method: Method, hidden: Tensor) -> View:
-        """What a method is shown of the tokens still there."""
+        """The remaining tokens as a method reads them."""
         if Signal.ENCODER in method.needs:
-            self.signals[Signal.ENCODER] = self._of_encoder().gather(1, self.slots)
+            self.signals[Signal.ENCODER] = self._encoder_signal().gather(1, self.slots)
         if Signal.ROLLOUT in method.needs:
             start = torch.zeros(self.slots.shape[0], self.length + 1, device=hidden.device)
             start[:, self.length - 1] = 1.0
-            self.signals[Signal.ROLLOUT] = rollout_row(self.captured, start).gather(1, self.slots)
-        return View(
-            layer=index,
-            prompt=self.prompt,
-            slots=self.slots,
-            signals=self.signals,
-            hidden=hidden if hidden.ndim == 3 else hidden[0],  # stacked hidden states (AltUp): the one that attends
-            keys=self.keys,
-        )
+            self.signals[Signal.ROLLOUT] = rollout_row(self.attentions, start).gather(1, self.slots)
+        signals = dict(self.signals)
+        signals[Signal.HIDDEN_STATES] = self.compiled.adapter.attending_hidden(hidden)
+        if self.keys is not None:
+            signals[Signal.KEYS] = self.keys
+        return View(layer=index, layout=self.layout, slots=self.slots, signals=signals, needs=method.needs)
 
-    def _of_encoder(self) -> Float[Tensor, "batch columns"]:
-        """What was heard, at the places of audio in the prompts; 0 elsewhere."""
-        if (found := sum(len(part) for part in self.heard)) != self.sounding:
+    def _encoder_signal(self) -> Float[Tensor, "batch columns"]:
+        """Encoder attention at the audio tokens of the prompts; 0 elsewhere."""
+        if (count := sum(len(part) for part in self.encoder_scores)) != self.n_audio_tokens:
             raise UnsupportedPlan(
-                f"the prompts hold {self.sounding} audio tokens, and the audio encoder has attended to {found} of them",
-                "give the sound itself to forward or generate, so that the encoder runs in there",
+                f"the prompts hold {self.n_audio_tokens} audio tokens, and the audio encoder scored {count}",
+                "pass the sound itself to forward or generate, so that the encoder runs there",
             )
-        audio = self.prompt.modality == Modality.AUDIO
+        audio = self.layout.modality == Modality.AUDIO
         scores = torch.zeros(audio.shape, device=audio.device)
-        return scores.masked_scatter(audio, torch.cat(self.heard).to(audio.device)) if self.heard else scores
+        if not self.encoder_scores:
+            return scores
+        return scores.masked_scatter(audio, torch.cat(self.encoder_scores).to(audio.device))
 
-    def capture(self, index: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Captured:
-        """What one layer's attention is given, and of which tokens that is."""
-        self.follow(query)
-        seen = self.stored[self.schedule.sources[index]].slots
-        return Captured(query, key, mask, scaling, self.slots[:, -query.shape[2] :], seen, self.valid)
+    def enter_layer(self, index: int) -> TokenSubset:
+        """Note that a layer runs on the tokens that remain, and return those whose keys it reads."""
+        self.layer_tokens[index] = TokenSubset(self.slots, self.valid)
+        return self.layer_tokens[self.compiled.kv_sources[index]]
+
+    def layer_attention(
+        self, index: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float
+    ) -> LayerAttention:
+        """The inputs of one layer's attention, and the tokens of its queries and keys."""
+        self.move_to(query.device)
+        key_slots = self.layer_tokens[self.compiled.kv_sources[index]].slots
+        return LayerAttention(query, key, mask, scaling, self.slots[:, -query.shape[2] :], key_slots, self.valid)
 
     def observe(
-        self, index: int, wanted: Collection[Signal], query: Tensor, key: Tensor, mask: Tensor | None, scaling: float
+        self, index: int, signals: Collection[Signal], query: Tensor, key: Tensor, mask: Tensor | None, scaling: float
     ) -> None:
-        """Keep what later cuts ask of one layer's attention."""
-        self.follow(query)
+        """Compute signals for later cuts from one layer's attention."""
+        self.move_to(query.device)
         tokens = query.shape[2]
-        if Signal.LAST_QUERY in wanted:
+        if Signal.LAST_QUERY in signals:
             self.signals[Signal.LAST_QUERY] = last_query_attention(query, key, mask, self.valid, scaling)
-        if Signal.TEXT_QUERIES in wanted:
-            first = max(0, tokens - self.asking)
+        if Signal.TEXT_QUERIES in signals:
+            first = max(0, tokens - self.max_question_len)
             rows = attention_rows(query, key, mask, self.valid, scaling, first=first)
-            asked = self.prompt.question.gather(1, self.slots)[:, first:].float()
-            self.signals[Signal.TEXT_QUERIES] = torch.einsum("bq,bqt->bt", asked / asked.sum(1, keepdim=True), rows)
-        if Signal.WINDOW in wanted:
+            weight = self.layout.question.gather(1, self.slots)[:, first:].float()
+            self.signals[Signal.TEXT_QUERIES] = torch.einsum("bq,bqt->bt", weight / weight.sum(1, keepdim=True), rows)
+        if Signal.WINDOW in signals:
             rows = attention_rows(query, key, mask, self.valid, scaling, first=max(0, tokens - WINDOW))
             self.signals[Signal.WINDOW] = rows.sum(1) / rows.sum((1, 2))[:, None]
-        if Signal.KEYS in wanted:
+        if Signal.KEYS in signals:
             self.keys = key
-        if Signal.ROLLOUT in wanted:
-            self.captured.append(self.capture(index, query, key, mask, scaling))
-
-    # --- what layers are given
-
-    def layer_arguments(self, index: int, kwargs: Mapping[str, Any], dtype: torch.dtype) -> Mapping[str, Any]:
-        """A layer's arguments for the tokens still there, with a cache layer that knows which they are."""
-        schedule = self.schedule
-        self.stored[index] = gather.Kept(self.slots, self.valid)
-        if index < schedule.owners and (cache := cache_argument.in_arguments(kwargs)) is not None:
-            layer = PrunedLayer(self.slots, self.valid, self.length, schedule.owner, schedule.windows[index])
-            cache.layers[index : index + 1] = [layer]
-        seen = self.stored[schedule.sources[index]]
-        if self.whole and seen.slots.shape[1] == self.length:
-            return kwargs
-        self.sliced = self._is_sliced(index, kwargs)
-        shrunk = {}
-        for name, value in kwargs.items():
-            key = (name, id(value), id(seen.slots), self.sliced)
-            if key not in self.arguments:
-                self.arguments[key] = (value, self._shrink(name, value, seen, dtype))
-            shrunk[name] = self.arguments[key][1]
-        return shrunk
-
-    def _is_sliced(self, index: int, kwargs: Mapping[str, Any]) -> bool:
-        """Whether a layer that shares its keys runs on the prompt's last tokens alone, as no other is read again."""
-        rotary = kwargs.get("position_embeddings")
-        if index < self.schedule.owners or rotary is None or rotary[0].shape[-2] == self.length:
-            return False
-        last = rotary[0].shape[-2]
-        expected = torch.arange(self.length - last, self.length, device=self.slots.device)
-        if last > 1 and not bool((self.slots[:, -last:] == expected).all()):
-            raise UnsupportedPlan(f"logits_to_keep={last} asks for dropped tokens", "ask for the last token's logits")
-        return True
-
-    def _shrink(self, name: str, value: Any, seen: gather.Kept, dtype: torch.dtype) -> Any:
-        index = self.columns
-        kind: Any = self.schedule.config._attn_implementation
-        if isinstance(value, Tensor):
-            value = value.to(index.device)  # the decoder makes masks and the like where its first layer runs
-        match name, value:
-            case "attention_mask", _ if self.sliced:
-                return gather.last_rows_mask(value, seen, self.length, kind=kind, dtype=dtype)
-            case "attention_mask", _:
-                here = gather.Kept(self.slots, self.valid)
-                return gather.prefill_mask(value, here, seen, kind=kind, dtype=dtype)
-            case "position_ids" | "cache_position", Tensor():
-                # flash attention takes gaps at batch size 1 for packed sequences; RoPE reads position_embeddings
-                return None if "flash" in kind else gather.take_positions(torch.atleast_2d(value), index)
-            case (("position_embeddings" | "per_layer_input"), _) if self.sliced:
-                return value
-            case "position_embeddings", (Tensor(), Tensor()):
-                return gather.take(self._rotary(value), index).unbind()
-            case "per_layer_input", Tensor():
-                return gather.take(value, index)
-            case _, Tensor() if self.length in value.shape:
-                raise UnsupportedModel(f"layers take {name} {list(value.shape)}, whose token axis is not known")
-        return value
-
-    def _rotary(self, parts: Sequence[Tensor]) -> Tensor:
-        """Cosines and sines of all tokens in one tensor, so that every cut gathers once."""
-        key = id(parts[0])
-        if key not in self.rotary:
-            self.rotary[key] = (parts, torch.stack(list(parts)).to(self.slots.device))
-        return self.rotary[key][1]
-
-    # --- what comes out
-
-    def handed_on(self, hidden: Tensor) -> Tensor:
-        """Hidden states at full length again, zero where tokens were dropped; or the last token's alone."""
-        self.follow(hidden)
-        if self.last_only:
-            return hidden[..., -1:, :]
-        full = hidden.new_zeros(*hidden.shape[:-2], self.length + 1, hidden.shape[-1])
-        full.scatter_(-2, self.slots[..., None].expand_as(hidden), hidden)
-        return full[..., : self.length, :]
-
-    def with_visual(self, hidden: Tensor, places: Tensor, embeds: Tensor) -> Tensor:
-        """Deepstack: what early layers add to the video tokens, for those of them that are still there.
-
-        Where the last layer is such a layer, at the places that it has been laid out at.
-        """
-        self.follow(hidden)
-        whole = hidden.new_zeros(hidden.shape[0], self.length + 1, hidden.shape[-1])
-        whole[:, :-1][places.to(hidden.device)] = embeds.to(hidden.device, hidden.dtype)
-        if not self.out:
-            return hidden + gather.take(whole, self.slots)
-        kept = torch.zeros(whole.shape[:2], dtype=torch.bool, device=hidden.device).scatter(1, self.slots, True)
-        return hidden + whole.masked_fill(~kept[..., None], 0)[:, self.length - hidden.shape[1] : self.length]
+        if Signal.ROLLOUT in signals:
+            self.attentions.append(self.layer_attention(index, query, key, mask, scaling))

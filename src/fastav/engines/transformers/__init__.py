@@ -6,6 +6,6 @@ require_tested("torch", "transformers")  # before modules that a release outside
 
 from fastav.engines.transformers.decoding import Decoding  # noqa: E402
 from fastav.engines.transformers.engine import TransformersEngine  # noqa: E402
-from fastav.engines.transformers.pruner import Pruning, prune  # noqa: E402
+from fastav.engines.transformers.hooks import Pruning, prune  # noqa: E402
 
 __all__ = ["Decoding", "Pruning", "TransformersEngine", "prune"]

@@ -20,7 +20,7 @@ from fastav.engine import GREEDY
 from fastav.engines.transformers.choosing import settings
 from fastav.engines.transformers.decoding import Decoding
 from fastav.engines.transformers.devices import input_device, is_dispatched
-from fastav.engines.transformers.guards import shadowed
+from fastav.engines.transformers.guards import patched
 from fastav.engines.transformers.stopwatch import Stopwatch
 
 
@@ -64,7 +64,7 @@ class Encoded:
             self._await()
         with ExitStack() as stack:
             for encoder, outputs in zip(encoders, self.outputs, strict=True):
-                stack.enter_context(shadowed(encoder, "forward", _repeating(encoder.forward, outputs)))
+                stack.enter_context(patched(encoder, "forward", _repeating(encoder.forward, outputs)))
             yield
         assert not any(self.outputs), "an encoder was called less often than ahead"
 

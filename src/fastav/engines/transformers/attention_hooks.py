@@ -26,14 +26,14 @@ _replacements: WeakKeyDictionary[nn.Module, tuple[Attention, ...]] = WeakKeyDict
 
 
 @contextmanager
-def tapped(module: nn.Module, observer: Observer) -> Iterator[None]:
+def observe_attention(module: nn.Module, observer: Observer) -> Iterator[None]:
     """Call `observer` just before every attention call of `module`, after those that came before it."""
     with _entered(_observers, module, observer):
         yield
 
 
 @contextmanager
-def replaced(module: nn.Module, attention: Attention) -> Iterator[None]:
+def override_attention(module: nn.Module, attention: Attention) -> Iterator[None]:
     """Have `attention` called in place of the attention of `module`, in every thread; the last one given holds."""
     with _entered(_replacements, module, attention):
         yield

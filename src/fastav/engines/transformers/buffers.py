@@ -9,9 +9,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from fastav.engines.transformers.cache import PrunedLayer
+from fastav.engines.transformers.kv_cache import PrunedLayer
 from fastav.errors import UnsupportedPlan
-from fastav.plan_check import not_applied
+from fastav.pruning.verification import not_applied
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,13 +19,15 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from fastav import cache_argument
 from fastav.adapter import ModelAdapter, adapter_for
-from fastav.engines.transformers import decoder_layers, stepping
+from fastav.decoding.stopping import Stop
+from fastav.engines.transformers import stepping
 from fastav.engines.transformers.buffers import Stored
-from fastav.engines.transformers.choosing import Chosen, Echo, Stop
+from fastav.engines.transformers.choosing import Chosen, Echo
 from fastav.engines.transformers.compiled import is_compiled
 from fastav.engines.transformers.stepping import ROOM, Stepper, stepped
 from fastav.engines.transformers.wrapped import base_model
 from fastav.errors import UnsupportedPlan
+from fastav.pruning import decoder_layers
 
 CAPTURED = 4  # captured steps that are held for each model; each has its buffers
 

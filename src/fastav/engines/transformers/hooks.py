@@ -23,19 +23,24 @@ from transformers.cache_utils import Cache
 
 from fastav import cache_argument
 from fastav.adapter import AudioAttention, ModelAdapter, adapter_for, plan_named
-from fastav.engines.transformers import decoder_layers, gather, guards, staging
+from fastav.engines.transformers import guards
 from fastav.engines.transformers.applied import check_prefill
+from fastav.engines.transformers.attention_hooks import observe_attention
 from fastav.engines.transformers.buffers import StepCache
-from fastav.engines.transformers.cache import PrunedLayer
 from fastav.engines.transformers.devices import ready_to_run
-from fastav.engines.transformers.prefill import Prefill, Schedule
-from fastav.engines.transformers.tap import tapped
+from fastav.engines.transformers.guards import GenerateCall
+from fastav.engines.transformers.kv_cache import PrunedLayer
+from fastav.engines.transformers.layer_inputs import LayerInputs
+from fastav.engines.transformers.masks import decode_mask
 from fastav.engines.transformers.wrapped import attention_of, base_model, parameters_of, unwrapped
 from fastav.errors import PlanError, UnsupportedModel, UnsupportedPlan
 from fastav.layout import MEDIA, Layout, Modality
-from fastav.method import Signal, method_of
+from fastav.method import Signal
 from fastav.plan import Plan
-from fastav.rollout import Captured
+from fastav.pruning import decoder_layers
+from fastav.pruning.compiled import CompiledPlan, compile_plan
+from fastav.pruning.rollout import LayerAttention
+from fastav.pruning.state import PruningState
 
 _claims = threading.Lock()
 _pruned: WeakSet[nn.Module] = WeakSet()
@@ -43,7 +48,7 @@ _pruned: WeakSet[nn.Module] = WeakSet()
 
 def prune(
     model: Any,
-    plan: Plan | str = "fastav",
+    plan: Plan | CompiledPlan | str = "fastav",
     *,
     layouts: Sequence[Layout] | None = None,
     scores: Float[Tensor, "batch tokens"] | None = None,
@@ -56,7 +61,8 @@ def prune(
 
     model: may be in a wrapper of PEFT (LoRA) or DDP, whose `generate` and `forward` prune too. Of a model that also
     speaks (Qwen-Omni), its thinker is pruned; ask such a whole model for text only.
-    plan: a `Plan`, or the name of one of the model's presets, of a recipe (`fastv@0.25`), or a plan's JSON file.
+    plan: a `Plan`, or the name of one of the model's presets, of a recipe (`fastv@0.25`), or a plan's JSON file; or one
+    that an engine's `check` has compiled for this model.
     layouts: one per prompt of the batch. Without them they are read off `input_ids`, which on a GPU waits for the
     device once per prefill.
     scores: of every prompt token, for plans with the method `given`, shaped like `input_ids`.
@@ -69,11 +75,15 @@ def prune(
     """
     model = base_model(model)
     guards.check_model(model)
-    named = {*(model.config.architectures or ()), type(model).__name__}
-    adapter = adapter or adapter_for(named, model.config.to_dict())
-    chosen = plan_named(plan, adapter)
-    part = adapter.language_model(model)
-    pruning = Pruning(part, chosen, adapter, layouts, scores, whole=model)
+    if isinstance(plan, CompiledPlan):
+        compiled, part = plan, plan.adapter.language_model(model)
+    else:
+        architectures = {*(model.config.architectures or ()), type(model).__name__}
+        adapter = adapter or adapter_for(architectures, model.config.to_dict())
+        part = adapter.language_model(model)
+        config: Any = adapter.decoder(part).config
+        compiled = compile_plan(plan_named(plan, adapter), config, adapter)
+    pruning = Pruning(part, compiled, layouts, scores, whole=model)
     finalize(pruning, _warn_if_unused, pruning._used, *_caller())
     return pruning
 
@@ -107,34 +117,25 @@ class Pruning:
     def __init__(
         self,
         model: PreTrainedModel,
-        plan: Plan,
-        adapter: ModelAdapter,
+        compiled: CompiledPlan,
         layouts: Sequence[Layout] | None,
         scores: Float[Tensor, "batch tokens"] | None,
         *,
         whole: Any,
     ) -> None:
-        self.model, self.plan, self.adapter = model, plan, adapter
+        self.model, self.compiled = model, compiled
         self._whole = whole  # what was handed in, of which `model` may be a part
         self._active: ExitStack | None = None
         self._used: list[bool] = []  # not empty once it was applied; outlives this object
         self._layouts, self._scores = layouts, scores
-        self._decoder = adapter.decoder(model)
+        self._decoder = compiled.adapter.decoder(model)
         self._layers = list(self._decoder.layers)  # pyright: ignore[reportArgumentType]
         self._config: Any = self._decoder.config
         self._parameters = tuple(signature(model.forward).parameters)
         self._layer_parameters = parameters_of(self._layers[0])
-        depth = len(self._layers)
-        self._schedule = Schedule(
-            plan=plan,
-            config=self._config,
-            cuts=tuple((layer, method_of(step)) for layer, step in plan.cuts(depth)),
-            cache_cuts=tuple((layer, method_of(step)) for layer, step in plan.cache_cuts(depth)),
-            owners=decoder_layers.layers_with_cache(self._config),
-            depth=depth,
-        )
-        self._first = self._schedule.first
+        self._first = compiled.first_layer
         self._local = threading.local()  # the running forward: a model may serve several threads
+        self._call = GenerateCall()
         self._check()
 
     # --- from when to when
@@ -150,7 +151,7 @@ class Pruning:
         with ExitStack() as stack:
             stack.enter_context(self._installed())
             if self._whole is not self.model:
-                stack.enter_context(guards.speechless(self._whole))
+                stack.enter_context(guards.text_only(self._whole, self.compiled.adapter))
             self._active = stack.pop_all()
         return self
 
@@ -173,10 +174,10 @@ class Pruning:
 
         On a GPU this waits for the device.
         """
-        if not hasattr(self._local, "kept"):
+        if not hasattr(self._local, "history"):
             return []
-        prompt, slots_at = self._local.kept
-        whole = prompt.modality
+        layout, slots_at = self._local.history
+        whole = layout.modality
         kept = [(layer, whole.gather(1, slots.to(whole.device)).cpu().numpy()) for layer, slots in slots_at]
         rows = []
         for row in range(kept[0][1].shape[0]):
@@ -194,33 +195,28 @@ class Pruning:
 
         The first is that of all columns, entering layer 0. Rows that keep fewer point behind the prompt at their left.
         """
-        return list(self._local.kept[1]) if hasattr(self._local, "kept") else []
+        return list(self._local.history[1]) if hasattr(self._local, "history") else []
 
     @contextmanager
-    def watched(self, see: Callable[[Captured], None]) -> Iterator[None]:
-        """While active, call `see` with what the attention of every layer of a prefill is given, first layer first.
+    def watched(self, observer: Callable[[LayerAttention], None]) -> Iterator[None]:
+        """While active, call `observer` with the inputs of every layer's attention in a prefill, first layer first.
 
         Raises: UnsupportedPlan for attention whose masks cannot be followed.
         """
         guards.check_attention(self._config, self._config._attn_implementation, 0)
         with ExitStack() as stack:
             for index in range(len(self._layers)):
-                stack.enter_context(tapped(self._attention(index), partial(self._show, see, index)))
+                stack.enter_context(observe_attention(self._attention(index), partial(self._show, observer, index)))
             yield
 
     # --- before anything runs
 
     def _check(self) -> None:
-        self.plan.require(self.adapter.name, len(self._layers), self._config.hidden_size)
-        guards.check_decoder(self._config, self._schedule.cuts)
-        guards.check_caches(self._config, self._schedule.cache_cuts)
-        guards.check_encoder(self.adapter, self._schedule.methods)
         guards.check_layers(self._layers[self._first :])
         if self._first < len(self._layers):
-            seen = 0 if any(Signal.ROLLOUT in method.needs for method in self._schedule.methods) else self._first
-            guards.check_attention(self._config, self._config._attn_implementation, seen)
-        needs = {signal for method in self._schedule.methods for signal in method.needs}
-        if Signal.GIVEN in needs and self._scores is None:
+            first = 0 if Signal.ROLLOUT in self.compiled.needs else self._first
+            guards.check_attention(self._config, self._config._attn_implementation, first)
+        if Signal.GIVEN in self.compiled.needs and self._scores is None:
             raise UnsupportedPlan("the plan asks for given scores, and none are given", "pass scores= to prune")
         if self._scores is not None and not bool(self._scores.isfinite().all()):
             raise PlanError("a given score is not finite")
@@ -233,7 +229,7 @@ class Pruning:
         with ExitStack() as stack:
             enter = stack.enter_context
             enter(self._claimed())
-            enter(guards.guarded_generate(self.model, self._local))
+            enter(guards.guarded_generate(self.model, self._call))
             stack.callback(self.model.register_forward_pre_hook(self._before_model, with_kwargs=True).remove)
             after_model = self.model.register_forward_hook(self._after_model, with_kwargs=True, always_call=True)
             stack.callback(after_model.remove)
@@ -245,27 +241,30 @@ class Pruning:
                 before = uncompiled(partial(self._before_layer, index))
                 layer = self._layers[index]
                 stack.callback(layer.register_forward_pre_hook(before, with_kwargs=True, prepend=True).remove)
-            for number, (index, _) in enumerate(self._schedule.cache_cuts):
+            for number, (index, _) in enumerate(self.compiled.cache_cuts):
                 after = uncompiled(partial(self._after_cached_layer, number))
                 stack.callback(self._layers[index].register_forward_hook(after, with_kwargs=True).remove)
-            if self._schedule.cuts:
+            if self.compiled.cuts:
                 stack.callback(self._layers[-1].register_forward_hook(uncompiled(self._after_last_layer)).remove)
-            if hasattr(self._decoder, "_deepstack_process"):
-                add = partial(self._add_visual, self._decoder._deepstack_process)
-                enter(guards.shadowed(self._decoder, "_deepstack_process", add))
-            if any(Signal.ENCODER in method.needs for method in self._schedule.methods):
-                self._listen(stack)
-            for index, wanted in self._schedule.wanted().items():
-                enter(tapped(self._attention(index), partial(self._observe, index, wanted)))
+            if (name := self.compiled.adapter.deepstack_method) is not None:
+                add = partial(self._add_visual, getattr(self._decoder, name))
+                enter(guards.patched(self._decoder, name, add))
+            if Signal.ENCODER in self.compiled.needs:
+                self._observe_encoder(stack)
+            for index, signals in self.compiled.observed.items():
+                enter(observe_attention(self._attention(index), partial(self._observe, index, signals)))
             yield
 
-    def _listen(self, stack: ExitStack) -> None:
-        """Have the audio encoder's last attention heard until the stack unwinds."""
-        ears = self.adapter.audio_attention()
-        assert ears is not None, "refused by guards.check_encoder"
-        encoder, attention = ears.modules(self.model)
-        for module, hear in ((encoder, self._before_encoder), (attention, partial(self._before_encoded, ears))):
-            stack.callback(module.register_forward_pre_hook(hear, with_kwargs=True).remove)
+    def _observe_encoder(self, stack: ExitStack) -> None:
+        """Read the audio encoder's last attention until the stack unwinds."""
+        source = self.compiled.adapter.audio_attention()
+        assert source is not None, "refused by compile_plan"
+        encoder, attention = source.modules(self.model)
+        for module, hook in (
+            (encoder, self._before_encoder),
+            (attention, partial(self._before_encoder_attention, source)),
+        ):
+            stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
 
     @contextmanager
     def _claimed(self) -> Iterator[None]:
@@ -291,12 +290,8 @@ class Pruning:
     # --- while the model runs
 
     @property
-    def _running(self) -> Prefill | _Decode | _Step | None:
+    def _running(self) -> LayerInputs | _Decode | _Step | None:
         return getattr(self._local, "running", None)
-
-    @property
-    def _generating(self) -> bool:
-        return getattr(self._local, "generating", False)
 
     def _before_model(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs = dict(zip(self._parameters, args, strict=False)) | kwargs
@@ -313,20 +308,19 @@ class Pruning:
             self._local.running = self._start(inputs)
 
     def _before_copies(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        copies = getattr(self._local, "copies", 1)
-        if copies > 1 and isinstance(self._running, Prefill):
-            guards.check_copies(args[0] if args else kwargs["hidden_states"], copies)
+        if self._call.copies > 1 and isinstance(self._running, LayerInputs):
+            guards.check_copies(args[0] if args else kwargs["hidden_states"], self._call.copies)
 
     def _after_model(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        state, self._local.running = self._running, None
-        if isinstance(state, Prefill) and output is not None:  # which it is where the forward raised
-            check_prefill(state, args, kwargs, output)
+        running, self._local.running = self._running, None
+        if isinstance(running, LayerInputs) and output is not None:  # it is None if the forward raised
+            check_prefill(running.state, args, kwargs, output)
 
     def _continue(self, cache: Cache, inputs: Mapping[str, Any]) -> _Decode:
-        layers: list[Any] = cache.layers[: self._schedule.owners]
+        layers: list[Any] = cache.layers[: self.compiled.n_kv_layers]
         owners = [layer.owner if isinstance(layer, PrunedLayer) else None for layer in layers]
-        late = max(0, self._schedule.owners - self._first)
-        if owners != [None] * min(self._first, self._schedule.owners) + [self.plan.fingerprint] * late:
+        late = max(0, self.compiled.n_kv_layers - self._first)
+        if owners != [None] * min(self._first, self.compiled.n_kv_layers) + [self.compiled.fingerprint] * late:
             raise UnsupportedPlan(
                 "the cache was filled without this plan, or in chunks", "prefill the whole prompt in this context"
             )
@@ -337,43 +331,25 @@ class Pruning:
             raise UnsupportedPlan("inputs_embeds after the first prefill may hold audio or video", "pass input_ids")
         if ids is not None and ids.shape[1] > 1:
             config, chunk = self.model.config, {"input_ids": ids}
-            if any(layout.count(*MEDIA) for layout in self.adapter.layouts(config, chunk)):
+            if any(layout.count(*MEDIA) for layout in self.compiled.adapter.layouts(config, chunk)):
                 raise UnsupportedPlan(
                     "audio or video after the first prefill is not supported while pruning", "start a new prompt"
                 )
         return _Decode()
 
-    def _start(self, inputs: Mapping[str, Any]) -> Prefill:
+    def _start(self, inputs: Mapping[str, Any]) -> LayerInputs:
         tokens = inputs.get("inputs_embeds") if inputs.get("input_ids") is None else inputs["input_ids"]
         if tokens is None:
             raise UnsupportedPlan("the model was called without a prompt", "pass input_ids or inputs_embeds")
         batch, length = tokens.shape[:2]
         layouts = self._layouts_of(inputs, batch, length)
         decoder_layers.check_length(self._config, length)
-        device = tokens.device
-        prompt = staging.stage_prompt(layouts, length, device)
-        padded = any(len(layout) < length for layout in layouts)
-        counts, widths = staging.stage_cuts(self.plan, layouts, len(self._layers), device)
-        slots = torch.arange(length, device=device).expand(batch, length)
-        valid = prompt.modality[:, :length] >= 0 if padded else None
-        state = Prefill(
-            schedule=self._schedule,
-            prompt=prompt,
-            length=length,
-            slots=slots,
-            valid=valid,
-            stored=dict.fromkeys(range(self._first), gather.Kept(slots, valid)),
-            counts=counts,
-            widths=widths,
-            asking=max(int(staging.question(layout).sum()) for layout in layouts),
-            sounding=sum(layout.count(Modality.AUDIO) for layout in layouts),
-            kept=[(0, slots)],
-            last_only=type(asked := inputs.get("logits_to_keep")) is int and asked == 1,
-        )
-        self._local.kept = (prompt, state.kept)
+        state = PruningState.start(self.compiled, layouts, length, tokens.device)
+        self._local.history = (state.layout, state.history)
         if self._scores is not None:
-            state.signals[Signal.GIVEN] = self._given(batch, length, device)
-        return state
+            state.signals[Signal.GIVEN] = self._given_scores(batch, length, tokens.device)
+        logits = inputs.get("logits_to_keep")
+        return LayerInputs(state, last_only=type(logits) is int and logits == 1)
 
     def _layouts_of(self, inputs: Mapping[str, Any], batch: int, length: int) -> list[Layout]:
         mask = inputs.get("attention_mask")
@@ -384,16 +360,16 @@ class Pruning:
                 raise UnsupportedPlan(
                     f"a mask of shape {list(mask.shape)} does not tell padding", "pass layouts= to prune"
                 )
-            layouts = list(self.adapter.layouts(self.model.config, self._told(inputs, length)))
+            layouts = list(self.compiled.adapter.layouts(self.model.config, self._layout_inputs(inputs, length)))
         else:
             layouts = list(self._layouts)
         copies = batch // max(1, len(layouts))
-        if copies * len(layouts) != batch or (copies > 1 and not self._generating):
+        if copies * len(layouts) != batch or (copies > 1 and not self._call.active):
             raise UnsupportedPlan(f"{len(layouts)} layouts for {batch} prompts", "pass one layout per prompt")
         layouts = [layout for layout in layouts for _ in range(copies)]
-        if length == 1 and self._generating and hasattr(self._local, "kept"):
+        if length == 1 and self._call.active and hasattr(self._local, "history"):
             raise UnsupportedPlan(
-                "the model dropped its cache in mid-answer (Phi-4 does where the prompt and answer pass 4,096 tokens)",
+                f"the model dropped its cache in the middle of an answer{self.compiled.adapter.cache_limit}",
                 "ask for a shorter answer, or about less of the clip",
             )
         if any(len(layout) > length for layout in layouts):
@@ -401,24 +377,24 @@ class Pruning:
                 f"layouts of {[len(layout) for layout in layouts]} tokens do not fit prompts of {length}",
                 "prefill whole prompts",
             )
-        staging.check_mask(mask if isinstance(mask, Tensor) else None, layouts, length, wait=self._layouts is None)
+        guards.check_mask(mask if isinstance(mask, Tensor) else None, layouts, length, wait=self._layouts is None)
         return layouts
 
-    def _told(self, inputs: Mapping[str, Any], length: int) -> Mapping[str, Any]:
-        """What layouts are read off: the arguments of `generate`, which knows of the media what a forward is not told.
+    def _layout_inputs(self, inputs: Mapping[str, Any], length: int) -> Mapping[str, Any]:
+        """The arguments to read layouts from: those of `generate`, if this forward is of its prompt.
 
-        It runs the encoders of some models ahead, and hands on what they say in place of how many frames there are. A
-        forward that is not of its prompt is read by itself.
+        `generate` has the media; it runs the encoders of some models first, and passes their output to the forward in
+        place of the number of frames.
         """
-        asked = getattr(self._local, "asked", {})
-        ids, mask = asked.get("input_ids", asked.get("inputs")), asked.get("attention_mask")
+        arguments = self._call.arguments
+        ids, mask = arguments.get("input_ids", arguments.get("inputs")), arguments.get("attention_mask")
         if not (isinstance(ids, Tensor) and ids.shape[1:] == (length,)):
             return inputs
-        if mask is None and isinstance(found := inputs.get("attention_mask"), Tensor):
-            mask = found[:: found.shape[0] // ids.shape[0]]  # `generate` found the padding, and repeats rows
-        return {**asked, "input_ids": ids, "attention_mask": mask}
+        if mask is None and isinstance(repeated := inputs.get("attention_mask"), Tensor):
+            mask = repeated[:: repeated.shape[0] // ids.shape[0]]  # `generate` inferred the padding, and repeats rows
+        return {**arguments, "input_ids": ids, "attention_mask": mask}
 
-    def _given(self, batch: int, length: int, device: torch.device) -> Tensor:
+    def _given_scores(self, batch: int, length: int, device: torch.device) -> Tensor:
         scores = self._scores
         assert scores is not None
         if batch % scores.shape[0] or scores.shape[1] != length:
@@ -426,47 +402,47 @@ class Pruning:
         return scores.to(device).repeat_interleave(batch // scores.shape[0], dim=0)
 
     def _before_encoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._local.sounds = signature(module.forward).bind(*args, **kwargs).arguments
+        self._local.encoder_inputs = signature(module.forward).bind(*args, **kwargs).arguments
 
-    def _before_encoded(
-        self, ears: AudioAttention, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    def _before_encoder_attention(
+        self, source: AudioAttention, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        sounds = vars(self._local).pop("sounds")
-        if isinstance(state := self._running, Prefill):
-            with ready_to_run(module, args, kwargs) as (placed, named):
-                given = signature(module.forward).bind(*placed, **named).arguments
-                state.heard.append(ears.received(module, sounds, given))
+        encoder_inputs = vars(self._local).pop("encoder_inputs")
+        if isinstance(running := self._running, LayerInputs):
+            with ready_to_run(module, args, kwargs) as (moved, named):
+                inputs = signature(module.forward).bind(*moved, **named).arguments
+                running.state.encoder_scores.append(source.received(module, encoder_inputs, inputs))
 
     def _before_layer(
         self, index: int, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         kwargs = dict(zip(self._layer_parameters, args, strict=False)) | kwargs
         hidden = kwargs.pop("hidden_states")
-        state = self._running
-        if state is None:
+        running = self._running
+        if running is None:
             raise UnsupportedPlan("the decoder was called by itself", "call the whole model")
-        if isinstance(state, _Step):
+        if isinstance(running, _Step):
             return (hidden,), kwargs
-        if isinstance(state, _Decode):
+        if isinstance(running, _Decode):
             return (hidden,), self._decode_arguments(index, hidden, kwargs)
-        hidden = state.cut(index, hidden)
-        return (hidden,), dict(state.layer_arguments(index, kwargs, hidden.dtype))
+        hidden = running.state.cut(index, hidden)
+        return (hidden,), dict(running.arguments(index, kwargs, hidden.dtype))
 
     def _decode_arguments(self, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
-        layer, new = cache_argument.in_arguments(kwargs).layers[self._schedule.sources[index]], hidden.shape[-2]
+        layer, new = cache_argument.in_arguments(kwargs).layers[self.compiled.kv_sources[index]], hidden.shape[-2]
         mask = kwargs.get("attention_mask")
         if not isinstance(layer, PrunedLayer):
-            return kwargs  # it shares what an unpruned layer holds
-        if index < self._schedule.owners:
+            return kwargs  # it reads the cache of an unpruned layer
+        if index < self.compiled.n_kv_layers:
             layer.armed = True
             coming = new
         else:
-            coming = 0  # the layer whose keys it shares has stored the new ones already
+            coming = 0  # the layer whose keys it reads has stored the new ones already
         if mask is None and layer.valid is None and new == 1:
             return kwargs
-        kwargs["attention_mask"] = gather.decode_mask(
+        kwargs["attention_mask"] = decode_mask(
             None if mask is None else mask.to(layer.slots.device),
-            layer.places(coming),
+            layer.positions(coming),
             layer.validity(coming),
             total=layer.get_seq_length() + coming,
             new=new,
@@ -476,39 +452,39 @@ class Pruning:
         return kwargs
 
     def _observe(
-        self, index: int, wanted: Collection[Signal], query: Tensor, key: Tensor, mask: Tensor | None, scaling: float
+        self, index: int, signals: Collection[Signal], query: Tensor, key: Tensor, mask: Tensor | None, scaling: float
     ) -> None:
-        if isinstance(state := self._running, Prefill):
-            state.observe(index, wanted, query, key, mask, scaling)
+        if isinstance(running := self._running, LayerInputs):
+            running.state.observe(index, signals, query, key, mask, scaling)
 
     def _show(
         self,
-        see: Callable[[Captured], None],
+        observer: Callable[[LayerAttention], None],
         index: int,
         query: Tensor,
         key: Tensor,
         mask: Tensor | None,
         scaling: float,
     ) -> None:
-        if isinstance(state := self._running, Prefill):
-            see(state.capture(index, query, key, mask, scaling))
+        if isinstance(running := self._running, LayerInputs):
+            observer(running.state.layer_attention(index, query, key, mask, scaling))
 
     def _after_cached_layer(self, number: int, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        cache, index = cache_argument.in_arguments(kwargs), self._schedule.cache_cuts[number][0]
-        if isinstance(state := self._running, Prefill) and cache is not None:
-            state.cut_cache(number, cache.layers[index], output[0] if isinstance(output, tuple) else output)
+        cache, index = cache_argument.in_arguments(kwargs), self.compiled.cache_cuts[number][0]
+        if isinstance(running := self._running, LayerInputs) and cache is not None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            cache.layers[index].keep(*running.state.select_in_cache(number, hidden))
 
     def _after_last_layer(self, module: Any, args: Any, output: Any) -> Any:
-        state = self._running
-        if not isinstance(state, Prefill) or state.whole or state.sliced:
+        running = self._running
+        if not isinstance(running, LayerInputs) or running.state.is_full or running.only_last_rows:
             return None
-        state.out = True
         if isinstance(output, tuple):
-            return (state.handed_on(output[0]), *output[1:])
-        return state.handed_on(output)
+            return (running.restored(output[0]), *output[1:])
+        return running.restored(output)
 
-    def _add_visual(self, plain: Any, hidden: Tensor, places: Tensor, embeds: Tensor) -> Tensor:
-        state = self._running
-        if not isinstance(state, Prefill) or state.whole:
-            return plain(hidden, places, embeds)
-        return state.with_visual(hidden, places, embeds)
+    def _add_visual(self, plain: Any, hidden: Tensor, mask: Tensor, embeds: Tensor) -> Tensor:
+        running = self._running
+        if not isinstance(running, LayerInputs) or running.state.is_full:
+            return plain(hidden, mask, embeds)
+        return running.add_visual(hidden, mask, embeds)

@@ -15,7 +15,7 @@ class PrunedLayer(DynamicLayer):
     """Keys and values of the tokens that one layer kept, with their places in the unpruned sequence.
 
     It reports the length of the unpruned sequence, so that positions and masks are made as for the plain model; the
-    engine then picks the columns of the mask that are stored here (`places`).
+    engine then picks the columns of the mask that are stored here (`positions`).
 
     slots: column of the padded prompt of every kept token; `prompt` where a row keeps fewer tokens than the longest of
     its batch, and valid is False there. valid: None if all are real. prompt: length of the padded prompt. owner:
@@ -58,7 +58,7 @@ class PrunedLayer(DynamicLayer):
             self._hold_last(self.window - 1)
         return keys, values
 
-    def hold(self, index: Int[Tensor, "batch kept"], real: Bool[Tensor, "batch kept"] | None) -> None:
+    def keep(self, index: Int[Tensor, "batch kept"], real: Bool[Tensor, "batch kept"] | None) -> None:
         """Keep these of the tokens that are stored, and no others.  real: which of them there are (None: all)."""
         assert self.keys is not None
         assert self.values is not None
@@ -85,7 +85,7 @@ class PrunedLayer(DynamicLayer):
         """Length of the unpruned sequence."""
         return self.prompt + self.generated if self.is_initialized else 0
 
-    def places(self, new: int) -> Int[Tensor, "batch stored"]:
+    def positions(self, new: int) -> Int[Tensor, "batch stored"]:
         """Column in the unpruned sequence of everything stored once `new` more tokens are."""
         later = torch.arange(self.prompt, self.prompt + self.generated + new, device=self.slots.device)
         return torch.cat([self.slots, later.expand(self.slots.shape[0], -1)], dim=1)

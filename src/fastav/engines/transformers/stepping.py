@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from fastav import cache_argument
-from fastav.attention import one_query_attention
-from fastav.engines.transformers import decoder_layers
+from fastav.engines.transformers.attention_hooks import override_attention
 from fastav.engines.transformers.buffers import StepCache, StepLayer, Stored
 from fastav.engines.transformers.devices import is_dispatched, running_on
-from fastav.engines.transformers.tap import replaced
 from fastav.engines.transformers.wrapped import attention_of
 from fastav.errors import UnsupportedModel, UnsupportedPlan
+from fastav.pruning import decoder_layers
+from fastav.pruning.attention import one_query_attention
 
 ROOM = 256  # tokens that buffers have room for, behind what a prefill has stored
 CAPTURING = frozenset({"cuda"})  # kinds of devices that capture
@@ -182,7 +182,7 @@ def stepped(decoder: Any) -> Iterator[None]:
     """While active, a step's attention looks at buffers as `attend` does; whatever else the decoder runs does not."""
     with ExitStack() as stack:
         for layer in decoder.layers:
-            stack.enter_context(replaced(attention_of(layer), attend))
+            stack.enter_context(override_attention(attention_of(layer), attend))
         yield
 
 

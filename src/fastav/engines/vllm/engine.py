@@ -10,10 +10,10 @@ import torch
 from transformers import PreTrainedConfig
 
 from fastav.adapter import ModelAdapter, Request, adapter_for
+from fastav.decoding.stopping import Stop
+from fastav.decoding.streaming import Stream
+from fastav.device import known_dtype
 from fastav.engine import GREEDY, Answer, Engine, Prepare, Run, Sampling, Saving
-from fastav.engines.transformers.choosing import Stop
-from fastav.engines.transformers.placing import known_dtype
-from fastav.engines.transformers.streaming import Stream
 from fastav.engines.vllm import guards, offline
 from fastav.engines.vllm.offline import Offline, Said
 from fastav.errors import FastAVError, PlanError
@@ -21,6 +21,7 @@ from fastav.flops import kv_bytes, prefill_flops
 from fastav.layout import Layout
 from fastav.method import Signal
 from fastav.plan import Plan
+from fastav.pruning.compiled import CompiledPlan
 from fastav.sources import reachable
 
 
@@ -42,7 +43,7 @@ class VllmEngine(Engine):
     llm: a `vllm.LLM` that was started with fastav in its `additional_config`, for settings of your own.
     """
 
-    provides: ClassVar[frozenset[Signal]] = frozenset(Signal) - {Signal.GIVEN, Signal.ENCODER}
+    provides: ClassVar[frozenset[Signal]] = guards.PROVIDES
 
     def __init__(self, llm: Any) -> None:
         self._vllm = Offline(llm)
@@ -97,10 +98,12 @@ class VllmEngine(Engine):
         attention: str | None = None,
         *,
         adapter: ModelAdapter | None = None,
-    ) -> None:
-        """Refuse plans that cannot be carried out exactly inside vLLM."""
-        named = adapter or adapter_for(config.architectures or (), config.to_dict())
-        guards.check_plan(guards.Asked(plan=plan, adapter=named, config=getattr(config, "thinker_config", config)))
+    ) -> CompiledPlan:
+        """Compile a plan for this model, and refuse what cannot be exact inside vLLM."""
+        adapter = adapter or adapter_for(config.architectures or (), config.to_dict())
+        asked = guards.Asked(plan=plan, adapter=adapter, config=getattr(config, "thinker_config", config))
+        guards.check_plan(asked)
+        return asked.compiled
 
     def generate(
         self,

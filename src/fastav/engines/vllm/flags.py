@@ -55,7 +55,7 @@ def flags(asked: guards.Asked, max_model_len: int) -> tuple[Flag, ...]:
             why="pruned layers hold other tokens than prefix caching looks for",
         ),
     ]
-    if not asked.by_layout:
+    if not asked.compiled.layout_only:
         found += [
             Flag(
                 name="--no-enable-chunked-prefill",

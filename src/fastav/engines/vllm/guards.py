@@ -3,22 +3,18 @@
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedConfig
 
 from fastav.adapter import ModelAdapter, adapter_for, plan_named
-from fastav.engines.transformers import decoder_layers, guards
 from fastav.errors import PlanError, UnsupportedModel, UnsupportedPlan
-from fastav.method import Method, Signal, method_of
-from fastav.methods.keep_first import KeepFirst
-from fastav.methods.omnidrop import Omnidrop
-from fastav.methods.position import Position
-from fastav.methods.random import Random
-from fastav.methods.strided import Strided
-from fastav.methods.unpadded import Unpadded
+from fastav.method import Signal
 from fastav.plan import Plan
+from fastav.pruning import decoder_layers
+from fastav.pruning.compiled import CompiledPlan, compile_plan
 
 Features = Mapping[str, Callable[..., Any]]  # what of the media's features layouts read: how several become one array
 GRIDS: Features = {"video_grid_thw": np.stack}
@@ -35,10 +31,10 @@ MODELS: Mapping[str, Features] = {
 }
 HOW = 'start it with --additional-config \'{"fastav": {"plan": "fastav"}}\''
 LONGEST, STEPS, LARGEST = 16_384, 32, 1024  # of a plan that comes with a request, for which others wait
-BY_LAYOUT = (KeepFirst, Position, Random, Strided, Unpadded)  # methods that look at nothing but the layout
+PROVIDES = frozenset(Signal) - {Signal.GIVEN, Signal.ENCODER, Signal.SECONDS}  # what vLLM passes on
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Asked:
     """What `additional_config` asks for: a plan, for a model.
 
@@ -60,15 +56,10 @@ class Asked:
         text: Any = self.text
         return text.num_hidden_layers
 
-    @property
-    def cuts(self) -> tuple[tuple[int, Method], ...]:
-        """Every layer that is cut, with its method.  Raises: PlanError."""
-        return tuple((layer, method_of(step)) for layer, step in self.plan.cuts(self.depth))
-
-    @property
-    def by_layout(self) -> bool:
-        """Whether every prompt's layout alone says which tokens stay."""
-        return all(type(method) in BY_LAYOUT for _, method in self.cuts)
+    @cached_property
+    def compiled(self) -> CompiledPlan:
+        """The plan, compiled for the model.  Raises: PlanError, UnsupportedModel, UnsupportedPlan."""
+        return compile_plan(self.plan, self.text, self.adapter)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,23 +219,17 @@ def check_plan(asked: Asked) -> None:
     asked.plan.require(asked.adapter.name, asked.depth, text.hidden_size)
     if asked.plan.cache_cuts(asked.depth):
         raise UnsupportedPlan("vLLM's cache cannot give back tokens of one layer alone", "leave cache_only out")
-    guards.check_decoder(asked.text, asked.cuts)
-    first = min((layer for layer, _ in asked.cuts), default=asked.depth)
-    if any(decoder_layers.narrow(asked.text)[first:]):
+    if missing := asked.compiled.needs - PROVIDES:
+        method = next(method for method in asked.compiled.methods if method.needs & missing)
+        raise UnsupportedPlan(
+            f"{type(method).__name__} reads {', '.join(sorted(method.needs & missing))}, which vLLM does not pass on",
+            "choose another method, or the engine transformers",
+        )
+    if any(decoder_layers.narrow(asked.text)[asked.compiled.first_layer :]):
         raise UnsupportedPlan(
             "vLLM counts a sliding window in stored keys, which are not neighbours after pruning",
             "prune after the last sliding-window layer",
         )
-    for _, method in asked.cuts:
-        if outside := method.needs & {Signal.GIVEN, Signal.ENCODER}:
-            raise UnsupportedPlan(
-                f"{type(method).__name__} needs {', '.join(outside)} scores, which vLLM does not hand on",
-                "take a method that does not need them, or the engine transformers",
-            )
-        if isinstance(method, Omnidrop):
-            raise UnsupportedPlan(
-                "Omnidrop asks when tokens are shown, which vLLM does not hand on", "take the engine transformers"
-            )
 
 
 def check(asked: Asked, serving: Serving) -> None:
@@ -260,8 +245,8 @@ def check(asked: Asked, serving: Serving) -> None:
 
 
 def _check_pieces(asked: Asked, chunked_prefill: bool) -> None:
-    if chunked_prefill and not asked.by_layout:
-        scoring = next(type(method).__name__ for _, method in asked.cuts if type(method) not in BY_LAYOUT)
+    if chunked_prefill and not asked.compiled.layout_only:
+        scoring = next(type(method).__name__ for method in asked.compiled.methods if not method.layout_only)
         raise UnsupportedPlan(
             f"{scoring} looks at whole prompts, and chunked prefill shows it pieces", "--no-enable-chunked-prefill"
         )

@@ -29,7 +29,7 @@ from fastav.engines.vllm.ranks import MEANS, Ranks
 from fastav.engines.vllm.step_check import LayerCall, StepPlan, StepRecord, require_step
 from fastav.engines.vllm.walk import Geometry, Row, Walk, uploaded
 from fastav.errors import FastAVError, UnsupportedModel, UnsupportedPlan, reason_of
-from fastav.plan_check import not_applied
+from fastav.pruning.verification import not_applied
 
 SUPPORTED = "0.32.0"  # of vLLM, which the extra `vllm` names too
 WORKER = f"{__name__}.PruningWorker"
@@ -229,7 +229,7 @@ def _adapt(config: Any, asked: guards.Asked) -> None:
     if config.cache_config.enable_prefix_caching:
         log.warning("fastav: prefix caching is turned off, as pruned layers hold other tokens than it looks for")
         config.cache_config.enable_prefix_caching = False
-    if scheduler.enable_chunked_prefill and not asked.by_layout:
+    if scheduler.enable_chunked_prefill and not asked.compiled.layout_only:
         log.warning("fastav: chunked prefill is turned off, as the plan's methods look at whole prompts")
         scheduler.enable_chunked_prefill = False
     if not scheduler.enable_chunked_prefill:
@@ -475,7 +475,7 @@ class Pruning:
             made = self.plans.of(said_by(request.sampling_params))
             self.passages[name] = made.of(prompt_of(request, made), self.runner.device)
             if (prefill := self.passages[name].prefill) is not None and not self.ranks.alone:
-                prefill.agreed = self.ranks.agreed
+                prefill.broadcast_indices = self.ranks.agreed
         passage = self.passages[name]
         if passage.length != request.num_prompt_tokens:
             raise UnsupportedPlan("a prompt grew after it had run, as streamed input does", "send whole prompts")

@@ -25,7 +25,7 @@ from fastav.engines.vllm.internals import computed_before, plans, prompt_of, sai
 from fastav.engines.vllm.parts import parts
 from fastav.engines.vllm.passage import Passage, Passages
 from fastav.layout import Layout, Modality
-from fastav.plan_check import not_applied
+from fastav.pruning.verification import not_applied
 
 TEXT = 64  # tokens of a typical question, with what stands around it
 log = init_logger("vllm.fastav")

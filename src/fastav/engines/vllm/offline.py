@@ -14,11 +14,11 @@ from transformers import GenerationConfig, PreTrainedConfig, ProcessorMixin
 
 from fastav.adapter import Prompt
 from fastav.engine import Sampling
-from fastav.engines.transformers.request_lock import RequestLock
 from fastav.engines.vllm import guards
 from fastav.engines.vllm.passage import inputs_of
 from fastav.errors import EngineStopped, FastAVError, InstallationError, install_hint, reason_of
 from fastav.plan import Plan
+from fastav.request_lock import RequestLock
 
 COOLEST, HOTTEST = 0.01, 2.0  # temperatures that vLLM takes as they are, besides 0
 PER_PROMPT = {"video": 1, "audio": 1, "image": 0}  # a request is about one clip

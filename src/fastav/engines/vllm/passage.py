@@ -14,13 +14,13 @@ import torch
 from jaxtyping import Bool, Int
 
 from fastav.adapter import ModelAdapter
-from fastav.engines.transformers import gather, staging
-from fastav.engines.transformers.prefill import Prefill, Schedule
 from fastav.engines.vllm.guards import MODELS, Asked, named
 from fastav.errors import PlanError
-from fastav.layout import Layout, Modality
+from fastav.layout import Layout
 from fastav.method import Signal
-from fastav.plan_check import require_applied
+from fastav.pruning.compiled import CompiledPlan
+from fastav.pruning.state import PruningState
+from fastav.pruning.verification import require_applied
 
 Stays = Bool[np.ndarray, " tokens"]
 
@@ -37,7 +37,7 @@ class Passage:
     length: int
     held: tuple[int, ...]
     stays: tuple[Stays, ...] | None
-    prefill: Prefill | None = None
+    prefill: PruningState | None = None
 
     @property
     def whole(self) -> bool:
@@ -67,23 +67,20 @@ class Passages:
     def __init__(self, asked: Asked) -> None:
         self.asked, self.depth = asked, asked.depth
 
-    @cached_property
-    def schedule(self) -> Schedule:
-        """Of the plan, as the engine transformers knows it."""
-        asked = self.asked
-        return Schedule(
-            plan=asked.plan, config=asked.text, cuts=asked.cuts, cache_cuts=(), owners=self.depth, depth=self.depth
-        )
+    @property
+    def compiled(self) -> CompiledPlan:
+        """The plan, compiled for the model."""
+        return self.asked.compiled
 
-    @cached_property
+    @property
     def layers(self) -> tuple[int, ...]:
         """Layers that are cut, in order."""
-        return tuple(sorted({layer for layer, _ in self.schedule.cuts}))
+        return self.compiled.cut_layers
 
-    @cached_property
-    def wanted(self) -> dict[int, set[Signal]]:
+    @property
+    def wanted(self) -> dict[int, frozenset[Signal]]:
         """What methods ask of the attention of which layers."""
-        return self.schedule.wanted()
+        return self.compiled.observed
 
     def of(self, inputs: Mapping[str, Any], device: torch.device | None = None) -> Passage:
         """The passage of a prompt.
@@ -96,7 +93,7 @@ class Passages:
         if min(held) == len(layout):
             stays = (np.ones(len(layout), bool),) * self.depth
         else:
-            stays = self._stays(layout) if self.asked.by_layout else None
+            stays = self._stays(layout) if self.compiled.layout_only else None
             if stays is not None:
                 require_applied(held, [int(layer.sum()) for layer in stays], "cache is to hold {} tokens")
         prefill = self._prefill(layout, device) if stays is None and device is not None else None
@@ -119,23 +116,8 @@ class Passages:
             layers.append(now)
         return tuple(layers)
 
-    def _prefill(self, layout: Layout, device: torch.device) -> Prefill:
-        length = len(layout)
-        counts, widths = staging.stage_cuts(self.asked.plan, [layout], self.depth, device)
-        slots = torch.arange(length, device=device)[None]
-        return Prefill(
-            schedule=self.schedule,
-            prompt=staging.stage_prompt([layout], length, device),
-            length=length,
-            slots=slots,
-            valid=None,
-            stored=dict.fromkeys(range(self.schedule.first), gather.Kept(slots, None)),
-            counts=counts,
-            widths=widths,
-            asking=int(staging.question(layout).sum()),
-            sounding=layout.count(Modality.AUDIO),
-            kept=[(0, slots)],
-        )
+    def _prefill(self, layout: Layout, device: torch.device) -> PruningState:
+        return PruningState.start(self.compiled, [layout], len(layout), device)
 
 
 class Plans:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from fastav.engines.vllm.passage import Passage
-from fastav.plan_check import not_applied, require_applied
+from fastav.pruning.verification import not_applied, require_applied
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fastav.engines.transformers import gather
 from fastav.engines.vllm.passage import Passage
 from fastav.errors import UnsupportedPlan
 from fastav.method import Signal
@@ -108,7 +107,7 @@ class Row:
     ) -> None:
         """Show methods what a layer's attention was given, of this row's prompt."""
         if wanted and (prefill := self.passage.prefill) is not None:
-            prefill.stored[layer] = gather.Kept(prefill.slots, None)
+            prefill.enter_layer(layer)
             asked = prefill.slots.shape[1]
             q, k = (x[:asked].transpose(0, 1)[None] for x in (query, key))
             prefill.observe(layer, wanted, q, k, None, scaling)
