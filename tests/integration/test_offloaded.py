@@ -11,7 +11,8 @@ from accelerate import cpu_offload, disk_offload, dispatch_model
 
 import fastav
 from fastav.adapter import plan_named
-from fastav.engines.transformers import Decoding, TransformersEngine, devices, prune, stepping
+from fastav.engines.transformers import Decoding, TransformersEngine, devices, prune
+from fastav.engines.transformers.generation import cuda_graphs
 from fastav.errors import PlanNotApplied
 from fastav.plan import Keep, Plan, Share, Step
 from fastav.presets import NONE
@@ -98,9 +99,9 @@ def test_a_cut_that_vanishes_is_an_error(offloaded: Any, monkeypatch: pytest.Mon
 
 
 def test_steps_are_not_captured(offloaded: Any, plain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stepping, "CAPTURING", {"cpu", "meta"})
-    assert stepping.captures(plain)
-    assert not stepping.captures(offloaded)  # weights come and go, and a graph would read where they once were
+    monkeypatch.setattr(cuda_graphs, "CAPTURING", {"cpu", "meta"})
+    assert cuda_graphs.captures(plain)
+    assert not cuda_graphs.captures(offloaded)  # weights come and go, and a graph would read where they once were
 
 
 def test_it_runs_where_the_hooks_say(offloaded: Any) -> None:

@@ -17,7 +17,7 @@ from fastav.bench.contenders import BASE, Contender
 from fastav.bench.measure import Spread
 from fastav.bench.session import Session
 from fastav.bench.subjects import Subject, prompts, subject
-from fastav.engines.transformers.compiled import compiled, is_compiled
+from fastav.engines.transformers.compiled_layers import compiled, is_compiled
 from fastav.errors import FastAVError, PlanError, UnknownName, UnsupportedPlan
 from fastav.flops import DecoderShape, kv_bytes, prefill_flops
 from fastav.plan import Keep, Plan, Share, Step

@@ -18,11 +18,11 @@ from fastav.decoding.streaming import Stream
 from fastav.device import known_attention, placed
 from fastav.engine import GREEDY, Answer, Engine, Prepare, Run, Sampling, Saving
 from fastav.engines.transformers import guards
-from fastav.engines.transformers.ahead import Ahead, Encoded, on_device
-from fastav.engines.transformers.choosing import settings
-from fastav.engines.transformers.decoding import Decoding, forget
 from fastav.engines.transformers.devices import input_device, running_on
+from fastav.engines.transformers.generation.loop import Decoding, release_steps
+from fastav.engines.transformers.generation.sampler import generate_settings
 from fastav.engines.transformers.hooks import prune
+from fastav.engines.transformers.prefetch import EncodedBatch, EncoderPrefetcher, on_device
 from fastav.engines.transformers.stopwatch import PeakMemory, Phases
 from fastav.engines.transformers.tracing import trace
 from fastav.errors import FastAVError, PlanError
@@ -46,7 +46,7 @@ class _Batch:
 
     prepared: Prepared
     media: float
-    encoded: Encoded | None = None
+    encoded: EncodedBatch | None = None
 
 
 class TransformersEngine(Engine):
@@ -144,7 +144,7 @@ class TransformersEngine(Engine):
         """What decodes and tokenizes batches, in any thread, and runs their encoders where that is asked for."""
         compiled = self._checked(plan, max_new_tokens)
         with self._answering:  # a model that answers is not one to be copied
-            ahead = Ahead(self.model, self.adapter) if self._encodes_ahead(compiled) else None
+            ahead = EncoderPrefetcher(self.model, self.adapter) if self._encodes_ahead(compiled) else None
 
         def prepare(requests: Sequence[Request]) -> Run:
             batch = self._batch(requests, max_new_tokens)
@@ -179,7 +179,9 @@ class TransformersEngine(Engine):
     def _encodes_ahead(self, compiled: CompiledPlan) -> bool:
         """Whether encoders run ahead: if asked for, and no method reads their attention."""
         ahead = input_device(self.model).type == "cuda" if self._encode_ahead is None else self._encode_ahead
-        return ahead and Signal.ENCODER not in compiled.needs and Ahead.possible(self.model, self.adapter)
+        return (
+            ahead and Signal.ENCODER not in compiled.needs and EncoderPrefetcher.is_supported(self.model, self.adapter)
+        )
 
     def _batch(self, requests: Sequence[Request], max_new_tokens: int) -> _Batch:
         """Raises: MediaError, FastAVError for prompts that are too long."""
@@ -201,7 +203,7 @@ class TransformersEngine(Engine):
             with self._answering:
                 return self._answers_now(batch, compiled, max_new_tokens, sampling, on_text)
         except torch.OutOfMemoryError:
-            if not forget(self.model):
+            if not release_steps(self.model):
                 raise
         with self._answering:
             return self._answers_now(replace(batch, encoded=None), compiled, max_new_tokens, sampling, on_text)
@@ -224,13 +226,13 @@ class TransformersEngine(Engine):
         phases, memory = Phases(device), PeakMemory(*running_on(self.model))
         with (
             prune(self.model, compiled, layouts=prepared.layouts) as pruning,
-            nullcontext() if encoded is None else encoded.given(encoders),
+            nullcontext() if encoded is None else encoded.replayed(encoders),
             phases.timing(self.model, encoders),
             _seeded(sampling.seed, device),
         ):
             ids: Any = self.model.generate(  # pyright: ignore[reportCallIssue]
                 **inputs,
-                **settings(sampling),
+                **generate_settings(sampling),
                 max_new_tokens=max_new_tokens,
                 custom_generate=Decoding(self.adapter, streamer=streamer, stop=stop),
             )

@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from fastav import token_mixing
 from fastav.adapter import ModelAdapter
-from fastav.engines.transformers.buffers import StepCache
+from fastav.engines.transformers.generation.buffers import StepCache
 from fastav.errors import UnsupportedModel, UnsupportedPlan
 from fastav.layout import Layout
 from fastav.pruning.decoder_layers import layers_with_cache, narrow

@@ -26,8 +26,8 @@ from fastav.adapter import AudioAttention, ModelAdapter, adapter_for, plan_named
 from fastav.engines.transformers import guards
 from fastav.engines.transformers.applied import check_prefill
 from fastav.engines.transformers.attention_hooks import observe_attention
-from fastav.engines.transformers.buffers import StepCache
 from fastav.engines.transformers.devices import ready_to_run
+from fastav.engines.transformers.generation.buffers import StepCache
 from fastav.engines.transformers.guards import GenerateCall
 from fastav.engines.transformers.kv_cache import PrunedLayer
 from fastav.engines.transformers.layer_inputs import LayerInputs

@@ -1,4 +1,4 @@
-"""Encoders that run ahead: in a thread, while the model answers another batch."""
+"""Encoders of the next batch, run in a thread while the model answers another batch."""
 
 import copy
 import threading
@@ -17,36 +17,35 @@ from transformers import PreTrainedModel
 
 from fastav.adapter import ModelAdapter
 from fastav.engine import GREEDY
-from fastav.engines.transformers.choosing import settings
-from fastav.engines.transformers.decoding import Decoding
 from fastav.engines.transformers.devices import input_device, is_dispatched
+from fastav.engines.transformers.generation.loop import Decoding
+from fastav.engines.transformers.generation.sampler import generate_settings
 from fastav.engines.transformers.guards import patched
 from fastav.engines.transformers.stopwatch import Stopwatch
 
 
-class _Entered(Exception):
-    """The decoder is about to run."""
+class _StopBeforeDecoder(Exception):
+    """Raised in place of the decoder's first layer: the encoders have run."""
 
 
 def on_device(inputs: Mapping[str, Any], model: PreTrainedModel) -> dict[str, Any]:
-    """Arguments of a model where it is; features in the type of its weights."""
-
+    """Arguments of a model on its device; features in the dtype of its weights."""
     device = input_device(model)
 
-    def placed(value: Any) -> Any:
+    def move(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        features = value.is_floating_point() and value.ndim > 1  # one number an item is a time, which must stay exact
+        features = value.is_floating_point() and value.ndim > 1  # one number per item is a time, which must stay exact
         return value.to(device=device, dtype=model.dtype if features else value.dtype)
 
-    return {name: placed(value) for name, value in inputs.items()}
+    return {name: move(value) for name, value in inputs.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Encoded:
+class EncodedBatch:
     """A batch whose encoders have run.
 
-    inputs: arguments of the model, on its device. seconds: that the encoders took; on a GPU this waits for them.
+    inputs: arguments of the model, on its device. seconds: time of the encoders; on a GPU the call waits for them.
     """
 
     inputs: Mapping[str, Any]
@@ -55,10 +54,10 @@ class Encoded:
     done: Any  # a CUDA event, None on a CPU
 
     @contextmanager
-    def given(self, encoders: Sequence[nn.Module]) -> Iterator[None]:
-        """While active, the encoders say in this thread what they have said before, and in others what they will.
+    def replayed(self, encoders: Sequence[nn.Module]) -> Iterator[None]:
+        """While active, the encoders return these outputs in this thread, and run in others.
 
-        For once, and in inference mode.
+        Works once, in inference mode.
         """
         if self.done is not None:
             self._await()
@@ -66,7 +65,7 @@ class Encoded:
             for encoder, outputs in zip(encoders, self.outputs, strict=True):
                 stack.enter_context(patched(encoder, "forward", _repeating(encoder.forward, outputs)))
             yield
-        assert not any(self.outputs), "an encoder was called less often than ahead"
+        assert not any(self.outputs), "an encoder was called less often than when it ran ahead"
 
     def _await(self) -> None:
         """Let what this thread launches wait for the encoders, and their memory wait for it."""
@@ -80,21 +79,21 @@ class Encoded:
 
 
 def _repeating(plain: Callable[..., Any], outputs: deque[Any]) -> Callable[..., Any]:
-    here = threading.get_ident()
+    thread = threading.get_ident()
 
     @wraps(plain)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return outputs.popleft() if outputs and threading.get_ident() == here else plain(*args, **kwargs)
+        return outputs.popleft() if outputs and threading.get_ident() == thread else plain(*args, **kwargs)
 
     return forward
 
 
-class Ahead:
-    """A model's encoders, to be run in any thread while the model itself answers; by one thread at a time.
+class EncoderPrefetcher:
+    """Runs a model's encoders in any thread while the model itself answers; one thread at a time.
 
-    They belong to a twin: the model once more, of the same weights. So they meet neither the hooks of pruning nor what
-    a forward leaves on a model for its later ones (M-RoPE's offsets). The twin runs `generate` up to its first decoder
-    layer, and so calls its encoders as the model will. On a CUDA device it has a stream of its own.
+    They belong to a copy of the model that shares its weights, so they meet neither the hooks of pruning nor the state
+    that a forward leaves on the model (M-RoPE's offsets). The copy runs `generate` up to its first decoder layer, and
+    so calls its encoders as the model does. On a CUDA device it has a stream of its own.
     """
 
     def __init__(self, model: PreTrainedModel, adapter: ModelAdapter) -> None:
@@ -108,18 +107,17 @@ class Ahead:
             self._calls.append(deque())
             encoder.register_forward_hook(self._recorder(number))
         layers: Any = adapter.decoder(self._model).layers
-        layers[0].register_forward_pre_hook(_enter)
+        layers[0].register_forward_pre_hook(_stop_before_decoder)
         if model.device.type == "cuda":
             self._stream = torch.cuda.Stream(model.device)
             torch.cuda.synchronize(model.device)  # the weights are there
 
     @staticmethod
-    def possible(model: PreTrainedModel, adapter: ModelAdapter) -> bool:
-        """Whether a twin is sure to be one, and to be alone.
+    def is_supported(model: PreTrainedModel, adapter: ModelAdapter) -> bool:
+        """Whether a copy behaves as the model does, and leaves the model alone.
 
-        A method that was replaced on a module belongs to the original, whoever calls it. Where weights are quantized,
-        offloaded or spread over devices there is more than weights to share. Models that also speak answer through
-        another one.
+        It does not if a method was replaced on a module (the copy would call the original's), if weights are quantized,
+        offloaded or spread over devices, or if the model also speaks and answers through another model.
         """
         modules = [(type(module), vars(module)) for module in model.modules()]
         patched = any(callable(own) and hasattr(kind, name) for kind, owned in modules for name, own in owned.items())
@@ -128,21 +126,23 @@ class Ahead:
         return not (patched or spread or quantized) and adapter.language_model(model) is model
 
     @torch.inference_mode()
-    def encode(self, inputs: Mapping[str, Any]) -> Encoded:
+    def encode(self, inputs: Mapping[str, Any]) -> EncodedBatch:
         """Run the encoders on the arguments of the model's forward."""
         with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
-            placed = on_device(inputs, self._model)
+            moved = on_device(inputs, self._model)
             start = self._watch.now()
             try:
-                with suppress(_Entered):
-                    self._model.generate(**placed, **settings(GREEDY), max_new_tokens=1, custom_generate=self._decoding)
+                with suppress(_StopBeforeDecoder):
+                    self._model.generate(
+                        **moved, **generate_settings(GREEDY), max_new_tokens=1, custom_generate=self._decoding
+                    )
                 outputs = [deque(calls) for calls in self._calls]
             finally:
                 for calls in self._calls:
                     calls.clear()
             end = self._watch.now()
             done = None if self._stream is None else self._stream.record_event()
-        return Encoded(inputs=placed, seconds=lambda: self._watch.between(start, end), outputs=outputs, done=done)
+        return EncodedBatch(inputs=moved, seconds=lambda: self._watch.between(start, end), outputs=outputs, done=done)
 
     def _recorder(self, number: int) -> Callable[..., None]:
         def record(module: nn.Module, args: Any, output: Any) -> None:
@@ -152,5 +152,5 @@ class Ahead:
         return record
 
 
-def _enter(*_: Any) -> None:
-    raise _Entered
+def _stop_before_decoder(*_: Any) -> None:
+    raise _StopBeforeDecoder

@@ -1,4 +1,4 @@
-"""One decoding step of a model over buffers: run as it stands, or, on a CUDA device, captured once and replayed."""
+"""One decoding step of a model over buffers: run as it is, or, on a CUDA device, captured once and replayed."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,8 +13,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from fastav import cache_argument
 from fastav.engines.transformers.attention_hooks import override_attention
-from fastav.engines.transformers.buffers import StepCache, StepLayer, Stored
 from fastav.engines.transformers.devices import is_dispatched, running_on
+from fastav.engines.transformers.generation.buffers import LayerKV, StepCache, StepLayer
 from fastav.engines.transformers.wrapped import attention_of
 from fastav.errors import UnsupportedModel, UnsupportedPlan
 from fastav.pruning import decoder_layers
@@ -23,23 +23,23 @@ from fastav.pruning.attention import one_query_attention
 ROOM = 256  # tokens that buffers have room for, behind what a prefill has stored
 CAPTURING = frozenset({"cuda"})  # kinds of devices that capture
 
-# what an attention call may be told beside its mask without computing anything else than attention
+# settings of an attention call, beside its mask, that leave it plain attention
 _PLAIN = {
     *("scaling", "dropout", "is_causal", "sliding_window", "position_ids", "cache_position", "use_cache"),
     *("output_attentions", "output_router_logits"),
 }
-MASKED = ("eager", "sdpa")  # attention that sees windows in its mask; others are told their length
+MASKED = ("eager", "sdpa")  # attention whose mask holds windows; other kernels take their length
 _running = threading.local()
 _checked: WeakKeyDictionary[Any, set[tuple[Any, ...]]] = WeakKeyDictionary()
 _capturing = threading.Lock()
 
 
-class Stepper:
+class DecodeStep:
     """Steps of one shape: a batch, and the capacity of every layer's buffers.
 
     inputs: arguments of the model's forward for the next step, as the model itself prepares them, without mask and
     cache. fixed: keep shapes as they are, with masks over whole buffers; on a CUDA device the step is then captured.
-    The model is not held: one that is gone takes the steppers that are kept for it along.
+    No reference to the model is kept, so that a model which is deleted frees its steps.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Stepper:
         model: PreTrainedModel,
         decoder: Any,
         inputs: Mapping[str, Any],
-        like: Sequence[Stored],
+        like: Sequence[LayerKV],
         capacities: Sequence[int],
         *,
         fixed: bool,
@@ -64,12 +64,12 @@ class Stepper:
         if fixed and captures(model):
             self._graph, self._logits = record(self._step, model.device)
 
-    def begin(self, inputs: Mapping[str, Any], given: Sequence[Stored], prompt: int) -> None:
-        """Set out behind a prefill.  inputs: of its first step, for positions."""
+    def begin(self, inputs: Mapping[str, Any], layers: Sequence[LayerKV], prompt: int) -> None:
+        """Start after a prefill.  inputs: of its first step, for positions."""
         for name, value in inputs.items():
             if isinstance(value, Tensor):
                 self.inputs[name].copy_(value)
-        self.cache.fill(given, prompt)
+        self.cache.fill(layers, prompt)
 
     def __call__(self, token: Int[Tensor, " batch"]) -> Float[Tensor, "batch vocabulary"]:
         """The logits behind one more token, valid until the next call."""
@@ -78,20 +78,20 @@ class Stepper:
             self._logits = self._step()
         else:
             self._graph.replay()
-        self.cache.clock.tick()
+        self.cache.position.tick()
         assert self._logits is not None
         return self._logits
 
     def masks(self) -> dict[nn.Module, Any]:
-        """What the model's own code tells each attention call of what a step may see: as `_agrees` takes it."""
+        """The mask or window that the model's own code gives each attention call of a step: as `_agrees` takes it."""
         if self._kind in MASKED:
             self._own["attention_mask"] = None
-        _running.shown = shown = {}
+        _running.masks = masks = {}
         try:
             self._step()
         finally:
-            _running.shown = None
-        return shown
+            _running.masks = None
+        return masks
 
     def _step(self) -> Float[Tensor, "batch vocabulary"]:
         model, decoder = self._model(), self._decoder()
@@ -106,17 +106,17 @@ class Stepper:
         finally:
             _running.layers = {}
         self.cache.end_step()
-        self.cache.clock.advance()
+        self.cache.position.advance()
         if (positions := self.inputs.get("position_ids")) is not None:
             positions.add_(1)
         return logits
 
 
-def check_masks(model: Any, decoder: Any, inputs: Mapping[str, Any], like: Sequence[Stored]) -> None:
-    """Refuse a model whose layers see other tokens than the buffers of its steps would show them.
+def check_masks(model: Any, decoder: Any, inputs: Mapping[str, Any], like: Sequence[LayerKV]) -> None:
+    """Refuse a model whose layers see other tokens than its configuration says.
 
-    Once for each model: it runs a step over buffers that say they are far behind a prompt, where all windows slide, and
-    makes the masks itself.  inputs: of a step. like: what a prefill has stored.
+    Once for each model: it runs a step at a position far behind the prompt, where all windows slide, and makes the
+    masks itself.  inputs: of a step. like: keys and values after a prefill.
 
     Raises: UnsupportedModel.
     """
@@ -124,43 +124,43 @@ def check_masks(model: Any, decoder: Any, inputs: Mapping[str, Any], like: Seque
     if (kind, windows) in _checked.setdefault(decoder, set()):
         return
     few = [one.first(1) for one in like]
-    stepper = Stepper(model, decoder, inputs, few, [2] * len(few), fixed=False)
+    step = DecodeStep(model, decoder, inputs, few, [2] * len(few), fixed=False)
     longest = getattr(decoder.config, "max_position_embeddings", None) or 0
     far = max(longest, *(2 * (window or 0) for window in windows), 1024)
-    stepper.cache.fill(few, far)
-    shown = stepper.masks()
-    for index, (layer, source) in enumerate(zip(decoder.layers, stepper.sources, strict=True)):
+    step.cache.fill(few, far)
+    masks = step.masks()
+    for index, (layer, source) in enumerate(zip(decoder.layers, step.sources, strict=True)):
         attention = attention_of(layer)
-        if attention not in shown or not _agrees(shown[attention], windows[source], far + 1, kind):
-            told = "all earlier tokens" if windows[source] is None else f"a window of {windows[source]} tokens"
+        if attention not in masks or not _agrees(masks[attention], windows[source], far + 1, kind):
+            scope = "all earlier tokens" if windows[source] is None else f"a window of {windows[source]} tokens"
             raise UnsupportedModel(
-                f"Decoding would show layer {index} of {type(decoder).__name__} {told}, as its configuration says, and "
-                "the model itself does not",
+                f"by its configuration layer {index} of {type(decoder).__name__} sees {scope}, and the model's own "
+                "masks differ",
                 "leave custom_generate out",
             )
     _checked[decoder].add((kind, windows))
 
 
-def _agrees(told: Any, window: int | None, total: int, kind: str) -> bool:
-    """Whether what an attention call was told shows the last of `total` tokens a window (None: all).
+def _agrees(setting: Any, window: int | None, total: int, kind: str) -> bool:
+    """Whether an attention call lets the last of `total` tokens see exactly a window (None: all).
 
-    told: the mask, or for attention that is not `MASKED` its `sliding_window`.
+    setting: its mask, or for attention that is not in `MASKED` its `sliding_window`.
     """
-    if kind not in MASKED or told is None:
-        return told == window
-    seen = told if told.dtype == torch.bool else told > torch.finfo(told.dtype).min / 2
-    places = torch.arange(total, device=seen.device)
-    expected = places > total - 1 - (total if window is None else window)
-    return seen.shape[-1] == total and torch.equal(seen, expected.expand_as(seen))
+    if kind not in MASKED or setting is None:
+        return setting == window
+    visible = setting if setting.dtype == torch.bool else setting > torch.finfo(setting.dtype).min / 2
+    columns = torch.arange(total, device=visible.device)
+    expected = columns > total - 1 - (total if window is None else window)
+    return visible.shape[-1] == total and torch.equal(visible, expected.expand_as(visible))
 
 
 def captures(model: PreTrainedModel) -> bool:
-    """Whether steps of this model can be captured: on one such device, with all weights where they stay."""
+    """Whether steps of this model can be captured: all weights on one CUDA device, and none offloaded."""
     return model.device.type in CAPTURING and not is_dispatched(model) and len(running_on(model)) == 1
 
 
 def record(step: Callable[[], Tensor], device: torch.device) -> tuple[Any, Tensor]:
-    """What a step launches as something to `replay`, and where its result lies.
+    """Capture a step: a graph to `replay`, and the tensor that holds its result.
 
     What it writes meanwhile is written over by `Stepper.begin`. A process captures one thing at a time.
     """
@@ -178,8 +178,8 @@ def record(step: Callable[[], Tensor], device: torch.device) -> tuple[Any, Tenso
 
 
 @contextmanager
-def stepped(decoder: Any) -> Iterator[None]:
-    """While active, a step's attention looks at buffers as `attend` does; whatever else the decoder runs does not."""
+def patched_attention(decoder: Any) -> Iterator[None]:
+    """While active, the attention of a step reads buffers, by `attend`; other calls of the decoder are unchanged."""
     with ExitStack() as stack:
         for layer in decoder.layers:
             stack.enter_context(override_attention(attention_of(layer), attend))
@@ -189,34 +189,34 @@ def stepped(decoder: Any) -> Iterator[None]:
 def attend(
     function: Any, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    """Attention of a step's query over what its layer has stored; anything else is left to `function`."""
+    """Attention of a step's query over its layer's buffers; other calls go to `function`."""
     layer: StepLayer | None = getattr(_running, "layers", {}).get(module)
     if layer is None:
         return function(module, query, key, value, mask, *args, **kwargs)
     layer.require_updated()
-    seen, kind = layer.seen(query.device), module.config._attn_implementation
-    if (shown := getattr(_running, "shown", None)) is not None:
-        shown[module] = mask if kind in MASKED else kwargs.get("sliding_window")
-    told = {name for name, setting in kwargs.items() if setting is not None}
-    if kind == "eager" or args or told - _PLAIN or kwargs.get("dropout"):
-        return function(module, query, key, value, _as_kind(seen, kind, query.dtype), *args, **kwargs)
-    return one_query_attention(query, key, value, seen, kwargs.get("scaling")).transpose(1, 2), None
+    visible, kind = layer.visible(query.device), module.config._attn_implementation
+    if (masks := getattr(_running, "masks", None)) is not None:
+        masks[module] = mask if kind in MASKED else kwargs.get("sliding_window")
+    names = {name for name, setting in kwargs.items() if setting is not None}
+    if kind == "eager" or args or names - _PLAIN or kwargs.get("dropout"):
+        return function(module, query, key, value, _as_kind(visible, kind, query.dtype), *args, **kwargs)
+    return one_query_attention(query, key, value, visible, kwargs.get("scaling")).transpose(1, 2), None
 
 
-def _as_kind(seen: Bool[Tensor, "batch 1 1 stored"] | None, kind: str, dtype: torch.dtype) -> Tensor | None:
+def _as_kind(visible: Bool[Tensor, "batch 1 1 stored"] | None, kind: str, dtype: torch.dtype) -> Tensor | None:
     """Raises: UnsupportedPlan for kernels that take no such mask."""
-    if seen is not None and "flash" in kind:
+    if visible is not None and "flash" in kind:
         raise UnsupportedPlan(
             "this model's attention has settings that only its flash kernel knows, which takes no mask for one query",
             "leave custom_generate out, or load the model with attn_implementation='sdpa'",
         )
-    if seen is None or kind != "eager":
-        return seen
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+    if visible is None or kind != "eager":
+        return visible
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)
 
 
 def _no_mask(config: PreTrainedConfig, device: torch.device) -> Any:
-    """What keeps a decoder from making masks, which `attend` does not ask for: one that is there already."""
+    """A mask to pass to the decoder so that it makes none: `attend` does not read it."""
     mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device)
     types = getattr(config, "layer_types", None)
     return mask if types is None else dict.fromkeys(types, mask)

@@ -1,6 +1,6 @@
-"""Our decoding loop, in the place of transformers' own.
+"""Our decoding loop, in place of transformers' own.
 
-`generate` prepares prompts, settings, logits processors and stopping criteria, and hands over (`custom_generate`).
+`generate` prepares prompts, settings, logits processors and stopping criteria, and calls this (`custom_generate`).
 """
 
 import threading
@@ -20,32 +20,32 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from fastav import cache_argument
 from fastav.adapter import ModelAdapter, adapter_for
 from fastav.decoding.stopping import Stop
-from fastav.engines.transformers import stepping
-from fastav.engines.transformers.buffers import Stored
-from fastav.engines.transformers.choosing import Chosen, Echo
-from fastav.engines.transformers.compiled import is_compiled
-from fastav.engines.transformers.stepping import ROOM, Stepper, stepped
+from fastav.engines.transformers.compiled_layers import is_compiled
+from fastav.engines.transformers.generation import cuda_graphs
+from fastav.engines.transformers.generation.buffers import LayerKV
+from fastav.engines.transformers.generation.cuda_graphs import ROOM, DecodeStep, patched_attention
+from fastav.engines.transformers.generation.sampler import HostStream, TokenSampler
 from fastav.engines.transformers.wrapped import base_model
 from fastav.errors import UnsupportedPlan
 from fastav.pruning import decoder_layers
 
-CAPTURED = 4  # captured steps that are held for each model; each has its buffers
+MAX_STEPS = 4  # captured steps to keep for each model; each has its own buffers
 
-_captures = threading.Lock()
-_captured: WeakKeyDictionary[PreTrainedModel, OrderedDict[Any, Stepper]] = WeakKeyDictionary()
+_steps_lock = threading.Lock()
+_steps: WeakKeyDictionary[PreTrainedModel, OrderedDict[Any, DecodeStep]] = WeakKeyDictionary()
 
 
 class Decoding:
     """Greedy or sampled decoding for `model.generate(..., custom_generate=Decoding())`, pruned or not.
 
-    Says what `generate` itself says, token for token: the same processors and criteria choose. Faster because every
-    layer's keys and values have their place beforehand, nothing waits for the device but the look whether all rows have
-    ended, some steps late, and on a CUDA device a step is captured once and replayed. What was captured for a model
-    serves later prompts of about the same length, and goes with the model.
+    It gives the tokens of `generate` itself: the same processors and criteria choose them. It is faster because keys
+    and values have preallocated buffers, the host waits for the device only to learn whether all rows have ended, some
+    steps late, and on a CUDA device a step is captured once and replayed. A captured step serves later prompts of about
+    the same length, and is freed with the model.
 
-    adapter: of the model; by the names in its configuration if None. streamer: gets the prompt and every token. stop:
-    texts that end an answer. Both are given here because transformers hands neither to a custom loop. capture: whether
-    steps have fixed shapes, which a CUDA device captures; None for those there that do not wait for the device.
+    adapter: the model's; if None, the one for the architectures in its configuration. streamer: receives the prompt and
+    every token. stop: texts that end an answer. Pass both here: transformers passes neither to a custom loop. capture:
+    whether steps have fixed shapes, which a CUDA device captures; None for wherever that is possible.
 
     Raises, when generating: UnsupportedModel, UnsupportedPlan for beams, continued caches and whatever else is neither
     greedy nor sampled decoding of a whole prompt.
@@ -77,72 +77,72 @@ class Decoding:
         """Called by `generate`."""
         _check(generation_config, kwargs)
         with torch.cuda.device(input_ids.device) if input_ids.device.type == "cuda" else nullcontext():
-            echo = Echo(input_ids, self._streamer, self._stop, drawn=bool(generation_config.do_sample))
-            chosen = Chosen(input_ids, generation_config, logits_processor, stopping_criteria, echo)
+            stream = HostStream(input_ids, self._streamer, self._stop, do_sample=bool(generation_config.do_sample))
+            sampler = TokenSampler(input_ids, generation_config, logits_processor, stopping_criteria, stream)
             inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **kwargs)
-            with nullcontext() if "logits_to_keep" in kwargs else last_alone(model):
+            with nullcontext() if "logits_to_keep" in kwargs else last_logits_only(model):
                 output = model(**inputs, return_dict=True)
-            token = chosen.take(output.logits[:, -1])
+            token = sampler.take(output.logits[:, -1])
             kwargs |= cache_argument.as_argument(cache_argument.of_output(output), model.prepare_inputs_for_generation)
             del output, inputs
-            if not chosen.done:
-                self._decode(model, chosen, token, kwargs)
-            return chosen.output()
+            if not sampler.done:
+                self._decode(model, sampler, token, kwargs)
+            return sampler.output()
 
-    def _decode(self, model: Any, chosen: Chosen, token: Tensor, kwargs: dict[str, Any]) -> None:
+    def _decode(self, model: Any, sampler: TokenSampler, token: Tensor, kwargs: dict[str, Any]) -> None:
         model = base_model(model)
         names = {*(model.config.architectures or ()), type(model).__name__}
         adapter = self._adapter or adapter_for(names, model.config.to_dict())
         decoder: Any = adapter.decoder(model)
         decoder_layers.check_types(decoder.config)
-        inputs = _first_step(model, chosen.ids, kwargs)
+        inputs = _first_step(model, sampler.ids, kwargs)
         cache = cache_argument.in_arguments(kwargs)
-        given, prompt = _given(cache, decoder.config, kwargs.get("attention_mask"))
+        layers, prompt = _layer_kv(cache, decoder.config, kwargs.get("attention_mask"))
         cache.layers.clear()
         fixed = _capturable(model, adapter, inputs) if self._capture is None else self._capture
-        held = ExitStack()
-        with stepped(decoder), getattr(model, "_optimize_model_for_decode", nullcontext)():
-            stepping.check_masks(model, decoder, inputs, given)
-            while not chosen.done:
-                room = min(chosen.left, ROOM)
+        previous = ExitStack()
+        with patched_attention(decoder), getattr(model, "_optimize_model_for_decode", nullcontext)():
+            cuda_graphs.check_masks(model, decoder, inputs, layers)
+            while not sampler.done:
+                room = min(sampler.n_left, ROOM)
                 following = ExitStack()
-                stepper = following.enter_context(_stepper(model, decoder, inputs, given, room, fixed=fixed))
-                stepper.begin(inputs, given, prompt)
-                given.clear()  # what the prefill has stored may go: the buffers hold it
-                held.close()  # others may have the buffers before, now that they are copied
-                held = following
+                step = following.enter_context(_decode_step(model, decoder, inputs, layers, room, fixed=fixed))
+                step.begin(inputs, layers, prompt)
+                layers.clear()  # the buffers hold these keys and values now
+                previous.close()  # others may use the previous buffers, now that they are copied
+                previous = following
                 for _ in range(room):
-                    if chosen.done:
+                    if sampler.done:
                         break
-                    token = chosen.take(stepper(token))
-                inputs, given, prompt = stepper.inputs, stepper.cache.stored(), stepper.cache.clock.length
-        held.close()
+                    token = sampler.take(step(token))
+                inputs, layers, prompt = step.inputs, step.cache.stored(), step.cache.position.length
+        previous.close()
 
 
-def forget(model: Any) -> bool:
-    """Give back the memory of what was captured for a model; whether there was any."""
-    with _captures:
-        return bool(_captured.pop(model, None))
+def release_steps(model: Any) -> bool:
+    """Free the captured steps of a model; return whether there were any."""
+    with _steps_lock:
+        return bool(_steps.pop(model, None))
 
 
 def _capturable(model: Any, adapter: ModelAdapter, inputs: Mapping[str, Any]) -> bool:
-    """Whether a step can be captured, and replayed later as what it was.
+    """Whether a step can be captured, and replayed later with the same result.
 
-    Quantized weights may wait for the device; adapters (LoRA) are switched on and off without a trace.
+    Quantized weights may wait for the device; adapters (LoRA) can be switched on and off unnoticed.
     """
     quantized = getattr(model, "hf_quantizer", None) is not None or bool(getattr(model, "is_quantized", False))
     tuned = any(hasattr(module, "merged_adapters") for module in model.modules())  # as PEFT's layers have
     steady = not adapter.steps_wait and inputs.get("position_ids") is not None
-    return stepping.captures(model) and steady and not (quantized or tuned)
+    return cuda_graphs.captures(model) and steady and not (quantized or tuned)
 
 
 @contextmanager
-def last_alone(model: Any) -> Iterator[None]:
-    """While active, a model that cannot be asked for it puts the last token alone through its head, in this thread."""
-    here = threading.get_ident()
+def last_logits_only(model: Any) -> Iterator[None]:
+    """While active, the output head of a model without `logits_to_keep` sees the last token alone, in this thread."""
+    thread = threading.get_ident()
 
     def cut(_: Any, args: tuple[Any, ...]) -> Any:
-        return (args[0][:, -1:], *args[1:]) if threading.get_ident() == here else None
+        return (args[0][:, -1:], *args[1:]) if threading.get_ident() == thread else None
 
     hook = model.get_output_embeddings().register_forward_pre_hook(cut)
     try:
@@ -152,30 +152,30 @@ def last_alone(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _stepper(
-    model: Any, decoder: Any, inputs: dict[str, Any], given: list[Stored], room: int, *, fixed: bool
-) -> Iterator[Stepper]:
-    """One for these shapes: captured before, or new.  Nobody else has it meanwhile."""
-    capacities = tuple(one.capacity(room, fixed=fixed) for one in given)
+def _decode_step(
+    model: Any, decoder: Any, inputs: dict[str, Any], layers: list[LayerKV], room: int, *, fixed: bool
+) -> Iterator[DecodeStep]:
+    """A step for these shapes, captured before or new, for exclusive use."""
+    capacities = tuple(one.capacity(room, fixed=fixed) for one in layers)
     if not fixed:
-        yield Stepper(model, decoder, inputs, given, capacities, fixed=False)
+        yield DecodeStep(model, decoder, inputs, layers, capacities, fixed=False)
         return
     shapes = tuple((name, v.shape if isinstance(v, Tensor) else v) for name, v in sorted(inputs.items()))
     weights = tuple((part.data_ptr(), part.dtype) for part in (*model.parameters(), *model.buffers()))
     key = (capacities, shapes, weights, decoder.config._attn_implementation, model.training, is_compiled(decoder))
-    with _captures:
-        stepper = _captured.setdefault(model, OrderedDict()).pop(key, None)
-    stepper = stepper or Stepper(model, decoder, inputs, given, capacities, fixed=True)
-    yield stepper
-    with _captures:
-        held = _captured.setdefault(model, OrderedDict())
-        held[key] = stepper
-        while len(held) > CAPTURED:
-            held.popitem(last=False)
+    with _steps_lock:
+        step = _steps.setdefault(model, OrderedDict()).pop(key, None)
+    step = step or DecodeStep(model, decoder, inputs, layers, capacities, fixed=True)
+    yield step
+    with _steps_lock:
+        steps = _steps.setdefault(model, OrderedDict())
+        steps[key] = step
+        while len(steps) > MAX_STEPS:
+            steps.popitem(last=False)
 
 
 def _check(config: GenerationConfig, kwargs: Mapping[str, Any]) -> None:
-    """Raises: UnsupportedPlan for whatever this loop would do otherwise than `generate`."""
+    """Raises: UnsupportedPlan for settings with which this loop would differ from `generate`."""
     cache = cache_argument.in_arguments(kwargs)
     refused = {
         "beams and drafts": config.get_generation_mode() not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE),
@@ -186,8 +186,8 @@ def _check(config: GenerationConfig, kwargs: Mapping[str, Any]) -> None:
         and (type(cache) is not DynamicCache or bool(getattr(cache, "offloading", False))),
         "attention maps and hidden states": config.output_attentions or config.output_hidden_states,
     }
-    for what, asked in refused.items():
-        if asked:
+    for what, is_requested in refused.items():
+        if is_requested:
             raise UnsupportedPlan(f"Decoding does not do {what}", "leave custom_generate out")
 
 
@@ -196,21 +196,21 @@ def _first_step(model: Any, ids: Tensor, kwargs: Mapping[str, Any]) -> dict[str,
     changed: dict[str, Any] = {}
     if (positions := kwargs.get("position_ids")) is not None:
         changed["position_ids"] = positions[..., -1:] + 1
-    if (shown := kwargs.get("attention_mask")) is not None:
-        changed["attention_mask"] = torch.cat([shown, shown.new_ones(shown.shape[0], 1)], dim=1)
+    if (mask := kwargs.get("attention_mask")) is not None:
+        changed["attention_mask"] = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=1)
     inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=1, **(dict(kwargs) | changed))
     own = ("attention_mask", *cache_argument.NAMES)
     return {name: value for name, value in inputs.items() if name not in own and _of_a_step(value)}
 
 
 def _of_a_step(value: Any) -> bool:
-    """Whether an argument says something of one token, or of how to run; others are the prompt's, and were heard."""
+    """Whether an argument belongs to one token, or to how the model runs; others belong to the prompt."""
     return value.shape[-1:] == (1,) if isinstance(value, Tensor) else isinstance(value, bool | int | float | str | None)
 
 
-def _given(cache: Any, config: Any, shown: Int[Tensor, "batch prompt"] | None) -> tuple[list[Stored], int]:
-    """What the prefill has stored, layer by layer, and how many columns it had."""
-    prompt, mask = cache.get_seq_length(), None if shown is None else shown.bool()
-    owners, windows = decoder_layers.layers_with_cache(config), decoder_layers.windows(config)
-    layers = zip(cache.layers[:owners], windows[:owners], strict=True)
-    return [Stored.of(layer, mask, prompt, window) for layer, window in layers], prompt
+def _layer_kv(cache: Any, config: Any, attention_mask: Int[Tensor, "batch prompt"] | None) -> tuple[list[LayerKV], int]:
+    """Keys and values of every layer after the prefill, and the number of its columns."""
+    prompt, mask = cache.get_seq_length(), None if attention_mask is None else attention_mask.bool()
+    n_kv_layers, windows = decoder_layers.layers_with_cache(config), decoder_layers.windows(config)
+    layers = zip(cache.layers[:n_kv_layers], windows[:n_kv_layers], strict=True)
+    return [LayerKV.from_cache(layer, mask, prompt, window) for layer, window in layers], prompt
