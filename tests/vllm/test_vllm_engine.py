@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
-from asking import note_positions, positions
+from harness import note_positions, positions
 
 import fastav
 from fastav.adapter import Request, Use, plan_named
@@ -124,20 +124,20 @@ def test_a_request_that_cannot_be_answered_leaves_the_others(pipe, tmp_path):
     broken.unlink()
     answers = dict(pipe.map(asked, batch=64, max_new_tokens=3))
     assert isinstance(answers[1], MediaError)
-    assert "vLLM has room for" in str(answers[3])
+    assert "exceed vLLM's limit of" in str(answers[3])
     assert [len(answers[place].token_ids) for place in (0, 2, 4, 5)] == [3] * 4
 
 
 def test_any_error_of_one_request_is_its_own(pipe, monkeypatch):
     kind = type(pipe.adapter)
-    prompt = kind.prompt
+    vllm_inputs = kind.vllm_inputs
 
     def failing(self, processor, request):
         if request.question == "odd":
             raise KeyError("what no one thought of")
-        return prompt(self, processor, request)
+        return vllm_inputs(self, processor, request)
 
-    monkeypatch.setattr(kind, "prompt", failing)
+    monkeypatch.setattr(kind, "vllm_inputs", failing)
     asked = requests()
     asked.insert(1, Request(clip=Clip.open(KNOCK), question="odd"))
     answers = dict(pipe.map(asked, batch=64, max_new_tokens=3))
@@ -168,7 +168,7 @@ def test_a_set_ends_with_an_engine_that_has_ended(pipe, monkeypatch):
         raise EngineDeadError
 
     monkeypatch.setattr(pipe.engine._vllm.llm.llm_engine, "step", dead)
-    with pytest.raises(EngineStopped, match="vLLM has ended"):
+    with pytest.raises(EngineStopped, match="vLLM stopped before"):
         list(pipe.map(requests(), batch=2, max_new_tokens=3))
 
 

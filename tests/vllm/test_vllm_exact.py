@@ -1,7 +1,7 @@
 """Pruned inside vLLM or by the transformers engine: the same tokens, and the same probabilities."""
 
 import pytest
-from asking import DRAWN, HEARD, SEEN, Question, agree, film, questions
+from harness import DRAWN, HEARD, SEEN, Question, agree, film, questions
 
 from fastav.plan import Before, Keep, Plan, Share, Step, Tokens
 from fastav.presets import fastav

@@ -12,7 +12,7 @@ import numpy as np
 import openai
 import pytest
 import torch
-from asking import TOLERANCE, difference, said, sampling
+from harness import TOLERANCE, difference, said, sampling
 from test_vllm_serving import server
 from vllm.exceptions import VLLMValidationError
 
@@ -187,9 +187,9 @@ def test_clips_that_cannot_be_shown_are_refused_in_words(models, engines, tmp_pa
     refused("has no video track", {"video": SOUND})
     refused("has no audio track", {"video": silent(tmp_path)}, mm_processor_kwargs={"use": "both"})
     refused("no use of a clip is called", {"video": FILM}, mm_processor_kwargs={"use": "eyes"})
-    refused("can say use, got fps", {"video": FILM}, mm_processor_kwargs={"fps": 2})
+    refused("may have the key use, got fps", {"video": FILM}, mm_processor_kwargs={"fps": 2})
     refused("must be a path", {"video": np.zeros((2, 4, 4, 3), np.uint8)})
-    refused("shows one clip", {"video": FILM, "audio": SOUND})
+    refused("takes one clip", {"video": FILM, "audio": SOUND})
     refused("At most 1 video", {"video": [FILM, FILM]})
     refused("has no <video> for its clip", {"video": FILM}, prompt="no place")
     models["videollama2"].agree(llm, [question], "fastav")
@@ -235,7 +235,7 @@ def texts(content: Any, parts: dict[str, Any] | None = None) -> Any:
 
 
 def test_the_encoders_cannot_be_left_out(models):
-    with pytest.raises((FastAVError, ValueError), match="is served with its encoders"):
+    with pytest.raises((FastAVError, ValueError), match="needs its encoders"):
         LLM(str(models["tiny"].folder), language_model_only=True)
 
 

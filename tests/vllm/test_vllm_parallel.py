@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import test_vllm_qwen3
-from asking import agree
+from harness import agree
 from test_vllm_exact import ASKING, BOTH, GLOBAL, QUESTIONS
 
 from fastav.plan import Plan, Step

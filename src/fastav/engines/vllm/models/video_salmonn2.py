@@ -5,40 +5,40 @@ from typing import Any
 
 from torch import Tensor
 from transformers import BatchFeature
-from vllm.multimodal import MULTIMODAL_REGISTRY  # pyright: ignore[reportMissingImports]
 
 from fastav.adapter import Request
-from fastav.engines.vllm.families._clips import ClipDummies, ClipInfo, ClipProcessing
-from fastav.engines.vllm.families._model import ClipModel, Item
+from fastav.engines.vllm.compat import MULTIMODAL_REGISTRY
+from fastav.engines.vllm.models._clips import ClipDummies, ClipInfo, ClipProcessing
+from fastav.engines.vllm.models._model import ClipModel, Features
 from fastav.models.video_salmonn2 import VideoSalmonn2Processor
 
 
 class VideoSalmonn2Info(ClipInfo):
-    """Its processor."""
+    """Names the processor."""
 
     processor_class = VideoSalmonn2Processor
 
 
 class VideoSalmonn2Processing(ClipProcessing):
-    """Its clips: frames and sound in turns; the times after silent frames are text, padded with blanks."""
+    """Clips with frames and sound in turns; the times after silent frames are text, padded with blanks."""
 
-    def encoded(self, processor: Any, request: Request, place: str) -> BatchFeature:
+    def encode(self, processor: Any, request: Request, placeholder: str) -> BatchFeature:
         """See `ClipProcessing`."""
-        return processor(place, **processor.media_arguments([processor.read(request)]))
+        return processor(placeholder, **processor.media_arguments([processor.read(request)]))
 
 
 @MULTIMODAL_REGISTRY.register_processor(VideoSalmonn2Processing, info=VideoSalmonn2Info, dummy_inputs=ClipDummies)
 class VideoSalmonn2(ClipModel):
     """SigLIP, Whisper and a Q-Former in front of Qwen2."""
 
-    def encode(self, item: Item) -> Mapping[int, Tensor]:
+    def encode(self, features: Features) -> Mapping[int, Tensor]:
         """See `ClipModel`."""
         model: Any = self.encoders
-        found = {}
-        if "pixel_values_videos" in item:
-            seen = model.get_video_features(item["pixel_values_videos"])
-            found[self.config.video_token_id] = seen.pooler_output.flatten(0, 1)
-        if "input_features" in item:
-            heard = model.get_audio_features(item["input_features"], item["piece_index"])
-            found[self.config.audio_token_id] = heard.pooler_output.flatten(0, 1)[item["audio_index"]]
-        return found
+        embeddings = {}
+        if "pixel_values_videos" in features:
+            video = model.get_video_features(features["pixel_values_videos"])
+            embeddings[self.config.video_token_id] = video.pooler_output.flatten(0, 1)
+        if "input_features" in features:
+            audio = model.get_audio_features(features["input_features"], features["piece_index"])
+            embeddings[self.config.audio_token_id] = audio.pooler_output.flatten(0, 1)[features["audio_index"]]
+        return embeddings

@@ -1,14 +1,32 @@
-"""Into how many parts of as many layers a cache is best divided, if each part holds what its first layer holds."""
+"""Division of the layers into groups of the KV cache, each sized by what its first layer keeps."""
 
 from collections.abc import Sequence
 
-MOST = 4  # parts: each costs a table of blocks and attention metadata of its own in every step
+from fastav.engines.vllm.plugin.request_state import PlanRuntime
+from fastav.layout import Layout, Modality
+
+MAX_GROUPS = 4  # each group has a block table and attention metadata of its own in every step
+TEXT_TOKENS = 64  # of a typical question, with the chat template around it
 
 
-def parts(held: Sequence[int], most: int = MOST) -> tuple[int, ...]:
-    """The first layers of the parts that hold a prompt in the fewest slots; of equal ones the fewest parts.
+def kv_groups(kv_lens: Sequence[int], max_groups: int = MAX_GROUPS) -> tuple[int, ...]:
+    """The first layer of each group, for the division into equal groups that stores a prompt in the fewest slots.
 
-    held: tokens of the prompt that each layer keeps, which never grow from layer to layer.
+    Of equal divisions, the one with the fewest groups. kv_lens: tokens of the prompt that each layer keeps, which never
+    grow from layer to layer.
     """
-    divisions = [range(0, len(held), len(held) // count) for count in range(1, most + 1) if len(held) % count == 0]
-    return tuple(min(divisions, key=lambda firsts: sum(held[first] for first in firsts) * firsts.step))
+    n_layers = len(kv_lens)
+    divisions = [range(0, n_layers, n_layers // n) for n in range(1, max_groups + 1) if n_layers % n == 0]
+    return tuple(min(divisions, key=lambda firsts: sum(kv_lens[first] for first in firsts) * firsts.step))
+
+
+def example_layout(runtime: PlanRuntime, max_len: int) -> Layout:
+    """The layout of a typical prompt of the model, with less audio and video if it would exceed `max_len` tokens."""
+    pruning, text = runtime.pruning, min(TEXT_TOKENS, max_len)
+    typical = pruning.adapter.example(pruning.config, text=text)
+    if len(typical) <= max_len:
+        return typical
+    audio, video = (
+        typical.count(kind) * (max_len - text) // (len(typical) - text) for kind in (Modality.AUDIO, Modality.VIDEO)
+    )
+    return pruning.adapter.example(pruning.config, text=text, audio=audio, video=video)

@@ -1,7 +1,7 @@
-"""A batch of vLLM on its way through the layers: prompts, pieces of prompts and single tokens, one after another.
+"""A batch of vLLM while it runs through pruned layers: prompts, pieces of prompts and single tokens, packed.
 
-vLLM lays the tokens of all requests out flat. A cut leaves some of them; what follows in each layer's cache is packed,
-so that a layer's attention sees the sequence that is left and nothing else.
+vLLM concatenates the tokens of all requests. A cut drops some of them. The tokens that remain are packed in the batch
+and in each layer's cache, so that a layer's attention sees the shorter sequences and nothing else.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -13,184 +13,190 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fastav.engines.transformers import gather
-from fastav.engines.vllm.passage import Passage
+from fastav.engines.vllm.plugin.request_state import RequestState
 from fastav.errors import UnsupportedPlan
 from fastav.method import Signal
 
 
 class Geometry(NamedTuple):
-    """Where the tokens of one layer are: in the flat batch, and in the cache.
+    """Where the tokens of one layer are: in the packed batch, and in the cache.
 
-    requests: rows of the batch that have tokens there. starts: where each begins, and where the last ends. lengths: of
-    each, with what its cache held before. row, place: of each token, which of these requests it is of, and its place in
-    that request's cache.
+    request_indices: the requests of the batch that have tokens there. query_start_loc: where the tokens of each begin,
+    and where the last ones end. seq_lens: tokens of each, with those that its cache held before. batch_indices,
+    positions: for each token, its request among these, and its index in that request's cache.
     """
 
-    requests: Int[np.ndarray, " rows"]
-    starts: Int[np.ndarray, " ends"]
-    lengths: Int[np.ndarray, " rows"]
-    row: Int[np.ndarray, " tokens"]
-    place: Int[np.ndarray, " tokens"]
+    request_indices: Int[np.ndarray, " requests"]
+    query_start_loc: Int[np.ndarray, " boundaries"]
+    seq_lens: Int[np.ndarray, " requests"]
+    batch_indices: Int[np.ndarray, " tokens"]
+    positions: Int[np.ndarray, " tokens"]
 
 
-def geometry(tokens: Sequence[int], before: Sequence[int]) -> Geometry:
-    """Of requests that have so many tokens in a layer, and so many in its cache already."""
-    requests = np.flatnonzero(tokens)
-    new, held = np.asarray(tokens, np.int64)[requests], np.asarray(before, np.int64)[requests]
-    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(new)])
-    row = np.repeat(np.arange(len(requests)), new)
-    place = np.arange(starts[-1]) - starts[row] + held[row]
-    return Geometry(requests, starts, new + held, row, place)
+def geometry(num_tokens: Sequence[int], kv_lens: Sequence[int]) -> Geometry:
+    """The geometry of a layer.
+
+    num_tokens: of each request, the tokens that run in the layer. kv_lens: those that its cache holds already.
+    """
+    request_indices = np.flatnonzero(num_tokens)
+    query_lens = np.asarray(num_tokens, np.int64)[request_indices]
+    context_lens = np.asarray(kv_lens, np.int64)[request_indices]
+    query_start_loc = np.concatenate([np.zeros(1, np.int64), np.cumsum(query_lens)])
+    batch_indices = np.repeat(np.arange(len(request_indices)), query_lens)
+    offsets = np.arange(query_start_loc[-1]) - query_start_loc[batch_indices]
+    positions = offsets + context_lens[batch_indices]
+    return Geometry(request_indices, query_start_loc, query_lens + context_lens, batch_indices, positions)
 
 
-class Row:
+class BatchRow:
     """One request of a batch.
 
-    computed: tokens of prompt and answer that have run before. tokens: how many run now. here: which of those are still
-    there.
+    num_computed: tokens of prompt and answer that have run before. num_tokens: how many run now. remaining: indices of
+    those that no cut has dropped yet.
 
-    Raises: UnsupportedPlan for a piece of a prompt that scores decide about.
+    Raises: UnsupportedPlan for a piece of a prompt whose tokens are selected by scores.
     """
 
-    def __init__(self, passage: Passage, computed: int, tokens: int) -> None:
-        self.passage, self.computed, self.tokens = passage, computed, tokens
-        self.here: Tensor | np.ndarray = np.arange(tokens)
-        if self.cut_here and passage.prefill is not None and (computed or tokens < passage.length):
+    def __init__(self, state: RequestState, num_computed: int, num_tokens: int) -> None:
+        self.state, self.num_computed, self.num_tokens = state, num_computed, num_tokens
+        self.remaining: Tensor | np.ndarray = np.arange(num_tokens)
+        if self.is_cut and state.prefill is not None and (num_computed or num_tokens < state.prompt_len):
             raise UnsupportedPlan(
-                f"{tokens} tokens of a prompt of {passage.length} came alone, and the plan scores whole prompts",
+                f"the plan scores whole prompts, but only {num_tokens} of a prompt's {state.prompt_len} tokens came",
                 "--no-enable-chunked-prefill",
             )
 
     @property
-    def cut_here(self) -> bool:
-        """Whether tokens of this row may be dropped."""
-        return not self.passage.whole and self.computed < self.passage.length
+    def is_cut(self) -> bool:
+        """Whether cuts may drop tokens of this row."""
+        return not self.state.is_unpruned and self.num_computed < self.state.prompt_len
 
-    def before(self, layer: int) -> int:
-        """Tokens that a layer's cache holds already."""
-        return self.passage.before(layer, self.computed)
+    def kv_len(self, layer: int) -> int:
+        """The tokens that a layer's cache holds already."""
+        return self.state.kv_len(layer, self.num_computed)
 
     def cut(self, layer: int, hidden: Float[Tensor, "tokens features"]) -> Float[Tensor, "kept features"]:
-        """What enters a layer, of what is still there."""
-        if not self.cut_here or layer not in self.passage.made.layers:
+        """The hidden states that enter a layer, of those that remained until there."""
+        if not self.is_cut or layer not in self.state.runtime.cut_layers:
             return hidden
-        if self.passage.prefill is not None:
+        if self.state.prefill is not None:
             return self._cut_by_scores(layer, hidden)
-        assert isinstance(self.here, np.ndarray)
-        assert self.passage.stays is not None
-        place = self.computed + self.here
-        stays = np.ones(len(place), bool)  # of an answer that is run again all stays
-        of_prompt = place < self.passage.length
-        stays[of_prompt] = self.passage.stays[layer][place[of_prompt]]
-        self.here = self.here[stays]
-        return hidden[uploaded(np.flatnonzero(stays), hidden.device)]
+        assert isinstance(self.remaining, np.ndarray)
+        assert self.state.keep_masks is not None
+        positions = self.num_computed + self.remaining
+        keep = np.ones(len(positions), bool)  # all tokens of an answer that runs again
+        in_prompt = positions < self.state.prompt_len
+        keep[in_prompt] = self.state.keep_masks[layer][positions[in_prompt]]
+        self.remaining = self.remaining[keep]
+        return hidden[upload(np.flatnonzero(keep), hidden.device)]
 
     def _cut_by_scores(self, layer: int, hidden: Float[Tensor, "tokens features"]) -> Float[Tensor, "kept features"]:
-        prefill = self.passage.prefill
+        prefill = self.state.prefill
         assert prefill is not None
-        asked, answer = hidden.split([prefill.slots.shape[1], hidden.shape[0] - prefill.slots.shape[1]])
-        asked = prefill.cut(layer, asked[None])[0]
-        later = torch.arange(self.passage.length, self.tokens, device=hidden.device)
-        self.here = torch.cat([prefill.slots[0], later])
-        return torch.cat([asked, answer])
+        prompt, answer = hidden.split([prefill.slots.shape[1], hidden.shape[0] - prefill.slots.shape[1]])
+        prompt = prefill.cut(layer, prompt[None])[0]
+        answer_indices = torch.arange(self.state.prompt_len, self.num_tokens, device=hidden.device)
+        self.remaining = torch.cat([prefill.slots[0], answer_indices])
+        return torch.cat([prompt, answer])
 
-    def wanted(self, layer: int) -> frozenset[Signal]:
-        """What methods ask of a layer's attention."""
-        return frozenset(self.passage.made.wanted.get(layer, ()) if self.cut_here else ())
+    def signals(self, layer: int) -> frozenset[Signal]:
+        """The signals that methods need of a layer's attention."""
+        return frozenset(self.state.runtime.signals.get(layer, ()) if self.is_cut else ())
 
     def observe(
         self,
         layer: int,
-        wanted: Collection[Signal],
+        signals: Collection[Signal],
         query: Float[Tensor, "tokens heads head"],
         key: Float[Tensor, "tokens kv_heads head"],
         scaling: float | int,
     ) -> None:
-        """Show methods what a layer's attention was given, of this row's prompt."""
-        if wanted and (prefill := self.passage.prefill) is not None:
+        """Record signals of a layer from its attention's inputs, of this row's prompt."""
+        if signals and (prefill := self.state.prefill) is not None:
             prefill.stored[layer] = gather.Kept(prefill.slots, None)
-            asked = prefill.slots.shape[1]
-            q, k = (x[:asked].transpose(0, 1)[None] for x in (query, key))
-            prefill.observe(layer, wanted, q, k, None, scaling)
+            length = prefill.slots.shape[1]
+            q, k = (x[:length].transpose(0, 1)[None] for x in (query, key))
+            prefill.observe(layer, signals, q, k, None, scaling)
 
 
-class Walk:
-    """A batch on its way."""
+class PackedBatch:
+    """The rows of a batch and the tokens of them that remain."""
 
-    def __init__(self, rows: Sequence[Row], device: torch.device) -> None:
+    def __init__(self, rows: Sequence[BatchRow], device: torch.device) -> None:
         self.rows, self.device = rows, device
-        self._starts = np.concatenate([[0], np.cumsum([row.tokens for row in rows])])
+        self._starts = np.concatenate([[0], np.cumsum([row.num_tokens for row in rows])])
 
     @property
-    def cut_here(self) -> bool:
-        """Whether tokens of this batch may be dropped."""
-        return any(row.cut_here for row in self.rows)
+    def is_cut(self) -> bool:
+        """Whether cuts may drop tokens of this batch."""
+        return any(row.is_cut for row in self.rows)
 
     @property
-    def whole(self) -> bool:
+    def is_unpruned(self) -> bool:
         """Whether every layer keeps every token of all its requests."""
-        return all(row.passage.whole for row in self.rows)
+        return all(row.state.is_unpruned for row in self.rows)
 
     @property
-    def layers(self) -> tuple[int, ...]:
+    def cut_layers(self) -> tuple[int, ...]:
         """Layers that are cut for some request, in order."""
-        return tuple(sorted({layer for row in self.rows if not row.passage.whole for layer in row.passage.made.layers}))
+        states = [row.state for row in self.rows if not row.state.is_unpruned]
+        return tuple(sorted({layer for state in states for layer in state.runtime.cut_layers}))
 
     @property
-    def tokens(self) -> int:
-        """How many tokens the batch has, before any cut."""
+    def num_tokens(self) -> int:
+        """The tokens of the batch before any cut."""
         return int(self._starts[-1])
 
     def cut(self, layer: int, hidden: Float[Tensor, "tokens features"]) -> Float[Tensor, "kept features"]:
-        """What enters a layer."""
-        parts = hidden.split([len(row.here) for row in self.rows])
-        return torch.cat([row.cut(layer, part) for row, part in zip(self.rows, parts, strict=True)])
+        """The hidden states that enter a layer."""
+        row_hidden = hidden.split([len(row.remaining) for row in self.rows])
+        return torch.cat([row.cut(layer, states) for row, states in zip(self.rows, row_hidden, strict=True)])
 
-    def places(self) -> Int[Tensor, " kept"]:
-        """Where in the whole batch what is still there was."""
-        parts = [
-            start + (row.here if isinstance(row.here, Tensor) else uploaded(row.here, self.device))
+    def remaining(self) -> Int[Tensor, " kept"]:
+        """Indices, in the whole batch, of the tokens that no cut has dropped yet."""
+        indices = [
+            start + (row.remaining if isinstance(row.remaining, Tensor) else upload(row.remaining, self.device))
             for start, row in zip(self._starts[:-1].tolist(), self.rows, strict=True)
         ]
-        return torch.cat(parts)
+        return torch.cat(indices)
 
-    def enter(self, layer: int) -> Geometry:
-        """Where the tokens that are still there are in a layer."""
-        return geometry([len(row.here) for row in self.rows], [row.before(layer) for row in self.rows])
+    def geometry(self, layer: int) -> Geometry:
+        """Where the remaining tokens are in a layer."""
+        return geometry([len(row.remaining) for row in self.rows], [row.kv_len(layer) for row in self.rows])
 
-    def wanted(self, layer: int) -> frozenset[Signal]:
-        """What methods ask of a layer's attention."""
-        return frozenset[Signal]().union(*(row.wanted(layer) for row in self.rows))
+    def signals(self, layer: int) -> frozenset[Signal]:
+        """The signals that methods need of a layer's attention."""
+        return frozenset[Signal]().union(*(row.signals(layer) for row in self.rows))
 
     def observe(
         self,
         layer: int,
-        wanted: Collection[Signal],
+        signals: Collection[Signal],
         query: Float[Tensor, "tokens heads head"],
         key: Float[Tensor, "tokens kv_heads head"],
         scaling: float | int,
     ) -> None:
-        """Show methods what a layer's attention was given, those that want this of it."""
-        sizes = [len(row.here) for row in self.rows]
+        """Record signals of a layer from its attention's inputs, for the rows whose methods need them."""
+        sizes = [len(row.remaining) for row in self.rows]
         total = sum(sizes)
         for row, q, k in zip(self.rows, query[:total].split(sizes), key[:total].split(sizes), strict=True):
-            row.observe(layer, row.wanted(layer).intersection(wanted), q, k, scaling)
+            row.observe(layer, row.signals(layer).intersection(signals), q, k, scaling)
 
-    def average(self, layer: int, wanted: Collection[Signal], mean: Callable[[Tensor], Tensor]) -> None:
-        """Replace what was observed of a layer by its mean over ranks, which is found for all rows at once."""
-        found = [
-            (row.passage.prefill.signals, signal)
+    def average(self, layer: int, signals: Collection[Signal], mean: Callable[[Tensor], Tensor]) -> None:
+        """Replace recorded signals of a layer by their mean over ranks, in one call for all rows."""
+        entries = [
+            (row.state.prefill.signals, signal)
             for row in self.rows
-            for signal in sorted(row.wanted(layer).intersection(wanted))
-            if row.passage.prefill is not None
+            for signal in sorted(row.signals(layer).intersection(signals))
+            if row.state.prefill is not None
         ]
-        rows = [signals[signal] for signals, signal in found]
-        means = mean(torch.cat(rows, 1)).split([row.shape[1] for row in rows], 1)
-        for (signals, signal), row in zip(found, means, strict=True):
-            signals[signal] = row
+        scores = [recorded[signal] for recorded, signal in entries]
+        means = mean(torch.cat(scores, 1)).split([row.shape[1] for row in scores], 1)
+        for (recorded, signal), row in zip(entries, means, strict=True):
+            recorded[signal] = row
 
 
-def uploaded(array: Int[np.ndarray, " n"], device: torch.device) -> Int[Tensor, " n"]:
-    """An array on the device, without waiting for it."""
+def upload(array: Int[np.ndarray, " n"], device: torch.device) -> Int[Tensor, " n"]:
+    """Copy an array to a device without waiting for it."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -1,10 +1,11 @@
-"""One prompt on its way through the decoder: how many of its tokens every layer keeps, and which.
+"""A request under a plan: how many tokens of its prompt every layer keeps, and which.
 
-How many is known from the layout before anything runs. Which ones too, where methods look at the layout alone; where
-they look at scores, it is found out while the whole prompt runs, by the same `Prefill` as in the engine transformers.
+The counts follow from the layout before anything runs. So do the tokens themselves where methods read the layout
+alone; where they read scores, the same `Prefill` as in the engine transformers selects them while the whole prompt
+runs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -13,115 +14,130 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int
 
-from fastav.adapter import ModelAdapter
 from fastav.engines.transformers import gather, staging
 from fastav.engines.transformers.prefill import Prefill, Schedule
-from fastav.engines.vllm.guards import MODELS, Asked, named
+from fastav.engines.vllm.guards import PruningConfig, with_plan
 from fastav.errors import PlanError
 from fastav.layout import Layout, Modality
 from fastav.method import Signal
 from fastav.plan_check import require_applied
 
-Stays = Bool[np.ndarray, " tokens"]
+KeepMask = Bool[np.ndarray, " tokens"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Passage:
-    """One prompt.
+class RequestState:
+    """One request.
 
-    made: of which model and plan. length: its tokens. held: how many of them each layer keeps. stays: which, in each
-    layer; None where scores decide. prefill: finds out which, where scores decide and the prompt is about to run.
+    runtime: of its model and plan. prompt_len: tokens of its prompt. prompt_kv_lens: how many of them each layer keeps.
+    keep_masks: which ones, per layer; None where scores decide. prefill: selects them, where scores decide and the
+    prompt is about to run.
     """
 
-    made: "Passages"
-    length: int
-    held: tuple[int, ...]
-    stays: tuple[Stays, ...] | None
+    runtime: "PlanRuntime"
+    prompt_len: int
+    prompt_kv_lens: tuple[int, ...]
+    keep_masks: tuple[KeepMask, ...] | None
     prefill: Prefill | None = None
 
     @property
-    def whole(self) -> bool:
-        """Whether every layer keeps all of it."""
-        return min(self.held) == self.length
+    def is_unpruned(self) -> bool:
+        """Whether every layer keeps the whole prompt."""
+        return min(self.prompt_kv_lens) == self.prompt_len
 
-    def lengths(self, computed: int) -> Int[np.ndarray, " layers"]:
-        """How many tokens every layer's cache holds when the first `computed` of prompt and answer have run."""
-        if computed >= self.length:
-            return self._held + (computed - self.length)
-        return np.array([self.before(layer, computed) for layer in range(len(self.held))])
+    def kv_lens(self, num_computed: int) -> Int[np.ndarray, " layers"]:
+        """The tokens in every layer's cache once the first `num_computed` of prompt and answer have run."""
+        if num_computed >= self.prompt_len:
+            return self._prompt_kv_lens + (num_computed - self.prompt_len)
+        return np.array([self.kv_len(layer, num_computed) for layer in range(len(self.prompt_kv_lens))])
 
     @cached_property
-    def _held(self) -> Int[np.ndarray, " layers"]:
-        return np.array(self.held)
+    def _prompt_kv_lens(self) -> Int[np.ndarray, " layers"]:
+        return np.array(self.prompt_kv_lens)
 
-    def before(self, layer: int, computed: int) -> int:
-        """How many tokens a layer's cache holds when the first `computed` of prompt and answer have run."""
-        if computed >= self.length:
-            return self.held[layer] + computed - self.length
-        return int(self.stays[layer][:computed].sum()) if self.stays is not None else 0
+    def kv_len(self, layer: int, num_computed: int) -> int:
+        """The tokens in one layer's cache once the first `num_computed` of prompt and answer have run."""
+        if num_computed >= self.prompt_len:
+            return self.prompt_kv_lens[layer] + num_computed - self.prompt_len
+        return int(self.keep_masks[layer][:num_computed].sum()) if self.keep_masks is not None else 0
 
 
-class Passages:
-    """Makes the passages of one model under one plan."""
+class PlanRuntime:
+    """One plan for one model, which makes the states of its requests."""
 
-    def __init__(self, asked: Asked) -> None:
-        self.asked, self.depth = asked, asked.depth
+    def __init__(self, pruning: PruningConfig) -> None:
+        self.pruning, self.depth = pruning, pruning.depth
 
     @cached_property
     def schedule(self) -> Schedule:
-        """Of the plan, as the engine transformers knows it."""
-        asked = self.asked
+        """The plan as the engine transformers runs it."""
+        pruning = self.pruning
         return Schedule(
-            plan=asked.plan, config=asked.text, cuts=asked.cuts, cache_cuts=(), owners=self.depth, depth=self.depth
+            plan=pruning.plan,
+            config=pruning.text,
+            cuts=pruning.cuts,
+            cache_cuts=(),
+            owners=self.depth,
+            depth=self.depth,
         )
 
     @cached_property
-    def layers(self) -> tuple[int, ...]:
+    def cut_layers(self) -> tuple[int, ...]:
         """Layers that are cut, in order."""
         return tuple(sorted({layer for layer, _ in self.schedule.cuts}))
 
     @cached_property
-    def wanted(self) -> dict[int, set[Signal]]:
-        """What methods ask of the attention of which layers."""
+    def signals(self) -> dict[int, set[Signal]]:
+        """The attention signals that methods need, by layer."""
         return self.schedule.wanted()
 
-    def of(self, inputs: Mapping[str, Any], device: torch.device | None = None) -> Passage:
-        """The passage of a prompt.
+    def request_state(self, inputs: Mapping[str, Any], device: torch.device | None = None) -> RequestState:
+        """The state of a request before it runs.
 
-        inputs: its ids [1, tokens] and what of its media the adapter reads. device: where it will run; None if it is
-        only to be counted.
+        inputs: its ids [1, tokens] and the media features that the adapter reads. device: where it will run; None if
+        only counts are needed.
         Raises: PlanError, PlanNotApplied.
         """
-        layout, held = self.counts(inputs)
-        if min(held) == len(layout):
-            stays = (np.ones(len(layout), bool),) * self.depth
+        layout, prompt_kv_lens = self.count(inputs)
+        if min(prompt_kv_lens) == len(layout):
+            keep_masks = (np.ones(len(layout), bool),) * self.depth
         else:
-            stays = self._stays(layout) if self.asked.by_layout else None
-            if stays is not None:
-                require_applied(held, [int(layer.sum()) for layer in stays], "cache is to hold {} tokens")
-        prefill = self._prefill(layout, device) if stays is None and device is not None else None
-        return Passage(made=self, length=len(layout), held=held, stays=stays, prefill=prefill)
+            keep_masks = self._keep_masks(layout) if self.pruning.by_layout else None
+            if keep_masks is not None:
+                require_applied(prompt_kv_lens, [int(mask.sum()) for mask in keep_masks], "cache is to hold {} tokens")
+        prefill = self._prefill(layout, device) if keep_masks is None and device is not None else None
+        return RequestState(
+            runtime=self,
+            prompt_len=len(layout),
+            prompt_kv_lens=prompt_kv_lens,
+            keep_masks=keep_masks,
+            prefill=prefill,
+        )
 
-    def counts(self, inputs: Mapping[str, Any]) -> tuple[Layout, tuple[int, ...]]:
-        """The layout of a prompt, and how many of its tokens each layer keeps.  inputs: as `of`.  Raises: PlanError."""
-        (layout,) = self.asked.adapter.layouts(self.asked.config, inputs)
-        return layout, self.asked.plan.tokens(layout, self.depth)
+    def count(self, inputs: Mapping[str, Any]) -> tuple[Layout, tuple[int, ...]]:
+        """The layout of a prompt, and how many of its tokens each layer keeps.
 
-    def _stays(self, layout: Layout) -> tuple[Stays, ...]:
-        """What stays in each layer, by a prefill of tokens that have no features."""
+        inputs: as `request_state` takes them.
+        Raises: PlanError.
+        """
+        (layout,) = self.pruning.adapter.layouts(self.pruning.config, inputs)
+        return layout, self.pruning.plan.tokens(layout, self.depth)
+
+    def _keep_masks(self, layout: Layout) -> tuple[KeepMask, ...]:
+        """The tokens that each layer keeps, selected by a prefill of tokens without features."""
         prefill = self._prefill(layout, torch.device("cpu"))
-        hidden, now, layers = torch.empty(1, len(layout), 0), np.ones(len(layout), bool), []
+        hidden, mask, masks = torch.empty(1, len(layout), 0), np.ones(len(layout), bool), []
         for layer in range(self.depth):
-            if layer in self.layers:
+            if layer in self.cut_layers:
                 hidden = prefill.cut(layer, hidden)
-                now = np.zeros(len(layout), bool)
-                now[prefill.slots[0].numpy()] = True
-            layers.append(now)
-        return tuple(layers)
+                mask = np.zeros(len(layout), bool)
+                mask[prefill.slots[0].numpy()] = True
+            masks.append(mask)
+        return tuple(masks)
 
     def _prefill(self, layout: Layout, device: torch.device) -> Prefill:
         length = len(layout)
-        counts, widths = staging.stage_cuts(self.asked.plan, [layout], self.depth, device)
+        counts, widths = staging.stage_cuts(self.pruning.plan, [layout], self.depth, device)
         slots = torch.arange(length, device=device)[None]
         return Prefill(
             schedule=self.schedule,
@@ -138,36 +154,27 @@ class Passages:
         )
 
 
-class Plans:
-    """The plans by which requests run: the server's, or one that a request names."""
+class PlanCache:
+    """The plans of a server's requests: its own, and those that requests override it with."""
 
-    def __init__(self, asked: Asked, chunked_prefill: bool) -> None:
-        self.default = Passages(asked)
+    def __init__(self, pruning: PruningConfig, chunked_prefill: bool) -> None:
+        self.default = PlanRuntime(pruning)
         self._chunked_prefill = chunked_prefill
-        self._named = lru_cache(maxsize=64)(self._made)  # a request may say anything
+        self._overrides = lru_cache(maxsize=64)(self._create)  # bounded, as clients choose the keys
 
-    def of(self, said: Any) -> Passages:
-        """The plan of a request.  said: what it says of plans, None if nothing.
+    def get(self, plan_override: Any) -> PlanRuntime:
+        """The plan of a request.
 
+        plan_override: what the request sends in place of the server's plan; None if nothing.
         Raises: PlanError, UnsupportedPlan.
         """
-        if said is None:
+        if plan_override is None:
             return self.default
-        if not isinstance(said, str):
-            raise PlanError(f"a request names its plan by a text, got {said!r}", "a preset, a recipe, or a plan's JSON")
-        return self._named(said)
+        if not isinstance(plan_override, str):
+            raise PlanError(
+                f"a request's plan must be a string, got {plan_override!r}", "a preset, a recipe, or a plan's JSON"
+            )
+        return self._overrides(plan_override)
 
-    def _made(self, said: str) -> Passages:
-        return Passages(named(self.default.asked, said, self._chunked_prefill))
-
-
-def inputs_of(adapter: ModelAdapter, ids: Sequence[int], media: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What an adapter reads the layout of a prompt off: its ids, and the features of its media that layouts need.
-
-    media: what vLLM's processor made of each, in the order of the prompt.
-    """
-    inputs: dict[str, Any] = {"input_ids": np.asarray(ids)[None]}
-    for name, joined in MODELS[adapter.name].items():
-        if found := [item[name].data.numpy() for item in media if name in item]:
-            inputs[name] = joined(found)
-    return inputs
+    def _create(self, plan_spec: str) -> PlanRuntime:
+        return PlanRuntime(with_plan(self.default.pruning, plan_spec, self._chunked_prefill))
