@@ -1,4 +1,4 @@
-"""The names that fastav takes from vLLM are in the installed version, and only there is it imported."""
+"""The installed vLLM has the names that fastav takes from it, in the modules that the table of its version gives."""
 
 import subprocess
 import sys
@@ -12,8 +12,6 @@ NAMES = compat.INTERNALS[compat.version()]
 
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_every_name_is_where_the_table_says(name):
-    if name == "Worker":  # needs a GPU build
-        pytest.importorskip("vllm._C_stable_libtorch")
     assert getattr(compat, name) is not None
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import HEARD, SEEN, Question, film, sampling, sound
+from harness import AUDIO, VIDEO, Question, film, sampling, sound
 from test_vllm_exact import GLOBAL
 from vllm.sampling_params import RequestOutputKind
 
@@ -16,9 +16,9 @@ LEAK = 8 << 10  # bytes a request: a prompt's features or the state of one would
 
 KINDS = [
     Question(text="only text", new=3),
-    Question(text=f"x {HEARD} tell", audio=sound(1, 1), new=3),
-    Question(text=f"with its own sound {SEEN} what is it?", video=film(2, 2), audio=sound(2, 3), together=True, new=4),
-    Question(text=f"hear {HEARD} and see {SEEN}", video=film(2, 4), audio=sound(1, 5), new=3),
+    Question(text=f"x {AUDIO} tell", audio=sound(1, 1), new=3),
+    Question(text=f"with its own sound {VIDEO} what is it?", video=film(2, 2), audio=sound(2, 3), together=True, new=4),
+    Question(text=f"hear {AUDIO} and see {VIDEO}", video=film(2, 4), audio=sound(1, 5), new=3),
 ]
 
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from importlib.metadata import requires
 
 import pytest
-from harness import RATE, TOLERANCE, Question, agree, ask, difference, plan_of, said, sampling, sound
+from harness import RATE, TOLERANCE, Question, agree, ask, difference, generated, plan_of, sampling, sound
 from test_vllm_exact import GLOBAL, QUESTIONS
 from vllm.exceptions import VLLMValidationError
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP
@@ -43,7 +43,7 @@ def test_a_preempted_request_goes_on_exactly(omni, engines, plan, room, steps):
     for answer, question in zip(answers, questions, strict=True):
         assert difference(answer, omni(question, plan_of(plan, omni))) < TOLERANCE
     begun = [tokens for step in steps for computed, tokens, cut in step if cut and not computed]
-    assert set(begun) - {answer.prompt for answer in answers}, "a prompt ran again with what was answered"
+    assert set(begun) - {answer.prompt_len for answer in answers}, "a prompt ran again with what was answered"
 
 
 def test_aborted_requests_leave_the_others_exact(omni, engines):
@@ -61,8 +61,8 @@ def test_aborted_requests_leave_the_others_exact(omni, engines):
         answers |= {output.request_id: output for output in engine.step() if output.finished}
     chosen = plan_of("fastav", omni)
     for at in (1, 2, 4, 5, 6):
-        assert difference(said(answers[str(at)]), omni(QUESTIONS[at], chosen)) < TOLERANCE
-    assert difference(said(answers["3"]), omni(QUESTIONS[0], chosen)) < TOLERANCE
+        assert difference(generated(answers[str(at)]), omni(QUESTIONS[at], chosen)) < TOLERANCE
+    assert difference(generated(answers["3"]), omni(QUESTIONS[0], chosen)) < TOLERANCE
 
 
 def test_a_video_that_comes_again_is_exact(omni, engines):
@@ -160,10 +160,10 @@ def test_a_server_prunes_for_concurrent_clients(omni, tmp_path):
     ]
     with server(omni.folder, "fastav", tmp_path / "log") as url:
         answers = at_once(url, [*questions, questions[0]])
-        streamed = posted(url, body(*questions[1]) | {"stream": True})
-        unpruned = json.loads(posted(url, body(*questions[1]) | {"vllm_xargs": {"fastav": "none"}}))
+        streamed = post(url, body(*questions[1]) | {"stream": True})
+        unpruned = json.loads(post(url, body(*questions[1]) | {"vllm_xargs": {"fastav": "none"}}))
         with pytest.raises(urllib.error.HTTPError) as refused:
-            posted(url, body(*questions[1]) | {"vllm_xargs": {"fastav": "fastaw"}})
+            post(url, body(*questions[1]) | {"vllm_xargs": {"fastav": "fastaw"}})
         assert refused.value.code == 400
         assert "did you mean fastav" in refused.value.read().decode()
         assert at_once(url, [questions[0]]) == answers[:1]
@@ -243,9 +243,9 @@ def wav(wave_form):
     return head + data
 
 
-def posted(url, asked):
+def post(url, body):
     request = urllib.request.Request(
-        f"{url}/v1/chat/completions", json.dumps(asked).encode(), {"Content-Type": "application/json"}
+        f"{url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
     with urllib.request.urlopen(request, timeout=120) as answer:
         return answer.read().decode()
@@ -253,7 +253,7 @@ def posted(url, asked):
 
 def at_once(url, questions):
     with ThreadPoolExecutor(len(questions)) as pool:
-        answers = pool.map(lambda question: json.loads(posted(url, body(*question))), questions)
+        answers = pool.map(lambda question: json.loads(post(url, body(*question))), questions)
         return [answer["choices"][0]["token_ids"] for answer in answers]
 
 

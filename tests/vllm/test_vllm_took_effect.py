@@ -61,10 +61,10 @@ def keep_slots(llm, monkeypatch):
 @pytest.mark.parametrize(
     ("plan", "lose", "words"),
     [
-        ("fastav", unhook, r"layer 4's attention was told of \d+ tokens, and by the plan"),
-        (GLOBAL["strided"], unhook, r"layer 0's attention was told of \d+ tokens, and by the plan"),
-        ("fastav", unpack, r"layer 4's attention was told of"),
-        ("fastav", unpack_last, r"layer 7's attention was told of"),
+        ("fastav", unhook, r"layer 4's attention metadata has \d+ tokens, and by the plan"),
+        (GLOBAL["strided"], unhook, r"layer 0's attention metadata has \d+ tokens, and by the plan"),
+        ("fastav", unpack, r"layer 4's attention metadata has"),
+        ("fastav", unpack_last, r"layer 7's attention metadata has"),
         ("fastav", override_nothing, r"layer 4 expects \d+ tokens and gets"),
         ("fastav", keep_slots, r"layer 4's cache was given \d+ tokens"),
     ],

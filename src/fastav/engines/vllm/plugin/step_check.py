@@ -132,7 +132,7 @@ def require_step(expected: ExpectedStep, record: StepRecord) -> None:
         for counts in ([call.num_queries for call in calls], record.num_slots)
     )
     for planned, recorded, what in (
-        (tokens, [call.num_actual_tokens for call in calls], "attention was told of {} tokens"),
+        (tokens, [call.num_actual_tokens for call in calls], "attention metadata has {} tokens"),
         (tokens, queries, "attention was given {} tokens"),
         (tokens, slots, "cache was given {} tokens"),
         (expected.query_lens.max(0), [call.max_query_len for call in calls], "attention got {} tokens of one prompt"),
