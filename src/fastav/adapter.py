@@ -157,11 +157,11 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Prompt:
-    """A request as vLLM takes it, whose copy of the family's processor makes of it what `prepare` gives.
+class VllmInputs:
+    """A request as vLLM takes it: its copy of the family's processor makes the inputs of `prepare` from it.
 
-    text: the conversation, with the family's mark where each medium stands. media: of each modality what there is to
-    see or hear, as `multi_modal_data` has it. options: of the processor's call, as `mm_processor_kwargs`.
+    text: the conversation, with the family's placeholder where each medium stands. media: by modality, as
+    `multi_modal_data`. options: of the processor's call, as `mm_processor_kwargs`.
     """
 
     text: str
@@ -231,12 +231,12 @@ class ModelAdapter(ABC):
     def prepare(self, processor: ProcessorMixin, requests: Sequence[Request]) -> Prepared:
         """Decode, sample and tokenize a batch of requests."""
 
-    def prompt(self, processor: ProcessorMixin, request: Request) -> Prompt:
+    def vllm_inputs(self, processor: ProcessorMixin, request: Request) -> VllmInputs:
         """Decode and sample a request as `prepare` does, for vLLM to tokenize.
 
         Raises: UnsupportedModel if this family cannot be asked there; as `prepare`.
         """
-        raise UnsupportedModel(f"{self.name} cannot be asked through vLLM", "take the engine transformers")
+        raise UnsupportedModel(f"{self.name} has no inputs for vLLM", "use the engine transformers")
 
     @abstractmethod
     def layouts(self, config: PreTrainedConfig, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import ProcessorMixin
 from transformers.utils.chat_template_utils import _get_template_variables
 
-from fastav.adapter import Prompt, Request
+from fastav.adapter import Request, VllmInputs
 from fastav.errors import MediaError
 from fastav.models._checkpoint import HUB_OPTIONS
 from fastav.models._conversations import flat, request_of
@@ -137,13 +137,13 @@ class ClipProcessor(ProcessorMixin, ABC):
         return {"input_ids": ids, "attention_mask": mask}
 
 
-def shown_whole(processor: Any, request: Request) -> Prompt:
+def shown_whole(processor: Any, request: Request) -> VllmInputs:
     """What vLLM is given for a request about a clip that our own processor decodes there: the clip as it is.
 
     Raises: MissingTrack.
     """
     video, audio = request.tracks
-    return Prompt(
+    return VllmInputs(
         text=processor.prompt(request.question, video=video, audio=audio),
         media={"video" if video else "audio": request.clip},
         options={"use": str(request.use)} if video else {},

@@ -21,6 +21,8 @@ from fastav.pruning.selection import SelectionGroups, select_of, select_uniform
 
 WINDOW = 32  # queries of the observation window, as in SnapKV's paper
 
+BroadcastIndices = Callable[[Tensor], Tensor]  # rank 0's indices, where several ranks run one model
+
 # moved from device to device with the hidden states; keys and the rollout's inputs are read where they were made
 _MOVED = ("layout", "slots", "valid", "columns", "counts", "groups", "layer_tokens", "signals")
 
@@ -47,7 +49,7 @@ class PruningState:
     layer_tokens: dict[int, TokenSubset]
     history: list[tuple[int, Tensor]]
     columns: Int[Tensor, "batch kept"]
-    broadcast_indices: Callable[[Tensor], Tensor] | None = None  # rank 0's choice, where ranks run one model
+    broadcast_indices: BroadcastIndices | None
     signals: dict[Signal, Tensor] = field(default_factory=dict)
     keys: Tensor | None = None
     attentions: list[LayerAttention] = field(default_factory=list)
@@ -57,9 +59,19 @@ class PruningState:
 
     @classmethod
     def start(
-        cls, compiled: CompiledPlan, layouts: Sequence[Layout], length: int, device: torch.device
+        cls,
+        compiled: CompiledPlan,
+        layouts: Sequence[Layout],
+        length: int,
+        device: torch.device,
+        *,
+        broadcast_indices: BroadcastIndices | None = None,
     ) -> "PruningState":
-        """The state before the first layer.  length: columns of the padded prompts.  Raises: PlanError."""
+        """The state before the first layer.
+
+        length: columns of the padded prompts. broadcast_indices: makes the ranks of one model keep the same tokens.
+        Raises: PlanError.
+        """
         layout = device_layout.batch_layout(layouts, length, device)
         slots = torch.arange(length, device=device).expand(len(layouts), length)
         padded = any(len(one) < length for one in layouts)
@@ -76,6 +88,7 @@ class PruningState:
             n_audio_tokens=sum(one.count(Modality.AUDIO) for one in layouts),
             layer_tokens=dict.fromkeys(range(compiled.first_layer), tokens),
             history=[(0, slots)],
+            broadcast_indices=broadcast_indices,
         )
 
     @property
@@ -214,6 +227,10 @@ class PruningState:
         self.move_to(query.device)
         key_slots = self.layer_tokens[self.compiled.kv_sources[index]].slots
         return LayerAttention(query, key, mask, scaling, self.slots[:, -query.shape[2] :], key_slots, self.valid)
+
+    def replace_signal(self, signal: Signal, scores: Float[Tensor, "batch tokens"]) -> None:
+        """Replace a signal that `observe` has computed, as by its mean over ranks."""
+        self.signals[signal] = scores
 
     def observe(
         self, index: int, signals: Collection[Signal], query: Tensor, key: Tensor, mask: Tensor | None, scaling: float

@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from fastav.adapter import ModelAdapter, Prepared, Prompt, Request
+from fastav.adapter import ModelAdapter, Prepared, Request, VllmInputs
 from fastav.errors import CheckpointError
 from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
@@ -91,7 +91,7 @@ class VideoSalmonn2Adapter(ModelAdapter):
         )
         return Prepared(inputs=dict(inputs), layouts=tuple(_timed(processor.media, inputs, clips)))
 
-    def prompt(self, processor: ProcessorMixin, request: Request) -> Prompt:
+    def vllm_inputs(self, processor: ProcessorMixin, request: Request) -> VllmInputs:
         """What vLLM is given for a request: the clip as it is."""
         return shown_whole(processor, request)
 

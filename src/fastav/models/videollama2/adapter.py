@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from fastav.adapter import AudioAttention, ModelAdapter, Prepared, Prompt, Request
+from fastav.adapter import AudioAttention, ModelAdapter, Prepared, Request, VllmInputs
 from fastav.errors import CheckpointError
 from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
@@ -94,7 +94,7 @@ class VideoLlama2Adapter(ModelAdapter):
             layouts=tuple(_timed(layout, clip) for layout, clip in zip(layouts, clips, strict=True)),
         )
 
-    def prompt(self, processor: ProcessorMixin, request: Request) -> Prompt:
+    def vllm_inputs(self, processor: ProcessorMixin, request: Request) -> VllmInputs:
         """What vLLM is given for a request: the clip as it is."""
         return shown_whole(processor, request)
 

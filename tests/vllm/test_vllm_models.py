@@ -1,4 +1,4 @@
-"""VideoLLaMA2, video-SALMONN 2 and the embedded model served by vLLM: what the transformers engine says of the same."""
+"""VideoLLaMA2, video-SALMONN 2 and the embedded model served by vLLM: the answers of the transformers engine."""
 
 import base64
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +12,7 @@ import numpy as np
 import openai
 import pytest
 import torch
-from asking import TOLERANCE, difference, said, sampling
+from harness import TOLERANCE, difference, generated, sampling
 from test_vllm_serving import server
 from vllm.exceptions import VLLMValidationError
 
@@ -40,7 +40,7 @@ BY_LAYOUT = Plan(
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """text: what is asked. clip: what about, if anything. shown: as vLLM's modality. use: what of it."""
+    """clip: that the question is about, if any. shown: as which of vLLM's modalities. use: of its tracks."""
 
     text: str
     clip: Path | None = None
@@ -51,9 +51,9 @@ class Question:
     def for_vllm(self, processor: Any) -> dict[str, Any]:
         if self.clip is None:
             return {"prompt": processor.prompt(self.text, video=False)}
-        asked: dict[str, Any] = {"prompt": processor.prompt(self.text, video=self.shown == "video", audio=True)}
-        asked["multi_modal_data"] = {self.shown: self.clip}
-        return asked | ({} if self.use is Use.AUTO else {"mm_processor_kwargs": {"use": str(self.use)}})
+        prompt: dict[str, Any] = {"prompt": processor.prompt(self.text, video=self.shown == "video", audio=True)}
+        prompt["multi_modal_data"] = {self.shown: self.clip}
+        return prompt | ({} if self.use is Use.AUTO else {"mm_processor_kwargs": {"use": str(self.use)}})
 
 
 QUESTIONS = [
@@ -67,12 +67,12 @@ QUESTIONS = [
 ]
 
 
-class Expecting:
-    """A checkpoint, and what the transformers engine says of it."""
+class Reference:
+    """A checkpoint, and the answers of the transformers engine."""
 
     def __init__(self, name: str, folder: Path):
         self.folder, self.adapter = folder, MODELS[name]()
-        self.known: dict[Any, Any] = {}
+        self.cache: dict[Any, Any] = {}
 
     @cached_property
     def loaded(self):
@@ -82,9 +82,9 @@ class Expecting:
 
     def __call__(self, question: Question, plan: Plan):
         key = question, plan.fingerprint
-        if key not in self.known:
-            self.known[key] = self.computed(question, plan)
-        return self.known[key]
+        if key not in self.cache:
+            self.cache[key] = self.computed(question, plan)
+        return self.cache[key]
 
     def computed(self, question: Question, plan: Plan):
         model, processor = self.loaded
@@ -114,23 +114,23 @@ class Expecting:
         prompts = [question.for_vllm(self.loaded[1]) for question in questions]
         params = [sampling(question.new, **options) for question in questions]
         answers = llm.generate(prompts, params, use_tqdm=False)
-        found = [difference(said(one), self(q, chosen)) for one, q in zip(answers, questions, strict=True)]
+        found = [difference(generated(one), self(q, chosen)) for one, q in zip(answers, questions, strict=True)]
         assert max(found) < TOLERANCE
 
 
 @pytest.fixture(scope="module")
 def penalized(tmp_path_factory):
     folder = clip_checkpoints.videollama2(tmp_path_factory.mktemp("penalized"), repetition_penalty=1.3)
-    return Expecting("videollama2", folder)
+    return Reference("videollama2", folder)
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clips")
     return {
-        "videollama2": Expecting("videollama2", clip_checkpoints.videollama2(folder / "videollama2")),
-        "video-salmonn2": Expecting("video-salmonn2", clip_checkpoints.video_salmonn2(folder / "video_salmonn2")),
-        "tiny": Expecting("tiny", Path(TinyAdapter.checkpoint)),
+        "videollama2": Reference("videollama2", clip_checkpoints.videollama2(folder / "videollama2")),
+        "video-salmonn2": Reference("video-salmonn2", clip_checkpoints.video_salmonn2(folder / "video_salmonn2")),
+        "tiny": Reference("tiny", Path(TinyAdapter.checkpoint)),
     }
 
 
@@ -146,13 +146,13 @@ def test_clips_and_text_asked_at_once_are_exact(models, engines, name, plan):
 
 
 def test_clips_in_memory_and_clips_that_come_again_are_exact(models, engines):
-    asked, model = QUESTIONS[0], models["videollama2"]
-    prompt, llm = asked.for_vllm(model.loaded[1]), engines(model.folder, "fastav", **ROOM)
+    question, model = QUESTIONS[0], models["videollama2"]
+    prompt, llm = question.for_vllm(model.loaded[1]), engines(model.folder, "fastav", **ROOM)
     for clip in (FILM, str(FILM), FILM.read_bytes(), FILM.read_bytes(), Clip.open(FILM), [Clip.open(FILM)]):
         again = prompt | {"multi_modal_data": {"video": clip}}
-        (answer,) = llm.generate([again], sampling(asked.new), use_tqdm=False)
+        (answer,) = llm.generate([again], sampling(question.new), use_tqdm=False)
         chosen = plan_named("fastav", model.adapter)
-        assert difference(said(answer), model(asked, chosen)) < TOLERANCE
+        assert difference(generated(answer), model(question, chosen)) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["videollama2", "video-salmonn2"])
@@ -187,9 +187,9 @@ def test_clips_that_cannot_be_shown_are_refused_in_words(models, engines, tmp_pa
     refused("has no video track", {"video": SOUND})
     refused("has no audio track", {"video": silent(tmp_path)}, mm_processor_kwargs={"use": "both"})
     refused("no use of a clip is called", {"video": FILM}, mm_processor_kwargs={"use": "eyes"})
-    refused("can say use, got fps", {"video": FILM}, mm_processor_kwargs={"fps": 2})
+    refused("may have the key use, got fps", {"video": FILM}, mm_processor_kwargs={"fps": 2})
     refused("must be a path", {"video": np.zeros((2, 4, 4, 3), np.uint8)})
-    refused("shows one clip", {"video": FILM, "audio": SOUND})
+    refused("takes one clip", {"video": FILM, "audio": SOUND})
     refused("At most 1 video", {"video": [FILM, FILM]})
     refused("has no <video> for its clip", {"video": FILM}, prompt="no place")
     models["videollama2"].agree(llm, [question], "fastav")
@@ -209,10 +209,10 @@ def test_a_chat_has_the_prompt_that_our_processor_gives(models, engines, name):
     ]
     llm = engines(models[name].folder, "fastav", **ROOM)
     for chat in chats:
-        turns = [{"role": role, "content": texts(said_)} for role, said_ in chat]
+        turns = [{"role": role, "content": texts(content)} for role, content in chat]
         (output,) = llm.chat(turns, sampling(1), use_tqdm=False)
-        same = [{"role": role, "content": texts(said_, ours)} for role, said_ in chat]
-        clip = next((part for _, said_ in chat for part in said_ if isinstance(part, dict)), None)
+        same = [{"role": role, "content": texts(content, ours)} for role, content in chat]
+        clip = next((part for _, content in chat for part in content if isinstance(part, dict)), None)
         media = {}
         if clip is not None:
             use = Use.AUTO if clip is film else Use.AUDIO
@@ -235,7 +235,7 @@ def texts(content: Any, parts: dict[str, Any] | None = None) -> Any:
 
 
 def test_the_encoders_cannot_be_left_out(models):
-    with pytest.raises((FastAVError, ValueError), match="is served with its encoders"):
+    with pytest.raises((FastAVError, ValueError), match="needs its encoders"):
         LLM(str(models["tiny"].folder), language_model_only=True)
 
 

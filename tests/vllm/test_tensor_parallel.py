@@ -1,4 +1,4 @@
-"""What ranks tell each other, as threads that meet at a barrier in place of vLLM's processes."""
+"""Communication of tensor-parallel ranks, as threads that meet at a barrier in place of vLLM's processes."""
 
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
@@ -6,14 +6,14 @@ from threading import Barrier
 import pytest
 import torch
 
-from fastav.engines.vllm.ranks import Ranks
+from fastav.engines.vllm.plugin.tensor_parallel import TensorParallel
 from fastav.pruning.attention import last_query_attention
 
 TOKENS, WIDTH, HEADS = 7, 4, 8
 
 
 class Meeting:
-    """What all ranks bring, in their order, once all have."""
+    """Collects one object of every rank, in their order."""
 
     def __init__(self, size):
         self.size, self.barrier, self.brought = size, Barrier(size, timeout=30), [None] * size
@@ -43,10 +43,10 @@ class Group:
 
 
 def on_all(size, work):
-    """What every rank finds."""
+    """The result of every rank."""
     meeting = Meeting(size)
     with ThreadPoolExecutor(size) as pool:
-        return list(pool.map(lambda rank: work(Ranks(Group(meeting, rank)), rank), range(size)))
+        return list(pool.map(lambda rank: work(TensorParallel(Group(meeting, rank)), rank), range(size)))
 
 
 def heads_of(whole, size, rank):
@@ -63,14 +63,14 @@ def row(query, key):
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4, 8])
 @pytest.mark.parametrize("size", [2, 4])
-def test_ranks_find_together_what_one_finds(size, kv_heads):
+def test_ranks_together_compute_what_one_computes(size, kv_heads):
     make = torch.Generator().manual_seed(0)
     query = torch.randn(TOKENS, HEADS, WIDTH, generator=make)
     key = torch.randn(TOKENS, kv_heads, WIDTH, generator=make)
 
     def work(ranks, rank):
         q, k = heads_of(query, size, rank), heads_of(key, size, rank)
-        return ranks.mean(row(q, k)), ranks.heads(q, HEADS), ranks.heads(k, kv_heads)
+        return ranks.mean(row(q, k)), ranks.gather_heads(q, HEADS), ranks.gather_heads(k, kv_heads)
 
     for mean, queries, keys in on_all(size, work):
         assert torch.equal(queries, query)
@@ -78,16 +78,16 @@ def test_ranks_find_together_what_one_finds(size, kv_heads):
         assert torch.allclose(mean, row(query, key), atol=1e-6)
 
 
-def test_all_keep_what_the_first_chose():
-    chosen = on_all(3, lambda ranks, rank: ranks.agreed(torch.tensor([[rank, rank + 1]])))
+def test_all_ranks_keep_the_tokens_of_the_first():
+    chosen = on_all(3, lambda ranks, rank: ranks.broadcast_indices(torch.tensor([[rank, rank + 1]])))
     assert all(torch.equal(one, torch.tensor([[0, 1]])) for one in chosen)
 
 
 @pytest.mark.parametrize("group", [None, Group(Meeting(1), 0)])
-def test_one_alone_tells_nobody(group):
-    given, ranks = torch.randn(3, 2, 4), Ranks(group)
-    assert ranks.alone
-    assert ranks.heads(given, 2) is given
+def test_a_single_rank_sends_nothing(group):
+    given, ranks = torch.randn(3, 2, 4), TensorParallel(group)
+    assert ranks.is_single
+    assert ranks.gather_heads(given, 2) is given
     scores, chosen = torch.rand(1, 4), torch.tensor([[1, 2]])
     assert ranks.mean(scores) is scores
-    assert ranks.agreed(chosen) is chosen
+    assert ranks.broadcast_indices(chosen) is chosen

@@ -1,4 +1,4 @@
-"""A model of vLLM's: encoders of ours, and its Qwen2."""
+"""A model for vLLM: our encoders, and vLLM's Qwen2 as the decoder."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
@@ -8,20 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from vllm.model_executor.models.interfaces import SupportsMultiModal  # pyright: ignore[reportMissingImports]
-from vllm.model_executor.models.utils import (  # pyright: ignore[reportMissingImports]
-    init_vllm_registered_model,
-    maybe_prefix,
-)
 
 from fastav.adapter import adapter_for
-from fastav.engines.vllm.families._clips import RUN, embedded
+from fastav.engines.vllm.compat import SupportsMultiModal, init_vllm_registered_model, maybe_prefix
+from fastav.engines.vllm.models._clips import CLIP_IDS, embedded_ids
 
-Item = Mapping[str, Tensor]
+Features = Mapping[str, Tensor]  # of one clip
 
 
 def encoders(config: PreTrainedConfig) -> PreTrainedModel:
-    """The adapter's model without anything of its decoder, under the checkpoint's names."""
+    """The adapter's model without its decoder; parameters have the checkpoint's names."""
     own: Any = deepcopy(config)
     own.num_hidden_layers, own.layer_types, own.vocab_size, own.pad_token_id = 0, [], 1, None
     model = adapter_for(config.architectures or ()).build(own)
@@ -31,7 +27,7 @@ def encoders(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 class ClipModel(nn.Module, SupportsMultiModal):
-    """What the families share."""
+    """Base class of the families' models.  Subclasses implement `encode`."""
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__()
@@ -49,25 +45,25 @@ class ClipModel(nn.Module, SupportsMultiModal):
 
     @classmethod
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:
-        """None: `ClipRenderer` puts clips into prompts."""
+        """Nothing: `ClipRenderer` puts clips into prompts."""
         return None
 
     @abstractmethod
-    def encode(self, item: Item) -> Mapping[int, Tensor]:
-        """Of a clip, by id: the embeddings [tokens, hidden] of the places that hold it, in order.  Others are zero."""
+    def encode(self, features: Features) -> Mapping[int, Tensor]:
+        """A clip's embeddings [tokens, hidden] by token id, in order; embeddings of other ids are zero."""
 
-    def embed_multimodal(self, **given: Any) -> list[Tensor]:
-        """The embeddings of each clip: of its run's ids that are not text."""
-        return [self._embedded(item) for item in _items(given)]
+    def embed_multimodal(self, **batch: Any) -> list[Tensor]:
+        """The embeddings [tokens, hidden] of each clip's tokens that are not text."""
+        return [self._embed(features) for features in _items(batch)]
 
-    def _embedded(self, item: Item) -> Tensor:
-        found, run = self.encode(item), item[RUN]  # the latter on the host, where looking costs nothing
-        run = run[torch.isin(run, torch.tensor(embedded(self.config.scheme)))]
-        features = next(iter(found.values()))
-        merged = features.new_zeros(len(run), features.shape[1])
-        for token, rows in found.items():
-            place = (run == token).nonzero()[:, 0]
-            merged.index_copy_(0, place.to(merged.device, non_blocking=True), rows.to(merged))
+    def _embed(self, features: Features) -> Tensor:
+        by_id, ids = self.encode(features), features[CLIP_IDS]  # the latter on the host, so that indexing does not wait
+        ids = ids[torch.isin(ids, torch.tensor(embedded_ids(self.config.scheme)))]
+        first = next(iter(by_id.values()))
+        merged = first.new_zeros(len(ids), first.shape[1])
+        for token_id, embeddings in by_id.items():
+            indices = (ids == token_id).nonzero()[:, 0]
+            merged.index_copy_(0, indices.to(merged.device, non_blocking=True), embeddings.to(merged))
         return merged
 
     def forward(
@@ -86,33 +82,33 @@ class ClipModel(nn.Module, SupportsMultiModal):
         return self.language_model.compute_logits(hidden_states)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        """Load a checkpoint of the original; the names of all that has its values now.
+        """Load a checkpoint of the original; returns the names of the loaded parameters.
 
-        Raises: CheckpointError as our own loading does; vLLM's errors for what is the decoder's.
+        Raises: CheckpointError as our own loading does; vLLM's errors for weights of the decoder.
         """
-        own, given = self.encoders.state_dict(), dict[str, torch.Size]()
-        decoder = self.language_model.load_weights(_taken(own, weights, given))
-        other = [(name, shape, own[name].shape) for name, shape in given.items() if shape != own[name].shape]
-        info = {"missing_keys": own.keys() - given.keys(), "unexpected_keys": set(), "mismatched_keys": other}
+        own, shapes = self.encoders.state_dict(), dict[str, torch.Size]()
+        decoder = self.language_model.load_weights(_load_own(own, weights, shapes))
+        mismatched = [(name, shape, own[name].shape) for name, shape in shapes.items() if shape != own[name].shape]
+        info = {"missing_keys": own.keys() - shapes.keys(), "unexpected_keys": set(), "mismatched_keys": mismatched}
         complete: Any = self.encoders
         complete._complete(info, self.source)
         return {f"language_model.{name}" for name in decoder} | {f"encoders.{name}" for name in own}
 
 
-def _taken(
-    own: Mapping[str, Tensor], weights: Iterable[tuple[str, Tensor]], given: dict[str, torch.Size]
+def _load_own(
+    own: Mapping[str, Tensor], weights: Iterable[tuple[str, Tensor]], shapes: dict[str, torch.Size]
 ) -> Iterator[tuple[str, Tensor]]:
-    """The weights that are not the encoders', whose own are copied; `given` then holds the shapes of those."""
+    """Copy the encoders' weights and yield all others; adds the shapes of the former to `shapes`."""
     for name, weight in weights:
         if name not in own:
             yield name, weight
             continue
-        given[name] = weight.shape
+        shapes[name] = weight.shape
         if weight.shape == own[name].shape:
             own[name].copy_(weight)
 
 
-def _items(given: Mapping[str, Any]) -> Iterator[Item]:
-    """One item at a time of what vLLM batches: tensors, or lists where sizes differ."""
-    for at in range(len(given[RUN])):
-        yield {name: value[at] for name, value in given.items()}
+def _items(batch: Mapping[str, Any]) -> Iterator[Features]:
+    """Split a batch of vLLM, of tensors or, where sizes differ, lists, into the features of each clip."""
+    for index in range(len(batch[CLIP_IDS])):
+        yield {name: value[index] for name, value in batch.items()}
