@@ -58,7 +58,7 @@ class Tester(ABC):
         text = config.get_text_config(decoder=True)
         for name, value in LAYERS.items():
             setattr(text, name, value)
-        config.architectures = None
+        config.architectures = config.dtype = None  # as in what is made, not read
         return config
 
     @abstractmethod
