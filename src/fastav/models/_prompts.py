@@ -76,6 +76,8 @@ class ClipProcessor(ProcessorMixin, ABC):
 
         Contents may be strings, or lists of parts of type "video", "audio" and "text": the clip comes first, as
         `places` has it, then the text. A conversation shows one clip; `request_of` says how its parts name it.
+        chat_template: the name of one of the processor's own templates, which read contents as strings; or a template,
+        which reads the messages as they are and writes the places itself.
         tokenize: read the clips and give `input_ids`, or all inputs if `return_dict`; otherwise a string.
         load_audio_from_video: whether a video is shown with its sound; None: if it has any, as `fastav.pipeline` does.
         processor_kwargs: further arguments of `__call__`, which may also stand among the others; what is left goes to
@@ -87,6 +89,8 @@ class ClipProcessor(ProcessorMixin, ABC):
         talks = list(conversation) if batched else [conversation]
         messages = [flat(talk, self.places) for talk in talks]
         template = self._template(chat_template)
+        if template not in self._templates.values():
+            messages = talks
         given = dict(processor_kwargs or {})
         if tokenize:
             given |= {name: kwargs.pop(name) for name in list(kwargs) if name in CALL_ARGUMENTS | MEDIA_ARGUMENTS}
@@ -102,9 +106,14 @@ class ClipProcessor(ProcessorMixin, ABC):
 
     def _template(self, name: str | None) -> str:
         """A template by its name, as it stands, or the default one."""
-        held: Any = self.chat_template
-        known: Mapping[str, str] = held if isinstance(held, Mapping) else {"default": held}
+        known = self._templates
         return known["default"] if name is None else known.get(name, name)
+
+    @property
+    def _templates(self) -> Mapping[str, str]:
+        """The processor's own templates, by name."""
+        held: Any = self.chat_template
+        return held if isinstance(held, Mapping) else {"default": held}
 
     def _refuse_empty_places(self, prompts: Sequence[str], clips: Sequence[Any], sounds: Sequence[Any]) -> None:
         """Raise MediaError if a prompt that comes without a clip has a place for one.
