@@ -108,7 +108,7 @@ format: $(READY)  ## mend what `make check` finds
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-tables: $(READY)  ## write the table of models into README.md and docs/models.md
+tables: $(READY)  ## write the tables of models and costs into README.md and docs
 	PYTHONPATH=tests $(BIN)/python docs/models.py
 
 leaderboard: $(READY)  ## plans and rivals at three budgets on the embedded model: rows, chart, table
