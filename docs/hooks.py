@@ -18,14 +18,17 @@ SITE = {path: page for page, path in PAGES.items()}
 PICTURES = {".png", ".svg"}
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")
 CODE = re.compile(r"(^```.*?^```|`[^`\n]*`)", re.DOTALL | re.MULTILINE)
+ELSEWHERE = re.compile(
+    r"""<(?:script|img|iframe|source|video|audio|embed|object|link\b(?![^>]*rel="?canonical))\b[^>]*"""
+    r"""\b(?:src|href|data)=["']?(?:https?:)?//[^>]*>"""
+)
 METADATA = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 REPOSITORY = METADATA["tool"]["hatch"]["metadata"]["hooks"]["custom"]["repository"]
 
 
 def on_config(config):
-    """The repository's address stands in pyproject.toml alone."""
-    config.repo_url = REPOSITORY
-    config.edit_uri = ""
+    """The repository's address, of which pages ask nothing: as `repo_url` the theme would load its stars."""
+    config.extra["social"] = [{"icon": "material/source-repository", "link": REPOSITORY, "name": "Repository"}]
     return config
 
 
@@ -44,6 +47,13 @@ def on_page_markdown(markdown, page, config, files):
     parts = CODE.split(markdown)
     parts[::2] = (LINK.sub(lambda link: _target(link, here, page), part) for part in parts[::2])
     return "".join(parts)
+
+
+def on_post_page(output, page, config):
+    """Refuse what a browser would fetch from elsewhere."""
+    if elsewhere := ELSEWHERE.search(output):
+        raise PluginError(f"{page.file.src_uri} loads something from the network: {elsewhere[0]}")
+    return output
 
 
 def _target(link, here, page):

@@ -7,6 +7,7 @@ example of a clip of 1280 x 720 with sound and 44 tokens of text, without weight
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -28,11 +29,13 @@ HEAD = (
 OWN = {"videollama2", "video-salmonn2", "video-salmonn2-plus"}  # whose code is ours
 
 
+@cache
 def table() -> str:
     """The table of all models that fastav knows but the embedded one, as Markdown."""
     return "\n".join([HEAD, "|---" * (HEAD.count("|") - 1) + "|", *map(row, adapters())])
 
 
+@cache
 def costs() -> str:
     """FLOPs of the prefill by model, plan and length of the clip, as Markdown."""
     head = f"| model | {' | '.join(f'`{name}`' for name in PLANS)} |"
