@@ -46,7 +46,8 @@ def test_what_the_page_about_clips_shows_runs(monkeypatch):
 @pytest.mark.parametrize("page", [*pages.pages(), *OTHERS])
 def test_every_link_leads_somewhere(page):
     for path, anchor in pages.links(page):
-        assert path.exists(), f"{page} links to {path}"
+        in_release = path.suffix == ".jsonl" and not (ROOT / ".git").exists()  # which has no rows of results
+        assert in_release or path.exists(), f"{page} links to {path}"
         assert not anchor or anchor in pages.anchors(path), f"{page} links to #{anchor} of {path.name}"
 
 
