@@ -19,7 +19,7 @@ from fastav.models.video_salmonn2 import (
     VideoSalmonn2Model,
     VideoSalmonn2Processor,
 )
-from fastav.models.video_salmonn2.configuration import gathered
+from fastav.models.video_salmonn2.configuration import gather
 
 TINY = Path(__file__).parents[1] / "reference" / "video_salmonn2"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
@@ -232,7 +232,7 @@ def test_what_the_scripts_overwrite_is_not_read_from_the_checkpoint() -> None:
 
 def test_arguments_come_from_the_file_then_beside_it_then_the_scripts() -> None:
     arguments = {"second_per_window": 1.0, "second_stride": 1.0, "fps": 4, "mm_spatial_pool_stride": 3}
-    found = gathered({"second_per_window": 3.0, "model_args": arguments}, {"second_stride": 2.0})
+    found = gather({"second_per_window": 3.0, "model_args": arguments}, {"second_stride": 2.0})
     names = ("second_per_window", "second_stride", "video_fps", "mm_spatial_pool_stride")
     assert [found[name] for name in names] == [3.0, 2.0, 4, 3]
 

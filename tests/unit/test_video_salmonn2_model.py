@@ -19,7 +19,7 @@ from fastav.models.video_salmonn2 import (
     VideoSalmonn2Processor,
 )
 from fastav.models.video_salmonn2.modeling import piece_marks
-from fastav.models.video_salmonn2.qformer import QFormer
+from fastav.models._qformer import QFormer
 
 TINY = Path(__file__).parents[1] / "reference" / "video_salmonn2"
 RANDOM = np.random.default_rng(0)
@@ -227,7 +227,7 @@ def test_a_window_is_read_by_itself(model: VideoSalmonn2ForConditionalGeneration
     scheme = model.config.scheme
     mel = torch.rand(1, scheme.mel_bins, 3000, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        every = model.windows(model.hear(mel))
+        every = model.windows(model.whisper_features(mel))
         heard = model.ln_speech(model.speech_encoder(mel).last_hidden_state)
         one = model.speech_Qformer(model.speech_query_tokens, heard[:, 7 * scheme.stride :][:, : scheme.window])
     assert every.shape == (scheme.windows, 1, model.config.qformer.hidden_size)

@@ -16,7 +16,8 @@ from fastav.models.video_salmonn2_plus import (
     VideoSalmonn2PlusModel,
     VideoSalmonn2PlusProcessor,
 )
-from fastav.models.video_salmonn2_plus.qformer import QFormer, windows
+from fastav.models._qformer import QFormer
+from fastav.models.video_salmonn2_plus.speech import windows
 
 TINY = Path(__file__).parents[1] / "reference" / "video_salmonn2_plus"
 RANDOM = np.random.default_rng(0)
@@ -199,11 +200,11 @@ def test_a_window_is_read_where_cross_attention_is() -> None:
     shape = QFormerShape(
         hidden_size=8, num_hidden_layers=4, num_attention_heads=2, intermediate_size=8, encoder_width=6
     )
-    qformer = QFormer(shape)
+    qformer = QFormer(shape, 6)
     keys = {name.split(".")[3] for name in qformer.state_dict() if "crossattention" in name}
     assert keys == {"0", "1", "2", "3"}
     every_other = QFormerShape(**{f: getattr(shape, f) for f in shape.__slots__} | {"cross_attention_freq": 2})
-    keys = {name.split(".")[3] for name in QFormer(every_other).state_dict() if "crossattention" in name}
+    keys = {name.split(".")[3] for name in QFormer(every_other, 6, cross_every=2).state_dict() if "crossattention" in name}
     assert keys == {"0", "2"}
     queries = torch.randn(1, 1, 8)
     with torch.no_grad():

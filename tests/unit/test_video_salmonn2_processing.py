@@ -9,8 +9,8 @@ import torch
 from transformers import AutoProcessor
 
 from fastav.errors import CheckpointError, MediaError
-from fastav.models._prompts import QWEN2_TEMPLATE
-from fastav.models.video_salmonn2 import Scheme, VideoSalmonn2Processor, log_mel, sample_frames
+from fastav.models._native_processing import QWEN2_TEMPLATE
+from fastav.models.video_salmonn2 import Scheme, VideoSalmonn2Processor, sample_frames, spectrograms
 
 TINY = Path(__file__).parents[1] / "reference" / "video_salmonn2"
 RANDOM = np.random.default_rng(0)
@@ -143,23 +143,23 @@ def test_sound_alone_is_cut_at_the_cap(processor: VideoSalmonn2Processor) -> Non
     short = VideoSalmonn2Processor(processor.tokenizer, scheme=processor.scheme | {"max_time": 2})
     inputs = short(short.prompt("?", video=False, audio=True), audio=[SOUND])
     assert int(inputs["feature_attention_mask"].sum()) == 200
-    assert torch.equal(inputs["input_features"], log_mel(SOUND[:32_000])[0])
+    assert torch.equal(inputs["input_features"], spectrograms(SOUND[:32_000])[0])
 
 
 def test_no_sound_at_all_is_silence() -> None:
-    features, heard = log_mel(np.zeros(0, np.float32))
+    features, heard = spectrograms(np.zeros(0, np.float32))
     assert features.shape == (1, 128, 3000)
-    assert torch.equal(features, log_mel(np.zeros(16_000, np.float32))[0])
+    assert torch.equal(features, spectrograms(np.zeros(16_000, np.float32))[0])
     assert not heard.any()
 
 
 def test_windows_without_sound_are_known() -> None:
-    _, columns = log_mel(np.ones(16_000 * 10 + 1, np.float32))
-    heard = RELEASE.heard(columns.numpy())
+    _, columns = spectrograms(np.ones(16_000 * 10 + 1, np.float32))
+    heard = RELEASE.has_sound(columns.numpy())
     assert heard.tolist() == [True] * 21 + [False] * 39
     overlapping = Scheme(second_per_window=1.0, second_stride=0.5, query_tokens=2)
     assert overlapping.piece_tokens == 59 * 2
-    assert overlapping.heard(columns.numpy()).sum() == 21 * 2
+    assert overlapping.has_sound(columns.numpy()).sum() == 21 * 2
 
 
 @pytest.mark.parametrize("question", ["", "What is <video>?", "<audio>", "\nWhy?", "<video><video>\n<audio>"])

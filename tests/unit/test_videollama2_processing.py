@@ -9,7 +9,7 @@ import torch
 from transformers import AutoProcessor, AutoTokenizer
 
 from fastav.errors import CheckpointError, MediaError
-from fastav.models._prompts import QWEN2_TEMPLATE
+from fastav.models._native_processing import QWEN2_TEMPLATE
 from fastav.models.videollama2 import VideoLlama2Processor, clip_bounds, file_features, soundtrack_features
 
 TINY = Path(__file__).parents[1] / "reference" / "videollama2"

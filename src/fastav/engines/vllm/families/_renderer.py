@@ -12,7 +12,7 @@ from vllm.renderers.chat_utils import (  # pyright: ignore[reportMissingImports]
 from vllm.renderers.hf import HfRenderer, safe_apply_chat_template  # pyright: ignore[reportMissingImports]
 
 from fastav.engines.vllm.families._clips import KINDS, refused
-from fastav.models._prompts import flat
+from fastav.models._conversations import flat
 
 
 class ClipRenderer(HfRenderer):
