@@ -17,15 +17,15 @@ import torch
 
 from fastav.adapter import Request, Use
 from fastav.media import Clip
+from fastav.models._whisper import PIECE
 from fastav.models.video_salmonn2 import (
     VideoSalmonn2Adapter,
     VideoSalmonn2ForConditionalGeneration,
     VideoSalmonn2Processor,
-    spectrograms,
     pixel_values,
     sample_frames,
+    spectrograms,
 )
-from fastav.models._whisper import PIECE
 from support.spectra import assert_within, whisper
 from support.ties import assert_ids_where_decided
 

@@ -17,6 +17,7 @@ import torch
 
 from fastav.adapter import Request, Use
 from fastav.media import Clip
+from fastav.models._whisper import PIECE
 from fastav.models.video_salmonn2_plus import (
     VideoSalmonn2PlusAdapter,
     VideoSalmonn2PlusForConditionalGeneration,
@@ -25,7 +26,6 @@ from fastav.models.video_salmonn2_plus import (
     sample_frames,
     spectrograms,
 )
-from fastav.models._whisper import PIECE
 from support.spectra import assert_within, whisper
 from support.ties import assert_ids_where_decided
 

@@ -10,6 +10,7 @@ import torch
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
 from fastav.errors import MediaError
+from fastav.models._qformer import QFormer
 from fastav.models.video_salmonn2 import (
     QFormerShape,
     VideoSalmonn2Adapter,
@@ -19,7 +20,6 @@ from fastav.models.video_salmonn2 import (
     VideoSalmonn2Processor,
 )
 from fastav.models.video_salmonn2.modeling import piece_marks
-from fastav.models._qformer import QFormer
 
 TINY = Path(__file__).parents[1] / "reference" / "video_salmonn2"
 RANDOM = np.random.default_rng(0)

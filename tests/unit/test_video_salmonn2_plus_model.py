@@ -10,13 +10,13 @@ from transformers import DynamicCache
 
 from fastav.cache_argument import as_argument, of_output
 from fastav.errors import MediaError
+from fastav.models._qformer import QFormer
 from fastav.models.video_salmonn2_plus import (
     QFormerShape,
     VideoSalmonn2PlusForConditionalGeneration,
     VideoSalmonn2PlusModel,
     VideoSalmonn2PlusProcessor,
 )
-from fastav.models._qformer import QFormer
 from fastav.models.video_salmonn2_plus.speech import windows
 
 TINY = Path(__file__).parents[1] / "reference" / "video_salmonn2_plus"
@@ -204,7 +204,9 @@ def test_a_window_is_read_where_cross_attention_is() -> None:
     keys = {name.split(".")[3] for name in qformer.state_dict() if "crossattention" in name}
     assert keys == {"0", "1", "2", "3"}
     every_other = QFormerShape(**{f: getattr(shape, f) for f in shape.__slots__} | {"cross_attention_freq": 2})
-    keys = {name.split(".")[3] for name in QFormer(every_other, 6, cross_every=2).state_dict() if "crossattention" in name}
+    keys = {
+        name.split(".")[3] for name in QFormer(every_other, 6, cross_every=2).state_dict() if "crossattention" in name
+    }
     assert keys == {"0", "2"}
     queries = torch.randn(1, 1, 8)
     with torch.no_grad():

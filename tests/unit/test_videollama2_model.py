@@ -13,8 +13,8 @@ from transformers import AutoTokenizer
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
 from fastav.errors import MediaError
-from fastav.models._native_modeling import positions
 from fastav.models._merging import merged
+from fastav.models._native_modeling import positions
 from fastav.models.videollama2 import (
     VideoLlama2ForConditionalGeneration,
     VideoLlama2Processor,
