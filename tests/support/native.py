@@ -130,6 +130,44 @@ def requests(*clips: Clip, use: Use = Use.AUTO) -> list[Request]:
     return [Request(clip=one, question="What happens?" * (i + 1), use=use) for i, one in enumerate(clips)]
 
 
+# --- prompts of several kinds
+
+RANDOM = np.random.default_rng(0)
+FRAMES = RANDOM.integers(0, 256, (2, 8, 56, 84, 3), dtype=np.uint8)
+SOUND = RANDOM.uniform(-0.5, 0.5, 31 * 16_000).astype(np.float32)  # over 30 s: two of Whisper's pieces
+Row = tuple[str, Any, int | None, float | None]  # question, frames, samples of sound, seconds
+BOTH: Row = ("What moves?", FRAMES[0], 48_000, 3.0)
+SILENT: Row = ("What colour is the square, if there is one?", FRAMES[1], None, 2.0)
+ALONE: Row = ("Describe it.", None, 50_000, None)
+TEXT: Row = ("Hello!", None, None, None)
+LONG: Row = ("And what is heard at the end of all this?", FRAMES[1], 31 * 16_000, 31.0)
+OTHER_SIZE: Row = ("And what is heard at the end?", FRAMES[1, :5, :, :56], 31 * 16_000, 31.0)
+ROWS = {
+    VIDEOLLAMA2.name: (BOTH, SILENT, ALONE, TEXT, LONG),
+    VIDEO_SALMONN2.name: (BOTH, SILENT, ALONE, TEXT, LONG),
+    VIDEO_SALMONN2_PLUS.name: (BOTH, SILENT, TEXT, OTHER_SIZE),
+}
+LENGTH = {VIDEO_SALMONN2.name: "video_seconds", VIDEO_SALMONN2_PLUS.name: "seconds"}  # how long a video lasts
+
+
+def inputs_of(family: Family, processor: Any, *rows: Row) -> dict[str, Any]:
+    """A model's inputs of a batch of rows."""
+    lengths = {LENGTH[family.name]: [row[3] for row in rows]} if family.name in LENGTH else {}
+    return dict(
+        processor(
+            [processor.prompt(q, video=v is not None, audio=a is not None) for q, v, a, _ in rows],
+            videos=[row[1] for row in rows],
+            audio=[None if row[2] is None else SOUND[: row[2]] for row in rows],
+            **lengths,
+        )
+    )
+
+
+def generated(model: Any, inputs: dict[str, Any], **options: Any) -> torch.Tensor:
+    ids = model.generate(**inputs, **({"do_sample": False, "max_new_tokens": 5} | options))
+    return ids[:, inputs["input_ids"].shape[1] :]
+
+
 # --- against the originals
 
 
