@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from fastav.adapter import Request, VllmInputs
 from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
-from fastav.models._adapters import qwen2_shape
+from fastav.models._adapters import preset_plans, qwen2_shape
 from fastav.models._grids import Places, grid_layouts, timed
 from fastav.models._official import (
     CHANNELS_LAST,
@@ -27,7 +27,6 @@ from fastav.models._official import (
     sampled,
 )
 from fastav.plan import Keep, Plan, Share
-from fastav.presets import fastav, plus, trim
 
 EXAMPLE_SECONDS = 30.0
 KEPT = 0.4
@@ -44,11 +43,7 @@ class SightAdapter(OfficialAdapter):
     """
 
     hears = False
-    presets: ClassVar[Mapping[str, Plan]] = {
-        "fastav": fastav(Keep(clip=Share(KEPT))),
-        "fastav-plus": plus(),
-        "fastav-trim": trim(),
-    }
+    presets: ClassVar[Mapping[str, Plan]] = preset_plans(Keep(clip=Share(KEPT)))
     fps: ClassVar[float]
     prefix: ClassVar[int]
     temporal: ClassVar[int]

@@ -12,7 +12,7 @@ from fastav.engines.vllm.compat import (
     safe_apply_chat_template,
 )
 from fastav.engines.vllm.models._clips import KINDS, as_validation_error
-from fastav.models._prompts import flat
+from fastav.models._conversations import flat
 
 
 class ClipRenderer(HfRenderer):

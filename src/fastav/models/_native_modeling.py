@@ -1,4 +1,4 @@
-"""What the models share around their decoders: the head, positions under a mask, and media while generating."""
+"""What our own models share around their decoders: encoding, the head, positions under a mask, and generation."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -7,10 +7,56 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 
-from fastav.cache_argument import as_argument, of_output
-from fastav.models._merging import ids_of
+from fastav.cache_argument import as_argument, either_name, of_output
+from fastav.models._checkpoint import StrictLoading
+from fastav.models._merging import ids_of, starts_prompt
+
+
+class MediaDecoder(StrictLoading):
+    """Mixin of a decoder with encoders; it stands before transformers' decoder, whose forward it extends.
+
+    A model declares `embedded`, the arguments of its `embed` that hold media.
+    """
+
+    embedded: ClassVar[tuple[str, ...]]
+
+    @either_name
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        cache: Any = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast | tuple:
+        """Encode, merge, and run the decoder on the merged embeddings.
+
+        input_ids: [batch, prompt], one placeholder id per media token. inputs_embeds: in their place; without media,
+        they are merged already. position_ids: counted from each row's first unmasked token, unless given. kwargs: the
+        media, as the whole model's forward takes them, and what the decoder takes.
+        """
+        model: Any = self
+        media = {name: kwargs.pop(name, None) for name in self.embedded}
+        kwargs.pop("feature_attention_mask", None)  # for layouts
+        if inputs_embeds is None or input_ids is not None or any(value is not None for value in media.values()):
+            whole = starts_prompt(cache, input_ids)
+            inputs_embeds = model.embed(input_ids, **media, inputs_embeds=inputs_embeds, whole=whole)
+        embeds: Any = inputs_embeds
+        if position_ids is None and isinstance(attention_mask, Tensor):
+            position_ids = positions(attention_mask, embeds.shape[1])
+        decoder: Any = super()
+        return decoder.forward(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            **as_argument(cache),
+            inputs_embeds=embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
 
 
 class MediaGeneration:
@@ -21,7 +67,7 @@ class MediaGeneration:
     """
 
     media_inputs: ClassVar[tuple[str, ...]]
-    placeholder_names: ClassVar[tuple[str, ...]]  # of the configuration
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 (transformers' own declaration)
 
     def prepare_inputs_for_generation(
         self,
@@ -68,7 +114,7 @@ class MediaGeneration:
             return input_ids
         model: Any = self
         assert inputs_embeds is not None
-        tokens = [getattr(model.config, name) for name in self.placeholder_names]
+        tokens = [getattr(model.config, name) for name in model.config.placeholder_names]
         return ids_of(model.get_input_embeddings(), inputs_embeds, tokens)
 
     def _repeat_media(self, media: Mapping[str, Tensor], input_ids: Tensor, times: int) -> dict[str, Tensor]:
@@ -99,13 +145,21 @@ class MediaGeneration:
         )
 
 
-class GeneratedPenalty:
-    """Mixin of models whose originals generate from embeddings; it stands before transformers' GenerationMixin."""
+class NativeGeneration(StrictLoading, MediaGeneration):
+    """Mixin of a generating model whose `model` is a `MediaDecoder`; it stands before transformers' GenerationMixin."""
+
+    def get_video_features(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPooling | tuple:
+        """As the decoder's."""
+        model: Any = self
+        return model.model.get_video_features(*args, **kwargs)
 
     def _get_logits_processor(
         self, *args: Any, input_ids_seq_length: int | None = None, **kwargs: Any
     ) -> LogitsProcessorList:
-        """As transformers' own; a repetition penalty sees generated tokens only, as in the originals."""
+        """As transformers' own; a repetition penalty sees generated tokens only.
+
+        The originals generate from embeddings, so that theirs knows no prompt.
+        """
         mixin: Any = super()
         processors = mixin._get_logits_processor(*args, input_ids_seq_length=input_ids_seq_length, **kwargs)
         for processor in processors:

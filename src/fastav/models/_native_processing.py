@@ -1,4 +1,4 @@
-"""What the processors share: rendered conversations, checked media, padded token ids."""
+"""What our own processors share: rendered conversations, checked media, padded token ids."""
 
 import os
 import re
@@ -6,16 +6,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from os import PathLike
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple, no_type_check
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import ProcessorMixin
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _get_template_variables
 
 from fastav.adapter import Request, VllmInputs
-from fastav.errors import MediaError
+from fastav.errors import CheckpointError, MediaError
 from fastav.models._checkpoint import HUB_OPTIONS
 from fastav.models._conversations import flat, request_of
 
@@ -34,12 +35,43 @@ QWEN2_TEMPLATE = (
 class ClipProcessor(ProcessorMixin, ABC):
     """A processor of prompts that show one clip each.
 
-    A family declares `model_config`, its configuration's class, whose `scheme` stands in for absent processor files,
-    and `places`: what a message's "video" (with or without its audio) and its "audio" alone become in the text.
+    chat_template: by default the one that the original hard-wires.
+    scheme: the fields of the family's `Scheme`; of the release if None. Checkpoints of the original have no processor
+    files, so `from_pretrained` then takes it from the model's configuration.
+    Raises: CheckpointError if the ids of placeholders do not fit the tokenizer.
+
+    A family declares `model_config`, its configuration's class; `scheme_class`; `places`, what a message's "video"
+    (with or without its audio) and its "audio" alone become in the text; `clip_arguments`, the arguments of `__call__`
+    and what they are called in what `read` gives; and `own_template`, whether a tokenizer's template is used.
     """
 
     model_config: ClassVar[Any]
+    scheme_class: ClassVar[Any]
     places: ClassVar[Mapping[str, str]]
+    clip_arguments: ClassVar[Mapping[str, str]]
+    own_template: ClassVar[bool] = False
+
+    @no_type_check  # transformers reads this function's own argument names, which a checking wrapper would hide
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        chat_template: Any = None,
+        scheme: Mapping[str, Any] | None = None,
+    ) -> None:
+        own = tokenizer.chat_template if self.own_template else None
+        super().__init__(tokenizer, chat_template=chat_template or own or QWEN2_TEMPLATE)
+        self.scheme = asdict(self.scheme_class(**(scheme or {})))
+        self._require_ids(len(tokenizer))
+
+    def _require_ids(self, entries: int) -> None:
+        """Raise CheckpointError if a tokenizer with so many entries uses the ids of placeholders."""
+        names = sorted(self.model_config.placeholder_names)
+        free = min(self.scheme[name] for name in names)
+        if entries > free:
+            raise CheckpointError(
+                f"the tokenizer has {entries} entries, but ids from {free} on must be free for placeholders",
+                f"is this the model's own tokenizer? else set {', '.join(names)} in config.json",
+            )
 
     @classmethod
     def get_processor_dict(
@@ -47,18 +79,29 @@ class ClipProcessor(ProcessorMixin, ABC):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """As transformers' own; the scheme is the model configuration's where there is no processor file."""
         hub = {name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name)}
-        found, rest = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
-        if "scheme" not in found:
-            found["scheme"] = asdict(cls.model_config.from_pretrained(pretrained_model_name_or_path, **hub).scheme)
-        return found, rest
+        written, rest = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        if "scheme" not in written:
+            written["scheme"] = asdict(cls.model_config.from_pretrained(pretrained_model_name_or_path, **hub).scheme)
+        return written, rest
+
+    @property
+    def media(self) -> Any:
+        """How a clip becomes tokens."""
+        return self.scheme_class(**self.scheme)
 
     @abstractmethod
     def read(self, request: Request) -> Mapping[str, Any]:
-        """A clip's frames and sound as this family samples them."""
+        """A clip's frames and sound as this family samples them, "video" and "audio"; None where it has none."""
 
-    @abstractmethod
     def media_arguments(self, clips: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
         """Arguments of `__call__` for what `read` gave, one for each prompt, None where it has no clip."""
+        return {argument: [clip and clip[name] for clip in clips] for argument, name in self.clip_arguments.items()}
+
+    def prompt(self, question: str, *, video: bool = True, audio: bool = False) -> str:
+        """One question about a clip, rendered up to where the model answers."""
+        parts = [{"type": "video" if video else "audio"}] if video or audio else []
+        content = [*parts, {"type": "text", "text": question}]
+        return self.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
     def apply_chat_template(
         self,
@@ -130,6 +173,20 @@ class ClipProcessor(ProcessorMixin, ABC):
                         f"give the {kind} with it, or take {mark} out",
                     )
 
+    def splice(self, prompt: str, run: Sequence[int], place: str) -> list[int]:
+        """Token ids with a run in its place; each side of it is tokenized by itself.
+
+        Raises: MediaError if there is a run and no place for it.
+        """
+        before, mark, after = prompt.partition(place) if run else (prompt, "", "")
+        if run and not mark:
+            raise MediaError(f"the prompt has no {place} for its clip: {prompt!r}", "use processor.prompt(question)")
+        return [*self._tokens(before), *run, *self._tokens_after(after)]
+
+    def _tokens_after(self, text: str) -> list[int]:
+        """The ids of the text after a clip."""
+        return self._tokens(text)
+
     def _tokens(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 
@@ -147,7 +204,7 @@ class ClipProcessor(ProcessorMixin, ABC):
 
 
 def shown_whole(processor: Any, request: Request) -> VllmInputs:
-    """What vLLM is given for a request about a clip that our own processor decodes there: the clip as it is.
+    """A request as vLLM takes it: the clip as it is, which our own processor decodes there.
 
     Raises: MissingTrack.
     """
@@ -159,12 +216,32 @@ def shown_whole(processor: Any, request: Request) -> VllmInputs:
     )
 
 
-def refuse_call(images: Any, padding: Any, return_tensors: Any) -> None:
-    """Raise MediaError for what no processor of ours makes: inputs of images, and rows of other kinds."""
+class Batch(NamedTuple):
+    """The prompts of a call, and the video and the sound of each, None where it has none."""
+
+    prompts: list[str]
+    videos: list[Any]
+    sounds: list[Any]
+
+
+def batch_of(text: Any, videos: Any, audio: Any, images: Any, padding: Any, return_tensors: Any) -> Batch:
+    """The prompts and media of a call of a processor.
+
+    Raises: MediaError for images, for rows that are not padded tensors, and as `per_prompt`.
+    """
     if images is not None:
         raise MediaError("this processor takes clips, not images", "give an image as a video of one frame")
     if return_tensors != "pt" or padding not in (True, "longest"):
         raise MediaError("this processor makes padded PyTorch tensors only", "leave return_tensors and padding out")
+    prompts = [text] if isinstance(text, str) else list(text)
+    sounds = per_prompt("audio", audio, len(prompts), ndim=1)
+    return Batch(prompts, per_prompt("videos", videos, len(prompts), ndim=4), sounds)
+
+
+def require_rate(given: int, rate: int, what: str = "sound") -> None:
+    """Raise MediaError if samples are given at another rate."""
+    if given != rate:
+        raise MediaError(f"{what} must be at {rate} Hz, got {given}", "resample it first")
 
 
 def per_prompt(name: str, value: Any, prompts: int, ndim: int) -> list[Any]:
@@ -195,7 +272,7 @@ def joined(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def checked_frames(clip: Any) -> np.ndarray:
-    """A video's frames [frames, height, width, 3].  Raises: MediaError if they are none."""
+    """A video's frames [frames, height, width, 3].  Raises: MediaError for anything else."""
     frames = np.asarray(clip)
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
         raise MediaError(
@@ -205,7 +282,7 @@ def checked_frames(clip: Any) -> np.ndarray:
 
 
 def checked_sound(sound: Any) -> np.ndarray:
-    """Mono samples [samples].  Raises: MediaError if they are none."""
+    """Mono samples [samples].  Raises: MediaError for anything else."""
     samples = np.asarray(sound)
     if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
         raise MediaError("sound must be mono float samples in [-1, 1]")
