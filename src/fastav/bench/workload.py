@@ -17,8 +17,8 @@ from fastav.adapter import ModelAdapter
 from fastav.bench.contenders import Contender
 from fastav.bench.specs import ModelSpec, PromptSpec
 from fastav.engines.transformers import Decoding, prune
-from fastav.engines.transformers.compiled import compiled
-from fastav.engines.transformers.decoding import CAPTURED
+from fastav.engines.transformers.compiled_layers import compiled
+from fastav.engines.transformers.generation.loop import MAX_STEPS
 from fastav.errors import FastAVError, UnsupportedModel, reason_of
 from fastav.layout import Layout, Modality
 from fastav.models.videollama2 import VideoLlama2Config
@@ -96,7 +96,7 @@ def weight_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:
 
 
 def build(
-    model: PreTrainedModel, adapter: ModelAdapter, prompt: PromptSpec, batch: int, *, max_captures: int = CAPTURED
+    model: PreTrainedModel, adapter: ModelAdapter, prompt: PromptSpec, batch: int, *, max_captures: int = MAX_STEPS
 ) -> Workload:
     """A batch of prompts with random content.  max_captures: captured steps that decoding holds."""
     layout, device = prompt.layout, model.device
