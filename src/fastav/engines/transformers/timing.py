@@ -1,4 +1,4 @@
-"""Where the time of a generation goes, and its peak memory, without stalling the device."""
+"""The time of each phase of a generation, and its peak memory, measured without stalling the device."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,15 +11,18 @@ from torch import nn
 
 
 class Stopwatch:
-    """Marks points in time on the device: CUDA events, read once everything is done, or the host's clock."""
+    """Marks of points in time on a device: CUDA events, which are read once all work is done, or a clock of the host.
 
-    def __init__(self, device: torch.device) -> None:
-        self._cuda, self._device = device.type == "cuda", device
+    host_clock: gives seconds; for devices other than CUDA.
+    """
+
+    def __init__(self, device: torch.device, host_clock: Callable[[], float] = time.perf_counter) -> None:
+        self._cuda, self._device, self._host_clock = device.type == "cuda", device, host_clock
 
     def now(self) -> Any:
         """A mark."""
         if not self._cuda:
-            return time.perf_counter()
+            return self._host_clock()
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self._device))
         return event
