@@ -54,6 +54,10 @@ class UnsupportedPlan(FastAVError):
     """A plan, or a way of generating, that cannot be exact on this model and engine."""
 
 
+class UndeclaredSignal(FastAVError):
+    """A method reads a signal that its `needs` does not declare."""
+
+
 class PlanNotApplied(FastAVError):
     """An engine did not do what the plan says, as a library beneath it is not the one that fastav was made for."""
 

@@ -17,15 +17,15 @@ import torch
 
 from fastav.adapter import Request, Use
 from fastav.media import Clip
+from fastav.models._whisper import PIECE
 from fastav.models.video_salmonn2 import (
     VideoSalmonn2Adapter,
     VideoSalmonn2ForConditionalGeneration,
     VideoSalmonn2Processor,
-    log_mel,
     pixel_values,
     sample_frames,
+    spectrograms,
 )
-from fastav.models.video_salmonn2.scheme import PIECE
 from support.spectra import assert_within, whisper
 from support.ties import assert_ids_where_decided
 
@@ -120,7 +120,7 @@ def test_mel_spectrograms_are_the_originals(reference: Reference, case: str) -> 
     golden = reference.golden[case]
     samples = min(len(golden["waveform_int16"]), round(16_000 * float(golden["real_time"])))
     sound = golden["waveform_int16"][:samples].astype(np.float32) / 32768
-    ours, heard = log_mel(sound, reference.tiny.media)
+    ours, heard = spectrograms(sound, reference.tiny.media.mel_bins)
     assert torch.equal(reference.processed(case)["input_features"], ours)
     assert int(heard.sum()) == -(-samples // 160)
     pieces = np.pad(sound, (0, len(ours) * PIECE - samples)).reshape(len(ours), PIECE)
@@ -174,7 +174,7 @@ def test_whisper_gives_the_originals_features(reference: Reference, case: str) -
 def test_qformer_gives_the_originals_queries(reference: Reference) -> None:
     golden, model = reference.golden["av"], reference.model
     with torch.no_grad():
-        ours = model.windows(model.hear(torch.from_numpy(golden["mel"])))
+        ours = model.windows(model.whisper_features(torch.from_numpy(golden["mel"])))
         assert_close(ours, golden["qformer_out"], ENCODERS)
         assert_close(model.speech_llama_proj(ours), golden["speech_llama_proj_out"], ENCODERS)
 
@@ -182,7 +182,7 @@ def test_qformer_gives_the_originals_queries(reference: Reference) -> None:
 @pytest.mark.parametrize("case", SOUNDS)
 def test_sound_gives_the_originals_tokens(reference: Reference, case: str) -> None:
     with torch.no_grad():
-        ours = reference.model.speech_tokens(reference.model.hear(reference.inputs(case)["input_features"]))
+        ours = reference.model.speech_tokens(reference.model.whisper_features(reference.inputs(case)["input_features"]))
     golden = reference.golden[case]["speech_tokens"]
     assert_close(ours.flatten(0, 1).reshape(golden.shape), golden, ENCODERS)
 

@@ -17,6 +17,7 @@ import torch
 
 from fastav.adapter import Request, Use
 from fastav.media import Clip
+from fastav.models._whisper import PIECE
 from fastav.models.video_salmonn2_plus import (
     VideoSalmonn2PlusAdapter,
     VideoSalmonn2PlusForConditionalGeneration,
@@ -25,11 +26,9 @@ from fastav.models.video_salmonn2_plus import (
     sample_frames,
     spectrograms,
 )
-from fastav.models.video_salmonn2_plus.scheme import PIECE_SECONDS, RATE
 from support.spectra import assert_within, whisper
 from support.ties import assert_ids_where_decided
 
-PIECE = PIECE_SECONDS * RATE
 DEFAULT = Path(__file__).parents[1] / "reference" / "video_salmonn2_plus"
 FOLDER = Path(os.environ.get("FASTAV_REFERENCE_VIDEO_SALMONN2_PLUS") or DEFAULT)
 TOLERANCE = 1e-4

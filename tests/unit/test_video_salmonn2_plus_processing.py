@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoProcessor, AutoTokenizer
+from transformers import AutoProcessor
 
-from fastav.errors import CheckpointError, MediaError
+from fastav.errors import MediaError
 from fastav.media import Clip
 from fastav.models.video_salmonn2_plus import (
     Scheme,
-    VideoSalmonn2PlusProcessor,
     audio_per_step,
     audio_tokens,
     patches,
@@ -24,8 +23,8 @@ from fastav.models.video_salmonn2_plus import (
 )
 from fastav.models.video_salmonn2_plus import video as video_module
 from fastav.models.video_salmonn2_plus.video import read_frames
+from support.native import VIDEO_SALMONN2_PLUS as FAMILY
 
-TINY = Path(__file__).parents[1] / "reference" / "video_salmonn2_plus"
 RANDOM = np.random.default_rng(0)
 FRAMES = RANDOM.integers(0, 256, (8, 56, 84, 3), dtype=np.uint8)  # 4 steps of 2 x 3 tokens
 SOUND = RANDOM.uniform(-0.5, 0.5, 4 * 16_000).astype(np.float32)
@@ -33,8 +32,8 @@ SCHEME = Scheme()
 
 
 @pytest.fixture(scope="module")
-def processor() -> VideoSalmonn2PlusProcessor:
-    return VideoSalmonn2PlusProcessor.from_pretrained(TINY)
+def processor() -> Any:
+    return FAMILY.processor()
 
 
 # --- the scheme's numbers
@@ -174,44 +173,13 @@ def test_every_piece_of_sound_is_heard_by_itself() -> None:
 # --- the processor
 
 
-@pytest.mark.parametrize("positions", ["script", "dataset"])
-def test_saving_and_loading_changes_nothing(
-    processor: VideoSalmonn2PlusProcessor, tmp_path: Path, positions: str
-) -> None:
-    ours = VideoSalmonn2PlusProcessor(processor.tokenizer, scheme=processor.scheme | {"positions": positions})
-    ours.save_pretrained(tmp_path)
-    again = AutoProcessor.from_pretrained(tmp_path)  # no config.json there
-    assert type(again) is VideoSalmonn2PlusProcessor
-    assert again.media == ours.media
-    prompt = ours.prompt("What moves?")
-    one, other = (p(prompt, videos=FRAMES, audio=SOUND, seconds=3.3) for p in (ours, again))
-    assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-@pytest.mark.parametrize("question", ["", "What is <video>?", "<video><video>\n"])
-def test_the_word_for_the_clip_is_plain_text_in_a_question(
-    processor: VideoSalmonn2PlusProcessor, question: str
-) -> None:
-    inputs = processor(processor.prompt(question), videos=FRAMES)
-    ids = inputs["input_ids"][0]
-    assert int((ids == processor.media.video_token_id).sum()) == 4 * 6
-    after = processor.tokenizer.decode(ids[int((ids == processor.media.vision_end_token_id).nonzero()[-1]) + 1 :])
-    assert after == f"\n{question}<|im_end|>\n<|im_start|>as"  # three tokens of the answer's header, all of Qwen's
-
-
 @pytest.mark.parametrize("word", ["<|video_pad|>", "<|audio_pad|>", "<|image_pad|>"])
-def test_placeholders_in_a_question_are_an_error(processor: VideoSalmonn2PlusProcessor, word: str) -> None:
+def test_placeholders_in_a_question_are_an_error(processor: Any, word: str) -> None:
     with pytest.raises(MediaError, match="stands for media"):
         processor(processor.prompt(f"What is {word}?"), videos=FRAMES)
 
 
-def test_text_alone_needs_no_clip(processor: VideoSalmonn2PlusProcessor) -> None:
-    inputs = processor(processor.prompt("Is <video> a tag?", video=False))
-    assert set(inputs) == {"input_ids", "attention_mask", "position_ids"}
-    assert (inputs["position_ids"][:, 0] == torch.arange(inputs["input_ids"].shape[1])).all()
-
-
-def test_prompts_are_padded_at_the_left(processor: VideoSalmonn2PlusProcessor) -> None:
+def test_prompts_are_padded_at_the_left(processor: Any) -> None:
     prompts = [processor.prompt(q) for q in ("Hi", "Hello there")]
     inputs = processor(prompts, videos=[FRAMES, FRAMES], audio=[None, SOUND])
     mask = inputs["attention_mask"]
@@ -226,7 +194,7 @@ def test_prompts_are_padded_at_the_left(processor: VideoSalmonn2PlusProcessor) -
     assert inputs["video_grid_thw"].tolist() == [[4, 4, 6]] * 2
 
 
-def test_seconds_say_where_sound_goes(processor: VideoSalmonn2PlusProcessor) -> None:
+def test_seconds_say_where_sound_goes(processor: Any) -> None:
     def runs(**options: Any) -> list[int]:
         ids = processor(processor.prompt("?"), videos=FRAMES, audio=SOUND, **options)["input_ids"][0]
         sounds = (ids == processor.media.audio_token_id).long()
@@ -238,61 +206,11 @@ def test_seconds_say_where_sound_goes(processor: VideoSalmonn2PlusProcessor) -> 
     assert runs() == runs(seconds=0.8) == [0, 0, 1, 59]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"videos": FRAMES.astype(np.float32)}, "uint8 frames"),
-        ({"videos": [FRAMES[0]]}, "uint8 frames"),
-        ({"videos": [FRAMES[:0]]}, "uint8 frames"),
-        ({"videos": [FRAMES, FRAMES]}, r"one entry per prompt \(1\), got 2"),
-        ({"videos": FRAMES, "audio": [SOUND, SOUND]}, r"one entry per prompt \(1\), got 2"),
-        ({"videos": FRAMES, "audio": [np.stack([SOUND, SOUND])]}, "mono float samples"),
-        ({"videos": FRAMES, "audio": [np.zeros(9, np.int16)]}, "mono float samples"),
-        ({"videos": FRAMES, "audio": SOUND, "sampling_rate": 44_100}, "must be at 16000 Hz, got 44100"),
-        ({"videos": FRAMES, "seconds": 0.0}, "more than 0 seconds"),
-        ({"audio": SOUND}, "only along with a picture"),
-        ({"videos": FRAMES, "return_tensors": "np"}, "PyTorch tensors only"),
-        ({"videos": FRAMES, "padding": False}, "PyTorch tensors only"),
-    ],
-)
-def test_media_that_do_not_fit_are_an_error(
-    processor: VideoSalmonn2PlusProcessor, arguments: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(MediaError, match=message):
-        processor(processor.prompt("?"), **arguments)
+def test_a_video_has_a_length(processor: Any) -> None:
+    with pytest.raises(MediaError, match="more than 0 seconds"):
+        processor(processor.prompt("?"), videos=FRAMES, seconds=0.0)
 
 
-def test_a_prompt_without_place_for_its_clip_is_an_error(processor: VideoSalmonn2PlusProcessor) -> None:
-    with pytest.raises(MediaError, match="no <video> for its clip"):
-        processor(processor.prompt("?", video=False), videos=FRAMES)
-
-
-def test_too_small_a_tokenizer_is_an_error(processor: VideoSalmonn2PlusProcessor) -> None:
-    with pytest.raises(CheckpointError, match="the tokenizer has 264 entries, but placeholders go up to 151656"):
-        VideoSalmonn2PlusProcessor(processor.tokenizer)
-
-
-def test_messages_may_have_parts(processor: VideoSalmonn2PlusProcessor) -> None:
-    def render(*kinds: str) -> str:
-        parts = [{"type": kind} for kind in kinds] + [{"type": "text", "text": "Why?"}]
-        return processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
-
-    assert render("video", "audio") == render("audio", "video") == render("video") == processor.prompt("Why?")
-    assert render() == processor.prompt("Why?", video=False)
-    with pytest.raises(MediaError, match="type image"):
-        render("image")
-    with pytest.raises(MediaError, match="only along with a picture"):
-        render("audio")
-
-
-def test_conversations_may_be_a_batch(processor: VideoSalmonn2PlusProcessor) -> None:
-    talks = [[{"role": "user", "content": text}] for text in ("Hi", "Bye")]
-    rendered = processor.apply_chat_template(talks, add_generation_prompt=True)
-    assert rendered == [processor.prompt(text, video=False) for text in ("Hi", "Bye")]
-
-
-def test_the_tokenizers_own_template_is_not_used(processor: VideoSalmonn2PlusProcessor) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(TINY)
-    tokenizer.chat_template = "{{ 'another model' }}"  # Qwen2.5-VL's expects other parts
-    ours = VideoSalmonn2PlusProcessor(tokenizer, scheme=processor.scheme)
-    assert ours.prompt("Why?") == processor.prompt("Why?")
+def test_the_position_rule_is_saved(tmp_path: Path) -> None:
+    FAMILY.processor(positions="dataset").save_pretrained(tmp_path)
+    assert AutoProcessor.from_pretrained(tmp_path).media.positions == "dataset"

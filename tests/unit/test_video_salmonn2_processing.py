@@ -1,18 +1,15 @@
 """video-SALMONN 2's processor, apart from what the original's arrays show."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoProcessor
 
-from fastav.errors import CheckpointError, MediaError
-from fastav.models._prompts import QWEN2_TEMPLATE
-from fastav.models.video_salmonn2 import Scheme, VideoSalmonn2Processor, log_mel, sample_frames
+from fastav.errors import MediaError
+from fastav.models.video_salmonn2 import Scheme, VideoSalmonn2Processor, sample_frames, spectrograms
+from support.native import VIDEO_SALMONN2 as FAMILY
 
-TINY = Path(__file__).parents[1] / "reference" / "video_salmonn2"
 RANDOM = np.random.default_rng(0)
 FRAMES = RANDOM.integers(0, 256, (3, 40, 60, 3), dtype=np.uint8)
 SOUND = RANDOM.uniform(-0.5, 0.5, 50_000).astype(np.float32)
@@ -20,8 +17,8 @@ RELEASE = Scheme()
 
 
 @pytest.fixture(scope="module")
-def processor() -> VideoSalmonn2Processor:
-    return VideoSalmonn2Processor.from_pretrained(TINY)
+def processor() -> Any:
+    return FAMILY.processor()
 
 
 def runs(ids: torch.Tensor, scheme: Scheme) -> list[tuple[str, int]]:
@@ -33,17 +30,6 @@ def runs(ids: torch.Tensor, scheme: Scheme) -> list[tuple[str, int]]:
         count = out.pop()[1] if out and out[-1][0] == name else 0
         out.append((name, count + 1))
     return out
-
-
-def test_saving_and_loading_changes_nothing(processor: VideoSalmonn2Processor, tmp_path: Path) -> None:
-    processor.save_pretrained(tmp_path)
-    again = AutoProcessor.from_pretrained(tmp_path)  # no config.json there
-    assert type(again) is VideoSalmonn2Processor
-    assert again.media == processor.media
-    prompt = processor.prompt("What moves?", video=True)
-    assert again.prompt("What moves?", video=True) == prompt
-    ours, other = (p(prompt, videos=[FRAMES], audio=[SOUND]) for p in (processor, again))
-    assert all(torch.equal(ours[name], other[name]) for name in ours)
 
 
 @pytest.mark.parametrize(("seconds", "fps", "wanted"), [(10, 25, 10), (10, 29.97, 10), (110, 25, 110), (180, 25, 110)])
@@ -88,7 +74,7 @@ def test_below_one_point_two_seconds_some_sound_is_left_for_the_end() -> None:
     assert rest.tolist() == [55, 56, 57, 58, 59]
 
 
-def test_frames_and_sound_are_interleaved(processor: VideoSalmonn2Processor) -> None:
+def test_frames_and_sound_are_interleaved(processor: Any) -> None:
     inputs = processor(processor.prompt("?", video=True), videos=[FRAMES], audio=[SOUND], video_seconds=3.0)
     found = runs(inputs["input_ids"][0], processor.media)
     assert found[1:-1] == [("video", 20), ("audio", 20)] * 3
@@ -96,7 +82,7 @@ def test_frames_and_sound_are_interleaved(processor: VideoSalmonn2Processor) -> 
     assert inputs["feature_attention_mask"].sum() == 300  # the sound is cut where the video ends
 
 
-def test_rest_of_the_sound_follows_all_frames(processor: VideoSalmonn2Processor) -> None:
+def test_rest_of_the_sound_follows_all_frames(processor: Any) -> None:
     inputs = processor(processor.prompt("?", video=True), videos=[FRAMES[:2]], audio=[SOUND], video_seconds=1.0)
     assert runs(inputs["input_ids"][0], processor.media)[1:-1] == [
         ("video", 20),
@@ -107,7 +93,7 @@ def test_rest_of_the_sound_follows_all_frames(processor: VideoSalmonn2Processor)
     assert inputs["audio_index"].tolist() == list(range(60))
 
 
-def test_silent_frames_are_followed_by_their_time(processor: VideoSalmonn2Processor) -> None:
+def test_silent_frames_are_followed_by_their_time(processor: Any) -> None:
     inputs = processor(processor.prompt("?", video=True), videos=[FRAMES], video_seconds=15.1)
     ids, scheme = inputs["input_ids"][0], processor.media
     found = runs(ids, scheme)
@@ -117,19 +103,19 @@ def test_silent_frames_are_followed_by_their_time(processor: VideoSalmonn2Proces
     assert [processor.tokenizer.decode(ids[i + 1 : i + 4]) for i in ends] == ["5.0", "10.", "15."]
 
 
-def test_times_may_be_left_out(processor: VideoSalmonn2Processor) -> None:
+def test_times_may_be_left_out(processor: Any) -> None:
     plain = VideoSalmonn2Processor(processor.tokenizer, scheme=processor.scheme | {"time_tokens": False})
     inputs = plain(plain.prompt("?", video=True), videos=[FRAMES])
     assert runs(inputs["input_ids"][0], plain.media)[1:-1] == [("video", 60)]
 
 
-def test_a_video_of_unknown_length_lasts_a_second_a_frame(processor: VideoSalmonn2Processor) -> None:
+def test_a_video_of_unknown_length_lasts_a_second_a_frame(processor: Any) -> None:
     prompt = processor.prompt("?", video=True)
     ours, wanted = (processor(prompt, videos=[FRAMES], video_seconds=seconds) for seconds in (None, 3))
     assert torch.equal(ours["input_ids"], wanted["input_ids"])
 
 
-def test_sounds_of_a_batch_are_counted_through(processor: VideoSalmonn2Processor) -> None:
+def test_sounds_of_a_batch_are_counted_through(processor: Any) -> None:
     prompt = processor.prompt("?", video=False, audio=True)
     long = np.zeros(30 * 16_000 + 1, np.float32)
     inputs = processor([prompt] * 3, audio=[SOUND, long, SOUND])
@@ -139,102 +125,29 @@ def test_sounds_of_a_batch_are_counted_through(processor: VideoSalmonn2Processor
     assert inputs["feature_attention_mask"].sum(1).tolist() == [313, 3000, 1, 313]
 
 
-def test_sound_alone_is_cut_at_the_cap(processor: VideoSalmonn2Processor) -> None:
+def test_sound_alone_is_cut_at_the_cap(processor: Any) -> None:
     short = VideoSalmonn2Processor(processor.tokenizer, scheme=processor.scheme | {"max_time": 2})
     inputs = short(short.prompt("?", video=False, audio=True), audio=[SOUND])
     assert int(inputs["feature_attention_mask"].sum()) == 200
-    assert torch.equal(inputs["input_features"], log_mel(SOUND[:32_000])[0])
+    assert torch.equal(inputs["input_features"], spectrograms(SOUND[:32_000])[0])
 
 
 def test_no_sound_at_all_is_silence() -> None:
-    features, heard = log_mel(np.zeros(0, np.float32))
+    features, heard = spectrograms(np.zeros(0, np.float32))
     assert features.shape == (1, 128, 3000)
-    assert torch.equal(features, log_mel(np.zeros(16_000, np.float32))[0])
+    assert torch.equal(features, spectrograms(np.zeros(16_000, np.float32))[0])
     assert not heard.any()
 
 
 def test_windows_without_sound_are_known() -> None:
-    _, columns = log_mel(np.ones(16_000 * 10 + 1, np.float32))
-    heard = RELEASE.heard(columns.numpy())
+    _, columns = spectrograms(np.ones(16_000 * 10 + 1, np.float32))
+    heard = RELEASE.has_sound(columns.numpy())
     assert heard.tolist() == [True] * 21 + [False] * 39
     overlapping = Scheme(second_per_window=1.0, second_stride=0.5, query_tokens=2)
     assert overlapping.piece_tokens == 59 * 2
-    assert overlapping.heard(columns.numpy()).sum() == 21 * 2
+    assert overlapping.has_sound(columns.numpy()).sum() == 21 * 2
 
 
-@pytest.mark.parametrize("question", ["", "What is <video>?", "<audio>", "\nWhy?", "<video><video>\n<audio>"])
-def test_placeholders_in_a_question_are_plain_text(processor: VideoSalmonn2Processor, question: str) -> None:
-    inputs = processor(processor.prompt(question, video=True), videos=[FRAMES], audio=[SOUND])
-    ids = inputs["input_ids"][0]
-    block = (ids == processor.media.video_token_id) | (ids == processor.media.audio_token_id)
-    assert int(block.sum()) == 3 * 40
-    after = processor.tokenizer.decode(ids[int(block.nonzero()[-1]) + 1 :])
-    assert after == f"\n\n{question}<|im_end|>\n<|im_start|>assistant\n"
-
-
-def test_text_alone_needs_no_placeholder(processor: VideoSalmonn2Processor) -> None:
-    inputs = processor(processor.prompt("Is <video> a tag?", video=False))
-    assert set(inputs) == {"input_ids", "attention_mask"}
-    assert not (inputs["input_ids"] >= processor.media.blank_token_id).any()
-
-
-def test_prompts_are_padded_at_the_left(processor: VideoSalmonn2Processor) -> None:
-    inputs = processor([processor.prompt(q, video=False) for q in ("Hi", "Hello there")])
-    ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    padded = int((mask[0] == 0).sum())
-    assert padded == 9
-    assert not mask[0, :padded].any()
-    assert mask[0, padded:].all()
-    assert (ids[0, :padded] == processor.tokenizer.pad_token_id).all()
-    assert mask[1].all()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"videos": FRAMES.astype(np.float32)}, "uint8 frames"),
-        ({"videos": [FRAMES[0]]}, "uint8 frames"),
-        ({"videos": [FRAMES[:0]]}, "uint8 frames"),
-        ({"videos": [FRAMES, FRAMES]}, r"one entry per prompt \(1\), got 2"),
-        ({"audio": [SOUND, SOUND]}, r"one entry per prompt \(1\), got 2"),
-        ({"videos": [FRAMES], "video_seconds": [1.0, 2.0]}, r"one entry per prompt \(1\), got 2"),
-        ({"audio": [np.stack([SOUND, SOUND])]}, "mono float samples"),
-        ({"audio": [np.zeros(9, np.int16)]}, "mono float samples"),
-        ({"audio": SOUND, "sampling_rate": 44_100}, "must be at 16000 Hz, got 44100"),
-        ({"audio": SOUND}, "no <audio> for its clip"),
-        ({"videos": FRAMES, "return_tensors": "np"}, "PyTorch tensors only"),
-        ({"videos": FRAMES, "padding": False}, "PyTorch tensors only"),
-    ],
-)
-def test_media_that_do_not_fit_are_an_error(
-    processor: VideoSalmonn2Processor, arguments: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(MediaError, match=message):
-        processor(processor.prompt("?", video=True), **arguments)
-
-
-def test_tokenizer_that_uses_the_placeholders_ids_is_an_error(processor: VideoSalmonn2Processor) -> None:
-    with pytest.raises(CheckpointError, match="the tokenizer has 259 entries, but ids from 10 on"):
-        VideoSalmonn2Processor(processor.tokenizer, scheme=processor.scheme | {"blank_token_id": 10})
-
-
-def test_messages_may_have_parts(processor: VideoSalmonn2Processor) -> None:
-    def render(*kinds: str) -> str:
-        parts = [{"type": kind} for kind in kinds] + [{"type": "text", "text": "Why?"}]
-        return processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
-
-    assert render("video", "audio") == render("audio", "video") == processor.prompt("Why?", video=True)
-    assert render("audio") == processor.prompt("Why?", video=False, audio=True)
-    assert render() == processor.prompt("Why?", video=False)
-    with pytest.raises(MediaError, match="type image"):
-        render("image")
-    talks = [[{"role": "user", "content": text}] for text in ("Hi", "Bye")]
-    rendered = processor.apply_chat_template(talks, add_generation_prompt=True)
-    assert rendered == [processor.prompt(text, video=False) for text in ("Hi", "Bye")]
-
-
-def test_template_is_the_originals_whatever_the_tokenizers(processor: VideoSalmonn2Processor) -> None:
-    tokenizer = VideoSalmonn2Processor.from_pretrained(TINY).tokenizer
-    tokenizer.chat_template = "{{ 'You are somebody else.' }}"
-    assert VideoSalmonn2Processor(tokenizer).chat_template == QWEN2_TEMPLATE
-    assert VideoSalmonn2Processor(tokenizer).prompt("?", video=True) == processor.prompt("?", video=True)
+def test_as_many_lengths_as_prompts_are_needed(processor: Any) -> None:
+    with pytest.raises(MediaError, match=r"one entry per prompt \(1\), got 2"):
+        processor(processor.prompt("?"), videos=[FRAMES], video_seconds=[1.0, 2.0])

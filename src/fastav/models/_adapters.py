@@ -1,4 +1,4 @@
-"""What the adapters share: host arrays, layouts and the shape of a Qwen2-like decoder."""
+"""What the adapters share: presets, host arrays, layouts and the shape of a Qwen2-like decoder."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -10,6 +10,13 @@ from transformers import PreTrainedConfig
 
 from fastav.flops import DecoderShape, LayerShape
 from fastav.layout import Layout, Modality
+from fastav.plan import Keep, Plan
+from fastav.presets import fastav, plus, trim
+
+
+def preset_plans(keep: Keep) -> dict[str, Plan]:
+    """The plans of a family.  keep: what stays at the global cut of `fastav`."""
+    return {"fastav": fastav(keep), "fastav-plus": plus(), "fastav-trim": trim()}
 
 
 def host(values: Any) -> np.ndarray:
@@ -21,8 +28,8 @@ def prompts_of(inputs: Mapping[str, Any]) -> Iterator[np.ndarray]:
     """The token ids of each prompt of a batch, without padding."""
     ids = host(inputs["input_ids"])
     mask = np.ones_like(ids) if inputs.get("attention_mask") is None else host(inputs["attention_mask"])
-    for row, kept in zip(ids, mask[:, -ids.shape[1] :].astype(bool), strict=True):
-        yield row[kept]
+    for row, real in zip(ids, mask[:, -ids.shape[1] :].astype(bool), strict=True):
+        yield row[real]
 
 
 def rows_of(inputs: Mapping[str, Any], name: str) -> Iterator[np.ndarray]:
@@ -47,7 +54,7 @@ def of_places(
 
 
 def with_seconds(layout: Layout, second: np.ndarray) -> Layout:
-    """The layout with the second of each token, which padding has none of."""
+    """The layout with the second of each token; padding has none."""
     return replace(layout, second=np.where(layout.padding, np.nan, second).astype(np.float32))
 
 

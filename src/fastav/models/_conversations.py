@@ -93,7 +93,7 @@ def _content(content: Any, places: Mapping[str, str]) -> tuple[str, str]:
         raise MediaError(f"a message part cannot be of type {', '.join(sorted(unknown))}", "use video, audio and text")
     shown = next((kind for kind in SOURCES if kind in kinds), None)
     if shown and places and shown not in places:
-        raise MediaError("this model hears sound only along with a picture", "add the video part")
+        raise MediaError("this model takes sound only along with a picture", "add the video part")
     return "".join(part["text"] for part in content if part["type"] == "text"), places.get(shown or "", "")
 
 

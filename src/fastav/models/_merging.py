@@ -17,33 +17,36 @@ def merged(
     table: nn.Module,
     input_ids: Tensor | None,
     inputs_embeds: Tensor | None,
-    features: Mapping[int, Tensor],
+    features: Mapping[int, Tensor | None],
     *,
-    absent: Sequence[int] = (),
+    whole: bool = True,
     blank: int | None = None,
 ) -> Float[Tensor, "batch prompt hidden"]:
     """Text embeddings with the rows of `features` in the places of their ids, in order.
 
     table: the embeddings of text. inputs_embeds: in place of ids: embeddings of which those of placeholders are the
-    table's. features: [tokens, hidden] by placeholder id. absent: placeholder ids that no prompt may hold. blank: the
-    id whose embedding is zero.
+    table's. features: [tokens, hidden] by placeholder id, None without such media. whole: whether the ids are a
+    prompt's, so that each placeholder needs its media; later ids may be placeholders that were generated. blank: the id
+    whose embedding is zero.
 
     Raises: MediaError unless there are either ids or embeddings, and as many places of each id as rows. That is on the
-    CPU, where looking costs nothing; other devices are not waited for, and raise an assertion of their own.
+    CPU, where a look at the data costs nothing; other devices raise an assertion of their own, without a wait.
     """
     if (input_ids is None) == (inputs_embeds is None):
         raise MediaError("the model takes input_ids or inputs_embeds, one of them", "leave the other out")
-    place = {token: places(table, input_ids, inputs_embeds, token) for token in features}
+    given = {token: rows for token, rows in features.items() if rows is not None}
+    absent = features.keys() - given.keys() if whole else ()
+    place = {token: places(table, input_ids, inputs_embeds, token) for token in given}
     text = input_ids
     if text is not None and input_ids is not None:
-        for token in (*features, *absent, *([] if blank is None else [blank])):
+        for token in (*given, *absent, *([] if blank is None else [blank])):
             text = text.masked_fill(input_ids == token, 0)  # a placeholder need not be a row of the embedding
         for token in absent:
             _expect(input_ids == token, 0, token)
     hidden: Any = inputs_embeds if input_ids is None else table(text)
     if blank is not None:
         hidden = hidden.masked_fill(places(table, input_ids, hidden, blank)[..., None], 0)
-    for token, rows in features.items():
+    for token, rows in given.items():
         _expect(place[token], len(rows), token)
         hidden = hidden.masked_scatter(place[token][..., None], rows.to(hidden))
     return hidden
@@ -52,7 +55,7 @@ def merged(
 def encoded(hidden: Any, tokens: Any, **states: Any) -> BaseModelOutputWithPooling:
     """What `get_video_features` and `get_audio_features` return.
 
-    hidden: what the encoder says, `last_hidden_state`. tokens: what the decoder is given, `pooler_output`. states: the
+    hidden: the encoder's output, `last_hidden_state`. tokens: the decoder's input, `pooler_output`. states: the
     encoder's `hidden_states` and `attentions`.
     """
     return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=tokens, **states)
@@ -85,12 +88,12 @@ def starts_prompt(cache: Any, input_ids: Tensor | None) -> bool:
     return input_ids is not None and input_ids.shape[1] > 1 and (cache is None or not cache.get_seq_length())
 
 
-def _expect(place: Tensor, wanted: int, token: int) -> None:
+def _expect(place: Tensor, tokens: int, token: int) -> None:
     if torch.compiler.is_compiling() or place.device.type == "meta":
         return
     if place.device.type != "cpu":
         message = f"placeholders of id {token} and their media differ in number, see fastav's MediaError"
-        torch.ops.aten._assert_async.msg(place.sum() == wanted, message)
-    elif (found := int(place.sum())) != wanted:
-        given = f"their media give {wanted} tokens" if wanted else "no media for them are given"
-        raise MediaError(f"the prompts hold {found} placeholders of id {token}, {given}", HINT)
+        torch.ops.aten._assert_async.msg(place.sum() == tokens, message)
+    elif (placeholders := int(place.sum())) != tokens:
+        given = f"their media give {tokens} tokens" if tokens else "no media for them are given"
+        raise MediaError(f"the prompts hold {placeholders} placeholders of id {token}, {given}", HINT)

@@ -9,10 +9,10 @@ from jaxtyping import UInt8
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from fastav.adapter import Prompt, Request
+from fastav.adapter import Request, VllmInputs
 from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
-from fastav.models._adapters import qwen2_shape
+from fastav.models._adapters import preset_plans, qwen2_shape
 from fastav.models._grids import Places, grid_layouts, timed
 from fastav.models._official import (
     CHANNELS_LAST,
@@ -27,7 +27,6 @@ from fastav.models._official import (
     sampled,
 )
 from fastav.plan import Keep, Plan, Share
-from fastav.presets import fastav, plus, trim
 
 EXAMPLE_SECONDS = 30.0
 KEPT = 0.4
@@ -44,11 +43,7 @@ class SightAdapter(OfficialAdapter):
     """
 
     hears = False
-    presets: ClassVar[Mapping[str, Plan]] = {
-        "fastav": fastav(Keep(clip=Share(KEPT))),
-        "fastav-plus": plus(),
-        "fastav-trim": trim(),
-    }
+    presets: ClassVar[Mapping[str, Plan]] = preset_plans(Keep(clip=Share(KEPT)))
     fps: ClassVar[float]
     prefix: ClassVar[int]
     temporal: ClassVar[int]
@@ -75,14 +70,14 @@ class SightAdapter(OfficialAdapter):
         (layout,) = self.read(places, inputs)
         return Row(dict(inputs), timed(layout, frames=shown.video.seconds))
 
-    def prompt(self, processor: ProcessorMixin, request: Request) -> Prompt:
+    def vllm_inputs(self, processor: ProcessorMixin, request: Request) -> VllmInputs:
         """What vLLM is given for a request: one video."""
         self.require(processor, [request])
         known: Any = processor
         shown, eye = self._shown(known, request), known.video_processor
         frames = _enough(shown.video.frames, eye.temporal_patch_size)
         options = {"do_sample_frames": False, "input_data_format": CHANNELS_LAST, **bounded(eye)}
-        return Prompt(text=shown.text, media={"video": (frames, for_vllm(shown.video))}, options=options)
+        return VllmInputs(text=shown.text, media={"video": (frames, for_vllm(shown.video))}, options=options)
 
     def _shown(self, processor: Any, request: Request) -> "_Shown":
         """A request, decoded and sampled."""

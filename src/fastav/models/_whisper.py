@@ -1,17 +1,39 @@
-"""What Whisper hears: log mel spectrograms, computed in float64 so that they do not depend on the CPU."""
+"""Whisper's input: log mel spectrograms of pieces of 30 s, in float64 so that they do not depend on the CPU."""
 
+import math
 from functools import cache
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers.audio_utils import mel_filter_bank
 
-RATE = 16_000
+RATE = 16_000  # samples a second
 WINDOW, HOP = 400, 160  # samples of a column, and from one column to the next
+PIECE_SECONDS = 30
+PIECE = PIECE_SECONDS * RATE  # samples
+COLUMNS = PIECE // HOP  # of a piece's spectrogram
 FLOOR = 1e-10
 RANGE = 8.0  # what lies so many powers of ten below a piece's loudest is raised to that
+
+
+def pieces(samples: float | int) -> int:
+    """How many pieces a sound of this many samples has: at least one, the last one padded with silence."""
+    return max(1, math.ceil(samples / PIECE))
+
+
+def spectrograms(
+    sound: Float[np.ndarray, " samples"], bins: int = 128
+) -> tuple[Float[Tensor, "pieces bins columns"], Bool[Tensor, "pieces columns"]]:
+    """The log mel spectrogram of each piece of a sound, and which of its columns hold sound.
+
+    sound: mono samples at 16 kHz in [-1, 1].
+    """
+    count = pieces(len(sound))
+    padded = np.pad(np.asarray(sound, np.float32), (0, count * PIECE - len(sound))).reshape(count, PIECE)
+    is_sound = torch.arange(count * COLUMNS) * HOP < len(sound)
+    return log_mel_spectrogram(padded, bins), is_sound.reshape(count, COLUMNS)
 
 
 def log_mel_spectrogram(pieces: Float[np.ndarray, "pieces samples"], bins: int) -> Float[Tensor, "pieces bins columns"]:

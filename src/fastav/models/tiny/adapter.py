@@ -5,15 +5,14 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any, ClassVar
 
-from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers import ProcessorMixin
 
-from fastav.adapter import Prepared, Prompt, Request
+from fastav.adapter import Prepared, Request, VllmInputs
 from fastav.errors import FastAVWarning
-from fastav.models._checkpoint import load
+from fastav.models._adapters import preset_plans
 from fastav.models.tiny.modeling import FastAVTinyForConditionalGeneration
-from fastav.models.videollama2 import VideoLlama2Adapter, VideoLlama2Config, VideoLlama2Processor
+from fastav.models.videollama2 import VideoLlama2Adapter, VideoLlama2Config
 from fastav.plan import Keep, Plan, Share
-from fastav.presets import fastav, plus, trim
 
 
 class TinyAdapter(VideoLlama2Adapter):
@@ -26,41 +25,24 @@ class TinyAdapter(VideoLlama2Adapter):
     name = "tiny"
     architectures = frozenset({FastAVTinyForConditionalGeneration.__name__})
     checkpoint = str(files("fastav") / "assets" / "tiny")
-    presets: ClassVar[Mapping[str, Plan]] = {
-        "fastav": fastav(Keep(audio=Share(0.5))),
-        "fastav-plus": plus(),
-        "fastav-trim": trim(),
-    }
+    presets: ClassVar[Mapping[str, Plan]] = preset_plans(Keep(audio=Share(0.5)))
     prefix = 1
-    model: ClassVar[type[FastAVTinyForConditionalGeneration]] = FastAVTinyForConditionalGeneration
+    model_class: ClassVar[type[FastAVTinyForConditionalGeneration]] = FastAVTinyForConditionalGeneration
 
     def config(self, source: str | None = None) -> VideoLlama2Config:
         """The configuration in a local folder or hub id; of the model in the package if None."""
         return super().config(self.checkpoint if source is None else source)
 
-    def load(self, source: str, **options: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
-        """Model (in evaluation mode) and processor from a local folder or a hub id.
-
-        Raises: CheckpointError if keys are missing, left over, or of another shape, or files cannot be read.
-        """
-        return load(
-            source,
-            options,
-            config=VideoLlama2Config,
-            processor=VideoLlama2Processor,
-            model=self.model,
-        )
-
     def prepare(self, processor: ProcessorMixin, requests: Sequence[Request]) -> Prepared:
-        """Decode, sample and tokenize a batch of requests; words that the model was never taught are warned of."""
+        """Decode, sample and tokenize a batch of requests; warns of words that the model was never taught."""
         for request in requests:
             self._warn(processor, request)
         return super().prepare(processor, requests)
 
-    def prompt(self, processor: ProcessorMixin, request: Request) -> Prompt:
-        """What vLLM is given for a request; words that the model was never taught are warned of."""
+    def vllm_inputs(self, processor: ProcessorMixin, request: Request) -> VllmInputs:
+        """What vLLM is given for a request; warns of words that the model was never taught."""
         self._warn(processor, request)
-        return super().prompt(processor, request)
+        return super().vllm_inputs(processor, request)
 
     def _warn(self, processor: ProcessorMixin, request: Request) -> None:
         if words := unknown_words(processor, request.question):
@@ -72,11 +54,6 @@ class TinyAdapter(VideoLlama2Adapter):
                 FastAVWarning,
                 stacklevel=3,
             )
-
-    def build(self, config: PreTrainedConfig) -> PreTrainedModel:
-        """A model of this configuration whose weights are not loaded."""
-        assert isinstance(config, VideoLlama2Config)
-        return self.model(config)
 
 
 def unknown_words(processor: ProcessorMixin, question: str) -> list[str]:

@@ -8,9 +8,9 @@ from fastav.models.tiny_long.modeling import FastAVTinyLongForConditionalGenerat
 
 
 class TinyLongAdapter(TinyAdapter):
-    """The weights of `tiny`, which see eight times as many frames and hear 32 s: over a thousand tokens of a clip."""
+    """The weights of `tiny` with eight times as many frames and 32 s of sound: over a thousand tokens of a clip."""
 
     name = "tiny-long"
     architectures = frozenset({FastAVTinyLongForConditionalGeneration.__name__})
     checkpoint = str(files("fastav") / "assets" / "tiny-long")
-    model: ClassVar[type[FastAVTinyLongForConditionalGeneration]] = FastAVTinyLongForConditionalGeneration
+    model_class: ClassVar[type[FastAVTinyLongForConditionalGeneration]] = FastAVTinyLongForConditionalGeneration

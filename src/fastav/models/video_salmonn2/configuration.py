@@ -1,28 +1,24 @@
 """The configuration of video-SALMONN 2, under the key names of the original."""
 
 import json
-import os
-import re
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, no_type_check
 
-from transformers import Qwen2Config, SiglipVisionConfig, WhisperConfig
+from transformers import SiglipVisionConfig, WhisperConfig
 
-from fastav.errors import UnsupportedModel
-from fastav.models._configuration import from_fields, refuse_other_kind
-from fastav.models.video_salmonn2.qformer import QFormerShape
+from fastav.models._native_configuration import (
+    SIGLIP_SHAPE,
+    NativeQwen2Config,
+    from_fields,
+    mlp_depth,
+    refuse_other_kind,
+    refuse_other_values,
+    sub_config,
+)
 from fastav.models.video_salmonn2.scheme import Scheme
 
 AUX = "aux_config.json"
-SIGLIP_SHAPE: dict[str, Any] = {  # of siglip-so400m-patch14-384 without its last layer
-    "hidden_size": 1152,
-    "intermediate_size": 4304,
-    "num_hidden_layers": 26,
-    "num_attention_heads": 16,
-    "image_size": 384,
-    "patch_size": 14,
-}
 WHISPER_SHAPE: dict[str, Any] = {  # of whisper-large-v3
     "d_model": 1280,
     "encoder_layers": 32,
@@ -39,7 +35,6 @@ STATED = (  # what the original takes from its command line; kept beside the wei
     "add_time_token",
     "video_fps",
 )
-PLACEHOLDERS = ("audio_token_id", "video_token_id", "blank_token_id")  # from the last row of the embedding up
 KNOWN = {  # what the original's scripts set whenever they run, and the one value that is built here
     "mm_spatial_pool_mode": "max",
     "mm_pooling_position": "after",
@@ -48,8 +43,19 @@ KNOWN = {  # what the original's scripts set whenever they run, and the one valu
 }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QFormerShape:
+    """The dimensions of the Q-Former, which the original takes from `bert-base-uncased` or hard-wires."""
+
+    hidden_size: int = 768
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 2
+    layer_norm_eps: float = 1e-12
+
+
 @no_type_check  # its __init__ takes any key, unlike its signature
-class VideoSalmonn2Config(Qwen2Config):
+class VideoSalmonn2Config(NativeQwen2Config):
     """video-SALMONN 2: SigLIP, a projector, Whisper's encoder, a window Q-Former and a Qwen2 decoder.
 
     Defaults are those of the release. Keys are the original's, but for what it hard-wires or takes from elsewhere:
@@ -57,8 +63,7 @@ class VideoSalmonn2Config(Qwen2Config):
     `qformer_config` (the fields of `QFormerShape`), and the arguments of its scripts from `num_speech_query_token` on.
     Where they are absent, as in every original checkpoint, they are read from `aux_config.json` beside it, if there is
     one, then from `model_args`; otherwise they are the release's.
-    video_token_id, audio_token_id, blank_token_id: placeholders; the last rows of the embedding, which no tokenizer
-    entry uses.
+    blank_token_id: a placeholder like the others.
 
     What the original's scripts overwrite when they run (pooling, newlines) is read from `model_args` only: elsewhere
     it may be stale. `rope_scaling` has no effect, as in the original.
@@ -67,19 +72,9 @@ class VideoSalmonn2Config(Qwen2Config):
 
     model_type = "video_salmonn_2"
     sub_configs = {"vision_config": SiglipVisionConfig, "speech_config": WhisperConfig}  # noqa: RUF012 (transformers')
-    default_theta = 1_000_000.0
-
-    vocab_size: int = 152_064
-    hidden_size: int = 3584
-    intermediate_size: int = 18_944
-    num_hidden_layers: int = 28
-    num_attention_heads: int = 28
-    num_key_value_heads: int | None = 4
-    bos_token_id: int | None = 151_643
-    eos_token_id: int | list[int] | None = 151_645
+    placeholder_names = ("audio_token_id", "video_token_id", "blank_token_id")
 
     mm_vision_tower: str = "google/siglip-so400m-patch14-384"
-    mm_hidden_size: int = 1152
     mm_projector_type: str = "mlp2x_gelu"
     mm_spatial_pool_mode: str = "max"
     mm_spatial_pool_stride: int = 2
@@ -95,26 +90,18 @@ class VideoSalmonn2Config(Qwen2Config):
     video_fps: float | int = 1
     max_time: float | int = 110
 
-    vision_config: Any = None
     speech_config: Any = None
     qformer_config: dict[str, Any] | None = None
-    video_token_id: int | None = None
-    audio_token_id: int | None = None
     blank_token_id: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.vision_config = _sub(SiglipVisionConfig, self.vision_config, SIGLIP_SHAPE | {"vision_use_head": False})
-        self.speech_config = _sub(WhisperConfig, self.speech_config, WHISPER_SHAPE)
+        siglip = SIGLIP_SHAPE | {"num_hidden_layers": 26, "vision_use_head": False}  # without its last layer
+        self.vision_config = sub_config(SiglipVisionConfig, self.vision_config, siglip)
+        self.speech_config = sub_config(WhisperConfig, self.speech_config, WHISPER_SHAPE)
         self.qformer_config = asdict(from_fields(QFormerShape, "qformer_config", self.qformer_config or {}))
-        for back, name in enumerate(PLACEHOLDERS, start=1):
-            if getattr(self, name) is None:
-                setattr(self, name, self.vocab_size - back)
         super().__post_init__(**kwargs)
-        for key, known in KNOWN.items():
-            if getattr(self, key) != known:
-                raise UnsupportedModel(f"{key} must be {known!r}, got {getattr(self, key)!r}")
-        if re.fullmatch(r"mlp\d+x_gelu", self.mm_projector_type) is None:
-            raise UnsupportedModel(f"mm_projector_type must be 'mlp<n>x_gelu', got {self.mm_projector_type!r}")
+        refuse_other_values(self, KNOWN)
+        mlp_depth(self, "mm_projector_type")
 
     @property
     def qformer(self) -> QFormerShape:
@@ -136,14 +123,8 @@ class VideoSalmonn2Config(Qwen2Config):
             second_stride=self.second_stride,
             query_tokens=self.num_speech_query_token,
             time_tokens=self.add_time_token,
-            **{name: getattr(self, name) for name in PLACEHOLDERS},
+            **self.placeholders(),
         )
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
-        """As transformers' own; `aux_config.json` in the folder is read too."""
-        kwargs.setdefault("name_or_path", str(pretrained_model_name_or_path))  # `from_dict` needs to know the folder
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -154,28 +135,24 @@ class VideoSalmonn2Config(Qwen2Config):
         refuse_other_kind(config_dict, cls.model_type)
         path = Path(str(kwargs.get("name_or_path") or config_dict.get("name_or_path") or ""), AUX)
         aux = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        return super().from_dict(gathered(config_dict, aux), **kwargs)
+        return super().from_dict(gather(config_dict, aux), **kwargs)
 
 
-def gathered(written: dict[str, Any], aux: dict[str, Any]) -> dict[str, Any]:
+def gather(written: dict[str, Any], aux: dict[str, Any]) -> dict[str, Any]:
     """An original's config.json as written, with what stands in `aux_config.json` and under `model_args` filled in."""
     arguments = dict(written.get("model_args") or {})
     if "fps" in arguments:
         arguments.setdefault("video_fps", arguments["fps"])
-    found: dict[str, Any] = {key: part[key] for part in (arguments, aux) for key in STATED if key in part}
+    gathered: dict[str, Any] = {key: part[key] for part in (arguments, aux) for key in STATED if key in part}
     if siglip := aux.get("siglip"):
         kept = aux.get("siglip_layers_kept", siglip["num_hidden_layers"] - 1)
-        found["vision_config"] = siglip | {"num_hidden_layers": kept}
+        gathered["vision_config"] = siglip | {"num_hidden_layers": kept}
     if whisper := aux.get("whisper"):
-        found["speech_config"] = whisper
+        gathered["speech_config"] = whisper
     if "qformer" in aux or "qformer_layer_norm_eps" in aux:
         eps = {"layer_norm_eps": aux["qformer_layer_norm_eps"]} if "qformer_layer_norm_eps" in aux else {}
-        found["qformer_config"] = aux.get("qformer", {}) | eps
+        gathered["qformer_config"] = aux.get("qformer", {}) | eps
     current = {key: arguments.get(key, known) for key, known in KNOWN.items()}
     if "mm_spatial_pool_stride" in arguments:
         current["mm_spatial_pool_stride"] = arguments["mm_spatial_pool_stride"]
-    return found | written | current | {"rope_scaling": None}
-
-
-def _sub(kind: type, given: Any, shape: dict[str, Any]) -> Any:
-    return given if isinstance(given, kind) else kind(**(shape | (given or {})))
+    return gathered | written | current | {"rope_scaling": None}

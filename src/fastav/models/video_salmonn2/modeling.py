@@ -1,50 +1,31 @@
 """video-SALMONN 2: SigLIP, Whisper and a Q-Former in front of a Qwen2 decoder. Parameters have the original's names."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import GenerationMixin, Qwen2Model, SiglipVisionModel
+from transformers import GenerationMixin, Qwen2Model
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.models.qwen2.modeling_qwen2 import Qwen2PreTrainedModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils.generic import can_return_tuple
 
 from fastav.cache_argument import as_argument, either_name
-from fastav.models._checkpoint import StrictLoading, refuse_differences
-from fastav.models._generation import GeneratedPenalty, MediaGeneration, positions, repeat_groups
-from fastav.models._layers import mlp
+from fastav.models._checkpoint import refuse_differences
+from fastav.models._layers import SiglipTower, mlp
 from fastav.models._merging import encoded, merged, starts_prompt
+from fastav.models._native_configuration import mlp_depth
+from fastav.models._native_modeling import MediaDecoder, NativeGeneration, repeat_groups
+from fastav.models._qformer import Embeddings, QFormer
 from fastav.models._recording import recorded, wanted
 from fastav.models.video_salmonn2.configuration import VideoSalmonn2Config
-from fastav.models.video_salmonn2.qformer import Embeddings, QFormer
 
+BERT_POSITIONS = 512
 UNUSED = "speech_Qformer.bert.embeddings.position_ids"
-
-
-class VisionTower(nn.Module):
-    """All of SigLIP's layers that the checkpoint has. The layer norm after them is part of it but is not computed."""
-
-    def __init__(self, config: VideoSalmonn2Config) -> None:
-        super().__init__()
-        self.vision_tower = nn.ModuleDict({"vision_model": SiglipVisionModel(config.vision_config)})
-
-    @property
-    def layers(self) -> Iterable[nn.Module]:
-        """Those of SigLIP."""
-        return cast(SiglipVisionModel, self.vision_tower["vision_model"]).encoder.layers
-
-    def forward(self, pixels: Float[Tensor, "frames 3 height width"]) -> Float[Tensor, "frames patches channels"]:
-        """Patches in row-major order."""
-        siglip = cast(SiglipVisionModel, self.vision_tower["vision_model"])
-        hidden = siglip.embeddings(pixels)
-        for layer in self.layers:
-            hidden = layer(hidden, None)
-        return hidden
 
 
 class VideoSalmonn2PreTrainedModel(Qwen2PreTrainedModel):
@@ -61,19 +42,19 @@ class VideoSalmonn2PreTrainedModel(Qwen2PreTrainedModel):
             init.copy_(module.position_ids, torch.arange(module.position_ids.shape[1])[None])
 
 
-class VideoSalmonn2Model(StrictLoading, VideoSalmonn2PreTrainedModel, Qwen2Model):
-    """The decoder without its head, and what sees. As in the original, what hears is outside of it.
+class VideoSalmonn2Model(MediaDecoder, VideoSalmonn2PreTrainedModel, Qwen2Model):
+    """The decoder without its head, and the vision encoder. As in the original, the audio encoder is outside of it.
 
     It loads its own save or the whole model's.
     """
 
+    embedded = ("pixel_values_videos",)
     _keys_to_ignore_on_load_unexpected = [r"^(lm_head|ln_speech|speech_\w+|final_linear)\b"]  # noqa: RUF012
 
     def __init__(self, config: VideoSalmonn2Config) -> None:
         super().__init__(config)
-        depth = int(config.mm_projector_type.removeprefix("mlp").removesuffix("x_gelu"))
-        self.vision_tower = VisionTower(config)
-        self.mm_projector = mlp(config.mm_hidden_size, config.hidden_size, depth)
+        self.vision_tower = SiglipTower(config.vision_config)
+        self.mm_projector = mlp(config.mm_hidden_size, config.hidden_size, mlp_depth(config, "mm_projector_type"))
         self.image_newline = nn.Parameter(torch.randn(config.hidden_size) * config.initializer_range)
         self.post_init()
 
@@ -116,63 +97,18 @@ class VideoSalmonn2Model(StrictLoading, VideoSalmonn2PreTrainedModel, Qwen2Model
 
         Raises: MediaError unless there are as many placeholders as media tokens (see `merged`).
         """
-        scheme, encoders = self.config.scheme, cast(Any, self)
-        features: dict[int, Tensor] = {}
+        scheme, video, blank = self.config.scheme, None, None
         if pixel_values_videos is not None:
-            seen = encoders.get_video_features(pixel_values_videos, return_dict=True)
-            features[scheme.video_token_id] = seen.pooler_output.flatten(0, 1)
-        if audio is not None:
-            features[scheme.audio_token_id] = audio
-        tokens = scheme.video_token_id, scheme.audio_token_id
-        absent = [token for token in tokens if token not in features] if whole else []
-        blank = scheme.blank_token_id if pixel_values_videos is not None else None
-        return merged(self.embed_tokens, input_ids, inputs_embeds, features, absent=absent, blank=blank)
-
-    def _complete(self, info: dict[str, Any], source: str) -> None:
-        """As the whole model's, whose head and ears are not read."""
-        refuse_differences(info, source)
-
-    @either_name
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Any = None,
-        position_ids: Tensor | None = None,
-        cache: Any = None,
-        inputs_embeds: Tensor | None = None,
-        pixel_values_videos: Tensor | None = None,
-        use_cache: bool | None = None,
-        **kwargs: Any,
-    ) -> BaseModelOutputWithPast | tuple:
-        """Encode, merge, and run Qwen2's own decoder on the merged embeddings.
-
-        input_ids: [batch, prompt], one placeholder id per token of a frame. pixel_values_videos: [frames, 3, S, S], of
-        all videos. position_ids: counted from each row's first unmasked token, unless given.
-        """
-        if input_ids is not None or pixel_values_videos is not None:
-            whole = starts_prompt(cache, input_ids)
-            inputs_embeds = self.embed(input_ids, pixel_values_videos, inputs_embeds=inputs_embeds, whole=whole)
-        if position_ids is None and inputs_embeds is not None and isinstance(attention_mask, Tensor):
-            position_ids = positions(attention_mask, inputs_embeds.shape[1])
-        decoder: Any = super()
-        return decoder.forward(
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            **as_argument(cache),
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            **kwargs,
-        )
+            seen = cast(Any, self).get_video_features(pixel_values_videos, return_dict=True)
+            video, blank = seen.pooler_output.flatten(0, 1), scheme.blank_token_id
+        features = {scheme.video_token_id: video, scheme.audio_token_id: audio}
+        return merged(self.embed_tokens, input_ids, inputs_embeds, features, whole=whole, blank=blank)
 
 
-class VideoSalmonn2ForConditionalGeneration(
-    StrictLoading, GeneratedPenalty, MediaGeneration, VideoSalmonn2PreTrainedModel, GenerationMixin
-):
+class VideoSalmonn2ForConditionalGeneration(NativeGeneration, VideoSalmonn2PreTrainedModel, GenerationMixin):
     """video-SALMONN 2."""
 
     media_inputs = ("pixel_values_videos", "input_features", "feature_attention_mask", "audio_index", "piece_index")
-    placeholder_names = ("video_token_id", "audio_token_id", "blank_token_id")
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: VideoSalmonn2Config) -> None:
         super().__init__(config)
@@ -184,14 +120,10 @@ class VideoSalmonn2ForConditionalGeneration(
         self.ln_speech = nn.LayerNorm(width)
         queries = torch.randn(1, config.num_speech_query_token, query) * config.initializer_range
         self.speech_query_tokens = nn.Parameter(queries)
-        self.speech_Qformer = QFormer(config.qformer, width)
+        self.speech_Qformer = QFormer(config.qformer, width, positions=BERT_POSITIONS)
         self.speech_llama_proj = nn.Linear(query, config.hidden_size)
         self.final_linear = mlp(config.hidden_size, config.hidden_size, 2) if config.use_final_linear else nn.Identity()
         self.post_init()
-
-    def get_video_features(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPooling | tuple:
-        """As `VideoSalmonn2Model.get_video_features`."""
-        return self.model.get_video_features(*args, **kwargs)
 
     @can_return_tuple
     def get_audio_features(
@@ -209,25 +141,27 @@ class VideoSalmonn2ForConditionalGeneration(
         if piece_index is None:
             piece_index = torch.arange(len(input_features), device=input_features.device)
         whisper = self.speech_encoder(input_features.to(self.dtype), **{**kwargs, "return_dict": True})
-        heard = whisper.last_hidden_state
-        tokens = self.speech_tokens(heard)
+        hidden = whisper.last_hidden_state
+        tokens = self.speech_tokens(hidden)
         tokens = tokens + piece_marks(piece_index, tokens.shape[-1]).to(tokens)[:, None]
-        return encoded(heard, tokens, hidden_states=whisper.hidden_states, attentions=whisper.attentions)
+        return encoded(hidden, tokens, hidden_states=whisper.hidden_states, attentions=whisper.attentions)
 
-    def hear(self, input_features: Float[Tensor, "pieces bins columns"]) -> Float[Tensor, "pieces positions width"]:
+    def whisper_features(
+        self, input_features: Float[Tensor, "pieces bins columns"]
+    ) -> Float[Tensor, "pieces positions width"]:
         """Whisper's positions of each piece."""
         return self.speech_encoder(input_features.to(self.dtype)).last_hidden_state
 
-    def windows(self, heard: Float[Tensor, "pieces positions width"]) -> Float[Tensor, "windows queries channels"]:
-        """What the Q-Former reads in each window of each piece."""
+    def windows(self, hidden: Float[Tensor, "pieces positions width"]) -> Float[Tensor, "windows queries channels"]:
+        """The Q-Former's output for each window of each piece."""
         scheme = self.config.scheme
-        windows = self.ln_speech(heard).unfold(1, scheme.window, scheme.stride).flatten(0, 1).transpose(1, 2)
+        windows = self.ln_speech(hidden).unfold(1, scheme.window, scheme.stride).flatten(0, 1).transpose(1, 2)
         return self.speech_Qformer(self.speech_query_tokens, windows)
 
-    def speech_tokens(self, heard: Float[Tensor, "pieces positions width"]) -> Float[Tensor, "pieces tokens hidden"]:
+    def speech_tokens(self, hidden: Float[Tensor, "pieces positions width"]) -> Float[Tensor, "pieces tokens hidden"]:
         """The tokens of each piece of sound, in the order of time, without its place in the sound."""
-        tokens = self.final_linear(self.speech_llama_proj(self.windows(heard)))
-        return tokens.flatten(0, 1).unflatten(0, (len(heard), -1))
+        tokens = self.final_linear(self.speech_llama_proj(self.windows(hidden)))
+        return tokens.flatten(0, 1).unflatten(0, (len(hidden), -1))
 
     def embed(
         self,
@@ -246,8 +180,8 @@ class VideoSalmonn2ForConditionalGeneration(
         """
         audio = None
         if input_features is not None:
-            heard = cast(Any, self).get_audio_features(input_features, piece_index, return_dict=True)
-            audio = heard.pooler_output.flatten(0, 1)
+            sound = cast(Any, self).get_audio_features(input_features, piece_index, return_dict=True)
+            audio = sound.pooler_output.flatten(0, 1)
             audio = audio if audio_index is None else audio[audio_index]
         return self.model.embed(input_ids, pixel_values_videos, audio, inputs_embeds=inputs_embeds, whole=whole)
 
@@ -270,7 +204,7 @@ class VideoSalmonn2ForConditionalGeneration(
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple:
-        """Logits [batch, kept, vocab].
+        """Logits [batch, last, vocab].
 
         input_ids: [batch, prompt], one placeholder id per media token. pixel_values_videos: [frames, 3, S, S], of all
         videos. input_features: [pieces, bins, columns], of all sounds. feature_attention_mask: [pieces, columns], True

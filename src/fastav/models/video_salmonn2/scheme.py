@@ -2,15 +2,13 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-RATE = 16_000  # samples a second that Whisper hears
-HOP = 160  # samples of one column of the mel spectrogram
-PIECE_SECONDS = 30  # what Whisper hears at once
-PIECE = PIECE_SECONDS * RATE  # the same in samples
-COLUMNS = PIECE // HOP  # of a piece's mel spectrogram
+from fastav.models._whisper import PIECE_SECONDS
+
 SPREAD_RATE = 50  # audio tokens a second that the original reckons with when it spreads them over frames
 
 
@@ -27,6 +25,8 @@ class Scheme:
     video_token_id, audio_token_id, blank_token_id: placeholders in `input_ids`; rows of the embedding that no tokenizer
     entry uses. A blank is a zero vector, which pads a frame's time.
     """
+
+    temporal: ClassVar[int] = 1  # frames of a step in time
 
     video_fps: float | int = 1
     max_time: float | int = 110
@@ -79,7 +79,7 @@ class Scheme:
         starts = np.arange(self.windows) * self.stride * PIECE_SECONDS / self.audio_positions
         return np.repeat(starts, self.query_tokens)
 
-    def heard(self, columns: Bool[np.ndarray, "pieces columns"]) -> Bool[np.ndarray, " tokens"]:
+    def has_sound(self, columns: Bool[np.ndarray, "pieces columns"]) -> Bool[np.ndarray, " tokens"]:
         """Whether the window of each token holds sound, given which columns of the mel spectrograms do."""
         wide = columns.shape[1] // self.audio_positions
         views = np.lib.stride_tricks.sliding_window_view(columns, self.window * wide, axis=1)

@@ -1,15 +1,8 @@
 """video-SALMONN 2+. Importing this package registers it with transformers' Auto classes."""
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForImageTextToText,
-    AutoModelForMultimodalLM,
-    AutoProcessor,
-)
-
+from fastav.models._native import register
+from fastav.models._whisper import spectrograms
 from fastav.models.video_salmonn2_plus.adapter import VideoSalmonn2PlusAdapter
-from fastav.models.video_salmonn2_plus.audio import spectrograms
 from fastav.models.video_salmonn2_plus.configuration import (
     QFormerShape,
     VideoSalmonn2PlusAudioConfig,
@@ -24,11 +17,12 @@ from fastav.models.video_salmonn2_plus.processing import VideoSalmonn2PlusProces
 from fastav.models.video_salmonn2_plus.scheme import Scheme, audio_per_step, audio_tokens
 from fastav.models.video_salmonn2_plus.video import patches, sample_frames
 
-AutoConfig.register(VideoSalmonn2PlusConfig.model_type, VideoSalmonn2PlusConfig, exist_ok=True)
-AutoModel.register(VideoSalmonn2PlusConfig, VideoSalmonn2PlusModel, exist_ok=True)
-AutoModelForImageTextToText.register(VideoSalmonn2PlusConfig, VideoSalmonn2PlusForConditionalGeneration, exist_ok=True)
-AutoModelForMultimodalLM.register(VideoSalmonn2PlusConfig, VideoSalmonn2PlusForConditionalGeneration, exist_ok=True)
-AutoProcessor.register(VideoSalmonn2PlusConfig, VideoSalmonn2PlusProcessor, exist_ok=True)
+register(
+    VideoSalmonn2PlusConfig,
+    VideoSalmonn2PlusModel,
+    VideoSalmonn2PlusForConditionalGeneration,
+    VideoSalmonn2PlusProcessor,
+)
 
 __all__ = [
     "QFormerShape",

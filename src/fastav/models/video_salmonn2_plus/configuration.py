@@ -8,10 +8,10 @@ from transformers import Qwen2_5_VLConfig, WhisperConfig
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
 
 from fastav.errors import UnsupportedModel
-from fastav.models._configuration import refuse_other_kind
+from fastav.models._native_configuration import refuse_other_kind, refuse_other_values
 from fastav.models.video_salmonn2_plus.scheme import TOKENS_PER_SECOND, Scheme
 
-ORIGINAL_TYPE = "qwen2_5_vl"  # what the original's config.json says, though stock Qwen2.5-VL cannot hear
+ORIGINAL_TYPE = "qwen2_5_vl"  # what the original's config.json says, though stock Qwen2.5-VL takes no sound
 TEXT: dict[str, Any] = {
     "vocab_size": 152_064,
     "hidden_size": 3584,
@@ -71,9 +71,7 @@ class VideoSalmonn2PlusAudioConfig(WhisperConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self.qformer_config = asdict(QFormerShape()) | (self.qformer_config or {})
         super().__post_init__(**kwargs)
-        for key, known in (("second_per_window", 0.5), ("second_stride", 0.5)):
-            if getattr(self, key) != known:
-                raise UnsupportedModel(f"audio_config.{key} must be {known}, got {getattr(self, key)!r}")
+        refuse_other_values(self, {"second_per_window": 0.5, "second_stride": 0.5}, "audio_config.")
         if self.qformer.query_length != 1:
             raise UnsupportedModel(f"qformer_config.query_length must be 1, got {self.qformer.query_length}")
 
@@ -86,7 +84,7 @@ class VideoSalmonn2PlusAudioConfig(WhisperConfig):
 
 @no_type_check  # its __init__ takes any key, unlike its signature
 class VideoSalmonn2PlusConfig(Qwen2_5_VLConfig):
-    """video-SALMONN 2+: Qwen2.5-VL that also hears, through Whisper's encoder and a Q-Former.
+    """video-SALMONN 2+: Qwen2.5-VL with Whisper's encoder and a Q-Former for sound.
 
     Defaults are those of the released 7B; keys are the original's. Its config.json says `qwen2_5_vl` and lacks the
     settings of its scripts: `frame_seconds`, `min_frames`, `max_frames`, `frame_pixels`, `positions` (see `Scheme`).
@@ -95,6 +93,7 @@ class VideoSalmonn2PlusConfig(Qwen2_5_VLConfig):
     """
 
     model_type = "video_salmonn2_plus"
+    placeholder_names = ("audio_token_id", "video_token_id")
     sub_configs = {  # noqa: RUF012 (transformers' own declaration)
         "vision_config": Qwen2_5_VLVisionConfig,
         "text_config": Qwen2_5_VLTextConfig,
@@ -148,14 +147,14 @@ class VideoSalmonn2PlusConfig(Qwen2_5_VLConfig):
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """As transformers' own, under our type."""
-        found, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        return _under_our_type(found), rest
+        written, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return _under_our_type(written), rest
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As transformers' own.
 
-        Raises: CheckpointError if it is another model's, a Qwen2.5-VL without ears for one.
+        Raises: CheckpointError if it is another model's, for example a Qwen2.5-VL without an audio encoder.
         """
         config_dict = _under_our_type(config_dict)
         refuse_other_kind(config_dict, cls.model_type)

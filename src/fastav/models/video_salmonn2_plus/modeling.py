@@ -1,4 +1,4 @@
-"""video-SALMONN 2+: Qwen2.5-VL's tower and decoder, and ears. Parameters have the original's names."""
+"""video-SALMONN 2+: Qwen2.5-VL's tower and decoder, and an audio encoder. Parameters have the original's names."""
 
 from collections.abc import Mapping
 from typing import Any, cast
@@ -18,9 +18,9 @@ from transformers.utils.generic import can_return_tuple
 from fastav.cache_argument import as_argument, either_name, in_arguments, of_output
 from fastav.errors import MediaError
 from fastav.models._checkpoint import StrictLoading, refuse_differences
-from fastav.models._generation import MediaGeneration
-from fastav.models._generation import positions as text_positions
 from fastav.models._merging import ids_of, merged, starts_prompt
+from fastav.models._native_modeling import MediaGeneration
+from fastav.models._native_modeling import positions as text_positions
 from fastav.models.video_salmonn2_plus.configuration import VideoSalmonn2PlusConfig
 from fastav.models.video_salmonn2_plus.positions import row_positions
 from fastav.models.video_salmonn2_plus.scheme import PIECE_TOKENS
@@ -117,18 +117,17 @@ class VideoSalmonn2PlusModel(StrictLoading, VideoSalmonn2PlusPreTrainedModel):
 
         Raises: MediaError unless there are as many placeholders as media tokens (see `merged`).
         """
-        features: dict[int, Tensor] = {}
         scheme, encoders = self.config.scheme, cast(Any, self)
+        features: dict[int, Tensor | None] = dict.fromkeys(scheme.placeholders)
         if pixel_values_videos is not None:
             if video_grid_thw is None:
                 raise MediaError("pixel_values_videos come without their sizes", "pass video_grid_thw")
             seen = encoders.get_video_features(pixel_values_videos, video_grid_thw, return_dict=True)
             features[scheme.video_token_id] = torch.cat(seen.pooler_output)
         if input_features is not None:
-            heard = encoders.get_audio_features(input_features, return_dict=True)
-            features[scheme.audio_token_id] = heard.pooler_output.flatten(0, 1)
-        absent = [token for token in scheme.placeholders if token not in features] if whole else []
-        return merged(self.model.embed_tokens, input_ids, inputs_embeds, features, absent=absent)
+            sound = encoders.get_audio_features(input_features, return_dict=True)
+            features[scheme.audio_token_id] = sound.pooler_output.flatten(0, 1)
+        return merged(self.model.embed_tokens, input_ids, inputs_embeds, features, whole=whole)
 
     def position_ids(
         self,
@@ -236,8 +235,6 @@ class VideoSalmonn2PlusForConditionalGeneration(MediaGeneration, VideoSalmonn2Pl
     """video-SALMONN 2+."""
 
     media_inputs = ("pixel_values_videos", "video_grid_thw", "input_features", "feature_attention_mask")
-    placeholder_names = ("video_token_id", "audio_token_id")
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
 
     def _add_head(self, text: Any) -> None:
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
@@ -260,7 +257,7 @@ class VideoSalmonn2PlusForConditionalGeneration(MediaGeneration, VideoSalmonn2Pl
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple:
-        """Logits [batch, kept, vocab]; arguments as `VideoSalmonn2PlusModel.forward`.
+        """Logits [batch, last, vocab]; arguments as `VideoSalmonn2PlusModel.forward`.
 
         labels: [batch, prompt], -100 where there is none (media and padding). logits_to_keep: only the last so many.
         """

@@ -1,7 +1,6 @@
 """From prompts, frames and sound to the model's inputs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, ClassVar, NamedTuple, no_type_check
 
 import numpy as np
@@ -12,21 +11,21 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from fastav.adapter import Request
 from fastav.errors import CheckpointError, MediaError
-from fastav.models._pixels import resized
-from fastav.models._prompts import (
-    QWEN2_TEMPLATE,
+from fastav.models._native_processing import (
     ClipProcessor,
+    batch_of,
     checked_frames,
     checked_sound,
     joined,
     per_prompt,
-    refuse_call,
+    require_rate,
 )
-from fastav.models.video_salmonn2_plus.audio import spectrograms
+from fastav.models._pixels import resized
+from fastav.models._whisper import RATE, spectrograms
 from fastav.models.video_salmonn2_plus.configuration import VideoSalmonn2PlusConfig
 from fastav.models.video_salmonn2_plus.positions import Grid, row_positions
 from fastav.models.video_salmonn2_plus.reading import read_clip
-from fastav.models.video_salmonn2_plus.scheme import RATE, Scheme, audio_per_step, audio_tokens
+from fastav.models.video_salmonn2_plus.scheme import Scheme, audio_per_step, audio_tokens
 from fastav.models.video_salmonn2_plus.video import patches
 
 VIDEO = "<video>"
@@ -48,13 +47,13 @@ class VideoSalmonn2PlusProcessor(ClipProcessor):
     One prompt shows one clip: its frames, with or without its sound. Of each prompt the first `<video>` stands for the
     clip; a question may hold the same word, later ones are plain text.
 
-    scheme: the fields of `Scheme`; of the release if None. Checkpoints of the original have no settings of the kind, so
-    `from_pretrained` then takes it from the model's configuration; `positions=` chooses another than there.
-    Raises: CheckpointError if the tokenizer is too small for the ids of the placeholders.
+    positions: the scheme's `positions`, if it is to be another than there.
     """
 
     model_config = VideoSalmonn2PlusConfig
+    scheme_class = Scheme
     places: ClassVar[Mapping[str, str]] = {"video": f"{VIDEO}\n"}
+    clip_arguments: ClassVar[Mapping[str, str]] = {"videos": "video", "audio": "audio", "seconds": "seconds"}
 
     @no_type_check  # transformers reads this function's own argument names, which a checking wrapper would hide
     def __init__(
@@ -64,36 +63,21 @@ class VideoSalmonn2PlusProcessor(ClipProcessor):
         scheme: Mapping[str, Any] | None = None,
         positions: str | None = None,
     ) -> None:
-        super().__init__(tokenizer, chat_template=chat_template or QWEN2_TEMPLATE)
         chosen = {} if positions is None else {"positions": positions}
-        self.scheme = asdict(Scheme(**{**(scheme or {}), **chosen}))
-        last = max(
-            self.media.video_token_id, self.media.vision_end_token_id
-        )  # audio's may be missing: no text holds it
-        if len(tokenizer) <= last:
+        super().__init__(tokenizer, chat_template, {**(scheme or {}), **chosen})
+
+    def _require_ids(self, entries: int) -> None:
+        """Raise CheckpointError if a tokenizer is too small for the ids of placeholders that its text may hold."""
+        last = max(self.media.video_token_id, self.media.vision_end_token_id)  # no text holds audio's
+        if entries <= last:
             raise CheckpointError(
-                f"the tokenizer has {len(tokenizer)} entries, but placeholders go up to {last}",
+                f"the tokenizer has {entries} entries, but placeholders go up to {last}",
                 "is this the model's own tokenizer?",
             )
-
-    @property
-    def media(self) -> Scheme:
-        """How a clip becomes tokens."""
-        return Scheme(**self.scheme)
 
     def read(self, request: Request) -> dict[str, Any]:
         """See `ClipProcessor`."""
         return read_clip(request, self.media)
-
-    def media_arguments(self, clips: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
-        """See `ClipProcessor`."""
-        names = {"videos": "video", "audio": "audio", "seconds": "seconds"}
-        return {argument: [clip and clip[name] for clip in clips] for argument, name in names.items()}
-
-    def prompt(self, question: str, *, video: bool = True) -> str:
-        """One question about a clip, rendered up to where the model answers."""
-        content = f"{VIDEO}\n{question}" if video else question
-        return self.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
     def __call__(
         self,
@@ -118,19 +102,13 @@ class VideoSalmonn2PlusProcessor(ClipProcessor):
         `feature_attention_mask` [pieces, rows] (True where a row holds sound).
         Raises: MediaError if media and prompts do not fit.
         """
-        refuse_call(images, padding, return_tensors)
-        if sampling_rate != RATE:
-            raise MediaError(f"sound must be at {RATE} Hz, got {sampling_rate}", "resample it first")
-        prompts = [text] if isinstance(text, str) else list(text)
+        prompts, videos, sounds = batch_of(text, videos, audio, images, padding, return_tensors)
+        require_rate(sampling_rate, RATE)
         lengths = per_prompt("seconds", seconds, len(prompts), ndim=0)
         clips = [
-            None if clip is None else self._video(clip, length)
-            for clip, length in zip(per_prompt("videos", videos, len(prompts), ndim=4), lengths, strict=True)
+            None if clip is None else self._video(clip, length) for clip, length in zip(videos, lengths, strict=True)
         ]
-        sounds = [
-            None if sound is None else checked_sound(sound)
-            for sound in per_prompt("audio", audio, len(prompts), ndim=1)
-        ]
+        sounds = [None if sound is None else checked_sound(sound) for sound in sounds]
         rows = [self._ids(*one) for one in zip(prompts, clips, sounds, strict=True)]
         self._refuse_empty_places(prompts, clips, sounds)
         data = self._pad(rows)
@@ -139,9 +117,9 @@ class VideoSalmonn2PlusProcessor(ClipProcessor):
             data["pixel_values_videos"] = joined([patches(clip.frames, self.media) for clip in shown])
             merge = self.media.merge
             data["video_grid_thw"] = torch.tensor([[t, h * merge, w * merge] for t, h, w in (c.grid for c in shown)])
-        if heard := [spectrograms(sound, self.media.mel_bins) for sound in sounds if sound is not None]:
-            data["input_features"] = torch.cat([features for features, _ in heard])
-            data["feature_attention_mask"] = torch.cat([mask for _, mask in heard])
+        if features := [spectrograms(sound, self.media.mel_bins) for sound in sounds if sound is not None]:
+            mels, masks = zip(*features, strict=True)
+            data["input_features"], data["feature_attention_mask"] = torch.cat(mels), torch.cat(masks)
         return BatchFeature(data)
 
     def _video(self, clip: Any, seconds: float | None) -> _Video:
@@ -157,22 +135,19 @@ class VideoSalmonn2PlusProcessor(ClipProcessor):
         """Token ids with the media's placeholders; each side of the clip is tokenized by itself."""
         if clip is None:
             if sound is not None:
-                raise MediaError("this model hears sound only along with a picture", "give a video with the sound")
+                raise MediaError("this model takes sound only along with a picture", "give a video with the sound")
             return self._tokens(prompt)
-        before, found, after = prompt.partition(VIDEO)
-        if not found:
-            raise MediaError(f"the prompt has no {VIDEO} for its clip: {prompt!r}", "use processor.prompt(question)")
         scheme, (steps, height, width) = self.media, clip.grid
         tokens = 0 if sound is None else audio_tokens(len(sound))
         run = [scheme.vision_start_token_id]
         for count in audio_per_step(steps, clip.step_seconds, tokens):
             run += [scheme.video_token_id] * (height * width) + [scheme.audio_token_id] * count
-        return [*self._tokens(before), *run, scheme.vision_end_token_id, *self._tokens(after)]
+        return self.splice(prompt, [*run, scheme.vision_end_token_id], VIDEO)
 
     def _tokens(self, text: str) -> list[int]:
-        asked = text.removesuffix(ANSWER)
-        ids = super()._tokens(asked)
-        if asked != text:
+        before = text.removesuffix(ANSWER)
+        ids = super()._tokens(before)
+        if before != text:
             ids = ids + super()._tokens(ANSWER)[:ANSWER_TOKENS]
         if reserved := set(ids) & set(self.media.placeholders):
             words = ", ".join(self.tokenizer.convert_ids_to_tokens(sorted(reserved)))

@@ -4,7 +4,8 @@ from typing import Any
 
 from fastav.adapter import Request
 from fastav.errors import MissingTrack
-from fastav.models.video_salmonn2_plus.scheme import RATE, Scheme
+from fastav.models._whisper import RATE
+from fastav.models.video_salmonn2_plus.scheme import Scheme
 from fastav.models.video_salmonn2_plus.video import read_frames, sample_frames
 
 
@@ -13,10 +14,10 @@ def read_clip(request: Request, scheme: Scheme) -> dict[str, Any]:
     video, audio = request.tracks
     if not video:
         raise MissingTrack(
-            f"{request.clip.name} is shown without video, and video-SALMONN 2+ hears sound only along with a picture",
+            f"{request.clip.name} is shown without video, and video-SALMONN 2+ takes sound only along with a picture",
             "use a clip with video, or another model",
         )
-    clip = request.shown  # the original takes both tracks to start together, and hears late sound too early
+    clip = request.shown  # the original takes both tracks to start together, and so puts late sound too early
     track = clip.require_video()
     seconds = track.frames / track.fps
     indices = sample_frames(track.frames, scheme.frames(seconds))

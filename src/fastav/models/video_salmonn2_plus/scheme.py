@@ -7,13 +7,11 @@ from itertools import pairwise
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from fastav.errors import CheckpointError, MediaError, reason_of
+from fastav.models._whisper import COLUMNS, PIECE_SECONDS, pieces
 
-RATE = 16_000  # samples a second that Whisper hears
-PIECE_SECONDS = 30  # what Whisper hears at once
-PIECE_ROWS = 3000  # rows of a piece's mel spectrogram, 10 ms each
 TOKENS_PER_SECOND = 2  # audio tokens a second, and steps a second on the time axis of positions
 PIECE_TOKENS = PIECE_SECONDS * TOKENS_PER_SECOND
-TOKEN_ROWS = PIECE_ROWS // PIECE_TOKENS
+TOKEN_COLUMNS = COLUMNS // PIECE_TOKENS  # of the spectrogram
 POSITIONS = ("script", "dataset")
 
 
@@ -89,7 +87,7 @@ class Scheme:
 
 def audio_tokens(samples: int) -> int:
     """Tokens of a sound of this many samples at 16 kHz: whole pieces, the last one padded with silence."""
-    return PIECE_TOKENS * max(1, math.ceil(samples / (PIECE_SECONDS * RATE)))
+    return PIECE_TOKENS * pieces(samples)
 
 
 def audio_per_step(steps: int, step_seconds: float, tokens: int) -> list[int]:

@@ -1,25 +1,23 @@
 """The configuration of VideoLLaMA2.1-7B-AV, under the key names of the original."""
 
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, no_type_check
 
-from transformers import Qwen2Config, SiglipVisionConfig
+from transformers import SiglipVisionConfig
 
-from fastav.errors import CheckpointError, UnsupportedModel
-from fastav.models._configuration import from_fields, refuse_other_kind
+from fastav.errors import CheckpointError
+from fastav.models._native_configuration import (
+    SIGLIP_SHAPE,
+    NativeQwen2Config,
+    from_fields,
+    refuse_other_kind,
+    refuse_other_values,
+    sub_config,
+)
 from fastav.models.videollama2.scheme import MOST_FRAMES, Scheme
 
 SIGLIP = "siglip-so400m-patch14-384"
-SIGLIP_SHAPE: dict[str, Any] = {
-    "hidden_size": 1152,
-    "intermediate_size": 4304,
-    "num_hidden_layers": 27,
-    "num_attention_heads": 16,
-    "image_size": 384,
-    "patch_size": 14,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,14 +38,13 @@ class BeatsShape:
 
 
 @no_type_check  # its __init__ takes any key, unlike its signature
-class VideoLlama2Config(Qwen2Config):
+class VideoLlama2Config(NativeQwen2Config):
     """VideoLLaMA2.1-7B-AV: SigLIP, the STC connector, BEATs, an audio projector and a Qwen2 decoder.
 
     Defaults are those of the release; keys are the original's, but for those it hard-wires: `beats_config` (the fields
     of `BeatsShape`), `vision_config`, `most_frames`, `stc_*` and `audio_*`. Where `vision_config` is absent, as in
     every original checkpoint, it is read from the folder or hub id that `mm_vision_tower` names.
     num_frames: the original's own default where the key is absent, 8.
-    video_token_id, audio_token_id: placeholders; the last two rows of the embedding, which no tokenizer entry uses.
 
     Differs: `image_aspect_ratio` is kept but has no effect, as in the original's inference.
     Raises: UnsupportedModel for a connector or projector of another kind; CheckpointError for an unknown BEATs key.
@@ -55,21 +52,10 @@ class VideoLlama2Config(Qwen2Config):
 
     model_type = "videollama2_qwen2"
     sub_configs = {"vision_config": SiglipVisionConfig}  # noqa: RUF012 (transformers' own declaration)
-    default_theta = 1_000_000.0
-
-    vocab_size: int = 152_064
-    hidden_size: int = 3584
-    intermediate_size: int = 18_944
-    num_hidden_layers: int = 28
-    num_attention_heads: int = 28
-    num_key_value_heads: int | None = 4
-    bos_token_id: int | None = 151_643
-    eos_token_id: int | list[int] | None = 151_645
 
     mm_vision_tower: str = f"google/{SIGLIP}"
     mm_vision_select_layer: int = -2
     mm_vision_select_feature: str = "patch"
-    mm_hidden_size: int = 1152
     mm_projector_type: str = "stc_connector_v35"
     mm_audio_tower: str | None = "audio_tower.bin"
     mm_projector_a_type: str = "mlp2x_gelu"
@@ -78,7 +64,6 @@ class VideoLlama2Config(Qwen2Config):
     num_frames: int | None = 8
     image_aspect_ratio: str | None = "pad"
 
-    vision_config: Any = None
     beats_config: dict[str, int] | None = None
     most_frames: int = MOST_FRAMES
     stc_depth: int = 4
@@ -87,24 +72,14 @@ class VideoLlama2Config(Qwen2Config):
     audio_clips: int = 8
     audio_clip_seconds: int = 2
     num_mel_bins: int = 128
-    video_token_id: int | None = None
-    audio_token_id: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if self.vision_config is None:
-            self.vision_config = SiglipVisionConfig(**SIGLIP_SHAPE)
-        elif isinstance(self.vision_config, dict):
-            self.vision_config = SiglipVisionConfig(**self.vision_config)
+        shape = SIGLIP_SHAPE if self.vision_config is None else {}
+        self.vision_config = sub_config(SiglipVisionConfig, self.vision_config, shape)
         self.beats_config = asdict(from_fields(BeatsShape, "beats_config", self.beats_config or {}))
         self.num_frames = 8 if self.num_frames is None else self.num_frames
-        if self.video_token_id is None:
-            self.video_token_id = self.vocab_size - 2
-        if self.audio_token_id is None:
-            self.audio_token_id = self.vocab_size - 1
         super().__post_init__(**kwargs)
-        for key, known in (("mm_projector_type", "stc_connector_v35"), ("mm_vision_select_feature", "patch")):
-            if getattr(self, key) != known:
-                raise UnsupportedModel(f"{key} must be {known!r}, got {getattr(self, key)!r}")
+        refuse_other_values(self, {"mm_projector_type": "stc_connector_v35", "mm_vision_select_feature": "patch"})
 
     @property
     def beats(self) -> BeatsShape:
@@ -124,15 +99,8 @@ class VideoLlama2Config(Qwen2Config):
             clip_seconds=self.audio_clip_seconds,
             mel_bins=self.num_mel_bins,
             audio_patch=self.beats.input_patch_size,
-            video_token_id=self.vocab_size - 2 if self.video_token_id is None else self.video_token_id,
-            audio_token_id=self.vocab_size - 1 if self.audio_token_id is None else self.audio_token_id,
+            **self.placeholders(),
         )
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
-        """As transformers' own; SigLIP's dimensions may come from a folder inside the checkpoint."""
-        kwargs.setdefault("name_or_path", str(pretrained_model_name_or_path))  # `from_dict` needs to know the folder
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

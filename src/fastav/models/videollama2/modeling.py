@@ -1,52 +1,27 @@
 """VideoLLaMA2.1-7B-AV: SigLIP and BEATs in front of a Qwen2 decoder. Parameters have the original's names."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, cast
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import GenerationMixin, Qwen2Model, SiglipVisionModel
+from transformers import GenerationMixin, Qwen2Model
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.models.qwen2.modeling_qwen2 import Qwen2PreTrainedModel, Qwen2RotaryEmbedding
 from transformers.utils.generic import can_return_tuple
 
 from fastav.cache_argument import as_argument, either_name
-from fastav.errors import UnsupportedModel
-from fastav.models._checkpoint import HUB_OPTIONS, StrictLoading, readable
-from fastav.models._generation import GeneratedPenalty, MediaGeneration, positions
-from fastav.models._layers import mlp
-from fastav.models._merging import encoded, merged, starts_prompt
+from fastav.models._checkpoint import HUB_OPTIONS, readable
+from fastav.models._layers import SiglipTower, mlp
+from fastav.models._merging import encoded, merged
+from fastav.models._native_configuration import mlp_depth
+from fastav.models._native_modeling import MediaDecoder, NativeGeneration
 from fastav.models._recording import recorded, wanted
 from fastav.models.videollama2.beats import Beats, BeatsAttention, PositionConv
 from fastav.models.videollama2.configuration import VideoLlama2Config
 from fastav.models.videollama2.connector import StcConnector
 from fastav.models.videollama2.loading import complete
-
-
-class VisionTower(nn.Module):
-    """SigLIP up to the selected layer. What comes after it is part of the checkpoint but is not computed."""
-
-    def __init__(self, config: VideoLlama2Config) -> None:
-        super().__init__()
-        layers, select = config.vision_config.num_hidden_layers, config.mm_vision_select_layer
-        self.depth = select if select >= 0 else layers + 1 + select
-        self.vision_tower = nn.ModuleDict({"vision_model": SiglipVisionModel(config.vision_config)})
-
-    @property
-    def layers(self) -> Sequence[nn.Module]:
-        """Those that are computed."""
-        siglip = cast(SiglipVisionModel, self.vision_tower["vision_model"])
-        return list(siglip.encoder.layers)[: self.depth]
-
-    def forward(self, pixels: Float[Tensor, "frames 3 height width"]) -> Float[Tensor, "frames patches channels"]:
-        """Patches in row-major order, before the last layer norm."""
-        siglip = cast(SiglipVisionModel, self.vision_tower["vision_model"])
-        hidden = siglip.embeddings(pixels)
-        for layer in self.layers:
-            hidden = layer(hidden, None)
-        return hidden
 
 
 class VideoLlama2RotaryEmbedding(Qwen2RotaryEmbedding):
@@ -88,34 +63,40 @@ class VideoLlama2PreTrainedModel(Qwen2PreTrainedModel):
         super().save_pretrained(*args, save_original_format=save_original_format, **kwargs)
 
 
-class VideoLlama2Model(StrictLoading, VideoLlama2PreTrainedModel, Qwen2Model):
+class VideoLlama2Model(MediaDecoder, VideoLlama2PreTrainedModel, Qwen2Model):
     """The encoders, their projectors and the decoder without its head. It loads its own save or the whole model's."""
+
+    embedded = ("pixel_values_videos", "input_features")
 
     def __init__(self, config: VideoLlama2Config) -> None:
         super().__init__(config)
-        depth = re.fullmatch(r"mlp(\d+)x_gelu", config.mm_projector_a_type)
-        if depth is None:
-            raise UnsupportedModel(f"mm_projector_a_type must be 'mlp<n>x_gelu', got {config.mm_projector_a_type!r}")
+        layers, select = config.vision_config.num_hidden_layers, config.mm_vision_select_layer
         self.rotary_emb = VideoLlama2RotaryEmbedding(config)
-        self.vision_tower = VisionTower(config)
+        self.vision_tower = SiglipTower(config.vision_config, select if select >= 0 else layers + 1 + select)
         self.mm_projector = StcConnector(
             config.mm_hidden_size, config.hidden_size, config.stc_depth, config.stc_mlp_depth
         )
         self.audio_tower = Beats(config, config.beats)
-        self.mm_projector_a = mlp(config.mm_hidden_size_a, config.hidden_size_a, int(depth[1]))
+        depth = mlp_depth(config, "mm_projector_a_type")
+        self.mm_projector_a = mlp(config.mm_hidden_size_a, config.hidden_size_a, depth)
         self.post_init()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """From its own save, or from a checkpoint of the whole model, whose head is read and dropped.
 
-        Of the latter transformers cannot strip `model.`: it takes BEATs' `weight_g` and `weight_v` for older names of
-        other parameters.
+        A `state_dict` without a checkpoint may be of either, too. Of the whole model's names transformers cannot strip
+        `model.`: it takes BEATs' `weight_g` and `weight_v` for older names of other parameters.
         """
         source, hub = pretrained_model_name_or_path, {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         with readable(source):
             config = kwargs.get("config") or VideoLlama2Config.from_pretrained(source, **hub)
-        if cls.__name__ in (getattr(config, "architectures", None) or ()):
+        weights = kwargs.get("state_dict")
+        if weights is not None:
+            own = not any(name.startswith("model.") for name in weights)
+        else:
+            own = cls.__name__ in (getattr(config, "architectures", None) or ())
+        if own:
             return super().from_pretrained(source, *args, **kwargs)
         loaded = VideoLlama2ForConditionalGeneration.from_pretrained(source, *args, **kwargs)
         return (loaded[0].model, loaded[1]) if isinstance(loaded, tuple) else loaded.model
@@ -145,8 +126,8 @@ class VideoLlama2Model(StrictLoading, VideoLlama2PreTrainedModel, Qwen2Model):
         kwargs: `output_hidden_states` and `output_attentions`.
         """
         with recorded(self.audio_tower.encoder.layers, **wanted(self.config, kwargs)) as states:
-            heard = self.audio_tower(input_features.to(self.dtype))
-        return encoded(heard, self.mm_projector_a(heard), **states)
+            hidden = self.audio_tower(input_features.to(self.dtype))
+        return encoded(hidden, self.mm_projector_a(hidden), **states)
 
     def embed(
         self,
@@ -164,70 +145,24 @@ class VideoLlama2Model(StrictLoading, VideoLlama2PreTrainedModel, Qwen2Model):
 
         Raises: MediaError unless there are as many placeholders as media tokens (see `merged`).
         """
-        features: dict[int, Tensor] = {}
         scheme, encoders = self.config.scheme, cast(Any, self)
+        video, audio = None, None
         if pixel_values_videos is not None:
-            seen = encoders.get_video_features(pixel_values_videos, return_dict=True)
-            features[scheme.video_token_id] = seen.pooler_output.flatten(0, 1)
+            video = encoders.get_video_features(pixel_values_videos, return_dict=True).pooler_output.flatten(0, 1)
         if input_features is not None:
-            heard = encoders.get_audio_features(input_features, return_dict=True)
-            features[scheme.audio_token_id] = heard.pooler_output.flatten(0, 1)
-        tokens = scheme.video_token_id, scheme.audio_token_id
-        absent = [token for token in tokens if token not in features] if whole else []
-        return merged(self.embed_tokens, input_ids, inputs_embeds, features, absent=absent)
+            audio = encoders.get_audio_features(input_features, return_dict=True).pooler_output.flatten(0, 1)
+        features = {scheme.video_token_id: video, scheme.audio_token_id: audio}
+        return merged(self.embed_tokens, input_ids, inputs_embeds, features, whole=whole)
 
     def _complete(self, info: dict[str, Any], source: str) -> None:
         """As the whole model's."""
         complete(self, info, source)
 
-    @either_name
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Any = None,
-        position_ids: Tensor | None = None,
-        cache: Any = None,
-        inputs_embeds: Tensor | None = None,
-        pixel_values_videos: Tensor | None = None,
-        input_features: Tensor | None = None,
-        feature_attention_mask: Tensor | None = None,
-        use_cache: bool | None = None,
-        **kwargs: Any,
-    ) -> BaseModelOutputWithPast | tuple:
-        """Encode, merge, and run Qwen2's own decoder on the merged embeddings.
 
-        input_ids: [batch, prompt], one placeholder id per media token. pixel_values_videos: [videos, frames, 3, S, S].
-        input_features: [audios, rows, bins]. feature_attention_mask: [audios, rows], True where a row holds sound;
-        unused, for layouts. position_ids: counted from each row's first unmasked token, unless given.
-        """
-        inputs_embeds = self.embed(
-            input_ids,
-            pixel_values_videos,
-            input_features,
-            inputs_embeds=inputs_embeds,
-            whole=starts_prompt(cache, input_ids),
-        )
-        if position_ids is None and isinstance(attention_mask, Tensor):
-            position_ids = positions(attention_mask, inputs_embeds.shape[1])
-        decoder: Any = super()
-        return decoder.forward(
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            **as_argument(cache),
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            **kwargs,
-        )
-
-
-class VideoLlama2ForConditionalGeneration(
-    StrictLoading, GeneratedPenalty, MediaGeneration, VideoLlama2PreTrainedModel, GenerationMixin
-):
+class VideoLlama2ForConditionalGeneration(NativeGeneration, VideoLlama2PreTrainedModel, GenerationMixin):
     """VideoLLaMA2.1-7B-AV."""
 
     media_inputs = ("pixel_values_videos", "input_features", "feature_attention_mask")
-    placeholder_names = ("video_token_id", "audio_token_id")
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: VideoLlama2Config) -> None:
         super().__init__(config)
@@ -253,8 +188,11 @@ class VideoLlama2ForConditionalGeneration(
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple:
-        """Logits [batch, kept, vocab]; arguments as `VideoLlama2Model.forward`.
+        """Logits [batch, last, vocab].
 
+        input_ids: [batch, prompt], one placeholder id per media token. pixel_values_videos: [videos, frames, 3, S, S].
+        input_features: [audios, rows, bins]. feature_attention_mask: [audios, rows], True where a row holds sound;
+        unused, for layouts. position_ids: counted from each row's first unmasked token, unless given.
         labels: [batch, prompt], -100 where there is none (media and padding). logits_to_keep: only the last so many.
         """
         outputs = self.model(
@@ -269,10 +207,6 @@ class VideoLlama2ForConditionalGeneration(
             **{**kwargs, "return_dict": True},
         )
         return self._with_head(outputs, labels, logits_to_keep, **kwargs)
-
-    def get_video_features(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPooling | tuple:
-        """As `VideoLlama2Model.get_video_features`."""
-        return self.model.get_video_features(*args, **kwargs)
 
     def get_audio_features(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPooling | tuple:
         """As `VideoLlama2Model.get_audio_features`."""

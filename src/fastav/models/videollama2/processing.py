@@ -1,18 +1,23 @@
 """From prompts, frames and sound to the model's inputs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any, ClassVar, no_type_check
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import BatchFeature
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from fastav.adapter import Request
-from fastav.errors import CheckpointError, MediaError
-from fastav.models._prompts import QWEN2_TEMPLATE, ClipProcessor, checked_frames, checked_sound, per_prompt, refuse_call
+from fastav.errors import MediaError
+from fastav.models._native_processing import (
+    ClipProcessor,
+    batch_of,
+    checked_frames,
+    checked_sound,
+    per_prompt,
+    require_rate,
+)
 from fastav.models.videollama2.audio import file_features, soundtrack_features
 from fastav.models.videollama2.configuration import VideoLlama2Config
 from fastav.models.videollama2.reading import read_clip
@@ -28,54 +33,17 @@ class VideoLlama2Processor(ClipProcessor):
     One prompt shows one clip: its frames, its soundtrack, both, or a sound file. Of each prompt the first `<video>`
     (the first `<audio>` where there is no video) stands for the clip, video before soundtrack. A question may hold the
     same words: later ones are plain text.
-
-    scheme: the fields of `Scheme`; of the release if None. Checkpoints of the original have no processor files, so
-    `from_pretrained` then takes it from the model's configuration.
-    Raises: CheckpointError if the tokenizer uses the ids of the placeholders.
     """
 
     model_config = VideoLlama2Config
+    scheme_class = Scheme
     places: ClassVar[Mapping[str, str]] = {"video": f"{VIDEO}\n", "audio": f"{AUDIO}\n"}
-
-    @no_type_check  # transformers reads this function's own argument names, which a checking wrapper would hide
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        chat_template: Any = None,
-        scheme: Mapping[str, int] | None = None,
-    ) -> None:
-        super().__init__(tokenizer, chat_template=chat_template or tokenizer.chat_template or QWEN2_TEMPLATE)
-        self.scheme = asdict(Scheme(**(scheme or {})))
-        free = min(self.media.video_token_id, self.media.audio_token_id)
-        if len(tokenizer) > free:
-            raise CheckpointError(
-                f"the tokenizer has {len(tokenizer)} entries, but ids from {free} on must be free for placeholders",
-                "is this the model's own tokenizer? else set video_token_id and audio_token_id in config.json",
-            )
-
-    @property
-    def media(self) -> Scheme:
-        """How a clip becomes tokens."""
-        return Scheme(**self.scheme)
+    clip_arguments: ClassVar[Mapping[str, str]] = {"videos": "video", "audio": "audio", "sampling_rate": "rate"}
+    own_template = True
 
     def read(self, request: Request) -> dict[str, Any]:
         """See `ClipProcessor`."""
         return read_clip(request, self.media)
-
-    def media_arguments(self, clips: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
-        """See `ClipProcessor`."""
-        return {
-            "videos": [clip and clip["video"] for clip in clips],
-            "audio": [clip and clip["audio"] for clip in clips],
-            "sampling_rate": [clip["rate"] if clip else RATE for clip in clips],
-        }
-
-    def prompt(self, question: str, *, video: bool, audio: bool = False) -> str:
-        """One question about a clip, rendered up to where the model answers."""
-        kind = "video" if video else "audio"
-        parts = [{"type": kind}] if video or audio else []
-        content = [*parts, {"type": "text", "text": question}]
-        return self.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
     def __call__(
         self,
@@ -101,14 +69,11 @@ class VideoLlama2Processor(ClipProcessor):
         `input_features` [audios, rows, bins], `feature_attention_mask` [audios, rows] (True where a row holds sound).
         Raises: MediaError if media and prompts do not fit.
         """
-        refuse_call(images, padding, return_tensors)
-        prompts = [text] if isinstance(text, str) else list(text)
-        clips = per_prompt("videos", videos, len(prompts), ndim=4)
-        sounds = per_prompt("audio", audio, len(prompts), ndim=1)
+        prompts, clips, sounds = batch_of(text, videos, audio, images, padding, return_tensors)
         schemes = per_prompt("audio_from_video", audio_from_video, len(prompts), ndim=0)
         rates = per_prompt("sampling_rate", sampling_rate, len(prompts), ndim=0)
         pixels = [self._pixels(clip) for clip in clips if clip is not None]
-        heard = [
+        features = [
             self._sound(sound, clip is not None if scheme is None else scheme, rate)
             for sound, clip, scheme, rate in zip(sounds, clips, schemes, rates, strict=True)
             if sound is not None
@@ -123,9 +88,9 @@ class VideoLlama2Processor(ClipProcessor):
             if len({len(frames) for frames in pixels}) > 1:
                 raise MediaError("the videos of a batch must have as many frames each", "sample `num_frames` of each")
             data["pixel_values_videos"] = torch.stack(pixels)
-        if heard:
-            data["input_features"] = torch.stack([features for features, _ in heard])
-            data["feature_attention_mask"] = torch.stack([mask for _, mask in heard])
+        if features:
+            banks, masks = zip(*features, strict=True)
+            data["input_features"], data["feature_attention_mask"] = torch.stack(banks), torch.stack(masks)
         return BatchFeature(data)
 
     def _pixels(self, clip: Any) -> Tensor:
@@ -136,8 +101,7 @@ class VideoLlama2Processor(ClipProcessor):
         arrays = [checked_sound(piece) for piece in pieces]
         if not soundtrack:
             return file_features(np.concatenate(arrays), rate, self.media)
-        if rate != RATE:
-            raise MediaError(f"a soundtrack must be at {RATE} Hz, got {rate}", "resample it first")
+        require_rate(rate, RATE, "a soundtrack")
         return soundtrack_features(arrays[0] if pieces is not sound else arrays, self.media)
 
     def _run(self, clip: Any, sound: bool) -> list[int]:
@@ -145,13 +109,3 @@ class VideoLlama2Processor(ClipProcessor):
         frames = 0 if clip is None else max(len(checked_frames(clip)), self.media.num_frames)
         run = [self.media.video_token_id] * self.media.video_tokens(min(frames, self.media.most_frames))
         return run + [self.media.audio_token_id] * (self.media.audio_tokens if sound else 0)
-
-    def splice(self, prompt: str, run: Sequence[int], place: str) -> list[int]:
-        """Token ids with a run in its place; each side of it is tokenized by itself.
-
-        Raises: MediaError if there is a run and no place for it.
-        """
-        before, found, after = prompt.partition(place) if run else (prompt, "", "")
-        if run and not found:
-            raise MediaError(f"the prompt has no {place} for its clip: {prompt!r}", "use processor.prompt(question)")
-        return [*self._tokens(before), *run, *self._tokens(after)]

@@ -1,8 +1,9 @@
 """How a clip becomes tokens: the numbers that the processor, the model and the layouts must agree on."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-RATE = 16_000  # samples a second that BEATs hears
+RATE = 16_000  # samples a second of BEATs' input
 WINDOW = 400  # samples of one filter-bank row
 SHIFT = 160  # samples from one row to the next
 MOST_FRAMES = 32  # the original keeps no more
@@ -15,11 +16,13 @@ class Scheme:
 
     num_frames: frames sampled from a clip; neighbours are merged in pairs. most_frames: of these, so many are kept.
     image_size, patch_size: pixels a side of a frame and of a SigLIP patch.
-    audio_seconds: what BEATs always hears; shorter sound is padded with silence.
+    audio_seconds: length of BEATs' input; shorter sound is padded with silence.
     audio_clips, clip_seconds: the pieces cut from a video's soundtrack.
     mel_bins: columns of the filter bank. audio_patch: rows and columns of a BEATs patch.
     video_token_id, audio_token_id: placeholders in `input_ids`; rows of the embedding that no tokenizer entry uses.
     """
+
+    temporal: ClassVar[int] = MERGE  # frames of a step in time
 
     num_frames: int = 8
     most_frames: int = MOST_FRAMES
@@ -35,7 +38,7 @@ class Scheme:
 
     @property
     def audio_samples(self) -> int:
-        """Samples that BEATs always hears."""
+        """Samples of BEATs' input."""
         return self.audio_seconds * RATE
 
     @property
@@ -60,5 +63,5 @@ class Scheme:
         return (self.image_size // self.patch_size // MERGE) ** 2
 
     def video_tokens(self, frames: int) -> int:
-        """Tokens of a video of this many frames; a last odd frame is not seen."""
+        """Tokens of a video of this many frames; a last odd frame is left out."""
         return frames // MERGE * self.pair_tokens

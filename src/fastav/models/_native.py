@@ -1,0 +1,179 @@
+"""The base of the three families that transformers does not have: VideoLLaMA2, video-SALMONN 2 and video-SALMONN 2+.
+
+Here is what their adapters share; `_native_configuration`, `_native_modeling` and `_native_processing` hold the rest.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Bool
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+
+from fastav.adapter import ModelAdapter, Prepared, Request
+from fastav.errors import CheckpointError
+from fastav.flops import DecoderShape
+from fastav.layout import Layout, Modality
+from fastav.models._adapters import of_places, prompts_of, qwen2_shape, with_seconds
+from fastav.models._checkpoint import load, readable
+
+
+def register(config: Any, base: Any, whole: Any, processor: Any) -> None:
+    """Make the four classes of a family known to transformers' Auto classes.  base: the model without its head."""
+    AutoConfig.register(config.model_type, config, exist_ok=True)
+    AutoModel.register(config, base, exist_ok=True)
+    AutoModelForImageTextToText.register(config, whole, exist_ok=True)
+    AutoModelForMultimodalLM.register(config, whole, exist_ok=True)
+    AutoProcessor.register(config, processor, exist_ok=True)
+
+
+class NativeAdapter(ModelAdapter):
+    """A family whose configuration, model and processor are fastav's own.
+
+    config_class, model_class, processor_class: its classes. original: the architecture that checkpoints of the original
+    name. encoder_names: submodules of the model. prefix: tokens of a typical prompt before the clip.
+    interleaved: whether audio tokens stand between frames, so that each has the index of the frame before it.
+    """
+
+    steps_wait = False
+    config_class: ClassVar[Any]
+    model_class: ClassVar[Any]
+    processor_class: ClassVar[Any]
+    original: ClassVar[str]
+    encoder_names: ClassVar[tuple[str, ...]]
+    prefix: ClassVar[int]
+    interleaved: ClassVar[bool] = True
+
+    @abstractmethod
+    def step_tokens(self, scheme: Any, inputs: Mapping[str, Any]) -> Iterator[int]:
+        """Of each video of a batch: the tokens of one step in time; ends early where sizes are unknown."""
+
+    @abstractmethod
+    def silence(self, scheme: Any, inputs: Mapping[str, Any]) -> Bool[np.ndarray, "sounds tokens"]:
+        """Which tokens of each sound (or piece of one) of a batch are padding; no sounds if that is unknown."""
+
+    @abstractmethod
+    def starts(
+        self, scheme: Any, inputs: Mapping[str, Any], clips: Sequence[Mapping[str, Any]], layouts: Sequence[Layout]
+    ) -> Iterator[tuple[Any, Any]]:
+        """Of each row: the seconds at which its video tokens and its audio tokens start.  clips: as `read` gives."""
+
+    @abstractmethod
+    def example_clip(self, scheme: Any, seconds: float | None, audio: int | None, video: int | None) -> Layout:
+        """The clip of a typical prompt; arguments as `example`."""
+
+    def config(self, source: str | None = None) -> Any:
+        """The configuration in a local folder or hub id; of the release, without any download, if None."""
+        if source is None:
+            return self.config_class(architectures=[self.original])
+        with readable(source):
+            return self.config_class.from_pretrained(source)
+
+    def load(self, source: str, **options: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
+        """Model (in evaluation mode) and processor from a local folder or a hub id.
+
+        Raises: CheckpointError if keys are missing, left over, or of another shape, or files cannot be read.
+        """
+        return load(source, options, config=self.config_class, processor=self.processor_class, model=self.model_class)
+
+    def build(self, config: PreTrainedConfig) -> PreTrainedModel:
+        """A model of this configuration whose weights are not loaded."""
+        self._scheme(config)
+        return self.model_class(config)
+
+    def prepare(self, processor: ProcessorMixin, requests: Sequence[Request]) -> Prepared:
+        """Decode, sample and tokenize a batch of requests.
+
+        Raises: CheckpointError for another model's processor; MissingTrack for a clip without a track that it needs.
+        """
+        known: Any = processor
+        if not isinstance(known, self.processor_class):
+            wanted, given = self.processor_class.__name__, type(known).__name__
+            raise CheckpointError(f"{self.name} needs a {wanted}, got {given}", "use the one `load` gave")
+        clips = [known.read(request) for request in requests]
+        prompts = [
+            known.prompt(request.question, video=clip["video"] is not None, audio=clip["audio"] is not None)
+            for request, clip in zip(requests, clips, strict=True)
+        ]
+        inputs = dict(known(prompts, **known.media_arguments(clips)))
+        layouts = self._layouts(known.media, inputs)
+        starts = self.starts(known.media, inputs, clips, layouts)
+        return Prepared(inputs=inputs, layouts=tuple(map(_timed, layouts, starts)))
+
+    def layouts(self, config: PreTrainedConfig, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
+        """The layout of each row, from the arguments of `forward` alone; seconds are unknown."""
+        return self._layouts(self._scheme(config), inputs)
+
+    def example(
+        self,
+        config: PreTrainedConfig,
+        *,
+        seconds: float | int | None = None,
+        audio: int | None = None,
+        video: int | None = None,
+        text: int,
+    ) -> Layout:
+        """A typical prompt: some text, the clip that `example_clip` describes, the rest of the text."""
+        before = min(self.prefix, text)
+        clip = self.example_clip(self._scheme(config), None if seconds is None else float(seconds), audio, video)
+        return Layout.join([Layout.of(Modality.TEXT, before), clip, Layout.of(Modality.TEXT, text - before)])
+
+    def shape(self, config: PreTrainedConfig) -> DecoderShape:
+        """The dimensions of the Qwen2 or Qwen2.5 decoder."""
+        return qwen2_shape(config)
+
+    def decoder(self, model: PreTrainedModel) -> nn.Module:
+        """The Qwen2 or Qwen2.5 decoder."""
+        return model.get_decoder()
+
+    def encoders(self, model: PreTrainedModel) -> tuple[nn.Module, ...]:
+        """The submodules that `encoder_names` lists: encoders and what projects their output to the decoder."""
+        return tuple(model.get_submodule(name) for name in self.encoder_names)
+
+    def _scheme(self, config: PreTrainedConfig) -> Any:
+        """How a clip becomes tokens.  Raises: CheckpointError for another family's configuration."""
+        known: Any = config
+        if not isinstance(known, self.config_class):
+            raise CheckpointError(f"{self.name} needs a {self.config_class.__name__}, got {type(known).__name__}")
+        return known.scheme
+
+    def _layouts(self, scheme: Any, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
+        steps, silence = self.step_tokens(scheme, inputs), self.silence(scheme, inputs)
+        sounds, size = iter(silence), silence.shape[1]
+        layouts = []
+        for ids in prompts_of(inputs):
+            video, audio = ids == scheme.video_token_id, ids == scheme.audio_token_id
+            frame, padding = np.full(len(ids), -1), np.zeros(len(ids), bool)
+            if step := next(steps, 0) if video.any() else 0:
+                index = (np.cumsum(video) - 1) // step
+                shown = (video | audio if self.interleaved else video) & (index >= 0)
+                frame = np.where(shown, index * scheme.temporal, -1)
+            count, rest = divmod(int(audio.sum()), size)
+            known = list(islice(sounds, count))
+            if count and not rest and len(known) == count:
+                padding[audio] = np.concatenate(known)
+            layouts.append(of_places(video, audio, frame=frame, padding=padding))
+        return tuple(layouts)
+
+
+def _timed(layout: Layout, starts: tuple[Any, Any]) -> Layout:
+    second = np.array(layout.second)
+    second[layout.modality == Modality.VIDEO], second[layout.modality == Modality.AUDIO] = starts
+    return with_seconds(layout, second)
+
+
+def repeated(starts: Any, tokens: int) -> np.ndarray:
+    """The seconds at which `tokens` tokens start, of which each start has as many."""
+    return np.repeat(np.asarray(starts, np.float64), tokens // max(1, len(starts)))
