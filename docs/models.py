@@ -1,12 +1,13 @@
-"""Write the table of models into README.md and docs/models.md: `make tables`.
+"""Write the tables of models and of what plans cost into README.md and docs: `make tables`.
 
 Everything in it is computed here: parameters from the release's configuration, tokens and FLOPs from the adapter's
 example of a clip of 1280 x 720 with sound and 44 tokens of text, without weights.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -20,8 +21,7 @@ from fastav.registry import MODELS
 
 ROOT = Path(__file__).parents[1]
 CLIPS, TEXT = (10, 30, 60), 44
-START, END = "<!-- models: make tables -->", "<!-- /models -->"
-FILES = (ROOT / "README.md", ROOT / "docs" / "models.md")
+PLANS = ("fastav", "fastav-plus", "fastav-trim")
 HEAD = (
     "| model | name | parameters | video + audio tokens of a clip of 10 / 30 / 60 s | padding | `fastav` keeps "
     "| FLOPs | checked against |"
@@ -29,12 +29,31 @@ HEAD = (
 OWN = {"videollama2", "video-salmonn2", "video-salmonn2-plus"}  # whose code is ours
 
 
+@cache
 def table() -> str:
     """The table of all models that fastav knows but the embedded one, as Markdown."""
-    ours = [
-        MODELS[name] for name in MODELS if not name.startswith("tiny") and MODELS[name].__module__.startswith("fastav.")
-    ]
-    return "\n".join([HEAD, "|---" * (HEAD.count("|") - 1) + "|", *(row(adapter()) for adapter in ours)])
+    return "\n".join([HEAD, "|---" * (HEAD.count("|") - 1) + "|", *map(row, adapters())])
+
+
+@cache
+def costs() -> str:
+    """FLOPs of the prefill by model, plan and length of the clip, as Markdown."""
+    head = f"| model | {' | '.join(f'`{name}`' for name in PLANS)} |"
+    return "\n".join([head, "|---" * (len(PLANS) + 1) + "|", *map(costs_of, adapters())])
+
+
+def adapters() -> list[ModelAdapter]:
+    """Those of all models but the embedded one and those of other packages."""
+    names = (name for name in MODELS if not name.startswith("tiny"))
+    return [MODELS[name]() for name in names if MODELS[name].__module__.startswith("fastav.")]
+
+
+def costs_of(adapter: ModelAdapter) -> str:
+    """What the plans cost on one model, for clips of 10, 30 and 60 s."""
+    config = adapter.config()
+    layouts = [adapter.example(config, seconds=seconds, text=TEXT) for seconds in CLIPS]
+    cells = (percent(ratio(adapter, adapter.preset(name), layout) for layout in layouts) for name in PLANS)
+    return f"| [{adapter.checkpoint.split('/')[1]}](docs/{adapter.name}.md) | {' | '.join(cells)} |"
 
 
 def row(adapter: ModelAdapter) -> str:
@@ -49,12 +68,17 @@ def row(adapter: ModelAdapter) -> str:
         f"`{adapter.name}`",
         f"{parameters / 1e9:.1f} B",
         " / ".join(map(clip, layouts)),
-        " / ".join(f"{share(layout):.0%}".replace("%", " %") for layout in layouts),
+        percent(share(layout) for layout in layouts),
         kept(plan),
-        " / ".join(f"{ratio(adapter, plan, layout):.0%}".replace("%", " %") for layout in layouts),
+        percent(ratio(adapter, plan, layout) for layout in layouts),
         "the authors' code" if adapter.name in OWN else "transformers' model, masked",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def percent(shares: Iterable[float]) -> str:
+    """Shares as a cell shows them."""
+    return " / ".join(f"{share:.0%}".replace("%", " %") for share in shares)
 
 
 def clip(layout: Layout) -> str:
@@ -103,26 +127,37 @@ def words(budget: Budget, name: str) -> str:
     raise TypeError(type(budget).__name__)
 
 
-def written(text: str, content: str, *, inside: Path) -> str:
-    """The file's text with the table between its marks, links relative to the file."""
-    before, _, rest = text.partition(START)
-    _, _, after = rest.partition(END)
-    local = content.replace("](docs/", "](") if inside.parent.name == "docs" else content
-    return f"{before}{START}\n{local}\n{END}{after}"
+TABLES: dict[str, tuple[str, Callable[[], str]]] = {
+    "README.md": ("models", table),
+    "docs/models.md": ("models", table),
+    "docs/choose-a-plan.md": ("costs", costs),
+}
+
+
+def written(text: str, path: str) -> str:
+    """The file's text with its table between the marks, links relative to the file."""
+    mark, make = TABLES[path]
+    start, end = f"<!-- {mark}: make tables -->", f"<!-- /{mark} -->"
+    before, _, rest = text.partition(start)
+    _, _, after = rest.partition(end)
+    content = make()
+    if path.startswith("docs/"):
+        content = content.replace("](docs/", "](")
+    return f"{before}{start}\n{content}\n{end}{after}"
 
 
 def main() -> int:
-    """Write the table; with `--check`, 1 if it is not what the files hold."""
-    content, stale = table(), []
-    for path in FILES:
-        text = path.read_text(encoding="utf-8")
-        new = written(text, content, inside=path)
+    """Write the tables; with `--check`, 1 if they are not what the files hold."""
+    stale = False
+    for path in TABLES:
+        text = (ROOT / path).read_text(encoding="utf-8")
+        new = written(text, path)
         if new != text:
-            stale.append(path.name)
+            stale = True
+            print(path)
             if "--check" not in sys.argv:
-                path.write_text(new, encoding="utf-8")
-    print(content)
-    return int(bool(stale) and "--check" in sys.argv)
+                (ROOT / path).write_text(new, encoding="utf-8")
+    return int(stale and "--check" in sys.argv)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
-"""What `pip install` of a release would give: a wheel, built from the source distribution, in a fresh environment.
+"""What a release holds, and what `pip install` of it would give.
 
-Nothing but torch is pinned: the newest release of every other dependency that pip takes must work. Run by
-`make wheel-test`.
+`make dist-test`: the source distribution and the wheel that is built from it hold what they should and nothing else, an
+index would take and show them, and the tests of the source distribution can be run. `make wheel-test` (`--install`)
+installs the wheel into a fresh environment, too. Nothing but torch is pinned there: the newest release of every other
+dependency that pip takes must work.
 """
 
+import argparse
 import email
+import re
 import subprocess
 import sys
 import tarfile
@@ -17,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 TORCH = "torch==2.13.0"  # as in constraints.txt
 QUESTION, ANSWER = "how many beeps are there?", "three"
 QUIET = ("--quiet", "--disable-pip-version-check")
+LARGEST = {".whl": 8e6, ".gz": 20e6}  # bytes
 
 RUN = """
 import sys
@@ -30,61 +35,97 @@ sys.exit(main(["run", str(files("fastav") / "assets" / "clips" / "triangle.mp4")
 IN_SDIST = (
     "README.md",
     "CHANGELOG.md",
+    "CITATION.cff",
+    "CONTRIBUTING.md",
     "LICENSE",
     "Makefile",
     "constraints.txt",
+    "hatch_metadata.py",
+    "mkdocs.yml",
     "pyproject.toml",
+    "docs/quickstart.md",
+    "examples/demo.py",
     "src/fastav/py.typed",
+    "tests/conftest.py",
+    "training/__main__.py",
 )
+NOT_IN_SDIST = (".ci/", ".github/", ".venv/", ".vllm/", ".tools/", ".git/", "site/", "dist/", "build/")
 IN_WHEEL = (
     "fastav/py.typed",
     "fastav/assets/tiny/model.safetensors",
     "fastav/assets/clips/triangle.mp4",
     "fastav/report/page.html",
 )
+TESTS = ("test_docs.py", "test_public.py", "test_compatibility.py", "test_installation.py")  # of the repository's files
 
 
 def main() -> None:
+    options = argparse.ArgumentParser()
+    options.add_argument("--tests-with", type=Path, help="the Python to run tests of the source distribution with")
+    options.add_argument("--install", action="store_true", help="install the wheel into a fresh environment")
+    chosen = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="fastav-wheel-") as folder:
         place = Path(folder)
-        python = fresh(place / "tools")
-        pip(python, "install", "hatchling", "readme-renderer[md]")
-        run(python, "-m", "hatchling", "build", "--target", "sdist", "--directory", place / "dist", cwd=ROOT)
+        build("sdist", place, ROOT)
         (sdist,) = (place / "dist").glob("*.tar.gz")
         check_sdist(sdist)
-        pip(python, "wheel", "--no-deps", "--wheel-dir", place / "dist", sdist)
+        with tarfile.open(sdist) as archive:
+            archive.extractall(place, filter="data")
+        source = place / sdist.name.removesuffix(".tar.gz")
+        build("wheel", place, source)
         (wheel,) = (place / "dist").glob("*.whl")
         check_wheel(wheel)
-        print(f"{sdist.name}: {size(sdist)}; {wheel.name}: {size(wheel)}", flush=True)
-        (place / "README.md").write_text(description(wheel), encoding="utf-8")
-        run(python, "-m", "readme_renderer", place / "README.md", "--format", "md", "--output", place / "README.html")
-        check_installed(fresh(place / "fresh"), wheel, place)
+        for path in (sdist, wheel):
+            if path.stat().st_size > LARGEST[path.suffix]:
+                sys.exit(f"{path.name} is too large: {size(path)}")
+            print(f"{path.name}: {size(path)}", flush=True)
+        check_description(wheel)
+        run(sys.executable, "-m", "twine", "check", "--strict", sdist, wheel)
+        if chosen.tests_with:
+            check_tests(source, chosen.tests_with)
+        if chosen.install:
+            check_installed(fresh(place / "fresh"), wheel, place)
+
+
+def build(target: str, place: Path, source: Path) -> None:
+    """With the tools of this environment, into the folder `dist`."""
+    run(sys.executable, "-m", "hatchling", "build", "--target", target, "--directory", place / "dist", cwd=source)
 
 
 def check_sdist(path: Path) -> None:
-    """It holds what is needed to build and test, and no results."""
+    """It holds what is needed to build and test, but not the rows of results, which are large."""
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     require(names, IN_SDIST, path)
-    refuse(names, ("results/", ".ci/", ".venv/", ".vllm/"), path)
+    refuse({name for name in names if name.startswith(NOT_IN_SDIST) or name.endswith(".jsonl")}, path)
 
 
 def check_wheel(path: Path) -> None:
     """It holds the package with its assets, and nothing beside it."""
     names = set(zipfile.ZipFile(path).namelist())
     require(names, IN_WHEEL, path)
-    if beside := sorted(name for name in names if name.split("/")[0] != "fastav" and ".dist-info/" not in name):
-        sys.exit(f"{path.name} holds {', '.join(beside[:5])}")
+    refuse({name for name in names if name.split("/")[0] != "fastav" and ".dist-info/" not in name}, path)
 
 
-def description(wheel: Path) -> str:
-    """What an index would show: README.md, as the wheel holds it."""
+def check_description(wheel: Path) -> None:
+    """An index would show README.md, whose links do not depend on where it is shown."""
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
-        text = str(email.message_from_bytes(archive.read(name)).get_payload(decode=True), "utf-8")
+        metadata = email.message_from_bytes(archive.read(name))
+    text = str(metadata.get_payload(decode=True), "utf-8")
     if not text.startswith("# fastav"):
         sys.exit(f"{wheel.name} describes itself as {text[:40]!r}")
-    return text
+    if relative := re.findall(r"\]\((?!\w+:|#)([^)]*)\)", text):
+        sys.exit(f"{wheel.name} has relative links in its description: {', '.join(relative[:5])}")
+    if len(metadata.get_all("Project-URL", [])) < 4:
+        sys.exit(f"{wheel.name} does not say where the project lives")
+
+
+def check_tests(source: Path, python: Path) -> None:
+    """All tests of the source distribution can be collected, and those of the repository's files pass."""
+    pytest = ("env", f"PYTHONPATH={source / 'src'}", python, "-m", "pytest", "-p", "no:cacheprovider", "-q")
+    run(*pytest, "--collect-only", "-qq", "tests", cwd=source, quiet=True)
+    run(*pytest, *(Path("tests") / "unit" / name for name in TESTS), cwd=source)
 
 
 def check_installed(python: Path, wheel: Path, place: Path) -> None:
@@ -109,9 +150,12 @@ def pip(python: Path, command: str, *arguments: object) -> None:
     run(python, "-m", "pip", command, *QUIET, *arguments)
 
 
-def run(*arguments: object, cwd: Path | None = None) -> None:
-    if code := subprocess.run([str(a) for a in arguments], cwd=cwd, check=False).returncode:
-        sys.exit(f"exit code {code}: {' '.join(map(str, arguments))}")
+def run(*arguments: object, cwd: Path | None = None, quiet: bool = False) -> None:
+    """Run a command; quiet: what it prints is shown only if it fails."""
+    done = subprocess.run([str(a) for a in arguments], cwd=cwd, capture_output=quiet, text=True, check=False)
+    if done.returncode:
+        shown = f"\n{done.stdout[-4000:]}{done.stderr[-2000:]}" if quiet else ""
+        sys.exit(f"exit code {done.returncode}: {' '.join(map(str, arguments))}{shown}")
 
 
 def require(names: set[str], wanted: tuple[str, ...], path: Path) -> None:
@@ -119,9 +163,9 @@ def require(names: set[str], wanted: tuple[str, ...], path: Path) -> None:
         sys.exit(f"{path.name} lacks {', '.join(missing)}")
 
 
-def refuse(names: set[str], starts: tuple[str, ...], path: Path) -> None:
-    if found := sorted(name for name in names if name.startswith(starts)):
-        sys.exit(f"{path.name} holds {', '.join(found[:5])}")
+def refuse(unwanted: set[str], path: Path) -> None:
+    if unwanted:
+        sys.exit(f"{path.name} holds {', '.join(sorted(unwanted)[:5])}")
 
 
 def size(path: Path) -> str:

@@ -13,15 +13,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastav.adapter import ModelAdapter, Prepared, Request
     from fastav.engine import Answer, Sampling
-    from fastav.engines.transformers import Decoding, prune
-    from fastav.errors import FastAVError
+    from fastav.engines.transformers import Decoding, Pruning, prune
+    from fastav.engines.transformers.choosing import Stop
+    from fastav.errors import FastAVError, FastAVWarning
     from fastav.layout import Layout, Modality
     from fastav.media import Clip
+    from fastav.method import Method, Signal, View
     from fastav.pipelines import Pipeline, pipeline
     from fastav.plan import Before, Frames, Keep, Plan, Share, Step, Tokens, Unpadded
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "Answer": "engine",
@@ -29,17 +32,26 @@ _HOMES = {
     "Clip": "media",
     "Decoding": "engines.transformers",
     "FastAVError": "errors",
+    "FastAVWarning": "errors",
     "Frames": "plan",
     "Keep": "plan",
     "Layout": "layout",
+    "Method": "method",
     "Modality": "layout",
+    "ModelAdapter": "adapter",
     "Pipeline": "pipelines",
     "Plan": "plan",
+    "Prepared": "adapter",
+    "Pruning": "engines.transformers",
+    "Request": "adapter",
     "Sampling": "engine",
     "Share": "plan",
+    "Signal": "method",
     "Step": "plan",
+    "Stop": "engines.transformers.choosing",
     "Tokens": "plan",
     "Unpadded": "plan",
+    "View": "method",
     "pipeline": "pipelines",
     "prune": "engines.transformers",
 }
@@ -50,17 +62,26 @@ __all__ = [
     "Clip",
     "Decoding",
     "FastAVError",
+    "FastAVWarning",
     "Frames",
     "Keep",
     "Layout",
+    "Method",
     "Modality",
+    "ModelAdapter",
     "Pipeline",
     "Plan",
+    "Prepared",
+    "Pruning",
+    "Request",
     "Sampling",
     "Share",
+    "Signal",
     "Step",
+    "Stop",
     "Tokens",
     "Unpadded",
+    "View",
     "pipeline",
     "prune",
 ]

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fastav import mixing
+from fastav import token_mixing
 from fastav.compatibility import require_tested
 from fastav.errors import FastAVError, MissingTrack, PlanError, UnsupportedModel
 from fastav.flops import DecoderShape
@@ -157,11 +157,11 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Prompt:
-    """A request as vLLM takes it, whose copy of the family's processor makes of it what `prepare` gives.
+class VllmInputs:
+    """A request as vLLM takes it: its copy of the family's processor makes the inputs of `prepare` from it.
 
-    text: the conversation, with the family's mark where each medium stands. media: of each modality what there is to
-    see or hear, as `multi_modal_data` has it. options: of the processor's call, as `mm_processor_kwargs`.
+    text: the conversation, with the family's placeholder where each medium stands. media: by modality, as
+    `multi_modal_data`. options: of the processor's call, as `mm_processor_kwargs`.
     """
 
     text: str
@@ -200,6 +200,9 @@ class ModelAdapter(ABC):
     steps_wait: ClassVar[bool] = (
         True  # whether a decoding step asks the device for values, so that none can be captured
     )
+    deepstack_method: ClassVar[str | None] = None  # of the decoder: adds visual features behind early layers
+    stacks_hidden_states: ClassVar[bool] = False  # whether layers pass on several hidden states of each token (AltUp)
+    cache_limit: ClassVar[str] = ""  # when the model's own code drops its cache during an answer
 
     def preset(self, name: str) -> Plan:
         """The plan of this name; `none` prunes nothing.  Raises: UnknownName."""
@@ -228,12 +231,12 @@ class ModelAdapter(ABC):
     def prepare(self, processor: ProcessorMixin, requests: Sequence[Request]) -> Prepared:
         """Decode, sample and tokenize a batch of requests."""
 
-    def prompt(self, processor: ProcessorMixin, request: Request) -> Prompt:
+    def vllm_inputs(self, processor: ProcessorMixin, request: Request) -> VllmInputs:
         """Decode and sample a request as `prepare` does, for vLLM to tokenize.
 
         Raises: UnsupportedModel if this family cannot be asked there; as `prepare`.
         """
-        raise UnsupportedModel(f"{self.name} cannot be asked through vLLM", "take the engine transformers")
+        raise UnsupportedModel(f"{self.name} has no inputs for vLLM", "use the engine transformers")
 
     @abstractmethod
     def layouts(self, config: PreTrainedConfig, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
@@ -274,6 +277,14 @@ class ModelAdapter(ABC):
     def encoders(self, model: PreTrainedModel) -> tuple[nn.Module, ...]:
         """The modules that turn audio and video into embeddings, projectors included (their time is `encode`)."""
 
+    def attending_hidden(self, hidden: Tensor) -> Float[Tensor, "batch tokens features"]:
+        """The hidden states that a layer's attention reads, where layers pass on several of each token."""
+        return hidden
+
+    def text_only_hint(self, model: PreTrainedModel, arguments: Mapping[str, Any]) -> str | None:
+        """How to ask this model for text alone, if `generate` with these arguments would also speak; else None."""
+        return None
+
     def audio_attention(self) -> AudioAttention | None:
         """Where the audio encoder attends, for `Signal.ENCODER`; None where this adapter does not tell."""
         return None
@@ -289,7 +300,7 @@ def adapter_for(architectures: Collection[str], config: Mapping[Any, Any] | None
         if adapter.architectures & set(architectures):
             return adapter()
     named = " or ".join(sorted(architectures)) or "(the configuration names none)"
-    if why := mixing.of_config(config or {}):
+    if why := token_mixing.of_config(config or {}):
         raise UnsupportedModel(f"{named} cannot be pruned: {why}", "run it without fastav")
     raise UnsupportedModel(
         f"no adapter knows the architecture {named}",

@@ -12,7 +12,8 @@ from fastav.adapter import ModelAdapter, Request
 from fastav.errors import FastAVError, UnsupportedPlan
 from fastav.method import Signal
 from fastav.plan import Plan
-from fastav.rollout import ALPHA
+from fastav.pruning.compiled import CompiledPlan
+from fastav.pruning.rollout import ALPHA
 from fastav.trace import Trace
 from fastav.wording import brief_repr, counted
 
@@ -150,10 +151,18 @@ class Engine(ABC):
 
     @classmethod
     @abstractmethod
-    def check(cls, config: PreTrainedConfig, plan: Plan, attention: str | None = None) -> None:
-        """Refuse, before any weights load, what this engine cannot do exactly.
+    def check(
+        cls,
+        config: PreTrainedConfig,
+        plan: Plan,
+        attention: str | None = None,
+        *,
+        adapter: ModelAdapter | None = None,
+    ) -> CompiledPlan:
+        """Compile a plan for a model, and refuse, before any weights load, what this engine cannot do exactly.
 
-        attention: what the model is about to be loaded with, if that is known.
+        attention: what the model is about to be loaded with, if that is known. adapter: the model's; if None, the one
+        for the architectures in its configuration.
         Raises: PlanError, UnsupportedModel, UnsupportedPlan.
         """
 

@@ -1,19 +1,19 @@
 """The tree of errors: every mistake a user can make ends in one of these.
 
-FastAVError
-├── PlanError               a plan, step or budget that makes no sense
-│   └── UnknownName         a name that no registry knows, with the nearest that it does
-├── UnsupportedModel        a model whose layers cannot be pruned, or that no adapter knows
-├── UnsupportedPlan         a plan, or a way of generating, that cannot be exact on this model and engine
-├── PlanNotApplied          an engine did not do what the plan says: a library that fastav does not fit
-├── EngineStopped           the processes of an engine have ended, and nothing more can be answered
-├── MediaError              a clip that cannot be used
-│   ├── UnreadableMedia     no such file, not media, truncated, or too large
-│   └── MissingTrack        the clip has no video (or audio) where the request needs it
-├── CheckpointError         weights or a processor that do not fit the model
-├── InstallationError       a package that is missing, or does not fit the others
-├── CalibrationError        evidence that no plan can be read off, or that belongs to something else
-└── TaskError               a benchmark whose annotations or clips are missing or malformed
+    FastAVError
+    ├── PlanError               a plan, step or budget that makes no sense
+    │   └── UnknownName         a name that no registry knows, with the nearest that it does
+    ├── UnsupportedModel        a model whose layers cannot be pruned, or that no adapter knows
+    ├── UnsupportedPlan         a plan, or a way of generating, that cannot be exact on this model and engine
+    ├── PlanNotApplied          an engine did not do what the plan says: a library that fastav does not fit
+    ├── EngineStopped           the processes of an engine have ended, and nothing more can be answered
+    ├── MediaError              a clip that cannot be used
+    │   ├── UnreadableMedia     no such file, not media, truncated, or too large
+    │   └── MissingTrack        the clip has no video (or audio) where the request needs it
+    ├── CheckpointError         weights or a processor that do not fit the model
+    ├── InstallationError       a package that is missing, or does not fit the others
+    ├── CalibrationError        evidence that no plan can be read off, or that belongs to something else
+    └── TaskError               a benchmark whose annotations or clips are missing or malformed
 
 `FastAVWarning` is no error: what a user should know about an answer that is given all the same.
 """
@@ -52,6 +52,10 @@ class UnsupportedModel(FastAVError):
 
 class UnsupportedPlan(FastAVError):
     """A plan, or a way of generating, that cannot be exact on this model and engine."""
+
+
+class UndeclaredSignal(FastAVError):
+    """A method reads a signal that its `needs` does not declare."""
 
 
 class PlanNotApplied(FastAVError):

@@ -14,7 +14,7 @@ QUERIES = ("last", "text", "all")
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Trace:
-    """Rows of the attention maps of one prompt, and of their rollout (`fastav.rollout`).
+    """Rows of the attention maps of one prompt, and of their rollout (`fastav.pruning.rollout`).
 
     attention: of each layer, mean over heads; 0 at tokens that were not there. rollout: of each layer and all before
     it, so that tokens that a plan dropped keep what they passed on before. Both for `QUERIES`. kept: the layers at

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from contract.test_families import NAMES, REFERENCE, family_of, generate
 from fastav.adapter import Request
-from fastav.engines.transformers import Decoding, decoding, prune, stepping
-from fastav.engines.transformers.buffers import Stored
-from fastav.engines.transformers.stepping import Stepper, stepped
+from fastav.engines.transformers import Decoding, prune
+from fastav.engines.transformers.generation import cuda_graphs, loop
+from fastav.engines.transformers.generation.buffers import LayerKV
+from fastav.engines.transformers.generation.cuda_graphs import DecodeStep, patched_attention
 from fastav.media import Clip
 from fastav.pipelines import pipeline
 from fastav.presets import NONE
@@ -24,9 +25,9 @@ MOST_LAUNCHES = 180
 
 
 def to_device(value: Any) -> Any:
-    if isinstance(value, Stored):
+    if isinstance(value, LayerKV):
         fields = {name: to_device(getattr(value, name)) for name in value.__dataclass_fields__}
-        return Stored(**fields)
+        return LayerKV(**fields)
     if isinstance(value, Tensor):
         return value.to(DEVICE, torch.bfloat16 if value.is_floating_point() else value.dtype)
     return value
@@ -37,12 +38,12 @@ def made(monkeypatch):
     """What steppers are made of."""
     calls = []
 
-    def remember(model: Any, decoder: Any, inputs: Any, like: Any, capacities: Any, *, fixed: bool) -> Stepper:
+    def remember(model: Any, decoder: Any, inputs: Any, like: Any, capacities: Any, *, fixed: bool) -> DecodeStep:
         calls.append((dict(inputs), list(like), capacities))
-        return Stepper(model, decoder, inputs, like, capacities, fixed=fixed)
+        return DecodeStep(model, decoder, inputs, like, capacities, fixed=fixed)
 
-    monkeypatch.setattr(decoding, "Stepper", remember)
-    monkeypatch.setattr(decoding, "_captured", type(decoding._captured)())
+    monkeypatch.setattr(loop, "DecodeStep", remember)
+    monkeypatch.setattr(loop, "_steps", type(loop._steps)())
     return calls
 
 
@@ -55,10 +56,10 @@ def step_of(model: Any, adapter: Any, inputs: Any, layouts: Any, plan: Any, made
     there = copy.deepcopy(model).to(DEVICE, torch.bfloat16)
     decoder = adapter.decoder(there)
     first, given = {name: to_device(value) for name, value in first.items()}, [to_device(one) for one in given]
-    stepper = Stepper(there, decoder, first, given, capacities, fixed=True)
+    stepper = DecodeStep(there, decoder, first, given, capacities, fixed=True)
     stepper.begin(first, given, inputs["input_ids"].shape[1])
     token = torch.zeros(len(layouts), dtype=torch.long, device=DEVICE)
-    with stepped(decoder), torch.inference_mode():
+    with patched_attention(decoder), torch.inference_mode():
         return launches(lambda: stepper(token))
 
 
@@ -89,9 +90,9 @@ def test_a_step_of_our_own_models_does_not_wait(name, made):
 
 @pytest.fixture
 def _replaying(monkeypatch):
-    monkeypatch.setattr(stepping, "CAPTURING", {"cpu"})
-    monkeypatch.setattr(stepping, "record", replay.record)
-    monkeypatch.setattr(decoding, "_captured", type(decoding._captured)())
+    monkeypatch.setattr(cuda_graphs, "CAPTURING", {"cpu"})
+    monkeypatch.setattr(cuda_graphs, "record", replay.record)
+    monkeypatch.setattr(loop, "_steps", type(loop._steps)())
 
 
 @pytest.mark.usefixtures("_replaying")
@@ -109,6 +110,6 @@ def test_replayed_steps_say_what_generate_says(name):
                     expected[plan] = generate(model, prepared)
                 found = generate(model, prepared, custom_generate=Decoding(family.adapter))
             assert_same_greedy(found, expected[plan], 2e-4)
-    steppers = decoding._captured[model].values()
+    steppers = loop._steps[model].values()
     assert all(stepper._graph is not None for stepper in steppers)
     assert len(steppers) < 9  # some served more than one answer

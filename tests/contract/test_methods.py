@@ -5,30 +5,31 @@ from dataclasses import fields
 import pytest
 import torch
 
-from fastav.engines.transformers.staging import stage_prompt
-from fastav.errors import PlanError
+from fastav.errors import PlanError, UndeclaredSignal
 from fastav.layout import Modality
-from fastav.method import Method, Prompt, Signal, View, method_of, select
+from fastav.method import LAYOUT_SIGNALS, BatchLayout, Method, Signal, View, method_of
 from fastav.plan import Keep, Share, Step
+from fastav.pruning.device_layout import batch_layout
+from fastav.pruning.selection import select
 from fastav.registry import METHODS
 from support.tiny import layout_of, prompt
 
 ROWS = [prompt(seed=1), prompt(before=5, video=6, audio=3, after=2, seed=2)]
 
 
-def view_of(rows, layer=4):
+ALL = frozenset(Signal)
+
+
+def view_of(rows, layer=4, needs=ALL):
     layouts = [layout_of(row[0]) for row in rows]
     length = max(len(layout) for layout in layouts)
-    everything = stage_prompt(layouts, length, torch.device("cpu"))
-    position = everything.position[:, :length].float()
-    return View(
-        layer=layer,
-        prompt=everything,
-        slots=torch.arange(length).expand(len(rows), length),
-        signals={signal: (position * 0.37).sin() for signal in Signal},
-        hidden=(position[..., None] * torch.arange(1, 9) * 0.21).sin(),
-        keys=(position[:, None, :, None] * torch.arange(1, 5) * 0.13).cos().expand(-1, 2, -1, -1),
-    )
+    layout = batch_layout(layouts, length, torch.device("cpu"))
+    position = layout.position[:, :length].float()
+    signals = {signal: (position * 0.37).sin() for signal in Signal}
+    signals[Signal.HIDDEN_STATES] = (position[..., None] * torch.arange(1, 9) * 0.21).sin()
+    signals[Signal.KEYS] = (position[:, None, :, None] * torch.arange(1, 5) * 0.13).cos().expand(-1, 2, -1, -1)
+    slots = torch.arange(length).expand(len(rows), length)
+    return View(layer=layer, layout=layout, slots=slots, signals=signals, needs=needs)
 
 
 @pytest.fixture(params=sorted(METHODS))
@@ -41,6 +42,39 @@ def test_it_is_a_frozen_method_with_defaults_and_a_docstring(method):
     assert type(method).__doc__
     assert method.needs <= set(Signal)
     assert type(method)() == method
+
+
+def test_it_reads_what_it_declares_and_nothing_else(method):
+    view = view_of(ROWS, needs=method.needs)
+    method.score(view)
+    if method.merges:
+        method.merge(view, *kept_of(method, view))
+    for signal in method.needs:  # a signal that is declared and not read would be computed in vain
+        less = view_of(ROWS, needs=method.needs - {signal})
+        with pytest.raises(UndeclaredSignal, match=signal):
+            (method.score(less), method.merges and method.merge(less, *kept_of(method, view)))
+
+
+@pytest.mark.parametrize("signal", Signal)
+def test_a_view_raises_for_what_is_not_declared(signal):
+    reads = {
+        Signal.FRAMES: (lambda view: view.frame, lambda view: view.place),
+        Signal.SECONDS: (lambda view: view.second, lambda view: view.last_second),
+        Signal.HIDDEN_STATES: (lambda view: view.hidden,),
+        Signal.KEYS: (lambda view: view.keys,),
+    }.get(signal, (lambda view: view[signal],))
+    for read in reads:
+        assert read(view_of(ROWS, needs=frozenset({signal}))) is not None
+        with pytest.raises(UndeclaredSignal, match=f"Signal.{signal.name}"):
+            read(view_of(ROWS, needs=ALL - {signal}))
+
+
+def test_layout_only_follows_from_what_is_declared(method):
+    assert method.layout_only == (method.needs <= LAYOUT_SIGNALS)
+    if method.layout_only:  # whatever the model computes, the scores are the same
+        view = view_of(ROWS, needs=method.needs)
+        other = View(layer=4, layout=view._layout, slots=view.slots, signals={}, needs=method.needs)
+        assert torch.equal(method.score(view), method.score(other))
 
 
 def test_scores_are_finite_float_and_repeatable(method):
@@ -62,14 +96,10 @@ def test_a_row_scores_the_same_alone_and_padded_in_a_batch(method):
 
 def nowhere(view):
     """The view without data: on such tensors whatever would wait for a device fails, such as a mask as index."""
-    empty = {f.name: getattr(view.prompt, f.name).to("meta") for f in fields(view.prompt)}
+    empty = {f.name: getattr(view._layout, f.name).to("meta") for f in fields(view._layout)}
+    signals = {signal: scores.to("meta") for signal, scores in view._signals.items()}
     return View(
-        layer=view.layer,
-        prompt=Prompt(**empty),
-        slots=view.slots.to("meta"),
-        signals={signal: scores.to("meta") for signal, scores in view.signals.items()},
-        hidden=view.hidden.to("meta"),
-        keys=view.keys.to("meta"),
+        layer=view.layer, layout=BatchLayout(**empty), slots=view.slots.to("meta"), signals=signals, needs=view._needs
     )
 
 
@@ -109,7 +139,13 @@ def test_merging_a_row_alone_and_in_a_batch_is_alike_and_keeps_the_dtype(method)
         kept, there = kept_of(method, single)
         alone = method.merge(single, kept, there)[0]
         assert (alone - batch[row, real[row]]).abs().max() < 1e-6
-    half = View(**{f.name: getattr(view, f.name) for f in fields(view)} | {"hidden": view.hidden.bfloat16()})
+    half = View(
+        layer=view.layer,
+        layout=view._layout,
+        slots=view.slots,
+        signals=view._signals | {Signal.HIDDEN_STATES: view.hidden.bfloat16()},
+        needs=view._needs,
+    )
     assert method.merge(half, chosen, real).dtype == torch.bfloat16
 
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from fastav.engines.transformers.staging import stage_cuts, stage_prompt
 from fastav.layout import Layout, Modality
-from fastav.method import Signal, View, method_of, select
+from fastav.method import Signal, View, method_of
 from fastav.methods._order import courses, earlier, ranks, rows_at
+from fastav.pruning.device_layout import batch_layout, cut_counts
+from fastav.pruning.selection import select
 from fastav.recipes import recipe
 from fastav.registry import RECIPES
 
@@ -40,20 +41,16 @@ def clip(frames=FRAMES, sound=SOUND, *, known=True):
 def kept(plan, layout, score=None):
     """The tokens that stay at each cut, where hidden states, keys and attention are random.  [tokens] each."""
     make = torch.Generator().manual_seed(0)
-    prompt = stage_prompt([layout], len(layout), torch.device("cpu"))
+    columns = batch_layout([layout], len(layout), torch.device("cpu"))
     slots, cuts = torch.arange(len(layout))[None], [*plan.cuts(DEPTH), *plan.cache_cuts(DEPTH)]
     hidden, chosen = torch.randn(1, len(layout), 32, generator=make), []
-    counts, widths = stage_cuts(plan, [layout], DEPTH, torch.device("cpu"))
-    for (layer, step), (pools, limits), (width, _) in zip(cuts, counts, widths, strict=True):
+    counts = cut_counts(plan, [layout], DEPTH, torch.device("cpu"))
+    for (layer, step), (pools, limits, width, _) in zip(cuts, counts, strict=True):
         there = slots if not step.cache_only else torch.arange(len(layout))[None]
-        view = View(
-            layer=layer,
-            prompt=prompt,
-            slots=there,
-            signals={signal: torch.rand(there.shape, generator=make) for signal in Signal},
-            hidden=hidden.gather(1, there[..., None].expand(-1, -1, 32)),
-            keys=torch.randn(1, 2, there.shape[1], 8, generator=make),
-        )
+        signals = {signal: torch.rand(there.shape, generator=make) for signal in Signal}
+        signals[Signal.HIDDEN_STATES] = hidden.gather(1, there[..., None].expand(-1, -1, 32))
+        signals[Signal.KEYS] = torch.randn(1, 2, there.shape[1], 8, generator=make)
+        view = View(layer=layer, layout=columns, slots=there, signals=signals, needs=frozenset(Signal))
         limited = list(zip(pools, limits.T, strict=False))
         index, _ = select((score or method_of(step).score)(view), view.modality, limited, width)
         slots = there.gather(1, index)

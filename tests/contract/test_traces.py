@@ -8,9 +8,9 @@ import torch
 
 from contract.test_families import NAMES, family_of
 from fastav.engines.transformers import TransformersEngine
-from fastav.engines.transformers.staging import question
 from fastav.pipelines import pipeline
 from fastav.presets import NONE
+from fastav.pruning.device_layout import question_mask
 from fastav.trace import QUERIES
 from support.toy import scene_request
 
@@ -40,7 +40,7 @@ def maps(model, layers, inputs):
 def dense(attentions, layout, alpha):
     """Rows of the attention and of the rollout of every layer, as products of whole maps."""
     n = len(layout)
-    asked = torch.from_numpy(question(layout)).double()
+    asked = torch.from_numpy(question_mask(layout)).double()
     starts = torch.stack([torch.eye(n, dtype=torch.float64)[-1], asked / asked.sum(), torch.full((n,), 1 / n)])
     product, attention, rollout = torch.eye(n, dtype=torch.float64), [], []
     for layer in attentions:

@@ -51,7 +51,7 @@ def test_captured_steps_say_what_generate_says(model, plan, inputs):
         found = generate(model, inputs, plan, Decoding(SteadyAdapter()))
         assert torch.equal(found.sequences, expected.sequences)
         assert (torch.stack(found.logits) - torch.stack(expected.logits)).abs().max() < 1e-3
-    assert any(stepper._graph is not None for stepper in loop._captured[model].values())
+    assert any(stepper._graph is not None for stepper in loop._steps[model].values())
 
 
 def test_rows_that_end_are_noticed_late_and_not_told(model):
@@ -66,7 +66,7 @@ def test_rows_that_end_are_noticed_late_and_not_told(model):
 @torch.inference_mode()
 def test_a_replayed_step_does_not_wait(model):
     generate(model, ALONE, PLAN, Decoding(SteadyAdapter()))
-    (stepper,) = [one for one in loop._captured[model].values() if one.inputs["input_ids"].shape[0] == 1][:1]
+    (stepper,) = [one for one in loop._steps[model].values() if one.inputs["input_ids"].shape[0] == 1][:1]
     token = torch.zeros(1, dtype=torch.long, device="cuda")
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")

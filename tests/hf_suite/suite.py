@@ -16,7 +16,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import pytest
 import transformers
 
 FOLDER = Path(os.environ["FASTAV_HF_SUITE"]).resolve()
@@ -53,21 +52,13 @@ has_generation = (FOLDER / "generation").is_dir()
 
 def leaving_out(reasons: Mapping[str, str]) -> Callable[[type], type]:
     """Skip these tests of a class, each with its reason in words; names are patterns."""
-    return _each(reasons, lambda test, reason: unittest.skip(reason)(_copy(test)))
 
-
-def known(reasons: Mapping[str, str]) -> Callable[[type], type]:
-    """These tests of a class fail by a fault of ours, each named by its reason; one that passes is an error."""
-    return _each(reasons, lambda test, reason: pytest.mark.xfail(strict=True, reason=reason)(_copy(test)))
-
-
-def _each(reasons: Mapping[str, str], mark: Callable[[Any, str], Any]) -> Callable[[type], type]:
     def apply(suite: type) -> type:
         for pattern, reason in reasons.items():
             names = [name for name in dir(suite) if fnmatchcase(name, pattern)]
             assert names, f"{suite.__name__} has no test {pattern}"
             for name in names:
-                setattr(suite, name, mark(getattr(suite, name), reason))
+                setattr(suite, name, unittest.skip(reason)(_copy(getattr(suite, name))))
         return suite
 
     return apply

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from fastav.models.video_salmonn2 import VideoSalmonn2Processor
 from fastav.models.video_salmonn2_plus import VideoSalmonn2PlusProcessor
 from fastav.models.videollama2 import VideoLlama2Processor
-from hf_suite.suite import known, leaving_out, processing
+from hf_suite.suite import leaving_out, processing
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 
@@ -23,9 +23,6 @@ class Suite(processing.ProcessorTesterMixin):
         super().setUpClass()
 
 
-KNOWN = {
-    "test_chat_template_jinja_kwargs": "a template given in a call gets messages whose parts are flattened to text",
-}
 SAMPLED = "clips are sampled as the model was trained, from frames or files: there is no do_sample_frames to switch off"
 LEFT_OUT = {
     "test_apply_chat_template_assistant_mask": "return_assistant_tokens_mask is refused in words, nothing drops it",
@@ -36,13 +33,11 @@ LEFT_OUT = {
 }
 
 
-@known(KNOWN)
 @leaving_out(LEFT_OUT)
 class VideoLlama2ProcessorTest(Suite, unittest.TestCase):
     processor_class, folder = VideoLlama2Processor, "videollama2"
 
 
-@known(KNOWN)
 @leaving_out(LEFT_OUT)
 class VideoSalmonn2ProcessorTest(Suite, unittest.TestCase):
     processor_class, folder = VideoSalmonn2Processor, "video_salmonn2"
@@ -51,7 +46,6 @@ class VideoSalmonn2ProcessorTest(Suite, unittest.TestCase):
 TINY = "the release's own defaults are built there, whose placeholders the tiny tokenizer does not hold"
 
 
-@known(KNOWN)
 @leaving_out({**LEFT_OUT, "test_subprocessor_defaults_0_text": TINY, "test_tokenizer_decode_defaults": TINY})
 class VideoSalmonn2PlusProcessorTest(Suite, unittest.TestCase):
     processor_class, folder = VideoSalmonn2PlusProcessor, "video_salmonn2_plus"

@@ -14,7 +14,7 @@ from fastav import batches
 from fastav.adapter import Request, Use
 from fastav.engine import Sampling
 from fastav.engines.transformers import Decoding, TransformersEngine, prune
-from fastav.engines.transformers.ahead import Ahead
+from fastav.engines.transformers.prefetch import EncoderPrefetcher
 from fastav.errors import FastAVError, MissingTrack, PlanError
 from fastav.media import Clip
 from fastav.pipelines import Pipeline
@@ -274,7 +274,7 @@ def test_one_item_is_made_ahead():
 def untouched(family: Any) -> Any:
     """The family's model without what its tests replace on it, for which `generate` has no need."""
     model = family.model()
-    if Ahead.possible(model, family.adapter):
+    if EncoderPrefetcher.is_supported(model, family.adapter):
         return model
     model = copy.deepcopy(model)
     for module in model.modules():
@@ -287,7 +287,7 @@ def untouched(family: Any) -> Any:
 def test_encoders_that_ran_ahead_change_nothing(name):
     family = family_of(name)
     model, (first, second) = untouched(family), family.clips
-    assert Ahead.possible(model, family.adapter)
+    assert EncoderPrefetcher.is_supported(model, family.adapter)
     other, prepared = family.prepare(second), family.prepare(first)
     options = {"custom_generate": Decoding(family.adapter)}
 
@@ -297,7 +297,7 @@ def test_encoders_that_ran_ahead_change_nothing(name):
             return generate(model, inputs, **options)
 
     before, expected = said(other), said(prepared)
-    ahead, encoded, stop = Ahead(model, family.adapter), [], threading.Event()
+    ahead, encoded, stop = EncoderPrefetcher(model, family.adapter), [], threading.Event()
 
     def encode() -> None:
         while not (stop.is_set() and encoded):
@@ -324,7 +324,7 @@ def test_encoders_that_ran_ahead_change_nothing(name):
 
 def test_other_threads_are_not_given_what_was_encoded(pipe):
     model, adapter, processor = pipe.engine.model, pipe.adapter, pipe.engine.processor
-    encoded = Ahead(model, adapter).encode(adapter.prepare(processor, [scene_request(seed=5)]).inputs)
+    encoded = EncoderPrefetcher(model, adapter).encode(adapter.prepare(processor, [scene_request(seed=5)]).inputs)
     other = adapter.prepare(processor, [scene_request(seed=6)])
     with torch.inference_mode():
         expected, found = model(**other.inputs).logits, []
@@ -344,16 +344,18 @@ def test_other_threads_are_not_given_what_was_encoded(pipe):
 
 def test_models_whose_twin_would_not_be_alone_are_told(pipe):
     model, adapter = pipe.engine.model, pipe.adapter
-    assert Ahead.possible(model, adapter)
+    assert EncoderPrefetcher.is_supported(model, adapter)
     model.get_input_embeddings().forward = model.get_input_embeddings().forward
     try:
-        assert not Ahead.possible(model, adapter)
+        assert not EncoderPrefetcher.is_supported(model, adapter)
     finally:
         del model.get_input_embeddings().forward
 
 
 def test_encoders_that_are_listened_to_do_not_run_ahead(pipe, asked, monkeypatch):
-    monkeypatch.setattr("fastav.engines.transformers.engine.Ahead.encode", lambda *_: pytest.fail("it ran ahead"))
+    monkeypatch.setattr(
+        "fastav.engines.transformers.engine.EncoderPrefetcher.encode", lambda *_: pytest.fail("it ran ahead")
+    )
     engine = TransformersEngine(pipe.engine.model, pipe.engine.processor, pipe.adapter, encode_ahead=True)
     found = list(Pipeline(engine, pipe.plan, pipe.adapter).map(asked[:1], plan="omnizip", max_new_tokens=1))
     assert not isinstance(found[0][1], FastAVError)

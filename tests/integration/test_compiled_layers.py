@@ -10,7 +10,7 @@ from accelerate.utils import compile_regions
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from fastav.engines.transformers import Decoding, prune
-from fastav.engines.transformers.compiled import compiled, is_compiled
+from fastav.engines.transformers.compiled_layers import compiled, is_compiled
 from fastav.errors import UnsupportedModel, UnsupportedPlan
 from support.cases import PLAN, ROWS
 from support.tiny import TinyAdapter, pad_left, tiny_model

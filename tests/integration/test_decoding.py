@@ -11,8 +11,9 @@ from transformers import DynamicCache, TextStreamer
 from transformers.generation.stopping_criteria import StoppingCriteria
 
 from fastav.cache_argument import as_argument
-from fastav.engines.transformers import Decoding, choosing, decoding, prune
-from fastav.engines.transformers.choosing import Echo, Stop
+from fastav.engines.transformers import Decoding, prune
+from fastav.engines.transformers.generation import loop, sampler
+from fastav.engines.transformers.generation.sampler import HostStream, Stop
 from fastav.errors import UnsupportedPlan
 from fastav.plan import Keep, Tokens
 from fastav.presets import NONE, fastav
@@ -81,7 +82,7 @@ class TestChoices:
 
 
 def test_a_long_answer_outgrows_its_buffers(model, monkeypatch):
-    monkeypatch.setattr(decoding, "ROOM", 8)
+    monkeypatch.setattr(loop, "ROOM", 8)
     for capture in (False, True):
         for inputs in (ALONE, BATCH):
             equal(*both(model, inputs, capture=capture, max_new_tokens=30))
@@ -89,7 +90,7 @@ def test_a_long_answer_outgrows_its_buffers(model, monkeypatch):
 
 def test_windows_slide_over_what_was_pruned(monkeypatch):
     model = tiny_model(use_sliding_window=True, sliding_window=12, max_window_layers=4)
-    monkeypatch.setattr(decoding, "ROOM", 8)
+    monkeypatch.setattr(loop, "ROOM", 8)
     for plan in (NONE, fastav(Keep(audio=Tokens(4), video=Tokens(14)), drop=0)):
         for capture in (False, True):
             for inputs in (ALONE, BATCH):
@@ -97,27 +98,27 @@ def test_windows_slide_over_what_was_pruned(monkeypatch):
 
 
 def test_a_step_of_fixed_shapes_serves_other_prompts(model, monkeypatch):
-    monkeypatch.setattr(decoding, "_captured", type(decoding._captured)())
+    monkeypatch.setattr(loop, "_steps", type(loop._steps)())
     equal(*both(model, ALONE, capture=True))
-    (first,) = decoding._captured[model].values()
+    (first,) = loop._steps[model].values()
     shorter = {name: value[:, 3:] for name, value in ALONE.items()}
     equal(*both(model, shorter, capture=True))
-    assert list(decoding._captured[model].values()) == [first]
+    assert list(loop._steps[model].values()) == [first]
     equal(*both(model, BATCH, capture=True))
-    assert len(decoding._captured[model]) == 2
+    assert len(loop._steps[model]) == 2
 
 
 def test_few_captured_steps_are_held(model, monkeypatch):
-    monkeypatch.setattr(decoding, "_captured", type(decoding._captured)())
-    for batch in range(1, decoding.CAPTURED + 3):
+    monkeypatch.setattr(loop, "_steps", type(loop._steps)())
+    for batch in range(1, loop.MAX_STEPS + 3):
         both(model, {name: value.repeat(batch, 1) for name, value in ALONE.items()}, capture=True)
-    assert len(decoding._captured[model]) == decoding.CAPTURED
+    assert len(loop._steps[model]) == loop.MAX_STEPS
 
 
 def test_what_was_captured_goes_with_the_model():
     model = tiny_model()
     both(model, ALONE, capture=True)
-    assert model in decoding._captured
+    assert model in loop._steps
     gone = weakref.ref(model)
     del model
     gc.collect()
@@ -189,7 +190,7 @@ def test_a_row_that_stopped_stays_so_while_others_go_on(model):
 def test_a_stop_text_is_found_behind_a_long_answer():
     stop = Stop(_Letters(), ["bcd"])
     assert stop.span == 3 + 8
-    echo = Echo(torch.zeros(1, 1, dtype=torch.long), None, stop)
+    echo = HostStream(torch.zeros(1, 1, dtype=torch.long), None, stop)
     for one in [1] * 40 + [2, 3]:
         echo.put(torch.tensor([one]), torch.ones(1, dtype=torch.long))
         assert not echo.ended
@@ -224,12 +225,12 @@ def test_what_a_device_decodes_too_much_is_not_told(monkeypatch):
         events.append(_Late())
         return tensor, events[-1]
 
-    monkeypatch.setattr(choosing, "_to_host", to_host)
+    monkeypatch.setattr(sampler, "_to_host", to_host)
     seen = []
     streamer = TextStreamer(_Letters())
     streamer.put = seen.append
     streamer.end = lambda: None
-    echo = Echo(torch.zeros(2, 3, dtype=torch.long), streamer, None)
+    echo = HostStream(torch.zeros(2, 3, dtype=torch.long), streamer, None)
     echo._late = 2
     for step in range(5):
         going = torch.tensor([int(step < 1), int(step < 2)])
@@ -282,29 +283,29 @@ def test_attention_is_as_before_afterwards(model):
 
 
 def test_a_broken_prompt_leaves_nothing_behind(model, monkeypatch):
-    monkeypatch.setattr(decoding, "_captured", type(decoding._captured)())
+    monkeypatch.setattr(loop, "_steps", type(loop._steps)())
     embeds = model.get_input_embeddings()(ROWS[0]).detach()
     broken = {"inputs_embeds": torch.cat([embeds * torch.nan, embeds], 1)}
     model.generate(**broken, **GREEDY, custom_generate=Decoding(TinyAdapter(), capture=True))
     equal(*both(model, {"inputs_embeds": embeds}, NONE, layouts=TinyAdapter().layouts(None, ALONE), capture=True))
-    assert len(decoding._captured[model]) == 1
+    assert len(loop._steps[model]) == 1
 
 
 def test_steps_of_other_weights_are_other_steps(monkeypatch):
-    monkeypatch.setattr(decoding, "_captured", type(decoding._captured)())
+    monkeypatch.setattr(loop, "_steps", type(loop._steps)())
     model = tiny_model()
     equal(*both(model, ALONE, capture=True))
     model.double()
     equal(*both(model, ALONE, capture=True))
-    assert len(decoding._captured[model]) == 2
-    assert decoding.forget(model)
-    assert not decoding.forget(model)
+    assert len(loop._steps[model]) == 2
+    assert decoding.release_steps(model)
+    assert not decoding.release_steps(model)
 
 
 def test_buffers_are_given_back_once_they_are_copied(model, monkeypatch):
-    monkeypatch.setattr(decoding, "ROOM", 4)
+    monkeypatch.setattr(loop, "ROOM", 4)
     events = []
-    plain = decoding._stepper
+    plain = loop._decode_step
 
     @contextmanager
     def watched(*args: Any, **kwargs: Any) -> Any:
@@ -316,7 +317,7 @@ def test_buffers_are_given_back_once_they_are_copied(model, monkeypatch):
             yield stepper
         events.append(("given back", number))
 
-    monkeypatch.setattr(decoding, "_stepper", watched)
+    monkeypatch.setattr(loop, "_decode_step", watched)
     both(model, ALONE, max_new_tokens=10)
     backs = [place for place, (what, _) in enumerate(events) if what == "given back"]
     begins = [place for place, (what, _) in enumerate(events) if what == "begun"]

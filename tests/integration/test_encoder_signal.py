@@ -190,7 +190,7 @@ def seen(case, prepared, monkeypatch, *, given=True, **options):
     SEEN.clear()
     layouts = prepared.layouts if given else None
     with monkeypatch.context() as patch:
-        patch.setattr("fastav.engines.transformers.pruner.method_of", lambda step: Watch())
+        patch.setattr("fastav.pruning.compiled.method_of", lambda step: Watch())
         with prune(case.model, PLAN, layouts=layouts, adapter=case.adapter):
             case.model.generate(**prepared.inputs, max_new_tokens=2, do_sample=False, **options)
     return dict(SEEN)

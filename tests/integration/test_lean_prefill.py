@@ -8,9 +8,9 @@ import torch
 from fastav.cache_argument import of_output
 from fastav.engines.transformers import prune
 from fastav.layout import MEDIA, Modality
-from fastav.method import select
 from fastav.plan import Keep, Plan, Step, Tokens
 from fastav.presets import fastav, plus, trim
+from fastav.pruning.selection import select
 from fastav.registry import METHODS, RECIPES
 from support.launches import DEVICE, Alive, WouldWait, launches
 from support.tiny import TinyAdapter, prompt, tiny_model

@@ -10,7 +10,7 @@ from transformers import Gemma3nForCausalLM, Gemma3nTextConfig
 
 from fastav.engines.transformers import TransformersEngine, prune
 from fastav.errors import UnsupportedPlan
-from fastav.method import Method
+from fastav.method import Method, Signal
 from fastav.plan import Keep, Plan, Share, Step, Tokens
 from fastav.recipes import recipe
 from support import flash
@@ -25,6 +25,8 @@ ATTENTION = ["sdpa", "eager", flash.NAME]
 @dataclass(frozen=True, slots=True)
 class Fold(Method):
     """The first tokens stay, and the last audio among them becomes the mean of itself and all that goes."""
+
+    needs = frozenset({Signal.HIDDEN_STATES})
 
     def score(self, view):
         return -view.position.float()
@@ -80,7 +82,7 @@ def expected(ids, answer, layer, *, merge=True):
 @pytest.mark.parametrize("layer", [0, 3])
 @pytest.mark.parametrize("rows", [ROWS[:1], ROWS])
 def test_every_step_equals_a_model_merged_by_hand(monkeypatch, attention, layer, rows):
-    monkeypatch.setattr("fastav.engines.transformers.pruner.method_of", lambda step: Fold())
+    monkeypatch.setattr("fastav.pruning.compiled.method_of", lambda step: Fold())
     model = tiny_model(attention)
     with prune(model, plan_at(layer), adapter=TinyAdapter()):
         out = model.generate(
@@ -97,7 +99,7 @@ def test_every_step_equals_a_model_merged_by_hand(monkeypatch, attention, layer,
 
 def test_a_prompt_of_two_sounds_and_a_question_is_their_mean(monkeypatch):
     """Two audio tokens, one of which stays: the same as a prompt with one, whose embedding is the mean of both."""
-    monkeypatch.setattr("fastav.engines.transformers.pruner.method_of", lambda step: Fold())
+    monkeypatch.setattr("fastav.pruning.compiled.method_of", lambda step: Fold())
     monkeypatch.setattr(f"{__name__}.KEPT", 1)
     model = tiny_model()
     embeds = torch.randn(1, 3, 64, generator=torch.Generator().manual_seed(5))

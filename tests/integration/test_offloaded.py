@@ -11,7 +11,8 @@ from accelerate import cpu_offload, disk_offload, dispatch_model
 
 import fastav
 from fastav.adapter import plan_named
-from fastav.engines.transformers import Decoding, TransformersEngine, devices, prune, stepping
+from fastav.engines.transformers import Decoding, TransformersEngine, devices, prune
+from fastav.engines.transformers.generation import cuda_graphs
 from fastav.errors import PlanNotApplied
 from fastav.plan import Keep, Plan, Share, Step
 from fastav.presets import NONE
@@ -92,15 +93,15 @@ def test_it_says_what_a_mask_does(offloaded: Any, plain: Any) -> None:
 
 
 def test_a_cut_that_vanishes_is_an_error(offloaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastav.engines.transformers.prefill.Prefill.cut", lambda self, index, hidden: hidden)
+    monkeypatch.setattr("fastav.pruning.state.PruningState.cut", lambda self, index, hidden: hidden)
     with pytest.raises(PlanNotApplied), torch.no_grad(), prune(offloaded, PLAN, adapter=TinyAdapter()):
         offloaded(**BATCH)
 
 
 def test_steps_are_not_captured(offloaded: Any, plain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stepping, "CAPTURING", {"cpu", "meta"})
-    assert stepping.captures(plain)
-    assert not stepping.captures(offloaded)  # weights come and go, and a graph would read where they once were
+    monkeypatch.setattr(cuda_graphs, "CAPTURING", {"cpu", "meta"})
+    assert cuda_graphs.captures(plain)
+    assert not cuda_graphs.captures(offloaded)  # weights come and go, and a graph would read where they once were
 
 
 def test_it_runs_where_the_hooks_say(offloaded: Any) -> None:

@@ -10,8 +10,8 @@ from transformers import DynamicCache, Gemma3nForCausalLM, Gemma3nTextConfig
 
 from fastav import cache_argument
 from fastav.engines.transformers import Decoding, prune
-from fastav.engines.transformers.cache import PrunedLayer
-from fastav.engines.transformers.pruner import Pruning
+from fastav.engines.transformers.hooks import Pruning
+from fastav.engines.transformers.kv_cache import PrunedLayer
 from fastav.errors import PlanNotApplied
 from fastav.plan import Keep, Plan, Share, Step
 from integration.test_shared_keys import DEPTH, TEXT

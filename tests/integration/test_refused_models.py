@@ -18,7 +18,7 @@ from transformers import (
     Qwen3NextForCausalLM,
 )
 
-from fastav import mixing
+from fastav import token_mixing
 from fastav.adapter import adapter_for
 from fastav.engines.transformers import prune
 from fastav.errors import UnsupportedModel
@@ -74,12 +74,12 @@ def indexed() -> Any:
 
 
 CASES = [
-    (mamba, mixing.STATE),
-    (some_mamba, mixing.STATE),
-    (nemotron, mixing.STATE),
-    (convolutions, mixing.NEIGHBOURS),
-    (linear_attention, mixing.STATE),
-    (indexed, mixing.INDEXED),
+    (mamba, token_mixing.STATE),
+    (some_mamba, token_mixing.STATE),
+    (nemotron, token_mixing.STATE),
+    (convolutions, token_mixing.NEIGHBOURS),
+    (linear_attention, token_mixing.STATE),
+    (indexed, token_mixing.INDEXED),
 ]
 
 
@@ -106,8 +106,8 @@ def test_a_checkpoint_of_theirs_is_refused_before_weights_load(make, why, tmp_pa
 
 def test_layers_are_looked_at_even_if_the_configuration_says_nothing():
     model = convolutions()
-    assert [mixing.of_layer(layer) for layer in model.model.layers] == [None, mixing.NEIGHBOURS] * 2
-    assert all(mixing.of_layer(layer) is None for layer in tiny_model().model.layers)
+    assert [token_mixing.of_layer(layer) for layer in model.model.layers] == [None, token_mixing.NEIGHBOURS] * 2
+    assert all(token_mixing.of_layer(layer) is None for layer in tiny_model().model.layers)
 
 
 def test_encoders_may_mix_what_they_like():
@@ -115,9 +115,9 @@ def test_encoders_may_mix_what_they_like():
         "audio_config": {"layer_types": ["conv"], "mamba_d_state": 8},
         "text_config": {"layer_types": ["full_attention"]},
     }
-    assert mixing.of_config(config) is None
-    assert mixing.of_types(["full_attention", "sliding_attention"]) is None
-    assert "of type novel" in str(mixing.of_types(["novel"]))
+    assert token_mixing.of_config(config) is None
+    assert token_mixing.of_types(["full_attention", "sliding_attention"]) is None
+    assert "of type novel" in str(token_mixing.of_types(["novel"]))
 
 
 def test_another_unknown_model_is_told_what_is_known_and_how_to_add_it():

@@ -11,12 +11,13 @@ from torch import Tensor
 import fastav
 from fastav.adapter import plan_named
 from fastav.cache_argument import as_argument, of_output
-from fastav.engines.transformers import Decoding, TransformersEngine, prune, stepping
+from fastav.engines.transformers import Decoding, TransformersEngine, prune
 from fastav.engines.transformers.devices import running_on
+from fastav.engines.transformers.generation import cuda_graphs
 from fastav.plan import Keep, Plan, Share, Step
 from fastav.presets import NONE
+from fastav.pruning.rollout import LayerAttention
 from fastav.registry import METHODS
-from fastav.rollout import Captured
 from support import flash
 from support.cases import PLAN, ROWS, rules_of
 from support.launches import launches
@@ -135,8 +136,8 @@ def test_given_scores_do(model: Any, plain: Any) -> None:
 def test_attention_is_shown_where_its_layer_is(model: Any) -> None:
     shown: list[set[torch.device]] = []
 
-    def see(captured: Captured) -> None:
-        shown.append({part.device for part in captured if isinstance(part, Tensor)})
+    def see(inputs: LayerAttention) -> None:
+        shown.append({part.device for part in inputs if isinstance(part, Tensor)})
 
     with pretended(), torch.no_grad(), prune(model, PLAN, adapter=TinyAdapter()) as pruning, pruning.watched(see):
         model(**there(BATCH))
@@ -197,14 +198,14 @@ def test_a_trace_is_the_same(engines: Any) -> None:
 
 def test_steps_are_not_captured(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor are those of a model whose devices something else than accelerate sees to."""
-    monkeypatch.setattr(stepping, "CAPTURING", {"cpu", FIRST.type})
-    assert not stepping.captures(model)
+    monkeypatch.setattr(cuda_graphs, "CAPTURING", {"cpu", FIRST.type})
+    assert not cuda_graphs.captures(model)
     other = tiny_model()
-    assert stepping.captures(other)
+    assert cuda_graphs.captures(other)
     with pretended(), torch.no_grad():
         other.lm_head.weight = torch.nn.Parameter(other.lm_head.weight.to(FIRST), requires_grad=False)
     assert running_on(other) == (CPU, FIRST)
-    assert not stepping.captures(other)
+    assert not cuda_graphs.captures(other)
 
 
 # --- the measure

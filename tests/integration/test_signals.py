@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from fastav.engines.transformers import prune
-from fastav.engines.transformers.prefill import WINDOW
 from fastav.method import Method, Signal, View
 from fastav.plan import Keep, Plan, Share, Step
+from fastav.pruning.state import WINDOW
 from support.cases import ROWS
 from support.tiny import TinyAdapter, pad_left, tiny_model
 
@@ -24,7 +24,7 @@ class Watch(Method):
 
 
 def views(monkeypatch, attention, rows):
-    monkeypatch.setattr("fastav.engines.transformers.pruner.method_of", lambda step: Watch())
+    monkeypatch.setattr("fastav.pruning.compiled.method_of", lambda step: Watch())
     keep = Keep(media=Share(0.7))
     plan = Plan((Step(layers="3", method="position", keep=keep), Step(layers="5", method="position", keep=keep)))
     model = tiny_model(attention)
@@ -79,4 +79,4 @@ def test_places_count_within_a_frame(monkeypatch):
     video = view.modality[0] == 2
     assert view.frame[0, video].tolist() == [i // 4 for i in range(16)]
     assert view.place[0, video].tolist() == [i % 4 for i in range(16)]
-    assert view.prompt.question[0, :-1].tolist() == [i >= 31 for i in range(ROWS[0].shape[1])]
+    assert view.question[0].tolist() == [i >= 31 for i in range(ROWS[0].shape[1])]

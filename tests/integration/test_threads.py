@@ -8,9 +8,9 @@ import pytest
 
 import fastav
 from fastav.adapter import Request
-from fastav.engines.transformers.request_lock import RequestLock
 from fastav.errors import FastAVError
 from fastav.media import Clip
+from fastav.request_lock import RequestLock
 
 CLIP = Clip.open(Path(fastav.__file__).parent / "assets" / "clips" / "triangle.mp4")
 QUESTIONS = ["how many beeps are there?", "what moves?"]

@@ -34,7 +34,7 @@ class Recording(TorchDispatchMode):
 
 
 def record(step: Callable[[], Tensor], device: torch.device) -> tuple[Recording, Tensor]:
-    """In the place of `fastav.engines.transformers.stepping.record`, in the same order."""
+    """In the place of `fastav.engines.transformers.generation.cuda_graphs.record`, in the same order."""
     for _ in range(2):
         step()
     with Recording() as recording:

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastav.attention import attention_rows, last_query_attention, weighted_attention
-from fastav.rollout import Captured, rollout_row, rollout_rows
+from fastav.pruning.attention import attention_rows, last_query_attention, weighted_attention
+from fastav.pruning.rollout import LayerAttention, rollout_row, rollout_rows
 
 HEADS, KV_HEADS, FEATURES = 4, 2, 8
 SCALING = FEATURES**-0.5
@@ -90,7 +90,7 @@ def test_the_rollouts_row_is_that_of_the_dense_product(block, alpha):
     layers, product = [], torch.eye(tokens).expand(2, -1, -1)
     for seed in range(4):
         query, key = queries_and_keys(tokens, seed=seed)
-        layers.append(Captured(query, key, None, SCALING, slots, slots, valid))
+        layers.append(LayerAttention(query, key, None, SCALING, slots, slots, valid))
         product = (alpha * dense(query, key, seen) + (1 - alpha) * torch.eye(tokens)) @ product
     start = torch.zeros(2, tokens + 1)
     start[:, tokens - 1] = 1
@@ -110,7 +110,7 @@ def test_rows_of_every_layer_come_in_one_pass(alpha):
     layers, product, attention, rollout = [], torch.eye(tokens).expand(2, -1, -1), [], []
     for seed in range(4):
         query, key = queries_and_keys(tokens, seed=seed)
-        layers.append(Captured(query, key, None, SCALING, slots, slots, valid))
+        layers.append(LayerAttention(query, key, None, SCALING, slots, slots, valid))
         product = (alpha * dense(query, key, seen) + (1 - alpha) * torch.eye(tokens)) @ product
         attention.append(starts[..., :-1] @ dense(query, key, seen))
         rollout.append(starts[..., :-1] @ product)
@@ -124,8 +124,8 @@ def test_layers_on_fewer_tokens_pass_on_the_weight_of_those():
     first, second = queries_and_keys(5, batch=1, seed=1), queries_and_keys(3, batch=1, seed=2)
     kept = torch.tensor([[0, 2, 4]])
     layers = [
-        Captured(*first, None, SCALING, *[torch.arange(5)[None]] * 2, None),
-        Captured(*second, None, SCALING, kept, kept, None),
+        LayerAttention(*first, None, SCALING, *[torch.arange(5)[None]] * 2, None),
+        LayerAttention(*second, None, SCALING, kept, kept, None),
     ]
     start = torch.zeros(1, 6)
     start[0, 4] = 1

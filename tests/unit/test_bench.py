@@ -17,13 +17,13 @@ from fastav.bench.contenders import BASE, Contender
 from fastav.bench.measure import Spread
 from fastav.bench.session import Session
 from fastav.bench.subjects import Subject, prompts, subject
-from fastav.engines.transformers.compiled import compiled, is_compiled
+from fastav.engines.transformers.compiled_layers import compiled, is_compiled
 from fastav.errors import FastAVError, PlanError, UnknownName, UnsupportedPlan
 from fastav.flops import DecoderShape, kv_bytes, prefill_flops
 from fastav.plan import Keep, Plan, Share, Step
 from fastav.presets import NONE
+from fastav.pruning.rollout import LayerAttention, rollout_row
 from fastav.registry import MODELS
-from fastav.rollout import Captured, rollout_row
 
 CPU = torch.device("cpu")
 TINY = subject("tiny")
@@ -581,7 +581,7 @@ def test_what_is_timed_as_dense_is_the_same_rollout():
     query = torch.randn(1, rollout.HEADS, 12, rollout.FEATURES, generator=make)
     key = torch.randn(1, rollout.KV_HEADS, 12, rollout.FEATURES, generator=make)
     before = torch.rand(12, 12, generator=make)
-    layer = Captured(query, key, None, 0.1, *[torch.arange(12)[None]] * 2, None)
+    layer = LayerAttention(query, key, None, 0.1, *[torch.arange(12)[None]] * 2, None)
     last = torch.nn.functional.one_hot(torch.tensor([11]), 13).float()
     row = rollout_row([layer], last)[0, :12] @ before
     assert (row - rollout.dense(query, key, 0.1, before)[11]).abs().max() < 1e-5

@@ -59,7 +59,7 @@ def test_a_contender_has_what_all_have_and_what_it_needs():
     assert evs == [*off, "--video-pruning-rate", "0.5"]
     assert "--no-enable-chunked-prefill" in fastav
     assert "--no-enable-chunked-prefill" not in early
-    said = read(json.loads(early[early.index("--additional-config") + 1]), SIGHT.asked.config)
+    said = read(json.loads(early[early.index("--additional-config") + 1]), SIGHT.unpruned.config)
     assert said.plan.steps == SIGHT.adapter.preset("fastav").steps[:1]
 
 

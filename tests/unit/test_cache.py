@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fastav.engines.transformers.cache import PrunedLayer
-from fastav.engines.transformers.gather import decode_mask
+from fastav.engines.transformers.kv_cache import PrunedLayer
+from fastav.engines.transformers.masks import decode_mask
 from fastav.errors import UnsupportedPlan
 
 
@@ -24,7 +24,7 @@ def layer():
 def test_it_reports_the_unpruned_length(layer):
     assert layer.get_seq_length() == 9
     assert layer.get_mask_sizes(1) == (10, 0)
-    assert layer.places(1).tolist() == [[0, 2, 5, 7, 8, 9], [7, 1, 5, 7, 8, 9]]
+    assert layer.positions(1).tolist() == [[0, 2, 5, 7, 8, 9], [7, 1, 5, 7, 8, 9]]
     assert layer.validity(1).tolist() == [[True] * 6, [False] + [True] * 5]
 
 

@@ -224,3 +224,36 @@ def test_templates_may_have_names_and_variables(family: Any) -> None:
     ids = processor.apply_chat_template(talk(question="Hi"), chat_template="loud", ending="!", tokenize=True)
     assert ids.tolist() == processor("Hi!")["input_ids"].tolist()
     assert processor.apply_chat_template(talk(question="Hi")) == family[1].apply_chat_template(talk(question="Hi"))
+
+
+PARTS = (  # a template in transformers' own form, which writes the places itself
+    "{% for message in messages %}{{ message['role'] }}: {% for part in message['content'] %}"
+    "{{ '<video>\n' if part['type'] == 'video' else part['text'] }}{% endfor %}{% endfor %}"
+)
+
+
+def test_a_template_given_in_the_call_gets_the_messages_as_they_are(family: Any) -> None:
+    _, processor = family
+    messages = talk(video())
+    before = deepcopy(messages)
+    text = processor.apply_chat_template(messages, chat_template=PARTS)
+    assert text == f"user: <video>\n{QUESTION}"
+    assert processor.apply_chat_template([messages] * 2, chat_template=PARTS) == [text] * 2
+    ours = processor.apply_chat_template(messages, chat_template=PARTS, **NO)
+    assert_same(ours, dict(processor(text, **processor.media_arguments([processor.read(request())]))))
+    assert messages == before
+
+
+def test_the_processors_own_template_may_be_given_in_the_call(family: Any) -> None:
+    _, processor = family
+    own = processor.chat_template
+    assert processor.apply_chat_template(talk(video()), chat_template=own) == processor.apply_chat_template(
+        talk(video())
+    )
+
+
+def test_a_template_given_in_the_call_without_a_place_is_an_error(family: Any) -> None:
+    with pytest.raises(MediaError):
+        family[1].apply_chat_template(talk(video()), chat_template="{{ messages[0]['content'][1]['text'] }}", **NO)
+    with pytest.raises(MediaError, match="type image"):
+        family[1].apply_chat_template(talk({"type": "image", "path": "x.png"}), chat_template=PARTS)

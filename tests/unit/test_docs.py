@@ -1,12 +1,17 @@
-"""What the documents say is what the code computes."""
+"""What the documents say is what the code computes, and their links lead somewhere."""
 
+import ast
 import re
 import runpy
-from pathlib import Path
+import subprocess
+import tomllib
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from support import pages
+
+ROOT = pages.ROOT
+OTHERS = ["AGENTS.md", "CHANGELOG.md", "CONTRIBUTING.md", "results/README.md", "results/toy-world.md"]
 
 
 @pytest.fixture(scope="module")
@@ -14,11 +19,10 @@ def models():
     return runpy.run_path(str(ROOT / "docs" / "models.py"))
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/models.md"])
-def test_the_table_of_models_is_current(models, name):
-    path = ROOT / name
-    text = path.read_text(encoding="utf-8")
-    assert models["written"](text, models["table"](), inside=path) == text, "run `make tables`"
+@pytest.mark.parametrize("name", ["README.md", "docs/models.md", "docs/choose-a-plan.md"])
+def test_the_tables_of_models_are_current(models, name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert models["written"](text, name) == text, "run `make tables`"
 
 
 def test_every_model_of_the_table_has_its_page(models):
@@ -37,3 +41,48 @@ def test_what_the_page_about_clips_shows_runs(monkeypatch):
     assert names["frames"].shape == (3, 64, 64, 3)
     assert names["sound"].ndim == 1
     assert names["seconds"].tolist() == [0, 2, 3.875]
+
+
+@pytest.mark.parametrize("page", [*pages.pages(), *OTHERS])
+def test_every_link_leads_somewhere(page):
+    for path, anchor in pages.links(page):
+        in_release = path.suffix == ".jsonl" and not (ROOT / ".git").exists()  # which has no rows of results
+        assert in_release or path.exists(), f"{page} links to {path}"
+        assert not anchor or anchor in pages.anchors(path), f"{page} links to #{anchor} of {path.name}"
+
+
+def test_every_message_of_troubleshooting_is_one_of_the_source():
+    messages = {text for path in (ROOT / "src").rglob("*.py") for text in _texts(path.read_text(encoding="utf-8"))}
+    headings = re.findall(r"^### `(.*)`$", pages.text_of("docs/troubleshooting.md"), re.MULTILINE)
+    assert len(headings) > 30
+    for heading in headings:
+        pattern = re.compile(".*".join(map(re.escape, heading.split("…"))), re.DOTALL)
+        assert any(map(pattern.fullmatch, messages)), f"no message reads {heading!r}: has it changed?"
+
+
+def _texts(source):
+    """Every string of a program, with … for what an f-string fills in."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+        elif isinstance(node, ast.JoinedStr):
+            yield "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+
+
+def test_where_the_project_lives_stands_in_one_place():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    address = project["tool"]["hatch"]["metadata"]["hooks"]["custom"]["repository"]
+    found = subprocess.run(["git", "grep", "-lF", address], cwd=ROOT, capture_output=True, text=True, check=False)
+    if found.returncode > 1:
+        pytest.skip("not a git checkout")
+    assert found.stdout.split() == ["pyproject.toml"]
+
+
+def test_versions_agree():
+    from fastav import __version__
+
+    newest = re.search(r"^## \[(\d[\d.]*)\] - (\S+)$", pages.text_of("CHANGELOG.md"), re.MULTILINE)
+    assert newest
+    citation = pages.text_of("CITATION.cff")
+    assert newest[1] == __version__
+    assert f"version: {__version__}\ndate-released: {newest[2]}\n" in citation

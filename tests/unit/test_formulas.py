@@ -8,12 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastav.engines.transformers.staging import stage_prompt
 from fastav.errors import PlanError
 from fastav.layout import Layout, Modality
-from fastav.method import Signal, View, method_of, select
+from fastav.method import Signal, View, method_of
 from fastav.methods._order import courses, earlier, ranks
 from fastav.plan import Keep, Share, Step
+from fastav.pruning.device_layout import batch_layout
+from fastav.pruning.selection import select
 from fastav.registry import METHODS
 
 TEXT, AUDIO, VIDEO = Modality.TEXT, Modality.AUDIO, Modality.VIDEO
@@ -42,18 +43,14 @@ def view_of(layouts, *, seed=0, attention=None, hidden=None, drop=0):
     """A left-padded batch, from which the columns of `drop` tokens are gone already."""
     make = torch.Generator().manual_seed(seed)
     length = max(map(len, layouts))
-    prompt = stage_prompt(layouts, length, torch.device("cpu"))
+    columns = batch_layout(layouts, length, torch.device("cpu"))
     slots = torch.arange(drop, length).expand(len(layouts), -1)
     shape = len(layouts), length - drop
     scores = torch.rand(shape, generator=make) if attention is None else attention
-    return View(
-        layer=3,
-        prompt=prompt,
-        slots=slots,
-        signals=dict.fromkeys(Signal, scores / scores.sum(1, keepdim=True)),
-        hidden=torch.randn(*shape, 6, generator=make) if hidden is None else hidden,
-        keys=torch.randn(len(layouts), 2, shape[1], 3, generator=make),
-    )
+    signals = dict.fromkeys(Signal, scores / scores.sum(1, keepdim=True))
+    signals[Signal.HIDDEN_STATES] = torch.randn(*shape, 6, generator=make) if hidden is None else hidden
+    signals[Signal.KEYS] = torch.randn(len(layouts), 2, shape[1], 3, generator=make)
+    return View(layer=3, layout=columns, slots=slots, signals=signals, needs=frozenset(Signal))
 
 
 def rows(view):

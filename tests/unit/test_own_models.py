@@ -79,6 +79,24 @@ def test_saves_load_into_the_whole_model_and_its_base(family: Any, tmp_path: Pat
         type(model).from_pretrained(tmp_path / "base")
 
 
+def test_weights_in_memory_load_without_a_checkpoint(family: Any) -> None:
+    model, base, _ = family
+    whole = model.state_dict()
+    same(type(model).from_pretrained(None, config=model.config, state_dict=whole), model)
+    if base is not VideoSalmonn2Model:  # whose whole model holds encoders beside it
+        ours = base.from_pretrained(None, config=model.config, state_dict=whole)
+        prefix = "model." if base is VideoLlama2Model else ""
+        assert {prefix + name for name in ours.state_dict()} == set(whole) - {"lm_head.weight"}
+        assert all(torch.equal(value, whole[prefix + name]) for name, value in ours.state_dict().items())
+    own = base(model.config)
+    weights = own.state_dict()
+    same(base.from_pretrained(None, config=model.config, state_dict=weights), own)
+    lost = next(name for name in weights if name.endswith("embed_tokens.weight"))
+    del weights[lost]
+    with pytest.raises(CheckpointError, match=f"lacks 1 key: {lost}"):
+        base.from_pretrained(None, config=model.config, state_dict=weights)
+
+
 def test_a_save_has_the_originals_names(family: Any, tmp_path: Path) -> None:
     from safetensors import safe_open
 

@@ -121,9 +121,9 @@ def test_the_engine_vllm_says_that_vllm_is_missing(monkeypatch, capsys):
     assert "pip install '.[vllm]'" in capsys.readouterr().err
 
 
-def test_families_that_vllm_does_not_run_have_no_prompt_for_it():
+def test_families_that_vllm_does_not_run_have_no_inputs_for_it():
     request = Request(clip=Clip.open(BUNDLE / "clip.mp4"), question="What?")
     processor = VideoLlama2Processor.from_pretrained(str(BUNDLE))
-    assert MODELS["videollama2"]().prompt(processor, request).media == {"video": request.clip}
-    with pytest.raises(UnsupportedModel, match="gemma4 cannot be asked through vLLM"):
-        MODELS["gemma4"]().prompt(processor, request)
+    assert MODELS["videollama2"]().vllm_inputs(processor, request).media == {"video": request.clip}
+    with pytest.raises(UnsupportedModel, match="gemma4 has no inputs for vLLM"):
+        MODELS["gemma4"]().vllm_inputs(processor, request)

@@ -3,7 +3,7 @@
 import pytest
 
 from fastav.errors import PlanNotApplied
-from fastav.plan_check import require_applied
+from fastav.pruning.verification import require_applied
 
 
 def test_what_a_plan_says_is_let_pass():

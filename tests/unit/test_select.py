@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fastav.errors import PlanError
 from fastav.layout import MEDIA, Modality
-from fastav.method import Contest, select, select_even, select_of
+from fastav.pruning.selection import SelectionGroups, select, select_of, select_uniform
 
 POOLS = [frozenset({Modality.AUDIO}), frozenset({Modality.VIDEO}), frozenset(MEDIA), frozenset(Modality)]
 
@@ -88,21 +88,21 @@ def test_where_rows_keep_equally_many_the_short_way_equals_the_literal_definitio
     batch, pool, count, width = case
     expected = [literal(scores, row, [(pool, count)]) for row, scores in batch]
     scores, modality = (torch.tensor(part) for part in ([s for _, s in batch], [row for row, _ in batch]))
-    head_start, _ = Contest.of(modality, [pool])
-    assert select_even(scores, head_start, width).tolist() == expected
+    bias, _ = SelectionGroups.of(modality, [pool])
+    assert select_uniform(scores, bias, width).tolist() == expected
     index, real = select(scores, modality, [(pool, torch.full((len(batch),), count))], width)
     assert index.tolist() == expected
     assert real.all()
 
 
-def test_a_contest_is_known_of_tokens_that_are_picked_out_of_all():
+def test_a_groups_is_known_of_tokens_that_are_picked_out_of_all():
     """Slots point to the last column where a row has fewer tokens; the last token is that of the column before."""
     modality = torch.tensor([[1, 2, 0, 1, 0, -1], [-1, 0, 1, 2, 2, -1]])
     slots = torch.tensor([[0, 1, 3, 4], [5, 2, 3, 4]])
-    contest = Contest.of(modality, [POOLS[0], POOLS[1]], last=4)
+    groups = SelectionGroups.of(modality, [POOLS[0], POOLS[1]], last=4)
     limits = torch.tensor([[1, 1, 6, 0], [1, 1, 6, 0]])
-    head_start, kind = (part.gather(1, slots) for part in contest)
-    index, real = select_of(torch.zeros(2, 4), head_start, kind, limits, 3)
+    bias, group = (part.gather(1, slots) for part in groups)
+    index, real = select_of(torch.zeros(2, 4), bias, group, limits, 3)
     assert index[0].tolist() == [0, 1, 3]
     assert index[1, real[1]].tolist() == [1, 3]
     assert real.tolist() == [[True, True, True], [False, True, True]]

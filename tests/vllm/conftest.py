@@ -20,7 +20,7 @@ def pytest_ignore_collect(collection_path):
 @pytest.fixture(scope="session")
 def engines():
     import vllm.v1.engine.core
-    from asking import Engines
+    from harness import Engines
 
     # each engine looks through all objects for garbage many times: what is imported is left out of that, and what an
     # engine makes is not, so that it goes with the engine; the groups of ranks are those of all engines here, so that
@@ -38,7 +38,7 @@ def engines():
 @pytest.fixture(scope="session")
 def omni(tmp_path_factory):
     import checkpoints
-    from asking import Reference
+    from harness import Reference
 
     return Reference("qwen2-5-omni", checkpoints.omni(tmp_path_factory.mktemp("omni")))
 
@@ -46,7 +46,7 @@ def omni(tmp_path_factory):
 @pytest.fixture(scope="session")
 def sight(tmp_path_factory):
     import checkpoints
-    from asking import Reference
+    from harness import Reference
 
     return Reference("qwen2-5-vl", checkpoints.sight(tmp_path_factory.mktemp("sight")))
 
@@ -54,7 +54,7 @@ def sight(tmp_path_factory):
 @pytest.fixture(scope="session")
 def omni3(tmp_path_factory):
     import checkpoints
-    from asking import Reference
+    from harness import Reference
 
     return Reference("qwen3-omni", checkpoints.omni3(tmp_path_factory.mktemp("omni3")))
 
@@ -62,22 +62,22 @@ def omni3(tmp_path_factory):
 @pytest.fixture(scope="session", params=["sight3", "sight3_moe"])
 def sight3(request, tmp_path_factory):
     import checkpoints
-    from asking import Reference
+    from harness import Reference
 
     return Reference("qwen3-vl", getattr(checkpoints, request.param)(tmp_path_factory.mktemp(request.param)))
 
 
 @pytest.fixture
 def steps(monkeypatch):
-    """What each step of the engine ran, of every request: (computed before, tokens, whether they may be dropped)."""
-    from fastav.engines.vllm import internals
+    """The steps of the engine: of every request (tokens computed before, tokens, whether cuts may drop them)."""
+    from fastav.engines.vllm.plugin import decoder
 
     seen = []
 
-    class Watched(internals.Walk):
+    class RecordedBatch(decoder.PackedBatch):
         def __init__(self, rows, device):
-            seen.append([(row.computed, row.tokens, row.cut_here) for row in rows])
+            seen.append([(row.num_computed, row.num_tokens, row.is_cut) for row in rows])
             super().__init__(rows, device)
 
-    monkeypatch.setattr(internals, "Walk", Watched)
+    monkeypatch.setattr(decoder, "PackedBatch", RecordedBatch)
     return seen

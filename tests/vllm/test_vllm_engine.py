@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
-from asking import note_positions, positions
+from harness import positions, record_positions
 
 import fastav
 from fastav.adapter import Request, Use, plan_named
@@ -41,7 +41,7 @@ def pipe(omni, engines):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
         with fastav.pipeline(str(omni.folder), engine="vllm") as pipe:
-            note_positions(pipe.engine._vllm.llm)
+            record_positions(pipe.engine._vllm.llm)
             yield pipe
 
 
@@ -53,7 +53,7 @@ def plain(omni):
     def ask(request, plan, **options):
         ids = omni.adapter.prepare(omni.processor, [request]).inputs["input_ids"][0]
         together = all(request.tracks)
-        with omni._placed(*positions[tuple(ids.tolist())]) if together else nullcontext():
+        with omni._with_positions(*positions[tuple(ids.tolist())]) if together else nullcontext():
             return engine.generate([request], plan, **options)[0]
 
     return ask
@@ -68,9 +68,9 @@ def same(answer, expected):
 
 
 def test_a_set_gets_the_answers_of_the_engine_transformers(pipe, plain):
-    asked = requests()
-    answers = dict(pipe.map(asked, batch=64, max_new_tokens=12))
-    for place, request in enumerate(asked):
+    questions = requests()
+    answers = dict(pipe.map(questions, batch=64, max_new_tokens=12))
+    for place, request in enumerate(questions):
         same(answers[place], plain(request, pipe.plan, max_new_tokens=12))
         assert set(answers[place].seconds) == {"media", "prefill", "decode"}
         assert min(answers[place].seconds.values()) >= 0
@@ -81,9 +81,9 @@ def test_a_set_gets_the_answers_of_the_engine_transformers(pipe, plain):
 
 @pytest.mark.parametrize("plan", ["none", "fastav-plus", "fastv@0.25"])
 def test_a_call_may_have_a_plan_of_its_own(pipe, plain, plan):
-    chosen, asked = plan_named(plan, pipe.adapter), requests()
-    answers = dict(pipe.map(asked, plan=plan, batch=64, max_new_tokens=6))
-    for place, request in enumerate(asked):
+    chosen, questions = plan_named(plan, pipe.adapter), requests()
+    answers = dict(pipe.map(questions, plan=plan, batch=64, max_new_tokens=6))
+    for place, request in enumerate(questions):
         same(answers[place], plain(request, chosen, max_new_tokens=6))
 
 
@@ -117,30 +117,30 @@ def test_draws_are_their_seed_s(pipe):
 
 def test_a_request_that_cannot_be_answered_leaves_the_others(pipe, tmp_path):
     broken = tmp_path / "broken.mp4"
-    asked = requests()
+    questions = requests()
     broken.write_bytes(TRIANGLE.read_bytes())
-    asked.insert(1, Request(clip=Clip.open(broken), question="which color moves?"))
-    asked.insert(3, Request(clip=Clip.open(TRIANGLE), question="a" * 3950))
+    questions.insert(1, Request(clip=Clip.open(broken), question="which color moves?"))
+    questions.insert(3, Request(clip=Clip.open(TRIANGLE), question="a" * 3950))
     broken.unlink()
-    answers = dict(pipe.map(asked, batch=64, max_new_tokens=3))
+    answers = dict(pipe.map(questions, batch=64, max_new_tokens=3))
     assert isinstance(answers[1], MediaError)
-    assert "vLLM has room for" in str(answers[3])
+    assert "exceed vLLM's limit of" in str(answers[3])
     assert [len(answers[place].token_ids) for place in (0, 2, 4, 5)] == [3] * 4
 
 
 def test_any_error_of_one_request_is_its_own(pipe, monkeypatch):
     kind = type(pipe.adapter)
-    prompt = kind.prompt
+    vllm_inputs = kind.vllm_inputs
 
     def failing(self, processor, request):
         if request.question == "odd":
             raise KeyError("what no one thought of")
-        return prompt(self, processor, request)
+        return vllm_inputs(self, processor, request)
 
-    monkeypatch.setattr(kind, "prompt", failing)
-    asked = requests()
-    asked.insert(1, Request(clip=Clip.open(KNOCK), question="odd"))
-    answers = dict(pipe.map(asked, batch=64, max_new_tokens=3))
+    monkeypatch.setattr(kind, "vllm_inputs", failing)
+    questions = requests()
+    questions.insert(1, Request(clip=Clip.open(KNOCK), question="odd"))
+    answers = dict(pipe.map(questions, batch=64, max_new_tokens=3))
     assert isinstance(answers[1], FastAVError)
     assert "KeyError" in str(answers[1])
     assert isinstance(answers[1].__cause__, KeyError)
@@ -148,10 +148,14 @@ def test_any_error_of_one_request_is_its_own(pipe, monkeypatch):
 
 
 def test_threads_that_ask_at_once_are_all_answered(pipe):
-    asked = [("which color moves?", TRIANGLE), ("what sound do you hear?", KNOCK), ("what is to be seen?", KNOCK)] * 2
-    alone = [pipe(clip, question, max_new_tokens=8).token_ids for question, clip in asked[:3]] * 2
-    with ThreadPoolExecutor(len(asked)) as threads:
-        answers = list(threads.map(lambda one: pipe(one[1], one[0], max_new_tokens=8).token_ids, asked))
+    questions = [
+        ("which color moves?", TRIANGLE),
+        ("what sound do you hear?", KNOCK),
+        ("what is to be seen?", KNOCK),
+    ] * 2
+    alone = [pipe(clip, question, max_new_tokens=8).token_ids for question, clip in questions[:3]] * 2
+    with ThreadPoolExecutor(len(questions)) as threads:
+        answers = list(threads.map(lambda one: pipe(one[1], one[0], max_new_tokens=8).token_ids, questions))
     assert answers == alone
 
 
@@ -168,7 +172,7 @@ def test_a_set_ends_with_an_engine_that_has_ended(pipe, monkeypatch):
         raise EngineDeadError
 
     monkeypatch.setattr(pipe.engine._vllm.llm.llm_engine, "step", dead)
-    with pytest.raises(EngineStopped, match="vLLM has ended"):
+    with pytest.raises(EngineStopped, match="vLLM stopped before"):
         list(pipe.map(requests(), batch=2, max_new_tokens=3))
 
 
@@ -186,11 +190,11 @@ def test_a_file_of_questions_goes_on_where_it_was_stopped(pipe, tmp_path, monkey
     monkeypatch.setattr(command, "loaded", lambda *_: pipe)
     monkeypatch.setattr(type(pipe.engine), "close", lambda _: None)
     lines = [{"id": n, "clip": str(clip), "question": f"what is {n}?"} for n, clip in enumerate([TRIANGLE, KNOCK] * 3)]
-    asked = tmp_path / "questions.jsonl"
-    asked.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text("".join(json.dumps(line) + "\n" for line in lines))
     whole, part = tmp_path / "whole.jsonl", tmp_path / "part.jsonl"
     model = pipe.engine._vllm.llm.model_config.model
-    run = ["batch", str(asked), "--model", model, "--engine", "vllm", "--max-new-tokens", "4"]
+    run = ["batch", str(questions), "--model", model, "--engine", "vllm", "--max-new-tokens", "4"]
     assert main([*run, "--out", str(whole), "--batch", "64"]) == 0
     answers = whole.read_bytes().splitlines(keepends=True)
     part.write_bytes(b"".join(answers[:2]) + answers[2][:30])

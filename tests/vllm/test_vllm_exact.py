@@ -1,12 +1,12 @@
 """Pruned inside vLLM or by the transformers engine: the same tokens, and the same probabilities."""
 
 import pytest
-from asking import DRAWN, HEARD, SEEN, Question, agree, film, questions
+from harness import AUDIO, IMAGE, VIDEO, Question, agree, film, questions
 
 from fastav.plan import Before, Keep, Plan, Share, Step, Tokens
 from fastav.presets import fastav
 
-QUESTIONS = questions(HEARD, SEEN, DRAWN)
+QUESTIONS = questions(AUDIO, VIDEO, IMAGE)
 BOTH = Keep(audio=Tokens(5), video=Share(0.4))
 GLOBAL = {
     "position": Plan((Step(layers="middle", method="position", keep=Keep(media=Before(40))),)),

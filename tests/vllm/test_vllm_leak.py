@@ -1,4 +1,4 @@
-"""A thousand requests through one engine leave nothing behind: no block of the cache, no passage, no memory."""
+"""A thousand requests leave nothing behind in an engine: no block of the cache, no state of a request, no memory."""
 
 import gc
 import resource
@@ -6,19 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from asking import HEARD, SEEN, Question, film, sampling, sound
+from harness import AUDIO, VIDEO, Question, film, sampling, sound
 from test_vllm_exact import GLOBAL
 from vllm.sampling_params import RequestOutputKind
 
 REQUESTS, AT_ONCE, LOOK = 1000, 6, 20  # how many, how many at once, and after how many memory is looked at
 WARM = 300  # requests after which memory no longer grows by what is filled once
-LEAK = 8 << 10  # bytes a request: a prompt's features or the passage of one would take more
+LEAK = 8 << 10  # bytes a request: a prompt's features or the state of one would take more
 
 KINDS = [
     Question(text="only text", new=3),
-    Question(text=f"x {HEARD} tell", audio=sound(1, 1), new=3),
-    Question(text=f"with its own sound {SEEN} what is it?", video=film(2, 2), audio=sound(2, 3), together=True, new=4),
-    Question(text=f"hear {HEARD} and see {SEEN}", video=film(2, 4), audio=sound(1, 5), new=3),
+    Question(text=f"x {AUDIO} tell", audio=sound(1, 1), new=3),
+    Question(text=f"with its own sound {VIDEO} what is it?", video=film(2, 2), audio=sound(2, 3), together=True, new=4),
+    Question(text=f"hear {AUDIO} and see {VIDEO}", video=film(2, 4), audio=sound(1, 5), new=3),
 ]
 
 
@@ -69,7 +69,7 @@ def test_a_thousand_requests_leave_nothing(omni, engines, plan, capsys):
         engine = llm.llm_engine
         core = engine.engine_core.engine_core
         pool = core.scheduler.kv_cache_manager.block_pool
-        pruning = engine.model_executor.driver_worker.worker.model_runner.get_model().language_model.model.pruning
+        pruner = engine.model_executor.driver_worker.worker.model_runner.get_model().language_model.model.pruner
         free, crowd, memory = pool.get_num_free_blocks(), Crowd(engine), []
         for number in range(REQUESTS):
             while len(crowd.running) >= AT_ONCE:
@@ -88,7 +88,7 @@ def test_a_thousand_requests_leave_nothing(omni, engines, plan, capsys):
         assert pool.get_num_free_blocks() == free
         assert pool.get_usage() == 0
         assert not engine.has_unfinished_requests()
-        assert len(pruning.passages) <= 1, "the last one that ran"
+        assert len(pruner.request_states) <= 1, "the last one that ran"
     at = np.arange(len(memory)) * LOOK
     late = at >= WARM
     slope = np.polyfit(at[late], np.asarray(memory)[late], 1)[0]

@@ -4,8 +4,8 @@ from math import ceil
 from types import SimpleNamespace
 
 import pytest
-from asking import TOLERANCE, Question, agree, ask, difference, film, plan_of, sampling, sound
-from test_vllm_exact import GLOBAL, HEARD, QUESTIONS, SEEN
+from harness import TOLERANCE, Question, agree, ask, difference, film, generated, plan_of, sampling, sound
+from test_vllm_exact import AUDIO, GLOBAL, QUESTIONS, VIDEO
 from vllm.exceptions import VLLMValidationError
 
 from fastav.plan import Keep, Plan, Share, Step
@@ -14,7 +14,9 @@ BLOCK = 32
 SMALL = {"block_size": BLOCK, "disable_log_stats": False}
 WHOLE = SMALL | {"enable_chunked_prefill": False}  # which the plan `none` would leave as it is
 HALF = Plan((Step(layers="middle", method="strided", keep=Keep(all=Share(0.2))),))
-LONG = [Question(text=f"{n} {SEEN} and {HEARD} tell", video=film(8, n), audio=sound(3, n), new=20) for n in range(1, 5)]
+LONG = [
+    Question(text=f"{n} {VIDEO} and {AUDIO} tell", video=film(8, n), audio=sound(3, n), new=20) for n in range(1, 5)
+]
 
 
 def scheduler_of(llm):
@@ -26,7 +28,8 @@ def blocks_of(scheduler):
     managers = scheduler.kv_cache_manager.coordinator.single_type_managers
     requests = {name for manager in managers for name, blocks in manager.req_to_blocks.items() if blocks}
     return {
-        name: {getattr(m.kv_cache_spec, "first", 0): len(m.req_to_blocks[name]) for m in managers} for name in requests
+        name: {getattr(m.kv_cache_spec, "first_layer", 0): len(m.req_to_blocks[name]) for m in managers}
+        for name in requests
     }
 
 
@@ -47,7 +50,7 @@ def answered(llm, questions):
             }
         )
     assert pool.get_num_free_blocks() == free
-    assert not scheduler.passages
+    assert not scheduler.request_states
     return most, together, seen
 
 
@@ -59,7 +62,7 @@ def test_every_part_has_blocks_for_what_it_holds(omni, engines, monkeypatch, pla
 
     def noted(request, add=scheduler.add_request):
         add(request)
-        kept[request.request_id] = scheduler.passages[request.request_id]
+        kept[request.request_id] = scheduler.request_states[request.request_id]
 
     monkeypatch.setattr(scheduler, "add_request", noted)
     _, _, seen = answered(llm, LONG)
@@ -69,7 +72,7 @@ def test_every_part_has_blocks_for_what_it_holds(omni, engines, monkeypatch, pla
     for step in seen:
         for name, (prompt, computed, blocks) in step.items():
             for part, number in blocks.items():
-                assert number == ceil(kept[name].before(part, computed) / BLOCK)
+                assert number == ceil(kept[name].kv_len(part, computed) / BLOCK)
                 assert number == ceil(computed / BLOCK) or (part >= 4 and prompt > BLOCK)
     decoding = [blocks for step in seen for prompt, computed, blocks in step.values() if computed > prompt]
     assert decoding
@@ -87,15 +90,15 @@ def test_more_requests_fit_the_same_memory(omni, engines):
 
 
 def test_what_typical_prompts_take_is_logged(omni, engines, monkeypatch):
-    from fastav.engines.vllm import memory
+    from fastav.engines.vllm.plugin import scheduler as plugin
 
-    said = []
-    monkeypatch.setattr(memory, "log", SimpleNamespace(info=lambda text, *values: said.append(text % values)))
+    lines = []
+    monkeypatch.setattr(plugin, "log", SimpleNamespace(info=lambda text, *values: lines.append(text % values)))
     with engines.own(omni.folder, HALF, **SMALL) as llm:
         free = scheduler_of(llm).kv_cache_manager.block_pool.get_num_free_blocks()
     whole, held = 2 * (256 // BLOCK), 256 // BLOCK + ceil(256 / 5 / BLOCK)
     room = f"there is room for {free / held:.1f} at once, not {free / whole:.1f}"
-    assert said == [f"fastav: a typical prompt of 255 tokens takes {held} blocks, not {whole}: {room}"]
+    assert lines == [f"fastav: a typical prompt of 255 tokens takes {held} blocks, not {whole}: {room}"]
 
 
 PLANS = ["none", "fastav", "fastav-plus", "fastv@0.25", HALF.to_json(), GLOBAL["strided"].to_json()]
@@ -104,23 +107,21 @@ PLANS = ["none", "fastav", "fastav-plus", "fastv@0.25", HALF.to_json(), GLOBAL["
 @pytest.mark.parametrize("server", ["none", "fastav"])
 def test_requests_name_plans_of_their_own(omni, engines, server):
     questions = [QUESTIONS[0], QUESTIONS[3], QUESTIONS[4], QUESTIONS[2], QUESTIONS[1], QUESTIONS[0], QUESTIONS[3]]
-    said = [*PLANS, None]
+    plans = [*PLANS, None]
     llm = engines(omni.folder, server, **WHOLE)
-    asked = [
+    params = [
         sampling(q.new, extra_args={} if plan is None else {"fastav": plan})
-        for q, plan in zip(questions, said, strict=True)
+        for q, plan in zip(questions, plans, strict=True)
     ]
-    outputs = llm.generate([q.for_vllm() for q in questions], asked, use_tqdm=False)
-    from asking import said as told
-
-    for output, question, plan in zip(outputs, questions, said, strict=True):
+    outputs = llm.generate([q.for_vllm() for q in questions], params, use_tqdm=False)
+    for output, question, plan in zip(outputs, questions, plans, strict=True):
         chosen = Plan.from_json(plan) if plan and plan.startswith("{") else plan_of(plan or server, omni)
-        assert difference(told(output), omni(question, chosen)) < TOLERANCE
+        assert difference(generated(output), omni(question, chosen)) < TOLERANCE
     for plan, words in [
         ("fastaw", "did you mean"),
         ("{", "JSON"),
         ("mine.json", "cannot name a file"),
-        (3, "names its plan by a text"),
+        (3, "plan must be a string"),
         ("omnizip", "encoder scores"),
     ]:
         with pytest.raises(VLLMValidationError, match=words):

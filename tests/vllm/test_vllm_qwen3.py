@@ -1,20 +1,20 @@
 """The Qwen3 decoders: deepstack adds what the vision tower saw to the hidden states of the first layers."""
 
 import pytest
-from asking import Question, agree, film, questions
+from harness import Question, agree, film, questions
 from test_vllm_exact import ASKING, BOTH, WHOLE
 
 from fastav.plan import Before, Keep, Plan, Share, Step
 
-HEARD = "<|audio_start|><|audio_pad|><|audio_end|>"
-DRAWN = "<|vision_start|><|image_pad|><|vision_end|>"
-SEEN = "<|vision_start|><|video_pad|><|vision_end|>"
-QUESTIONS = questions(HEARD, SEEN, DRAWN)
+AUDIO = "<|audio_start|><|audio_pad|><|audio_end|>"
+IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+VIDEO = "<|vision_start|><|video_pad|><|vision_end|>"
+QUESTIONS = questions(AUDIO, VIDEO, IMAGE)
 SHOWN = [
-    Question(text=f"see {SEEN} what is it?", video=film(4, 1, 24), new=9),
+    Question(text=f"see {VIDEO} what is it?", video=film(4, 1, 24), new=9),
     Question(text="only text", new=17),
-    Question(text=f"{SEEN} and for how long?", video=film(8, 2, 24)),
-    Question(text=f"beside a picture {DRAWN} what of {SEEN} is new?", image=film(0.5, 3, 48)[0], video=film(4, 5, 24)),
+    Question(text=f"{VIDEO} and for how long?", video=film(8, 2, 24)),
+    Question(text=f"beside a picture {IMAGE} what of {VIDEO} is new?", image=film(0.5, 3, 48)[0], video=film(4, 5, 24)),
 ]
 EARLY = {  # before deepstack has added anything, among its layers, and after them
     "before": Plan((Step(layers="0", method="position", keep=Keep(media=Before(40))),)),

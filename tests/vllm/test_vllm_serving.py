@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from importlib.metadata import requires
 
 import pytest
-from asking import RATE, TOLERANCE, Question, agree, ask, difference, plan_of, said, sampling, sound
+from harness import RATE, TOLERANCE, Question, agree, ask, difference, generated, plan_of, sampling, sound
 from test_vllm_exact import GLOBAL, QUESTIONS
 from vllm.exceptions import VLLMValidationError
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP
@@ -43,7 +43,7 @@ def test_a_preempted_request_goes_on_exactly(omni, engines, plan, room, steps):
     for answer, question in zip(answers, questions, strict=True):
         assert difference(answer, omni(question, plan_of(plan, omni))) < TOLERANCE
     begun = [tokens for step in steps for computed, tokens, cut in step if cut and not computed]
-    assert set(begun) - {answer.prompt for answer in answers}, "a prompt ran again with what was answered"
+    assert set(begun) - {answer.prompt_len for answer in answers}, "a prompt ran again with what was answered"
 
 
 def test_aborted_requests_leave_the_others_exact(omni, engines):
@@ -61,8 +61,8 @@ def test_aborted_requests_leave_the_others_exact(omni, engines):
         answers |= {output.request_id: output for output in engine.step() if output.finished}
     chosen = plan_of("fastav", omni)
     for at in (1, 2, 4, 5, 6):
-        assert difference(said(answers[str(at)]), omni(QUESTIONS[at], chosen)) < TOLERANCE
-    assert difference(said(answers["3"]), omni(QUESTIONS[0], chosen)) < TOLERANCE
+        assert difference(generated(answers[str(at)]), omni(QUESTIONS[at], chosen)) < TOLERANCE
+    assert difference(generated(answers["3"]), omni(QUESTIONS[0], chosen)) < TOLERANCE
 
 
 def test_a_video_that_comes_again_is_exact(omni, engines):
@@ -86,27 +86,27 @@ def test_a_plan_that_no_hook_has_read_is_an_error(omni, monkeypatch):
 
 
 def test_names_that_mean_fastav_are_not_passed_over(omni, engines):
-    with pytest.raises(PlanError, match="additional_config names FastAV"):
+    with pytest.raises(PlanError, match='additional_config has the key "FastAV"'):
         LLM(str(omni.folder), additional_config={"FastAV": {"plan": "fastav"}})
     for plan in (None, "fastav"):
         llm = engines(omni.folder, plan)
-        with pytest.raises(VLLMValidationError, match="names its plan as fastav, not as fast-av"):
+        with pytest.raises(VLLMValidationError, match='names its plan as "fastav", not as "fast-av"'):
             llm.generate([QUESTIONS[1].for_vllm()], sampling(2, extra_args={"fast-av": "none"}), use_tqdm=False)
 
 
 @pytest.mark.parametrize("version", ["0.32.0", "0.32.0+cpu", "0.32.0+cu130"])
 def test_what_was_checked_is_taken_whatever_it_was_built_for(monkeypatch, version):
-    from fastav.engines.vllm import internals
+    from fastav.engines.vllm import compat
 
     monkeypatch.setattr("vllm.__version__", version)
-    internals.require_version()
+    compat.require_version()
 
 
 def test_the_extra_names_the_version_that_is_taken():
-    from fastav.engines.vllm import internals
+    from fastav.engines.vllm import compat
 
     wanted = [line for line in requires("fastav") if "extra == 'vllm'" in line.replace('"', "'")]
-    assert [line.partition(";")[0].strip() for line in wanted] == [f"vllm=={internals.SUPPORTED}"]
+    assert [line.partition(";")[0].strip() for line in wanted] == [f"vllm=={version}" for version in compat.VERSIONS]
 
 
 def test_installing_again_changes_nothing():
@@ -122,7 +122,7 @@ def test_several_answers_are_alike_and_prompt_logprobs_refused(omni, engines):
     (output,) = llm.generate([QUESTIONS[0].for_vllm()], likeliest, use_tqdm=False)
     _, tokens, _ = omni(QUESTIONS[0], plan_of("fastav", omni))
     assert [list(answer.token_ids) for answer in output.outputs] == [tokens[:5]] * 3
-    with pytest.raises(VLLMValidationError, match="prompt_logprobs asks for logits at tokens that fastav drops"):
+    with pytest.raises(VLLMValidationError, match="prompt_logprobs needs logits of tokens that fastav drops"):
         llm.generate([QUESTIONS[0].for_vllm()], sampling(5, prompt_logprobs=1), use_tqdm=False)
     agree(llm, omni, "fastav", [QUESTIONS[1]])
 
@@ -160,10 +160,10 @@ def test_a_server_prunes_for_concurrent_clients(omni, tmp_path):
     ]
     with server(omni.folder, "fastav", tmp_path / "log") as url:
         answers = at_once(url, [*questions, questions[0]])
-        streamed = posted(url, body(*questions[1]) | {"stream": True})
-        unpruned = json.loads(posted(url, body(*questions[1]) | {"vllm_xargs": {"fastav": "none"}}))
+        streamed = post(url, body(*questions[1]) | {"stream": True})
+        unpruned = json.loads(post(url, body(*questions[1]) | {"vllm_xargs": {"fastav": "none"}}))
         with pytest.raises(urllib.error.HTTPError) as refused:
-            posted(url, body(*questions[1]) | {"vllm_xargs": {"fastav": "fastaw"}})
+            post(url, body(*questions[1]) | {"vllm_xargs": {"fastav": "fastaw"}})
         assert refused.value.code == 400
         assert "did you mean fastav" in refused.value.read().decode()
         assert at_once(url, [questions[0]]) == answers[:1]
@@ -243,9 +243,9 @@ def wav(wave_form):
     return head + data
 
 
-def posted(url, asked):
+def post(url, body):
     request = urllib.request.Request(
-        f"{url}/v1/chat/completions", json.dumps(asked).encode(), {"Content-Type": "application/json"}
+        f"{url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
     with urllib.request.urlopen(request, timeout=120) as answer:
         return answer.read().decode()
@@ -253,12 +253,12 @@ def posted(url, asked):
 
 def at_once(url, questions):
     with ThreadPoolExecutor(len(questions)) as pool:
-        answers = pool.map(lambda question: json.loads(posted(url, body(*question))), questions)
+        answers = pool.map(lambda question: json.loads(post(url, body(*question))), questions)
         return [answer["choices"][0]["token_ids"] for answer in answers]
 
 
 TOO_MUCH = [
-    ({"fastav": "x" * 20_000}, "may have 16,384 letters"),
+    ({"fastav": "x" * 20_000}, "may have 16,384 characters"),
     ({"fastav": Plan((Step(layers="2", method="window", keep=Keep(media=Share(0.5))),) * 40).to_json()}, "32 steps"),
     (
         {
@@ -271,14 +271,15 @@ TOO_MUCH = [
 ]
 
 
-@pytest.mark.parametrize(("said", "words"), TOO_MUCH)
-def test_plans_that_others_would_wait_for_are_refused(omni, said, words):
-    from fastav.engines.vllm.guards import Asked
-    from fastav.engines.vllm.passage import Plans
+@pytest.mark.parametrize(("extra_args", "words"), TOO_MUCH)
+def test_plans_that_others_would_wait_for_are_refused(omni, extra_args, words):
+    from fastav.engines.vllm.guards import PruningConfig
+    from fastav.engines.vllm.plugin.request_state import PlanCache
 
-    plans = Plans(Asked(plan=Plan(), adapter=omni.adapter, config=omni.model.config), chunked_prefill=False)
+    pruning = PruningConfig(plan=Plan(), adapter=omni.adapter, config=omni.model.config)
+    plans = PlanCache(pruning, chunked_prefill=False)
     with pytest.raises(PlanError, match=words):
-        plans.of(said["fastav"])
+        plans.get(extra_args["fastav"])
 
 
 def test_what_others_would_suffer_from_is_refused_or_mended(omni, engines):
@@ -288,10 +289,10 @@ def test_what_others_would_suffer_from_is_refused_or_mended(omni, engines):
     tight = {"enable_chunked_prefill": False, "long_prefill_token_threshold": 32, "max_num_scheduled_tokens": 64}
     llm = engines(omni.folder, "fastav", **tight)
     agree(llm, omni, "fastav", QUESTIONS[:3])
-    with pytest.raises(VLLMValidationError, match="beam search asks anew"):
+    with pytest.raises(VLLMValidationError, match="beam search sends a new prompt"):
         llm.beam_search([question.for_vllm()], BeamSearchParams(beam_width=2, max_tokens=3))
     grown = llm.llm_engine.input_processor
-    with pytest.raises(VLLMValidationError, match="comes in a stream"):
+    with pytest.raises(VLLMValidationError, match="streamed input"):
         grown.process_inputs("x", question.for_vllm(), sampling(2), ("generate",), resumable=True)
     llm = engines(omni.folder, None)
     assert len(llm.beam_search([{"prompt": "hi"}], BeamSearchParams(beam_width=2, max_tokens=3))) == 1

@@ -3,7 +3,7 @@
 from contextlib import nullcontext
 
 import pytest
-from asking import ask, sampling
+from harness import ask, sampling
 from test_vllm_exact import GLOBAL, QUESTIONS
 
 from fastav.errors import PlanNotApplied
@@ -22,48 +22,50 @@ def unhook(llm, monkeypatch):
 
 def unpack(llm, monkeypatch):
     """Cuts leave all tokens."""
-    from fastav.engines.vllm.walk import Row
+    from fastav.engines.vllm.plugin.packed_batch import BatchRow
 
-    monkeypatch.setattr(Row, "cut", lambda self, layer, hidden: hidden)
+    monkeypatch.setattr(BatchRow, "cut", lambda self, layer, hidden: hidden)
 
 
 def unpack_last(llm, monkeypatch):
     """The last cut leaves all tokens."""
-    from fastav.engines.vllm.walk import Row
+    from fastav.engines.vllm.plugin.packed_batch import BatchRow
 
-    cut = Row.cut
+    cut = BatchRow.cut
     last = len(decoder_of(llm).layers) - 1
-    monkeypatch.setattr(Row, "cut", lambda self, layer, hidden: hidden if layer == last else cut(self, layer, hidden))
+    monkeypatch.setattr(
+        BatchRow, "cut", lambda self, layer, hidden: hidden if layer == last else cut(self, layer, hidden)
+    )
 
 
 def override_nothing(llm, monkeypatch):
     """Layers read where their tokens are from somewhere else than the forward context."""
-    from fastav.engines.vllm.internals import Pruning
+    from fastav.engines.vllm.plugin.attention_metadata import PackedMetadata
 
-    monkeypatch.setattr(Pruning, "_within", lambda *_: nullcontext(lambda *_: None))
+    monkeypatch.setattr(PackedMetadata, "override", lambda *_: nullcontext(lambda *_: None))
 
 
 def keep_slots(llm, monkeypatch):
     """Layers read from somewhere else to which slots of the cache their keys go."""
-    from fastav.engines.vllm.internals import Pruning
+    from fastav.engines.vllm.plugin.attention_metadata import PackedMetadata
 
-    made = Pruning._metadata
+    build = PackedMetadata.build
 
-    def metadata(self, layer, where, width):
-        found, slots = made(self, layer, where, width)
-        return found, slots[: len(slots) // 2]
+    def halved(self, layer_name, where, width):
+        metadata, slots = build(self, layer_name, where, width)
+        return metadata, slots[: len(slots) // 2]
 
-    monkeypatch.setattr(Pruning, "_metadata", metadata)
+    monkeypatch.setattr(PackedMetadata, "build", halved)
 
 
 @pytest.mark.parametrize(
     ("plan", "lose", "words"),
     [
-        ("fastav", unhook, r"layer 4's attention was told of \d+ tokens, and by the plan"),
-        (GLOBAL["strided"], unhook, r"layer 0's attention was told of \d+ tokens, and by the plan"),
-        ("fastav", unpack, r"layer 4's attention was told of"),
-        ("fastav", unpack_last, r"layer 7's attention was told of"),
-        ("fastav", override_nothing, r"layer 4 is told of \d+ tokens and given"),
+        ("fastav", unhook, r"layer 4's attention metadata has \d+ tokens, and by the plan"),
+        (GLOBAL["strided"], unhook, r"layer 0's attention metadata has \d+ tokens, and by the plan"),
+        ("fastav", unpack, r"layer 4's attention metadata has"),
+        ("fastav", unpack_last, r"layer 7's attention metadata has"),
+        ("fastav", override_nothing, r"layer 4 expects \d+ tokens and gets"),
         ("fastav", keep_slots, r"layer 4's cache was given \d+ tokens"),
     ],
 )
@@ -84,10 +86,10 @@ def test_a_cut_that_answers_forget_is_an_error(omni, engines, monkeypatch):
             engine.step()
 
 
-def test_a_part_of_the_cache_with_other_blocks_is_an_error(omni, engines, monkeypatch):
-    from fastav.engines.vllm.memory import PartManager
+def test_a_group_of_the_cache_with_other_blocks_is_an_error(omni, engines, monkeypatch):
+    from fastav.engines.vllm.plugin.kv_cache import KVGroupManager
 
-    monkeypatch.setattr(PartManager, "_held", lambda self, request, tokens: tokens)
+    monkeypatch.setattr(KVGroupManager, "_kv_len", lambda self, request, tokens: tokens)
     with engines.own(omni.folder, "fastav") as llm, pytest.raises(PlanNotApplied, match=r"layer \d has \d+ blocks of"):
         ask(llm, ASKED)
 

@@ -16,7 +16,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from fastav import cache_argument
 from fastav.bench.contenders import Contender
 from fastav.bench.workload import Workload, lacks_memory, release
-from fastav.engines.transformers.decoding import last_alone
+from fastav.engines.transformers.generation.loop import last_alone
 from fastav.errors import FastAVError
 
 T = TypeVar("T")

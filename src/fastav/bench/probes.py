@@ -12,14 +12,15 @@ from transformers import PreTrainedModel
 from fastav.bench.contenders import Contender
 from fastav.bench.measure import Clock, Spread, forward, timed
 from fastav.bench.workload import Workload, swapped
-from fastav.engines.transformers import gather
-from fastav.engines.transformers.prefill import Prefill
+from fastav.engines.transformers.layer_inputs import LayerInputs
 from fastav.errors import reason_of
+from fastav.pruning import indexing
+from fastav.pruning.state import PruningState
 
 PARTS: Mapping[str, tuple[tuple[Any, str], ...]] = {  # what the engine calls for each part of a cut
-    "score": ((Prefill, "cut"), (Prefill, "cut_cache"), (Prefill, "observe")),
-    "select": ((Prefill, "_select"),),
-    "gather": ((gather, "take"), (Prefill, "_keep"), (Prefill, "layer_arguments"), (Prefill, "handed_on")),
+    "score": ((PruningState, "cut"), (PruningState, "select_in_cache"), (PruningState, "observe")),
+    "select": ((PruningState, "_select"),),
+    "gather": ((indexing, "take"), (PruningState, "_keep"), (LayerInputs, "arguments"), (LayerInputs, "restored")),
 }
 
 

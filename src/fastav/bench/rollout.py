@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastav.attention import weighted_attention
 from fastav.bench import report
 from fastav.bench.measure import Spread, timed
 from fastav.engines.transformers.stopwatch import PeakMemory
+from fastav.pruning.attention import weighted_attention
 
 HEADS, KV_HEADS, FEATURES, LAYERS, STARTS = 28, 4, 128, 28, 3
 HIDDEN, INTERMEDIATE = 3584, 18_944

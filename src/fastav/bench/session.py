@@ -12,7 +12,7 @@ from fastav.bench import contenders, limits, report, targets
 from fastav.bench.subjects import Prompt, Subject, prompts, subject
 from fastav.bench.suite import Suite, described
 from fastav.bench.workload import build_model
-from fastav.engines.transformers.placing import placed
+from fastav.device import placed
 from fastav.errors import FastAVError
 
 

@@ -16,8 +16,9 @@ from transformers import GenerationConfig, PreTrainedModel
 from fastav.adapter import ModelAdapter
 from fastav.bench.contenders import Contender
 from fastav.bench.subjects import Prompt, Subject
-from fastav.engines.transformers import Decoding, decoding, prune
-from fastav.engines.transformers.compiled import compiled
+from fastav.engines.transformers import Decoding, prune
+from fastav.engines.transformers.compiled_layers import compiled
+from fastav.engines.transformers.generation import loop
 from fastav.errors import FastAVError, UnsupportedModel, reason_of
 from fastav.layout import Layout, Modality
 from fastav.models.videollama2 import VideoLlama2Config
@@ -148,11 +149,11 @@ def _attend_by(model: PreTrainedModel, attention: str) -> None:
 @contextmanager
 def captures(number: int) -> Iterator[None]:
     """While active, as many captured steps are held, so that none is captured twice; afterwards none is."""
-    with swapped(decoding, "CAPTURED", number):
+    with swapped(loop, "MAX_STEPS", number):
         try:
             yield
         finally:
-            decoding._captured.clear()
+            loop._steps.clear()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from fastav.calibrate.look import look_at
 from fastav.calibrate.prompts import Prompt, prompts_of
 from fastav.calibrate.rule import Choice, Criterion, choose
 from fastav.calibrate.store import Record, Store
-from fastav.engines.transformers.placing import placed
+from fastav.device import placed
 from fastav.errors import CalibrationError, FastAVError, reason_of
 from fastav.flops import DecoderShape, kv_bytes
 from fastav.media import Clip
@@ -22,7 +22,7 @@ from fastav.pipelines import Pipeline, pipeline, resolve
 from fastav.plan import Plan
 from fastav.presets import NONE
 from fastav.provenance import provenance
-from fastav.rollout import ALPHA
+from fastav.pruning.rollout import ALPHA
 
 
 @dataclass(frozen=True, slots=True)

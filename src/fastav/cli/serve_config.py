@@ -31,19 +31,20 @@ def serve_config(
     """
     with working(f"reading {model}"), hushed():
         from fastav import pipelines
-        from fastav.engines.vllm import flags, guards
+        from fastav.engines.vllm import guards, server_args
 
         adapter, source, config = pipelines.resolve(model)
-        asked = guards.Asked(plan=pipelines.plan_named(plan, adapter), adapter=adapter, config=config)
-        guards.check_plan(asked)
-        found = flags.flags(asked, flags.longest(asked) if max_model_len is None else max_model_len)
-        cpu = flags.here_on_cpu() if device is None else device == "cpu"
-        words = [*flags.program(source, cpu=cpu), *(word for flag in found for word in flag.words)]
+        pruning = guards.PruningConfig(plan=pipelines.plan_named(plan, adapter), adapter=adapter, config=config)
+        guards.check_plan(pruning)
+        max_model_len = server_args.model_max_len(pruning) if max_model_len is None else max_model_len
+        flags = server_args.flags(pruning, max_model_len)
+        cpu = server_args.has_cpu_build() if device is None else device == "cpu"
+        command = [*server_args.server_program(source, cpu=cpu), *(arg for flag in flags for arg in flag.args)]
     if as_json:
-        why = dict.fromkeys(flags.ENVIRONMENT, "fastav does not know vLLM's model runner V2")
-        why |= {flag.name: flag.why for flag in found}
-        print_json({"environment": dict(flags.ENVIRONMENT), "command": words, "why": why})
+        why = dict.fromkeys(server_args.ENVIRONMENT, "fastav does not know vLLM's model runner V2")
+        why |= {flag.name: flag.reason for flag in flags}
+        print_json({"environment": dict(server_args.ENVIRONMENT), "command": command, "why": why})
         return
-    for flag in found:
-        stderr().print(f"{flag.name}: {printable(flag.why)}", soft_wrap=True)
-    print(flags.shell(flags.ENVIRONMENT, words))
+    for flag in flags:
+        stderr().print(f"{flag.name}: {printable(flag.reason)}", soft_wrap=True)
+    print(server_args.shell_command(server_args.ENVIRONMENT, command))

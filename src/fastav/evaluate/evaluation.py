@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from fastav import __version__
+from fastav.device import placed
 from fastav.engine import Answer
-from fastav.engines.transformers.placing import placed
 from fastav.errors import FastAVError, PlanError, TaskError
 from fastav.evaluate.answers import Failure, Setup, Work, answers
 from fastav.evaluate.rows import Row

@@ -29,7 +29,7 @@ class Dart(Method):
     of the official code apply first.
     """
 
-    needs: ClassVar[frozenset[Signal]] = frozenset({Signal.KEYS})
+    needs: ClassVar[frozenset[Signal]] = frozenset({Signal.KEYS, Signal.HIDDEN_STATES})
     pivots: int = 4
     texts: int = 4
 
@@ -39,10 +39,9 @@ class Dart(Method):
 
     def score(self, view: View) -> Float[Tensor, "batch tokens"]:
         """1 for pivots; else minus the share of its modality that stands before it in the list it is highest in."""
-        assert view.keys is not None
         modality, hidden = view.modality, normalize(view.hidden.float(), dim=-1)
         size = view.keys.float().abs().sum((1, 3))
-        asked = view.prompt.question.gather(1, view.slots) & (modality == Modality.TEXT)
+        asked = view.question & (modality == Modality.TEXT)
         texts = _largest(size, asked, self.texts)
         best = torch.zeros_like(size)
         for m in MEDIA:

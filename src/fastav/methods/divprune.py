@@ -1,13 +1,14 @@
 """Tokens that are far from each other stay."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from fastav.method import Method, View
+from fastav.method import Method, Signal, View
 from fastav.methods._options import require_whole
 from fastav.methods._order import rows_at
 
@@ -30,6 +31,7 @@ class Divprune(Method):
     Source: arXiv:2503.02175 (there for image tokens before the first layer).
     """
 
+    needs: ClassVar[frozenset[Signal]] = frozenset({Signal.HIDDEN_STATES})
     limit: int | None = None
 
     def __post_init__(self) -> None:

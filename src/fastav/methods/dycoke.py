@@ -1,6 +1,7 @@
 """In groups of four frames, what repeats an earlier frame goes."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from fastav.layout import Modality
-from fastav.method import Method, View
+from fastav.method import Method, Signal, View
 from fastav.methods._order import courses, earlier, framed, ranks, rows_at, spread
 
 _GROUP = 4
@@ -31,6 +32,8 @@ class Dycoke(Method):
     official code, not averaged; a last, incomplete group is treated like the others, where that code leaves it whole;
     without the dynamic KV cache of its second half. How omni papers form frames of audio is not stated: ours.
     """
+
+    needs: ClassVar[frozenset[Signal]] = frozenset({Signal.HIDDEN_STATES, Signal.FRAMES})
 
     def score(self, view: View) -> Float[Tensor, "batch tokens"]:
         """Minus the share of its frame's tokens that differ more; of frames that stay whole, 2 minus that share."""

@@ -1,13 +1,14 @@
 """What differs from the frame before stays."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from fastav.method import Method, View
+from fastav.method import Method, Signal, View
 from fastav.methods._order import courses, earlier, rows_at
 
 
@@ -20,6 +21,8 @@ class Evs(Method):
 
     Source: arXiv:2510.14624. Differs: audio, of which the paper has none, is compared from token to token.
     """
+
+    needs: ClassVar[frozenset[Signal]] = frozenset({Signal.HIDDEN_STATES, Signal.FRAMES})
 
     def score(self, view: View) -> Float[Tensor, "batch tokens"]:
         """Cosine distance in time, in [0, 2]; 3 where there is nothing before."""

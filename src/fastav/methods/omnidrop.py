@@ -27,7 +27,7 @@ class Omnidrop(Method):
     interleaves them.
     """
 
-    needs: ClassVar[frozenset[Signal]] = frozenset({Signal.TEXT_QUERIES})
+    needs: ClassVar[frozenset[Signal]] = frozenset({Signal.TEXT_QUERIES, Signal.SECONDS})
     drop: float | int = 0.2
     diversity: float | int = 0.2
     chunk: float | int = 2.0
@@ -52,5 +52,5 @@ class Omnidrop(Method):
         """Chunks from each token to the key chunk, over the index of the last; 0 where a second is unknown."""
         chunk = torch.floor(view.second / self.chunk)
         key = attention.masked_fill(~media, -1.0).argmax(1, keepdim=True)
-        last = torch.floor(view.prompt.second / self.chunk).nan_to_num(nan=0.0).amax(1, keepdim=True).clamp(min=1)
+        last = torch.floor(view.last_second / self.chunk).nan_to_num(nan=0.0).clamp(min=1)[:, None]
         return ((chunk - chunk.gather(1, key)).abs() / last).nan_to_num(nan=0.0)

@@ -54,7 +54,9 @@ class Omnizip(Method):
     audio with all video; each of its frames rounds down by itself.
     """
 
-    needs: ClassVar[frozenset[Signal]] = frozenset({Signal.ENCODER})
+    needs: ClassVar[frozenset[Signal]] = frozenset(
+        {Signal.ENCODER, Signal.HIDDEN_STATES, Signal.FRAMES, Signal.SECONDS}
+    )
     audio: float | int = 0.75
     anchors: float | int = 0.05
     merged: int = 3
@@ -112,7 +114,7 @@ class Omnizip(Method):
 
     def _windows(self, view: View) -> Int[Tensor, "batch tokens"]:
         """Number of each token's window; -1 where it is in none."""
-        timed = view.prompt.second.isfinite().any(1, keepdim=True)
+        timed = view.last_second.isfinite()[:, None]
         by_second = (view.second / self.window).floor().nan_to_num(nan=-1.0).long()
         by_frame = (view.frame / (_RATE * self.window)).floor().long()
         return torch.where(timed, by_second, by_frame).clamp(min=-1)

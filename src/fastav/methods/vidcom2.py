@@ -1,6 +1,7 @@
 """Video tokens that are unlike their frame and unlike the video stay, more of them in unusual frames."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from fastav.layout import Modality
-from fastav.method import Method, View
+from fastav.method import Method, Signal, View
 from fastav.methods._order import ranks, rows_at
 
 _WIDTHS = tuple(2.0**power for power in range(-3, 2))  # of the Gaussians, as variances
@@ -27,6 +28,8 @@ class Vidcom2(Method):
     Source: arXiv:2505.14454, section 3; formulas as in the group's code. Differs: all frames together keep what the
     plan says, where rounding every frame by itself gives a number that depends on the scores.
     """
+
+    needs: ClassVar[frozenset[Signal]] = frozenset({Signal.HIDDEN_STATES, Signal.FRAMES})
 
     def score(self, view: View) -> Float[Tensor, "batch tokens"]:
         """Minus the share of its frame's tokens that are less like the centres, over the frame's weight."""

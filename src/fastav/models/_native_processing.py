@@ -15,7 +15,7 @@ from transformers import ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _get_template_variables
 
-from fastav.adapter import Prompt, Request
+from fastav.adapter import Request, VllmInputs
 from fastav.errors import CheckpointError, MediaError
 from fastav.models._checkpoint import HUB_OPTIONS
 from fastav.models._conversations import flat, request_of
@@ -119,6 +119,8 @@ class ClipProcessor(ProcessorMixin, ABC):
 
         Contents may be strings, or lists of parts of type "video", "audio" and "text": the clip comes first, as
         `places` has it, then the text. A conversation shows one clip; `request_of` says how its parts name it.
+        chat_template: the name of one of the processor's own templates, which read contents as strings; or a template,
+        which reads the messages as they are and writes the places itself.
         tokenize: read the clips and give `input_ids`, or all inputs if `return_dict`; otherwise a string.
         load_audio_from_video: whether a video is shown with its sound; None: if it has any, as `fastav.pipeline` does.
         processor_kwargs: further arguments of `__call__`, which may also stand among the others; what is left goes to
@@ -130,6 +132,8 @@ class ClipProcessor(ProcessorMixin, ABC):
         talks = list(conversation) if batched else [conversation]
         messages = [flat(talk, self.places) for talk in talks]
         template = self._template(chat_template)
+        if template not in self._templates.values():
+            messages = talks
         given = dict(processor_kwargs or {})
         if tokenize:
             given |= {name: kwargs.pop(name) for name in list(kwargs) if name in CALL_ARGUMENTS | MEDIA_ARGUMENTS}
@@ -145,9 +149,14 @@ class ClipProcessor(ProcessorMixin, ABC):
 
     def _template(self, name: str | None) -> str:
         """A template by its name, as it stands, or the default one."""
-        held: Any = self.chat_template
-        known: Mapping[str, str] = held if isinstance(held, Mapping) else {"default": held}
+        known = self._templates
         return known["default"] if name is None else known.get(name, name)
+
+    @property
+    def _templates(self) -> Mapping[str, str]:
+        """The processor's own templates, by name."""
+        held: Any = self.chat_template
+        return held if isinstance(held, Mapping) else {"default": held}
 
     def _refuse_empty_places(self, prompts: Sequence[str], clips: Sequence[Any], sounds: Sequence[Any]) -> None:
         """Raise MediaError if a prompt that comes without a clip has a place for one.
@@ -194,13 +203,13 @@ class ClipProcessor(ProcessorMixin, ABC):
         return {"input_ids": ids, "attention_mask": mask}
 
 
-def shown_whole(processor: Any, request: Request) -> Prompt:
+def shown_whole(processor: Any, request: Request) -> VllmInputs:
     """A request as vLLM takes it: the clip as it is, which our own processor decodes there.
 
     Raises: MissingTrack.
     """
     video, audio = request.tracks
-    return Prompt(
+    return VllmInputs(
         text=processor.prompt(request.question, video=video, audio=audio),
         media={"video" if video else "audio": request.clip},
         options={"use": str(request.use)} if video else {},

@@ -15,7 +15,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from fastav.adapter import AudioAttention, Prepared, Prompt, Request
+from fastav.adapter import AudioAttention, Prepared, Request, VllmInputs
 from fastav.errors import MediaError
 from fastav.installation import require_packages
 from fastav.layout import Layout, Modality
@@ -56,6 +56,13 @@ class OmniAdapter(OfficialAdapter):
     prefix: ClassVar[int]
     pooled: ClassVar[bool]
     unused = ("talker.", "token2wav.", "code2wav.")
+
+    def text_only_hint(self, model: PreTrainedModel, arguments: Mapping[str, Any]) -> str | None:
+        """How to ask this model for text alone, if `generate` with these arguments would also speak; else None."""
+        text = arguments.get("return_audio") is False or arguments.get("generation_mode") in ("text", False)
+        if text or not getattr(model, "has_talker", False):
+            return None
+        return "ask for text only: generation_mode='text' (Qwen2.5-Omni), return_audio=False (Qwen3-Omni)"
 
     @abstractmethod
     def heard(self, columns: int) -> int:
@@ -135,7 +142,7 @@ class OmniAdapter(OfficialAdapter):
         start = request.shown.require_audio().start if shown.audio is not None else 0.0
         return Row(inputs, self._with_sound(timed(layout, frames=seconds), start))
 
-    def prompt(self, processor: ProcessorMixin, request: Request) -> Prompt:
+    def vllm_inputs(self, processor: ProcessorMixin, request: Request) -> VllmInputs:
         """What vLLM is given for a request: one video, one sound, and whether the sound is the video's own."""
         self.require(processor, [request])
         known: Any = processor
@@ -152,7 +159,7 @@ class OmniAdapter(OfficialAdapter):
             # vLLM puts sound between the frames before the processor says how long a step in time is
             step = known.video_processor.temporal_patch_size / shown.video.fps
             options |= {"use_audio_in_video": True, "second_per_grid_ts": [step]}
-        return Prompt(text=shown.text, media=media, options=options)
+        return VllmInputs(text=shown.text, media=media, options=options)
 
     def _shown(self, processor: Any, request: Request) -> "_Shown":
         """A request, decoded and sampled."""

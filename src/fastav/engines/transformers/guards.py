@@ -1,6 +1,7 @@
 """What cannot be exact is refused before it runs, in words."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from inspect import signature
@@ -11,12 +12,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
-from fastav import mixing
+from fastav import token_mixing
 from fastav.adapter import ModelAdapter
-from fastav.engines.transformers.buffers import StepCache
-from fastav.engines.transformers.decoder_layers import layer_types, layers_with_cache, narrow
+from fastav.engines.transformers.generation.buffers import StepCache
 from fastav.errors import UnsupportedModel, UnsupportedPlan
-from fastav.method import Method, Signal
+from fastav.layout import Layout
+from fastav.pruning.decoder_layers import layers_with_cache, narrow
+from fastav.pruning.device_layout import upload
 
 _DRAFTS = "puts draft tokens into the prefill, which shifts the last query"
 _REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {  # settings of generate: which values, and why
@@ -47,80 +49,13 @@ _TOLERANCE = {
 _COARSE = 5e-2  # in other dtypes
 
 
-OUTSIDE = frozenset({Signal.GIVEN, Signal.ENCODER})  # signals that no decoder layer computes
-
-
-def check_decoder(config: PreTrainedConfig, cuts: tuple[tuple[int, Method], ...]) -> None:
-    """Refuse layers that mix neighbouring tokens, kernels without a tap, and scores that no layer computes.
-
-    Raises: UnsupportedModel, UnsupportedPlan.
-    """
-    types, owners = layer_types(config), layers_with_cache(config)
-    for layer, method in cuts:
-        if why := mixing.of_types(types[layer:]):
-            raise UnsupportedModel(f"no token can be dropped entering layer {layer}: {why}")
-        if layer >= owners:
-            raise UnsupportedPlan(
-                f"layer {layer} has no keys and values but shares those of layers before {owners}, so what is dropped "
-                "entering it would be seen all the same",
-                f"place the last step at layer {owners - 1} or before",
-            )
-        if method.merges and getattr(config, "altup_num_inputs", 1) > 1:
-            raise UnsupportedPlan(
-                f"{type(method).__name__} merges tokens, and this decoder stacks several hidden states of each",
-                "take a method that only drops",
-            )
-        if not (of_decoder := method.needs - OUTSIDE):
-            continue
-        if layer == 0:
-            named = ", ".join(sorted(of_decoder))
-            raise UnsupportedPlan(f"no layer has attended yet when layer 0 is entered ({named})", "start at layer 1")
-        if not method.needs & {Signal.LAST_QUERY, Signal.TEXT_QUERIES, Signal.WINDOW}:
-            continue
-        if narrow(config)[layer - 1]:
-            raise UnsupportedPlan(
-                f"layer {layer - 1} attends within a window, so its last query cannot score all tokens",
-                "place the step after a layer of full attention",
-            )
-
-
-def check_encoder(adapter: ModelAdapter, methods: Iterable[Method]) -> None:
-    """Refuse methods that ask for attention which the model's adapter does not find.  Raises: UnsupportedPlan."""
-    for method in methods:
-        if Signal.ENCODER in method.needs and adapter.audio_attention() is None:
-            raise UnsupportedPlan(
-                f"{type(method).__name__} asks for the audio encoder's attention, and the adapter of {adapter.name} "
-                "does not tell where that is",
-                "take a method that does not need it, or another model: docs/methods.md lists those that tell",
-            )
-
-
-def check_caches(config: PreTrainedConfig, cuts: tuple[tuple[int, Method], ...]) -> None:
-    """Refuse to merge in caches, or to drop from those that are another layer's, or hold a window only.
-
-    Raises: UnsupportedPlan.
-    """
-    for layer, method in cuts:
-        if method.merges:
-            raise UnsupportedPlan(
-                f"{type(method).__name__} merges tokens, which are keys and values when a layer's cache alone is cut",
-                "leave cache_only out, or take a method that only drops",
-            )
-        if layer >= (owners := layers_with_cache(config)):
-            raise UnsupportedPlan(f"layer {layer} has no cache of its own", f"place the step before layer {owners}")
-        if narrow(config)[layer]:
-            raise UnsupportedPlan(
-                f"layer {layer} attends within a window, and its cache holds no more", "name layers of full attention"
-            )
-
-
 def check_layers(layers: Sequence[nn.Module]) -> None:
     """Refuse layers that are built of more than attention, whatever their configuration says.
 
     Raises: UnsupportedModel.
     """
     for layer in layers:
-        if why := mixing.of_layer(layer):
+        if why := token_mixing.of_layer(layer):
             raise UnsupportedModel(f"{type(layer).__name__} cannot be pruned: {why}")
 
 
@@ -182,30 +117,46 @@ def check_call(inputs: Mapping[str, Any], config: PreTrainedConfig, decoder: nn.
             raise UnsupportedPlan(f"{name} would differ in length from layer to layer", "leave it out while pruning")
 
 
-@contextmanager
-def guarded_generate(model: PreTrainedModel, local: Any) -> Iterator[None]:
-    """While active, generation refuses what pruning would make silently wrong.
+class GenerateCall(threading.local):
+    """The call of `generate` that runs in this thread.
 
-    `generate` itself is guarded for its arguments; `_prepare_generation_config` for what becomes of them and of the
-    model's own settings, on every path; `_get_candidate_generator` for drafts of any kind; and what begins continuous
-    batching.
-    local: gets `generating`, True while `generate` runs in a thread, `asked`, the arguments that it was given, and
-    `copies`, how many times each prompt stands in the batch (for beams and `num_return_sequences`).
+    active: whether one runs. arguments: what it was called with, by name. copies: how many rows of the batch each
+    prompt has, for beams and `num_return_sequences`.
+    """
+
+    active = False
+    arguments: Mapping[str, Any] = {}
+    copies = 1
+
+    @contextmanager
+    def run(self, arguments: Mapping[str, Any]) -> Iterator[None]:
+        """Record a call while it runs."""
+        self.active, self.arguments = True, arguments
+        try:
+            yield
+        finally:
+            self.active, self.arguments, self.copies = False, {}, 1
+
+
+@contextmanager
+def guarded_generate(model: PreTrainedModel, call: GenerateCall) -> Iterator[None]:
+    """While active, generation refuses what pruning would make silently wrong, and `call` records each call.
+
+    The arguments of `generate` are checked; the generation config that results from them and the model's own settings,
+    in `_prepare_generation_config`; drafts of any kind, in `_get_candidate_generator`; and continuous batching.
     """
 
     def generate(plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        given = signature(plain).bind_partial(*args, **kwargs).arguments
-        _refuse({**given, **given.get("kwargs", {})}.get)
-        if given.get("streamer") is not None and given.get("custom_generate") is not None:
+        arguments = signature(plain).bind_partial(*args, **kwargs).arguments
+        arguments = {**arguments, **arguments.get("kwargs", {})}
+        _refuse(arguments.get)
+        if arguments.get("streamer") is not None and arguments.get("custom_generate") is not None:
             raise UnsupportedPlan("transformers hands no streamer to a custom loop", "give it to fastav.Decoding")
-        local.generating, local.asked = True, {**given, **given.get("kwargs", {})}
-        try:
+        with call.run(arguments):
             return plain(*args, **kwargs)
-        finally:
-            local.generating, local.asked, local.copies = False, {}, 1
 
     def expand(plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        local.copies = signature(plain).bind_partial(*args, **kwargs).arguments.get("expand_size", 1)
+        call.copies = signature(plain).bind_partial(*args, **kwargs).arguments.get("expand_size", 1)
         return plain(*args, **kwargs)
 
     def packed(plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -233,7 +184,7 @@ def guarded_generate(model: PreTrainedModel, local: Any) -> Iterator[None]:
     with ExitStack() as stack:
         for name, guard in guarded.items():
             if hasattr(model, name):
-                stack.enter_context(shadowed(model, name, partial(guard, getattr(model, name))))
+                stack.enter_context(patched(model, name, partial(guard, getattr(model, name))))
         yield
 
 
@@ -255,28 +206,57 @@ def check_copies(hidden: Tensor, copies: int) -> None:
 
 
 @contextmanager
-def speechless(model: PreTrainedModel) -> Iterator[None]:
-    """While active, a model that also speaks is refused speech: its talker reads hidden states of every token."""
+def text_only(model: PreTrainedModel, adapter: ModelAdapter) -> Iterator[None]:
+    """While active, refuse speech: a talker reads the hidden states of every token, dropped ones too."""
     if not hasattr(model, "generate"):
         yield
         return
     plain: Any = model.generate
 
     def generate(*args: Any, **kwargs: Any) -> Any:
-        silent = kwargs.get("return_audio") is False or kwargs.get("generation_mode") in ("text", False)
-        if getattr(model, "has_talker", False) and not silent:
+        if (hint := adapter.text_only_hint(model, kwargs)) is not None:
             raise UnsupportedPlan(
-                "speech cannot be exact while pruning: the talker reads the hidden states of tokens that are dropped",
-                "ask for text only: generation_mode='text' (Qwen2.5-Omni), return_audio=False (Qwen3-Omni)",
+                "speech cannot be exact while pruning: the talker reads the hidden states of dropped tokens", hint
             )
         return plain(*args, **kwargs)
 
-    with shadowed(model, "generate", generate):
+    with patched(model, "generate", generate):
         yield
 
 
+def check_mask(mask: Tensor | None, layouts: Sequence[Layout], length: int, *, wait: bool) -> None:
+    """Refuse a prompt whose real tokens are not the last ones of each row, as many as its layout has.
+
+    wait: whether looking may wait for the device; otherwise a GPU looks for itself, and stops if they disagree.
+
+    Raises: UnsupportedPlan.
+    """
+    lengths = [len(layout) for layout in layouts]
+    if mask is None:
+        if any(n != length for n in lengths):
+            raise UnsupportedPlan(
+                f"the prompts have {length} tokens, their layouts {lengths}, and there is no attention mask",
+                "pass the attention mask, or one layout of full length per prompt",
+            )
+        return
+    if mask.ndim != 2:
+        return  # the caller's own rules of who sees whom; layouts were given with them
+    expected = torch.arange(length)[None] >= length - torch.tensor(lengths)[:, None]
+    if mask.is_cpu or wait:
+        if mask.shape != expected.shape or not torch.equal(mask.bool().cpu(), expected):
+            raise UnsupportedPlan(
+                f"the attention mask shows {mask.bool().sum(1).tolist()} tokens, the layouts {lengths}, "
+                "or the tokens shown are not the last ones of each row",
+                "pad on the left, without holes",
+            )
+        return
+    same = (mask.bool() == upload(expected.numpy(), mask.device)).all()
+    check: Any = torch._assert_async  # pyright: ignore[reportPrivateImportUsage]
+    check(same, "the attention mask and the layouts given to fastav.prune disagree")
+
+
 @contextmanager
-def shadowed(module: nn.Module, name: str, value: Any) -> Iterator[None]:
+def patched(module: nn.Module, name: str, value: Any) -> Iterator[None]:
     """An attribute of the instance, for a while."""
     own = vars(module)
     before = own.get(name)

@@ -7,22 +7,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fastav.adapter import ModelAdapter
 from fastav.engine import GREEDY
-from fastav.engines.transformers import staging
-from fastav.engines.transformers.choosing import settings
 from fastav.engines.transformers.devices import input_device
-from fastav.engines.transformers.pruner import prune
+from fastav.engines.transformers.generation.sampler import generate_settings
+from fastav.engines.transformers.hooks import prune
 from fastav.engines.transformers.stopwatch import Stopwatch
 from fastav.layout import Layout
-from fastav.plan import Plan
-from fastav.rollout import Captured, rollout_rows
+from fastav.pruning.compiled import CompiledPlan
+from fastav.pruning.device_layout import question_mask
+from fastav.pruning.rollout import LayerAttention, rollout_rows
 from fastav.trace import Trace
 
 
-def trace(
-    model: Any, adapter: ModelAdapter, inputs: Mapping[str, Any], layout: Layout, plan: Plan, alpha: float
-) -> Trace:
+def trace(model: Any, compiled: CompiledPlan, inputs: Mapping[str, Any], layout: Layout, alpha: float) -> Trace:
     """Prefill one prompt under a plan and look at its attention.
 
     Queries and keys of all layers wait on the host: beside the model, the device holds those of one layer and a block
@@ -32,17 +29,17 @@ def trace(
     watch, layers = Stopwatch(device), []
     masks: dict[int, tuple[Tensor, Tensor]] = {}  # each mask once, and what it was, so that no other gets its id
 
-    def keep(captured: Captured) -> None:
-        mask = captured.mask
+    def keep(inputs: LayerAttention) -> None:
+        mask = inputs.mask
         if mask is not None and id(mask) not in masks:
             masks[id(mask)] = (mask, mask.cpu())
         kept = None if mask is None else masks[id(mask)][1]
-        layers.append(captured._replace(mask=None).to("cpu")._replace(mask=kept))
+        layers.append(inputs._replace(mask=None).to("cpu")._replace(mask=kept))
 
-    with prune(model, plan, layouts=[layout], adapter=adapter) as pruning:
+    with prune(model, compiled, layouts=[layout]) as pruning:
         start = watch.now()
         with pruning.watched(keep):
-            model.generate(**inputs, **settings(GREEDY), max_new_tokens=1)
+            model.generate(**inputs, **generate_settings(GREEDY), max_new_tokens=1)
         end = watch.now()
         rows = rollout_rows(layers, starts(layout).to(device), alpha=alpha)
         attention, rollout = (part[:, 0, :, :-1].transpose(0, 1).cpu().numpy() for part in rows)
@@ -58,5 +55,5 @@ def trace(
 def starts(layout: Layout) -> Float[Tensor, "1 3 columns"]:
     """How much every token counts for each of `fastav.trace.QUERIES`, and one column more."""
     last = torch.arange(len(layout)) == len(layout) - 1
-    whose = torch.stack([last, torch.from_numpy(staging.question(layout)), torch.ones_like(last)]).float()
+    whose = torch.stack([last, torch.from_numpy(question_mask(layout)), torch.ones_like(last)]).float()
     return torch.nn.functional.pad(whose / whose.sum(1, keepdim=True), (0, 1))[None]

@@ -1,8 +1,7 @@
 """Pruning inside vLLM, as a plugin that vLLM finds by its entry point. docs/vllm.md says how to serve.
 
-`internals` alone knows vLLM. What it asks of the others: `guards` what to refuse, `passage` which tokens of a prompt
-each layer keeps, `walk` where the tokens of a batch are on their way through the layers. `families` holds models that
-vLLM does not have, made of its documented parts for models.
+`compat` alone imports vLLM. `guards` refuses what would not be exact; `plugin` prunes inside vLLM's processes;
+`models` holds the families that vLLM has no models of; `offline` and `engine` are the engine of `fastav.pipeline`.
 """
 
 import logging
@@ -13,16 +12,16 @@ __all__ = ["VllmEngine", "register"]
 
 
 def register() -> None:
-    """Called by vLLM in each of its processes, before it reads a model's configuration.
+    """Make vLLM know our models and read plans; vLLM calls this in each of its processes.
 
-    vLLM knows the models in `families` then. Nothing of it behaves differently unless `additional_config` holds
-    `{"fastav": {"plan": ...}}`.
+    vLLM behaves differently only if `additional_config` holds `{"fastav": {"plan": ...}}`.
     """
-    from fastav.engines.vllm import families, internals
+    from fastav.engines.vllm import compat, models
+    from fastav.engines.vllm.plugin.register import install
 
     try:
-        if internals.supported():
-            families.register()
-        internals.install()
-    except ImportError as error:  # of a vLLM so different that not even its configuration can be read
+        if compat.is_supported():
+            models.register()
+        install()
+    except ImportError as error:  # of a vLLM so different that even its configuration stands elsewhere
         logging.getLogger(__name__).warning("fastav does not prune inside this vLLM: %s", error)

@@ -10,25 +10,27 @@ import torch
 from transformers import PreTrainedConfig
 
 from fastav.adapter import ModelAdapter, Request, adapter_for
+from fastav.decoding.stopping import Stop
+from fastav.decoding.streaming import Stream
+from fastav.device import known_dtype
 from fastav.engine import GREEDY, Answer, Engine, Prepare, Run, Sampling, Saving
-from fastav.engines.transformers.choosing import Stop
-from fastav.engines.transformers.placing import known_dtype
-from fastav.engines.transformers.streaming import Stream
-from fastav.engines.vllm import guards, offline
-from fastav.engines.vllm.offline import Offline, Said
+from fastav.engines.vllm import compat, guards, offline
+from fastav.engines.vllm.guards import PruningConfig
+from fastav.engines.vllm.offline import Generation, Offline
 from fastav.errors import FastAVError, PlanError
 from fastav.flops import kv_bytes, prefill_flops
 from fastav.layout import Layout
 from fastav.method import Signal
 from fastav.plan import Plan
+from fastav.pruning.compiled import CompiledPlan
 from fastav.sources import reachable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Batch:
-    """Requests that vLLM's processor has seen.
+    """Requests after vLLM's processor.
 
-    layouts: of their prompts. media: seconds that took.
+    layouts: of their prompts. media: the seconds that decoding and processing took.
     """
 
     prompts: tuple[Any, ...]
@@ -42,11 +44,11 @@ class VllmEngine(Engine):
     llm: a `vllm.LLM` that was started with fastav in its `additional_config`, for settings of your own.
     """
 
-    provides: ClassVar[frozenset[Signal]] = frozenset(Signal) - {Signal.GIVEN, Signal.ENCODER}
+    provides: ClassVar[frozenset[Signal]] = guards.PROVIDES
 
     def __init__(self, llm: Any) -> None:
         self._vllm = Offline(llm)
-        self._asked = self._vllm.asked
+        self._pruning = self._vllm.pruning
 
     @classmethod
     def load(
@@ -59,30 +61,30 @@ class VllmEngine(Engine):
         dtype: str | None = None,
         attention: str | None = None,
     ) -> "VllmEngine":
-        """vLLM with its own defaults.
+        """Start vLLM with its own defaults.
 
-        device: `cpu` or `cuda`, whichever vLLM was built for. attention: vLLM chooses.
+        device: `cpu` or `cuda`, for which vLLM must be built. attention: must be None, as vLLM chooses it.
         """
         if attention is not None:
             raise FastAVError(
-                "vLLM chooses its attention itself", "leave attention out, or take the engine transformers"
+                "vLLM chooses its attention itself", "leave attention out, or use the engine transformers"
             )
-        offline.imported()
+        compat.require_vllm()
         known_dtype(dtype, auto=True)
-        if device not in (None, there := offline.platform()):
+        if device not in (None, available := compat.device_type()):
             raise FastAVError(
-                f"this vLLM runs on {there}, not on {device}", "CUDA_VISIBLE_DEVICES says which of several GPUs"
+                f"this vLLM runs on {available}, not on {device}", "CUDA_VISIBLE_DEVICES selects one of several GPUs"
             )
         return cls(offline.start(reachable(source, adapter.revision), plan, dtype))
 
     @property
     def device(self) -> str:
-        """Where the model runs."""
-        return offline.platform()
+        """The kind of device that the model runs on."""
+        return compat.device_type()
 
     @property
     def dtype(self) -> str:
-        """What its weights are."""
+        """The dtype of the weights."""
         return self._vllm.dtype
 
     def close(self) -> None:
@@ -97,10 +99,12 @@ class VllmEngine(Engine):
         attention: str | None = None,
         *,
         adapter: ModelAdapter | None = None,
-    ) -> None:
-        """Refuse plans that cannot be carried out exactly inside vLLM."""
-        named = adapter or adapter_for(config.architectures or (), config.to_dict())
-        guards.check_plan(guards.Asked(plan=plan, adapter=named, config=getattr(config, "thinker_config", config)))
+    ) -> CompiledPlan:
+        """Compile a plan for this model, and refuse what cannot be exact inside vLLM."""
+        adapter = adapter or adapter_for(config.architectures or (), config.to_dict())
+        pruning = PruningConfig(plan=plan, adapter=adapter, config=getattr(config, "thinker_config", config))
+        guards.check_plan(pruning)
+        return pruning.compiled
 
     def generate(
         self,
@@ -111,12 +115,12 @@ class VllmEngine(Engine):
         sampling: Sampling = GREEDY,
         on_text: Callable[[str], None] | None = None,
     ) -> tuple[Answer, ...]:
-        """Answer requests, all at once; what the model's generation config says of penalties holds."""
-        params = self._params(plan, max_new_tokens, sampling, piecewise=on_text is not None and len(requests) == 1)
+        """Answer requests at the same time, with the penalties of the model's generation config."""
+        params = self._params(plan, max_new_tokens, sampling, stream=on_text is not None and len(requests) == 1)
         return self._answers(self._batch(requests, max_new_tokens), plan, params, sampling, on_text)
 
     def preparer(self, plan: Plan, *, max_new_tokens: int = 128, sampling: Sampling = GREEDY) -> Prepare:
-        """What decodes batches and has vLLM's processor see them, in any thread."""
+        """A function that decodes a batch and runs vLLM's processor on it, in any thread."""
         params = self._params(plan, max_new_tokens, sampling)
 
         def prepare(requests: Sequence[Request]) -> Run:
@@ -124,29 +128,29 @@ class VllmEngine(Engine):
 
         return prepare
 
-    def _params(self, plan: Plan, new: int, sampling: Sampling, *, piecewise: bool = False) -> Any:
+    def _params(self, plan: Plan, max_new_tokens: int, sampling: Sampling, *, stream: bool = False) -> Any:
         """Raises: PlanError, UnsupportedPlan, FastAVError."""
-        self.check(self._asked.config, plan, adapter=self._asked.adapter)
-        if new < 1:
-            raise PlanError(f"max_new_tokens must be at least 1, got {new}")
-        return self._vllm.params(sampling, new, plan, piecewise=piecewise)
+        self.check(self._pruning.config, plan, adapter=self._pruning.adapter)
+        if max_new_tokens < 1:
+            raise PlanError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        return self._vllm.params(sampling, max_new_tokens, plan, stream=stream)
 
-    def _batch(self, requests: Sequence[Request], new: int) -> _Batch:
+    def _batch(self, requests: Sequence[Request], max_new_tokens: int) -> _Batch:
         """Raises: MediaError, FastAVError for prompts that are too long."""
         start = time.perf_counter()
-        prompts, layouts = [], []
+        adapter, prompts, layouts = self._pruning.adapter, [], []
         for request in requests:
-            ready = self._vllm.rendered(self._asked.adapter.prompt(self._vllm.processor, request))
-            (layout,) = self._asked.adapter.layouts(self._asked.config, self._vllm.inputs(ready))
-            self._require_room(len(layout), new)
-            prompts.append(ready)
+            prompt = self._vllm.render(adapter.vllm_inputs(self._vllm.processor, request))
+            (layout,) = adapter.layouts(self._pruning.config, self._vllm.layout_inputs(prompt))
+            self._require_room(len(layout), max_new_tokens)
+            prompts.append(prompt)
             layouts.append(layout)
         return _Batch(prompts=tuple(prompts), layouts=tuple(layouts), media=time.perf_counter() - start)
 
-    def _require_room(self, prompt: int, new: int) -> None:
-        if prompt + new > (longest := self._vllm.longest):
+    def _require_room(self, prompt_tokens: int, max_new_tokens: int) -> None:
+        if prompt_tokens + max_new_tokens > (limit := self._vllm.max_model_len):
             raise FastAVError(
-                f"a prompt of {prompt} tokens and {new} new ones exceed the {longest} that vLLM has room for",
+                f"a prompt of {prompt_tokens} tokens and {max_new_tokens} new ones exceed vLLM's limit of {limit}",
                 "ask for a shorter answer, or about less of the clip",
             )
 
@@ -161,24 +165,26 @@ class VllmEngine(Engine):
         processor: Any = self._vllm.processor
         stop = Stop(processor.tokenizer, sampling.stop)
         stream = Stream(processor.tokenizer, on_text, stop) if on_text and len(batch.prompts) == 1 else None
-        said = self._vllm.answered(batch.prompts, params, None if stream is None else _pieces(stream))
+        generations = self._vllm.generate(batch.prompts, params, None if stream is None else _token_sink(stream))
         if stream is not None:
             stream.end()
         return tuple(
-            self._answer(layout, plan, stop, one, {"media": batch.media} | _seconds(one.metrics))
-            for layout, one in zip(batch.layouts, said, strict=True)
+            self._answer(layout, plan, stop, generation, {"media": batch.media} | _seconds(generation.metrics))
+            for layout, generation in zip(batch.layouts, generations, strict=True)
         )
 
-    def _answer(self, layout: Layout, plan: Plan, stop: Stop, said: Said, seconds: dict[str, float]) -> Answer:
-        shape, itemsize = self._asked.adapter.shape(self._asked.config), self._vllm.itemsize
+    def _answer(
+        self, layout: Layout, plan: Plan, stop: Stop, generation: Generation, seconds: dict[str, float]
+    ) -> Answer:
+        shape, itemsize = self._pruning.adapter.shape(self._pruning.config), self._vllm.itemsize
         full, kept = [len(layout)] * shape.layers, plan.tokens(layout, shape.layers)
-        ends = set(self._vllm.ends)
-        length = next((at for at, token in enumerate(said.tokens) if token in ends), len(said.tokens))
-        new, text, stopped = stop.cut(said.tokens[:length])
+        tokens, end_tokens = generation.tokens, set(self._vllm.end_tokens)
+        length = next((index for index, token in enumerate(tokens) if token in end_tokens), len(tokens))
+        token_ids, text, stopped = stop.cut(tokens[:length])
         return Answer(
             text=text.strip(),
-            token_ids=tuple(new),
-            finish="stop" if length < len(said.tokens) or stopped else "length",
+            token_ids=tuple(token_ids),
+            finish="stop" if length < len(tokens) or stopped else "length",
             plan=plan.name or plan.fingerprint,
             prompt_tokens=layout.by_modality(),
             tokens_per_layer=tuple(plan.by_layer(layout, shape.layers)),
@@ -189,9 +195,9 @@ class VllmEngine(Engine):
         )
 
 
-def _pieces(stream: Stream) -> Callable[[Sequence[int]], None]:
-    """What hands tokens to a stream, one by one as it wants them."""
-    stream.put(torch.empty(0, dtype=torch.long))  # where generate hands over the prompt
+def _token_sink(stream: Stream) -> Callable[[Sequence[int]], None]:
+    """A function that puts tokens into a stream one by one."""
+    stream.put(torch.empty(0, dtype=torch.long))  # the prompt, which `generate` of transformers puts first
 
     def put(tokens: Sequence[int]) -> None:
         for token in tokens:
@@ -201,7 +207,7 @@ def _pieces(stream: Stream) -> Callable[[Sequence[int]], None]:
 
 
 def _seconds(metrics: Any) -> dict[str, float]:
-    """When a request ran, if vLLM tells: from its first step to its first token, and on to its last."""
+    """The seconds of a request's prefill and of its decoding, if vLLM recorded them."""
     if metrics is None:
         return {}
     first = metrics.first_token_ts

@@ -1,24 +1,20 @@
-"""What cannot be exact inside vLLM is refused when it starts, in words."""
+"""Checks when vLLM starts: plans and settings with which pruning would not be exact are refused."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedConfig
 
 from fastav.adapter import ModelAdapter, adapter_for, plan_named
-from fastav.engines.transformers import decoder_layers, guards
 from fastav.errors import PlanError, UnsupportedModel, UnsupportedPlan
-from fastav.method import Method, Signal, method_of
-from fastav.methods.keep_first import KeepFirst
-from fastav.methods.omnidrop import Omnidrop
-from fastav.methods.position import Position
-from fastav.methods.random import Random
-from fastav.methods.strided import Strided
-from fastav.methods.unpadded import Unpadded
+from fastav.method import Signal
 from fastav.plan import Plan
+from fastav.pruning import decoder_layers
+from fastav.pruning.compiled import CompiledPlan, compile_plan
 
 Features = Mapping[str, Callable[..., Any]]  # what of the media's features layouts read: how several become one array
 GRIDS: Features = {"video_grid_thw": np.stack}
@@ -33,16 +29,16 @@ MODELS: Mapping[str, Features] = {
     "video-salmonn2": CLIPS | {"audio_index": np.concatenate},
     "videollama2": CLIPS,
 }
-HOW = 'start it with --additional-config \'{"fastav": {"plan": "fastav"}}\''
-LONGEST, STEPS, LARGEST = 16_384, 32, 1024  # of a plan that comes with a request, for which others wait
-BY_LAYOUT = (KeepFirst, Position, Random, Strided, Unpadded)  # methods that look at nothing but the layout
+HINT = 'start it with --additional-config \'{"fastav": {"plan": "fastav"}}\''
+MAX_SPEC_LENGTH, MAX_STEPS, MAX_OPTION = 16_384, 32, 1024  # of a request's plan, which other requests wait for
+PROVIDES = frozenset(Signal) - {Signal.GIVEN, Signal.ENCODER, Signal.SECONDS}  # signals that exist inside vLLM
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """What `additional_config` asks for: a plan, for a model.
+@dataclass(frozen=True, kw_only=True)
+class PruningConfig:
+    """The plan that `additional_config` names, and the model that it is for.
 
-    config: as the adapter reads it, a thinker's of a model that also speaks. text: the decoder's.
+    config: as the adapter reads it; of a model that also speaks, its thinker's.
     """
 
     plan: Plan
@@ -56,24 +52,19 @@ class Asked:
 
     @property
     def depth(self) -> int:
-        """How many layers the decoder has."""
+        """The number of decoder layers."""
         text: Any = self.text
         return text.num_hidden_layers
 
-    @property
-    def cuts(self) -> tuple[tuple[int, Method], ...]:
-        """Every layer that is cut, with its method.  Raises: PlanError."""
-        return tuple((layer, method_of(step)) for layer, step in self.plan.cuts(self.depth))
-
-    @property
-    def by_layout(self) -> bool:
-        """Whether every prompt's layout alone says which tokens stay."""
-        return all(type(method) in BY_LAYOUT for _, method in self.cuts)
+    @cached_property
+    def compiled(self) -> CompiledPlan:
+        """The plan, compiled for the model.  Raises: PlanError, UnsupportedModel, UnsupportedPlan."""
+        return compile_plan(self.plan, self.text, self.adapter)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
-    """What a vLLM server is about to do, as far as pruning cares.  Of each, what is the default does no harm."""
+    """The settings of a vLLM server that pruning depends on.  Every default is compatible with pruning."""
 
     prefix_caching: bool = False
     chunked_prefill: bool = False
@@ -96,172 +87,178 @@ class Serving:
     whole_graphs: bool = False
 
 
-_REFUSED = {  # a field of Serving: why, and what to do
+_REFUSED = {  # a field of Serving: the reason, and what to do
     "prefix_caching": (
-        "prefix caching takes blocks of the cache for the tokens that their hash names, and pruned layers keep others",
+        "prefix caching finds blocks by the hash of their tokens, but blocks of pruned layers hold other tokens",
         "--no-enable-prefix-caching",
     ),
-    "speculative": ("speculative decoding puts draft tokens where the last query is looked for", "leave it out"),
-    "microbatches": ("microbatches (DBO) run halves of a batch that are not followed", "leave it out"),
+    "speculative": ("speculative decoding puts draft tokens where methods expect the last query", "leave it out"),
+    "microbatches": ("microbatches (DBO) split a batch in a way that the plugin does not follow", "leave it out"),
     "expert_parallel": (
         "expert parallelism, which gives whole experts to ranks, is not shown to be exact while pruning",
         "leave --enable-expert-parallel out: tensor parallelism divides every expert",
     ),
-    "lora": ("LoRA maps the tokens of a whole batch to adapters, and pruned layers run on fewer", "merge the adapter"),
+    "lora": (
+        "LoRA maps every token of a batch to an adapter, but pruned layers run on fewer tokens",
+        "merge the adapter",
+    ),
     "kv_transfer": (
-        "KV connectors and offloading move blocks by the tokens that an unpruned layer would hold",
+        "KV connectors and offloading move the blocks of an unpruned layer",
         "leave them out",
     ),
-    "pooling": ("pooling reads hidden states of tokens that are dropped", "serve a model that generates"),
-    "prompt_embeds": ("prompts given as embeddings do not tell audio from text", "--no-enable-prompt-embeds"),
-    "evs": ("vLLM's own video pruning leaves fewer tokens than the layout counts", "leave --video-pruning-rate out"),
-    "routed_experts": ("experts are returned by place, and pruned layers run on fewer", "leave it out"),
+    "pooling": ("pooling reads the hidden states of dropped tokens", "serve a model that generates"),
+    "prompt_embeds": (
+        "a prompt given as embeddings does not show which tokens are audio or text",
+        "--no-enable-prompt-embeds",
+    ),
+    "evs": (
+        "vLLM's own video pruning leaves fewer tokens than the layout counts",
+        "leave --video-pruning-rate out",
+    ),
+    "routed_experts": (
+        "routed experts are returned by token position, but pruned layers run on fewer tokens",
+        "leave it out",
+    ),
     "shared_media": (
-        "with its media cache in shared memory, vLLM's scheduler does not know what a prompt is made of",
+        "with the multimodal processor cache in shared memory, vLLM's scheduler cannot read the layout of a prompt",
         "--mm-processor-cache-type lru",
     ),
-    "own_worker": ("another worker class is asked for, and pruning needs its own", "leave --worker-cls out"),
+    "own_worker": ("pruning needs its own worker class, but another one is set", "leave --worker-cls out"),
     "own_scheduler": (
-        "another scheduler class is asked for, and pruning needs its own to count what a cache holds",
+        "pruning needs its own scheduler class to count cached tokens, but another one is set",
         "leave --scheduler-cls out",
     ),
     "v2_runner": (
-        "vLLM's model runner V2 is not supported yet (it is vLLM's choice on a GPU)",
+        "vLLM's model runner V2 (its default on a GPU) is not supported yet",
         "VLLM_USE_V2_MODEL_RUNNER=0, which has not been run on a GPU",
     ),
     "whole_graphs": (
-        "CUDA graphs with attention or its cache in them replay without looking at what was kept",
+        "CUDA graphs that contain attention or KV cache updates replay with the token counts of their capture",
         "VLLM_USE_BREAKABLE_CUDAGRAPH=0, and leave cudagraph_mode and splitting_ops to vLLM",
     ),
 }
-ELSE = "divide the model by tensor parallelism, or start a server for each copy of it"
-_ALONE = {  # fields that count: what they are called
+PARALLEL_HINT = "divide the model by tensor parallelism, or start a server for each copy of it"
+_PARALLEL = {  # fields of Serving that must be 1, in words
     "pipeline_parallel": "pipeline parallelism",
     "data_parallel": "data parallelism",
     "context_parallel": "context parallelism",
 }
 
 
-def read(additional: Any, whole: PreTrainedConfig) -> Asked | None:
-    """What `additional_config` asks for; None if it says nothing of fastav.
+def read(additional_config: Any, model_config: PreTrainedConfig) -> PruningConfig | None:
+    """The pruning that `additional_config` configures; None if it has no entry for fastav.
 
-    whole: the model's configuration. `plan` is a preset of the model, a recipe, a file's name, or a plan's JSON object.
+    model_config: of the whole model. The entry's `plan` is a preset of the model, a recipe, a file's name, or a plan's
+    JSON object.
     Raises: PlanError, UnknownName, UnsupportedModel.
     """
-    if (said := asked_for(additional)) is None:
+    if (entry := pruning_entry(additional_config)) is None:
         return None
-    if not isinstance(said, Mapping) or set(said) != {"plan"}:
+    if not isinstance(entry, Mapping) or set(entry) != {"plan"}:
         raise PlanError(
-            f'additional_config\'s "fastav" must be an object with a "plan", got {json.dumps(said)}',
+            f'additional_config\'s "fastav" must be an object with a "plan", got {json.dumps(entry)}',
             '{"fastav": {"plan": "fastav"}}',
         )
-    adapter = adapter_for(whole.architectures or (), whole.to_dict())
-    plan = said["plan"]
-    if isinstance(plan, Mapping):
-        plan = Plan.from_json(json.dumps(plan))
-    elif isinstance(plan, str):
-        plan = plan_named(plan, adapter)
+    adapter = adapter_for(model_config.architectures or (), model_config.to_dict())
+    plan_spec = entry["plan"]
+    if isinstance(plan_spec, Mapping):
+        plan = Plan.from_json(json.dumps(plan_spec))
+    elif isinstance(plan_spec, str):
+        plan = plan_named(plan_spec, adapter)
     else:
-        raise PlanError(f"a plan must be a name or a JSON object, got {json.dumps(plan)}")
-    return Asked(plan=plan, adapter=adapter, config=getattr(whole, "thinker_config", whole))
+        raise PlanError(f"a plan must be a name or a JSON object, got {json.dumps(plan_spec)}")
+    return PruningConfig(plan=plan, adapter=adapter, config=getattr(model_config, "thinker_config", model_config))
 
 
-def asked_for(additional: Any) -> Any:
-    """What `additional_config` holds of ours, not yet looked at; None if nothing.  Raises: PlanError."""
-    if not isinstance(additional, Mapping):
+def pruning_entry(additional_config: Any) -> Any:
+    """The entry `fastav` of `additional_config`, unchecked; None if there is none.  Raises: PlanError."""
+    if not isinstance(additional_config, Mapping):
         return None
-    if wrong := misspelt(additional):
-        raise PlanError(f"additional_config names {wrong}, of which nothing is read", 'write it "fastav"')
-    if "fastav" not in additional:
+    if wrong := misspelled_key(additional_config):
+        raise PlanError(f'additional_config has the key "{wrong}", which fastav does not read', 'write it "fastav"')
+    if "fastav" not in additional_config:
         return None
-    if additional["fastav"] is None:
-        raise PlanError('additional_config\'s "fastav" holds no plan', '{"fastav": {"plan": "fastav"}}')
-    return additional["fastav"]
+    if additional_config["fastav"] is None:
+        raise PlanError('additional_config\'s "fastav" has no plan', '{"fastav": {"plan": "fastav"}}')
+    return additional_config["fastav"]
 
 
-def misspelt(names: Iterable[Any]) -> str | None:
-    """The name that means fastav and does not say it, if there is one."""
-    for name in names:
-        if name != "fastav" and "".join(filter(str.isalnum, str(name))).lower() == "fastav":
-            return str(name)
+def misspelled_key(keys: Iterable[Any]) -> str | None:
+    """The first key that differs from `fastav` only in case or punctuation; None if there is none."""
+    for key in keys:
+        if key != "fastav" and "".join(filter(str.isalnum, str(key))).lower() == "fastav":
+            return str(key)
     return None
 
 
-def named(asked: Asked, said: str, chunked_prefill: bool) -> Asked:
-    """What is asked for by a request that names another plan than the server's.
+def with_plan(pruning: PruningConfig, plan_spec: str, chunked_prefill: bool) -> PruningConfig:
+    """The configuration for a request that overrides the server's plan.
 
-    said: a preset of the model, a recipe, or a plan's JSON; no file's name, as files are the server's.
+    plan_spec: a preset of the model, a recipe, or a plan's JSON; not a file name, as files belong to the server.
     Raises: PlanError, UnknownName, UnsupportedPlan.
     """
-    if len(said) > LONGEST:
-        raise PlanError(f"a request's plan may have {LONGEST:,} letters, got {len(said):,}")
-    if said.lstrip().startswith("{"):
-        plan = Plan.from_json(said)
-        if len(plan.steps) > STEPS or _largest(plan) > LARGEST:
-            raise PlanError(f"a request's plan may have {STEPS} steps, and options up to {LARGEST:,}")
-    elif said.endswith(".json"):
-        raise PlanError("a request cannot name a file of the server's", "send the plan's JSON itself")
+    if len(plan_spec) > MAX_SPEC_LENGTH:
+        raise PlanError(f"a request's plan may have {MAX_SPEC_LENGTH:,} characters, got {len(plan_spec):,}")
+    if plan_spec.lstrip().startswith("{"):
+        plan = Plan.from_json(plan_spec)
+        if len(plan.steps) > MAX_STEPS or _largest_option(plan) > MAX_OPTION:
+            raise PlanError(f"a request's plan may have {MAX_STEPS} steps, and options up to {MAX_OPTION:,}")
+    elif plan_spec.endswith(".json"):
+        raise PlanError("a request cannot name a file on the server", "send the plan's JSON itself")
     else:
-        plan = plan_named(said, asked.adapter)
-    found = replace(asked, plan=plan)
-    check_plan(found)
-    _check_pieces(found, chunked_prefill)
-    return found
+        plan = plan_named(plan_spec, pruning.adapter)
+    override = replace(pruning, plan=plan)
+    check_plan(override)
+    _check_pieces(override, chunked_prefill)
+    return override
 
 
-def _largest(plan: Plan) -> float | int:
-    """The largest number among the options of a plan's methods."""
+def _largest_option(plan: Plan) -> float | int:
+    """The largest number among the options of a plan's methods; 0 if there is none."""
     numbers = [value for step in plan.steps for value in step.options.values() if isinstance(value, float | int)]
     return max(numbers, default=0)
 
 
-def check_plan(asked: Asked) -> None:
+def check_plan(pruning: PruningConfig) -> None:
     """Refuse plans that cannot be carried out exactly inside vLLM.
 
     Raises: PlanError, UnsupportedModel, UnsupportedPlan.
     """
-    text: Any = asked.text
-    if asked.adapter.name not in MODELS:
+    if pruning.adapter.name not in MODELS:
         raise UnsupportedModel(
-            f"{asked.adapter.name} cannot be pruned inside vLLM yet", f"models that can: {', '.join(MODELS)}"
+            f"{pruning.adapter.name} cannot be pruned inside vLLM yet", f"models that can: {', '.join(MODELS)}"
         )
-    asked.plan.require(asked.adapter.name, asked.depth, text.hidden_size)
-    if asked.plan.cache_cuts(asked.depth):
-        raise UnsupportedPlan("vLLM's cache cannot give back tokens of one layer alone", "leave cache_only out")
-    guards.check_decoder(asked.text, asked.cuts)
-    first = min((layer for layer, _ in asked.cuts), default=asked.depth)
-    if any(decoder_layers.narrow(asked.text)[first:]):
+    compiled = pruning.compiled
+    if compiled.cache_cuts:
+        raise UnsupportedPlan("vLLM cannot free the cached tokens of a single layer", "leave cache_only out")
+    if missing := compiled.needs - PROVIDES:
+        method = next(method for method in compiled.methods if method.needs & missing)
         raise UnsupportedPlan(
-            "vLLM counts a sliding window in stored keys, which are not neighbours after pruning",
+            f"{type(method).__name__} reads {', '.join(sorted(method.needs & missing))}, which vLLM does not provide",
+            "choose another method, or the engine transformers",
+        )
+    if any(decoder_layers.narrow(pruning.text)[compiled.first_layer :]):
+        raise UnsupportedPlan(
+            "vLLM counts a sliding window in stored keys, which are not contiguous after pruning",
             "prune after the last sliding-window layer",
         )
-    for _, method in asked.cuts:
-        if outside := method.needs & {Signal.GIVEN, Signal.ENCODER}:
-            raise UnsupportedPlan(
-                f"{type(method).__name__} needs {', '.join(outside)} scores, which vLLM does not hand on",
-                "take a method that does not need them, or the engine transformers",
-            )
-        if isinstance(method, Omnidrop):
-            raise UnsupportedPlan(
-                "Omnidrop asks when tokens are shown, which vLLM does not hand on", "take the engine transformers"
-            )
 
 
-def check(asked: Asked, serving: Serving) -> None:
+def check(pruning: PruningConfig, serving: Serving) -> None:
     """Refuse what cannot be exact, or is not shown to be.  Raises: PlanError, UnsupportedModel, UnsupportedPlan."""
-    check_plan(asked)
+    check_plan(pruning)
     for name, (reason, hint) in _REFUSED.items():
         if getattr(serving, name):
             raise UnsupportedPlan(f"{reason}", hint)
-    for name, called in _ALONE.items():
+    for name, term in _PARALLEL.items():
         if (number := getattr(serving, name)) > 1:
-            raise UnsupportedPlan(f"{called} of {number} is not shown to be exact while pruning", ELSE)
-    _check_pieces(asked, serving.chunked_prefill)
+            raise UnsupportedPlan(f"{term} of {number} is not shown to be exact while pruning", PARALLEL_HINT)
+    _check_pieces(pruning, serving.chunked_prefill)
 
 
-def _check_pieces(asked: Asked, chunked_prefill: bool) -> None:
-    if chunked_prefill and not asked.by_layout:
-        scoring = next(type(method).__name__ for _, method in asked.cuts if type(method) not in BY_LAYOUT)
+def _check_pieces(pruning: PruningConfig, chunked_prefill: bool) -> None:
+    if chunked_prefill and not pruning.compiled.layout_only:
+        scoring = next(type(method).__name__ for method in pruning.compiled.methods if not method.layout_only)
         raise UnsupportedPlan(
-            f"{scoring} looks at whole prompts, and chunked prefill shows it pieces", "--no-enable-chunked-prefill"
+            f"{scoring} scores whole prompts, and chunked prefill runs pieces of them", "--no-enable-chunked-prefill"
         )

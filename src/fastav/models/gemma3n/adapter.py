@@ -5,8 +5,8 @@ from math import ceil
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Bool
-from torch import nn
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from fastav.adapter import Request
@@ -41,6 +41,7 @@ class Gemma3nAdapter(OfficialAdapter):
     """
 
     name = "gemma3n"
+    stacks_hidden_states = True
     architectures = frozenset({"Gemma3nForConditionalGeneration"})
     checkpoint = "google/gemma-3n-E4B-it"
     presets: ClassVar[Mapping[str, Plan]] = {
@@ -116,6 +117,10 @@ class Gemma3nAdapter(OfficialAdapter):
                 Layout.of(Modality.TEXT, text - before),
             ]
         )
+
+    def attending_hidden(self, hidden: Tensor) -> Float[Tensor, "batch tokens features"]:
+        """AltUp: the first of a token's hidden states attends, of [states, batch, tokens, features]."""
+        return hidden[0]
 
     def shape(self, config: PreTrainedConfig) -> DecoderShape:
         """The dimensions of the decoder, without what each layer adds of its own (AltUp, LAuReL, per-layer inputs)."""

@@ -48,6 +48,7 @@ class Phi4MultimodalAdapter(OfficialAdapter):
     """
 
     name = "phi4-multimodal"
+    cache_limit = " (its code does so where prompt and answer pass 4,096 tokens)"
     architectures = frozenset({"Phi4MultimodalForCausalLM"})
     checkpoint = "microsoft/Phi-4-multimodal-instruct"
     revision = REVISION

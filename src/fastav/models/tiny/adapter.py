@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from transformers import ProcessorMixin
 
-from fastav.adapter import Prepared, Prompt, Request
+from fastav.adapter import Prepared, Request, VllmInputs
 from fastav.errors import FastAVWarning
 from fastav.models._adapters import preset_plans
 from fastav.models.tiny.modeling import FastAVTinyForConditionalGeneration
@@ -39,10 +39,10 @@ class TinyAdapter(VideoLlama2Adapter):
             self._warn(processor, request)
         return super().prepare(processor, requests)
 
-    def prompt(self, processor: ProcessorMixin, request: Request) -> Prompt:
+    def vllm_inputs(self, processor: ProcessorMixin, request: Request) -> VllmInputs:
         """What vLLM is given for a request; warns of words that the model was never taught."""
         self._warn(processor, request)
-        return super().prompt(processor, request)
+        return super().vllm_inputs(processor, request)
 
     def _warn(self, processor: ProcessorMixin, request: Request) -> None:
         if words := unknown_words(processor, request.question):

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool
 from transformers import ProcessorMixin
 
-from fastav.adapter import Prompt, Request
+from fastav.adapter import Request, VllmInputs
 from fastav.layout import Layout, Modality
 from fastav.models._adapters import host, preset_plans
 from fastav.models._native import NativeAdapter
@@ -51,7 +51,7 @@ class VideoSalmonn2Adapter(NativeAdapter):
         "final_linear",
     )
 
-    def prompt(self, processor: ProcessorMixin, request: Request) -> Prompt:
+    def vllm_inputs(self, processor: ProcessorMixin, request: Request) -> VllmInputs:
         """What vLLM is given for a request: the clip as it is."""
         return shown_whole(processor, request)
 

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel, ProcessorMixin
 
-from fastav.adapter import AudioAttention, Prompt, Request
+from fastav.adapter import AudioAttention, Request, VllmInputs
 from fastav.layout import Layout, Modality
 from fastav.models._adapters import host, preset_plans
 from fastav.models._native import NativeAdapter, repeated
@@ -42,7 +42,7 @@ class VideoLlama2Adapter(NativeAdapter):
     interleaved = False
     encoder_names = ("vision_tower", "mm_projector", "audio_tower", "mm_projector_a")  # of the decoder
 
-    def prompt(self, processor: ProcessorMixin, request: Request) -> Prompt:
+    def vllm_inputs(self, processor: ProcessorMixin, request: Request) -> VllmInputs:
         """What vLLM is given for a request: the clip as it is."""
         return shown_whole(processor, request)
 

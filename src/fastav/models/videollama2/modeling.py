@@ -85,13 +85,18 @@ class VideoLlama2Model(MediaDecoder, VideoLlama2PreTrainedModel, Qwen2Model):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """From its own save, or from a checkpoint of the whole model, whose head is read and dropped.
 
-        Of the latter transformers cannot strip `model.`: it takes BEATs' `weight_g` and `weight_v` for older names of
-        other parameters.
+        A `state_dict` without a checkpoint may be of either, too. Of the whole model's names transformers cannot strip
+        `model.`: it takes BEATs' `weight_g` and `weight_v` for older names of other parameters.
         """
         source, hub = pretrained_model_name_or_path, {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         with readable(source):
             config = kwargs.get("config") or VideoLlama2Config.from_pretrained(source, **hub)
-        if cls.__name__ in (getattr(config, "architectures", None) or ()):
+        weights = kwargs.get("state_dict")
+        if weights is not None:
+            own = not any(name.startswith("model.") for name in weights)
+        else:
+            own = cls.__name__ in (getattr(config, "architectures", None) or ())
+        if own:
             return super().from_pretrained(source, *args, **kwargs)
         loaded = VideoLlama2ForConditionalGeneration.from_pretrained(source, *args, **kwargs)
         return (loaded[0].model, loaded[1]) if isinstance(loaded, tuple) else loaded.model

@@ -1,0 +1,82 @@
+"""What mkdocs builds the site from beside `docs`: pages and files of the repository, and its address.
+
+README.md, CHANGELOG.md and CONTRIBUTING.md are pages of the site. A relative link leads to the page that its file is,
+to a copy of the picture that it names, or to the file in the repository; to a file that does not exist, it is an error.
+"""
+
+import os
+import re
+import tomllib
+from pathlib import Path
+
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = {"index.md": "README.md", "changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
+SITE = {path: page for page, path in PAGES.items()}
+PICTURES = {".png", ".svg"}
+LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")
+CODE = re.compile(r"(^```.*?^```|`[^`\n]*`)", re.DOTALL | re.MULTILINE)
+ELSEWHERE = re.compile(
+    r"""<(?:script|img|iframe|source|video|audio|embed|object|link\b(?![^>]*rel="?canonical))\b[^>]*"""
+    r"""\b(?:src|href|data)=["']?(?:https?:)?//[^>]*>"""
+)
+METADATA = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+REPOSITORY = METADATA["tool"]["hatch"]["metadata"]["hooks"]["custom"]["repository"]
+
+
+def on_config(config):
+    """The repository's address, of which pages ask nothing: as `repo_url` the theme would load its stars."""
+    config.extra["social"] = [{"icon": "material/source-repository", "link": REPOSITORY, "name": "Repository"}]
+    return config
+
+
+def on_files(files, config):
+    """Add the pages and pictures that lie outside `docs`."""
+    for page, path in PAGES.items():
+        files.append(File.generated(config, page, content=(ROOT / path).read_text(encoding="utf-8")))
+    for path in sorted({path for source in _sources() for path in _pictures(source)}):
+        files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown, page, config, files):
+    """Links of the repository as links of the site."""
+    here = PAGES.get(page.file.src_uri, f"docs/{page.file.src_uri}")
+    parts = CODE.split(markdown)
+    parts[::2] = (LINK.sub(lambda link: _target(link, here, page), part) for part in parts[::2])
+    return "".join(parts)
+
+
+def on_post_page(output, page, config):
+    """Refuse what a browser would fetch from elsewhere."""
+    if elsewhere := ELSEWHERE.search(output):
+        raise PluginError(f"{page.file.src_uri} loads something from the network: {elsewhere[0]}")
+    return output
+
+
+def _target(link, here, page):
+    file = Path(os.path.normpath((ROOT / here).parent / link[1]))
+    if not file.exists() and file.suffix != ".jsonl":  # a source distribution has no rows of results
+        raise PluginError(f"{here} links to {link[1]}, which does not exist")
+    path, anchor = file.relative_to(ROOT).as_posix(), link[2] or ""
+    if path in SITE:
+        path = SITE[path]
+    elif path.startswith("docs/"):
+        path = path.removeprefix("docs/")
+    elif file.suffix not in PICTURES:
+        return f"{REPOSITORY}/blob/main/{path}{anchor}"
+    return os.path.relpath(path, os.path.dirname(page.file.src_uri)) + anchor
+
+
+def _sources():
+    yield from (ROOT / path for path in PAGES.values())
+    yield from (ROOT / "docs").rglob("*.md")
+
+
+def _pictures(source):
+    for link in LINK.finditer(source.read_text(encoding="utf-8")):
+        path = Path(os.path.normpath(source.parent / link[1]))
+        if path.suffix in PICTURES and not path.is_relative_to(ROOT / "docs"):
+            yield path

@@ -1,0 +1,1 @@
+"""What turns tokens into answers, the same for every engine: stop texts and streams."""

@@ -1,0 +1,222 @@
+"""Keys and values of a running answer, in buffers whose addresses stay the same from token to token."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+from fastav.engines.transformers.kv_cache import PrunedLayer
+from fastav.errors import UnsupportedPlan
+from fastav.pruning.verification import not_applied
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerKV:
+    """Keys and values of one layer after the prefill.
+
+    slots: columns in the padded prompt. valid: which are real (None: all). window: how many tokens, itself included, a
+    query sees (None: all).
+    """
+
+    keys: Float[Tensor, "batch kv_heads stored features"]
+    values: Float[Tensor, "batch kv_heads stored value_features"]
+    slots: Int[Tensor, "batch stored"]
+    valid: Bool[Tensor, "batch stored"] | None
+    window: int | None
+
+    @classmethod
+    def from_cache(
+        cls, layer: DynamicLayer, mask: Bool[Tensor, "batch prompt"] | None, prompt: int, window: int | None
+    ) -> "LayerKV":
+        """Keys and values in a cache layer after a prefill of `prompt` columns.  mask: which are real (None: all)."""
+        assert layer.keys is not None
+        assert layer.values is not None
+        if isinstance(layer, PrunedLayer):
+            slots, valid = layer.slots, layer.valid
+        else:
+            batch, _, stored, _ = layer.keys.shape
+            slots = torch.arange(prompt - stored, prompt, device=layer.keys.device).expand(batch, stored)
+            valid = None if mask is None else mask[:, prompt - stored :]
+        return cls(keys=layer.keys, values=layer.values, slots=slots, valid=valid, window=window)
+
+    def first(self, tokens: int) -> "LayerKV":
+        """The first tokens alone."""
+        return LayerKV(
+            keys=self.keys[:, :, :tokens],
+            values=self.values[:, :, :tokens],
+            slots=self.slots[:, :tokens],
+            valid=None,
+            window=self.window,
+        )
+
+    def capacity(self, room: int, *, fixed: bool) -> int:
+        """The number of tokens to make buffers for, with `room` for more.
+
+        If `fixed`, it is a multiple of 256, or of a quarter of the power of two below, so that few shapes occur.
+        """
+        needed = self.keys.shape[2] + room
+        multiple = max(256, 2 ** (needed.bit_length() - 1) // 4) if fixed else 1
+        return -(-needed // multiple) * multiple
+
+
+class StepLayer(DynamicLayer):
+    """One layer's buffers [batch, kv_heads, capacity, features]: the prompt's tokens, then those that are decoded.
+
+    positions: columns of the unpruned sequence. real: which stored tokens are no padding. updated: whether the running
+    step has stored its token; on the host, so that reading it waits for nothing.
+    """
+
+    def __init__(self, like: LayerKV, capacity: int, position: "DecodePosition", number: int) -> None:
+        super().__init__()
+        batch, device = like.keys.shape[0], like.keys.device
+        self.dtype, self.device, self.is_initialized = like.keys.dtype, device, True
+        self.keys, self.values = (
+            torch.zeros(batch, part.shape[1], capacity, part.shape[3], dtype=part.dtype, device=device)
+            for part in (like.keys, like.values)
+        )
+        self.positions = torch.zeros(batch, capacity, dtype=torch.long, device=device)
+        self.real = torch.zeros(batch, capacity, dtype=torch.bool, device=device)
+        self.position, self.window, self.prompt_len = position, like.window, 0
+        self.padded, self.masked = False, position.fixed
+        self.updated = False
+        self.at = position.state(device)[number + 1 : number + 2]
+
+    def fill(self, prefill: LayerKV, prompt: int) -> None:
+        """Start with the keys and values that a prefill of `prompt` columns has stored."""
+        assert self.keys is not None
+        assert self.values is not None
+        self.prompt_len = stored = prefill.keys.shape[2]
+        for target, source in ((self.keys, prefill.keys), (self.values, prefill.values)):
+            target[:, :, :stored].copy_(source)
+            target[:, :, stored:].zero_()  # a masked NaN would spread all the same
+        self.positions[:, :stored] = prefill.slots
+        self.positions[:, stored:] = torch.arange(prompt, prompt + self.positions.shape[1] - stored, device=self.device)
+        self.real[:, :stored] = True if prefill.valid is None else prefill.valid
+        self.real[:, stored:] = False
+        self.at.fill_(stored)
+        slides = prefill.window is not None and prompt + self.positions.shape[1] - stored > prefill.window
+        self.padded = prefill.valid is not None
+        self.masked = self.position.fixed or self.padded or slides
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Store the keys and values of one token, and return all; the whole buffers if shapes are fixed."""
+        assert self.keys is not None
+        assert self.values is not None
+        if key_states.shape[2] != 1:
+            raise UnsupportedPlan("a decoding step takes one token", "prefill again to go on with a longer text")
+        self.updated = True
+        self.keys.index_copy_(2, self.at, key_states)
+        self.values.index_copy_(2, self.at, value_states)
+        if self.masked:
+            self.real.index_fill_(1, self.at, True)
+        if self.position.fixed:
+            return self.keys, self.values
+        return self.keys[:, :, : self._n_stored], self.values[:, :, : self._n_stored]
+
+    def require_updated(self) -> None:
+        """Raises: PlanNotApplied if the running step has not stored its token here."""
+        if not self.updated:
+            raise not_applied("a decoding step did not reach the buffers that hold the prompt")
+
+    def visible(self, device: torch.device) -> Bool[Tensor, "batch 1 1 stored"] | None:
+        """The keys that the query of this step may see, among those that `update` returned; None for all.
+
+        device: the query's, whose layer may read the keys of a layer on another device.
+        """
+        if not self.masked:
+            return None
+        real, positions = self.real, self.positions
+        if not self.position.fixed:
+            real, positions = real[:, : self._n_stored], positions[:, : self._n_stored]
+        if self.window is not None:
+            real = real & (positions > self.position.column(self.device) - self.window)
+        return real[:, None, None].to(device)
+
+    @property
+    def _n_stored(self) -> int:
+        return self.prompt_len + self.position.n_decoded + 1
+
+    def stored(self) -> LayerKV:
+        """The keys and values before the next step."""
+        assert self.keys is not None
+        assert self.values is not None
+        until = self.prompt_len + self.position.n_decoded
+        return LayerKV(
+            keys=self.keys[:, :, :until],
+            values=self.values[:, :, :until],
+            slots=self.positions[:, :until],
+            valid=self.real[:, :until] if self.padded else None,
+            window=self.window,
+        )
+
+    def get_seq_length(self) -> int:
+        """Length of the unpruned sequence so far."""
+        return self.position.length
+
+
+class DecodePosition:
+    """The position of a running answer, on the host and, in one tensor each, on the devices that layers run on.
+
+    length: columns of the unpruned sequence so far. n_decoded: tokens since the prompt. fixed: shapes stay the same,
+    so that a step can be captured: every step reads whole buffers, with a mask.
+    """
+
+    def __init__(self, layers: int, devices: Iterable[torch.device], *, fixed: bool) -> None:
+        self.fixed, self.length, self.n_decoded = fixed, 0, 0
+        self._states = {device: torch.zeros(layers + 1, dtype=torch.long, device=device) for device in devices}
+
+    def state(self, device: torch.device) -> Int[Tensor, " numbers"]:
+        """The column of the unpruned sequence that this step decodes; then each layer's index into its buffers."""
+        return self._states[device]
+
+    def column(self, device: torch.device) -> Int[Tensor, " 1"]:
+        """The column of the unpruned sequence that this step decodes."""
+        return self.state(device)[:1]
+
+    def advance(self) -> None:
+        """By one token, on the devices."""
+        for state in self._states.values():
+            state.add_(1)
+
+    def begin(self, prompt: int) -> None:
+        """Start after a prompt of this many columns."""
+        self.length, self.n_decoded = prompt, 0
+        for device in self._states:
+            self.column(device).fill_(prompt)
+
+    def tick(self) -> None:
+        """Count one decoded token on the host."""
+        self.length += 1
+        self.n_decoded += 1
+
+
+class StepCache(Cache):
+    """The buffers of all layers that have keys and values of their own."""
+
+    def __init__(self, like: Sequence[LayerKV], capacities: Sequence[int], *, fixed: bool) -> None:
+        self.position = DecodePosition(len(like), {one.keys.device for one in like}, fixed=fixed)
+        self.steps = [
+            StepLayer(one, tokens, self.position, number)
+            for number, (one, tokens) in enumerate(zip(like, capacities, strict=True))
+        ]
+        super().__init__(layers=list(self.steps))
+
+    def fill(self, layers: Sequence[LayerKV], prompt: int) -> None:
+        """Start with the keys and values of every layer after a prefill of `prompt` columns."""
+        self.position.begin(prompt)
+        for layer, one in zip(self.steps, layers, strict=True):
+            layer.fill(one, prompt)
+
+    def end_step(self) -> None:
+        """Check that the step has stored its token in every layer, and reset.  Raises: PlanNotApplied."""
+        for layer in self.steps:
+            layer.require_updated()
+            layer.updated = False
+
+    def stored(self) -> list[LayerKV]:
+        """The keys and values of every layer before the next step."""
+        return [layer.stored() for layer in self.steps]

@@ -1,0 +1,216 @@
+"""Our decoding loop, in place of transformers' own.
+
+`generate` prepares prompts, settings, logits processors and stopping criteria, and calls this (`custom_generate`).
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers.generation.configuration_utils import GenerationMode
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from fastav import cache_argument
+from fastav.adapter import ModelAdapter, adapter_for
+from fastav.decoding.stopping import Stop
+from fastav.engines.transformers.compiled_layers import is_compiled
+from fastav.engines.transformers.generation import cuda_graphs
+from fastav.engines.transformers.generation.buffers import LayerKV
+from fastav.engines.transformers.generation.cuda_graphs import ROOM, DecodeStep, patched_attention
+from fastav.engines.transformers.generation.sampler import HostStream, TokenSampler
+from fastav.engines.transformers.wrapped import base_model
+from fastav.errors import UnsupportedPlan
+from fastav.pruning import decoder_layers
+
+MAX_STEPS = 4  # captured steps to keep for each model; each has its own buffers
+
+_steps_lock = threading.Lock()
+_steps: WeakKeyDictionary[PreTrainedModel, OrderedDict[Any, DecodeStep]] = WeakKeyDictionary()
+
+
+class Decoding:
+    """Greedy or sampled decoding for `model.generate(..., custom_generate=Decoding())`, pruned or not.
+
+    It gives the tokens of `generate` itself: the same processors and criteria choose them. It is faster because keys
+    and values have preallocated buffers, the host waits for the device only to learn whether all rows have ended, some
+    steps late, and on a CUDA device a step is captured once and replayed. A captured step serves later prompts of about
+    the same length, and is freed with the model.
+
+    adapter: the model's; if None, the one for the architectures in its configuration. streamer: receives the prompt and
+    every token. stop: texts that end an answer. Pass both here: transformers passes neither to a custom loop. capture:
+    whether steps have fixed shapes, which a CUDA device captures; None for wherever that is possible.
+
+    Raises, when generating: UnsupportedModel, UnsupportedPlan for beams, continued caches and whatever else is neither
+    greedy nor sampled decoding of a whole prompt.
+    """
+
+    exact_while_pruning = True
+
+    def __init__(
+        self,
+        adapter: ModelAdapter | None = None,
+        *,
+        streamer: Any = None,
+        stop: Stop | None = None,
+        capture: bool | None = None,
+    ) -> None:
+        self._adapter, self._streamer, self._stop, self._capture = adapter, streamer, stop, capture
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        model: Any,
+        input_ids: Int[Tensor, "batch prompt"],
+        *,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **kwargs: Any,
+    ) -> Tensor | GenerateDecoderOnlyOutput:
+        """Called by `generate`."""
+        _check(generation_config, kwargs)
+        with torch.cuda.device(input_ids.device) if input_ids.device.type == "cuda" else nullcontext():
+            stream = HostStream(input_ids, self._streamer, self._stop, do_sample=bool(generation_config.do_sample))
+            sampler = TokenSampler(input_ids, generation_config, logits_processor, stopping_criteria, stream)
+            inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **kwargs)
+            with nullcontext() if "logits_to_keep" in kwargs else last_logits_only(model):
+                output = model(**inputs, return_dict=True)
+            token = sampler.take(output.logits[:, -1])
+            kwargs |= cache_argument.as_argument(cache_argument.of_output(output), model.prepare_inputs_for_generation)
+            del output, inputs
+            if not sampler.done:
+                self._decode(model, sampler, token, kwargs)
+            return sampler.output()
+
+    def _decode(self, model: Any, sampler: TokenSampler, token: Tensor, kwargs: dict[str, Any]) -> None:
+        model = base_model(model)
+        names = {*(model.config.architectures or ()), type(model).__name__}
+        adapter = self._adapter or adapter_for(names, model.config.to_dict())
+        decoder: Any = adapter.decoder(model)
+        decoder_layers.check_types(decoder.config)
+        inputs = _first_step(model, sampler.ids, kwargs)
+        cache = cache_argument.in_arguments(kwargs)
+        layers, prompt = _layer_kv(cache, decoder.config, kwargs.get("attention_mask"))
+        cache.layers.clear()
+        fixed = _capturable(model, adapter, inputs) if self._capture is None else self._capture
+        previous = ExitStack()
+        with patched_attention(decoder), getattr(model, "_optimize_model_for_decode", nullcontext)():
+            cuda_graphs.check_masks(model, decoder, inputs, layers)
+            while not sampler.done:
+                room = min(sampler.n_left, ROOM)
+                following = ExitStack()
+                step = following.enter_context(_decode_step(model, decoder, inputs, layers, room, fixed=fixed))
+                step.begin(inputs, layers, prompt)
+                layers.clear()  # the buffers hold these keys and values now
+                previous.close()  # others may use the previous buffers, now that they are copied
+                previous = following
+                for _ in range(room):
+                    if sampler.done:
+                        break
+                    token = sampler.take(step(token))
+                inputs, layers, prompt = step.inputs, step.cache.stored(), step.cache.position.length
+        previous.close()
+
+
+def release_steps(model: Any) -> bool:
+    """Free the captured steps of a model; return whether there were any."""
+    with _steps_lock:
+        return bool(_steps.pop(model, None))
+
+
+def _capturable(model: Any, adapter: ModelAdapter, inputs: Mapping[str, Any]) -> bool:
+    """Whether a step can be captured, and replayed later with the same result.
+
+    Quantized weights may wait for the device; adapters (LoRA) can be switched on and off unnoticed.
+    """
+    quantized = getattr(model, "hf_quantizer", None) is not None or bool(getattr(model, "is_quantized", False))
+    tuned = any(hasattr(module, "merged_adapters") for module in model.modules())  # as PEFT's layers have
+    steady = not adapter.steps_wait and inputs.get("position_ids") is not None
+    return cuda_graphs.captures(model) and steady and not (quantized or tuned)
+
+
+@contextmanager
+def last_logits_only(model: Any) -> Iterator[None]:
+    """While active, the output head of a model without `logits_to_keep` sees the last token alone, in this thread."""
+    thread = threading.get_ident()
+
+    def cut(_: Any, args: tuple[Any, ...]) -> Any:
+        return (args[0][:, -1:], *args[1:]) if threading.get_ident() == thread else None
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(cut)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def _decode_step(
+    model: Any, decoder: Any, inputs: dict[str, Any], layers: list[LayerKV], room: int, *, fixed: bool
+) -> Iterator[DecodeStep]:
+    """A step for these shapes, captured before or new, for exclusive use."""
+    capacities = tuple(one.capacity(room, fixed=fixed) for one in layers)
+    if not fixed:
+        yield DecodeStep(model, decoder, inputs, layers, capacities, fixed=False)
+        return
+    shapes = tuple((name, v.shape if isinstance(v, Tensor) else v) for name, v in sorted(inputs.items()))
+    weights = tuple((part.data_ptr(), part.dtype) for part in (*model.parameters(), *model.buffers()))
+    key = (capacities, shapes, weights, decoder.config._attn_implementation, model.training, is_compiled(decoder))
+    with _steps_lock:
+        step = _steps.setdefault(model, OrderedDict()).pop(key, None)
+    step = step or DecodeStep(model, decoder, inputs, layers, capacities, fixed=True)
+    yield step
+    with _steps_lock:
+        steps = _steps.setdefault(model, OrderedDict())
+        steps[key] = step
+        while len(steps) > MAX_STEPS:
+            steps.popitem(last=False)
+
+
+def _check(config: GenerationConfig, kwargs: Mapping[str, Any]) -> None:
+    """Raises: UnsupportedPlan for settings with which this loop would differ from `generate`."""
+    cache = cache_argument.in_arguments(kwargs)
+    refused = {
+        "beams and drafts": config.get_generation_mode() not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE),
+        "a chunked prefill": config.prefill_chunk_size is not None,
+        "generation without a cache": not config.use_cache,
+        "a cache that holds something already": cache is not None and cache.get_seq_length() > 0,
+        "a cache of another kind": cache is not None
+        and (type(cache) is not DynamicCache or bool(getattr(cache, "offloading", False))),
+        "attention maps and hidden states": config.output_attentions or config.output_hidden_states,
+    }
+    for what, is_requested in refused.items():
+        if is_requested:
+            raise UnsupportedPlan(f"Decoding does not do {what}", "leave custom_generate out")
+
+
+def _first_step(model: Any, ids: Tensor, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the first forward behind the prefill, as the model prepares them."""
+    changed: dict[str, Any] = {}
+    if (positions := kwargs.get("position_ids")) is not None:
+        changed["position_ids"] = positions[..., -1:] + 1
+    if (mask := kwargs.get("attention_mask")) is not None:
+        changed["attention_mask"] = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=1)
+    inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=1, **(dict(kwargs) | changed))
+    own = ("attention_mask", *cache_argument.NAMES)
+    return {name: value for name, value in inputs.items() if name not in own and _of_a_step(value)}
+
+
+def _of_a_step(value: Any) -> bool:
+    """Whether an argument belongs to one token, or to how the model runs; others belong to the prompt."""
+    return value.shape[-1:] == (1,) if isinstance(value, Tensor) else isinstance(value, bool | int | float | str | None)
+
+
+def _layer_kv(cache: Any, config: Any, attention_mask: Int[Tensor, "batch prompt"] | None) -> tuple[list[LayerKV], int]:
+    """Keys and values of every layer after the prefill, and the number of its columns."""
+    prompt, mask = cache.get_seq_length(), None if attention_mask is None else attention_mask.bool()
+    n_kv_layers, windows = decoder_layers.layers_with_cache(config), decoder_layers.windows(config)
+    layers = zip(cache.layers[:n_kv_layers], windows[:n_kv_layers], strict=True)
+    return [LayerKV.from_cache(layer, mask, prompt, window) for layer, window in layers], prompt

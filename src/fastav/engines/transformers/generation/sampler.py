@@ -1,0 +1,170 @@
+"""The choice of the next token, the end of an answer, and copies of tokens to the host."""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from fastav.decoding.stopping import Stop
+from fastav.engine import Sampling
+
+MAX_LAG = 4  # steps that may be queued on a GPU before the host has read the token of an earlier one
+
+
+def generate_settings(sampling: Sampling) -> dict[str, Any]:
+    """Arguments of `generate` for these settings, without stop texts; None where the model's own settings hold.
+
+    Greedy decoding has no temperature, and transformers warns when a checkpoint's own file sets one.
+    """
+    do_sample = sampling.temperature > 0
+    generate_settings: dict[str, Any] = {
+        "do_sample": do_sample,
+        "num_beams": 1,
+        "temperature": float(sampling.temperature) if do_sample else None,
+        "top_p": float(sampling.top_p) if do_sample else None,
+        "top_k": sampling.top_k or 0 if do_sample else None,
+    }
+    if sampling.repetition_penalty is not None:
+        generate_settings["repetition_penalty"] = float(sampling.repetition_penalty)
+    return generate_settings
+
+
+class TokenSampler:
+    """Chooses the next token of every row, and when to stop, exactly as `GenerationMixin._sample` does."""
+
+    def __init__(
+        self,
+        ids: Int[Tensor, "batch prompt"],
+        config: GenerationConfig,
+        processors: LogitsProcessorList,
+        criteria: Any,
+        stream: "HostStream",
+    ) -> None:
+        self.ids, self._prompt = ids, ids.shape[1]
+        self._config, self._processors, self._criteria = config, processors, criteria
+        self._ends = any(hasattr(one, "eos_token_id") for one in criteria)
+        self._unfinished = torch.ones(ids.shape[0], dtype=torch.long, device=ids.device)
+        self._stream = stream
+        self._logits: list[Tensor] = []
+        self._scores: list[Tensor] = []
+
+    def take(self, logits: Float[Tensor, "batch vocabulary"]) -> Int[Tensor, " batch"]:
+        """The next token of every row."""
+        logits = logits.to(copy=True, dtype=torch.float32, device=self.ids.device)
+        scores = self._processors(self.ids, logits)
+        token = torch.multinomial(scores.softmax(-1), 1)[:, 0] if self._config.do_sample else scores.argmax(-1)
+        if self._ends:
+            pad: Any = self._config._pad_token_tensor  # pyright: ignore[reportAttributeAccessIssue]
+            token = torch.where(self._unfinished.bool(), token, pad)
+        self.ids = torch.cat([self.ids, token[:, None]], dim=1)
+        if self._config.return_dict_in_generate and self._config.output_logits:
+            self._logits.append(logits)
+        if self._config.return_dict_in_generate and self._config.output_scores:
+            self._scores.append(scores)
+        self._unfinished = self._unfinished & ~self._criteria(self.ids, tuple(self._scores) or None)
+        self._stream.put(token, self._unfinished)
+        return token
+
+    @property
+    def n_left(self) -> int:
+        """Tokens until the maximum length."""
+        longest: Any = self._config.max_length
+        return longest - self.ids.shape[1]
+
+    @property
+    def done(self) -> bool:
+        """Whether all rows are known to have ended."""
+        return self._stream.ended or self.n_left <= 0
+
+    def output(self) -> Tensor | GenerateDecoderOnlyOutput:
+        """The output of `generate`, without the cache."""
+        new = self._stream.finish()
+        sequences = self.ids[:, : self._prompt + new]
+        if not self._config.return_dict_in_generate:
+            return sequences
+        return GenerateDecoderOnlyOutput(
+            sequences=sequences,  # pyright: ignore[reportArgumentType]
+            logits=_recorded(self._logits, new),
+            scores=_recorded(self._scores, new),
+        )
+
+
+class HostStream:
+    """Copies chosen tokens to the host: on a GPU some steps late, so that neither waits for the other."""
+
+    def __init__(
+        self, prompt: Int[Tensor, "batch prompt"], streamer: Any, stop: Stop | None, *, do_sample: bool = False
+    ) -> None:
+        self._lag = MAX_LAG if prompt.device.type == "cuda" else 0
+        self._do_sample = do_sample  # then the lag is constant: how many tokens are sampled must not depend on timing
+        self._streamer, self._stop = streamer, stop
+        self._pending: deque[tuple[Tensor, Any]] = deque()
+        self._rows: list[list[int]] = [[] for _ in prompt]
+        self._stopped = [False for _ in prompt]
+        self._n_steps = 0
+        self.ended = False
+        if streamer is not None:
+            streamer.put(prompt.cpu())
+
+    def put(self, token: Int[Tensor, " batch"], unfinished: Int[Tensor, " batch"]) -> None:
+        """Add one token of every row, and which rows go on."""
+        self._pending.append(_to_host(torch.stack([unfinished, token])))
+        while self._pending and (
+            len(self._pending) > self._lag or (not self._do_sample and self._pending[0][1].query())
+        ):
+            self._read()
+
+    def finish(self) -> int:
+        """Read all pending tokens; return how many there were until all rows had ended."""
+        while self._pending:
+            self._read()
+        if self._streamer is not None:
+            self._streamer.end()
+        return self._n_steps
+
+    def _read(self) -> None:
+        step, event = self._pending.popleft()
+        event.synchronize()
+        if self.ended:
+            return
+        unfinished, token = step
+        self._n_steps += 1
+        for number, (row, new) in enumerate(zip(self._rows, token.tolist(), strict=True)):
+            row.append(new)
+            if self._stop is not None and not self._stopped[number]:
+                self._stopped[number] = self._stop.reached(row[-self._stop.span :])
+        self.ended = not any(
+            running and not stopped for running, stopped in zip(unfinished.tolist(), self._stopped, strict=True)
+        )
+        if self._streamer is not None:
+            self._streamer.put(token)
+
+
+class _NoEvent:
+    """In place of a CUDA event where tensors are on the CPU already."""
+
+    def query(self) -> bool:
+        return True
+
+    def synchronize(self) -> None:
+        pass
+
+
+def _to_host(tensor: Tensor) -> tuple[Tensor, Any]:
+    """A copy on the host, and the event after which it can be read."""
+    if tensor.device.type != "cuda":
+        return tensor, _NoEvent()
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    copy.copy_(tensor, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    return copy, event
+
+
+def _recorded(steps: Sequence[Tensor], number: int) -> Any:
+    return tuple(steps[:number]) or None

@@ -1,0 +1,490 @@
+"""Pruning a transformers model in place, for as long as a context lasts.
+
+Hooks on decoder layers shrink hidden states, position embeddings and masks to the tokens that stay; each layer's cache
+holds only those; after the last layer the sequence is laid out at full length again, so that everything around the
+decoder sees what it expects, unless that asks for the last token alone. No model code is replaced.
+"""
+
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from inspect import signature
+from typing import Any
+from weakref import WeakSet, finalize
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from fastav import cache_argument
+from fastav.adapter import AudioAttention, ModelAdapter, adapter_for, plan_named
+from fastav.engines.transformers import guards
+from fastav.engines.transformers.applied import check_prefill
+from fastav.engines.transformers.attention_hooks import observe_attention
+from fastav.engines.transformers.devices import ready_to_run
+from fastav.engines.transformers.generation.buffers import StepCache
+from fastav.engines.transformers.guards import GenerateCall
+from fastav.engines.transformers.kv_cache import PrunedLayer
+from fastav.engines.transformers.layer_inputs import LayerInputs
+from fastav.engines.transformers.masks import decode_mask
+from fastav.engines.transformers.wrapped import attention_of, base_model, parameters_of, unwrapped
+from fastav.errors import PlanError, UnsupportedModel, UnsupportedPlan
+from fastav.layout import MEDIA, Layout, Modality
+from fastav.method import Signal
+from fastav.plan import Plan
+from fastav.pruning import decoder_layers
+from fastav.pruning.compiled import CompiledPlan, compile_plan
+from fastav.pruning.rollout import LayerAttention
+from fastav.pruning.state import PruningState
+
+_claims = threading.Lock()
+_pruned: WeakSet[nn.Module] = WeakSet()
+
+
+def prune(
+    model: Any,
+    plan: Plan | CompiledPlan | str = "fastav",
+    *,
+    layouts: Sequence[Layout] | None = None,
+    scores: Float[Tensor, "batch tokens"] | None = None,
+    adapter: ModelAdapter | None = None,
+) -> "Pruning":
+    """Have `model` drop tokens as the plan says, in `forward` and in `generate`, for as long as a context lasts.
+
+    Nothing happens before `with fastav.prune(model, plan) as pruning:` is entered, or `apply()` is called on what this
+    returns, and the model is as before after the context, or `remove()`. One that is never used warns.
+
+    model: may be in a wrapper of PEFT (LoRA) or DDP, whose `generate` and `forward` prune too. Of a model that also
+    speaks (Qwen-Omni), its thinker is pruned; ask such a whole model for text only.
+    plan: a `Plan`, or the name of one of the model's presets, of a recipe (`fastv@0.25`), or a plan's JSON file; or one
+    that an engine's `check` has compiled for this model.
+    layouts: one per prompt of the batch. Without them they are read off `input_ids`, which on a GPU waits for the
+    device once per prefill.
+    scores: of every prompt token, for plans with the method `given`, shaped like `input_ids`.
+
+    Logits and hidden states at places of dropped tokens are those of a zero vector; those of text are exact. Keep
+    decoding inside. Exact means: as if every layer hid the dropped tokens by an attention mask.
+
+    Raises, at once: UnknownName, PlanError, UnsupportedModel, UnsupportedPlan; while active: UnsupportedPlan for what
+    docs/exactness.md lists, such as assisted decoding, chunked prefill, foreign caches, labels and gradients.
+    """
+    model = base_model(model)
+    guards.check_model(model)
+    if isinstance(plan, CompiledPlan):
+        compiled, part = plan, plan.adapter.language_model(model)
+    else:
+        architectures = {*(model.config.architectures or ()), type(model).__name__}
+        adapter = adapter or adapter_for(architectures, model.config.to_dict())
+        part = adapter.language_model(model)
+        config: Any = adapter.decoder(part).config
+        compiled = compile_plan(plan_named(plan, adapter), config, adapter)
+    pruning = Pruning(part, compiled, layouts, scores, whole=model)
+    finalize(pruning, _warn_if_unused, pruning._used, *_caller())
+    return pruning
+
+
+def _caller() -> tuple[str, int]:
+    """File and line of the call that came from elsewhere; wrappers that check types are not meant."""
+    frame: Any = sys._getframe(1)
+    while frame.f_globals.get("__name__", "").split(".")[0] in ("fastav", "jaxtyping", "beartype") and frame.f_back:
+        frame = frame.f_back
+    return frame.f_code.co_filename, frame.f_lineno
+
+
+def _warn_if_unused(used: list[bool], file: str, line: int) -> None:
+    """Say where a pruning was made that is gone, or still there when Python ends, and never began."""
+    if not used:
+        message = "fastav.prune was called and its result never used, so nothing was pruned: use `with`, or .apply()"
+        warnings.warn_explicit(message, UserWarning, file, line)
+
+
+class _Decode:
+    """A forward on top of a pruned cache."""
+
+
+class _Step:
+    """A forward over buffers, which knows by itself what was kept."""
+
+
+class Pruning:
+    """A model that is pruned between `apply` and `remove`, or in a context.  `tokens` tells what a prefill kept."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        compiled: CompiledPlan,
+        layouts: Sequence[Layout] | None,
+        scores: Float[Tensor, "batch tokens"] | None,
+        *,
+        whole: Any,
+    ) -> None:
+        self.model, self.compiled = model, compiled
+        self._whole = whole  # what was handed in, of which `model` may be a part
+        self._active: ExitStack | None = None
+        self._used: list[bool] = []  # not empty once it was applied; outlives this object
+        self._layouts, self._scores = layouts, scores
+        self._decoder = compiled.adapter.decoder(model)
+        self._layers = list(self._decoder.layers)  # pyright: ignore[reportArgumentType]
+        self._config: Any = self._decoder.config
+        self._parameters = tuple(signature(model.forward).parameters)
+        self._layer_parameters = parameters_of(self._layers[0])
+        self._first = compiled.first_layer
+        self._local = threading.local()  # the running forward: a model may serve several threads
+        self._call = GenerateCall()
+        self._check()
+
+    # --- from when to when
+
+    def apply(self) -> "Pruning":
+        """Begin to prune, until `remove`.
+
+        Raises: UnsupportedPlan if the model is being pruned already.
+        """
+        self._used.append(True)
+        if self._active is not None:
+            raise UnsupportedPlan("this pruning is applied already", "call remove() first")
+        with ExitStack() as stack:
+            stack.enter_context(self._installed())
+            if self._whole is not self.model:
+                stack.enter_context(guards.text_only(self._whole, self.compiled.adapter))
+            self._active = stack.pop_all()
+        return self
+
+    def remove(self) -> None:
+        """Leave the model as it was.  Once is enough, and more does no harm."""
+        active, self._active = self._active, None
+        if active is not None:
+            active.close()
+
+    def __enter__(self) -> "Pruning":
+        return self.apply()
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    # --- what was kept
+
+    def tokens(self) -> list[list[dict[str, int]]]:
+        """Tokens by modality that each layer ran on, of every row of this thread's last prefill: `[row][layer][label]`.
+
+        On a GPU this waits for the device.
+        """
+        if not hasattr(self._local, "history"):
+            return []
+        layout, slots_at = self._local.history
+        whole = layout.modality
+        kept = [(layer, whole.gather(1, slots.to(whole.device)).cpu().numpy()) for layer, slots in slots_at]
+        rows = []
+        for row in range(kept[0][1].shape[0]):
+            present = [m for m in Modality if (kept[0][1][row] == m).any()]
+            at = {layer: {m.label: int((modality[row] == m).sum()) for m in present} for layer, modality in kept}
+            now, layers = at[0], []
+            for layer in range(len(self._layers)):
+                now = at.get(layer, now)
+                layers.append(now)
+            rows.append(layers)
+        return rows
+
+    def slots(self) -> list[tuple[int, Int[Tensor, "batch kept"]]]:
+        """The columns of the padded prompts that stayed at every cut of this thread's last prefill, by layer.
+
+        The first is that of all columns, entering layer 0. Rows that keep fewer point behind the prompt at their left.
+        """
+        return list(self._local.history[1]) if hasattr(self._local, "history") else []
+
+    @contextmanager
+    def watched(self, observer: Callable[[LayerAttention], None]) -> Iterator[None]:
+        """While active, call `observer` with the inputs of every layer's attention in a prefill, first layer first.
+
+        Raises: UnsupportedPlan for attention whose masks cannot be followed.
+        """
+        guards.check_attention(self._config, self._config._attn_implementation, 0)
+        with ExitStack() as stack:
+            for index in range(len(self._layers)):
+                stack.enter_context(observe_attention(self._attention(index), partial(self._show, observer, index)))
+            yield
+
+    # --- before anything runs
+
+    def _check(self) -> None:
+        guards.check_layers(self._layers[self._first :])
+        if self._first < len(self._layers):
+            first = 0 if Signal.ROLLOUT in self.compiled.needs else self._first
+            guards.check_attention(self._config, self._config._attn_implementation, first)
+        if Signal.GIVEN in self.compiled.needs and self._scores is None:
+            raise UnsupportedPlan("the plan asks for given scores, and none are given", "pass scores= to prune")
+        if self._scores is not None and not bool(self._scores.isfinite().all()):
+            raise PlanError("a given score is not finite")
+
+    def __deepcopy__(self, memo: Any) -> "Pruning":
+        raise UnsupportedPlan("a model cannot be copied while it is being pruned", "leave the context first")
+
+    @contextmanager
+    def _installed(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            enter = stack.enter_context
+            enter(self._claimed())
+            enter(guards.guarded_generate(self.model, self._call))
+            stack.callback(self.model.register_forward_pre_hook(self._before_model, with_kwargs=True).remove)
+            after_model = self.model.register_forward_hook(self._after_model, with_kwargs=True, always_call=True)
+            stack.callback(after_model.remove)
+            # a layer compiled in place has its hooks compiled with it, and these act on more than the layer
+            uncompiled: Any = torch.compiler.disable
+            copied = self._layers[0].register_forward_pre_hook(uncompiled(self._before_copies), with_kwargs=True)
+            stack.callback(copied.remove)
+            for index in range(self._first, len(self._layers)):
+                before = uncompiled(partial(self._before_layer, index))
+                layer = self._layers[index]
+                stack.callback(layer.register_forward_pre_hook(before, with_kwargs=True, prepend=True).remove)
+            for number, (index, _) in enumerate(self.compiled.cache_cuts):
+                after = uncompiled(partial(self._after_cached_layer, number))
+                stack.callback(self._layers[index].register_forward_hook(after, with_kwargs=True).remove)
+            if self.compiled.cuts:
+                stack.callback(self._layers[-1].register_forward_hook(uncompiled(self._after_last_layer)).remove)
+            if (name := self.compiled.adapter.deepstack_method) is not None:
+                add = partial(self._add_visual, getattr(self._decoder, name))
+                enter(guards.patched(self._decoder, name, add))
+            if Signal.ENCODER in self.compiled.needs:
+                self._observe_encoder(stack)
+            for index, signals in self.compiled.observed.items():
+                enter(observe_attention(self._attention(index), partial(self._observe, index, signals)))
+            yield
+
+    def _observe_encoder(self, stack: ExitStack) -> None:
+        """Read the audio encoder's last attention until the stack unwinds."""
+        source = self.compiled.adapter.audio_attention()
+        assert source is not None, "refused by compile_plan"
+        encoder, attention = source.modules(self.model)
+        for module, hook in (
+            (encoder, self._before_encoder),
+            (attention, partial(self._before_encoder_attention, source)),
+        ):
+            stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+
+    @contextmanager
+    def _claimed(self) -> Iterator[None]:
+        layers = [unwrapped(layer) for layer in self._layers]
+        with _claims:
+            if any(layer in _pruned for layer in layers):
+                raise UnsupportedPlan(
+                    "the model is being pruned already", "leave the other context first, or call its remove()"
+                )
+            _pruned.update(layers)
+        try:
+            yield
+        finally:
+            with _claims:
+                _pruned.difference_update(layers)
+
+    def _attention(self, layer: int) -> nn.Module:
+        attention = attention_of(self._layers[layer])
+        if attention is None:
+            raise UnsupportedModel(f"layer {layer} of {type(self._decoder).__name__} has no self_attn to score with")
+        return attention
+
+    # --- while the model runs
+
+    @property
+    def _running(self) -> LayerInputs | _Decode | _Step | None:
+        return getattr(self._local, "running", None)
+
+    def _before_model(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs = dict(zip(self._parameters, args, strict=False)) | kwargs
+        self._local.running = None
+        if self._first < len(self._layers):
+            guards.check_call(inputs, self.model.config, self._decoder)
+        cache = cache_argument.in_arguments(inputs)
+        guards.check_cache(cache)
+        if isinstance(cache, StepCache):
+            self._local.running = _Step()
+        elif cache is not None and cache.get_seq_length() > 0:
+            self._local.running = self._continue(cache, inputs)
+        else:
+            self._local.running = self._start(inputs)
+
+    def _before_copies(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._call.copies > 1 and isinstance(self._running, LayerInputs):
+            guards.check_copies(args[0] if args else kwargs["hidden_states"], self._call.copies)
+
+    def _after_model(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        running, self._local.running = self._running, None
+        if isinstance(running, LayerInputs) and output is not None:  # it is None if the forward raised
+            check_prefill(running.state, args, kwargs, output)
+
+    def _continue(self, cache: Cache, inputs: Mapping[str, Any]) -> _Decode:
+        layers: list[Any] = cache.layers[: self.compiled.n_kv_layers]
+        owners = [layer.owner if isinstance(layer, PrunedLayer) else None for layer in layers]
+        late = max(0, self.compiled.n_kv_layers - self._first)
+        if owners != [None] * min(self._first, self.compiled.n_kv_layers) + [self.compiled.fingerprint] * late:
+            raise UnsupportedPlan(
+                "the cache was filled without this plan, or in chunks", "prefill the whole prompt in this context"
+            )
+        if len({layer.get_seq_length() for layer in layers}) > 1:
+            raise UnsupportedPlan("the cache's layers have come apart, as after a crop that failed", "prefill again")
+        ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
+        if self._first < len(self._layers) and ids is None and embeds is not None and embeds.shape[1] > 1:
+            raise UnsupportedPlan("inputs_embeds after the first prefill may hold audio or video", "pass input_ids")
+        if ids is not None and ids.shape[1] > 1:
+            config, chunk = self.model.config, {"input_ids": ids}
+            if any(layout.count(*MEDIA) for layout in self.compiled.adapter.layouts(config, chunk)):
+                raise UnsupportedPlan(
+                    "audio or video after the first prefill is not supported while pruning", "start a new prompt"
+                )
+        return _Decode()
+
+    def _start(self, inputs: Mapping[str, Any]) -> LayerInputs:
+        tokens = inputs.get("inputs_embeds") if inputs.get("input_ids") is None else inputs["input_ids"]
+        if tokens is None:
+            raise UnsupportedPlan("the model was called without a prompt", "pass input_ids or inputs_embeds")
+        batch, length = tokens.shape[:2]
+        layouts = self._layouts_of(inputs, batch, length)
+        decoder_layers.check_length(self._config, length)
+        state = PruningState.start(self.compiled, layouts, length, tokens.device)
+        self._local.history = (state.layout, state.history)
+        if self._scores is not None:
+            state.signals[Signal.GIVEN] = self._given_scores(batch, length, tokens.device)
+        logits = inputs.get("logits_to_keep")
+        return LayerInputs(state, last_only=type(logits) is int and logits == 1)
+
+    def _layouts_of(self, inputs: Mapping[str, Any], batch: int, length: int) -> list[Layout]:
+        mask = inputs.get("attention_mask")
+        if self._layouts is None:
+            if inputs.get("input_ids") is None:
+                raise UnsupportedPlan("inputs_embeds do not tell audio from text", "pass layouts= to prune")
+            if isinstance(mask, Tensor) and mask.ndim != 2:
+                raise UnsupportedPlan(
+                    f"a mask of shape {list(mask.shape)} does not tell padding", "pass layouts= to prune"
+                )
+            layouts = list(self.compiled.adapter.layouts(self.model.config, self._layout_inputs(inputs, length)))
+        else:
+            layouts = list(self._layouts)
+        copies = batch // max(1, len(layouts))
+        if copies * len(layouts) != batch or (copies > 1 and not self._call.active):
+            raise UnsupportedPlan(f"{len(layouts)} layouts for {batch} prompts", "pass one layout per prompt")
+        layouts = [layout for layout in layouts for _ in range(copies)]
+        if length == 1 and self._call.active and hasattr(self._local, "history"):
+            raise UnsupportedPlan(
+                f"the model dropped its cache in the middle of an answer{self.compiled.adapter.cache_limit}",
+                "ask for a shorter answer, or about less of the clip",
+            )
+        if any(len(layout) > length for layout in layouts):
+            raise UnsupportedPlan(
+                f"layouts of {[len(layout) for layout in layouts]} tokens do not fit prompts of {length}",
+                "prefill whole prompts",
+            )
+        guards.check_mask(mask if isinstance(mask, Tensor) else None, layouts, length, wait=self._layouts is None)
+        return layouts
+
+    def _layout_inputs(self, inputs: Mapping[str, Any], length: int) -> Mapping[str, Any]:
+        """The arguments to read layouts from: those of `generate`, if this forward is of its prompt.
+
+        `generate` has the media; it runs the encoders of some models first, and passes their output to the forward in
+        place of the number of frames.
+        """
+        arguments = self._call.arguments
+        ids, mask = arguments.get("input_ids", arguments.get("inputs")), arguments.get("attention_mask")
+        if not (isinstance(ids, Tensor) and ids.shape[1:] == (length,)):
+            return inputs
+        if mask is None and isinstance(repeated := inputs.get("attention_mask"), Tensor):
+            mask = repeated[:: repeated.shape[0] // ids.shape[0]]  # `generate` inferred the padding, and repeats rows
+        return {**arguments, "input_ids": ids, "attention_mask": mask}
+
+    def _given_scores(self, batch: int, length: int, device: torch.device) -> Tensor:
+        scores = self._scores
+        assert scores is not None
+        if batch % scores.shape[0] or scores.shape[1] != length:
+            raise PlanError(f"scores have shape {list(scores.shape)}, the prompts [{batch}, {length}]")
+        return scores.to(device).repeat_interleave(batch // scores.shape[0], dim=0)
+
+    def _before_encoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._local.encoder_inputs = signature(module.forward).bind(*args, **kwargs).arguments
+
+    def _before_encoder_attention(
+        self, source: AudioAttention, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        encoder_inputs = vars(self._local).pop("encoder_inputs")
+        if isinstance(running := self._running, LayerInputs):
+            with ready_to_run(module, args, kwargs) as (moved, named):
+                inputs = signature(module.forward).bind(*moved, **named).arguments
+                running.state.encoder_scores.append(source.received(module, encoder_inputs, inputs))
+
+    def _before_layer(
+        self, index: int, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        kwargs = dict(zip(self._layer_parameters, args, strict=False)) | kwargs
+        hidden = kwargs.pop("hidden_states")
+        running = self._running
+        if running is None:
+            raise UnsupportedPlan("the decoder was called by itself", "call the whole model")
+        if isinstance(running, _Step):
+            return (hidden,), kwargs
+        if isinstance(running, _Decode):
+            return (hidden,), self._decode_arguments(index, hidden, kwargs)
+        hidden = running.state.cut(index, hidden)
+        return (hidden,), dict(running.arguments(index, kwargs, hidden.dtype))
+
+    def _decode_arguments(self, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+        layer, new = cache_argument.in_arguments(kwargs).layers[self.compiled.kv_sources[index]], hidden.shape[-2]
+        mask = kwargs.get("attention_mask")
+        if not isinstance(layer, PrunedLayer):
+            return kwargs  # it reads the cache of an unpruned layer
+        if index < self.compiled.n_kv_layers:
+            layer.armed = True
+            coming = new
+        else:
+            coming = 0  # the layer whose keys it reads has stored the new ones already
+        if mask is None and layer.valid is None and new == 1:
+            return kwargs
+        kwargs["attention_mask"] = decode_mask(
+            None if mask is None else mask.to(layer.slots.device),
+            layer.positions(coming),
+            layer.validity(coming),
+            total=layer.get_seq_length() + coming,
+            new=new,
+            kind=self._config._attn_implementation,
+            dtype=hidden.dtype,
+        )
+        return kwargs
+
+    def _observe(
+        self, index: int, signals: Collection[Signal], query: Tensor, key: Tensor, mask: Tensor | None, scaling: float
+    ) -> None:
+        if isinstance(running := self._running, LayerInputs):
+            running.state.observe(index, signals, query, key, mask, scaling)
+
+    def _show(
+        self,
+        observer: Callable[[LayerAttention], None],
+        index: int,
+        query: Tensor,
+        key: Tensor,
+        mask: Tensor | None,
+        scaling: float,
+    ) -> None:
+        if isinstance(running := self._running, LayerInputs):
+            observer(running.state.layer_attention(index, query, key, mask, scaling))
+
+    def _after_cached_layer(self, number: int, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        cache, index = cache_argument.in_arguments(kwargs), self.compiled.cache_cuts[number][0]
+        if isinstance(running := self._running, LayerInputs) and cache is not None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            cache.layers[index].keep(*running.state.select_in_cache(number, hidden))
+
+    def _after_last_layer(self, module: Any, args: Any, output: Any) -> Any:
+        running = self._running
+        if not isinstance(running, LayerInputs) or running.state.is_full or running.only_last_rows:
+            return None
+        if isinstance(output, tuple):
+            return (running.restored(output[0]), *output[1:])
+        return running.restored(output)
+
+    def _add_visual(self, plain: Any, hidden: Tensor, mask: Tensor, embeds: Tensor) -> Tensor:
+        running = self._running
+        if not isinstance(running, LayerInputs) or running.state.is_full:
+            return plain(hidden, mask, embeds)
+        return running.add_visual(hidden, mask, embeds)

@@ -1,0 +1,119 @@
+"""What decoder layers of transformers receive, and return, while tokens are dropped."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from fastav import cache_argument
+from fastav.engines.transformers.kv_cache import PrunedLayer
+from fastav.engines.transformers.masks import last_rows_mask, prefill_mask
+from fastav.errors import UnsupportedModel, UnsupportedPlan
+from fastav.pruning import indexing
+from fastav.pruning.indexing import TokenSubset
+from fastav.pruning.state import PruningState
+
+
+class LayerInputs:
+    """The arguments of decoder layers in one running prefill.
+
+    last_only: whether the model asks for the last token's logits alone. only_last_rows: whether the model has gone on
+    with the prompt's last tokens alone. is_restored: whether the last layer has run and its output is at full length.
+    """
+
+    def __init__(self, state: PruningState, *, last_only: bool) -> None:
+        self.state, self.last_only = state, last_only
+        self.only_last_rows = self.is_restored = False
+        self._slots = state.slots
+        self._shrunk: dict[Any, tuple[Any, Any]] = {}  # arguments since the last cut, beside the originals
+        self._rotary: dict[Any, tuple[Sequence[Tensor], Tensor]] = {}
+
+    def arguments(self, index: int, kwargs: Mapping[str, Any], dtype: torch.dtype) -> Mapping[str, Any]:
+        """A layer's arguments for the tokens that remain, with a cache layer that knows which they are."""
+        state, compiled = self.state, self.state.compiled
+        tokens = state.enter_layer(index)
+        if index < compiled.n_kv_layers and (cache := cache_argument.in_arguments(kwargs)) is not None:
+            layer = PrunedLayer(state.slots, state.valid, state.length, compiled.fingerprint, compiled.windows[index])
+            cache.layers[index : index + 1] = [layer]
+        if state.is_full and tokens.slots.shape[1] == state.length:
+            return kwargs
+        if self._slots is not state.slots:
+            self._slots = state.slots
+            self._shrunk.clear()
+        self.only_last_rows = self._has_only_last_rows(index, kwargs)
+        shrunk = {}
+        for name, value in kwargs.items():
+            key = (name, id(value), id(tokens.slots), self.only_last_rows)
+            if key not in self._shrunk:
+                self._shrunk[key] = (value, self._shrink(name, value, tokens, dtype))
+            shrunk[name] = self._shrunk[key][1]
+        return shrunk
+
+    def restored(self, hidden: Tensor) -> Tensor:
+        """Hidden states at full length again, zero where tokens were dropped; or the last token's alone."""
+        state = self.state
+        state.move_to(hidden.device)
+        self.is_restored = True
+        if self.last_only:
+            return hidden[..., -1:, :]
+        full = hidden.new_zeros(*hidden.shape[:-2], state.length + 1, hidden.shape[-1])
+        full.scatter_(-2, state.slots[..., None].expand_as(hidden), hidden)
+        return full[..., : state.length, :]
+
+    def add_visual(self, hidden: Tensor, mask: Tensor, embeds: Tensor) -> Tensor:
+        """Deepstack: add visual features behind an early layer, to those video tokens that remain.
+
+        mask: [batch, length], where the features belong. embeds: [tokens in mask, features]. Behind the last layer,
+        hidden states are at full length already.
+        """
+        state = self.state
+        state.move_to(hidden.device)
+        full = hidden.new_zeros(hidden.shape[0], state.length + 1, hidden.shape[-1])
+        full[:, :-1][mask.to(hidden.device)] = embeds.to(hidden.device, hidden.dtype)
+        if not self.is_restored:
+            return hidden + indexing.take(full, state.slots)
+        kept = torch.zeros(full.shape[:2], dtype=torch.bool, device=hidden.device).scatter(1, state.slots, True)
+        return hidden + full.masked_fill(~kept[..., None], 0)[:, state.length - hidden.shape[1] : state.length]
+
+    def _has_only_last_rows(self, index: int, kwargs: Mapping[str, Any]) -> bool:
+        """Whether a layer that shares keys runs on the prompt's last tokens alone, as no other is read again."""
+        state, rotary = self.state, kwargs.get("position_embeddings")
+        if index < state.compiled.n_kv_layers or rotary is None or rotary[0].shape[-2] == state.length:
+            return False
+        last = rotary[0].shape[-2]
+        expected = torch.arange(state.length - last, state.length, device=state.slots.device)
+        if last > 1 and not bool((state.slots[:, -last:] == expected).all()):
+            raise UnsupportedPlan(f"logits_to_keep={last} asks for dropped tokens", "ask for the last token's logits")
+        return True
+
+    def _shrink(self, name: str, value: Any, keys: TokenSubset, dtype: torch.dtype) -> Any:
+        state, index = self.state, self.state.columns
+        kind: Any = state.compiled.config._attn_implementation
+        if isinstance(value, Tensor):
+            value = value.to(index.device)  # the decoder makes masks and the like where its first layer runs
+        match name, value:
+            case "attention_mask", _ if self.only_last_rows:
+                return last_rows_mask(value, keys, state.length, kind=kind, dtype=dtype)
+            case "attention_mask", _:
+                return prefill_mask(value, TokenSubset(state.slots, state.valid), keys, kind=kind, dtype=dtype)
+            case "position_ids" | "cache_position", Tensor():
+                # flash attention takes gaps at batch size 1 for packed sequences; RoPE reads position_embeddings
+                return None if "flash" in kind else indexing.take_positions(torch.atleast_2d(value), index)
+            case (("position_embeddings" | "per_layer_input"), _) if self.only_last_rows:
+                return value
+            case "position_embeddings", (Tensor(), Tensor()):
+                return indexing.take(self._stacked_rotary(value, index), index).unbind()
+            case "per_layer_input", Tensor():
+                return indexing.take(value, index)
+            case _, Tensor() if state.length in value.shape:
+                raise UnsupportedModel(f"layers take {name} {list(value.shape)}, whose token axis is not known")
+        return value
+
+    def _stacked_rotary(self, parts: Sequence[Tensor], index: Int[Tensor, "batch kept"]) -> Tensor:
+        """Cosines and sines of all tokens in one tensor, so that every cut gathers once."""
+        key = (id(parts[0]), index.device)
+        if key not in self._rotary:
+            self._rotary[key] = (parts, torch.stack(list(parts)).to(index.device))
+        return self._rotary[key][1]

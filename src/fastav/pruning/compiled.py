@@ -1,0 +1,187 @@
+"""A plan for one model: its cuts by layer, its methods, and what they read; checked once, then passed along."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from fastav import token_mixing
+from fastav.adapter import ModelAdapter
+from fastav.errors import UnsupportedModel, UnsupportedPlan
+from fastav.method import ATTENTION_SIGNALS, DECODER_SIGNALS, Method, Signal, method_of
+from fastav.plan import Plan
+from fastav.pruning import decoder_layers
+
+Cuts = tuple[tuple[int, Method], ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CompiledPlan:
+    """The cuts of a plan in one decoder; made by `compile_plan`.
+
+    config: the decoder's. cuts: (layer, method) of each cut where a layer begins, in order. cache_cuts: the same of
+    cuts in a layer's KV cache alone.
+    """
+
+    plan: Plan
+    adapter: ModelAdapter
+    config: PreTrainedConfig
+    cuts: Cuts
+    cache_cuts: Cuts
+
+    @property
+    def depth(self) -> int:
+        """Number of decoder layers."""
+        return self.config.num_hidden_layers
+
+    @cached_property
+    def first_layer(self) -> int:
+        """The first layer with a cut; the depth if there is none."""
+        return min((layer for layer, _ in (*self.cuts, *self.cache_cuts)), default=self.depth)
+
+    @cached_property
+    def cut_layers(self) -> tuple[int, ...]:
+        """The layers where tokens are dropped for all later layers, in order."""
+        return tuple(sorted({layer for layer, _ in self.cuts}))
+
+    @cached_property
+    def methods(self) -> tuple[Method, ...]:
+        """The methods of all cuts."""
+        return tuple(method for _, method in (*self.cuts, *self.cache_cuts))
+
+    @cached_property
+    def needs(self) -> frozenset[Signal]:
+        """Every signal that some method reads."""
+        return frozenset[Signal]().union(*(method.needs for method in self.methods))
+
+    @cached_property
+    def layout_only(self) -> bool:
+        """Whether the layout alone decides which tokens every layer keeps."""
+        return all(method.layout_only for method in self.methods)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The plan's, with which caches of pruned layers are marked."""
+        return self.plan.fingerprint
+
+    @cached_property
+    def n_kv_layers(self) -> int:
+        """How many layers, the first ones, have keys and values of their own."""
+        return decoder_layers.layers_with_cache(self.config)
+
+    @cached_property
+    def windows(self) -> tuple[int | None, ...]:
+        """How many tokens a query of each layer sees at most; None for all."""
+        return decoder_layers.windows(self.config)
+
+    @cached_property
+    def kv_sources(self) -> tuple[int, ...]:
+        """The layer whose keys and values each layer reads."""
+        return tuple(decoder_layers.source(self.config, layer) for layer in range(self.depth))
+
+    @cached_property
+    def last_rollout_layer(self) -> int:
+        """The last layer where a cut reads the rollout; 0 if none does."""
+        return max((layer for layer, method in self._reading() if Signal.ROLLOUT in method.needs), default=0)
+
+    @cached_property
+    def observed(self) -> dict[int, frozenset[Signal]]:
+        """The signals to compute from each layer's attention.
+
+        A cut reads the attention of the preceding layer, a cut in a cache that of its own layer.
+        """
+        observed: dict[int, frozenset[Signal]] = {}
+        for layer, method in self._reading():
+            for signal in method.needs & DECODER_SIGNALS:
+                for index in range(layer) if signal is Signal.ROLLOUT else [layer - 1]:
+                    observed[index] = observed.get(index, frozenset()) | {signal}
+        return observed
+
+    def _reading(self) -> Cuts:
+        """All cuts, with the layer before which their signals are computed."""
+        return (*self.cuts, *((layer + 1, method) for layer, method in self.cache_cuts))
+
+
+def compile_plan(plan: Plan, config: PreTrainedConfig, adapter: ModelAdapter) -> CompiledPlan:
+    """Compile a plan for a decoder, and refuse what cannot be exact in it.
+
+    config: the decoder's.
+    Raises: PlanError, UnknownName, UnsupportedModel, UnsupportedPlan.
+    """
+    decoder: Any = config
+    depth = decoder.num_hidden_layers
+    plan.require(adapter.name, depth, decoder.hidden_size)
+    compiled = CompiledPlan(
+        plan=plan,
+        adapter=adapter,
+        config=config,
+        cuts=tuple((layer, method_of(step)) for layer, step in plan.cuts(depth)),
+        cache_cuts=tuple((layer, method_of(step)) for layer, step in plan.cache_cuts(depth)),
+    )
+    _check_encoder(compiled)
+    _check_cuts(compiled)
+    _check_cache_cuts(compiled)
+    return compiled
+
+
+def _check_cuts(compiled: CompiledPlan) -> None:
+    """Refuse layers that mix neighbouring tokens or share keys, and scores that no layer computes."""
+    if not compiled.cuts:
+        return
+    types = decoder_layers.layer_types(compiled.config)
+    for layer, method in compiled.cuts:
+        if why := token_mixing.of_types(types[layer:]):
+            raise UnsupportedModel(f"no token can be dropped before layer {layer}: {why}")
+        if layer >= compiled.n_kv_layers:
+            raise UnsupportedPlan(
+                f"layer {layer} has no keys and values of its own but reads those of layers before "
+                f"{compiled.n_kv_layers}, so it would still see dropped tokens",
+                f"place the last step at layer {compiled.n_kv_layers - 1} or before",
+            )
+        if method.merges and compiled.adapter.stacks_hidden_states:
+            raise UnsupportedPlan(
+                f"{type(method).__name__} merges tokens, and this decoder stacks several hidden states of each",
+                "choose a method that only drops tokens",
+            )
+        if not (signals := method.needs & DECODER_SIGNALS):
+            continue
+        if layer == 0:
+            named = ", ".join(sorted(signals))
+            raise UnsupportedPlan(
+                f"layer 0 has no preceding layer whose attention could be read ({named})", "start at layer 1"
+            )
+        if signals & ATTENTION_SIGNALS and decoder_layers.narrow(compiled.config)[layer - 1]:
+            raise UnsupportedPlan(
+                f"layer {layer - 1} attends within a window, so its last query cannot score all tokens",
+                "place the step after a layer of full attention",
+            )
+
+
+def _check_cache_cuts(compiled: CompiledPlan) -> None:
+    """Refuse merging in caches, and cuts in caches that belong to another layer or hold only a window."""
+    for layer, method in compiled.cache_cuts:
+        if method.merges:
+            raise UnsupportedPlan(
+                f"{type(method).__name__} merges hidden states, and a cut in a cache has only keys and values",
+                "leave cache_only out, or choose a method that only drops tokens",
+            )
+        if layer >= compiled.n_kv_layers:
+            raise UnsupportedPlan(
+                f"layer {layer} has no cache of its own", f"place the step before layer {compiled.n_kv_layers}"
+            )
+        if decoder_layers.narrow(compiled.config)[layer]:
+            raise UnsupportedPlan(
+                f"layer {layer} attends within a window, and its cache holds only that", "name layers of full attention"
+            )
+
+
+def _check_encoder(compiled: CompiledPlan) -> None:
+    """Refuse methods that read encoder attention which the adapter does not provide."""
+    if Signal.ENCODER in compiled.needs and compiled.adapter.audio_attention() is None:
+        method = next(method for method in compiled.methods if Signal.ENCODER in method.needs)
+        raise UnsupportedPlan(
+            f"{type(method).__name__} reads the audio encoder's attention, which the adapter of "
+            f"{compiled.adapter.name} does not provide",
+            "choose another method, or a model that docs/methods.md lists for this one",
+        )

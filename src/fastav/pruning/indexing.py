@@ -1,0 +1,39 @@
+"""Gathering the tokens that remain.  Indices have known sizes, so nothing here waits for the device."""
+
+from typing import NamedTuple
+
+from jaxtyping import Bool, Float, Int, Num
+from torch import Tensor
+
+
+def take(
+    x: Float[Tensor, "*lead tokens features"], index: Int[Tensor, "batch kept"]
+) -> Float[Tensor, "*newlead kept features"]:
+    """Rows `index` of the token axis.  The batch axis before it may be 1 where all rows are alike."""
+    if index.shape[0] == 1:
+        return x.index_select(-2, index[0])
+    x = x.expand(*x.shape[:-3], index.shape[0], *x.shape[-2:])
+    return x.gather(-2, index[..., None].expand(*x.shape[:-2], index.shape[1], x.shape[-1]))
+
+
+def take_positions(x: Num[Tensor, "*lead tokens"], index: Int[Tensor, "batch kept"]) -> Num[Tensor, "*newlead kept"]:
+    """Columns `index` of position ids, of shape [batch, tokens] or [axes, batch, tokens] (M-RoPE)."""
+    x = x.expand(*x.shape[:-2], index.shape[0], x.shape[-1])
+    return x.gather(-1, index.expand(*x.shape[:-1], index.shape[1]))
+
+
+def take_keys(
+    x: Float[Tensor, "batch kv_heads tokens features"], index: Int[Tensor, "batch kept"]
+) -> Float[Tensor, "batch kv_heads kept features"]:
+    """Keys of the tokens `index`."""
+    return x.gather(2, index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+
+
+class TokenSubset(NamedTuple):
+    """The tokens that a layer runs on, or whose keys it holds.
+
+    slots: their columns in the padded prompt. valid: which of them are real (None: all).
+    """
+
+    slots: Int[Tensor, "batch kept"]
+    valid: Bool[Tensor, "batch kept"] | None

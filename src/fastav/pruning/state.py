@@ -1,0 +1,254 @@
+"""A running prefill: which tokens remain, and the signals that methods score them by.  The same for every engine."""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from fastav.errors import UnsupportedPlan
+from fastav.layout import Layout, Modality
+from fastav.method import BatchLayout, Method, Signal, View
+from fastav.pruning import device_layout, indexing
+from fastav.pruning.attention import attention_rows, last_query_attention
+from fastav.pruning.compiled import CompiledPlan
+from fastav.pruning.device_layout import CutCounts, Pools
+from fastav.pruning.indexing import TokenSubset
+from fastav.pruning.rollout import LayerAttention, rollout_row
+from fastav.pruning.selection import SelectionGroups, select_of, select_uniform
+
+WINDOW = 32  # queries of the observation window, as in SnapKV's paper
+
+BroadcastIndices = Callable[[Tensor], Tensor]  # rank 0's indices, where several ranks run one model
+
+# moved from device to device with the hidden states; keys and the rollout's inputs are read where they were made
+_MOVED = ("layout", "slots", "valid", "columns", "counts", "groups", "layer_tokens", "signals")
+
+
+@dataclass(slots=True, kw_only=True)
+class PruningState:
+    """One running prefill of a batch; made by `start`.
+
+    layout: all tokens; `length` is the number of columns of the padded prompt. slots, valid: columns of the tokens that
+    remain, and which of them are real (None: all). columns: slots, and any column where they stand for no token.
+    counts: of every cut, those of caches behind those of tokens. layer_tokens: the tokens of each layer so far, whose
+    keys later layers may share. history: (layer, slots) after every cut. encoder_scores: attention that audio tokens
+    receive in their encoder, in the order of the prompts. groups: selection groups of all tokens, by pools.
+    """
+
+    compiled: CompiledPlan
+    layout: BatchLayout
+    length: int
+    slots: Int[Tensor, "batch kept"]
+    valid: Bool[Tensor, "batch kept"] | None
+    counts: Sequence[CutCounts]
+    max_question_len: int
+    n_audio_tokens: int
+    layer_tokens: dict[int, TokenSubset]
+    history: list[tuple[int, Tensor]]
+    columns: Int[Tensor, "batch kept"]
+    broadcast_indices: BroadcastIndices | None
+    signals: dict[Signal, Tensor] = field(default_factory=dict)
+    keys: Tensor | None = None
+    attentions: list[LayerAttention] = field(default_factory=list)
+    encoder_scores: list[Tensor] = field(default_factory=list)
+    groups: dict[Pools, SelectionGroups] = field(default_factory=dict)
+    next_cut: int = 0
+
+    @classmethod
+    def start(
+        cls,
+        compiled: CompiledPlan,
+        layouts: Sequence[Layout],
+        length: int,
+        device: torch.device,
+        *,
+        broadcast_indices: BroadcastIndices | None = None,
+    ) -> "PruningState":
+        """The state before the first layer.
+
+        length: columns of the padded prompts. broadcast_indices: makes the ranks of one model keep the same tokens.
+        Raises: PlanError.
+        """
+        layout = device_layout.batch_layout(layouts, length, device)
+        slots = torch.arange(length, device=device).expand(len(layouts), length)
+        padded = any(len(one) < length for one in layouts)
+        tokens = TokenSubset(slots, layout.modality[:, :length] >= 0 if padded else None)
+        return cls(
+            compiled=compiled,
+            layout=layout,
+            length=length,
+            slots=slots,
+            valid=tokens.valid,
+            columns=slots,
+            counts=device_layout.cut_counts(compiled.plan, layouts, compiled.depth, device),
+            max_question_len=max(int(device_layout.question_mask(one).sum()) for one in layouts),
+            n_audio_tokens=sum(one.count(Modality.AUDIO) for one in layouts),
+            layer_tokens=dict.fromkeys(range(compiled.first_layer), tokens),
+            history=[(0, slots)],
+            broadcast_indices=broadcast_indices,
+        )
+
+    @property
+    def is_full(self) -> bool:
+        """Whether all tokens remain, and no row is padded."""
+        return self.slots.shape[1] == self.length and self.valid is None
+
+    def move_to(self, device: torch.device) -> None:
+        """Go on on this device: a decoder may be spread over several, and each layer's work is done on its own.
+
+        What later layers or cuts read is moved once for each change of device.
+        """
+        if device == self.slots.device:
+            return
+        moved: dict[int, tuple[Tensor, Tensor]] = {}  # tensors that are shared stay shared
+
+        def move(value: Any) -> Any:
+            match value:
+                case Tensor():
+                    if id(value) not in moved:
+                        moved[id(value)] = value, value.to(device)
+                    return moved[id(value)][1]
+                case BatchLayout():
+                    return replace(value, **{field.name: move(getattr(value, field.name)) for field in fields(value)})
+                case dict():
+                    return {key: move(one) for key, one in value.items()}
+                case tuple() if hasattr(value, "_fields"):
+                    return type(value)(*map(move, value))
+                case list():
+                    return [move(one) for one in value]
+            return value
+
+        for name in _MOVED:
+            setattr(self, name, move(getattr(self, name)))
+
+    # --- cuts
+
+    def cut(self, index: int, hidden: Tensor) -> Tensor:
+        """Make the cuts before a layer, and return the hidden states of the tokens that stay."""
+        self.move_to(hidden.device)
+        cuts = self.compiled.cuts
+        while self.next_cut < len(cuts) and cuts[self.next_cut][0] == index:
+            counts, method = self.counts[self.next_cut], cuts[self.next_cut][1]
+            self.next_cut += 1
+            if counts.width == self.slots.shape[1] and not counts.ragged and self.valid is None:
+                continue  # nothing goes
+            view = self._view(index, method, hidden)
+            chosen, real = self._select(counts, method.score(view))
+            chosen = chosen if self.broadcast_indices is None else self.broadcast_indices(chosen)
+            if method.merges:
+                hidden = method.merge(view, chosen, torch.ones_like(chosen, dtype=torch.bool) if real is None else real)
+            else:
+                hidden = indexing.take(hidden, chosen)
+            self._keep(chosen, real, again=self.next_cut < len(cuts) and cuts[self.next_cut][0] == index)
+            self.history.append((index, self.slots))
+        if index >= self.compiled.last_rollout_layer:
+            self.attentions.clear()
+        return hidden
+
+    def select_in_cache(
+        self, number: int, hidden: Tensor
+    ) -> tuple[Int[Tensor, "batch width"], Bool[Tensor, "batch width"] | None]:
+        """Indices of the tokens that stay in the cache of a layer that has just run, and which are real (None: all).
+
+        number: index of the cut among those of caches. hidden: the layer's output.
+        """
+        self.move_to(hidden.device)
+        index, method = self.compiled.cache_cuts[number]
+        view = self._view(index, method, hidden)
+        return self._select(self.counts[len(self.compiled.cuts) + number], method.score(view))
+
+    def _select(
+        self, counts: CutCounts, scores: Float[Tensor, "batch tokens"]
+    ) -> tuple[Int[Tensor, "batch width"], Bool[Tensor, "batch width"] | None]:
+        """Indices among the tokens that remain, and which of them are real (None: all)."""
+        if counts.pools not in self.groups:
+            self.groups[counts.pools] = SelectionGroups.of(self.layout.modality, counts.pools, last=self.length - 1)
+        bias, group = self.groups[counts.pools]
+        bias = bias.gather(1, self.slots)
+        if len(counts.pools) == 1 and not counts.ragged:
+            return select_uniform(scores, bias, counts.width), None
+        chosen, real = select_of(scores, bias, group.gather(1, self.slots), counts.limits, counts.width)
+        return chosen, real if counts.ragged else None
+
+    def _keep(
+        self, chosen: Int[Tensor, "batch width"], real: Bool[Tensor, "batch width"] | None, *, again: bool
+    ) -> None:
+        """Go on with these of the remaining tokens.  again: whether the same layer has another cut."""
+        slots = self.slots.gather(1, chosen)
+        self.slots = slots if real is None else slots.masked_fill(~real, self.length)
+        self.columns = slots if real is None else slots.clamp(max=self.length - 1)
+        self.valid = real
+        # for later layers signals are computed anew
+        lasting = {s: score for s, score in self.signals.items() if again or s is Signal.GIVEN}
+        self.signals = {signal: score.gather(1, chosen) for signal, score in lasting.items()}
+        self.keys = indexing.take_keys(self.keys, chosen) if again and self.keys is not None else None
+
+    # --- signals
+
+    def _view(self, index: int, method: Method, hidden: Tensor) -> View:
+        """The remaining tokens as a method reads them."""
+        if Signal.ENCODER in method.needs:
+            self.signals[Signal.ENCODER] = self._encoder_signal().gather(1, self.slots)
+        if Signal.ROLLOUT in method.needs:
+            start = torch.zeros(self.slots.shape[0], self.length + 1, device=hidden.device)
+            start[:, self.length - 1] = 1.0
+            self.signals[Signal.ROLLOUT] = rollout_row(self.attentions, start).gather(1, self.slots)
+        signals = dict(self.signals)
+        signals[Signal.HIDDEN_STATES] = self.compiled.adapter.attending_hidden(hidden)
+        if self.keys is not None:
+            signals[Signal.KEYS] = self.keys
+        return View(layer=index, layout=self.layout, slots=self.slots, signals=signals, needs=method.needs)
+
+    def _encoder_signal(self) -> Float[Tensor, "batch columns"]:
+        """Encoder attention at the audio tokens of the prompts; 0 elsewhere."""
+        if (count := sum(len(part) for part in self.encoder_scores)) != self.n_audio_tokens:
+            raise UnsupportedPlan(
+                f"the prompts hold {self.n_audio_tokens} audio tokens, and the audio encoder scored {count}",
+                "pass the sound itself to forward or generate, so that the encoder runs there",
+            )
+        audio = self.layout.modality == Modality.AUDIO
+        scores = torch.zeros(audio.shape, device=audio.device)
+        if not self.encoder_scores:
+            return scores
+        return scores.masked_scatter(audio, torch.cat(self.encoder_scores).to(audio.device))
+
+    def enter_layer(self, index: int) -> TokenSubset:
+        """Note that a layer runs on the tokens that remain, and return those whose keys it reads."""
+        self.layer_tokens[index] = TokenSubset(self.slots, self.valid)
+        return self.layer_tokens[self.compiled.kv_sources[index]]
+
+    def layer_attention(
+        self, index: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float
+    ) -> LayerAttention:
+        """The inputs of one layer's attention, and the tokens of its queries and keys."""
+        self.move_to(query.device)
+        key_slots = self.layer_tokens[self.compiled.kv_sources[index]].slots
+        return LayerAttention(query, key, mask, scaling, self.slots[:, -query.shape[2] :], key_slots, self.valid)
+
+    def replace_signal(self, signal: Signal, scores: Float[Tensor, "batch tokens"]) -> None:
+        """Replace a signal that `observe` has computed, as by its mean over ranks."""
+        self.signals[signal] = scores
+
+    def observe(
+        self, index: int, signals: Collection[Signal], query: Tensor, key: Tensor, mask: Tensor | None, scaling: float
+    ) -> None:
+        """Compute signals for later cuts from one layer's attention."""
+        self.move_to(query.device)
+        tokens = query.shape[2]
+        if Signal.LAST_QUERY in signals:
+            self.signals[Signal.LAST_QUERY] = last_query_attention(query, key, mask, self.valid, scaling)
+        if Signal.TEXT_QUERIES in signals:
+            first = max(0, tokens - self.max_question_len)
+            rows = attention_rows(query, key, mask, self.valid, scaling, first=first)
+            weight = self.layout.question.gather(1, self.slots)[:, first:].float()
+            self.signals[Signal.TEXT_QUERIES] = torch.einsum("bq,bqt->bt", weight / weight.sum(1, keepdim=True), rows)
+        if Signal.WINDOW in signals:
+            rows = attention_rows(query, key, mask, self.valid, scaling, first=max(0, tokens - WINDOW))
+            self.signals[Signal.WINDOW] = rows.sum(1) / rows.sum((1, 2))[:, None]
+        if Signal.KEYS in signals:
+            self.keys = key
+        if Signal.ROLLOUT in signals:
+            self.attentions.append(self.layer_attention(index, query, key, mask, scaling))

@@ -1,0 +1,200 @@
+"""The parts of the vLLM plugin that need no vLLM: reading plans, refusals, states of requests, packed batches."""
+
+import ast
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastav.engines import vllm as package
+from fastav.engines.vllm.guards import MODELS as SERVED
+from fastav.engines.vllm.guards import Serving, check, read
+from fastav.engines.vllm.plugin.kv_groups import MAX_GROUPS, kv_groups
+from fastav.engines.vllm.plugin.packed_batch import BatchRow, PackedBatch, geometry
+from fastav.engines.vllm.plugin.request_state import PlanRuntime
+from fastav.errors import PlanError, UnknownName, UnsupportedModel, UnsupportedPlan
+from fastav.plan import Keep, Plan, Share, Step, Tokens
+from fastav.registry import METHODS, MODELS
+
+OMNI = MODELS["qwen2-5-omni"]()
+CONFIG = OMNI.config()
+LAYERS = CONFIG.get_text_config(decoder=True).num_hidden_layers
+GLOBAL = Plan((Step(layers="middle", method="position", keep=Keep(video=Tokens(5), audio=Tokens(2))),))
+IDS = [1, 2] + [CONFIG.video_token_id] * 12 + [CONFIG.audio_token_id] * 8 + [3, 4, 5]
+
+
+def config_of(plan, model_config=CONFIG):
+    plan_spec = plan if isinstance(plan, str) else json.loads(plan.to_json())
+    pruning = read({"fastav": {"plan": plan_spec}}, model_config)
+    assert pruning is not None
+    return pruning
+
+
+def prompt(ids=IDS):
+    return {"input_ids": np.array([ids]), "video_grid_thw": np.array([[3, 4, 4]])}
+
+
+def imports_of(path):
+    """The modules that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == "import_module":
+            yield "importlib.import_module()"
+
+
+def test_only_compat_imports_vllm():
+    root = Path(package.__file__).parent
+    files = sorted(root.rglob("*.py"))
+    assert len(files) > 15
+    for path in files:
+        imports = set(imports_of(path))
+        assert not [name for name in imports if name.partition(".")[0] == "vllm"], path
+        assert "importlib.import_module()" not in imports or path == root / "compat.py"
+
+
+def test_without_an_entry_there_is_no_pruning():
+    assert read({}, CONFIG) is None
+    assert read(None, CONFIG) is None
+    assert read({"other": 1}, CONFIG) is None
+
+
+@pytest.mark.parametrize("name", ["FastAV", "fast-av", "FASTAV", "fast_av"])
+def test_a_name_that_means_fastav_is_not_passed_over(name):
+    with pytest.raises(PlanError, match=f'has the key "{name}", which fastav does not read'):
+        read({name: {"plan": "fastav"}}, CONFIG)
+
+
+@pytest.mark.parametrize("entry", [None, 1, {}, {"plan": 3}, {"plan": "fastav", "more": 1}, ["plan"]])
+def test_an_invalid_entry_is_refused(entry):
+    with pytest.raises(PlanError):
+        read({"fastav": entry}, CONFIG)
+
+
+def test_plans_are_named_or_written_out():
+    assert config_of("fastav").plan == OMNI.preset("fastav")
+    assert config_of("fastv@0.25").plan.name
+    assert config_of(GLOBAL).plan == GLOBAL
+    with pytest.raises(UnknownName, match="did you mean"):
+        config_of("fastaw")
+
+
+@pytest.mark.parametrize("name", sorted(set(MODELS) - set(SERVED)))
+def test_other_models_are_refused(name):
+    with pytest.raises(UnsupportedModel, match="cannot be pruned inside vLLM yet"):
+        check(config_of("fastav", MODELS[name]().config()), Serving())
+
+
+@pytest.mark.parametrize("name", ["fastav", "fastav-plus", "fastav-trim", "fastv", "pyramiddrop", "none"])
+def test_presets_and_recipes_are_served(name):
+    check(config_of(name), Serving())
+
+
+def test_plans_that_ask_for_more_are_refused():
+    keep = Keep(media=Share(0.5))
+    with pytest.raises(UnsupportedPlan, match="of a single layer"):
+        check(config_of(Plan((Step(layers="5", method="position", keep=keep, cache_only=True),))), Serving())
+    with pytest.raises(UnsupportedPlan, match="Given reads given"):
+        check(config_of(Plan((Step(layers="5", method="given", keep=keep),))), Serving())
+    with pytest.raises(UnsupportedPlan, match="Omnizip reads encoder"):
+        check(config_of("omnizip"), Serving())
+    with pytest.raises(UnsupportedPlan, match="Omnidrop reads seconds"):
+        check(config_of("omnidrop"), Serving())
+
+
+@pytest.mark.parametrize("name", [name for name in Serving.__dataclass_fields__ if name != "chunked_prefill"])
+def test_ways_of_serving_are_refused(name):
+    with pytest.raises(UnsupportedPlan) as error:
+        check(config_of(GLOBAL), replace(Serving(), **{name: True if getattr(Serving(), name) is False else 2}))
+    assert error.value.hint
+
+
+def test_pieces_of_prompts_are_refused_where_scores_decide():
+    check(config_of(GLOBAL), Serving(chunked_prefill=True))
+    with pytest.raises(UnsupportedPlan, match="LastQuery scores whole prompts"):
+        check(config_of("fastav"), Serving(chunked_prefill=True))
+
+
+def test_methods_of_the_layout_alone_run_with_chunked_prefill():
+    layout_only = {name for name, method in METHODS.items() if method().layout_only}
+    assert layout_only == {"keep-first", "position", "random", "strided", "unpadded"}
+    for name in METHODS:
+        pruning = config_of(Plan((Step(layers="2", method=name, keep=Keep(media=Share(0.5))),)))
+        if name in layout_only:
+            check(pruning, Serving(chunked_prefill=True))
+        else:
+            with pytest.raises(UnsupportedPlan):
+                check(pruning, Serving(chunked_prefill=True))
+
+
+def test_a_layout_says_what_stays_in_every_piece():
+    state = PlanRuntime(config_of(GLOBAL)).request_state(prompt(), torch.device("cpu"))
+    half = LAYERS // 2
+    assert state.prompt_kv_lens == (len(IDS),) * half + (12,) * (LAYERS - half)
+    keep = state.keep_masks[half]
+    assert np.flatnonzero(~keep).tolist() == [*range(7, 14), *range(16, 22)]
+    for computed in range(len(IDS) + 4):
+        late = int(keep[:computed].sum()) + max(0, computed - len(IDS))
+        assert state.kv_len(half, computed) == late
+        assert state.kv_len(0, computed) == computed
+
+
+def test_where_scores_decide_only_how_many_stay_is_known():
+    state = PlanRuntime(config_of("fastav")).request_state(prompt(), torch.device("cpu"))
+    assert state.keep_masks is None
+    assert state.kv_len(LAYERS - 1, len(IDS) + 3) == state.prompt_kv_lens[-1] + 3
+    with pytest.raises(UnsupportedPlan, match=f"only 4 of a prompt's {len(IDS)} tokens came"):
+        BatchRow(state, 0, 4)
+    text = PlanRuntime(config_of("fastav")).request_state({"input_ids": np.array([[1, 2, 3]])}, torch.device("cpu"))
+    assert text.is_unpruned
+    assert BatchRow(text, 1, 2).kv_len(LAYERS - 1) == 1
+
+
+def test_a_packed_batch_keeps_what_stays_of_each_request():
+    runtime = PlanRuntime(config_of(GLOBAL))
+    half, hidden = LAYERS // 2, torch.arange(40.0)[:, None]
+    first = BatchRow(runtime.request_state(prompt(), torch.device("cpu")), 0, 9)  # a piece of a prompt
+    text = BatchRow(runtime.request_state({"input_ids": np.array([[1, 2, 3]])}, torch.device("cpu")), 0, 3)
+    later = BatchRow(runtime.request_state(prompt(), torch.device("cpu")), len(IDS) + 6, 1)  # an answer's token
+    batch = PackedBatch([first, text, later], torch.device("cpu"))
+    assert (batch.num_tokens, batch.is_cut, batch.is_unpruned) == (13, True, False)
+    left = batch.cut(half, hidden[:13])
+    assert left.flatten().tolist() == [*range(7), 9, 10, 11, 12]
+    assert batch.remaining().tolist() == left.flatten().int().tolist()
+    where = batch.geometry(half)
+    assert where.seq_lens.tolist() == [7, 3, 12 + 7]
+    assert where.query_start_loc.tolist() == [0, 7, 10, 11]
+    assert where.positions.tolist() == [*range(7), 0, 1, 2, 18]
+
+
+def test_requests_without_tokens_are_left_out_of_a_layer():
+    where = geometry([0, 2, 0, 1], [5, 7, 0, 0])
+    assert where.request_indices.tolist() == [1, 3]
+    assert where.batch_indices.tolist() == [0, 0, 1]
+    assert where.positions.tolist() == [7, 8, 0]
+    assert where.seq_lens.tolist() == [9, 1]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=48))
+def test_groups_store_every_layer_in_the_fewest_slots(drops):
+    kv_lens = np.cumsum(drops)[::-1].tolist()
+    firsts = kv_groups(kv_lens)
+    size = len(kv_lens) // len(firsts)
+    assert firsts == tuple(range(0, len(kv_lens), size))
+    assert len(firsts) <= MAX_GROUPS
+    slots = sum(kv_lens[first] for first in firsts) * size
+    assert sum(kv_lens) <= slots <= kv_lens[0] * len(kv_lens)
+
+
+def test_a_plan_that_cuts_once_at_the_middle_takes_two_groups_and_fastav_four():
+    assert kv_groups([100] * 28) == (0,)
+    assert kv_groups([100] * 14 + [40] * 14) == (0, 14)
+    assert kv_groups([100] * 14 + [int(40 * 0.8**n) for n in range(14)]) == (0, 7, 14, 21)
