@@ -17,7 +17,7 @@ class Trace:
     """Rows of the attention maps of one prompt, and of their rollout (`fastav.rollout`).
 
     attention: of each layer, mean over heads; 0 at tokens that were not there. rollout: of each layer and all before
-    it, so that tokens that a plan dropped keep what they passed on before. Both for `QUERIES`. kept: the layers at
+    it, so that tokens that a plan dropped keep what they passed on before. Both for `QUERIES`. selections: the layers at
     which a plan dropped tokens, and which stayed. seconds: of `prefill` and of `rollout`, which is what the rows cost
     beside it.
     """
@@ -25,5 +25,5 @@ class Trace:
     layout: Layout
     attention: Float[np.ndarray, "queries layers tokens"]
     rollout: Float[np.ndarray, "queries layers tokens"]
-    kept: tuple[tuple[int, Int[np.ndarray, " _"]], ...]
+    selections: tuple[tuple[int, Int[np.ndarray, " _"]], ...]
     seconds: Mapping[str, float]

@@ -14,7 +14,7 @@ from typing import Any
 from fastav.bench.contenders import BASE
 from fastav.bench.report import read
 from fastav.errors import FastAVError, InstallationError, install_hint
-from fastav.files import whole
+from fastav.files import atomic_write
 
 Json = Mapping[str, Any]
 INK, SOFT, GRID = "#1f2328", "#59636e", "#e4e8ec"
@@ -96,7 +96,7 @@ def draw(reports: Sequence[Json], path: Path) -> None:
         figure.suptitle(_title(reports), x=0.012, ha="left", fontsize=12, fontweight="bold")
         figure.supxlabel(_footer(reports), x=0.012, ha="left", fontsize=8, color=SOFT)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as part:
+        with atomic_write(path) as part:
             figure.savefig(part, format="png")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from fastav.bench.report import read
 from fastav.bench.targets import counted
 from fastav.errors import FastAVError
-from fastav.files import whole
+from fastav.files import atomic_write
 
 Json = Mapping[str, Any]
 START, END = "<!-- speed: python -m fastav.bench.table -->", "<!-- /speed -->"
@@ -124,7 +124,7 @@ def run(
             print(content)
             return 0
         text = written(options.into.read_text(encoding="utf-8"), content, *marks)
-        with whole(options.into) as part:
+        with atomic_write(options.into) as part:
             part.write_text(text, encoding="utf-8")
     except (FastAVError, OSError) as error:
         print(f"{program}: {error}", file=sys.stderr)

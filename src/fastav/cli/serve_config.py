@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 import typer
 
 from fastav.cli import _options
-from fastav.cli._json import print_json
-from fastav.cli._quiet import hushed, working
+from fastav.cli._output import print_json
+from fastav.cli._progress import spinner, suppress_warnings
 from fastav.cli._text import printable, stderr
 
 
@@ -29,21 +29,21 @@ def serve_config(
     in it as JSON, so that the server needs no file. What cannot be exact inside vLLM is refused. vLLM need not be
     installed, and no weights are needed. docs/vllm.md says more.
     """
-    with working(f"reading {model}"), hushed():
+    with spinner(f"reading {model}"), suppress_warnings():
         from fastav import pipelines
         from fastav.engines.vllm import flags, guards
 
         adapter, source, config = pipelines.resolve(model)
-        asked = guards.Asked(plan=pipelines.plan_named(plan, adapter), adapter=adapter, config=config)
-        guards.check_plan(asked)
-        found = flags.flags(asked, flags.longest(asked) if max_model_len is None else max_model_len)
+        pruning = guards.Asked(plan=pipelines.plan_named(plan, adapter), adapter=adapter, config=config)
+        guards.check_plan(pruning)
+        options = flags.flags(pruning, flags.longest(pruning) if max_model_len is None else max_model_len)
         cpu = flags.here_on_cpu() if device is None else device == "cpu"
-        words = [*flags.program(source, cpu=cpu), *(word for flag in found for word in flag.words)]
+        words = [*flags.program(source, cpu=cpu), *(word for flag in options for word in flag.words)]
     if as_json:
         why = dict.fromkeys(flags.ENVIRONMENT, "fastav does not know vLLM's model runner V2")
-        why |= {flag.name: flag.why for flag in found}
+        why |= {flag.name: flag.why for flag in options}
         print_json({"environment": dict(flags.ENVIRONMENT), "command": words, "why": why})
         return
-    for flag in found:
+    for flag in options:
         stderr().print(f"{flag.name}: {printable(flag.why)}", soft_wrap=True)
     print(flags.shell(flags.ENVIRONMENT, words))

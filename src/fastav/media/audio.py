@@ -10,6 +10,7 @@ from av.container import InputContainer
 from jaxtyping import Float, Float32, Float64
 
 from fastav.errors import UnreadableMedia
+from fastav.formatting import summary_repr
 from fastav.media._open import WHOLE_SECONDS, check_bytes, only, opened, slack, stated_seconds
 from fastav.media._sound import (
     ArraySound,
@@ -26,7 +27,6 @@ from fastav.media._sound import (
 )
 from fastav.media._source import Source
 from fastav.media._timeline import last_shown
-from fastav.wording import told_repr
 
 Mono = Float32[np.ndarray, " samples"]
 
@@ -51,8 +51,8 @@ class AudioTrack:
     def __repr__(self) -> str:
         known = ("sample_rate", "channels", "duration", "start")
         if isinstance(self.source, ArraySound):
-            return told_repr(self, "samples", *known)
-        return told_repr(self, *known, about="samples")
+            return summary_repr(self, "samples", *known)
+        return summary_repr(self, *known, approximate="samples")
 
     def from_start(self) -> "AudioTrack":
         """The track from the clip's start on, with silence until its own."""

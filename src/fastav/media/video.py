@@ -13,6 +13,7 @@ from av.video.stream import VideoStream
 from jaxtyping import Float, Int, UInt8
 
 from fastav.errors import UnreadableMedia
+from fastav.formatting import summary_repr
 from fastav.media._frames import (
     FrameSource,
     HeldFrames,
@@ -26,7 +27,6 @@ from fastav.media._frames import (
 from fastav.media._open import MAX_SIDE, WHOLE_SECONDS, check_bytes, only, opened, stated_seconds
 from fastav.media._source import Source
 from fastav.media._timeline import Index, Timeline, avi_timeline, last_shown, packets, scan
-from fastav.wording import told_repr
 
 Indices = Sequence[int] | Int[np.ndarray, " picked"]
 
@@ -51,7 +51,7 @@ class VideoTrack:
     origin: float = 0.0
 
     def __repr__(self) -> str:
-        return told_repr(self, "frames", "fps", "duration", "width", "height", "start")
+        return summary_repr(self, "frames", "fps", "duration", "width", "height", "start")
 
     def from_start(self) -> "VideoTrack":
         """The track from the clip's start on, with its first picture until its own start, repeated at its rate."""
