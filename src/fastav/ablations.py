@@ -166,7 +166,9 @@ def _split(plan: Plan, depth: int) -> _GlobalAndFine:
         )
     global_cut, *fine = plan.steps
     (start,) = global_cut.entering(depth)
-    return _GlobalAndFine(plan=replace(plan, name="fastav"), global_cut=global_cut, fine=tuple(fine), start=start, depth=depth)
+    return _GlobalAndFine(
+        plan=replace(plan, name="fastav"), global_cut=global_cut, fine=tuple(fine), start=start, depth=depth
+    )
 
 
 def _is_fastav(steps: Sequence[Step], depth: int) -> bool:

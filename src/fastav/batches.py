@@ -19,7 +19,9 @@ IndexedRequest = tuple[int, Request]  # a request, and its place in the set
 Outcome = tuple[int, Answer | FastAVError]
 ReadyBatch = tuple[Sequence[IndexedRequest], Run]  # what is ready to be answered
 
-WINDOW_BATCHES = 8  # batches' worth of requests that are sorted together, so that those of about one length share a batch
+WINDOW_BATCHES = (
+    8  # batches' worth of requests that are sorted together, so that those of about one length share a batch
+)
 
 
 def outcomes(requests: Iterable[Request | FastAVError], prepare: Prepare, batch: int) -> Generator[Outcome, None, None]:
@@ -39,7 +41,7 @@ def outcomes(requests: Iterable[Request | FastAVError], prepare: Prepare, batch:
             yield from _run_batches(ready, maker)
 
 
-def _run_batches(ready: Sequence[ReadyBatch], maker: "_Maker") -> Iterator[Outcome]:
+def _run_batches(ready: Sequence[ReadyBatch], maker: "_BatchMaker") -> Iterator[Outcome]:
     for batch_requests, run in ready:
         answers = attempt(run)
         if not isinstance(answers, FastAVError):
@@ -127,7 +129,9 @@ class _BatchMaker:
                 else:
                     assert isinstance(request, Request)
                     with_length.append((length, (index, request)))
-            ordered = [batch_requests for _, batch_requests in sorted(with_length, key=lambda pair: pair[0], reverse=True)]
+            ordered = [
+                batch_requests for _, batch_requests in sorted(with_length, key=lambda pair: pair[0], reverse=True)
+            ]
             for start in range(0, len(ordered), batch):
                 with self._lock:
                     more, ready = self._parts(ordered[start : start + batch])
@@ -151,7 +155,10 @@ class _BatchMaker:
 
     def _halves(self, batch_requests: Sequence[IndexedRequest]) -> tuple[list[Outcome], list[ReadyBatch]]:
         middle = len(batch_requests) // 2
-        (failed, ready), (more_failed, more_ready) = self._parts(batch_requests[:middle]), self._parts(batch_requests[middle:])
+        (failed, ready), (more_failed, more_ready) = (
+            self._parts(batch_requests[:middle]),
+            self._parts(batch_requests[middle:]),
+        )
         return failed + more_failed, ready + more_ready
 
 

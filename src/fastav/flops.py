@@ -103,7 +103,9 @@ def prefill_flops(shape: DecoderShape, tokens: Sequence[int], *, causal: bool = 
     for index, n in enumerate(tokens):
         layer = shape.layer(index)
         attention = shape.heads * layer.head_dim
-        kv_width = (2 if layer.own_values else 1) * layer.kv_heads * layer.head_dim if index < shape.own_kv_layers else 0
+        kv_width = (
+            (2 if layer.own_values else 1) * layer.kv_heads * layer.head_dim if index < shape.own_kv_layers else 0
+        )
         projections = 2 * d * (2 * attention + kv_width)
         mlp = 2 * 3 * d * layer.intermediate
         window = shape.windows[index] if shape.windows else 0

@@ -9,7 +9,12 @@ from types import TracebackType
 
 from fastav.errors import FastAVError, InstallationError, install_hint, reason_of
 
-TORCH_PACKAGES = ("torchvision", "torchaudio", "torchcodec", "timm")  # compiled for one release of torch, or on top of those
+TORCH_PACKAGES = (
+    "torchvision",
+    "torchaudio",
+    "torchcodec",
+    "timm",
+)  # compiled for one release of torch, or on top of those
 IGNORED_PACKAGES = ("fastav", "transformers", "torch", "importlib", "__main__")  # whose imports fail for another's sake
 
 

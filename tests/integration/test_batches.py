@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from fastav.engines.transformers.prefetch import Ahead
 
 import fastav
 from contract.test_families import NAMES, family_of, generate
@@ -14,7 +15,6 @@ from fastav import batches
 from fastav.adapter import Request, Use
 from fastav.engine import Sampling
 from fastav.engines.transformers import Decoding, TransformersEngine, prune
-from fastav.engines.transformers.prefetch import Ahead
 from fastav.errors import FastAVError, MissingTrack, PlanError
 from fastav.media import Clip
 from fastav.pipelines import Pipeline

@@ -44,7 +44,9 @@ def layout(audio: int, video: int) -> Layout:
 def trace(one: Layout, seed: int = 0) -> Trace:
     make = np.random.default_rng(seed)
     attention, rollout = make.dirichlet(np.full(len(one), 0.3), (2, 3, SHAPE.layers)).astype(np.float32)
-    return Trace(layout=one, attention=attention, rollout=rollout, selections=(), seconds={"prefill": 1.0, "rollout": 0.5})
+    return Trace(
+        layout=one, attention=attention, rollout=rollout, selections=(), seconds={"prefill": 1.0, "rollout": 0.5}
+    )
 
 
 def evidence(*traces: Trace) -> Evidence:
@@ -297,13 +299,15 @@ def test_a_calibrated_plan_fits_its_model_alone(tmp_path):
 
 
 def record(seed: int = 0) -> Record:
-    look = Preview(
+    preview = Preview(
         frames=np.zeros((2, 3, 4, 3), np.uint8), moments=np.array([0.0, 1.0]), peaks=np.ones((2, 5)), duration=4
     )
     one = trace(layout(9, 8), seed)
     selections = ((3, np.array([0, 1, 5])), (4, np.array([0, 5])))
-    shown = Trace(layout=one.layout, attention=one.attention, rollout=one.rollout, selections=selections, seconds=one.seconds)
-    return Record(clip="a.mp4", question="what?", trace=shown, look=look)
+    shown = Trace(
+        layout=one.layout, attention=one.attention, rollout=one.rollout, selections=selections, seconds=one.seconds
+    )
+    return Record(clip="a.mp4", question="what?", trace=shown, preview=preview)
 
 
 def test_a_store_gives_back_what_it_was_given(tmp_path):

@@ -80,7 +80,7 @@ def test_a_report_by_plan_and_family():
 def test_failures_are_counted_and_left_out_on_both_sides():
     whole = stored()
     rows = tuple(
-        replace(row, error="why", score=0) if row.pair in (("0", "none"), ("1", "half")) else row for row in whole.rows
+        replace(row, error="why", score=0) if row.key in (("0", "none"), ("1", "half")) else row for row in whole.rows
     )
     found = report(replace(whole, rows=rows))
     half = found["plans"]["half"]["all"]
@@ -123,7 +123,7 @@ def test_a_task_s_own_metrics_are_shown():
 def test_files_of_one_model_and_task_are_one():
     one, other = stored({"none": [1, 0]}), stored({"none": [0], "half": [1, 1]}, commit="def5678")
     (both,) = merge([one, other])
-    assert {row.pair: row.score for row in both.rows} == {
+    assert {row.key: row.score for row in both.rows} == {
         ("0", "none"): 0,
         ("1", "none"): 0,
         ("0", "half"): 1,

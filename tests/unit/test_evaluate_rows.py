@@ -64,7 +64,7 @@ def test_another_run_adds_to_the_file_and_says_who_it_is(path):
     with open_rows(path, later) as file:
         assert len(file.rows) == 4
         file.append(row("3"))
-        assert file.stored.runs == (RUN, later)
+        assert file.results.runs == (RUN, later)
     assert read(path).runs == (RUN, later)
     assert len(read(path).rows) == 5
 
@@ -73,7 +73,7 @@ def test_the_last_row_of_a_sample_and_plan_counts(path):
     with open_rows(path, RUN) as file:
         file.append(replace(row("1"), score=1))
         assert len(file.rows) == 4
-    assert next(r for r in read(path).rows if r.pair == ("1", "none")).score == 1
+    assert next(r for r in read(path).rows if r.key == ("1", "none")).score == 1
 
 
 def test_a_file_cut_anywhere_goes_on_with_its_whole_lines(path):
@@ -178,9 +178,9 @@ def test_a_disk_that_fills_up_leaves_a_file_that_goes_on(tmp_path):
     path = tmp_path / "rows.jsonl"
     script = (
         "import resource, sys; from pathlib import Path; sys.path.insert(0, 'tests');"
-        "from unit.test_evaluate_rows import RUN, opened, row\n"
+        "from unit.test_evaluate_rows import RUN, open_rows, row\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
-        "with opened(Path(sys.argv[1]), RUN) as file:\n"
+        "with open_rows(Path(sys.argv[1]), RUN) as file:\n"
         "    for number in range(100): file.append(row(str(number)))\n"
     )
     root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))

@@ -20,7 +20,7 @@ from fastav.layout import Layout, Modality
 from fastav.plan import Before, Frames, Keep, Plan, Share, Step, Tokens
 from fastav.presets import fastav
 from fastav.report import figures, formatting, page
-from fastav.report.content import audio_segments, binned, cuts, frame_tokens, read, remaining_tokens, tracks
+from fastav.report.content import audio_segments, binned, frame_tokens, modality_cuts, read, remaining_tokens, tracks
 from fastav.trace import Trace
 
 DEPTH, START = 4, 2
@@ -45,10 +45,12 @@ def layout_of(video: int = 12, audio: int = 8, text: int = 3, *, seconds: bool =
 def trace_of(layout: Layout, seed: int = 0, selections: tuple[tuple[int, np.ndarray], ...] = ()) -> Trace:
     weights = np.random.default_rng(seed).exponential(size=(2, 3, DEPTH, len(layout))).astype(np.float32)
     weights /= weights.sum(-1, keepdims=True)
-    return Trace(layout=layout, attention=weights[0], rollout=weights[1], selections=selections, seconds={"prefill": 1.0})
+    return Trace(
+        layout=layout, attention=weights[0], rollout=weights[1], selections=selections, seconds={"prefill": 1.0}
+    )
 
 
-def look_of(layout: Layout) -> Preview:
+def preview_of(layout: Layout) -> Preview:
     moments = np.unique(layout.second[(layout.modality == VIDEO) & np.isfinite(layout.second)]).astype(float)
     frames = np.full((len(moments), 9, 16, 3), 128, np.uint8) if len(moments) else np.zeros((0, 1, 1, 3), np.uint8)
     heard = layout.count(AUDIO) > 0
@@ -77,11 +79,11 @@ def made(
     store.begin({"model": "tiny", "source": "tiny", **head})
     for number, layout in enumerate(layouts):
         trace = trace_of(layout, number)
-        store.save(f"prompt{number}", Record(clip="a.mp4", question=question, trace=trace, look=look_of(layout)))
+        store.save(f"prompt{number}", Record(clip="a.mp4", question=question, trace=trace, preview=preview_of(layout)))
     first = layouts[0]
     stays = np.flatnonzero((first.modality == TEXT) | (np.arange(len(first)) <= 5))
     shown = trace_of(first, 0, ((START, stays),))
-    store.save("shown", Record(clip="a.mp4", question=question, trace=shown, look=look_of(first)))
+    store.save("shown", Record(clip="a.mp4", question=question, trace=shown, preview=preview_of(first)))
     origin = {
         "model": "tiny",
         "layers": DEPTH,
@@ -293,7 +295,7 @@ def test_tracks_are_shares_over_the_prompts_that_are_so_long():
 )
 def test_what_the_cut_leaves_of_each_modality(tmp_path, keep, audio, video):
     folder = made(tmp_path / "cal", [layout_of(), layout_of(16, 12)], plan=fastav(keep, start=START, drop=0))
-    found = cuts(read(folder))
+    found = modality_cuts(read(folder))
     assert (found[AUDIO].remaining.tolist(), found[VIDEO].remaining.tolist()) == (audio, video)
     assert (found[AUDIO].total.tolist(), found[VIDEO].total.tolist()) == ([8, 12], [12, 16])
     gone = [n // 4 for n, there in zip(video, (12, 16), strict=True) if n < there]
@@ -302,8 +304,8 @@ def test_what_the_cut_leaves_of_each_modality(tmp_path, keep, audio, video):
 
 def test_a_rule_by_rollout_is_not_drawn_as_a_cut_by_order(tmp_path):
     steps = (Step(layers="2", method="rollout", keep=Keep(audio=Share(0.5), video=Share(0.25))),)
-    found = cuts(read(made(tmp_path / "cal", [layout_of()], plan=Plan(steps, "calibrated"))))
-    assert not found[AUDIO].ordered
+    found = modality_cuts(read(made(tmp_path / "cal", [layout_of()], plan=Plan(steps, "calibrated"))))
+    assert not found[AUDIO].is_prefix
     assert (found[AUDIO].remaining.tolist(), found[VIDEO].remaining.tolist()) == ([4], [3])
     assert found[VIDEO].seconds.tolist() == []
 
@@ -311,13 +313,13 @@ def test_a_rule_by_rollout_is_not_drawn_as_a_cut_by_order(tmp_path):
 def test_pictures_between_the_frames_belong_to_the_nearest_and_are_shown_once():
     layout = layout_of()
     kept = np.array([*range(6), *range(13, 24)])
-    look = Preview(
+    preview = Preview(
         frames=np.zeros((4, 9, 16, 3), np.uint8),
         moments=np.array([0.0, 0.9, 1.2, 2.0]),
         peaks=np.zeros((2, 0), np.float32),
         duration=3.0,
     )
-    shown = Record(clip="a", question="q", trace=trace_of(layout, selections=((2, kept), (3, kept[:3]))), look=look)
+    shown = Record(clip="a", question="q", trace=trace_of(layout, selections=((2, kept), (3, kept[:3]))), preview=preview)
     assert remaining_tokens(shown, 2).sum() == len(kept)
     drawn = [(one.index, one.second, one.remaining, one.total) for one in frame_tokens(shown, 2)]
     assert drawn == [(0, 0.0, 4, 4), (1, 1.0, 1, 4), (3, 2.0, 0, 4)]
@@ -326,7 +328,7 @@ def test_pictures_between_the_frames_belong_to_the_nearest_and_are_shown_once():
 def test_stretches_of_sound_are_joined_and_end_with_the_clip():
     layout = layout_of(0, 8)  # four tokens a second
     kept = np.array([0, 1, 2, 5, 9, 10, 11])
-    shown = Record(clip="a", question="q", trace=trace_of(layout, selections=((2, kept),)), look=look_of(layout))
+    shown = Record(clip="a", question="q", trace=trace_of(layout, selections=((2, kept),)), preview=preview_of(layout))
     assert list(audio_segments(shown, 2)) == [(0.0, 0.5, 1.0), (0.5, 1.0, 0.0), (1.0, 1.25, 1.0), (1.25, 4.0, 0.0)]
 
 

@@ -10,10 +10,10 @@ import torch
 
 from fastav.adapter import ModelAdapter, Request
 from fastav.calibrate.evidence import Evidence, evidence_of
-from fastav.calibrate.preview import make_preview
 from fastav.calibrate.prompts import Prompt, prompts_of
 from fastav.calibrate.rule import Choice, Criterion, choose
 from fastav.calibrate.store import Record, Store
+from fastav.calibrate.thumbnail import make_preview
 from fastav.engines.transformers.placing import placed
 from fastav.errors import CalibrationError, FastAVError, reason_of
 from fastav.flops import DecoderShape, kv_bytes

@@ -97,7 +97,7 @@ class Store:
         arrays |= {"frames": preview.frames, "moments": preview.moments, "peaks": preview.peaks}
         self._path(key).parent.mkdir(exist_ok=True)
         with atomic_write(self._path(key)) as part, part.open("wb") as file:
-            np.savez(file, fields=json.dumps(fields), duration=preview.duration, **arrays)
+            np.savez(file, told=json.dumps(fields), duration=preview.duration, **arrays)
 
     def load(self, key: str) -> Record:
         """A prompt that was kept.  Raises: CalibrationError if its file cannot be read."""

@@ -68,7 +68,9 @@ class Annotation:
         return self.columns[column]
 
 
-def read(folder: Path, places: Sequence[str], rows_of: Callable[[Any], Any] = lambda content: content) -> list[Annotation]:
+def read(
+    folder: Path, places: Sequence[str], rows_of: Callable[[Any], Any] = lambda content: content
+) -> list[Annotation]:
     """The rows of the first of these places that is there.
 
     places: paths in the folder without suffix, with `*` for files that belong together. rows_of: makes a list of what
@@ -109,7 +111,10 @@ def _parquet(path: Path) -> list[Any]:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
-        need, alternative = f"reading {path.name} takes pyarrow, which", "export the same columns to JSON lines (.jsonl)"
+        need, alternative = (
+            f"reading {path.name} takes pyarrow, which",
+            "export the same columns to JSON lines (.jsonl)",
+        )
         if is_installed("pyarrow"):
             hint = f"install a pyarrow that fits the other packages here, or {alternative}"
             raise InstallationError(f"{need} cannot be imported: {reason_of(error)}", hint) from error

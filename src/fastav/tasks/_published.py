@@ -36,21 +36,21 @@ class PublishedTask(Task):
 
         Raises: TaskError if annotations are missing or malformed, an id comes twice, or a clip is not in the folder.
         """
-        annotation_list = read(self.root, self.annotations, self.annotation_list)
-        samples_ = [sample for row in annotation_list if (sample := self.sample(row)) is not None]
-        if not samples_:
-            raise TaskError(f"{self.name}: none of {len(annotation_list)} questions can be asked", "docs/tasks.md says which can")
-        repeated = [name for name, times in Counter(sample.id for sample in samples_).items() if times > 1]
+        rows = read(self.root, self.annotations, self.annotation_list)
+        samples = [sample for row in rows if (sample := self.sample(row)) is not None]
+        if not samples:
+            raise TaskError(f"{self.name}: none of {len(rows)} questions can be asked", "docs/tasks.md says which can")
+        repeated = [name for name, times in Counter(sample.id for sample in samples).items() if times > 1]
         if repeated:
             message = f"{self.name}: {len(repeated)} ids come more than once, the first is {repeated[0]!r}"
             raise TaskError(message, "is there one copy of the annotations in the folder?")
-        files = dict.fromkeys(f for s in samples_ for f in (s.clip, s.sound) if isinstance(f, Path))
+        files = dict.fromkeys(f for s in samples for f in (s.clip, s.sound) if isinstance(f, Path))
         missing = [path for path in files if not path.is_file()]
         if missing:
             first = missing[0].relative_to(self.root)
             message = f"{self.name}: {len(missing)} of {len(files)} clips are not in {self.root}; the first is {first}"
             raise TaskError(message, "docs/tasks.md says where clips must lie")
-        return iter(samples_)
+        return iter(samples)
 
     def annotation_list(self, content: Any) -> Any:
         """The list of annotations in what a file holds, where it is not one already."""

@@ -3,7 +3,7 @@
 from fastav.adapter import Use
 from fastav.task import Sample
 from fastav.tasks._annotations import Annotation
-from fastav.tasks._choices import ChoiceTask, format_question, answer_letter, strip_letters
+from fastav.tasks._choices import ChoiceTask, answer_letter, format_question, strip_letters
 
 
 class DailyOmniTask(ChoiceTask):

@@ -5,7 +5,7 @@ from typing import Any
 from fastav.adapter import Use
 from fastav.task import Sample
 from fastav.tasks._annotations import Annotation
-from fastav.tasks._choices import ChoiceTask, format_question, answer_letter, strip_letters
+from fastav.tasks._choices import ChoiceTask, answer_letter, format_question, strip_letters
 
 
 class WorldSenseTask(ChoiceTask):
@@ -19,7 +19,7 @@ class WorldSenseTask(ChoiceTask):
     source = "https://arxiv.org/abs/2502.04326"
     annotations = ("worldsense_qa", "data/test-*", "test-*")
 
-    def rows(self, content: Any) -> Any:
+    def annotation_list(self, content: Any) -> Any:
         """The authors' file is a table of videos, whose tasks (`task0`, ...) are the questions."""
         if not isinstance(content, dict):
             return content
