@@ -20,9 +20,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fastav.errors import PlanError, reason_of
+from fastav.formatting import brief_repr
 from fastav.layout import MEDIA, Layout, Modality
 from fastav.registry import METHODS
-from fastav.wording import brief_repr
 
 Remaining = Mapping[frozenset[Modality], int]  # tokens still there, by groups of modalities whose split is known
 

@@ -11,5 +11,5 @@ def dart(keep: float | int = 0.222, layer: int = 2) -> Plan:
     Source: arXiv:2502.11494, EMNLP 2025.
     Differs: audio and video each keep this share, where it prunes images; see the method `dart`.
     """
-    kept = Keep(audio=Share(keep), video=Share(keep), image=Share(keep))
-    return Plan((Step(layers=str(layer), method="dart", keep=kept),), "dart")
+    budgets = Keep(audio=Share(keep), video=Share(keep), image=Share(keep))
+    return Plan((Step(layers=str(layer), method="dart", keep=budgets),), "dart")

@@ -9,5 +9,5 @@ def divprune(keep: float | int = 0.098, layer: int = 0) -> Plan:
     Source: arXiv:2503.02175, CVPR 2025.
     Differs: audio and video each keep this share, where it prunes images; see the method `divprune`.
     """
-    kept = Keep(audio=Share(keep), video=Share(keep), image=Share(keep))
-    return Plan((Step(layers=str(layer), method="divprune", keep=kept),), "divprune")
+    budgets = Keep(audio=Share(keep), video=Share(keep), image=Share(keep))
+    return Plan((Step(layers=str(layer), method="divprune", keep=budgets),), "divprune")

@@ -11,5 +11,5 @@ def dycoke(keep: float | int = 0.475) -> Plan:
     Source: arXiv:2411.15024, CVPR 2025; "DyCoke (V&A)" of papers on omni models.
     Differs: without its pruning of the KV cache while decoding; see the method `dycoke`.
     """
-    kept = Keep(audio=Share(keep), video=Share(keep))
-    return Plan((Step(layers="0", method="dycoke", keep=kept),), "dycoke")
+    budgets = Keep(audio=Share(keep), video=Share(keep))
+    return Plan((Step(layers="0", method="dycoke", keep=budgets),), "dycoke")

@@ -8,5 +8,5 @@ def keep_first(keep: float | int = 0.5, layer: int = 2) -> Plan:
 
     Source: ours, a control that looks at nothing.
     """
-    kept = Keep(audio=Share(keep), video=Share(keep), image=Share(keep))
-    return Plan((Step(layers=str(layer), method="keep-first", keep=kept),), "keep-first")
+    budgets = Keep(audio=Share(keep), video=Share(keep), image=Share(keep))
+    return Plan((Step(layers=str(layer), method="keep-first", keep=budgets),), "keep-first")

@@ -28,8 +28,8 @@ def omnidrop(
     attention, which not every model tells; layers that would drop less than 0.1 % drop nothing; in models of another
     depth than 28 layers the same cuts are spread over it.
     """
-    kept = Keep(audio=Share(audio), video=Share(video))
-    steps = [Step(layers="0", method="dycoke", keep=kept)]
+    budgets = Keep(audio=Share(audio), video=Share(video))
+    steps = [Step(layers="0", method="dycoke", keep=budgets)]
     for layer in range(_LAYERS - 1):
         drop = round(first + (last - first) / (1 + exp(-_STEEP * (layer / _LAYERS - _MIDDLE))), 6)
         if drop < _LEAST:

@@ -12,11 +12,11 @@ def omnizip(audio: float | int = 0.7, video: float | int = 0.4, anchors: float |
     Source: arXiv:2511.14582, CVPR 2026; its setting 0.3 / 0.6 (45 % stay), the other is 0.4 / 0.7.
     Differs: see the method `omnizip`.
     """
-    kept = min(1.0, round(audio + anchors, 6))
+    budgets = min(1.0, round(audio + anchors, 6))
     step = Step(
         layers="0",
         method="omnizip",
-        options={"audio": kept, "anchors": anchors, "merged": merged},
-        keep=Keep(audio=Share(kept), video=Share(video)),
+        options={"audio": budgets, "anchors": anchors, "merged": merged},
+        keep=Keep(audio=Share(budgets), video=Share(video)),
     )
     return Plan((step,), "omnizip")

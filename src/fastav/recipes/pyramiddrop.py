@@ -12,5 +12,5 @@ def pyramiddrop(keep: float | int = 0.5) -> Plan:
     Differs: audio and video compete, where it prunes images; its stages 8, 16 and 24 of 32 layers are quarters here.
     """
     stages = ("1/4", "1/2", "3/4")
-    kept = Keep(media=Share(keep))
-    return Plan(tuple(Step(layers=stage, method="last-query", keep=kept) for stage in stages), "pyramiddrop")
+    budgets = Keep(media=Share(keep))
+    return Plan(tuple(Step(layers=stage, method="last-query", keep=budgets) for stage in stages), "pyramiddrop")

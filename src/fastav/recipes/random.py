@@ -9,5 +9,5 @@ def random(keep: float | int = 0.5, layer: int = 2, seed: int = 0) -> Plan:
     Source: the control of most papers on pruning.
     Differs: audio and video each keep this share.
     """
-    kept = Keep(audio=Share(keep), video=Share(keep), image=Share(keep))
-    return Plan((Step(layers=str(layer), method="random", options={"seed": seed}, keep=kept),), "random")
+    budgets = Keep(audio=Share(keep), video=Share(keep), image=Share(keep))
+    return Plan((Step(layers=str(layer), method="random", options={"seed": seed}, keep=budgets),), "random")

@@ -8,5 +8,5 @@ def strided(keep: float | int = 0.5, layer: int = 2) -> Plan:
 
     Source: ours, a control that looks at nothing.
     """
-    kept = Keep(audio=Share(keep), video=Share(keep), image=Share(keep))
-    return Plan((Step(layers=str(layer), method="strided", keep=kept),), "strided")
+    budgets = Keep(audio=Share(keep), video=Share(keep), image=Share(keep))
+    return Plan((Step(layers=str(layer), method="strided", keep=budgets),), "strided")
