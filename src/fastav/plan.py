@@ -8,14 +8,14 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from fractions import Fraction
 from math import ceil
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
@@ -27,13 +27,14 @@ from fastav.wording import brief_repr
 Remaining = Mapping[frozenset[Modality], int]  # numbers of remaining tokens, by groups whose split is known
 
 
+@dataclass(frozen=True, slots=True, repr=False)
 class Budget(ABC):
     """How many tokens of a pool to keep: a share of the remaining ones, or a number that the layout gives."""
 
     key: ClassVar[str]
 
     def __repr__(self) -> str:
-        return brief_repr(self, *(field.name for field in fields(self)))  # pyright: ignore[reportArgumentType]
+        return brief_repr(self, *(field.name for field in fields(self)))
 
     @abstractmethod
     def tokens(self, layout: Layout, pool: Collection[Modality], remaining: int) -> int:
@@ -180,7 +181,7 @@ class Keep:
     def to_dict(self) -> dict[str, Any]:
         """The budgets as a JSON object: `{"audio": {"tokens": 10}}`."""
         return {
-            f.name: {b.key: getattr(b, fields(b)[0].name) if fields(b) else True}  # pyright: ignore[reportArgumentType]
+            f.name: {b.key: getattr(b, fields(b)[0].name) if fields(b) else True}
             for f in fields(self)
             if (b := getattr(self, f.name)) is not None
         }
@@ -188,11 +189,11 @@ class Keep:
     @classmethod
     def from_dict(cls, data: Any) -> "Keep":
         """The inverse of `to_dict`.  Raises: PlanError."""
-        _require_keys("keep", data, {f.name for f in fields(cls)})
-        return cls(**{name: _budget(name, value) for name, value in data.items()})
+        budgets = _json_object("keep", data, optional={f.name for f in fields(cls)})
+        return cls(**{name: _budget(name, value) for name, value in budgets.items()})
 
 
-_PLAN_KEYS = {"fastav_plan", "name", "steps"}
+
 _ORIGIN_KEYS = ("model", "layers", "hidden")
 
 _LAYERS = re.compile(
@@ -217,11 +218,12 @@ class Step:
     layers: str
     method: str
     keep: Keep
-    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any], hash=False)
     cache_only: bool = False
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.layers, str) and _LAYERS.fullmatch(self.layers)):
+        is_text = isinstance(self.layers, str)  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not (is_text and _LAYERS.fullmatch(self.layers)):
             raise PlanError(
                 f"cannot read layers {self.layers!r}", "write 14, middle, 3/4, middle+1, 15..20 or middle+1.."
             )
@@ -259,18 +261,17 @@ class Step:
     @classmethod
     def from_dict(cls, data: Any) -> "Step":
         """The inverse of `to_dict`.  Raises: PlanError, UnknownName."""
-        _require_keys("step", data, {"layers", "method", "keep", "cache_only"})
-        rest = {key: value for key, value in data.items() if key != "cache_only"}
-        _require_keys("step", rest, {"layers", "method", "keep"}, all_of_them=True)
-        if not isinstance(cache_only := data.get("cache_only", False), bool):
+        step = _json_object("step", data, required={"layers", "method", "keep"}, optional={"cache_only"})
+        if not isinstance(cache_only := step.get("cache_only", False), bool):
             raise PlanError(f"a step's cache_only must be true or false, got {cache_only!r}")
-        if not isinstance(method := data["method"], dict) or not isinstance(method.get("name"), str):
-            raise PlanError(f"a step's method must be an object with a name, got {method!r}")
-        if not isinstance(data["layers"], str):
-            raise PlanError(f"a step's layers must be a string, got {data['layers']!r}", 'e.g. "14"')
+        method = cast("dict[str, Any]", step["method"]) if isinstance(step["method"], dict) else {}
+        if not isinstance(method.get("name"), str):
+            raise PlanError(f"a step's method must be an object with a name, got {step['method']!r}")
+        if not isinstance(step["layers"], str):
+            raise PlanError(f"a step's layers must be a string, got {step['layers']!r}", 'e.g. "14"')
         options = {key: value for key, value in method.items() if key != "name"}
-        keep = Keep.from_dict(data["keep"])
-        return cls(layers=data["layers"], method=method["name"], options=options, keep=keep, cache_only=cache_only)
+        keep = Keep.from_dict(step["keep"])
+        return cls(layers=step["layers"], method=method["name"], options=options, keep=keep, cache_only=cache_only)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -414,24 +415,19 @@ class Plan:
     def from_json(cls, text: str) -> "Plan":
         """The inverse of `to_json`.  Raises: PlanError, UnknownName."""
         try:
-            data = json.loads(text, object_pairs_hook=_unique)
+            parsed = json.loads(text, object_pairs_hook=_unique)
         except (ValueError, RecursionError) as error:
             raise PlanError(f"a plan must be JSON: {reason_of(error)}") from None
-        _require_keys("plan", data, {"fastav_plan", "name", "steps", "origin"})
-        _require_keys("plan", {k: v for k, v in data.items() if k != "origin"}, _PLAN_KEYS, all_of_them=True)
-        if (origin := data.get("origin")) is not None and not (
-            isinstance(origin, dict)
-            and isinstance(origin.get("model"), str)
-            and all(isinstance(origin.get(key), int) for key in _ORIGIN_KEYS[1:])
-        ):
-            raise PlanError("a plan's origin must name model, layers and hidden", "remove it, or calibrate again")
+        data = _json_object("plan", parsed, required={"fastav_plan", "name", "steps"}, optional={"origin"})
+        origin = _origin(data.get("origin"))
         if data["fastav_plan"] != cls.VERSION or isinstance(data["fastav_plan"], bool):
             raise PlanError(
                 f"this fastav reads plans of version {cls.VERSION}, got {data['fastav_plan']!r}", "create the plan again"
             )
         if not isinstance(data["name"], str) or not isinstance(data["steps"], list):
             raise PlanError("a plan's name must be a string and its steps a list")
-        return cls(tuple(Step.from_dict(step) for step in data["steps"]), data["name"], origin)
+        steps = cast("list[Any]", data["steps"])
+        return cls(tuple(Step.from_dict(step) for step in steps), data["name"], origin)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> "Plan":
@@ -456,16 +452,26 @@ def _apply_counts(remaining: Remaining, counts: Remaining) -> Remaining:
     return {**outside, **counts}
 
 
+def _origin(value: Any) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    origin = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+    if not isinstance(origin.get("model"), str) or not all(isinstance(origin.get(key), int) for key in _ORIGIN_KEYS[1:]):
+        raise PlanError("a plan's origin must name model, layers and hidden", "remove it, or calibrate again")
+    return origin
+
+
 def _budget(pool: str, value: Any) -> Budget:
-    if not isinstance(value, dict) or len(value) != 1 or next(iter(value)) not in _BUDGETS:
+    entries = list(cast("dict[str, Any]", value).items()) if isinstance(value, dict) else []
+    if len(entries) != 1 or entries[0][0] not in _BUDGETS:
         raise PlanError(f"keep.{pool} must be one of {', '.join(_BUDGETS)}, got {value!r}", 'e.g. {"share": 0.8}')
-    (key, argument), *_ = value.items()
-    budget = _BUDGETS[key]
-    if fields(budget) and not (_is_number(argument) and (budget is Share or isinstance(argument, int))):  # pyright: ignore
+    ((key, argument),) = entries
+    budget: Any = _BUDGETS[key]
+    if fields(budget) and not (_is_number(argument) and (budget is Share or isinstance(argument, int))):
         kind = "a number" if budget is Share else "a whole number"
         raise PlanError(f"keep.{pool}: {key} must be {kind}, got {argument!r}")
     try:
-        return budget(argument) if fields(budget) else budget()  # pyright: ignore
+        return budget(argument) if fields(budget) else budget()
     except PlanError as error:
         raise PlanError(f"keep.{pool}: {error.message}", error.hint) from None
 
@@ -485,10 +491,15 @@ def _require_count(what: str, value: Any, least: int) -> None:
         raise PlanError(f"{what} must be a whole number of at least {least}, got {value!r}")
 
 
-def _require_keys(what: str, data: Any, known: set[str], *, all_of_them: bool = False) -> None:
+def _json_object(
+    what: str, data: Any, *, required: Set[str] = frozenset(), optional: Set[str] = frozenset()
+) -> dict[str, Any]:
+    """The data as a dict, checked.  Raises: PlanError for other types, and for unknown or missing keys."""
     if not isinstance(data, dict):
         raise PlanError(f"a {what} must be a JSON object, got {type(data).__name__}")
-    if unknown := sorted(set(data) - known):
+    result, known = cast("dict[str, Any]", data), required | optional
+    if unknown := sorted(result.keys() - known):
         raise PlanError(f"a {what} has no {', '.join(map(repr, unknown))}", f"known: {', '.join(sorted(known))}")
-    if all_of_them and (missing := sorted(known - set(data))):
+    if missing := sorted(required - result.keys()):
         raise PlanError(f"a {what} needs {', '.join(map(repr, missing))}")
+    return result

@@ -79,15 +79,17 @@ def _places(layout: Layout) -> np.ndarray:
 
 def cut_counts(plan: Plan, layouts: Sequence[Layout], depth: int, device: torch.device) -> list[CutCounts]:
     """The counts of every cut: first the cuts of tokens, then those of caches alone.  Raises: PlanError."""
-    caches = plan.cache_schedule if any(step.cache_only for step in plan.steps) else lambda *_: ()
-    schedules = {id(layout): plan.schedule(layout, depth) + caches(layout, depth) for layout in layouts}
+    has_cache_cuts = any(step.cache_only for step in plan.steps)
+    schedules = {id(layout): plan.schedule(layout, depth) for layout in layouts}
+    if has_cache_cuts:
+        schedules = {id(layout): schedules[id(layout)] + plan.cache_schedule(layout, depth) for layout in layouts}
     cuts = list(zip(*(schedules[id(layout)] for layout in layouts), strict=True))
     pools = [tuple(rows[0].counts) for rows in cuts]
     limits = [
         [[*cut.counts.values(), len(layout), 0] for cut, layout in zip(rows, layouts, strict=True)] for rows in cuts
     ]
     flat = np.concatenate([np.zeros((len(layouts), 0), np.int64), *limits], axis=1, dtype=np.int64)
-    limits_by_cut = upload(flat, device).split([len(pool) + 2 for pool in pools], dim=1)
+    limits_by_cut = torch.split(upload(flat, device), [len(pool) + 2 for pool in pools], dim=1)
     totals = [[cut.total for cut in rows] for rows in cuts]
     return [
         CutCounts(pool, limit, max(total), min(total) < max(total))
@@ -97,5 +99,5 @@ def cut_counts(plan: Plan, layouts: Sequence[Layout], depth: int, device: torch.
 
 def upload(array: np.ndarray, device: torch.device) -> Tensor:
     """Copy an array to the device without waiting for the device."""
-    tensor = torch.from_numpy(array)
+    tensor = torch.from_numpy(array)  # pyright: ignore[reportUnknownMemberType]
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -51,11 +51,11 @@ class PruningState:
     history: list[tuple[int, Tensor]]
     columns: Int[Tensor, "batch kept"]
     broadcast_indices: BroadcastIndices | None
-    signals: dict[Signal, Tensor] = field(default_factory=dict)
+    signals: dict[Signal, Tensor] = field(default_factory=dict[Signal, Tensor])
     keys: Tensor | None = None
-    attentions: list[LayerAttention] = field(default_factory=list)
-    encoder_scores: list[Tensor] = field(default_factory=list)
-    groups: dict[Pools, SelectionGroups] = field(default_factory=dict)
+    attentions: list[LayerAttention] = field(default_factory=list[LayerAttention])
+    encoder_scores: list[Tensor] = field(default_factory=list[Tensor])
+    groups: dict[Pools, SelectionGroups] = field(default_factory=dict[Pools, SelectionGroups])
     next_cut: int = 0
 
     @classmethod
@@ -108,19 +108,18 @@ class PruningState:
         moved: dict[int, tuple[Tensor, Tensor]] = {}  # so that shared tensors remain shared
 
         def move(value: Any) -> Any:
-            match value:
-                case Tensor():
-                    if id(value) not in moved:
-                        moved[id(value)] = value, value.to(device)
-                    return moved[id(value)][1]
-                case BatchLayout():
-                    return replace(value, **{field.name: move(getattr(value, field.name)) for field in fields(value)})
-                case dict():
-                    return {key: move(one) for key, one in value.items()}
-                case tuple() if hasattr(value, "_fields"):
-                    return type(value)(*map(move, value))
-                case list():
-                    return [move(one) for one in value]
+            if isinstance(value, Tensor):
+                if id(value) not in moved:
+                    moved[id(value)] = value, value.to(device)
+                return moved[id(value)][1]
+            if isinstance(value, BatchLayout):
+                return replace(value, **{field.name: move(getattr(value, field.name)) for field in fields(value)})
+            if isinstance(value, dict):
+                return {key: move(entry) for key, entry in cast("dict[Any, Any]", value).items()}
+            if isinstance(value, list):
+                return [move(entry) for entry in cast("list[Any]", value)]
+            if isinstance(value, CutCounts | SelectionGroups | TokenSubset):
+                return value._replace(**{name: move(getattr(value, name)) for name in value._fields})
             return value
 
         for name in _MOVED:
