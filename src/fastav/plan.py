@@ -193,7 +193,6 @@ class Keep:
         return cls(**{name: _budget(name, value) for name, value in budgets.items()})
 
 
-
 _ORIGIN_KEYS = ("model", "layers", "hidden")
 
 _LAYERS = re.compile(
@@ -422,7 +421,8 @@ class Plan:
         origin = _origin(data.get("origin"))
         if data["fastav_plan"] != cls.VERSION or isinstance(data["fastav_plan"], bool):
             raise PlanError(
-                f"this fastav reads plans of version {cls.VERSION}, got {data['fastav_plan']!r}", "create the plan again"
+                f"this fastav reads plans of version {cls.VERSION}, got {data['fastav_plan']!r}",
+                "create the plan again",
             )
         if not isinstance(data["name"], str) or not isinstance(data["steps"], list):
             raise PlanError("a plan's name must be a string and its steps a list")
@@ -456,7 +456,9 @@ def _origin(value: Any) -> dict[str, Any] | None:
     if value is None:
         return None
     origin = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
-    if not isinstance(origin.get("model"), str) or not all(isinstance(origin.get(key), int) for key in _ORIGIN_KEYS[1:]):
+    if not isinstance(origin.get("model"), str) or not all(
+        isinstance(origin.get(key), int) for key in _ORIGIN_KEYS[1:]
+    ):
         raise PlanError("a plan's origin must name model, layers and hidden", "remove it, or calibrate again")
     return origin
 

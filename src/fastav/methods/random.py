@@ -1,4 +1,4 @@
-"""Seeded chance decides."""
+"""Keep tokens at random, by a seed."""
 
 from dataclasses import dataclass
 
@@ -14,8 +14,8 @@ from fastav.method import Method, View
 class Random(Method):
     """A uniform score for every token: the control that any method must beat.
 
-    A counter-based hash of seed, layer and position, so that the same seed gives the same choice on every device, alone
-    or in a batch. Prompts of one run share it: change the seed from clip to clip where that matters.
+    The score is a counter-based hash of seed, layer and position, so that the same seed gives the same choice on every
+    device, alone or in a batch. All prompts of a run share the seed: change it from clip to clip if that matters.
     """
 
     seed: int = 0

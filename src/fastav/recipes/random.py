@@ -1,13 +1,13 @@
-"""Chance, the control."""
+"""Random choice, the control."""
 
 from fastav.plan import Keep, Plan, Share, Step
 
 
 def random(keep: float | int = 0.5, layer: int = 2, seed: int = 0) -> Plan:
-    """Chance decides which audio and video stays, once.
+    """Keep, once, randomly chosen audio and video.
 
     Source: the control of most papers on pruning.
     Differs: audio and video each keep this share.
     """
-    kept = Keep(audio=Share(keep), video=Share(keep), image=Share(keep))
-    return Plan((Step(layers=str(layer), method="random", options={"seed": seed}, keep=kept),), "random")
+    budgets = Keep(audio=Share(keep), video=Share(keep), image=Share(keep))
+    return Plan((Step(layers=str(layer), method="random", options={"seed": seed}, keep=budgets),), "random")

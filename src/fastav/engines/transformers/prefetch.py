@@ -121,7 +121,9 @@ class EncoderPrefetcher:
         that are quantized, offloaded or spread over devices, and models that also speak.
         """
         modules = [(type(module), vars(module)) for module in model.modules()]
-        is_patched = any(callable(value) and hasattr(kind, name) for kind, own in modules for name, value in own.items())
+        is_patched = any(
+            callable(value) and hasattr(kind, name) for kind, own in modules for name, value in own.items()
+        )
         devices = {tensor.device for tensor in chain(model.parameters(), model.buffers())}
         is_spread = is_dispatched(model) or len(devices) > 1
         is_quantized = bool(getattr(model, "is_quantized", False))
