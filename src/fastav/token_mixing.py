@@ -47,7 +47,7 @@ def of_types(types: Collection[str]) -> str | None:
 
 
 def of_layer(layer: nn.Module) -> str | None:
-    """The reason, from the classes of its modules, why tokens cannot be dropped before a layer; None if none is known."""
+    """The reason, by the classes of its modules, why tokens cannot be dropped before a layer; None if none is known."""
     names = {type(module).__name__ for module in layer.modules()}
     return next((reason for pattern, reason in _BY_CLASS.items() if any(map(pattern.search, names))), None)
 

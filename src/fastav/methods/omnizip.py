@@ -32,10 +32,10 @@ class _Audio(NamedTuple):
 class Omnizip(Method):
     """OmniZip: ranks audio by its encoder's attention, and video in proportion to the audio kept in each window.
 
-    Audio: kept are the tokens that the encoder attends to most, and evenly spaced anchors among the others. Each dropped
-    token belongs to the anchor that is most similar to it. Into each anchor are merged the `merged` of its tokens that
-    are most similar to a video token of their window (to the anchor, if their window has no video): the anchor becomes
-    the mean of itself and of their average, weighted by the softmax of that similarity.
+    Audio: the tokens that the encoder attends to most are kept, and evenly spaced anchors among the others. Each
+    dropped token belongs to the anchor that is most similar to it. Each anchor is merged with `merged` of its tokens,
+    those that are most similar to a video token of their window (to the anchor, if their window has no video): it
+    becomes the mean of itself and of their average, which is weighted by the softmax of that similarity.
 
     Video: a window loses 0.75 - 0.4 s of its tokens, where s is the share of its audio that is kept by attention; a
     window without audio loses the mean share of the others. All windows are then scaled equally to the number of tokens

@@ -65,7 +65,7 @@ def rollout_row(
 
     start, and the result: a weight for each column of the padded prompt, and for one more column, to which slots point
     that stand for no token. Layers that ran on fewer tokens leave the weights of dropped tokens unchanged. A one-hot
-    vector at the last token gives the last query's row of R. Layers may be on several devices: the row is moved to each.
+    vector at the last token gives the last query's row of R. Layers may be on several devices; the row moves to each.
     """
     weights = start[:, None]
     for layer in reversed(layers):

@@ -1,4 +1,4 @@
-"""The state of a running prefill: the remaining tokens, and the signals that methods read.  The same for every engine."""
+"""The state of a running prefill, for every engine: the remaining tokens, and the signals that methods read."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, fields, replace

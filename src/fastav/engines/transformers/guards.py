@@ -205,7 +205,7 @@ def check_copies(hidden: Tensor, copies: int) -> None:
 
 @contextmanager
 def text_only(model: PreTrainedModel, adapter: ModelAdapter) -> Iterator[None]:
-    """While the context lasts, refuse speech: a talker reads the hidden states of all tokens, including dropped ones."""
+    """Refuse speech while the context lasts: a talker reads the hidden states of all tokens, also of dropped ones."""
     if not hasattr(model, "generate"):
         yield
         return

@@ -112,7 +112,7 @@ class _Step:
 
 
 class Pruning:
-    """The pruning of a model, active between `apply` and `remove` or in a context.  `tokens` reports the kept tokens."""
+    """The pruning of a model, active between `apply` and `remove`, or in a context."""
 
     def __init__(
         self,

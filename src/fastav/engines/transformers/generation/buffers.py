@@ -106,7 +106,7 @@ class StepLayer(DynamicLayer):
         self.masked = self.position.fixed or self.padded or slides
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Store the keys and values of one token, and return all stored ones; the entire buffers if shapes are fixed."""
+        """Store the keys and values of one token, and return all stored ones; entire buffers if shapes are fixed."""
         assert self.keys is not None
         assert self.values is not None
         if key_states.shape[2] != 1:
