@@ -109,8 +109,8 @@ vllm-test-slow: $(VLLM)/.ready  ## those of them that take minutes: the load ben
 LOAD := --out results --serve=--enforce-eager  # eager: compiling takes each server minutes on a CPU
 
 bench-load: $(VLLM)/.ready  ## vLLM's server under load, unpruned and pruned, on a CPU: about 25 minutes; writes docs/vllm.md's table
-	PYTHONPATH=tests/vllm/site OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VLLM)/bin/python -W ignore -m fastav.bench.load $(LOAD)
-	$(VLLM)/bin/python -m fastav.bench.load.table results/load-*.json --into docs/vllm.md
+	PYTHONPATH=tests/vllm/site:tests OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VLLM)/bin/python -W ignore -m benchmarks.load $(LOAD)
+	$(VLLM)/bin/python -m benchmarks.load.table results/load-*.json --into docs/vllm.md
 
 check: $(READY)  ## format, lint, types, import order
 	$(BIN)/ruff format --check .
@@ -135,38 +135,38 @@ leaderboard: $(READY)  ## plans and rivals at three budgets on the embedded mode
 bench: $(READY)  ## prefill and answers on one CPU thread, unpruned and pruned, against FLOPs
 	$(BIN)/python -m fastav.bench small --device cpu
 
-bench-prepare: $(READY)  ## time of preparing a clip for every model, against its encoders
-	PYTHONPATH=tests $(BIN)/python tests/prepare_speed.py
+bench-prepare: $(READY)  ## the time to prepare a clip for every model, against its encoders
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.prepare
 
 bench-batches: $(READY)  ## answers a second of sets of questions, in batches and one by one
-	OMP_NUM_THREADS=1 $(BIN)/python tests/batch_speed.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.batches
 
 bench-rollout: $(READY)  ## time and memory of attention rollout against whole maps
-	$(BIN)/python -m fastav.bench.rollout --out results
+	$(BIN)/python -m benchmarks.rollout --out results
 
 train-tiny: $(READY)  ## train the embedded model anew (an hour on two CPU cores; goes on where it was stopped)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m training
 
-GPU := PYTHONPATH=src $(PYTHON) -m fastav.bench
-SAID := --device cuda --out results $(if $(COMMIT),--commit $(COMMIT))
+GPU := PYTHONPATH=src $(PYTHON) -m
+ON_GPU := --device cuda --out results $(if $(COMMIT),--commit $(COMMIT))
 
 gpu: gpu-videollama gpu-salmonn gpu-omni gpu-scaling gpu-rollout  ## on a CUDA machine with torch and transformers: five calls, each under ten minutes
 
 gpu-videollama:  # 676 video + 1,496 audio + 44 text tokens
-	$(GPU) videollama2 --batch 1,4 $(SAID)
+	$(GPU) fastav.bench videollama2 --batch 1,4 $(ON_GPU)
 
 gpu-salmonn:
-	$(GPU) video-salmonn2 --seconds 10,60 $(SAID)
+	$(GPU) fastav.bench video-salmonn2 --seconds 10,60 $(ON_GPU)
 
 gpu-omni:
-	$(GPU) qwen2-5-omni --tokens 20000 --rounds 8 $(SAID)
+	$(GPU) fastav.bench qwen2-5-omni --tokens 20000 --rounds 8 $(ON_GPU)
 
 gpu-scaling:
-	$(GPU) videollama2 --tokens 1000,2000,4000,8000,16000,32000 --batch 1,4 --plan fastav --rounds 5 --new-tokens 0 \
-		--plot results/speed-videollama2.png $(SAID)
+	$(GPU) fastav.bench videollama2 --tokens 1000,2000,4000,8000,16000,32000 --batch 1,4 --plan fastav --rounds 5 --new-tokens 0 \
+		--plot results/speed-videollama2.png $(ON_GPU)
 
 gpu-rollout:
-	$(GPU).absent fastav.bench.rollout --device cuda --layer-up-to 32768 --out results $(if $(COMMIT),--commit $(COMMIT))
+	$(GPU) benchmarks.rollout --layer-up-to 32768 $(ON_GPU)
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) $(VLLM) $(TOOLS) $(HF_SUITE) site .compat .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,6 +1,6 @@
 """Write the tables of models and of what plans cost into README.md and docs: `make tables`.
 
-Everything in it is computed here: parameters from the release's configuration, tokens and FLOPs from the adapter's
+Everything in them is computed here: parameters from the release's configuration, tokens and FLOPs from the adapter's
 example of a clip of 1280 x 720 with sound and 44 tokens of text, without weights.
 """
 
@@ -14,6 +14,7 @@ import torch
 
 import conftest  # noqa: F401  (Gemma 3n's vision tower is timm's, which `make setup` puts where tests find it)
 from fastav.adapter import ModelAdapter
+from fastav.engines.vllm.guards import MODELS as SERVED
 from fastav.flops import prefill_flops
 from fastav.layout import Layout, Modality
 from fastav.plan import Before, Budget, Frames, Plan, Share, Tokens
@@ -36,6 +37,13 @@ def table() -> str:
 
 
 @cache
+def summary() -> str:
+    """What every model takes, where it is pruned, and what two plans cost there: the short table, as Markdown."""
+    head = "| model | name | input | vLLM | `fastav` | `fastav-plus` |"
+    return "\n".join([head, "|---" * (head.count("|") - 1) + "|", *map(summary_of, adapters())])
+
+
+@cache
 def costs() -> str:
     """FLOPs of the prefill by model, plan and length of the clip, as Markdown."""
     head = f"| model | {' | '.join(f'`{name}`' for name in PLANS)} |"
@@ -46,6 +54,19 @@ def adapters() -> list[ModelAdapter]:
     """Those of all models but the embedded one and those of other packages."""
     names = (name for name in MODELS if not name.startswith("tiny"))
     return [MODELS[name]() for name in names if MODELS[name].__module__.startswith("fastav.")]
+
+
+def summary_of(adapter: ModelAdapter) -> str:
+    """One model of the short table."""
+    layout = adapter.example(adapter.config(), seconds=30, text=TEXT)
+    cells = [
+        f"[{adapter.checkpoint.split('/')[1]}](docs/{adapter.name}.md)",
+        f"`{adapter.name}`",
+        "video, audio" if layout.count(Modality.AUDIO) else "video",
+        "yes" if adapter.name in SERVED else "no",
+        *(percent([ratio(adapter, adapter.preset(name), layout)]) for name in ("fastav", "fastav-plus")),
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def costs_of(adapter: ModelAdapter) -> str:
@@ -128,7 +149,7 @@ def words(budget: Budget, name: str) -> str:
 
 
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
-    "README.md": ("models", table),
+    "README.md": ("summary", summary),
     "docs/models.md": ("models", table),
     "docs/choose-a-plan.md": ("costs", costs),
 }

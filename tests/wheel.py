@@ -33,6 +33,7 @@ sys.exit(main(["run", str(files("fastav") / "assets" / "clips" / "triangle.mp4")
 """
 
 IN_SDIST = (
+    "benchmarks/load/__main__.py",
     "README.md",
     "CHANGELOG.md",
     "CITATION.cff",

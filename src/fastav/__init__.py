@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastav.adapter import ModelAdapter, Prepared, Request
+    from fastav.decoding.stopping import Stop
     from fastav.engine import Answer, Sampling
     from fastav.engines.transformers import Decoding, Pruning, prune
-    from fastav.engines.transformers.choosing import Stop
     from fastav.errors import FastAVError, FastAVWarning
     from fastav.layout import Layout, Modality
     from fastav.media import Clip
@@ -48,7 +48,7 @@ _HOMES = {
     "Share": "plan",
     "Signal": "method",
     "Step": "plan",
-    "Stop": "engines.transformers.choosing",
+    "Stop": "decoding.stopping",
     "Tokens": "plan",
     "Unpadded": "plan",
     "View": "method",

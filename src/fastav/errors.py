@@ -5,6 +5,7 @@
     │   └── UnknownName         a name that no registry knows, with the nearest that it does
     ├── UnsupportedModel        a model whose layers cannot be pruned, or that no adapter knows
     ├── UnsupportedPlan         a plan, or a way of generating, that cannot be exact on this model and engine
+    ├── UndeclaredSignal        a method that reads a signal its `needs` does not declare
     ├── PlanNotApplied          an engine did not do what the plan says: a library that fastav does not fit
     ├── EngineStopped           the processes of an engine have ended, and nothing more can be answered
     ├── MediaError              a clip that cannot be used

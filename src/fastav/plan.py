@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Set
+from collections.abc import Callable, Collection, Mapping, Set
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from fractions import Fraction
@@ -147,9 +147,9 @@ class Keep:
 
     def __post_init__(self) -> None:
         pools = self.pools()
-        if sum(len(pool) for pool in pools) > len(frozenset().union(*pools)):
-            named = ", ".join(f.name for f in fields(self) if getattr(self, f.name) is not None)
-            raise PlanError(f"keep names a modality twice: {named}", "give every modality one budget")
+        if sum(len(pool) for pool in pools) > len(frozenset[Modality]().union(*pools)):
+            names = ", ".join(f.name for f in fields(self) if getattr(self, f.name) is not None)
+            raise PlanError(f"keep names a modality twice: {names}", "give every modality one budget")
 
     def __repr__(self) -> str:
         return brief_repr(self)
@@ -468,12 +468,13 @@ def _budget(pool: str, value: Any) -> Budget:
     if len(entries) != 1 or entries[0][0] not in _BUDGETS:
         raise PlanError(f"keep.{pool} must be one of {', '.join(_BUDGETS)}, got {value!r}", 'e.g. {"share": 0.8}')
     ((key, argument),) = entries
-    budget: Any = _BUDGETS[key]
-    if fields(budget) and not (_is_number(argument) and (budget is Share or isinstance(argument, int))):
-        kind = "a number" if budget is Share else "a whole number"
-        raise PlanError(f"keep.{pool}: {key} must be {kind}, got {argument!r}")
+    kind = _BUDGETS[key]
+    if fields(kind) and not (_is_number(argument) and (kind is Share or isinstance(argument, int))):
+        number = "a number" if kind is Share else "a whole number"
+        raise PlanError(f"keep.{pool}: {key} must be {number}, got {argument!r}")
+    make = cast("Callable[..., Budget]", kind)
     try:
-        return budget(argument) if fields(budget) else budget()
+        return make(argument) if fields(kind) else make()
     except PlanError as error:
         raise PlanError(f"keep.{pool}: {error.message}", error.hint) from None
 

@@ -8,8 +8,8 @@ where a batch of sounds of different length is heard otherwise than each sound a
 
 import importlib
 import pkgutil
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -27,7 +27,7 @@ from fastav.media import Clip
 from fastav.models.video_salmonn2_plus import VideoSalmonn2PlusProcessor
 from fastav.pipelines import pipeline
 from fastav.plan import Keep, Plan, Share, Step
-from fastav.presets import fastav, plus
+from fastav.presets import NONE, fastav, plus
 from fastav.recipes import recipe
 from media_files import tone, write_clip
 from support import families
@@ -44,6 +44,15 @@ EARLY = Plan((Step(layers="0", method="position", keep=Keep(media=Share(0.6))),)
 EVERYTHING = fastav(Keep(media=Share(1.0)), drop=1e-9)
 
 
+@dataclass(frozen=True)
+class Generated:
+    """What `generate` gave, and how many tokens of each modality every layer kept of each row."""
+
+    sequences: torch.Tensor
+    logits: tuple[torch.Tensor, ...]
+    tokens: Any
+
+
 class Family:
     """One family: adapter, model by attention, processor, and its plans."""
 
@@ -56,8 +65,11 @@ class Family:
         self.plan: Plan = getattr(self.module, "PLAN", PLAN)
         self.everything: Plan = getattr(self.module, "EVERYTHING", EVERYTHING)
         self.clips = _clips(self.adapter.hears, getattr(self.module, "SOUND", None), getattr(self.module, "FPS", 10))
+        self.known: dict[tuple[int, ...], Prepared] = {}
         self.prepared = self.prepare(*self.clips)
         self.held: dict[int, int] = {}
+        self.masked: dict[Any, torch.Tensor] = {}
+        self.generated: dict[Any, Generated] = {}
 
     def model(self, attention: str = "sdpa") -> Any:
         if attention not in self.models:
@@ -78,7 +90,32 @@ class Family:
         return self.spread(lambda _: False), self.spread(lambda number: number % 2 == 1)
 
     def prepare(self, *requests: Request) -> Prepared:
-        return self.adapter.prepare(self.processor, requests)
+        """Inputs and layouts; of the clips made once, to be read only."""
+        key = tuple(number for one in requests for number, clip in enumerate(self.clips) if clip is one)
+        if len(key) < len(requests):
+            return self.adapter.prepare(self.processor, requests)
+        if key not in self.known:
+            self.known[key] = self.adapter.prepare(self.processor, requests)
+        return self.known[key]
+
+    def generate(self, plan: Plan, rows: Sequence[int], attention: str = "sdpa") -> Generated:
+        """What `generate` answers about these clips under a plan; made once, to be read only."""
+        key = plan, tuple(rows), attention
+        if key not in self.generated:
+            model, prepared = self.model(attention), self.prepare(*(self.clips[row] for row in rows))
+            with prune(model, plan, layouts=prepared.layouts, adapter=self.adapter) as pruning:
+                out = generate(model, prepared)
+            self.generated[key] = Generated(out.sequences, out.logits, pruning.tokens())
+        return self.generated[key]
+
+    def masked_logits(self, clip: int, answer: torch.Tensor, plan: Plan) -> torch.Tensor:
+        """Logits of an answer about one clip by the oracle, which is the same for every attention and batch."""
+        key = clip, tuple(answer.tolist()), plan
+        if key not in self.masked:
+            alone, model = self.prepare(self.clips[clip]), self.model()
+            rules = rules_of(plan, alone.layouts[0], self.depth)
+            self.masked[key] = masked_logits(model, self.adapter.decoder(model).layers, alone.inputs, answer, rules)
+        return self.masked[key]
 
     def unpruned_bytes(self, clip: int) -> int:
         """What the cache holds of one clip without pruning."""
@@ -251,19 +288,14 @@ def test_beams_that_keep_everything_are_the_plain_models(family):
 @pytest.mark.parametrize("early", [False, True])
 def test_every_step_equals_the_masked_model(family, attention, rows, early):
     plan = EARLY if early else family.plan
-    model, prepared = family.model(attention), family.prepare(*(family.clips[row] for row in rows))
-    with prune(model, plan, layouts=prepared.layouts, adapter=family.adapter) as pruning:
-        out = generate(model, prepared)
+    out, prepared = family.generate(plan, rows, attention), family.prepare(*(family.clips[row] for row in rows))
     for row, number in enumerate(rows):
-        alone, layout = family.prepare(family.clips[number]), prepared.layouts[row]
-        answer = out.sequences[row, -STEPS:]
-        rules = rules_of(plan, layout, family.depth)
-        expected = masked_logits(model, family.adapter.decoder(model).layers, alone.inputs, answer, rules)
-        plain = masked_logits(model, family.adapter.decoder(model).layers, alone.inputs, answer, {})
+        layout, answer = prepared.layouts[row], out.sequences[row, -STEPS:]
+        expected, plain = (family.masked_logits(number, answer, one) for one in (plan, NONE))
         logits = torch.stack([step[row] for step in out.logits])
         assert (logits - expected).abs().max() < 1e-3 * expected.abs().max()
         assert (logits - plain).abs().max() > 1e-2 * expected.abs().max(), "the plan changes nothing here"
-        kept = [sum(layer.values()) for layer in pruning.tokens()[row]]
+        kept = [sum(layer.values()) for layer in out.tokens[row]]
         assert kept == list(plan.tokens(layout, family.depth))
         assert kept[-1] < len(layout)
 
@@ -301,10 +333,11 @@ def test_presets_answer_through_the_engine(family, preset):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("plan", ["none", "pruned"])
 def test_our_decoding_says_what_generate_says_as_it_stands_and_with_fixed_shapes(family, attention, plan):
-    model, chosen = family.model(attention), "none" if plan == "none" else family.plan
-    for prepared in (family.prepare(family.clips[0]), family.prepared):
+    model, chosen = family.model(attention), NONE if plan == "none" else family.plan
+    for rows in ([0], [0, 1]):
+        prepared = family.prepare(*(family.clips[row] for row in rows))
+        expected = family.generate(chosen, rows, attention)
         with prune(model, chosen, adapter=family.adapter, layouts=prepared.layouts):
-            expected = generate(model, prepared)
             for capture in (False, True):
                 found = generate(model, prepared, custom_generate=Decoding(family.adapter, capture=capture))
                 assert_same_greedy(found, expected, 1e-4)

@@ -8,17 +8,8 @@ import torch
 from fastav import cli
 from fastav.bench import limits
 from fastav.bench.__main__ import main as module
-from fastav.cli.bench import bench
 
 QUICK = ["--device", "cpu", "--rounds", "1", "--tokens", "96", "--plan", "fastav"]
-
-
-@pytest.fixture(autouse=True)
-def _listed(monkeypatch):
-    """The command, also where the application does not list it."""
-    others = [command for command in cli.app.registered_commands if command.name != "bench"]
-    monkeypatch.setattr(cli.app, "registered_commands", others)
-    cli.app.command("bench")(bench)
 
 
 @pytest.fixture(autouse=True)
@@ -86,9 +77,11 @@ def test_mistakes_end_in_a_line_and_exit_code_2(arguments, says, capsys):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_missing_device_is_one_line(capsys):
+def test_a_missing_device_is_one_line_and_a_hint(capsys):
     assert module(["tiny", "--device", "cuda"]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ")
+    assert hint.startswith("hint: ")
 
 
 def test_a_missing_package_is_named_in_one_line(monkeypatch, capsys):
@@ -97,4 +90,4 @@ def test_a_missing_package_is_named_in_one_line(monkeypatch, capsys):
 
     monkeypatch.setattr("fastav.bench.session.Session.of", missing)
     assert module(["tiny"]) == 2
-    assert capsys.readouterr().err == "fastav.bench needs the package 'safetensors', which is not installed\n"
+    assert capsys.readouterr().err == "error: fastav bench needs the package 'safetensors', which is not installed\n"

@@ -9,7 +9,7 @@ import torch
 import fastav
 from fastav.adapter import Request, Use
 from fastav.cache_argument import as_argument, of_output
-from fastav.engines.transformers import TransformersEngine, prune
+from fastav.engines.transformers import prune
 from fastav.layout import MEDIA, Modality
 from fastav.media import Clip
 from fastav.models.video_salmonn2_plus import VideoSalmonn2PlusAdapter, VideoSalmonn2PlusProcessor
@@ -203,15 +203,6 @@ def test_a_later_turn_goes_on_from_the_pruned_cache(loaded, model, processor, re
     ]
 
 
-def test_layouts_given_and_read_off_the_ids_agree(loaded, requests):
-    adapter, model, processor = loaded
-    prepared = adapter.prepare(processor, requests)
-    for given, read in zip(prepared.layouts, adapter.layouts(model.config, prepared.inputs), strict=True):
-        assert (given.modality == read.modality).all()
-        assert (given.frame == read.frame).all()
-        assert (given.padding == read.padding).all()
-
-
 def test_the_pipeline_answers_with_its_evidence():
     pipe = fastav.pipeline(str(BUNDLE), plan="fastav")
     pieces: list[str] = []
@@ -224,13 +215,3 @@ def test_the_pipeline_answers_with_its_evidence():
     assert plain.flops.ratio == plain.kv_bytes.ratio == 1.0
     assert 0.5 < answer.flops.ratio < 0.95
     assert all(seconds > 0 for seconds in answer.seconds.values())
-
-
-def test_the_engine_answers_a_batch_as_it_answers_one_by_one(loaded, requests):
-    adapter, model, processor = loaded
-    engine = TransformersEngine(model, processor, adapter)
-    plan = adapter.preset("fastav")
-    together = engine.generate(requests, plan, max_new_tokens=8)
-    alone = [engine.generate([request], plan, max_new_tokens=8)[0] for request in requests]
-    assert [answer.token_ids for answer in together] == [answer.token_ids for answer in alone]
-    assert [answer.tokens_per_layer for answer in together] == [answer.tokens_per_layer for answer in alone]

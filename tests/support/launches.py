@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from support.trees import decompose, tensors
 
 DEVICE = torch.device("meta")
 
@@ -59,9 +59,7 @@ class Launches(TorchDispatchMode):
         name = func.name().removeprefix("aten::")
         if given and _waits(name, args, kwargs):
             raise WouldWait(f"{name} makes the host wait for the device")
-        with self:  # inference mode leaves operations whole that are made of others
-            result = func.decompose(*args, **kwargs)
-        if result is not NotImplemented:
+        if (result := decompose(self, func, args, kwargs)) is not NotImplemented:
             return result
         result = func(*args, **kwargs)
         if (given or _on_device(result)) and not (func.is_view or func in _FREE):
@@ -87,8 +85,8 @@ class Alive(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and not tensor.is_cpu and not func.is_view:
+        for tensor in tensors(result):
+            if not tensor.is_cpu and not func.is_view:
                 storage = tensor.untyped_storage()
                 self._taken[StorageWeakRef(storage)] = storage.nbytes()
         return result
@@ -100,7 +98,7 @@ class Alive(TorchDispatchMode):
 
 
 def _on_device(values: Any) -> bool:
-    return any(isinstance(value, Tensor) and not value.is_cpu for value in tree_leaves(values))
+    return any(not tensor.is_cpu for tensor in tensors(values))
 
 
 def _waits(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:

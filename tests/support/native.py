@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from transformers import ProcessorMixin
 from fastav.adapter import ModelAdapter, Request, Use
 from fastav.media import Clip
 from fastav.models import video_salmonn2, video_salmonn2_plus, videollama2
+from support.spectra import assert_within, whisper
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 Weights = dict[str, torch.Tensor]
+PIECE = 30 * 16_000  # samples of what Whisper encodes at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,3 +191,26 @@ def assert_same_samples(clip: Clip, original: np.ndarray) -> None:
     assert abs(len(sound) - len(original)) <= 2048
     shared = min(len(sound), len(original))
     assert np.percentile(np.abs(sound[:shared] - original[:shared]), 99) <= 2 / 32768
+
+
+def assert_same_spectrograms(
+    ours: torch.Tensor, original: np.ndarray, sound: np.ndarray, is_sound: torch.Tensor, bins: int
+) -> None:
+    """The original's spectrograms are what float32 may have made of the exact ones, which ours are, rounded once."""
+    pieces = np.pad(sound, (0, len(ours) * PIECE - len(sound))).reshape(len(ours), PIECE)
+    for piece, mel, theirs in zip(pieces, ours, original, strict=True):
+        bounds = whisper(piece, bins)
+        assert_within(theirs, bounds)
+        assert np.abs(mel.numpy() - bounds.exact).max() <= 2**-23  # of numbers below 4
+    assert int(is_sound.sum()) == -(-len(sound) // 160)
+
+
+@contextmanager
+def attention(model: Any, implementation: str) -> Iterator[Any]:
+    """The model with another implementation of attention."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(implementation)
+    try:
+        yield model
+    finally:
+        model.set_attn_implementation(before)

@@ -14,7 +14,8 @@ from accelerate import dispatch_model
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+
+from support.trees import decompose, map_tensors, tensors
 
 FIRST, SECOND = (torch.device("xla", number) for number in range(2))  # that torch names, and this build does not have
 CPU = torch.device("cpu")
@@ -115,7 +116,7 @@ class _Functions(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is torch.tensor:  # which reads numbers off lists of tensors, and makes one undispatched
             device = kwargs.pop("device", None) or CPU
-            return func(*tree_map(_here, args), **kwargs).to(device)
+            return func(*map_tensors(_here, args), **kwargs).to(device)
         if func not in _GUARDED:
             return func(*args, **kwargs)
         _guarded.append(func)
@@ -134,40 +135,37 @@ class _Operations(TorchDispatchMode):
         kwargs = dict(kwargs or {})
         if func is torch.ops.prim.device.default:
             return CPU if _guarded else args[0].place
-        with self:  # inference mode leaves operations whole that are made of others
-            result = func.decompose(*args, **kwargs)
-        if result is not NotImplemented:
+        if (result := decompose(self, func, args, kwargs)) is not NotImplemented:
             return result
-        device = _device(func, args, kwargs)
+        given = tensors((args, kwargs))
+        device = _device(func, args, given)
         if kwargs.get("device") is not None:
             device, kwargs["device"] = torch.device(kwargs["device"]), CPU
-        given = {id(one.here): one for one in tree_leaves((args, kwargs)) if isinstance(one, _Elsewhere)}
+        same = {id(one.here): one for one in given if isinstance(one, _Elsewhere)}
 
-        def there(value: Any) -> Any:
-            if not isinstance(value, Tensor) or device == CPU:
-                return value
-            return given[id(value)] if id(value) in given else _Elsewhere(value, device)
+        def there(value: Tensor) -> Tensor:
+            return same[id(value)] if id(value) in same else _Elsewhere(value, device)
 
-        here, named = tree_map(_here, (args, kwargs))
+        here, named = map_tensors(_here, (args, kwargs))
         with torch.inference_mode(False), torch.no_grad():  # views of a tensor must be of its kind, wherever it is from
-            return tree_map(there, func(*here, **named))
+            result = func(*here, **named)
+            return result if device == CPU else map_tensors(there, result)
 
 
-def _here(value: Any) -> Any:
+def _here(value: Tensor) -> Tensor:
     return value.here if isinstance(value, _Elsewhere) else value
 
 
-def _device(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.device:
-    """Where an operation runs.  Raises: Mixed."""
+def _device(func: Any, args: Sequence[Any], given: Sequence[Tensor]) -> torch.device:
+    """Where an operation on these tensors runs.  Raises: Mixed."""
     if func is _aten.copy_.default:
         return args[0].device
-    tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
     if func in _INDEXING:
         waiting = {id(index) for index in args[1] if index is not None and index.device == CPU}
-        tensors = [one for one in tensors if id(one) not in waiting]
-    devices = {one.device for one in tensors}
+        given = [one for one in given if id(one) not in waiting]
+    devices = {one.device for one in given}
     if len(devices) > 1:
-        devices = {one.device for one in tensors if one.ndim or one.device != CPU}
+        devices = {one.device for one in given if one.ndim or one.device != CPU}
     if len(devices) > 1:
         raise Mixed(f"{func.name()} was given tensors on {', '.join(sorted(map(str, devices)))}")
     return devices.pop() if devices else CPU

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from support.trees import tensors
 
 
 class Recording(TorchDispatchMode):
@@ -27,9 +28,9 @@ class Recording(TorchDispatchMode):
             if func.name().startswith("aten::empty"):
                 continue
             again = func(*args, **kwargs)
-            given = {_storage(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-            for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
-                if isinstance(old, Tensor) and _storage(old) not in given and _storage(old) != _storage(new):
+            given = {_storage(tensor) for tensor in tensors((args, kwargs))}
+            for old, new in zip(tensors(result), tensors(again), strict=True):
+                if _storage(old) not in given and _storage(old) != _storage(new):
                     old.copy_(new)
 
 

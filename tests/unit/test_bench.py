@@ -6,17 +6,21 @@ import pkgutil
 import subprocess
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
+from benchmarks import rollout
 
 import support.families
 from fastav.adapter import adapter_for
-from fastav.bench import contenders, limits, measure, plot, probes, report, rollout, session, table, targets, workload
-from fastav.bench.contenders import BASE, Contender
-from fastav.bench.measure import Spread
+from fastav.bench import contenders, limits, measure, plot, probes, report, session, targets, workload
+from fastav.bench.contenders import BASELINE, Contender
+from fastav.bench.measure import Quartiles
 from fastav.bench.session import Session
-from fastav.bench.subjects import Subject, prompts, subject
+from fastav.bench.specs import ModelSpec, model_spec, prompt_specs
+from fastav.bench.table import SPEED
+from fastav.engines.transformers import timing
 from fastav.engines.transformers.compiled_layers import compiled, is_compiled
 from fastav.errors import FastAVError, PlanError, UnknownName, UnsupportedPlan
 from fastav.flops import DecoderShape, kv_bytes, prefill_flops
@@ -26,8 +30,9 @@ from fastav.pruning.rollout import LayerAttention, rollout_row
 from fastav.registry import MODELS
 
 CPU = torch.device("cpu")
-TINY = subject("tiny")
-NAMES = [BASE, "unpruned", "fastav", "fastv", "pyramiddrop"]
+ROOT = Path(__file__).parents[2]
+TINY = model_spec("tiny")
+NAMES = [BASELINE, "unpruned", "fastav", "fastv", "pyramiddrop"]
 FAMILIES = [module.name for module in pkgutil.iter_modules(support.families.__path__) if module.name[0] != "_"]
 WINDOWED = ("gemma3n", "gemma4", "gemma4_bidirectional")
 
@@ -39,14 +44,14 @@ def _rates(monkeypatch):
 
 
 def contender(name, *, ours=True, of=TINY):
-    plan = NONE if name in (BASE, "unpruned", "none") else contenders.plan_named(name, of.adapter)
+    plan = NONE if name in (BASELINE, "unpruned", "none") else contenders.plan_named(name, of.adapter)
     return Contender(name=name, plan=plan, attention="sdpa", ours=ours)
 
 
 @pytest.fixture(scope="module")
 def load():
     model = workload.build_model(TINY, CPU, torch.float32)
-    return workload.build(model, TINY.adapter, prompts(TINY)[0], batch=2)
+    return workload.build(model, TINY.adapter, prompt_specs(TINY)[0], batch=2)
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +108,10 @@ def test_every_round_runs_every_contender_and_the_first_round_is_not_kept():
     order = []
     five = [contender(name) for name in NAMES]
     rounds = measure.interleaved(five, 5, lambda one: order.append(one.name) or len(order))
-    assert [len(rounds.kept[name]) for name in NAMES] == [5] * 5
+    assert [len(rounds.results[name]) for name in NAMES] == [5] * 5
     assert {len(set(order[i : i + 5])) for i in range(0, 30, 5)} == {5}
     assert len({order[i] for i in range(5, 30, 5)}) == 5
-    assert sorted(rounds.first.values()) == [1, 2, 3, 4, 5]
+    assert sorted(rounds.warmup.values()) == [1, 2, 3, 4, 5]
     assert not rounds.failed
 
 
@@ -119,7 +124,7 @@ def test_who_lacks_memory_is_out_and_the_others_go_on(error):
 
     rounds = measure.interleaved([contender(name) for name in NAMES], 2, work)
     assert rounds.failed == {"fastv": "out of memory"}
-    assert set(rounds.kept) == set(NAMES) - {"fastv"}
+    assert set(rounds.results) == set(NAMES) - {"fastv"}
 
 
 def test_any_other_error_is_ours_to_see():
@@ -128,15 +133,15 @@ def test_any_other_error_is_ours_to_see():
 
 
 def test_ratios_are_taken_within_a_round():
-    assert Spread.of_ratios([1.0, 20.0, 3.0], over=[2.0, 40.0, 6.0]) == Spread(median=0.5, low=0.5, high=0.5)
+    assert Quartiles.of_ratios([1.0, 20.0, 3.0], over=[2.0, 40.0, 6.0]) == Quartiles(median=0.5, low=0.5, high=0.5)
 
 
 def test_decoding_leaves_the_prefill_out(load, monkeypatch):
     """Of a clock that ticks once for every mark, 4 tokens are 3 steps, however long the prefill takes."""
     ticks = iter([0.0, 100.0, 101.0, 102.0, 103.0, 200.0])
-    monkeypatch.setattr(measure.Clock, "now", lambda self: next(ticks))
-    found = measure.answer(load, contender("unpruned"), 4)
-    assert (found.seconds, found.decode) == (200, 1)
+    monkeypatch.setattr(timing.Stopwatch, "now", lambda self: next(ticks))
+    run = measure.run_answer(load, contender("unpruned"), 4)
+    assert (run.seconds, run.decode) == (200, 1)
 
 
 # what it is compared with
@@ -144,7 +149,7 @@ def test_decoding_leaves_the_prefill_out(load, monkeypatch):
 
 def test_the_limit_of_a_token_counts_weights_once_and_keys_of_every_row():
     shape = DecoderShape(layers=2, hidden=8, intermediate=8, heads=2, kv_heads=1, head_dim=4, vocab=8)
-    assert limits.of_token(shape, 1000, [10, 5], 4, 2, batch=3) == 1000 + 3 * kv_bytes(shape, [12, 7], 2)
+    assert limits.token_cost(shape, 1000, [10, 5], 4, 2, batch=3) == 1000 + 3 * kv_bytes(shape, [12, 7], 2)
 
 
 def test_only_layers_and_head_are_read_for_a_token(load):
@@ -158,7 +163,7 @@ def test_only_layers_and_head_are_read_for_a_token(load):
 def family(name):
     model, _ = importlib.import_module(f"support.families.{name}").build("sdpa")
     named = {type(model).__name__, *(model.config.architectures or ())}
-    return Subject(name=name, adapter=adapter_for(named, model.config.to_dict()), config=model.config)
+    return ModelSpec(name=name, adapter=adapter_for(named, model.config.to_dict()), config=model.config)
 
 
 def test_of_experts_the_active_ones_are_read(monkeypatch):
@@ -170,14 +175,14 @@ def test_of_experts_the_active_ones_are_read(monkeypatch):
     text = of.config.get_text_config()
     idle = experts * (1 - text.num_experts_per_tok / text.num_experts)
     assert limits.weights_read(model, of.adapter) == pytest.approx(whole - idle)
-    monkeypatch.setattr(limits, "EXPERTS", ())
+    monkeypatch.setattr(limits, "EXPERT_COUNTS", ())
     assert limits.weights_read(model, of.adapter) is None
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_is_measured(name, monkeypatch):
     of = family(name)
-    monkeypatch.setattr(session, "subject", lambda _: of)
+    monkeypatch.setattr(session, "model_spec", lambda _: of)
     plan = "fastav" if name in WINDOWED else "fastv"
     found = Session.of(name, tokens=[128], plans=[plan], batches=[2], rounds=1, new_tokens=2, device="cpu").run()
     (part,) = found["parts"]
@@ -191,32 +196,32 @@ def test_every_family_is_measured(name, monkeypatch):
         if name not in WINDOWED:  # whose window is a view of all that there was
             assert row["kv_bytes"] == row["kv_bytes_expected"]
         assert row["decode"]["median"] > 0
-    assert [row["contender"] for row in part["rows"]] == [BASE, "unpruned", plan]
+    assert [row["contender"] for row in part["rows"]] == [BASELINE, "unpruned", plan]
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if MODELS[name].__module__.startswith("fastav.")])
 def test_prompts_are_as_long_as_asked(name):
-    of = subject(name)
-    made = prompts(of, tokens=[1000, 20_000])
+    of = model_spec(name)
+    made = prompt_specs(of, tokens=[1000, 20_000])
     assert [len(prompt.layout) for prompt in made] == [1000, 20_000]
-    assert made[0].layout.by_modality().keys() == prompts(of)[0].layout.by_modality().keys()
+    assert made[0].layout.by_modality().keys() == prompt_specs(of)[0].layout.by_modality().keys()
 
 
 def test_prompts_can_be_clips_of_some_seconds():
-    made = prompts(subject("video-salmonn2"), seconds=[10, 60.0])
+    made = prompt_specs(model_spec("video-salmonn2"), seconds=[10, 60.0])
     assert [(prompt.name, len(prompt.layout)) for prompt in made] == [("10s", 1924), ("60s", 11_084)]
 
 
 def test_the_small_shape_is_the_one_that_is_claimed():
-    of = subject("small")
+    of = model_spec("small")
     shape = of.adapter.shape(of.config)
     assert (shape.layers, shape.hidden, shape.heads, shape.kv_heads, shape.intermediate) == (16, 512, 8, 4, 1536)
-    assert len(prompts(of)[0].layout) == 4096
+    assert len(prompt_specs(of)[0].layout) == 4096
 
 
 def test_the_released_shape_is_the_one_that_is_claimed():
-    of = subject("videollama2")
-    assert prompts(of)[0].layout.by_modality() == {"text": 44, "audio": 1496, "video": 676}
+    of = model_spec("videollama2")
+    assert prompt_specs(of)[0].layout.by_modality() == {"text": 44, "audio": 1496, "video": 676}
     assert of.adapter.shape(of.config).layers == 28
 
 
@@ -260,9 +265,9 @@ def test_the_cost_of_cuts_is_measured_inside_a_prefill(load):
 
 def test_calls_inside_of_others_count_once():
     ticks = iter([0.0, 1.0, 3.0, 10.0])
-    clock = measure.Clock(CPU)
-    clock.now = lambda: next(ticks)
-    calls = probes._Calls(clock)
+    watch = measure.stopwatch(CPU)
+    watch.now = lambda: next(ticks)
+    calls = probes._Calls(watch)
     inner = calls.timed("select", lambda: None)
     calls.timed("score", inner)()
     assert calls.seconds() == {"score": 8.0, "select": 2.0, "gather": 0.0}
@@ -274,42 +279,42 @@ def test_a_wait_is_reported_in_torchs_words(load, monkeypatch):
     monkeypatch.setattr(workload.Workload, "device", torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
-    assert probes.wait(load, contender("fastav")) == ""
+    assert probes.first_wait(load, contender("fastav")) == ""
 
     def waits(*_):
         if modes[-1] == "error":
             raise RuntimeError("called a synchronizing CUDA operation\nmore")
 
     with load.model.lm_head.register_forward_pre_hook(waits):
-        assert probes.wait(load, contender("fastav")) == "called a synchronizing CUDA operation"
+        assert probes.first_wait(load, contender("fastav")) == "called a synchronizing CUDA operation"
     assert modes == ["error", "default"] * 2
 
 
 def test_a_part_that_lacks_memory_says_so_and_the_others_are_measured(monkeypatch):
     plain = workload.build
 
-    def built(model, adapter, prompt, batch):
+    def built(model, adapter, prompt, batch, **options):
         if batch == 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return plain(model, adapter, prompt, batch)
+        return plain(model, adapter, prompt, batch, **options)
 
-    monkeypatch.setattr("fastav.bench.suite.build", built)
+    monkeypatch.setattr("fastav.bench.session.build", built)
     said = []
     asked = Session.of("tiny", batches=[2, 1], plans=["fastav"], rounds=1, device="cpu")
-    first, second = asked.run(say=said.append)["parts"]
+    first, second = asked.run(output=said.append)["parts"]
     assert (first["rows"], first["failed"]) == ([], {"everything": "out of memory"})
     assert len(second["rows"]) == 3
     assert "everything: out of memory" in said[1]
 
 
 def test_if_nothing_could_be_measured_that_is_an_error(monkeypatch):
-    monkeypatch.setattr("fastav.bench.suite.build", lambda *_: (_ for _ in ()).throw(MemoryError()))
+    monkeypatch.setattr("fastav.bench.session.build", lambda *_, **__: (_ for _ in ()).throw(MemoryError()))
     with pytest.raises(FastAVError, match="nothing could be measured: out of memory"):
         Session.of("tiny", rounds=1, device="cpu").run()
 
 
 def test_weights_that_do_not_fit_are_refused_before_they_are_made(monkeypatch):
-    monkeypatch.setattr(workload, "_room", lambda _: 1000)
+    monkeypatch.setattr(workload, "_free_bytes", lambda _: 1000)
     with pytest.raises(FastAVError, match=r"the weights of tiny take 0\.0 GB, and cpu has 0\.0 GB left"):
         workload.build_model(TINY, CPU, torch.float32)
 
@@ -324,7 +329,7 @@ def test_what_is_being_done_is_told_from_the_start():
     lines = []
     asked = Session.of("tiny", rounds=1, tokens=[96], new_tokens=0, device="cpu", plans=["fastav"])
     asked.run(progress=lines.append)
-    assert lines[:2] == ["how fast this machine multiplies and copies", "building tiny"]
+    assert lines[:2] == ["measuring how fast this machine multiplies and copies", "building tiny"]
     assert lines.count("96 tokens, batch 1: prefill of fastav") == 2  # the warm-up, and the round
 
 
@@ -354,7 +359,7 @@ def synthetic(contender="fastav", *, tokens=2216, prompt="example", model="video
     spread = {
         name: {"median": value} for name, value in row.items() if name.endswith("_ratio") and name != "peak_ratio"
     }
-    whole = {"contender": contender, "ours": contender != BASE, "flops_ratio": 0.56, "new_tokens": 32}
+    whole = {"contender": contender, "ours": contender != BASELINE, "flops_ratio": 0.56, "new_tokens": 32}
     return part, whole | row | spread | {"flops_ratio": row.get("flops_ratio", 0.56)}
 
 
@@ -363,7 +368,7 @@ ONE_THREAD = {"machine": {"threads": 1}, "device": "cpu", "dtype": "float32"}
 
 
 def verdicts(machine, part, row):
-    return {one["name"]: str(one["verdict"]) for one in targets.judged(machine, part, row)}
+    return {one["name"]: str(one["verdict"]) for one in targets.verdicts(machine, part, row)}
 
 
 def test_targets_are_met_or_missed_where_they_were_measured():
@@ -403,7 +408,7 @@ def test_long_prompts_have_a_target_of_their_own():
 
 
 def test_other_plans_and_transformers_itself_are_not_aimed_at():
-    assert verdicts(H200, *synthetic(BASE)) == {}
+    assert verdicts(H200, *synthetic(BASELINE)) == {}
     rival = verdicts(H200, *synthetic("fastv", prefill_ratio=0.9, cut={"share": 0.01}))
     assert "prefill over unpruned, VideoLLaMA2's prompt" not in rival
     assert rival["cuts, of the prefill"] == "met"
@@ -421,7 +426,7 @@ def scaling():
 def test_curves_are_by_batch_contender_and_length(scaling):
     found = plot.curves([scaling])
     assert {batch: [curve.name for curve in curves] for batch, curves in found.items()} == {
-        batch: [BASE, "fastav"] for batch in (1, 2)
+        batch: [BASELINE, "fastav"] for batch in (1, 2)
     }
     assert {curve.tokens for curves in found.values() for curve in curves} == {(96, 160)}
     row = scaling["parts"][0]["rows"][0]
@@ -443,7 +448,7 @@ def test_with_nothing_to_draw_or_nothing_to_draw_with_that_is_said(tmp_path, mon
     report.write({"another": "file"}, tmp_path / "two.json")
     assert plot.main([str(tmp_path / "two.json"), "--out", str(tmp_path / "p.png")]) == 2
     assert "nothing to draw" in capsys.readouterr().err
-    monkeypatch.setattr(plot, "find_spec", lambda _: None)
+    monkeypatch.setattr("fastav.installation.find_spec", lambda _: None)
     with pytest.raises(FastAVError, match=r"\[report\]"):
         plot.require_matplotlib()
 
@@ -454,24 +459,29 @@ def test_labels_of_an_axis_do_not_touch():
 
 def test_the_table_of_a_readme_is_written_between_its_marks(measured, out, tmp_path, capsys):
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{table.START}\nold\n{table.END}\nafter\n")
+    readme.write_text(f"before\n{SPEED.start}\nold\n{SPEED.end}\nafter\n")
     file = str(out / "speed-tiny-cpu.json")
-    assert table.main([file, "--into", str(readme)]) == 0
+    assert SPEED.main([file, "--into", str(readme)]) == 0
     text = readme.read_text()
-    assert text.startswith(f"before\n{table.START}\n**tiny**")
-    assert text.endswith(f"{table.END}\nafter\n")
+    assert text.startswith(f"before\n{SPEED.start}\n**tiny**")
+    assert text.endswith(f"{SPEED.end}\nafter\n")
     assert "old" not in text
     assert text.count("| `fastav` |") == 2
     assert "- not measured: end to end over transformers unpruned, 32 tokens" in text
-    assert table.main([file]) == 0
+    assert SPEED.main([file]) == 0
     assert capsys.readouterr().out.strip() in text
+
+
+def test_the_table_of_our_readme_is_that_of_the_committed_results():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert SPEED.replaced(text, SPEED.markdown([ROOT / "results" / "speed-small-cpu.json"])) == text
 
 
 def test_a_file_without_marks_stays_as_it_is(out, tmp_path, capsys, measured):
     readme = tmp_path / "README.md"
     readme.write_text("nothing here\n")
-    assert table.main([str(out / "speed-tiny-cpu.json"), "--into", str(readme)]) == 2
-    assert table.START in capsys.readouterr().err
+    assert SPEED.main([str(out / "speed-tiny-cpu.json"), "--into", str(readme)]) == 2
+    assert SPEED.start in capsys.readouterr().err
     assert readme.read_text() == "nothing here\n"
 
 
@@ -499,26 +509,38 @@ def test_what_makes_no_sense_is_refused_before_anything_is_made(asked, error, sa
 
 
 def test_a_plan_for_what_the_model_has_not_is_refused():
-    deaf = subject("qwen2-5-vl")
+    deaf = model_spec("qwen2-5-vl")
     audio = Plan((Step(layers="2", method="position", keep=Keep(audio=Share(0.5))),), "quiet")
     with pytest.raises(PlanError, match="'quiet' drops nothing of a prompt of 44 text, "):
-        contenders._require_sound(deaf, audio, prompts(deaf), "sdpa")
+        contenders._require_effect(deaf, audio, prompt_specs(deaf), "sdpa")
 
 
 def test_a_usual_plan_that_a_model_cannot_have_is_left_out():
-    found, skipped = contenders.plans(subject("gemma3n"), [], prompts(subject("gemma3n")), "sdpa")
+    found, skipped = contenders.supported_plans(model_spec("gemma3n"), [], prompt_specs(model_spec("gemma3n")), "sdpa")
     assert [plan.name for plan in found] == ["fastav"]
     assert "attends within a window" in skipped["fastv"]
     assert "attends within a window" in skipped["pyramiddrop"]
 
 
-def test_without_pyav_it_runs_all_the_same():
-    code = """
+WITHOUT_PYAV = """
 import importlib.machinery as machinery, sys
 plain = machinery.PathFinder.find_spec
 machinery.PathFinder.find_spec = staticmethod(lambda name, *a: None if name.split(".")[0] == "av" else plain(name, *a))
-from fastav.bench.__main__ import main
-assert main(["tiny", "--rounds", "1", "--tokens", "96", "--plan", "fastav", "--device", "cpu"]) == 0
+"""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["tiny", "--rounds", "1", "--tokens", "96", "--device", "cpu"]])
+def test_the_benchmark_runs_without_pyav(arguments):
+    code = f"{WITHOUT_PYAV}from fastav.bench.__main__ import main; sys.exit(main({[*arguments]}))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
+    assert run.returncode == 0, run.stderr[-2000:]
+
+
+def test_every_model_and_the_rollout_benchmark_import_without_pyav():
+    code = f"""{WITHOUT_PYAV}
+import benchmarks.rollout
+from fastav.registry import MODELS
+assert all(MODELS[name] for name in MODELS)
 from fastav.media import Clip
 try:
     Clip.open("src/fastav/assets/clips/triangle.mp4")
@@ -527,8 +549,8 @@ except ModuleNotFoundError as error:
 else:
     raise AssertionError
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
+    assert run.returncode == 0, run.stderr[-2000:]
 
 
 # files
@@ -571,7 +593,7 @@ def test_rollout_is_timed_against_whole_maps(tmp_path, capsys):
     assert [(cost["tokens"], cost["what"]) for cost in report["costs"]] == [
         (24, "rows, one"), (24, "rows, 84"), (24, "dense"), (40, "rows, one"), (40, "rows, 84"),
     ]  # fmt: skip
-    assert report["command"].startswith("python -m fastav.bench.rollout --tokens")
+    assert report["command"].startswith("python -m benchmarks.rollout --tokens")
     assert {"commit", "machine", "versions", "date"} <= report.keys()
     assert "seconds a layer" in capsys.readouterr().out
 
@@ -592,7 +614,7 @@ def test_what_is_timed_as_dense_is_the_same_rollout():
 
 def test_compiled_contenders_come_last():
     names = [one.name for one in contenders.contenders([TINY.adapter.preset("fastav")], ["sdpa"], compiled=True)]
-    assert names == [BASE, "unpruned", "fastav", "unpruned compiled", "fastav compiled"]
+    assert names == [BASELINE, "unpruned", "fastav", "unpruned compiled", "fastav compiled"]
 
 
 def test_modules_are_compiled_while_a_contender_runs(load, monkeypatch):

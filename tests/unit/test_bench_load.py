@@ -2,22 +2,26 @@
 
 import json
 from io import BytesIO
+from pathlib import Path
 
 import av
 import pytest
+from benchmarks.load import __main__ as command
+from benchmarks.load import report
+from benchmarks.load.clients import Completion, LevelResult
+from benchmarks.load.contenders import ServedModel, contenders, server_flags
+from benchmarks.load.load_test import WARMUP_NUMBER, Bounds
+from benchmarks.load.questions import MIXED, SILENT, QuestionSet, encode, question
+from benchmarks.load.server import Metrics
+from benchmarks.load.table import LOAD
 
-from fastav.bench.load import __main__ as command
-from fastav.bench.load import report, table
-from fastav.bench.load.clients import Said, Seen
-from fastav.bench.load.contenders import Subject, arguments, contenders
-from fastav.bench.load.prompts import MIX, SILENT, Asking, encoded, question
-from fastav.bench.load.server import Metrics
-from fastav.bench.load.suite import WARMING, Bounds
+from fastav.bench.report import FORMAT
 from fastav.engines.vllm.guards import read
 from fastav.errors import FastAVError, PlanError, UnknownName, UnsupportedModel, UnsupportedPlan
 from fastav.registry import MODELS
 
-OMNI, SIGHT = (Subject.of(name, name) for name in ("qwen2-5-omni", "qwen2-5-vl"))
+ROOT = Path(__file__).parents[2]
+OMNI, SIGHT = (ServedModel.of(name, name) for name in ("qwen2-5-omni", "qwen2-5-vl"))
 QUIET = Metrics(running=0, waiting=0, cache=0.0, preemptions=1)
 
 
@@ -38,13 +42,13 @@ def test_vllms_own_pruning_takes_part_where_there_is_one():
     ("of", "named", "error", "says"),
     [
         (OMNI, ["vllm-evs@0.5"], FastAVError, "no pruning of its own for qwen2-5-omni"),
-        (SIGHT, ["vllm-evs"], FastAVError, "which share of a video goes"),
-        (SIGHT, ["vllm-evs@1"], FastAVError, "which share of a video goes"),
+        (SIGHT, ["vllm-evs"], FastAVError, "the share of a video to drop"),
+        (SIGHT, ["vllm-evs@1"], FastAVError, "the share of a video to drop"),
         (OMNI, ["none"], PlanError, "prunes nothing"),
         (OMNI, ["fastaw"], UnknownName, "did you mean"),
         (OMNI, ["omnizip"], UnsupportedPlan, "encoder scores"),
         (OMNI, ["fastav", "fastav"], PlanError, "two contenders"),
-        (Subject.of("gemma3n", "gemma3n"), ["fastav"], UnsupportedModel, "cannot be pruned inside vLLM yet"),
+        (ServedModel.of("gemma3n", "gemma3n"), ["fastav"], UnsupportedModel, "cannot be pruned inside vLLM yet"),
     ],
 )
 def test_who_cannot_serve_is_refused(of, named, error, says):
@@ -54,7 +58,7 @@ def test_who_cannot_serve_is_refused(of, named, error, says):
 
 def test_a_contender_has_what_all_have_and_what_it_needs():
     common = {"--max-model-len": "2048", "--no-enable-prefix-caching": None}
-    off, early, fastav, evs = (arguments(SIGHT, one, common, 2048) for one in contenders(SIGHT, [], gpu=True))
+    off, early, fastav, evs = (server_flags(SIGHT, one, common, 2048) for one in contenders(SIGHT, [], gpu=True))
     assert off == ["--max-model-len", "2048", "--no-enable-prefix-caching"]
     assert evs == [*off, "--video-pruning-rate", "0.5"]
     assert "--no-enable-chunked-prefill" in fastav
@@ -64,13 +68,13 @@ def test_a_contender_has_what_all_have_and_what_it_needs():
 
 
 def test_flags_of_every_server_may_be_added():
-    assert command._flags("--dtype bfloat16 --enforce-eager --a=b") == {
+    assert command._parse_flags("--dtype bfloat16 --enforce-eager --a=b") == {
         "--dtype": "bfloat16",
         "--enforce-eager": None,
         "--a": "b",
     }
     with pytest.raises(FastAVError, match="got 'three'"):
-        command._flags("--two words three")
+        command._parse_flags("--two words three")
 
 
 @pytest.mark.parametrize("levels", ["", "0", "1,x", "-1", "5000"])
@@ -88,35 +92,35 @@ def test_without_vllm_it_ends_in_a_line(monkeypatch, capsys):
     monkeypatch.setattr(command, "find_spec", lambda name: None)
     assert command.main(["--rounds", "1"]) == 2
     assert capsys.readouterr().err.startswith(
-        "fastav.bench.load: vLLM is not installed in this environment (in a checkout of fastav: pip install"
+        "benchmarks.load: vLLM is not installed in this environment (in a checkout of fastav: pip install"
     )
 
 
 def test_clips_are_the_same_every_time_and_as_long_as_they_say():
-    clip = next(kind for kind in MIX if kind.seconds == 3)
-    assert encoded(clip) == encoded(clip)
-    with av.open(BytesIO(encoded(clip))) as container:
+    clip = next(kind for kind in MIXED if kind.seconds == 3)
+    assert encode(clip) == encode(clip)
+    with av.open(BytesIO(encode(clip))) as container:
         assert sum(1 for _ in container.decode(video=0)) == 6
-    with av.open(BytesIO(encoded(clip))) as container:
+    with av.open(BytesIO(encode(clip))) as container:
         assert sum(frame.samples for frame in container.decode(audio=0)) == 48_000
-    with av.open(BytesIO(encoded(SILENT[5]))) as container:
+    with av.open(BytesIO(encode(SILENT[5]))) as container:
         assert not container.streams.audio
 
 
 def test_questions_are_of_one_length_and_no_two_alike():
-    asked = [question(number) for number in (*range(100), WARMING + 7)]
+    asked = [question(number) for number in (*range(100), WARMUP_NUMBER + 7)]
     assert len(set(asked)) == len(asked)
     assert len(set(map(len, asked))) == 1
 
 
 def test_the_mix_has_every_kind_of_media():
-    asking = Asking(MODELS["qwen2-5-omni"]())
-    bodies = [asking.body(number) for number in range(len(MIX))]
+    asking = QuestionSet(MODELS["qwen2-5-omni"]())
+    bodies = [asking.body(number) for number in range(len(MIXED))]
     kinds = [[part["type"] for part in body["messages"][0]["content"]] for body in bodies]
     assert {tuple(kind) for kind in kinds} == {("video_url", "text"), ("input_audio", "text"), ("text",)}
     for kind, body in zip(kinds, bodies, strict=True):
         assert bool(body["extra_body"]) == ("video_url" in kind)
-    assert not Asking(MODELS["qwen2-5-vl"]()).body(0)["extra_body"]
+    assert not QuestionSet(MODELS["qwen2-5-vl"]()).body(0)["extra_body"]
 
 
 def test_metrics_are_read_off_what_prometheus_is_told():
@@ -127,23 +131,24 @@ vllm:num_requests_waiting{engine="0",model_name="load"} 7.0
 vllm:kv_cache_usage_perc{engine="0",model_name="load"} 0.25
 vllm:num_preemptions_total{engine="0",model_name="load"} 1.0
 """
-    assert Metrics.read(text) == Metrics(running=5, waiting=7, cache=0.25, preemptions=1)
+    assert Metrics.parse(text) == Metrics(running=5, waiting=7, cache=0.25, preemptions=1)
     with pytest.raises(FastAVError, match="no vllm:num_requests_running"):
-        Metrics.read("")
+        Metrics.parse("")
 
 
-def seen(seconds, *, failed=0):
-    said = [
-        Said(number=n, prompt=100, tokens=(1, 2, 3), first=0.1 * n, gaps=(0.01, 0.03)) for n in range(1, 5 - failed)
+def level_result(seconds, *, failed=0):
+    completions = [
+        Completion(number=n, prompt=100, tokens=(1, 2, 3), first=0.1 * n, gaps=(0.01, 0.03))
+        for n in range(1, 5 - failed)
     ]
-    said += [Said(number=9, error="gone")] * failed
-    looks = [QUIET, Metrics(running=4, waiting=2, cache=0.5, preemptions=1)]
+    completions += [Completion(number=9, error="gone")] * failed
+    metrics = [QUIET, Metrics(running=4, waiting=2, cache=0.5, preemptions=1)]
     after = Metrics(running=0, waiting=0, cache=0.0, preemptions=4)
-    return Seen(said=said, seconds=seconds, cpu=8.0, looks=looks, after=after)
+    return LevelResult(completions=completions, seconds=seconds, cpu=8.0, metrics=metrics, after=after)
 
 
 def test_a_run_counts_what_was_answered():
-    run = report.run("off", 0, 4, seen(2.0, failed=1))
+    run = report.run("off", 0, 4, level_result(2.0, failed=1))
     assert (run["asked"], run["answered"], run["output_tokens"], run["prompt_tokens"]) == (4, 3, 9, 300)
     assert (run["requests_per_second"], run["output_tokens_per_second"]) == (1.5, 4.5)
     assert run["first"]["median"] == pytest.approx(0.2)
@@ -153,7 +158,7 @@ def test_a_run_counts_what_was_answered():
 
 
 def test_a_run_without_answers_has_no_times():
-    run = report.run("off", 0, 4, seen(2.0, failed=4))
+    run = report.run("off", 0, 4, level_result(2.0, failed=4))
     assert run["first"] is run["gap"] is run["cpu_per_request"] is None
     assert run["requests_per_second"] == 0
     (row,) = report.rows([run])
@@ -161,7 +166,7 @@ def test_a_run_without_answers_has_no_times():
     assert row["requests_per_second_ratio"] is None
 
 
-RUNS = [report.run(name, number, 4, seen(seconds)) for name, number, seconds in (
+RUNS = [report.run(name, number, 4, level_result(seconds)) for name, number, seconds in (
     ("off", 0, 2.0), ("fastav", 0, 1.0), ("fastav", 1, 2.0), ("off", 1, 8.0), ("fastav", 2, 1.0),
 )]  # fmt: skip
 
@@ -177,12 +182,12 @@ def test_rows_are_medians_over_rounds_and_ratios_within_them():
 
 def whole_report():
     return {
-        "fastav_load": report.FORMAT,
+        "fastav_load": FORMAT,
         "model": "small-omni",
         "machine": {"cpu": "a CPU", "cores": 2},
         "decoder": {"layers": 12, "hidden": 512},
         "versions": {"vllm": "0.32.0", "torch": "2.13.0"},
-        "command": "python -m fastav.bench.load",
+        "command": "python -m benchmarks.load",
         "commit": "abc",
         "servers": {"off": {}, "fastav": {}, "vllm-evs@0.5": {}},
         "prompts": [
@@ -206,11 +211,11 @@ def test_the_table_is_written_between_its_marks(tmp_path, capsys):
     file.write_text(json.dumps(whole_report()))
     other = tmp_path / "other.json"
     other.write_text("[]")
-    page.write_text(f"before\n{table.START}\nold\n{table.END}\nafter\n")
-    assert table.main([str(file), str(other), "--into", str(page)]) == 0
+    page.write_text(f"before\n{LOAD.start}\nold\n{LOAD.end}\nafter\n")
+    assert LOAD.main([str(file), str(other), "--into", str(page)]) == 0
     text = page.read_text()
-    assert text.startswith(f"before\n{table.START}\n**small-omni**")
-    assert text.endswith(f"{table.END}\nafter\n")
+    assert text.startswith(f"before\n{LOAD.start}\n**small-omni**")
+    assert text.endswith(f"{LOAD.end}\nafter\n")
     assert "old" not in text
     assert (
         "| clip of 4 s | 34 text + 512 video + 100 audio = 646 | 400 a layer, 120 in the last | 390 in every layer |"
@@ -223,8 +228,13 @@ def test_the_table_is_written_between_its_marks(tmp_path, capsys):
     assert "wrong: fastav" in report.table(whole_report())
 
 
+def test_the_table_of_our_page_is_that_of_the_committed_results():
+    text = (ROOT / "docs" / "vllm.md").read_text(encoding="utf-8")
+    assert LOAD.replaced(text, LOAD.markdown([ROOT / "results" / "load-small-omni-cpu.json"])) == text
+
+
 def test_files_that_hold_something_else_are_told(tmp_path, capsys):
     other = tmp_path / "other.json"
     other.write_text("{}")
-    assert table.main([str(other)]) == 2
-    assert "no file holds what the load benchmark measures" in capsys.readouterr().err
+    assert LOAD.main([str(other)]) == 2
+    assert "no file holds a report of python -m benchmarks.load" in capsys.readouterr().err

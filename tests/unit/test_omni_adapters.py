@@ -90,7 +90,7 @@ def seconds_of(layout: Layout, modality: Modality) -> np.ndarray:
 @pytest.mark.parametrize("columns", [4, 8, 99, 100, 101, 109, 200, 1234])
 def test_audio_tokens_start_where_the_encoder_s_halvings_put_them(family, columns):
     expected = starts(family.adapter.name, columns)
-    assert family.adapter.heard(columns) == len(expected)
+    assert family.adapter.n_audio_tokens(columns) == len(expected)
     assert np.allclose(family.adapter.starts(len(expected)), expected)
     (layout,) = family.prepare(ask(0, sound=columns / 100)).layouts
     assert np.allclose(seconds_of(layout, Modality.AUDIO), expected, atol=1e-6)

@@ -187,7 +187,7 @@ class Engines:
     def __init__(self, limit: int = 3) -> None:
         self._open: dict[str, Any] = {}
         self._limit = limit
-        self._ranks = 1
+        self._groups: tuple[int, bool] | None = None
 
     def __call__(self, folder: Path, plan: Plan | str | None, **options: Any) -> Any:
         """The engine of a checkpoint that was started with a plan and options, idle."""
@@ -214,9 +214,11 @@ class Engines:
     def _start(self, folder: Path, arguments: dict[str, Any]) -> Any:
         from vllm import LLM
 
-        if (ranks := arguments.get("tensor_parallel_size", 1)) != self._ranks:
-            self.close()  # a process is one rank of so many
-            self._ranks = ranks
+        # a process has one set of groups of ranks, for its first model: with experts or without
+        groups = arguments.get("tensor_parallel_size", 1), "num_experts" in (folder / "config.json").read_text()
+        if groups != self._groups:
+            self.close()
+            self._groups = groups
         while len(self._open) >= self._limit:
             _shut(self._open.pop(next(iter(self._open))))
         llm = LLM(str(folder), **arguments)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from benchmarks.load.__main__ import main
+from benchmarks.load.clients import run_clients
+from benchmarks.load.questions import QuestionSet
+from benchmarks.load.server import serving
 
-from fastav.bench.load.__main__ import main
-from fastav.bench.load.clients import load
-from fastav.bench.load.prompts import Asking
-from fastav.bench.load.server import serving
 from fastav.errors import FastAVError
 from fastav.registry import MODELS
 
@@ -23,7 +23,7 @@ COMMAND = [sys.executable, str(ACTOR)]
 
 def play(tmp_path, numbers, clients=2, patience=10):
     with serving(COMMAND, {"PART": "answer"}, tmp_path / "log", seconds=30) as server:
-        return load(server, Asking(MODELS["qwen2-5-vl"]()), numbers, clients, new=3, patience=patience)
+        return run_clients(server, QuestionSet(MODELS["qwen2-5-vl"]()), numbers, clients, new=3, patience=patience)
 
 
 def family(pid):
@@ -35,22 +35,22 @@ def gone(pids):
 
 
 def test_every_question_is_asked_once_and_answers_are_timed(tmp_path):
-    seen = play(tmp_path, range(10), clients=3)
-    assert sorted(said.number for said in seen.said) == list(range(10))
-    for said in seen.said:
-        assert said.error == ""
-        assert said.tokens == (said.number, 7, 8)
-        assert said.prompt == 40
-        assert said.first >= 0.05
-        assert len(said.gaps) == 2
-        assert said.gaps[0] == said.gaps[1] > 0, "which came together"
-    assert seen.seconds >= 4 * 0.1
-    assert seen.after.preemptions - seen.looks[0].preemptions == 0
+    result = play(tmp_path, range(10), clients=3)
+    assert sorted(completion.number for completion in result.completions) == list(range(10))
+    for completion in result.completions:
+        assert completion.error == ""
+        assert completion.tokens == (completion.number, 7, 8)
+        assert completion.prompt == 40
+        assert completion.first >= 0.05
+        assert len(completion.gaps) == 2
+        assert completion.gaps[0] == completion.gaps[1] > 0, "which came together"
+    assert result.seconds >= 4 * 0.1
+    assert result.after.preemptions - result.metrics[0].preemptions == 0
 
 
 def test_what_is_not_answered_is_told(tmp_path):
-    seen = play(tmp_path, [1, 101, 102, 103], patience=2)
-    errors = {said.number: said.error for said in seen.said}
+    result = play(tmp_path, [1, 101, 102, 103], patience=2)
+    errors = {completion.number: completion.error for completion in result.completions}
     assert errors[1] == ""
     assert "500" in errors[101]
     assert errors[102] == "1 tokens came, not 3"
@@ -84,15 +84,15 @@ def test_nothing_is_left_of_a_server_and_its_children(tmp_path):
 def test_an_interrupted_benchmark_leaves_no_server(tmp_path, signals):
     script = f"""
 import sys
-from fastav.bench.load import __main__ as command
-from fastav.bench.load.server import serving
+from benchmarks.load import __main__ as command
+from benchmarks.load.server import serving
 from pathlib import Path
 import time
-def measured(*_):
+def measure(*_):
     with serving({COMMAND!r}, {{"PART": "stubborn"}}, Path({str(tmp_path)!r}) / "log", seconds=30) as server:
         print(server._process.pid, flush=True)
         time.sleep(60)
-command._measured = measured
+command._measure = measure
 sys.exit(command.main([]))
 """
     with subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Who is measured against whom."""
+"""The contenders: transformers' own `generate`, our engine unpruned, and plans."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,24 +7,24 @@ import torch
 from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from fastav.adapter import plan_named
-from fastav.bench.subjects import Prompt, Subject
+from fastav.bench.specs import ModelSpec, PromptSpec
 from fastav.engines.transformers import TransformersEngine
 from fastav.errors import FastAVError, PlanError, UnsupportedPlan
 from fastav.method import Signal, method_of
 from fastav.plan import Plan
 from fastav.presets import NONE
 
-BASE = "transformers"  # what all others are compared with
-USUAL = ("fastav", "fastv", "pyramiddrop")
-ATTENTIONS = {"sdpa": "sdpa", "eager": "eager", "flash_attention_2": "fa2", "flash_attention_3": "fa3"}  # in short
+BASELINE = "transformers"  # the contender that ratios are taken over
+DEFAULT_PLANS = ("fastav", "fastv", "pyramiddrop")
+ATTENTION_LABELS = {"sdpa": "sdpa", "eager": "eager", "flash_attention_2": "fa2", "flash_attention_3": "fa3"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contender:
     """One way to answer.
 
-    ours: whether our decoding chooses the tokens; else transformers' own `generate` does. compiled: whether norms and
-    MLPs are.
+    ours: whether our decoding loop generates; else transformers' own `generate` does. compiled: whether norms and MLPs
+    are.
     """
 
     name: str
@@ -35,83 +35,91 @@ class Contender:
 
 
 def contenders(plans: Sequence[Plan], attentions: Sequence[str], *, compiled: bool = False) -> tuple[Contender, ...]:
-    """transformers' own with every kind of attention; ours with the first of them, unpruned and by every plan.
+    """transformers with every kind of attention; our engine with the first, unpruned and by every plan.
 
-    compiled: also ours with norms and MLPs compiled, unpruned and by the first plan.
+    compiled: also our engine with norms and MLPs compiled, unpruned and by the first plan.
     """
     first, *others = attentions
-    twice = [("unpruned compiled", NONE), *((f"{plan.name} compiled", plan) for plan in plans[:1])] if compiled else []
+    again = [("unpruned compiled", NONE), *((f"{plan.name} compiled", plan) for plan in plans[:1])] if compiled else []
     return (
-        Contender(name=BASE, plan=NONE, attention=first, ours=False),
-        *(Contender(name=f"{BASE} {ATTENTIONS[kind]}", plan=NONE, attention=kind, ours=False) for kind in others),
+        Contender(name=BASELINE, plan=NONE, attention=first, ours=False),
+        *(
+            Contender(name=f"{BASELINE} {ATTENTION_LABELS[kind]}", plan=NONE, attention=kind, ours=False)
+            for kind in others
+        ),
         Contender(name="unpruned", plan=NONE, attention=first, ours=True),
         *(Contender(name=plan.name or plan.fingerprint, plan=plan, attention=first, ours=True) for plan in plans),
-        *(Contender(name=name, plan=plan, attention=first, ours=True, compiled=True) for name, plan in twice),
+        *(Contender(name=name, plan=plan, attention=first, ours=True, compiled=True) for name, plan in again),
     )
 
 
-def attentions(named: Sequence[str], device: torch.device) -> tuple[list[str], dict[str, str]]:
-    """Kinds of attention to measure, and why others are not.
+def require_unique(kind: str, names: Sequence[str]) -> None:
+    """Raises: PlanError if two are called alike.  kind: a plural, such as `plans`."""
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise PlanError(f"two {kind} are called {repeated[0]!r}", "give every plan a name of its own")
 
-    named: kinds that are asked for; if none, sdpa and what else is installed.
-    Raises: FastAVError for one that is unknown or cannot be had.
+
+def available_attentions(names: Sequence[str], device: torch.device) -> tuple[list[str], dict[str, str]]:
+    """The kinds of attention to measure, and the reasons why others are skipped.
+
+    names: kinds that the user gives; if none, sdpa and whichever flash attention is installed.
+    Raises: FastAVError for a kind that is unknown or not available.
     """
-    there = {"flash_attention_2": is_flash_attn_2_available(), "flash_attention_3": is_flash_attn_3_available()}
+    installed = {"flash_attention_2": is_flash_attn_2_available(), "flash_attention_3": is_flash_attn_3_available()}
     missing = {
         name: "needs CUDA" if device.type != "cuda" else "not installed"
-        for name, installed in there.items()
-        if device.type != "cuda" or not installed
+        for name, available in installed.items()
+        if device.type != "cuda" or not available
     }
-    for name in named:
-        if name not in ATTENTIONS:
-            raise FastAVError(f"no attention is called {name!r}", f"known: {', '.join(ATTENTIONS)}")
+    for name in names:
+        if name not in ATTENTION_LABELS:
+            raise FastAVError(f"no attention is called {name!r}", f"known: {', '.join(ATTENTION_LABELS)}")
         if name in missing:
             raise FastAVError(f"{name} cannot be measured here: {missing[name]}", "leave it out of --attention")
-    if named:
-        return list(dict.fromkeys(named)), {}
-    return ["sdpa", *(name for name in there if name not in missing)], missing
+    if names:
+        return list(dict.fromkeys(names)), {}
+    return ["sdpa", *(name for name in installed if name not in missing)], missing
 
 
-def plans(
-    of: Subject, named: Sequence[str], prompts: Sequence[Prompt], attention: str
+def supported_plans(
+    model: ModelSpec, names: Sequence[str], prompts: Sequence[PromptSpec], attention: str
 ) -> tuple[list[Plan], dict[str, str]]:
-    """Plans to measure, and why others are not.
+    """The plans to measure, and the reasons why others are skipped.
 
-    named: plans that are asked for; if none, the usual ones, of which those that the model cannot have are left out.
-    Raises: UnknownName, PlanError, UnsupportedPlan for one that is asked for and unknown, cannot be carried out, or
-    drops nothing of the prompts.
+    names: plans that the user gives; if none, the default ones without those that the model does not support.
+    Raises: UnknownName, PlanError, UnsupportedPlan for a given plan that is unknown, is not supported, or drops nothing
+    of the prompts.
     """
-    found: list[Plan] = []
+    plans: list[Plan] = []
     skipped: dict[str, str] = {}
-    for name in named or USUAL:
+    for name in names or DEFAULT_PLANS:
         try:
-            plan = plan_named(name, of.adapter)
+            plan = plan_named(name, model.adapter)
             if plan.steps:  # `none` is measured in any case
-                _require_sound(of, plan, prompts, attention)
-                found.append(plan)
+                _require_effect(model, plan, prompts, attention)
+                plans.append(plan)
         except (PlanError, UnsupportedPlan) as error:
-            if named:
+            if names:
                 raise
             skipped[name] = str(error)
-    if twice := [plan.name for plan in found if [other.name for other in found].count(plan.name) > 1]:
-        raise PlanError(f"two plans are called {twice[0]!r}", "give every plan a name of its own")
-    return found, skipped
+    require_unique("plans", [plan.name for plan in plans])
+    return plans, skipped
 
 
-def _require_sound(of: Subject, plan: Plan, prompts: Sequence[Prompt], attention: str) -> None:
-    """Refuse a plan that could not run on these prompts, or would do nothing."""
+def _require_effect(model: ModelSpec, plan: Plan, prompts: Sequence[PromptSpec], attention: str) -> None:
+    """Raises: PlanError, UnsupportedPlan for a plan that cannot run on these prompts, or drops nothing of them."""
     if any(Signal.ENCODER in method_of(step).needs for step in plan.steps):
         raise UnsupportedPlan(
-            f"{plan.name} asks for the audio encoder's attention, and prompts are embeddings here", "leave it out"
+            f"{plan.name} reads the audio encoder's attention, and prompts are embeddings here", "leave it out"
         )
-    TransformersEngine.check(of.config, plan, attention, adapter=of.adapter)
-    depth = of.adapter.shape(of.config).layers
+    TransformersEngine.check(model.config, plan, attention, adapter=model.adapter)
+    depth = model.adapter.shape(model.config).layers
     for prompt in prompts:
         layout = prompt.layout
         if sum(plan.cached(layout, depth)) == depth * len(layout):
-            there = ", ".join(f"{n:,} {kind}" for kind, n in layout.by_modality().items())
+            tokens = ", ".join(f"{n:,} {kind}" for kind, n in layout.by_modality().items())
             padding = "" if layout.padding.any() else ", no padding"
             raise PlanError(
-                f"the plan {plan.name!r} drops nothing of a prompt of {there}{padding}",
-                "take a plan for what this model's prompts have",
+                f"the plan {plan.name!r} drops nothing of a prompt of {tokens}{padding}",
+                "use a plan that prunes the modalities of this model's prompts",
             )

@@ -1,4 +1,4 @@
-"""How it is measured: all contenders in turn, round after round, and ratios within a round."""
+"""How contenders are measured: in turn, round after round, with ratios taken within a round."""
 
 import gc
 import time
@@ -15,15 +15,17 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from fastav import cache_argument
 from fastav.bench.contenders import Contender
-from fastav.bench.workload import Workload, lacks_memory, release
-from fastav.engines.transformers.generation.loop import last_alone
+from fastav.bench.workload import Workload, is_out_of_memory, release_memory
+from fastav.engines.transformers.generation.loop import last_logits_only
+from fastav.engines.transformers.timing import PeakMemory, Stopwatch
 from fastav.errors import FastAVError
 
 T = TypeVar("T")
+OUT_OF_MEMORY = "out of memory"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Spread:
+class Quartiles:
     """Median and quartiles."""
 
     median: float
@@ -31,92 +33,80 @@ class Spread:
     high: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        """Of these values."""
+    def of(cls, values: Sequence[float]) -> "Quartiles":
+        """Those of values."""
         low, median, high = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
         return cls(median=median, low=low, high=high)
 
     @classmethod
-    def of_ratios(cls, values: Sequence[float], over: Sequence[float]) -> "Spread":
-        """Of the ratios of values measured in the same round."""
+    def of_ratios(cls, values: Sequence[float], over: Sequence[float]) -> "Quartiles":
+        """Those of the ratios of values measured in the same round."""
         return cls.of([value / base for value, base in zip(values, over, strict=True)])
 
 
-class Clock:
-    """Marks in time: CPU time of the process, or CUDA events, read once the work is done."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-
-    def now(self) -> Any:
-        """A mark."""
-        if self._device.type != "cuda":
-            return time.process_time()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def between(self, start: Any, end: Any) -> float:
-        """Seconds from one mark to another."""
-        if self._device.type != "cuda":
-            return end - start
-        end.synchronize()
-        return start.elapsed_time(end) / 1000
-
-    def still(self) -> None:
-        """Wait until the device has nothing to do."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+def stopwatch(device: torch.device) -> Stopwatch:
+    """A stopwatch of CUDA events, or of the process's CPU time."""
+    return Stopwatch(device, time.process_time)
 
 
 def timed(device: torch.device, work: Callable[[], T]) -> tuple[float, T]:
-    """Seconds of some work: CPU time of the process, or GPU time between two events."""
-    clock = Clock(device)
-    clock.still()
-    start = clock.now()
+    """Seconds that some work takes, and its result: GPU time between two events, or CPU time of the process."""
+    watch = stopwatch(device)
+    synchronize(device)
+    start = watch.now()
     result = work()
-    end = clock.now()
-    return clock.between(start, end), result
+    end = watch.now()
+    return watch.between(start, end), result
 
 
-class Peak:
-    """Most memory allocated from here on, above what is there now."""
+def synchronize(device: torch.device) -> None:
+    """Wait until a CUDA device is idle."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class PeakGrowth:
+    """Most memory in use since `__init__`, above what was in use then: allocated on CUDA, else the resident set."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._before = device, allocated(device)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+        self._start = _allocated(device) if device.type == "cuda" else PeakMemory(device).bytes()
+        self._peak = PeakMemory(device)
 
     def bytes(self) -> int | None:
-        """So far; None on a CPU, where the heap keeps what was freed and nothing tells."""
-        return torch.cuda.max_memory_allocated(self._device) - self._before if self._device.type == "cuda" else None
-
-
-def allocated(device: torch.device) -> int:
-    """Bytes on a CUDA device; 0 elsewhere."""
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+        """The growth so far; None if the system does not report it."""
+        peak = self._peak.bytes()
+        return None if peak is None or self._start is None else peak - self._start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rounds(Generic[T]):
-    """Results by contender: of the first round, which is not kept, of the others, and why some have none."""
+    """Results by contender.
 
-    first: Mapping[str, T]
-    kept: Mapping[str, Sequence[T]]
+    warmup: of the first round, which does not count. results: of the others. failed: the reasons of contenders that
+    have no results.
+    """
+
+    warmup: Mapping[str, T]
+    results: Mapping[str, Sequence[T]]
     failed: Mapping[str, str]
 
 
-def interleaved(contenders: Sequence[Contender], rounds: int, work: Callable[[Contender], T]) -> Rounds[T]:
-    """What `work` gives for every contender in every round; each round starts with another contender.
+def rotated(items: Sequence[T], number: int) -> list[T]:
+    """The items in the order of this round: each round starts with another one."""
+    first = number % len(items)
+    return [*items[first:], *items[:first]]
 
-    A contender that runs out of memory, or that the engine refuses, is out; the others go on.
+
+def interleaved(contenders: Sequence[Contender], rounds: int, work: Callable[[Contender], T]) -> Rounds[T]:
+    """The results of `work` for every contender in every round.
+
+    A contender that runs out of memory, or that the engine refuses, drops out; the others go on.
     """
-    first: dict[str, T] = {}
-    kept: dict[str, list[T]] = {one.name: [] for one in contenders}
+    warmup: dict[str, T] = {}
+    results: dict[str, list[T]] = {one.name: [] for one in contenders}
     failed: dict[str, str] = {}
     for number in range(rounds + 1):
-        turn = number % len(contenders)
-        for one in (*contenders[turn:], *contenders[:turn]):
+        for one in rotated(contenders, number):
             if one.name in failed:
                 continue
             try:
@@ -125,30 +115,31 @@ def interleaved(contenders: Sequence[Contender], rounds: int, work: Callable[[Co
                 failed[one.name] = _reason(error)
                 result = None
             if result is None:
-                release()  # only now does nothing refer to what did not fit
+                release_memory()  # after the handler, where nothing refers to what did not fit
             elif number:
-                kept[one.name].append(result)
+                results[one.name].append(result)
             else:
-                first[one.name] = result
-    whole = {name: results for name, results in kept.items() if name not in failed}
-    return Rounds(first=first, kept=whole, failed=failed)
+                warmup[one.name] = result
+    return Rounds(
+        warmup=warmup, results={name: of for name, of in results.items() if name not in failed}, failed=failed
+    )
 
 
 def _reason(error: Exception) -> str:
-    """In a line.  Raises: the error itself, if it is neither a lack of memory nor a refusal."""
+    """One line.  Raises: the error itself, unless it is a refusal or a lack of memory."""
     if isinstance(error, FastAVError):
         return str(error)
-    if not lacks_memory(error):
+    if not is_out_of_memory(error):
         raise error
-    return "out of memory"
+    return OUT_OF_MEMORY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prefill:
+class PrefillRun:
     """One forward over a prompt.
 
-    wall: what a watch on the wall shows, compilation included. peak_bytes: above what was there before; kv_bytes: what
-    the cache really holds.
+    seconds: CPU or GPU time. wall: elapsed time, compilation included. peak_bytes: memory above what was in use before;
+    None on a CPU, whose allocator keeps freed memory. kv_bytes: memory of the cache.
     """
 
     seconds: float
@@ -158,78 +149,88 @@ class Prefill:
 
 
 @torch.inference_mode()
-def prefill(workload: Workload, contender: Contender) -> Prefill:
-    """One forward over the prompt."""
+def run_prefill(workload: Workload, contender: Contender) -> PrefillRun:
+    """Run one forward over the prompt."""
     gc.collect()
     with workload.running(contender):
-        peak, start = Peak(workload.device), time.perf_counter()
+        peak, start = _cuda_peak(workload.device), time.perf_counter()
         seconds, output = timed(workload.device, partial(forward, workload, ours=contender.ours))
         wall = time.perf_counter() - start
-    return Prefill(seconds=seconds, wall=wall, peak_bytes=peak.bytes(), kv_bytes=held(cache_argument.of_output(output)))
+    kv_bytes = cache_bytes(cache_argument.of_output(output))
+    return PrefillRun(seconds=seconds, wall=wall, peak_bytes=peak and peak.bytes(), kv_bytes=kv_bytes)
 
 
 def forward(workload: Workload, *, ours: bool) -> Any:
-    """A prefill, as `generate` asks for it, or our decoding."""
-    with last_alone(workload.model) if ours and not workload.last_logits else nullcontext():
+    """A prefill, called as `generate` calls it, or as our decoding loop does."""
+    with last_logits_only(workload.model) if ours and not workload.last_logits else nullcontext():
         return workload.model(**workload.inputs, use_cache=True, **workload.last_logits)
 
 
-def held(cache: Any) -> int:
+def cache_bytes(cache: Any) -> int:
     """Bytes of memory behind the keys and values of a cache."""
     parts = [part for layer in cache.layers for part in (layer.keys, layer.values)]
     return sum(part.untyped_storage().nbytes() for part in parts if part is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """One answer, from the raw media if there are any, else from embeddings.
+class AnswerRun:
+    """One answer, from raw media if the workload has any, else from embeddings.
 
-    seconds: of everything. decode: of each token after the first; None for an answer of one token. wall: what a watch
-    on the wall shows, captures included. kept_bytes: memory that is in use afterwards and was not before.
+    seconds: CPU or GPU time of everything. decode: seconds of each token after the first; None for an answer of one
+    token. wall: elapsed time, captures included. peak_bytes: as of `PrefillRun`. retained_bytes: memory that is in use
+    afterwards and was not before; 0 on a CPU.
     """
 
     seconds: float
     decode: float | None
     wall: float
     peak_bytes: int | None
-    kept_bytes: int
+    retained_bytes: int
 
 
 @dataclass(slots=True)
-class _Marks(LogitsProcessor):
-    """Marks when every token is chosen, the first of which ends the prefill."""
+class _TokenMarks(LogitsProcessor):
+    """A mark in time whenever a token is chosen; the first one ends the prefill."""
 
-    clock: Clock
+    watch: Stopwatch
     marks: list[Any] = field(default_factory=list)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        self.marks.append(self.clock.now())
+        self.marks.append(self.watch.now())
         return scores
 
 
 @torch.inference_mode()
-def answer(workload: Workload, contender: Contender, new_tokens: int) -> Answer:
-    """So many tokens, greedily."""
+def run_answer(workload: Workload, contender: Contender, new_tokens: int) -> AnswerRun:
+    """Generate this many tokens, greedily."""
     gc.collect()
-    device, model, clock = workload.device, workload.model, Clock(workload.device)
-    marks = _Marks(clock)
+    device, watch = workload.device, stopwatch(workload.device)
+    tokens = _TokenMarks(watch)
     options: dict[str, Any] = {"max_new_tokens": new_tokens, "do_sample": False}
-    options |= {"logits_processor": LogitsProcessorList([marks])}
+    options |= {"logits_processor": LogitsProcessorList([tokens])}
     if contender.ours:
         options["custom_generate"] = workload.decoding
-    before = allocated(device)
+    before = _allocated(device)
     with workload.running(contender):
-        peak, start = Peak(device), time.perf_counter()
-        generate: Any = model.generate
-        seconds, ids = timed(device, partial(generate, **(workload.raw or workload.inputs), **options))
-        clock.still()
+        peak, start = _cuda_peak(device), time.perf_counter()
+        generate: Any = workload.model.generate
+        seconds = timed(device, partial(generate, **(workload.raw or workload.inputs), **options))[0]
+        synchronize(device)
         wall = time.perf_counter() - start
-    del ids
-    decode = clock.between(marks.marks[0], marks.marks[-1]) / (new_tokens - 1) if new_tokens > 1 else None
-    return Answer(
+    decode = watch.between(tokens.marks[0], tokens.marks[-1]) / (new_tokens - 1) if new_tokens > 1 else None
+    return AnswerRun(
         seconds=seconds,
         decode=decode,
         wall=wall,
-        peak_bytes=peak.bytes(),
-        kept_bytes=allocated(device) - before,
+        peak_bytes=peak and peak.bytes(),
+        retained_bytes=_allocated(device) - before,
     )
+
+
+def _cuda_peak(device: torch.device) -> PeakGrowth | None:
+    return PeakGrowth(device) if device.type == "cuda" else None
+
+
+def _allocated(device: torch.device) -> int:
+    """Bytes on a CUDA device; 0 elsewhere."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0

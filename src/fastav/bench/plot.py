@@ -1,4 +1,4 @@
-"""Prefill time against tokens, unpruned and pruned, with what the arithmetic allows: `python -m fastav.bench.plot`.
+"""Prefill time against tokens, unpruned and pruned, with the least time of the FLOPs: `python -m fastav.bench.plot`.
 
 One panel for every batch size. matplotlib is imported inside (the extra `report`).
 """
@@ -7,20 +7,20 @@ import argparse
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from fastav.bench.contenders import BASE
-from fastav.bench.report import read
-from fastav.errors import FastAVError, InstallationError, install_hint
+from fastav.bench.contenders import BASELINE
+from fastav.bench.report import machine, read
+from fastav.errors import FastAVError
 from fastav.files import whole
+from fastav.installation import require_packages
 
 Json = Mapping[str, Any]
 INK, SOFT, GRID = "#1f2328", "#59636e", "#e4e8ec"
-COLOURS = {BASE: "#bc4c00", "fastav": "#0969da"}
+COLOURS = {BASELINE: "#bc4c00", "fastav": "#0969da"}
 OTHERS = ("#1f9d6b", "#8250df", "#6e7781", "#bf8700")
-WORDS = {BASE: "unpruned"}
+LABELS = {BASELINE: "unpruned"}
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
@@ -44,7 +44,7 @@ STYLE = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """One contender at one batch size, by length of the prompt: milliseconds, and the least that FLOPs allow."""
+    """One contender at one batch size, by length of the prompt: milliseconds, and the least time of the FLOPs."""
 
     name: str
     tokens: tuple[int, ...]
@@ -55,28 +55,27 @@ class Curve:
 
 
 def require_matplotlib() -> None:
-    """Raises: InstallationError if there is none."""
-    if find_spec("matplotlib") is None:
-        raise InstallationError("drawing needs matplotlib, which is not installed", install_hint("report"))
+    """Raises: InstallationError if matplotlib is not installed."""
+    require_packages("drawing", ("matplotlib",), "report")
 
 
 def curves(reports: Iterable[Json]) -> dict[int, list[Curve]]:
-    """By batch size, those of transformers' own and of every plan.  Raises: FastAVError if nothing was measured."""
+    """By batch size, the curves of transformers and of every plan.  Raises: FastAVError if nothing was measured."""
     points: dict[tuple[int, str], dict[int, Json]] = {}
     for report in reports:
         for part in report["parts"]:
             for row in part["rows"]:
-                if row["contender"] == BASE or row["plan"] != "none":
+                if row["contender"] == BASELINE or row["plan"] != "none":
                     points.setdefault((part["batch"], row["contender"]), {})[part["tokens"]] = row
     if not points:
-        raise FastAVError("there is nothing to draw", "give files that fastav bench --out wrote")
-    found: dict[int, list[Curve]] = {}
+        raise FastAVError("there is nothing to draw", "name files that fastav bench --out wrote")
+    panels: dict[int, list[Curve]] = {}
     for (batch, name), rows in sorted(points.items(), key=lambda item: item[0][0]):
         tokens = sorted(rows)
         values = {key: tuple(1000 * rows[n]["prefill"][key] for n in tokens) for key in ("median", "low", "high")}
         limit = tuple(1000 * rows[n]["prefill_limit"] for n in tokens)
-        found.setdefault(batch, []).append(Curve(name=name, tokens=tuple(tokens), limit=limit, **values))
-    return found
+        panels.setdefault(batch, []).append(Curve(name=name, tokens=tuple(tokens), limit=limit, **values))
+    return panels
 
 
 def draw(reports: Sequence[Json], path: Path) -> None:
@@ -91,8 +90,8 @@ def draw(reports: Sequence[Json], path: Path) -> None:
         figure = Figure(figsize=(1.2 + 5.2 * len(panels), 4.6), dpi=160, layout="constrained", facecolor="white")
         FigureCanvasAgg(figure)
         axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-        for number, (one, (batch, found)) in enumerate(zip(axes, panels.items(), strict=True)):
-            _panel(one, found, f"batch {batch}", first=number == 0)
+        for number, (one, (batch, lines)) in enumerate(zip(axes, panels.items(), strict=True)):
+            _panel(one, lines, f"batch {batch}", first=number == 0)
         figure.suptitle(_title(reports), x=0.012, ha="left", fontsize=12, fontweight="bold")
         figure.supxlabel(_footer(reports), x=0.012, ha="left", fontsize=8, color=SOFT)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,23 +99,23 @@ def draw(reports: Sequence[Json], path: Path) -> None:
             figure.savefig(part, format="png")
 
 
-def _panel(axes: Any, found: Sequence[Curve], title: str, *, first: bool) -> None:
-    """Times as lines with points, quartiles as bands; dashed, the least that the FLOPs take at the measured rate."""
+def _panel(axes: Any, lines: Sequence[Curve], title: str, *, first: bool) -> None:
+    """Draw times as lines with points, quartiles as bands; dashed, the least time of the FLOPs at the measured rate."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-    lengths = sorted({n for curve in found for n in curve.tokens})
+    lengths = sorted({n for curve in lines for n in curve.tokens})
     axes.set_xscale("log")
     axes.set_yscale("log")
-    others = iter(OTHERS * len(found))
-    for curve in found:
+    others = iter(OTHERS * len(lines))
+    for curve in lines:
         colour = COLOURS.get(curve.name) or next(others)
         axes.fill_between(curve.tokens, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
         axes.plot(
-            curve.tokens, curve.median, "o-", color=colour, linewidth=1.8, markersize=4.5, label=_label(curve, found)
+            curve.tokens, curve.median, "o-", color=colour, linewidth=1.8, markersize=4.5, label=_label(curve, lines)
         )
         if curve.name in COLOURS:
             axes.plot(curve.tokens, curve.limit, "--", color=colour, linewidth=1.1, alpha=0.8)
-    axes.plot([], [], "--", color=SOFT, linewidth=1.1, label="least that the FLOPs take")
+    axes.plot([], [], "--", color=SOFT, linewidth=1.1, label="least time of the FLOPs")
     axes.set_title(title)
     axes.set_xlabel("tokens of the prompt")
     axes.xaxis.set_major_locator(FixedLocator(_apart(lengths)))
@@ -132,10 +131,10 @@ def _panel(axes: Any, found: Sequence[Curve], title: str, *, first: bool) -> Non
         axes.set_ylabel("prefill, ms")
 
 
-def _label(curve: Curve, found: Sequence[Curve]) -> str:
+def _label(curve: Curve, lines: Sequence[Curve]) -> str:
     """The contender, and its time over the unpruned one's at the longest prompt that both have."""
-    name = WORDS.get(curve.name, curve.name)
-    base = next((one for one in found if one.name == BASE), None)
+    name = LABELS.get(curve.name, curve.name)
+    base = next((one for one in lines if one.name == BASELINE), None)
     if base is None or base is curve or not (both := set(curve.tokens) & set(base.tokens)):
         return name
     longest = max(both)
@@ -145,7 +144,7 @@ def _label(curve: Curve, found: Sequence[Curve]) -> str:
 
 
 def _apart(lengths: Sequence[int]) -> list[int]:
-    """Of these, from the longest on, those whose labels do not touch."""
+    """The lengths whose labels do not touch, from the longest on."""
     shown: list[int] = []
     for n in reversed(lengths):
         if not shown or n <= shown[-1] / 1.35:
@@ -159,9 +158,9 @@ def _title(reports: Sequence[Json]) -> str:
 
 def _footer(reports: Sequence[Json]) -> str:
     report = reports[0]
-    machine, versions = report["machine"], report["versions"]
+    versions = report["versions"]
     parts = [
-        machine.get("gpu") or f"{machine['cpu']}, threads: {machine['threads']}",
+        machine(report),
         report["dtype"],
         f"torch {versions['torch']}, transformers {versions['transformers']}",
         f"commit {report['commit'] or 'unknown'}",
@@ -171,9 +170,9 @@ def _footer(reports: Sequence[Json]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw what files hold; files of anything else are left out."""
+    """Draw the reports in files; files that hold no report are skipped."""
     parser = argparse.ArgumentParser(prog="python -m fastav.bench.plot", description=__doc__)
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE.json", help="that fastav bench --out wrote")
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE.json", help="reports of fastav bench")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.png")
     options = parser.parse_args(arguments)
     try:

@@ -1,4 +1,4 @@
-"""What was measured, as JSON with its circumstances, and as a table."""
+"""Reports of benchmarks: JSON with the circumstances of the measurement, and tables for a terminal."""
 
 import json
 import shlex
@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from fastav.bench.measure import Spread
 from fastav.errors import FastAVError, reason_of
 from fastav.files import whole
 from fastav.provenance import provenance
 
-FORMAT = 1  # of the JSON
+FORMAT = 1  # version of the JSON
+WIDTHS = (22, 22, 8, 11, 9, 10)  # of columns; with 18 for names, 100 in all
 
 Json = Mapping[str, Any]
 
@@ -21,39 +21,72 @@ Json = Mapping[str, Any]
 def circumstances(
     arguments: Sequence[str], device: torch.device, commit: str | None, program: str = "fastav.bench"
 ) -> dict[str, Any]:
-    """Command, commit, machine, versions and date.  commit: where git cannot tell. program: the module that was run."""
-    found = provenance(device)
+    """Command, commit, machine, versions and date.  commit: used where git cannot tell. program: name of the module."""
+    facts = provenance(device)
     command = shlex.join(["python", "-m", program, *arguments])
-    return {"command": command, **found, "commit": found["commit"] or commit}
+    return {"command": command, **facts, "commit": facts["commit"] or commit}
 
 
 def write(report: Json, path: Path) -> None:
-    """All of it or nothing."""
+    """Write the whole report, or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as part:
         part.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
-def load_json(path: Path) -> Any:
-    """What a file of JSON holds.  Raises: FastAVError."""
+def read(path: Path, key: str = "fastav_bench") -> dict[str, Any] | None:
+    """The report in a file; None if the file holds something else.
+
+    key: where reports of this kind have their format.
+    Raises: FastAVError if the file is not JSON.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        report = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise FastAVError(f"cannot read {path}: {getattr(error, 'strerror', None) or reason_of(error)}") from None
+    return report if isinstance(report, dict) and report.get(key) == FORMAT else None
 
 
-def read(path: Path) -> dict[str, Any] | None:
-    """What `fastav bench --out` wrote; None if the file holds something else.  Raises: FastAVError."""
-    report = load_json(path)
-    return report if isinstance(report, dict) and report.get("fastav_bench") == FORMAT else None
+def cell(quartiles: Json | None, spec: str = ".3f", *, scale: int = 1, brief: bool = False) -> str:
+    """`0.534 [0.530-0.541]`, or `0.534` if brief; `-` for None."""
+    if quartiles is None:
+        return "-"
+    low, median, high = (format(scale * quartiles.get(key, 0.0), spec) for key in ("low", "median", "high"))
+    return median if brief else f"{median} [{low}-{high}]"
+
+
+def milliseconds(quartiles: Json | None, *, brief: bool = False) -> str:
+    """`12.34 [12.1-12.6]` for seconds."""
+    return cell(quartiles, ".4g", scale=1000, brief=brief)
+
+
+def times(value: float | None) -> str:
+    """`1.23 x`."""
+    return "-" if value is None else f"{value:.2f} x"
+
+
+def megabytes(size: int | None, spec: str = ".1f") -> str:
+    """`12.3`, without a unit."""
+    return "-" if size is None else format(size / 1e6, spec)
+
+
+def modalities(counts: Mapping[str, int]) -> str:
+    """`44 text + 1,496 audio = 1,540`."""
+    return f"{' + '.join(f'{n:,} {kind}' for kind, n in counts.items())} = {sum(counts.values()):,}"
+
+
+def machine(report: Json) -> str:
+    """The GPU, or the CPU and its threads."""
+    facts = report["machine"]
+    return facts.get("gpu") or f"{facts['cpu']}, threads: {facts['threads']}"
 
 
 def heading(report: Json) -> str:
-    """What is measured on what, for eyes."""
-    gb, rates = report["weight_bytes"] / 1e9, report["rates"]
-    machine = report["machine"].get("gpu") or f"{report['machine']['cpu']}, threads: {report['machine']['threads']}"
+    """The model and the machine, for a terminal."""
+    rates = report["rates"]
     lines = [
-        f"{report['model']}, {gb:.2f} GB of random weights in {report['dtype']}, on {machine}",
+        f"{report['model']}, {report['weight_bytes'] / 1e9:.2f} GB of random weights in {report['dtype']}, "
+        f"on {machine(report)}",
         f"the machine multiplies {rates['tflops']:.4g} TFLOP/s and copies {rates['gb_per_second']:.4g} GB/s",
         *(f"not measured: {name}: {reason}" for name, reason in report["skipped"].items()),
     ]
@@ -61,103 +94,70 @@ def heading(report: Json) -> str:
 
 
 def table(part: Json) -> str:
-    """A part, for eyes: medians [quartiles]."""
-    kinds = " + ".join(f"{n:,} {kind}" for kind, n in part["by_modality"].items())
-    lines = [f"{part['model']}, {kinds} = {part['tokens']:,} tokens, batch {part['batch']}"]
-    if part["rows"]:
-        lines += ["", *_prefills(part["rows"])]
-    if any(row["end_to_end"] for row in part["rows"]):
-        lines += ["", *_answers(part["rows"])]
-    lines += ["", *_others(part), ""]
-    return "\n".join([*lines, *_targets(part["rows"]), ""])
+    """A part, for a terminal: medians [quartiles]."""
+    rows = part["rows"]
+    lines = [f"{part['model']}, {modalities(part['by_modality'])} tokens, batch {part['batch']}"]
+    if rows:
+        lines += ["", _line("prefill", "ms", "of transformers'", "FLOPs", "over limit", "peak MB", "KV MB")]
+        lines += map(_prefill, rows)
+    if any(row["end_to_end"] for row in rows):
+        head = ("ms a token", "all, ms", "ratio", "over limit", "peak MB", "capture s")
+        lines += ["", _line(f"{rows[0]['new_tokens']} tokens", *head), *map(_answer, rows)]
+    return "\n".join([*lines, "", *_notes(part), "", *_verdicts(rows), ""])
 
 
-def spread(of: Spread, scale: float = 1.0) -> str:
-    """Median and quartiles."""
-    return f"{scale * of.median:.3f} [{scale * of.low:.3f}-{scale * of.high:.3f}]"
-
-
-def _prefills(rows: Sequence[Json]) -> Iterator[str]:
-    yield _line("prefill", "ms", "of transformers'", "FLOPs", "over limit", "peak MB", "KV MB")
-    for row in rows:
-        yield _line(
-            row["contender"],
-            _ms(row["prefill"]),
-            _ratio(row["prefill_ratio"]),
-            f"{row['flops_ratio']:.3f}",
-            _times(row["prefill_over_limit"]),
-            _mb(row["prefill_peak_bytes"]),
-            _mb(row["kv_bytes"]),
-        )
-
-
-def _answers(rows: Sequence[Json]) -> Iterator[str]:
-    yield _line(
-        f"{rows[0]['new_tokens']} tokens", "ms a token", "all, ms", "ratio", "over limit", "peak MB", "capture s"
+def _prefill(row: Json) -> str:
+    return _line(
+        row["contender"],
+        milliseconds(row["prefill"]),
+        cell(row["prefill_ratio"]),
+        f"{row['flops_ratio']:.3f}",
+        times(row["prefill_over_limit"]),
+        megabytes(row["prefill_peak_bytes"]),
+        megabytes(row["kv_bytes"]),
     )
-    for row in rows:
-        yield _line(
-            row["contender"],
-            _ms(row["decode"]),
-            _ms(row["end_to_end"]),
-            _ratio(row["end_to_end_ratio"], short=True),
-            _times(row["decode_over_limit"]),
-            _mb(row["peak_bytes"]),
-            "-" if row["capture"] is None else f"{row['capture']:.2f}",
-        )
+
+
+def _answer(row: Json) -> str:
+    return _line(
+        row["contender"],
+        milliseconds(row["decode"]),
+        milliseconds(row["end_to_end"]),
+        cell(row["end_to_end_ratio"], brief=True),
+        times(row["decode_over_limit"]),
+        megabytes(row["peak_bytes"]),
+        "-" if row["capture"] is None else f"{row['capture']:.2f}",
+    )
 
 
 def _line(name: str, *cells: str) -> str:
-    """Of 100 columns."""
-    widths = (22, 22, 8, 11, 9, 10)
-    return f"{name:<18.18}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+    return f"{name:<18.18}" + "".join(f"{text:>{width}}" for text, width in zip(cells, WIDTHS, strict=True))
 
 
-def _others(part: Json) -> Iterator[str]:
-    """The encoders, cuts, waits, and who is out."""
+def _notes(part: Json) -> Iterator[str]:
+    """Encoders, cuts, compilation, waits, and contenders that failed."""
     if part["encode"]:
-        yield f"encoders: {_ms(part['encode'])} ms"
+        yield f"encoders: {milliseconds(part['encode'])} ms"
     for row in part["rows"]:
+        name = row["contender"]
         if cut := row["cut"]:
-            parts = ", ".join(f"{name} {1000 * cut[name]['median']:.3f}" for name in ("score", "select", "gather"))
-            yield f"cuts of {row['contender']}: {parts} ms, {100 * cut['share']:.2f} % of its prefill"
+            parts = ", ".join(f"{what} {1000 * cut[what]['median']:.3f}" for what in ("score", "select", "gather"))
+            yield f"cuts of {name}: {parts} ms, {100 * cut['share']:.2f} % of its prefill"
         if row["compile"] is not None:
-            yield f"{row['contender']}: compiling took {row['compile']:.1f} s"
+            yield f"{name}: compiling took {row['compile']:.1f} s"
         if row["waits"]:
-            yield f"{row['contender']} waits for the device: {row['waits']}"
-    for name, reason in part["failed"].items():
-        yield f"{name}: {reason}"
+            yield f"{name} waits for the device: {row['waits']}"
+    yield from (f"{name}: {reason}" for name, reason in part["failed"].items())
 
 
-def _targets(rows: Sequence[Json]) -> Iterator[str]:
-    """A line for each target that was judged; then those that were not, once each."""
+def _verdicts(rows: Sequence[Json]) -> Iterator[str]:
+    """A line for each target that was measured; then the other targets, once each."""
     unknown = {}
     for row in rows:
         for target in row["targets"]:
             if target["verdict"] == "not measured":
                 unknown[target["name"]] = f"at most {target['at_most']:g} on {target['where']}"
             else:
-                told = f"{target['name']}: {target['value']:.3f}, at most {target['at_most']:g}"
-                yield f"{target['verdict']:<7}{row['contender']}: {told}"
+                value = f"{target['value']:.3f}, at most {target['at_most']:g}"
+                yield f"{target['verdict']:<7}{row['contender']}: {target['name']}: {value}"
     yield from (f"not measured: {name}, {aim}" for name, aim in unknown.items())
-
-
-def _times(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f} x"
-
-
-def _ms(of: Json | None, *, short: bool = False) -> str:
-    if of is None:
-        return "-"
-    low, median, high = (f"{1000 * of[key]:.4g}" for key in ("low", "median", "high"))
-    return median if short else f"{median} [{low}-{high}]"
-
-
-def _ratio(of: Json | None, *, short: bool = False) -> str:
-    if of is None:
-        return "-"
-    return f"{of['median']:.3f}" if short else f"{of['median']:.3f} [{of['low']:.3f}-{of['high']:.3f}]"
-
-
-def _mb(size: int | None) -> str:
-    return "-" if size is None else f"{size / 1e6:.1f}"

@@ -7,16 +7,11 @@ from fractions import Fraction
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from av.container import InputContainer
-from av.error import FFmpegError
-from av.filter import Graph
-from av.sidedata.sidedata import Type
-from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
 from jaxtyping import Float, UInt8
 
 from fastav.errors import UnreadableMedia
 from fastav.media._open import only, opened
+from fastav.media._pyav import av
 from fastav.media._source import Source
 from fastav.media._timeline import Index, Timeline, enter, packets
 
@@ -84,13 +79,13 @@ class View(NamedTuple):
         a, b, _, _ = self.matrix
         return abs(b) > abs(a)
 
-    def track(self, container: InputContainer) -> VideoStream:
+    def track(self, container: "av.container.InputContainer") -> "av.VideoStream":
         """The track in its opened container, ready to decode."""
         stream = container.streams[self.stream]
-        assert isinstance(stream, VideoStream)
+        assert isinstance(stream, av.VideoStream)
         return only(stream)
 
-    def picture(self, index: int, frame: VideoFrame) -> Picture:
+    def picture(self, index: int, frame: "av.VideoFrame") -> Picture:
         """A decoded frame, as RGB and upright."""
         if frame.is_corrupt:
             raise UnreadableMedia(f"frame {index} of {self.source.name} is damaged", "is the file complete?")
@@ -213,7 +208,9 @@ class SoughtFrames:
             targets = self._targets(container, self.view.track(container), wanted)
         return np.array([self.view.at(t) for t in targets], np.float64)
 
-    def _targets(self, container: InputContainer, stream: VideoStream, wanted: list[int]) -> list[int]:
+    def _targets(
+        self, container: "av.container.InputContainer", stream: "av.VideoStream", wanted: list[int]
+    ) -> list[int]:
         """When to look for each frame, in ticks: exactly, or the middle of its nominal time."""
         if self.index is None:
             return [nominal(i, self.first, self.view.fps, self.view.tick) for i in wanted]
@@ -228,7 +225,7 @@ class SoughtFrames:
     def _entries(self, target: int) -> list[int]:
         return [target - int(back / self.view.tick) for back in (0, 1, 10, 60)]
 
-    def _check(self, index: int, target: int, now: VideoFrame, ahead: VideoFrame | None) -> None:
+    def _check(self, index: int, target: int, now: "av.VideoFrame", ahead: "av.VideoFrame | None") -> None:
         """Refuse a frame that is not the one asked for: the stream ended before it, or the table was wrong."""
         late = float((target - (now.pts or 0)) * self.view.tick)
         if (self.index is not None and late) or (ahead is None and late > 2 / self.view.fps):
@@ -282,16 +279,16 @@ def upright(
     return picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
-def display_matrix(frame: VideoFrame) -> tuple[int, int, int, int]:
+def display_matrix(frame: "av.VideoFrame") -> tuple[int, int, int, int]:
     """The 2 x 2 part of a frame's display matrix; the identity where it has none."""
-    data = _side_data(frame).get(Type.DISPLAYMATRIX)
+    data = _side_data(frame).get(av.sidedata.sidedata.Type.DISPLAYMATRIX)
     if data is None:
         return 1, 0, 0, 1
     a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].tolist()
     return a, b, c, d
 
 
-def _side_data(frame: VideoFrame) -> Any:
+def _side_data(frame: "av.VideoFrame") -> Any:
     """What is said of a frame beside its pixels, as far as PyAV has a name for it.
 
     PyAV before 19 raises for all of it where FFmpeg knows one kind more than PyAV, such as EXIF. A filter of FFmpeg's
@@ -308,9 +305,9 @@ def _side_data(frame: VideoFrame) -> Any:
     return {}
 
 
-def _without(frame: VideoFrame, kind: str) -> VideoFrame:
+def _without(frame: "av.VideoFrame", kind: str) -> "av.VideoFrame":
     """The frame without side data of a kind, named by its number in FFmpeg."""
-    graph = Graph()
+    graph = av.filter.Graph()
     source = graph.add_buffer(
         width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1, 25)
     )
@@ -322,7 +319,7 @@ def _without(frame: VideoFrame, kind: str) -> VideoFrame:
     return graph.vpull()
 
 
-def decode_all(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+def decode_all(container: "av.container.InputContainer", stream: "av.VideoStream") -> "Iterator[av.VideoFrame]":
     """Every frame from the first that decodes, until the data end or cannot be decoded."""
     begun = False
     try:
@@ -331,8 +328,8 @@ def decode_all(container: InputContainer, stream: VideoStream) -> Iterator[Video
                 for frame in packet.decode():
                     begun = True
                     yield frame
-            except FFmpegError:
+            except av.error.FFmpegError:
                 if begun:
                     return
-    except FFmpegError:
+    except av.error.FFmpegError:
         return

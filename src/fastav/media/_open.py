@@ -7,12 +7,8 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any, TypeVar
 
-import av
-from av.container import InputContainer
-from av.error import FFmpegError, InvalidDataError
-from av.stream import Discard, Stream
-
 from fastav.errors import UnreadableMedia, reason_of
+from fastav.media._pyav import av
 from fastav.media._source import Source
 
 WHOLE_SECONDS = 600.0
@@ -27,7 +23,7 @@ MAX_BYTES = 2**32
 # FFmpeg draws text as video, and follows playlists to other files: neither is what "open this clip" means
 NOT_MEDIA = frozenset({"tty", "ansi", "bin", "hls", "concat", "dash", "imf", "ffmetadata"})
 
-AnyStream = TypeVar("AnyStream", bound=Stream)
+AnyStream = TypeVar("AnyStream", bound="av.stream.Stream")
 
 
 class MediaWarning(UserWarning):
@@ -35,7 +31,7 @@ class MediaWarning(UserWarning):
 
 
 @contextmanager
-def opened(source: Source) -> Iterator[InputContainer]:
+def opened(source: Source) -> "Iterator[av.container.InputContainer]":
     """The file as a container, closed on leaving.
 
     Raises: UnreadableMedia if the file is not there, not media or cut short, or if FFmpeg fails inside the block.
@@ -44,19 +40,19 @@ def opened(source: Source) -> Iterator[InputContainer]:
     try:
         with _container(source) as container:
             yield container
-    except FFmpegError as error:
+    except av.error.FFmpegError as error:
         reason = error.strerror or reason_of(error)
         raise UnreadableMedia(f"{source.name} cannot be read: {reason}", "is the file complete?") from error
 
 
-def _container(source: Source) -> InputContainer:
+def _container(source: Source) -> "av.container.InputContainer":
     # "file:" keeps a name such as "concat:a|b" a name; the whitelist keeps FFmpeg off the network, and what is in
     # memory off other files
     file = source.stream() if source.path is None else f"file:{source.path}"
     options = {"protocol_whitelist": "none" if source.path is None else "file"}
     try:
         container = av.open(file, mode="r", options=options, **_text_options())
-    except InvalidDataError as error:
+    except av.error.InvalidDataError as error:
         raise _not_media(source) from error
     if container.format.name in NOT_MEDIA:
         container.close()
@@ -67,12 +63,12 @@ def _container(source: Source) -> InputContainer:
 def only(stream: AnyStream) -> AnyStream:
     """The stream, set to decode on several threads, with every other stream of its container skipped unread."""
     for other in stream.container.streams:
-        other.discard = Discard.default if other.index == stream.index else Discard.all
+        other.discard = av.stream.Discard.default if other.index == stream.index else av.stream.Discard.all
     stream.codec_context.thread_type = "AUTO"
     return stream
 
 
-def stated_seconds(container: InputContainer, stream: Stream) -> float | None:
+def stated_seconds(container: "av.container.InputContainer", stream: "av.stream.Stream") -> float | None:
     """How long the file says the track is: by its header, by Matroska's tag for it, or as the whole container."""
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
@@ -83,7 +79,7 @@ def stated_seconds(container: InputContainer, stream: Stream) -> float | None:
     return hours * 3600 + minutes * 60 + seconds
 
 
-def container_seconds(container: InputContainer) -> float | None:
+def container_seconds(container: "av.container.InputContainer") -> float | None:
     """How long the file says it is."""
     return None if container.duration is None else container.duration / 1e6
 

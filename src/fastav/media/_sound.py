@@ -8,17 +8,10 @@ from math import gcd
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from av.audio.frame import AudioFrame
-from av.audio.resampler import AudioResampler
-from av.audio.stream import AudioStream
-from av.container import InputContainer
-from av.error import FFmpegError
-from av.packet import Packet
-from av.stream import Disposition
-from av.video.stream import VideoStream
 from jaxtyping import Float, Float32, Float64, Num
 
 from fastav.media._open import only, opened
+from fastav.media._pyav import av
 from fastav.media._source import Source
 
 BLOCK = 65_536
@@ -60,11 +53,11 @@ class SoundSource(Protocol):
         """Whether `window` takes less time the shorter it is."""
         ...
 
-    def frames(self) -> Iterator[AudioFrame]:
+    def frames(self) -> "Iterator[av.AudioFrame]":
         """The whole track."""
         ...
 
-    def window(self, first: int, stop: int) -> Iterator[AudioFrame]:
+    def window(self, first: int, stop: int) -> "Iterator[av.AudioFrame]":
         """The track from sample `first` up to at least sample `stop`, or to the end of the data."""
         ...
 
@@ -78,11 +71,11 @@ class ArraySound:
     sample_rate: int
     placed = True
 
-    def frames(self) -> Iterator[AudioFrame]:
+    def frames(self) -> "Iterator[av.AudioFrame]":
         """See `SoundSource`."""
         return self.window(0, self.waveform.shape[1])
 
-    def window(self, first: int, stop: int) -> Iterator[AudioFrame]:
+    def window(self, first: int, stop: int) -> "Iterator[av.AudioFrame]":
         """See `SoundSource`."""
         for start in range(first, min(stop, self.waveform.shape[1]), BLOCK):
             part = self.waveform[:, start : min(start + BLOCK, stop)].astype(np.float32)
@@ -106,12 +99,12 @@ class FileSound:
         """See `SoundSource`."""
         return self.source.name
 
-    def frames(self) -> Iterator[AudioFrame]:
+    def frames(self) -> "Iterator[av.AudioFrame]":
         """See `SoundSource`."""
         with opened(self.source) as container:
             yield from decode_sound(container, self._track(container))
 
-    def window(self, first: int, stop: int) -> Iterator[AudioFrame]:
+    def window(self, first: int, stop: int) -> "Iterator[av.AudioFrame]":
         """See `SoundSource`."""
         with opened(self.source) as container:
             stream = self._track(container)
@@ -126,14 +119,14 @@ class FileSound:
                 if position >= stop:
                     return
 
-    def _track(self, container: InputContainer) -> AudioStream:
+    def _track(self, container: "av.container.InputContainer") -> "av.AudioStream":
         stream = container.streams[self.stream]
-        assert isinstance(stream, AudioStream)
+        assert isinstance(stream, av.AudioStream)
         return only(stream)
 
     def _enter(
-        self, container: InputContainer, stream: AudioStream, pace: "Pace", first: int
-    ) -> tuple[int, Iterator[AudioFrame]]:
+        self, container: "av.container.InputContainer", stream: "av.AudioStream", pace: "Pace", first: int
+    ) -> "tuple[int, Iterator[av.AudioFrame]]":
         """Seek to before sample `first`; return where decoding begins, in samples, and the frames from there."""
         guide = seek_by(container, stream)
         for back in (WARM_UP, 10, 60):
@@ -142,7 +135,7 @@ class FileSound:
                 break
             try:
                 container.seek(int(target / (guide.time_base or 1)), backward=True, stream=guide)
-            except FFmpegError:
+            except av.error.FFmpegError:
                 break
             frames = decode_sound(container, stream)
             head = next(frames, None)
@@ -151,7 +144,7 @@ class FileSound:
         return 0, self.frames()
 
 
-def mono(frames: Iterable[AudioFrame], sample_rate: int) -> Float32[np.ndarray, " samples"]:
+def mono(frames: "Iterable[av.AudioFrame]", sample_rate: int) -> Float32[np.ndarray, " samples"]:
     """Mix, resample and round to 16 bits as FFmpeg does by itself; values in [-1, 1)."""
     parts = [samples_of(frame)[0].astype(np.float32) for frame in convert(frames, "s16", "mono", sample_rate)]
     return np.concatenate(parts) if parts else np.empty(0, np.float32)
@@ -171,8 +164,8 @@ def mono_span(source: SoundSource, rate: int, start: int, end: int) -> Float32[n
 
 
 def convert(
-    frames: Iterable[AudioFrame], sample_format: str | None, layout: str | None, rate: int | None
-) -> Iterator[AudioFrame]:
+    frames: "Iterable[av.AudioFrame]", sample_format: str | None, layout: str | None, rate: int | None
+) -> "Iterator[av.AudioFrame]":
     """Pass frames through FFmpeg's resampler, starting afresh where a stream changes its format."""
     resampler, last = None, None
     for frame in frames:
@@ -181,18 +174,18 @@ def convert(
             if resampler is not None:
                 yield from resampler.resample(None)
             # planar arrays of 8 channels and more cannot be taken out of PyAV, so everything is packed first
-            resampler, last = AudioResampler(sample_format or frame.format.packed.name, layout, rate), kind
+            resampler, last = av.AudioResampler(sample_format or frame.format.packed.name, layout, rate), kind
         yield from resampler.resample(frame)
     if resampler is not None:
         yield from resampler.resample(None)
 
 
-def packed(frames: Iterable[AudioFrame]) -> Iterator[AudioFrame]:
+def packed(frames: "Iterable[av.AudioFrame]") -> "Iterator[av.AudioFrame]":
     """The same samples with the channels interleaved."""
     return convert(frames, None, None, None)
 
 
-def samples_of(frame: AudioFrame) -> Float64[np.ndarray, "channels samples"]:
+def samples_of(frame: "av.AudioFrame") -> Float64[np.ndarray, "channels samples"]:
     """The samples of a packed frame in [-1, 1], whatever their stored type; exact."""
     samples = frame.to_ndarray().reshape(-1, frame.layout.nb_channels).T
     if samples.dtype == np.uint8:
@@ -201,7 +194,7 @@ def samples_of(frame: AudioFrame) -> Float64[np.ndarray, "channels samples"]:
     return samples.astype(np.float64) / full
 
 
-def trimmed(frame: AudioFrame, skip: int) -> AudioFrame:
+def trimmed(frame: "av.AudioFrame", skip: int) -> "av.AudioFrame":
     """A packed frame without its first `skip` samples."""
     if not skip:
         return frame
@@ -209,27 +202,29 @@ def trimmed(frame: AudioFrame, skip: int) -> AudioFrame:
     return frame_of(samples, frame.format.name, frame.layout.name, frame.sample_rate)
 
 
-def frame_of(samples: Num[np.ndarray, "channels samples"], packed_format: str, layout: str, rate: int) -> AudioFrame:
+def frame_of(
+    samples: Num[np.ndarray, "channels samples"], packed_format: str, layout: str, rate: int
+) -> "av.AudioFrame":
     """A packed frame of these samples."""
     interleaved = np.ascontiguousarray(samples.T).reshape(1, -1)
-    frame = AudioFrame.from_ndarray(interleaved, format=packed_format, layout=layout)
+    frame = av.AudioFrame.from_ndarray(interleaved, format=packed_format, layout=layout)
     frame.sample_rate = rate
     return frame
 
 
-def decode_sound(container: InputContainer, stream: AudioStream) -> Iterator[AudioFrame]:
+def decode_sound(container: "av.container.InputContainer", stream: "av.AudioStream") -> "Iterator[av.AudioFrame]":
     """Every frame from here on. Packets that do not decode are left out, as FFmpeg's own tools do."""
     try:
         for packet in container.demux(stream):
             try:
                 yield from _whole(packet, container).decode()
-            except FFmpegError:
+            except av.error.FFmpegError:
                 continue
-    except FFmpegError:
+    except av.error.FFmpegError:
         return
 
 
-def _whole(packet: Packet, container: InputContainer) -> Packet:
+def _whole(packet: "av.Packet", container: "av.container.InputContainer") -> "av.Packet":
     """A packet of which nothing at its end is dropped in MP4 and MOV.
 
     There FFmpeg 9 drops what the last packet holds beyond the track's stated length. FFmpeg up to 8 plays it, and with
@@ -245,11 +240,11 @@ def _whole(packet: Packet, container: InputContainer) -> Packet:
     return packet
 
 
-def seek_by(container: InputContainer, stream: AudioStream) -> AudioStream | VideoStream:
+def seek_by(container: "av.container.InputContainer", stream: "av.AudioStream") -> "av.AudioStream | av.VideoStream":
     """The stream whose index leads to a place in the sound: Matroska keeps one for the video only."""
     if "matroska" not in container.format.name:
         return stream
-    return next((s for s in container.streams.video if not s.disposition & Disposition.attached_pic), stream)
+    return next((s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic), stream)
 
 
 class Pace(NamedTuple):
@@ -264,7 +259,7 @@ class Pace(NamedTuple):
     step: int
 
     @classmethod
-    def of(cls, frames: Iterator[AudioFrame]) -> "Pace | None":
+    def of(cls, frames: "Iterator[av.AudioFrame]") -> "Pace | None":
         """By the first two of a track's frames; None if there is none."""
         first, second = next(frames, None), next(frames, None)
         if first is None:
@@ -274,7 +269,7 @@ class Pace(NamedTuple):
         # the second frame's time tells: that of the first is off where padding is gone
         return cls(_seconds(second) - first.samples / first.sample_rate, first.samples, second.samples)
 
-    def place(self, frame: AudioFrame, rate: int) -> int:
+    def place(self, frame: "av.AudioFrame", rate: int) -> int:
         """How many samples of the track come before a frame.
 
         Containers that round times to 1 ms are read to the sample where all frames are of one size.
@@ -287,10 +282,10 @@ class Pace(NamedTuple):
         return round(place)
 
 
-def is_placed(container: InputContainer) -> bool:
+def is_placed(container: "av.container.InputContainer") -> bool:
     """Whether the times of the container's packets lead to a place in the sound."""
     return container.format.name.partition(",")[0] in PLACED
 
 
-def _seconds(frame: AudioFrame) -> float:
+def _seconds(frame: "av.AudioFrame") -> float:
     return float((frame.pts or 0) * (frame.time_base or 0))

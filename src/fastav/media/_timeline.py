@@ -5,13 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-from av.container import InputContainer
-from av.error import FFmpegError
-from av.packet import Packet
-from av.stream import Stream
-from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
 from jaxtyping import Int
+
+from fastav.media._pyav import av
 
 BACK_SECONDS = (0, 10, 100, 1000, 10_000, 100_000, 1_000_000)
 """How far before the end of a file the last packet of a track is looked for."""
@@ -50,7 +46,7 @@ class Timeline:
         return max(0, bisect_right(self.key_rank, frame) - 1)
 
 
-def packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
+def packets(container: "av.container.InputContainer", stream: "av.VideoStream") -> "Iterator[av.Packet]":
     """The packets of a track, with the times at which their pictures are shown.
 
     AVI states when each frame is decoded alone, which is also when it is shown if none is moved. FFmpeg 8 makes up
@@ -63,7 +59,7 @@ def packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
         yield packet
 
 
-def scan(container: InputContainer, stream: VideoStream) -> Timeline | None:
+def scan(container: "av.container.InputContainer", stream: "av.VideoStream") -> Timeline | None:
     """The timeline of a whole track, from its packets; None where packets do not tell the order of frames."""
     # AVI stores no presentation times, so with B-frames the ones FFmpeg makes up are wrong
     if container.format.name == "avi" and stream.codec_context.has_b_frames:
@@ -81,12 +77,14 @@ def scan(container: InputContainer, stream: VideoStream) -> Timeline | None:
     return Timeline(shown=shown, keys=keys, key_rank=np.searchsorted(shown, keys), end=end, sure=int(decoded.max()))
 
 
-def shows_picture(packet: Packet, stream: VideoStream) -> bool:
+def shows_picture(packet: "av.Packet", stream: "av.VideoStream") -> bool:
     """False for VP8's alternative references, which are decoded but never shown (RFC 6386, section 9.1)."""
     return stream.codec_context.name != "vp8" or bool(bytes(packet)[0] & 0x10)
 
 
-def last_shown(container: InputContainer, stream: Stream, guide: Stream | None = None) -> int | None:
+def last_shown(
+    container: "av.container.InputContainer", stream: "av.stream.Stream", guide: "av.stream.Stream | None" = None
+) -> int | None:
     """When the track ends, in ticks, read from its tail; None if its end cannot be reached.
 
     The search goes back from the end of the file, which may be long after that of the track.
@@ -102,14 +100,14 @@ def last_shown(container: InputContainer, stream: Stream, guide: Stream | None =
                 container.seek(int(target / 1_000_000 / guide.time_base), backward=True, stream=guide)
             ends = (p.pts + (p.duration or 0) for p in container.demux(stream) if p.pts is not None and p.size)
             end = max(ends, default=None)
-        except FFmpegError:
+        except av.error.FFmpegError:
             return None
         if end is not None or back * 1_000_000 > length:
             return end
     return None
 
 
-def avi_timeline(container: InputContainer, stream: VideoStream) -> Timeline | None:
+def avi_timeline(container: "av.container.InputContainer", stream: "av.VideoStream") -> Timeline | None:
     """The timeline of an AVI by its index, which lists every frame that is there; None where the index cannot tell."""
     if container.format.name != "avi" or stream.codec_context.has_b_frames:
         return None
@@ -122,7 +120,7 @@ def avi_timeline(container: InputContainer, stream: VideoStream) -> Timeline | N
     return Timeline(shown=shown, keys=keys, key_rank=np.searchsorted(shown, keys), end=end, sure=end)
 
 
-def decode_from_key(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+def decode_from_key(container: "av.container.InputContainer", stream: "av.VideoStream") -> "Iterator[av.VideoFrame]":
     """Frames from the next keyframe on, in the order shown, until the data end or cannot be decoded.
 
     Frames shown before that keyframe are left out: they may need frames from before it.
@@ -135,13 +133,13 @@ def decode_from_key(container: InputContainer, stream: VideoStream) -> Iterator[
                     continue
                 start = packet.pts
             yield from (f for f in packet.decode() if f.pts is not None and (start is None or f.pts >= start))
-    except FFmpegError:
+    except av.error.FFmpegError:
         return
 
 
 def enter(
-    container: InputContainer, stream: VideoStream, entries: list[int], target: int
-) -> tuple[VideoFrame, Iterator[VideoFrame]] | None:
+    container: "av.container.InputContainer", stream: "av.VideoStream", entries: list[int], target: int
+) -> "tuple[av.VideoFrame, Iterator[av.VideoFrame]] | None":
     """Seek to the first of `entries` (ticks) from which decoding starts no later than `target`.
 
     Returns the first frame and an iterator over the following ones; None if no entry will do.
@@ -149,7 +147,7 @@ def enter(
     for entry in entries:
         try:
             container.seek(entry, backward=True, stream=stream)
-        except FFmpegError:
+        except av.error.FFmpegError:
             continue
         frames = decode_from_key(container, stream)
         first = next(frames, None)
@@ -171,7 +169,7 @@ class Index:
     frames: int
 
     @classmethod
-    def of(cls, container: InputContainer, stream: VideoStream) -> "Index | None":
+    def of(cls, container: "av.container.InputContainer", stream: "av.VideoStream") -> "Index | None":
         """The index, or None where the container keeps none: in other formats, and in MP4s written in fragments."""
         if "mp4" not in container.format.name or not stream.frames:
             return None
@@ -182,7 +180,7 @@ class Index:
         before = np.cumsum(shown) - shown
         return cls(times=times[keys], before=before[keys].astype(np.int64), frames=int(shown.sum()))
 
-    def shown(self, container: InputContainer, stream: VideoStream, frame: int) -> int | None:
+    def shown(self, container: "av.container.InputContainer", stream: "av.VideoStream", frame: int) -> int | None:
         """When a frame is shown, in ticks, by reading only the packets from the keyframe before it.
 
         A frame decoded before a keyframe is also shown before it, so frames need ordering only from there on.
@@ -197,7 +195,9 @@ class Index:
             key -= 1
         return None
 
-    def _window(self, container: InputContainer, stream: VideoStream, key: int, count: int) -> tuple[int, list[int]]:
+    def _window(
+        self, container: "av.container.InputContainer", stream: "av.VideoStream", key: int, count: int
+    ) -> tuple[int, list[int]]:
         container.seek(int(self.times[key]), backward=True, stream=stream)
         first, times = None, []
         for packet in container.demux(stream):

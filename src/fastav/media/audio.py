@@ -5,12 +5,11 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
-from av.audio.stream import AudioStream
-from av.container import InputContainer
 from jaxtyping import Float, Float32, Float64
 
 from fastav.errors import UnreadableMedia
 from fastav.media._open import WHOLE_SECONDS, check_bytes, only, opened, slack, stated_seconds
+from fastav.media._pyav import av
 from fastav.media._sound import (
     ArraySound,
     FileSound,
@@ -168,13 +167,15 @@ def probe_audio(source: Source, stream_index: int) -> AudioTrack:
     )
 
 
-def _audio(container: InputContainer, index: int) -> AudioStream:
+def _audio(container: "av.container.InputContainer", index: int) -> "av.AudioStream":
     stream = container.streams[index]
-    assert isinstance(stream, AudioStream)
+    assert isinstance(stream, av.AudioStream)
     return stream
 
 
-def _tail_seconds(container: InputContainer, stream: AudioStream, stated: float | None, first: float) -> float | None:
+def _tail_seconds(
+    container: "av.container.InputContainer", stream: "av.AudioStream", stated: float | None, first: float
+) -> float | None:
     """How much sound there is in a long track, by its last packets; None for others, and where times do not tell."""
     if stated is None or stated <= WHOLE_SECONDS or not is_placed(container):
         return None
@@ -182,7 +183,7 @@ def _tail_seconds(container: InputContainer, stream: AudioStream, stated: float 
     return None if end is None else max(0.0, float(end * (stream.time_base or 0)) - first)
 
 
-def _packet_seconds(container: InputContainer, stream: AudioStream, first: float) -> float:
+def _packet_seconds(container: "av.container.InputContainer", stream: "av.AudioStream", first: float) -> float:
     """How much sound there is, by all packets."""
     tick = stream.time_base or Fraction(1)
     ticks, end = 0, None

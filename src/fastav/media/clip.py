@@ -6,12 +6,11 @@ from math import inf
 from typing import Any, Literal
 
 import numpy as np
-from av.container import InputContainer
-from av.stream import Disposition, Stream
 
 from fastav.errors import MissingTrack, UnreadableMedia
 from fastav.media._frames import ArrayFrames
 from fastav.media._open import MediaWarning, container_seconds, opened, slack
+from fastav.media._pyav import av
 from fastav.media._source import Source, source_of
 from fastav.media._webp import is_animated_webp, probe_webp
 from fastav.media.audio import AudioTrack, audio_of_array, probe_audio
@@ -23,8 +22,6 @@ MAX_OFFSET = 6 * 3600.0
 
 STATED = frozenset(["mov", "matroska", "avi", "wav", "flac", "mp3", "aiff"])
 """Formats whose header tells how long each track is, or the file if its tracks end together."""
-
-PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -161,11 +158,13 @@ def _warn_of_cut(source: Source, clip: Clip, stated: float | None) -> None:
         warnings.warn(MediaWarning(message), stacklevel=4)
 
 
-def _choose(container: InputContainer, kind: Literal["video", "audio"]) -> int | None:
+def _choose(container: "av.container.InputContainer", kind: Literal["video", "audio"]) -> int | None:
     """Index of the stream to use: FFmpeg's choice unless that is a cover picture or has no decoder."""
+    disposition = av.stream.Disposition
+    pictures = disposition.attached_pic | disposition.timed_thumbnails
 
-    def usable(stream: Stream) -> bool:
-        return stream.codec_context is not None and not stream.disposition & PICTURES
+    def usable(stream: "av.stream.Stream") -> bool:
+        return stream.codec_context is not None and not stream.disposition & pictures
 
     candidates = [container.streams.best(kind), *(s for s in container.streams if s.type == kind)]
     return next((s.index for s in candidates if s is not None and usable(s)), None)

@@ -6,10 +6,6 @@ from fractions import Fraction
 from itertools import repeat
 
 import numpy as np
-from av.container import InputContainer
-from av.error import FFmpegError
-from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
 from jaxtyping import Float, Int, UInt8
 
 from fastav.errors import UnreadableMedia
@@ -24,6 +20,7 @@ from fastav.media._frames import (
     display_matrix,
 )
 from fastav.media._open import MAX_SIDE, WHOLE_SECONDS, check_bytes, only, opened, stated_seconds
+from fastav.media._pyav import av
 from fastav.media._source import Source
 from fastav.media._timeline import Index, Timeline, avi_timeline, last_shown, packets, scan
 from fastav.wording import told_repr
@@ -142,13 +139,15 @@ def probe_video(source: Source, stream_index: int, heard_from: float) -> VideoTr
     return _track(view, frames, seconds, SoughtFrames(view=view, index=index, first=first), start)
 
 
-def _video(container: InputContainer, index: int) -> VideoStream:
+def _video(container: "av.container.InputContainer", index: int) -> "av.VideoStream":
     stream = container.streams[index]
-    assert isinstance(stream, VideoStream)
+    assert isinstance(stream, av.VideoStream)
     return stream
 
 
-def _view(source: Source, container: InputContainer, stream: VideoStream, heard_from: float) -> tuple[View, int]:
+def _view(
+    source: Source, container: "av.container.InputContainer", stream: "av.VideoStream", heard_from: float
+) -> tuple[View, int]:
     """How to make arrays of the track's pictures, and when its first frame is shown, in ticks."""
     frame = _first_frame(container, stream)
     if frame is None:
@@ -209,12 +208,12 @@ def _average_rate(stated: float, timeline: Timeline, seconds: float) -> float:
     return stated if abs(counted / stated - 1) < 0.01 else counted
 
 
-def _first_frame(container: InputContainer, stream: VideoStream) -> VideoFrame | None:
+def _first_frame(container: "av.container.InputContainer", stream: "av.VideoStream") -> "av.VideoFrame | None":
     """The first frame that decodes: a recording may begin in the middle of a group of pictures."""
     for packet in packets(container, stream):
         try:
             frames = packet.decode()
-        except FFmpegError:
+        except av.error.FFmpegError:
             continue
         if frames:
             return frames[0]

@@ -1,6 +1,7 @@
 """Keep tokens at random, by a seed."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -21,7 +22,7 @@ class Random(Method):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**31:
+        if not _is_seed(self.seed):
             raise PlanError(f"seed must be a whole number in [0, 2**31), got {self.seed!r}")
 
     def score(self, view: View) -> Float[Tensor, "batch tokens"]:
@@ -29,6 +30,10 @@ class Random(Method):
         start = torch.full_like(view.position, self.seed, dtype=torch.int64)
         mixed = _mix(_mix(_mix(start) + view.layer) + view.position)
         return mixed.float() / 2**31
+
+
+def _is_seed(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
 
 
 def _mix(x: Tensor) -> Tensor:

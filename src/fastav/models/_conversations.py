@@ -22,17 +22,17 @@ def flat(conversation: Conversation, places: Mapping[str, str]) -> list[dict[str
     """The messages with contents that are strings: the clip's place comes first, then the text.
 
     places: what a message's "video" (with or without its audio) and its "audio" alone become.
-    Raises: MediaError for parts of another type, audio without video if the model cannot hear that, more than one clip,
-    or text before the clip that holds the words of its place.
+    Raises: MediaError for parts of another type, audio alone if the model does not take that, more than one clip, or
+    text before the clip that holds the words of its place.
     """
     _clip_parts(conversation)
     messages, marks = [], {place.strip() for place in places.values()}
     for message in conversation:
         text, place = _content(message["content"], places)
         before = "".join(earlier["content"] for earlier in messages)
-        if place and (said := [mark for mark in sorted(marks) if mark in before]):
+        if place and (written := [mark for mark in sorted(marks) if mark in before]):
             raise MediaError(
-                f"the text before the clip holds {said[0]}, which stands for a clip", "write it differently"
+                f"the text before the clip holds {written[0]}, which stands for a clip", "write it differently"
             )
         messages.append({**message, "content": place + text})
     return messages
@@ -70,18 +70,18 @@ def _request(conversation: Conversation, clip: Clip, use: Use) -> Request:
 
 def _clip_parts(conversation: Conversation) -> dict[str, Part]:
     """A conversation's part of type "video" and of type "audio", where it has one."""
-    found, where = {}, set()
+    parts, where = {}, set()
     for turn, message in enumerate(conversation):
         content = message["content"]
         for part in [] if content is None or isinstance(content, str) else content:
             if part.get("type") in SOURCES:
                 where.add(turn)
-                if found.setdefault(part["type"], part) is not part or len(where) > 1:
+                if parts.setdefault(part["type"], part) is not part or len(where) > 1:
                     raise MediaError(
                         "a conversation shows one clip, but this one has several parts of video or audio",
                         "ask about one clip at a time, its sound beside it in the same message",
                     )
-    return found
+    return parts
 
 
 def _content(content: Any, places: Mapping[str, str]) -> tuple[str, str]:

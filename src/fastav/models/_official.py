@@ -24,7 +24,7 @@ from fastav.media import VideoTrack
 from fastav.models._checkpoint import HUB_OPTIONS, read_processor, readable, refuse_differences
 
 CHANNELS_LAST = "channels_last"
-"""What processors are told of every frame: they guess wrongly of one that is 1 or 3 pixels high."""
+"""The layout of every frame, given to processors: their guess is wrong for a frame that is 1 or 3 pixels high."""
 
 OF_TOKENS = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
 
@@ -93,7 +93,7 @@ class OfficialAdapter(ModelAdapter):
         """Decode, sample and tokenize a batch of requests.
 
         Raises: CheckpointError for another model's processor; MissingTrack for a clip without a track that is asked
-        for; MediaError if sound is asked for of a model that does not hear.
+        for; MediaError if sound is shown to a model that takes none.
         """
         self.require(processor, requests)
         rows = [self._row(processor, request) for request in requests]
@@ -119,15 +119,15 @@ class OfficialAdapter(ModelAdapter):
             )
         for request in requests:
             if not self.hears and request.use in (Use.BOTH, Use.AUDIO):
-                raise deaf(self)
+                raise no_audio(self)
 
     @abstractmethod
     def row(self, processor: Any, request: Request) -> Row:
         """The processor's tensors for one request, and its layout."""
 
 
-def deaf(adapter: ModelAdapter) -> MediaError:
-    """The error for sound that is asked of a model that does not hear."""
+def no_audio(adapter: ModelAdapter) -> MediaError:
+    """The error for a request that shows sound to a model that takes none."""
     return MediaError(f"{adapter.name} does not hear", "ask with use='video' (--use video)")
 
 
@@ -174,7 +174,7 @@ def sampled(track: VideoTrack, processor: Any, *, fps: float | int) -> Sampled:
 
 
 def for_vllm(video: Sampled) -> dict[str, Any]:
-    """What vLLM is told of frames that are sampled already."""
+    """The metadata with which vLLM takes frames that are sampled already."""
     return {**video.metadata, "video_backend": "opencv", "do_sample_frames": False}
 
 
@@ -242,5 +242,7 @@ def rendered(processor: Any, content: Sequence[Mapping[str, str]] | str) -> str:
 
 def refuse_written_placeholders(question: str, words: Sequence[str]) -> None:
     """Raise MediaError if a question holds a word that stands for media."""
-    if found := [word for word in words if word and word in question]:
-        raise MediaError(f"the question holds {', '.join(found)}, which stands for media", "write it differently")
+    if placeholders := [word for word in words if word and word in question]:
+        raise MediaError(
+            f"the question holds {', '.join(placeholders)}, which stands for media", "write it differently"
+        )

@@ -65,7 +65,7 @@ class OmniAdapter(OfficialAdapter):
         return "ask for text only: generation_mode='text' (Qwen2.5-Omni), return_audio=False (Qwen3-Omni)"
 
     @abstractmethod
-    def heard(self, columns: int) -> int:
+    def n_audio_tokens(self, columns: int) -> int:
         """Audio tokens of a spectrogram of so many columns."""
 
     @abstractmethod
@@ -172,7 +172,7 @@ class OmniAdapter(OfficialAdapter):
         return _Shown(
             text=rendered(processor, content),
             video=sampled(clip.require_video(), processor.video_processor, fps=FPS) if video else None,
-            audio=_heard(np.asarray(clip.require_audio().read(RATE))) if audio else None,
+            audio=_padded(np.asarray(clip.require_audio().read(RATE))) if audio else None,
         )
 
     def _with_sound(self, layout: Layout, start: float | int) -> Layout:
@@ -205,13 +205,13 @@ class OmniAdapter(OfficialAdapter):
         """A typical prompt: some text, a clip of 30 s at 1280 x 720 with its sound, the rest of the text."""
         long = EXAMPLE_SECONDS if seconds is None else seconds
         time, height, width = self.grids.grid(long, 720, 1280)
-        seen = time * height * width if video is None else video
-        heard = self.heard(ceil(long * MEL_FRAMES)) if audio is None else audio
-        frame = np.arange(seen) // (height * width) * self.grids.temporal
-        position = np.concatenate([frame * long / self.grids.frames(long) * self.positions, np.arange(heard)])
+        n_video = time * height * width if video is None else video
+        n_audio = self.n_audio_tokens(ceil(long * MEL_FRAMES)) if audio is None else audio
+        frame = np.arange(n_video) // (height * width) * self.grids.temporal
+        position = np.concatenate([frame * long / self.grids.frames(long) * self.positions, np.arange(n_audio)])
         order = np.argsort(self.turn(position), kind="stable")
-        is_video = order < seen
-        latest = np.maximum.accumulate(np.where(is_video, np.append(frame, np.zeros(heard, int))[order], -1))
+        is_video = order < n_video
+        latest = np.maximum.accumulate(np.where(is_video, np.append(frame, np.zeros(n_audio, int))[order], -1))
         before = min(self.prefix, text)
         return Layout.join(
             [
@@ -298,8 +298,8 @@ def _of_video(processor: Any, video: Sampled) -> dict[str, Any]:
 
     The processor cannot know the rate, by which it and the model place video and sound in time.
     """
-    told = {"do_sample_frames": False, "fps": video.fps, "input_data_format": CHANNELS_LAST}
-    return told | bounded(processor.video_processor)
+    arguments = {"do_sample_frames": False, "fps": video.fps, "input_data_format": CHANNELS_LAST}
+    return arguments | bounded(processor.video_processor)
 
 
 def _together(processor: Any) -> dict[str, Any]:
@@ -309,6 +309,6 @@ def _together(processor: Any) -> dict[str, Any]:
     return {"use_audio_in_video": True}
 
 
-def _heard(wave: Float32[np.ndarray, " samples"]) -> Float32[np.ndarray, " longer"]:
+def _padded(wave: Float32[np.ndarray, " samples"]) -> Float32[np.ndarray, " longer"]:
     """Sound with enough silence after it for one token, which only the shortest needs."""
     return np.pad(wave, (0, max(0, LEAST_SAMPLES - len(wave))))

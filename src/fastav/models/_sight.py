@@ -1,4 +1,4 @@
-"""Families that see and do not hear: a clip is its frames, sampled and scaled by the family's own processor."""
+"""Families that take video and no audio: a clip is its frames, sampled and scaled by the family's own processor."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -20,8 +20,8 @@ from fastav.models._official import (
     Row,
     Sampled,
     bounded,
-    deaf,
     for_vllm,
+    no_audio,
     refuse_written_placeholders,
     rendered,
     sampled,
@@ -33,7 +33,7 @@ KEPT = 0.4
 
 
 class SightAdapter(OfficialAdapter):
-    """A family that sees and does not hear.
+    """A family that takes video and no audio.
 
     The paper has no settings for such models; the preset `fastav` keeps the share of the clip that the paper keeps of
     video-SALMONN 2, the first 40 % of its tokens, which follow its time.
@@ -55,18 +55,20 @@ class SightAdapter(OfficialAdapter):
     def row(self, processor: Any, request: Request) -> Row:
         """The processor's tensors for one request, and its layout."""
         shown = self._shown(processor, request)
-        eye = processor.video_processor
+        video_processor = processor.video_processor
         inputs = processor(
             text=[shown.text],
-            videos=[_enough(shown.video.frames, eye.temporal_patch_size)],
+            videos=[_enough(shown.video.frames, video_processor.temporal_patch_size)],
             video_metadata=[shown.video.metadata],
             do_sample_frames=False,
             input_data_format=CHANNELS_LAST,
             return_tensors="pt",
-            **bounded(eye),
+            **bounded(video_processor),
         )
         ids = (processor.video_token_id, processor.image_token_id)
-        places = Places(video=ids[0], image=ids[1], merge=eye.merge_size, temporal=eye.temporal_patch_size)
+        places = Places(
+            video=ids[0], image=ids[1], merge=video_processor.merge_size, temporal=video_processor.temporal_patch_size
+        )
         (layout,) = self.read(places, inputs)
         return Row(dict(inputs), timed(layout, frames=shown.video.seconds))
 
@@ -74,9 +76,9 @@ class SightAdapter(OfficialAdapter):
         """What vLLM is given for a request: one video."""
         self.require(processor, [request])
         known: Any = processor
-        shown, eye = self._shown(known, request), known.video_processor
-        frames = _enough(shown.video.frames, eye.temporal_patch_size)
-        options = {"do_sample_frames": False, "input_data_format": CHANNELS_LAST, **bounded(eye)}
+        shown, video_processor = self._shown(known, request), known.video_processor
+        frames = _enough(shown.video.frames, video_processor.temporal_patch_size)
+        options = {"do_sample_frames": False, "input_data_format": CHANNELS_LAST, **bounded(video_processor)}
         return VllmInputs(text=shown.text, media={"video": (frames, for_vllm(shown.video))}, options=options)
 
     def _shown(self, processor: Any, request: Request) -> "_Shown":
@@ -110,7 +112,7 @@ class SightAdapter(OfficialAdapter):
     ) -> Layout:
         """A typical prompt: some text, a clip of 30 s at 1280 x 720 in one piece, the rest of the text."""
         if audio:
-            raise deaf(self)
+            raise no_audio(self)
         time, height, width = self.released_grid(EXAMPLE_SECONDS if seconds is None else seconds, 720, 1280)
         tokens = time * height * width if video is None else video
         frame = np.arange(tokens) // (height * width) * self.temporal

@@ -94,7 +94,8 @@ def rollout_rows(
         layer_starts = layer_starts / layer_starts.sum(2, keepdim=True).clamp(min=1e-30)
         weights, product = _through(layer, torch.cat([layer_starts, weights], 1), alpha, block)
         attention.append(product[:, : starts.shape[1]])
-    return RolloutRows(torch.stack(attention[::-1]), weights.unflatten(1, (len(layers), -1)).transpose(0, 1))
+    rollout = weights.reshape(len(weights), len(layers), -1, weights.shape[2]).transpose(0, 1)
+    return RolloutRows(torch.stack(attention[::-1]), rollout)
 
 
 def _through(

@@ -23,7 +23,7 @@ from fastav.engines.transformers.generation.loop import Decoding, release_steps
 from fastav.engines.transformers.generation.sampler import generate_settings
 from fastav.engines.transformers.hooks import prune
 from fastav.engines.transformers.prefetch import EncodedBatch, EncoderPrefetcher, on_device
-from fastav.engines.transformers.stopwatch import PeakMemory, Phases
+from fastav.engines.transformers.timing import PeakMemory, Phases
 from fastav.engines.transformers.tracing import trace
 from fastav.errors import FastAVError, PlanError
 from fastav.flops import kv_bytes, prefill_flops

@@ -21,7 +21,7 @@ from fastav.engines.transformers.devices import input_device, is_dispatched
 from fastav.engines.transformers.generation.loop import Decoding
 from fastav.engines.transformers.generation.sampler import generate_settings
 from fastav.engines.transformers.guards import patched
-from fastav.engines.transformers.stopwatch import Stopwatch
+from fastav.engines.transformers.timing import Stopwatch
 
 
 class _StopBeforeDecoder(Exception):

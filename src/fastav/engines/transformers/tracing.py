@@ -11,7 +11,7 @@ from fastav.engine import GREEDY
 from fastav.engines.transformers.devices import input_device
 from fastav.engines.transformers.generation.sampler import generate_settings
 from fastav.engines.transformers.hooks import prune
-from fastav.engines.transformers.stopwatch import Stopwatch
+from fastav.engines.transformers.timing import Stopwatch
 from fastav.layout import Layout
 from fastav.pruning.compiled import CompiledPlan
 from fastav.pruning.device_layout import question_mask

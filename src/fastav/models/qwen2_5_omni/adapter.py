@@ -69,7 +69,7 @@ class Qwen25OmniAdapter(OmniAdapter):
     pooled = True
     prefix = 16  # the system message, the start of the user's, and of the blocks of vision and sound
 
-    def heard(self, columns: int) -> int:
+    def n_audio_tokens(self, columns: int) -> int:
         """Audio tokens of a spectrogram of so many columns: two halvings."""
         return ((columns - 1) // 2 + 1 - 2) // 2 + 1
 

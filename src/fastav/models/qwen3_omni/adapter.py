@@ -82,7 +82,7 @@ class Qwen3OmniAdapter(OmniAdapter):
     pooled = False
     prefix = 5  # the start of the user's message, and of the blocks of vision and sound
 
-    def heard(self, columns: int) -> int:
+    def n_audio_tokens(self, columns: int) -> int:
         """Audio tokens of a spectrogram of so many columns: 13 for every 100, one for every 8 begun of the rest."""
         return columns // MEL_FRAMES * self.positions + -(-(columns % MEL_FRAMES) // STRIDE)
 

@@ -4,4 +4,4 @@ from fastav.models.videollama2 import VideoLlama2ForConditionalGeneration
 
 
 class FastAVTinyForConditionalGeneration(VideoLlama2ForConditionalGeneration):
-    """VideoLLaMA2's architecture under a name of its own, by which its checkpoints are told from the release."""
+    """VideoLLaMA2's architecture under a name of its own, which tells its checkpoints from the release."""

@@ -86,13 +86,11 @@ class VideoSalmonn2Processor(ClipProcessor):
     ) -> "_Row":
         scheme, mel, columns = self.media, None, None
         frames = 0 if clip is None else len(clip)
-        if seconds is None:
-            seconds = frames / scheme.video_fps
+        length: float | int = frames / scheme.video_fps if seconds is None else seconds
         if sound is not None:
-            mel, columns = spectrograms(
-                sound[: round(RATE * (seconds if frames else scheme.max_time))], scheme.mel_bins
-            )
-        run, index = self._block(frames, 0 if mel is None else len(mel), seconds)
+            sound = sound[: round(RATE * (length if frames else scheme.max_time))]
+            mel, columns = spectrograms(sound, scheme.mel_bins)
+        run, index = self._block(frames, 0 if mel is None else len(mel), length)
         return _Row(self.splice(prompt, run, VIDEO if frames else AUDIO), index, mel, columns)
 
     def _block(self, frames: int, pieces: int, seconds: float | int) -> tuple[list[int], np.ndarray]:

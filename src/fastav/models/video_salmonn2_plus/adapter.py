@@ -56,7 +56,7 @@ class VideoSalmonn2PlusAdapter(NativeAdapter):
         """A token is padding if no column of its half second holds sound."""
         mask = inputs.get("feature_attention_mask")
         is_sound = np.zeros((0, COLUMNS), bool) if mask is None else host(mask).astype(bool)
-        return ~is_sound.reshape(-1, PIECE_TOKENS, TOKEN_COLUMNS).any(2)
+        return np.logical_not(is_sound.reshape(-1, PIECE_TOKENS, TOKEN_COLUMNS).any(2))
 
     def starts(
         self, scheme: Scheme, inputs: Mapping[str, Any], clips: Sequence[Mapping[str, Any]], layouts: Sequence[Layout]

@@ -1,4 +1,4 @@
-"""From sound to what BEATs hears: which pieces of it, resampling, and Kaldi's filter bank."""
+"""From sound to BEATs' input: which pieces of it, resampling, and Kaldi's filter bank."""
 
 import math
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ INT16 = 2.0**15
 def clip_bounds(samples: int, scheme: Scheme | None = None) -> Int[np.ndarray, "clips 2"]:
     """First sample and end of each piece cut from a video's soundtrack of this many samples, at 16 kHz.
 
-    Piece i of n starts at i/n of (length - piece), so the last n-th of that is never heard; pieces overlap in short
-    videos and leave gaps in long ones. Ends may lie past the sound (which is then heard whole, n times).
+    Piece i of n starts at i/n of (length - piece), so the last n-th of that is left out; pieces overlap in short
+    videos and leave gaps in long ones. Ends may lie past the sound (of which each piece then has the whole).
 
     Source: what VideoLLaMA2 gets from pytorchvideo 0.1.5's uniform clip sampler, in exact arithmetic.
     """
@@ -63,9 +63,9 @@ def file_features(
     Differs: of longer sounds the first 30 s are taken; the original takes 30 s at random, so its answers vary.
     """
     scheme = scheme or Scheme()
-    heard = np.asarray(sound, np.float64)[: scheme.audio_seconds * rate]
-    samples = math.ceil(len(heard) * RATE / rate)
-    padded = np.pad(heard, (0, scheme.audio_seconds * rate - len(heard)))
+    first = np.asarray(sound, np.float64)[: scheme.audio_seconds * rate]
+    samples = math.ceil(len(first) * RATE / rate)
+    padded = np.pad(first, (0, scheme.audio_seconds * rate - len(first)))
     return _padded_features(resample(padded, rate), scheme, samples)
 
 
@@ -124,10 +124,10 @@ def _mel(hertz: Tensor) -> Tensor:
 
 
 def _padded_features(
-    sound: np.ndarray, scheme: Scheme, heard: int | None = None
+    sound: np.ndarray, scheme: Scheme, samples: int | None = None
 ) -> tuple[Float[Tensor, "rows bins"], Bool[Tensor, " rows"]]:
     """The filter bank of a sound padded to full length, rounded to bfloat16: the original feeds it so."""
-    heard = len(sound) if heard is None else heard
+    samples = len(sound) if samples is None else samples
     sound = np.pad(sound[: scheme.audio_samples], (0, max(0, scheme.audio_samples - len(sound))))
     features = fbank(torch.from_numpy(sound) * INT16, scheme.mel_bins).to(torch.bfloat16).float()
-    return features, torch.arange(scheme.fbank_rows) < math.ceil(heard / SHIFT)
+    return features, torch.arange(scheme.fbank_rows) < math.ceil(samples / SHIFT)

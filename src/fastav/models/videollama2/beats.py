@@ -179,7 +179,7 @@ class Beats(nn.Module):
         self.predictor = nn.Linear(shape.encoder_embed_dim, shape.predictor_class)
 
     def forward(self, fbank: Float[Tensor, "audios rows bins"]) -> Float[Tensor, "audios tokens width"]:
-        """Tokens in the order time, frequency. Silent padding is heard like any other sound, as in the original."""
+        """Tokens in the order time, frequency. Silent padding is encoded like any other sound, as in the original."""
         fbank = (fbank - FBANK_MEAN) / (2 * FBANK_STD)
         patches = self.patch_embedding(fbank[:, None]).flatten(2).transpose(1, 2)
         return self.encoder(self.post_extract_proj(self.layer_norm(patches)))

@@ -1,4 +1,4 @@
-"""Loading that accounts for every key: what the file lacks is found elsewhere or is an error, never random."""
+"""Loading that accounts for every key: what the file lacks is read elsewhere or is an error, never random."""
 
 from typing import Any
 
@@ -33,13 +33,13 @@ def complete(model: PreTrainedModel, info: dict[str, Any], source: str) -> None:
 
 def _copy_shared(model: PreTrainedModel, missing: set[str]) -> set[str]:
     tables = {name: value for name, value in model.named_parameters() if name.endswith(SHARED)}
-    found = [value for name, value in tables.items() if name not in missing]
+    stored = [value for name, value in tables.items() if name not in missing]
     absent = tables.keys() & missing
-    if not found:
+    if not stored:
         return set()
     with torch.no_grad():
         for name in absent:
-            tables[name].copy_(found[0])
+            tables[name].copy_(stored[0])
     return absent
 
 

@@ -47,6 +47,7 @@ class Decoding:
     adapter: the model's adapter; None to find it by the architectures in the configuration. streamer: receives the
     prompt and every token. stop: texts that end an answer. Pass both here: transformers passes neither to a custom
     loop. capture: whether steps have fixed shapes, which a CUDA device captures; None for yes where possible.
+    max_captures: captured steps to keep for the model after a generation; each has its own buffers.
 
     Raises, when generating: UnsupportedModel; UnsupportedPlan for beams, continued caches and anything else that is
     neither greedy nor sampled decoding of a complete prompt.
@@ -61,8 +62,10 @@ class Decoding:
         streamer: Any = None,
         stop: Stop | None = None,
         capture: bool | None = None,
+        max_captures: int = MAX_STEPS,
     ) -> None:
-        self._adapter, self._streamer, self._stop, self._capture = adapter, streamer, stop, capture
+        self._adapter, self._streamer, self._stop = adapter, streamer, stop
+        self._capture, self._max_captures = capture, max_captures
 
     @torch.inference_mode()
     def __call__(
@@ -107,7 +110,9 @@ class Decoding:
             while not sampler.done:
                 room = min(sampler.n_left, ROOM)
                 following = ExitStack()
-                step = following.enter_context(_decode_step(model, decoder, inputs, layers, room, fixed=fixed))
+                step = following.enter_context(
+                    _decode_step(model, decoder, inputs, layers, room, fixed=fixed, max_captures=self._max_captures)
+                )
                 step.begin(inputs, layers, prompt)
                 layers.clear()  # the buffers have copies of these keys and values
                 previous.close()  # others may use the previous buffers, which are copied
@@ -154,7 +159,14 @@ def last_logits_only(model: Any) -> Iterator[None]:
 
 @contextmanager
 def _decode_step(
-    model: Any, decoder: Any, inputs: dict[str, Any], layers: list[LayerKV], room: int, *, fixed: bool
+    model: Any,
+    decoder: Any,
+    inputs: dict[str, Any],
+    layers: list[LayerKV],
+    room: int,
+    *,
+    fixed: bool,
+    max_captures: int,
 ) -> Iterator[DecodeStep]:
     """A step of these shapes, an earlier capture or new, for exclusive use."""
     capacities = tuple(layer.capacity(room, fixed=fixed) for layer in layers)
@@ -171,7 +183,7 @@ def _decode_step(
     with _steps_lock:
         steps = _steps.setdefault(model, OrderedDict())
         steps[key] = step
-        while len(steps) > MAX_STEPS:
+        while len(steps) > max_captures:
             steps.popitem(last=False)
 
 

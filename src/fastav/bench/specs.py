@@ -1,7 +1,8 @@
-"""What is measured: a model by its configuration alone, and the prompts it is given."""
+"""What is measured: a model, known by its configuration alone, and the prompts that it gets."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePath
 from typing import Any, ClassVar
 
@@ -16,7 +17,7 @@ from fastav.models.videollama2 import VideoLlama2Adapter, VideoLlama2Config
 from fastav.plan import Before, Keep, Plan
 from fastav.presets import fastav, plus, trim
 
-TEXT = 44  # tokens of a short question with what a template puts around it
+TEXT = 44  # tokens of a short question within a chat template
 TINY_ENCODERS: Mapping[str, Any] = {
     "vision_config": {
         "hidden_size": 16,
@@ -41,7 +42,7 @@ TINY_ENCODERS: Mapping[str, Any] = {
 
 
 class SmallAdapter(VideoLlama2Adapter):
-    """A decoder of VideoLLaMA2's kind that one CPU core prefills in seconds. Nobody has trained it."""
+    """A decoder of VideoLLaMA2's kind that one CPU core prefills in seconds; it was never trained."""
 
     name = "small"
     presets: ClassVar[Mapping[str, Plan]] = {
@@ -89,8 +90,8 @@ class SmallAdapter(VideoLlama2Adapter):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
-    """A model.  name: as files may be called."""
+class ModelSpec:
+    """A model without weights.  name: also a part of the report's file name."""
 
     name: str
     adapter: ModelAdapter
@@ -98,39 +99,42 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prompt:
-    """What a model is asked.  name: `example` for what is typical of the family, else its seconds or tokens."""
+class PromptSpec:
+    """A prompt.  name: `example` for the family's typical prompt, else its seconds or tokens."""
 
     name: str
     layout: Layout
 
 
-def subject(model: str) -> Subject:
+def model_spec(model: str) -> ModelSpec:
     """The model of this name: `small`, or what `fastav.pipeline` takes.  Raises: UnsupportedModel, CheckpointError."""
     if model == SmallAdapter.name:
         adapter = SmallAdapter()
-        return Subject(name=model, adapter=adapter, config=adapter.config())
+        return ModelSpec(name=model, adapter=adapter, config=adapter.config())
     known, _, config = pipelines.resolve(model)
-    return Subject(name=PurePath(model).name, adapter=known, config=config)
+    return ModelSpec(name=PurePath(model).name, adapter=known, config=config)
 
 
-def prompts(of: Subject, *, tokens: Sequence[int] = (), seconds: Sequence[float | int] = ()) -> tuple[Prompt, ...]:
-    """A prompt of each length, in tokens or in seconds of its clip; a typical one if none is given.
+def prompt_specs(
+    model: ModelSpec, *, tokens: Sequence[int] = (), seconds: Sequence[float | int] = ()
+) -> tuple[PromptSpec, ...]:
+    """A prompt of each length, in tokens or in seconds of its clip; the family's typical one if no length is given.
 
     Raises: FastAVError for lengths that leave no room for a clip.
     """
-    made = [Prompt(name=f"{n}", layout=_of_length(of, n)) for n in tokens]
-    made += [Prompt(name=f"{s:g}s", layout=of.adapter.example(of.config, seconds=float(s), text=TEXT)) for s in seconds]
-    return tuple(made) or (Prompt(name="example", layout=of.adapter.example(of.config, text=TEXT)),)
+    example = partial(model.adapter.example, model.config, text=TEXT)
+    prompts = [PromptSpec(name=f"{n}", layout=_of_length(model, n)) for n in tokens]
+    prompts += [PromptSpec(name=f"{s:g}s", layout=example(seconds=float(s))) for s in seconds]
+    return tuple(prompts) or (PromptSpec(name="example", layout=example()),)
 
 
-def _of_length(of: Subject, tokens: int) -> Layout:
-    """A prompt of so many tokens, of which a clip's sound has the share that is typical of the family."""
+def _of_length(model: ModelSpec, tokens: int) -> Layout:
+    """A prompt of this many tokens, with the family's typical share of audio."""
     if tokens < 2 * TEXT:
         raise FastAVError(f"a prompt of {tokens} tokens has no room for a clip", f"--tokens {2 * TEXT} or more")
-    usual = of.adapter.example(of.config, text=TEXT)
+    typical = model.adapter.example(model.config, text=TEXT)
     media = tokens - TEXT
-    heard = round(media * usual.count(Modality.AUDIO) / (len(usual) - usual.count(Modality.TEXT)))
-    # a family that does not hear is not told of sound, not even that there is none
-    sound = {"audio": heard} if usual.count(Modality.AUDIO) else {}
-    return of.adapter.example(of.config, video=media - heard, text=TEXT, **sound)
+    n_audio = round(media * typical.count(Modality.AUDIO) / (len(typical) - typical.count(Modality.TEXT)))
+    # the example of a family without an audio encoder takes no `audio`, not even 0
+    audio = {"audio": n_audio} if typical.count(Modality.AUDIO) else {}
+    return model.adapter.example(model.config, video=media - n_audio, text=TEXT, **audio)

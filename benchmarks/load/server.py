@@ -1,4 +1,4 @@
-"""vLLM's server as a process of its own, which is gone when it is not needed any more."""
+"""vLLM's server in a process of its own, which is stopped in any case."""
 
 import os
 import signal
@@ -10,38 +10,44 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import psutil
 
 from fastav.errors import FastAVError
 
-PATIENCE = 20.0  # seconds that a server is given to stop by itself
+PATIENCE = 20.0  # seconds that a server has to stop by itself
 TAIL = 1500  # characters of its log that an error shows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
-    """What the server says of itself.  cache: share of the KV cache's blocks that are taken."""
+    """The server's own metrics.  cache: share of the KV cache's blocks that are in use."""
 
     running: int
     waiting: int
     cache: float | int
     preemptions: int
 
+    @property
+    def busy(self) -> bool:
+        """Whether the server holds requests or blocks."""
+        return bool(self.running or self.waiting or self.cache)
+
     @classmethod
-    def read(cls, text: str) -> "Metrics":
-        """From what Prometheus is told.  Raises: FastAVError for a server that says nothing of these."""
-        found: dict[str, float] = {}
+    def parse(cls, text: str) -> "Metrics":
+        """The metrics in Prometheus's text format, summed over engines.  Raises: FastAVError if one is missing."""
+        values: dict[str, float] = {}
         for line in text.splitlines():
             if line.startswith("vllm:"):
                 name, _, value = line.rpartition(" ")
                 name = name.partition("{")[0]
-                found[name] = found.get(name, 0.0) + float(value)
+                values[name] = values.get(name, 0.0) + float(value)
         try:
             return cls(
-                running=int(found["vllm:num_requests_running"]),
-                waiting=int(found["vllm:num_requests_waiting"]),
-                cache=found["vllm:kv_cache_usage_perc"],
-                preemptions=int(found["vllm:num_preemptions_total"]),
+                running=int(values["vllm:num_requests_running"]),
+                waiting=int(values["vllm:num_requests_waiting"]),
+                cache=values["vllm:kv_cache_usage_perc"],
+                preemptions=int(values["vllm:num_preemptions_total"]),
             )
         except KeyError as missing:
             raise FastAVError(f"the server's metrics hold no {missing.args[0]}") from None
@@ -56,25 +62,25 @@ class Server:
 
     @property
     def log(self) -> str:
-        """What it has printed."""
+        """The text that it has printed."""
         return self._log.read_text(encoding="utf-8", errors="replace")
 
     def metrics(self) -> Metrics:
-        """What it says of itself now.  Raises: FastAVError if it does not answer."""
+        """Its metrics now.  Raises: FastAVError if it does not answer."""
         try:
-            return Metrics.read(self._get("/metrics", 30).decode())
+            return Metrics.parse(self._get("/metrics", 30).decode())
         except OSError as error:
             self.require_alive()
-            raise FastAVError(f"the server does not answer ({error}): {self._last_words()}") from None
+            raise FastAVError(f"the server does not answer ({error}): {self._log_excerpt()}") from None
 
     def cpu(self) -> float:
-        """Seconds of CPU time that it and its children have taken."""
-        return sum(map(_seconds, self._tree()))
+        """CPU seconds of its processes so far."""
+        return sum(map(_cpu_seconds, self._tree()))
 
     def require_alive(self) -> None:
-        """Raises: FastAVError if it has ended."""
+        """Raises: FastAVError if its process has ended."""
         if (code := self._process.poll()) is not None:
-            raise FastAVError(f"the server ended with exit code {code}: {self._last_words()}")
+            raise FastAVError(f"the server ended with exit code {code}: {self._log_excerpt()}")
 
     def wait_until_ready(self, seconds: float | int) -> None:
         """Raises: FastAVError if it ends, or is not ready in time."""
@@ -85,11 +91,11 @@ class Server:
                 self._get("/health", 2)
                 return
             time.sleep(0.5)
-        raise FastAVError(f"the server was not ready after {seconds:.0f} s: {self._last_words()}")
+        raise FastAVError(f"the server was not ready after {seconds:.0f} s: {self._log_excerpt()}")
 
     def stop(self) -> None:
-        """End it and all that it started; at once, if interrupted once more."""
-        family = self._tree()
+        """End all its processes; at once, if interrupted again."""
+        processes = self._tree()
         try:
             self._process.terminate()
             with suppress(subprocess.TimeoutExpired):
@@ -97,15 +103,16 @@ class Server:
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)  # it leads a group, which outlives it
-            for process in family:
-                _kill(process)
+            for process in processes:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()  # psutil never kills a new process with the same id
             self._process.wait()
             end = time.monotonic() + PATIENCE
-            while any(map(_alive, family)) and time.monotonic() < end:
+            while any(map(_is_alive, processes)) and time.monotonic() < end:
                 time.sleep(0.05)
 
-    def _last_words(self) -> str:
-        """The first errors of its log, which others follow from; without any, its end."""
+    def _log_excerpt(self) -> str:
+        """The first errors of its log, which cause the later ones; without errors, its end."""
         errors = [line for line in self.log.splitlines() if " ERROR " in line and "Error: " in line]
         return " ... ".join(errors[:2])[:TAIL] or f"...{self.log[-TAIL:].strip()}"
 
@@ -113,33 +120,20 @@ class Server:
         with urllib.request.urlopen(self.url + path, timeout=seconds) as answer:
             return answer.read()
 
-    def _tree(self) -> list[Any]:
-        import psutil  # pyright: ignore[reportMissingModuleSource, reportMissingImports]
-
+    def _tree(self) -> list[psutil.Process]:
         with suppress(psutil.NoSuchProcess):
             process = psutil.Process(self._process.pid)
             return [process, *process.children(recursive=True)]
         return []
 
 
-def _alive(process: Any) -> bool:
-    import psutil  # pyright: ignore[reportMissingModuleSource, reportMissingImports]
-
+def _is_alive(process: psutil.Process) -> bool:
     with suppress(psutil.NoSuchProcess):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
 
 
-def _kill(process: Any) -> None:
-    import psutil  # pyright: ignore[reportMissingModuleSource, reportMissingImports]
-
-    with suppress(psutil.NoSuchProcess):
-        process.kill()  # never another that has its number by now
-
-
-def _seconds(process: Any) -> float:
-    import psutil  # pyright: ignore[reportMissingModuleSource, reportMissingImports]
-
+def _cpu_seconds(process: psutil.Process) -> float:
     with suppress(psutil.NoSuchProcess):
         spent = process.cpu_times()
         return spent.user + spent.system
@@ -150,9 +144,9 @@ def _seconds(process: Any) -> float:
 def serving(
     command: Sequence[str], environment: Mapping[str, str], log: Path, *, seconds: float | int
 ) -> Iterator[Server]:
-    """A server that is ready, and stopped afterwards whatever happens.
+    """A server that is ready for requests, and stopped afterwards in any case.
 
-    command: without host and port. environment: beside this process's own. seconds: until it must be ready.
+    command: without host and port. environment: added to this process's own. seconds: time for it to become ready.
     Raises: FastAVError.
     """
     port = _free_port()

@@ -11,15 +11,18 @@ from torch import nn
 
 
 class Stopwatch:
-    """Measures time on the device: by CUDA events, read when all work is done, or by the host's clock."""
+    """Measures time on the device: by CUDA events, read when all work is done, or by a clock of the host.
 
-    def __init__(self, device: torch.device) -> None:
-        self._cuda, self._device = device.type == "cuda", device
+    host_clock: gives seconds; for devices other than CUDA.
+    """
+
+    def __init__(self, device: torch.device, host_clock: Callable[[], float] = time.perf_counter) -> None:
+        self._cuda, self._device, self._host_clock = device.type == "cuda", device, host_clock
 
     def now(self) -> Any:
         """The current point in time, for `between`."""
         if not self._cuda:
-            return time.perf_counter()
+            return self._host_clock()
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self._device))
         return event

@@ -1,4 +1,4 @@
-"""How long preparing a clip takes, against the least that the model's encoders cost: `make bench-prepare`.
+"""The time to prepare a clip, against the least cost of the model's encoders: `make bench-prepare`.
 
 A clip of 30 s, 1280 x 720, H.264 with AAC, in which everything moves, is prepared for every family with the settings of
 its release. Seconds are CPU time of the process, all threads together, so that other work on the machine does not
@@ -12,7 +12,7 @@ import json
 import tempfile
 import time
 import warnings
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, wraps
@@ -26,9 +26,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import conftest  # noqa: F401  (transformers' video processors need torchvision, which it finds)
+import conftest  # noqa: F401  (makes torchvision importable, for transformers' video processors)
 from fastav.adapter import ModelAdapter, Prepared, Request, Use
 from fastav.bench.report import write
+from fastav.bench.table import grid
 from fastav.layout import Layout, Modality
 from fastav.media import AudioTrack, Clip, VideoTrack
 from fastav.provenance import provenance
@@ -58,18 +59,18 @@ def _whisper(inputs: Inputs) -> int:
 
 
 def _columns(name: str, each: int) -> Callable[[Inputs], int]:
-    """One position for so many columns of the spectrogram."""
+    """A position for every `each` columns of the spectrogram."""
     return lambda inputs: inputs[name].shape[1] // each
 
 
-def _heard(each: int) -> Callable[[Inputs], int]:
-    """One position for so many columns of the spectrogram that hold sound."""
+def _audio_columns(each: int) -> Callable[[Inputs], int]:
+    """A position for every `each` columns of the spectrogram that hold sound."""
     return lambda inputs: int(inputs["feature_attention_mask"].sum()) // each
 
 
 SIGLIP = "model.vision_tower.vision_tower.vision_model.encoder.layers"
 PHI4 = "model.embed_tokens_extend"
-STACKS: dict[str, dict[str, Callable[[Inputs], int]]] = {  # of layers, and how many positions run through them
+STACKS: dict[str, dict[str, Callable[[Inputs], int]]] = {  # of layers, and the positions that run through them
     "gemma3n": {"model.audio_tower.conformer": _columns("input_features", 4)},
     "gemma4": {
         "model.vision_tower.encoder.layers": lambda inputs: int((inputs["video_position_ids"] >= 0).all(-1).sum()),
@@ -79,9 +80,9 @@ STACKS: dict[str, dict[str, Callable[[Inputs], int]]] = {  # of layers, and how 
         f"{PHI4}.image_embed.img_processor.encoder.layers": lambda inputs: inputs["image_attention_mask"].numel(),
         f"{PHI4}.audio_embed.encoder.encoders": _columns("audio_input_features", 8),
     },
-    "qwen2-5-omni": {"visual.blocks": _patches, "audio_tower.layers": _heard(2)},
+    "qwen2-5-omni": {"visual.blocks": _patches, "audio_tower.layers": _audio_columns(2)},
     "qwen2-5-vl": {"model.visual.blocks": _patches},
-    "qwen3-omni": {"visual.blocks": _patches, "audio_tower.layers": _heard(8)},
+    "qwen3-omni": {"visual.blocks": _patches, "audio_tower.layers": _audio_columns(8)},
     "qwen3-vl": {"model.visual.blocks": _patches},
     "video-llama3": {"model.vision_model.encoder.layers": _patches},
     "video-salmonn2": {SIGLIP: _siglip, "speech_encoder.layers": _whisper},
@@ -93,21 +94,23 @@ STACKS: dict[str, dict[str, Callable[[Inputs], int]]] = {  # of layers, and how 
 }
 
 
-class Watch:
-    """CPU seconds of decoding video and of reading sound, while it is worn by the tracks of clips."""
+class DecodeTimer:
+    """CPU seconds of decoding video and of reading sound."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
 
     @contextmanager
-    def on(self, part: str) -> Iterator[None]:
+    def timing(self, part: str) -> Iterator[None]:
+        """Add the time inside the block to a part."""
         start = time.process_time()
         try:
             yield
         finally:
             self.seconds[part] += time.process_time() - start
 
-    def wear(self) -> None:
+    def install(self) -> None:
+        """Time the tracks of all clips from here on."""
         for kind, name, part in (
             (VideoTrack, "read", "video"),
             (AudioTrack, "read", "sound"),
@@ -119,7 +122,7 @@ class Watch:
     def _timed(self, read: Callable[..., Any], part: str) -> Callable[..., Any]:
         @wraps(read)
         def timed(*args: Any, **kwargs: Any) -> Any:
-            with self.on(part):
+            with self.timing(part):
                 return read(*args, **kwargs)
 
         return timed
@@ -129,7 +132,7 @@ class Watch:
         def timed(*args: Any) -> Iterator[Any]:
             pictures = each(*args)
             while True:
-                with self.on("video"):
+                with self.timing("video"):
                     picture = next(pictures, None)
                 if picture is None:
                     return
@@ -139,8 +142,8 @@ class Watch:
 
 
 @cache
-def scenery() -> np.ndarray:
-    """A picture larger than a frame, coarse and fine."""
+def landscape() -> np.ndarray:
+    """A picture larger than a frame, with coarse and fine structure."""
     random, scene = np.random.default_rng(0), 0.0
     for cells, weight in ((24, 128), (240, 77), (960, 50)):
         noise = torch.from_numpy(random.random((1, 3, cells * 9 // 16, cells), np.float32))
@@ -149,31 +152,31 @@ def scenery() -> np.ndarray:
 
 
 def moving(number: int, width: int, height: int) -> np.ndarray:
-    """A frame: the scenery, over which the camera wanders."""
+    """A frame: the part of the landscape that the moving camera shows."""
     x, y = int(320 + 310 * np.sin(number / 40)), int(180 + 170 * np.cos(number / 55))
-    return np.ascontiguousarray(scenery()[y : y + height, x : x + width])
+    return np.ascontiguousarray(landscape()[y : y + height, x : x + width])
 
 
-def clip_in(folder: Path) -> Path:
-    """The clip, as a file."""
+def write_example(folder: Path) -> Path:
+    """Write the clip."""
     sound = tone(SECONDS * RATE // BLOCK * BLOCK / RATE, RATE, channels=2)
-    shown = {"frames": SECONDS * FPS, "fps": FPS, "size": (WIDTH, HEIGHT), "picture": moving}
-    return write_clip(folder / "clip.mp4", **shown, audio="aac", sound=sound, rate=RATE, layout="stereo")
+    video = {"frames": SECONDS * FPS, "fps": FPS, "size": (WIDTH, HEIGHT), "picture": moving}
+    return write_clip(folder / "clip.mp4", **video, audio="aac", sound=sound, rate=RATE, layout="stereo")
 
 
-def multiplied(rounds: int = 5) -> float:
+def matmul_rate(rounds: int = 5) -> float:
     """The best rate of one thread for float32 matrices of an encoder's shape, in FLOPs a second."""
     left, right = torch.randn(2048, 1280), torch.randn(1280, 5120)
     best = 0.0
     for _ in range(rounds):
         start = time.process_time()
-        left @ right
+        torch.matmul(left, right)
         best = max(best, 2 * 2048 * 1280 * 5120 / (time.process_time() - start))
     return best
 
 
 def encoder_flops(adapter: ModelAdapter, inputs: Inputs) -> dict[str, float]:
-    """The least that each encoder of the release costs for these inputs."""
+    """The least FLOPs of each encoder of the release for these inputs."""
     with torch.device("meta"):
         model = adapter.language_model(adapter.build(adapter.config()))
     flops = {}
@@ -181,35 +184,36 @@ def encoder_flops(adapter: ModelAdapter, inputs: Inputs) -> dict[str, float]:
         linear = (layer for layer in model.get_submodule(name).modules() if isinstance(layer, nn.Linear))
         flops[name] = 2.0 * sum(layer.weight.numel() for layer in linear) * positions(inputs)
     if adapter.name == "gemma3n":
-        with FlopCounterMode(display=False) as counted, torch.no_grad():
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
             model.get_submodule("model.vision_tower").eval()(inputs["pixel_values"].to("meta"))
-        flops["model.vision_tower"] = float(counted.get_total_flops())
+        flops["model.vision_tower"] = float(counter.get_total_flops())
     return flops
 
 
-def prepared(name: str, clip: Clip, watch: Watch) -> tuple[Prepared, dict[str, float]]:
-    """One family's inputs, and the medians of what they took."""
+def prepare(name: str, clip: Clip, timer: DecodeTimer) -> tuple[Prepared, dict[str, float]]:
+    """One family's inputs, and the median seconds of each part of preparing them."""
     adapter, processor = MODELS[name](), RELEASED[name]()
     request = Request(clip=clip, question="What is happening?", use=Use.AUTO if adapter.hears else Use.VIDEO)
-    result, rounds = adapter.prepare(processor, [request]), []  # the first is not measured: it imports and sets up
+    result, rounds = adapter.prepare(processor, [request]), []  # a warm-up, which imports modules
     for _ in range(ROUNDS):
-        watch.seconds.clear()
+        timer.seconds.clear()
         wall, start = time.perf_counter(), time.process_time()
         result = adapter.prepare(processor, [request])
         whole = time.process_time() - start
-        parts = {part: watch.seconds[part] for part in ("video", "sound")}
+        parts = {part: timer.seconds[part] for part in ("video", "sound")}
         rounds.append({**parts, "rest": whole - sum(parts.values()), "all": whole, "wall": time.perf_counter() - wall})
     return result, {part: median(one[part] for one in rounds) for part in rounds[0]}
 
 
 def clip_tokens(layout: Layout) -> tuple[int, int]:
+    """Tokens of pictures, and of sound."""
     return layout.count(Modality.VIDEO, Modality.IMAGE), layout.count(Modality.AUDIO)
 
 
-def row(name: str, clip: Clip, watch: Watch, rate: float) -> dict[str, Any]:
-    """One family."""
+def row(name: str, clip: Clip, timer: DecodeTimer, rate: float) -> dict[str, Any]:
+    """One family's row.  rate: FLOPs a second of the encoders."""
     adapter = MODELS[name]()
-    result, seconds = prepared(name, clip, watch)
+    result, seconds = prepare(name, clip, timer)
     tokens = clip_tokens(result.layouts[0])
     assert tokens == clip_tokens(adapter.example(adapter.config(), seconds=SECONDS, text=44)), f"{name}: {tokens}"
     flops = encoder_flops(adapter, result.inputs)
@@ -220,33 +224,33 @@ def row(name: str, clip: Clip, watch: Watch, rate: float) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows, as Markdown."""
-    head = "| family | video | sound | rest | **all** | encoders, at least | all / encoders |"
-    lines = [head, "|---" * (head.count("|") - 1) + "|"]
+    head = ("family", "video", "sound", "rest", "**all**", "encoders, at least", "all / encoders")
+    cells = []
     for one in rows:
         s = one["seconds"]
-        parts = " | ".join(f"{s[part]:.2f}" for part in ("video", "sound", "rest"))
-        ratio = f"{s['ratio']:.1%}".replace("%", " %")
-        lines.append(f"| `{one['family']}` | {parts} | **{s['all']:.2f}** | {s['encoders']:,.0f} | {ratio} |")
-    return "\n".join(lines)
+        parts = [f"{s[part]:.2f}" for part in ("video", "sound", "rest")]
+        ratio = f"{100 * s['ratio']:.1f} %"
+        cells.append([f"`{one['family']}`", *parts, f"**{s['all']:.2f}**", f"{s['encoders']:,.0f}", ratio])
+    return "\n".join(grid(head, cells))
 
 
 def main() -> None:
     """Measure every family, print the table, write the JSON."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    watch = Watch()
-    watch.wear()
+    timer = DecodeTimer()
+    timer.install()
     with tempfile.TemporaryDirectory() as folder:
-        path = clip_in(Path(folder))
+        path = write_example(Path(folder))
         megabits = path.stat().st_size * 8e-6 / SECONDS
         start = time.process_time()
         clip = Clip.open(path)
-        opening, rate = time.process_time() - start, multiplied()
-        rows = [row(name, clip, watch, rate) for name in MODELS if name != "tiny"]  # which is no release
-    found = provenance(torch.device("cpu"))
-    result = {"command": "make bench-prepare", **found, "how": __doc__, "rounds": ROUNDS}
-    shown = {"seconds": SECONDS, "fps": FPS, "size": [WIDTH, HEIGHT], "megabits_a_second": megabits}
-    result |= {"clip": shown, "open_seconds": opening, "matmul_gflops": rate / 1e9, "rows": rows}
+        opening, rate = time.process_time() - start, matmul_rate()
+        rows = [row(name, clip, timer, rate) for name in MODELS if name != "tiny"]  # which is no release
+    facts = provenance(torch.device("cpu"))
+    result = {"command": "make bench-prepare", **facts, "how": __doc__, "rounds": ROUNDS}
+    video = {"seconds": SECONDS, "fps": FPS, "size": [WIDTH, HEIGHT], "megabits_a_second": megabits}
+    result |= {"clip": video, "open_seconds": opening, "matmul_gflops": rate / 1e9, "rows": rows}
     write(json.loads(json.dumps(result)), RESULT)
     print(f"{table(rows)}\n\n{rate / 1e9:.0f} GFLOP/s a thread; opening the clip took {opening:.2f} s; {RESULT}")
 
