@@ -421,8 +421,8 @@ class Plan:
         origin = _origin(data.get("origin"))
         if data["fastav_plan"] != cls.VERSION or isinstance(data["fastav_plan"], bool):
             raise PlanError(
-                f"this fastav reads plans of version {cls.VERSION}, got {data['fastav_plan']!r}",
-                "create the plan again",
+                f"plan version {data['fastav_plan']!r} is not supported",
+                f"this release reads version {cls.VERSION}: create the plan again",
             )
         if not isinstance(data["name"], str) or not isinstance(data["steps"], list):
             raise PlanError("a plan's name must be a string and its steps a list")
