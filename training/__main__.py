@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastav.files import whole
+from fastav.files import atomic_write
 from fastav.models.tiny import FastAVTinyForConditionalGeneration
 from fastav.world import LONG_SECONDS, SECONDS
 from training.data import Bank, Labelled
@@ -82,7 +82,7 @@ def _encoders(
 
 def _save(path: Path, what: dict[str, object]) -> None:
     """Write a file that is whole or not there."""
-    with whole(path) as part:
+    with atomic_write(path) as part:
         torch.save(what, part)
 
 

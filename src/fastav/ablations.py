@@ -51,7 +51,7 @@ class Setting:
 
     label: str
     plan: Plan
-    own: bool = False
+    is_original: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,11 +64,11 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Parts:
+class _GlobalAndFine:
     """A plan of FastAV, taken apart.  start: the layer of the global cut, in a decoder of this depth."""
 
     plan: Plan
-    coarse: Step
+    global_cut: Step
     fine: tuple[Step, ...]
     start: int
     depth: int
@@ -90,72 +90,72 @@ def tables(plan: Plan, depth: int, names: Iterable[str] = TABLES) -> tuple[Table
     Raises: UnknownName for a table; PlanError if there is none, if the plan is not FastAV's, or if for `start` and
     `drop` it does not cut entering every later layer.
     """
-    chosen = tuple(dict.fromkeys(names))
-    if not chosen:
+    unique = tuple(dict.fromkeys(names))
+    if not unique:
         raise PlanError("there is no table to make", f"known: {', '.join(TABLES)}")
-    for name in chosen:
+    for name in unique:
         if name not in TABLES:
             raise unknown_name("table", name, TABLES)
-    parts = _taken_apart(plan, depth)
+    split = _split(plan, depth)
     makers = {"global": _global, "fine": _fine, "start": _start, "drop": _drop}
-    return tuple(makers[name](parts) for name in chosen)
+    return tuple(makers[name](split) for name in unique)
 
 
-def plans(made: Iterable[Table]) -> dict[str, Plan]:
+def plans(ablations: Iterable[Table]) -> dict[str, Plan]:
     """The plans of some tables by their names, each once, as an `Evaluation` takes them."""
-    return {setting.plan.name: setting.plan for table in made for setting in table.settings}
+    return {setting.plan.name: setting.plan for table in ablations for setting in table.settings}
 
 
-def _global(parts: _Parts) -> Table:
-    settings = [Setting(label=name, plan=_alone(parts, name), own=name == "position") for name in GLOBAL]
-    return _table("global", f"global cut entering layer {parts.start}, alone: what it removes", settings)
+def _global(split: _GlobalAndFine) -> Table:
+    settings = [Setting(label=name, plan=_global_only(split, name), is_original=name == "position") for name in GLOBAL]
+    return _table("global", f"global cut entering layer {split.start}, alone: what it removes", settings)
 
 
-def _fine(parts: _Parts) -> Table:
+def _fine(split: _GlobalAndFine) -> Table:
     settings = []
     for name, (method, options) in FINE.items():
-        steps = (parts.coarse, *(replace(step, method=method, options=options) for step in parts.fine))
-        settings.append(_setting(name, Plan(steps, f"fine-{name}"), parts))
+        steps = (split.global_cut, *(replace(step, method=method, options=options) for step in split.fine))
+        settings.append(_setting(name, Plan(steps, f"fine-{name}"), split))
     return _table("fine", "fine cuts after the global one: what they remove", settings)
 
 
-def _start(parts: _Parts) -> Table:
-    _require_every_later_layer(parts)
+def _start(split: _GlobalAndFine) -> Table:
+    _require_every_later_layer(split)
     settings = []
-    for start in sorted({parts.depth * eighths // 8 for eighths in EIGHTHS} | {parts.start}):
-        fine = (replace(step, layers=f"{start}+1..") for step in parts.fine)
-        moved = Plan((replace(parts.coarse, layers=str(start)), *fine), f"start-{start}")
-        settings.append(_setting(f"layer {start}", parts.plan if start == parts.start else moved, parts))
+    for start in sorted({split.depth * eighths // 8 for eighths in EIGHTHS} | {split.start}):
+        fine = (replace(step, layers=f"{start}+1..") for step in split.fine)
+        swept = Plan((replace(split.global_cut, layers=str(start)), *fine), f"start-{start}")
+        settings.append(_setting(f"layer {start}", split.plan if start == split.start else swept, split))
     return _table("start", "layer of the global cut", settings)
 
 
-def _drop(parts: _Parts) -> Table:
-    own = _require_every_later_layer(parts)
+def _drop(split: _GlobalAndFine) -> Table:
+    own_drop = _require_every_later_layer(split)
     settings = []
-    for drop in sorted({*DROPS, own}):
+    for drop in sorted({*DROPS, own_drop}):
         share = Share(round(1 - drop, 12))
-        fine = (replace(step, keep=Keep(**dict.fromkeys(step.keep.to_dict(), share))) for step in parts.fine)
-        pruned = Plan((parts.coarse, *fine), f"drop-{100 * drop:g}") if drop else _alone(parts, "position")
-        settings.append(_setting(f"P = {100 * drop:g} %", parts.plan if drop == own else pruned, parts))
+        fine = (replace(step, keep=Keep(**dict.fromkeys(step.keep.to_dict(), share))) for step in split.fine)
+        pruned = Plan((split.global_cut, *fine), f"drop-{100 * drop:g}") if drop else _global_only(split, "position")
+        settings.append(_setting(f"P = {100 * drop:g} %", split.plan if drop == own_drop else pruned, split))
     return _table("drop", "P, the share that every fine cut removes", settings)
 
 
-def _alone(parts: _Parts, name: str) -> Plan:
+def _global_only(split: _GlobalAndFine, name: str) -> Plan:
     """The global cut without fine ones, by this strategy."""
     method, options = GLOBAL[name]
-    return Plan((replace(parts.coarse, method=method, options=options),), f"global-{name}")
+    return Plan((replace(split.global_cut, method=method, options=options),), f"global-{name}")
 
 
-def _setting(label: str, plan: Plan, parts: _Parts) -> Setting:
-    own = plan.steps == parts.plan.steps
-    return Setting(label=label, plan=parts.plan if own else plan, own=own)
+def _setting(label: str, plan: Plan, split: _GlobalAndFine) -> Setting:
+    is_original = plan.steps == split.plan.steps
+    return Setting(label=label, plan=split.plan if is_original else plan, is_original=is_original)
 
 
 def _table(name: str, title: str, settings: Iterable[Setting]) -> Table:
     return Table(name=name, title=title, settings=(Setting(label="without pruning", plan=NONE), *settings))
 
 
-def _taken_apart(plan: Plan, depth: int) -> _Parts:
+def _split(plan: Plan, depth: int) -> _GlobalAndFine:
     """Raises: PlanError if it is not one cut by position and then cuts by last-query."""
     plan.cuts(depth)  # raises if a layer does not exist
     if not _is_fastav(plan.steps, depth):
@@ -164,30 +164,32 @@ def _taken_apart(plan: Plan, depth: int) -> _Parts:
             "cuts by last-query",
             "vary the preset fastav, or what fastav plan write makes of it",
         )
-    coarse, *fine = plan.steps
-    (start,) = coarse.entering(depth)
-    return _Parts(plan=replace(plan, name="fastav"), coarse=coarse, fine=tuple(fine), start=start, depth=depth)
+    global_cut, *fine = plan.steps
+    (start,) = global_cut.entering(depth)
+    return _GlobalAndFine(
+        plan=replace(plan, name="fastav"), global_cut=global_cut, fine=tuple(fine), start=start, depth=depth
+    )
 
 
 def _is_fastav(steps: Sequence[Step], depth: int) -> bool:
     if len(steps) < 2 or any(step.cache_only or step.options for step in steps):
         return False
-    coarse, *fine = steps
-    at = coarse.entering(depth)
-    return (coarse.method, {step.method for step in fine}, len(at)) == ("position", {"last-query"}, 1) and all(
-        layer > at[0] for step in fine for layer in step.entering(depth)
+    global_cut, *fine = steps
+    entries = global_cut.entering(depth)
+    return (global_cut.method, {step.method for step in fine}, len(entries)) == ("position", {"last-query"}, 1) and all(
+        layer > entries[0] for step in fine for layer in step.entering(depth)
     )
 
 
-def _require_every_later_layer(parts: _Parts) -> float:
+def _require_every_later_layer(split: _GlobalAndFine) -> float:
     """The share that the fine cuts remove.  Raises: PlanError if they are not one share entering every later layer."""
-    fine, *more = parts.fine
+    fine, *others = split.fine
     budgets = set(fine.keep.pools().values())
     shares = [budget.share for budget in budgets if isinstance(budget, Share)]
-    every = range(parts.start + 1, parts.depth)
-    if more or fine.entering(parts.depth) != every or len(budgets) != 1 or not shares:
+    later_layers = range(split.start + 1, split.depth)
+    if others or fine.entering(split.depth) != later_layers or len(budgets) != 1 or not shares:
         raise PlanError(
-            f"the plan's fine cuts are not one share entering every layer after {parts.start}, so there is neither a "
+            f"the plan's fine cuts are not one share entering every layer after {split.start}, so there is neither a "
             "start layer nor a P to sweep",
             "the tables global and fine can be made",
         )

@@ -18,6 +18,7 @@ from fastav import token_mixing
 from fastav.compatibility import require_tested
 from fastav.errors import FastAVError, MissingTrack, PlanError, UnsupportedModel
 from fastav.flops import DecoderShape
+from fastav.formatting import plural
 from fastav.installation import importable
 from fastav.layout import Layout
 from fastav.media import Clip
@@ -25,7 +26,6 @@ from fastav.plan import Plan
 from fastav.presets import NONE
 from fastav.recipes import recipe
 from fastav.registry import MODELS, RECIPES, unknown_name
-from fastav.wording import counted
 
 require_tested("torch", "transformers")
 
@@ -145,7 +145,7 @@ def requests_of(clips: Any, questions: Any, use: Use) -> list[Request]:
         questions = [questions] * len(clips)
     if len(clips) != len(questions):
         raise FastAVError(
-            f"{counted(len(clips), 'clip')} and {counted(len(questions), 'question')} cannot be paired",
+            f"{plural(len(clips), 'clip')} and {plural(len(questions), 'question')} cannot be paired",
             "pass as many clips as questions, or one clip or one question for all",
         )
     return [request_of(clip, question, use) for clip, question in zip(clips, questions, strict=True)]

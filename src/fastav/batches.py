@@ -15,11 +15,13 @@ from fastav.engine import Answer, Prepare, Run
 from fastav.errors import EngineStopped, FastAVError, PlanNotApplied, reason_of
 
 T = TypeVar("T")
-Asked = tuple[int, Request]  # a request, and its place in the set
+IndexedRequest = tuple[int, Request]  # a request, and its place in the set
 Outcome = tuple[int, Answer | FastAVError]
-Part = tuple[Sequence[Asked], Run]  # what is ready to be answered
+ReadyBatch = tuple[Sequence[IndexedRequest], Run]  # what is ready to be answered
 
-WINDOW = 8  # batches' worth of requests that are sorted together, so that those of about one length share a batch
+WINDOW_BATCHES = (
+    8  # batches' worth of requests that are sorted together, so that those of about one length share a batch
+)
 
 
 def outcomes(requests: Iterable[Request | FastAVError], prepare: Prepare, batch: int) -> Generator[Outcome, None, None]:
@@ -32,37 +34,37 @@ def outcomes(requests: Iterable[Request | FastAVError], prepare: Prepare, batch:
     Raises: whatever reading the requests raises; FastAVError if the device has failed, after which no request could be
     answered. What was answered until then has been given.
     """
-    maker = _Maker(prepare)
-    with closing(ahead(maker.batches(requests, batch))) as batches:
-        for failed, parts in batches:
+    maker = _BatchMaker(prepare)
+    with closing(prefetch(maker.batches(requests, batch))) as batches:
+        for failed, ready in batches:
             yield from failed
-            yield from _answered(parts, maker)
+            yield from _run_batches(ready, maker)
 
 
-def _answered(parts: Sequence[Part], maker: "_Maker") -> Iterator[Outcome]:
-    for asked, run in parts:
-        answers = tried(run)
+def _run_batches(ready: Sequence[ReadyBatch], maker: "_BatchMaker") -> Iterator[Outcome]:
+    for batch_requests, run in ready:
+        answers = attempt(run)
         if not isinstance(answers, FastAVError):
-            yield from zip((place for place, _ in asked), answers, strict=True)
-        elif len(asked) == 1:
-            yield asked[0][0], answers
+            yield from zip((index for index, _ in batch_requests), answers, strict=True)
+        elif len(batch_requests) == 1:
+            yield batch_requests[0][0], answers
         else:
-            failed, halves = maker.halved(asked)
+            failed, halves = maker.split_in_halves(batch_requests)
             yield from failed
-            yield from _answered(halves, maker)
+            yield from _run_batches(halves, maker)
 
 
-def ahead(items: Iterator[T]) -> Generator[T, None, None]:
+def prefetch(items: Iterator[T]) -> Generator[T, None, None]:
     """The items of an iterator, of which the next one is made in a thread while the current one is used."""
     end: Any = object()
     with ThreadPoolExecutor(1, thread_name_prefix="fastav-ahead") as thread:
-        coming = thread.submit(next, items, end)
-        while (item := coming.result()) is not end:
-            coming = thread.submit(next, items, end)
+        future = thread.submit(next, items, end)
+        while (item := future.result()) is not end:
+            future = thread.submit(next, items, end)
             yield item
 
 
-def tried(work: Callable[[], T]) -> T | FastAVError:
+def attempt(work: Callable[[], T]) -> T | FastAVError:
     """What some work gives, or the error that says why it gives nothing, without what it held on to.
 
     Raises: EngineStopped, PlanNotApplied.
@@ -81,11 +83,11 @@ def tried(work: Callable[[], T]) -> T | FastAVError:
                 f"the device has failed: {reason_of(error)}", "start again; answers that were given so far are right"
             ) from error
         if "can't allocate memory" not in str(error):
-            return failure_of(error)
+            return as_failure(error)
     return FastAVError("there is not enough memory to answer this", "ask about less of the clip, or on another device")
 
 
-def failure_of(error: Exception) -> FastAVError:
+def as_failure(error: Exception) -> FastAVError:
     """Any error as one of a request, with its cause, but without what that held on to."""
     if isinstance(error, FastAVError):
         return error.with_traceback(None)
@@ -103,7 +105,7 @@ def has_failed_device(error: Exception) -> bool:
     return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
 
 
-class _Maker:
+class _BatchMaker:
     """Makes batches, one at a time: one that has failed is made anew while a thread is making the next one."""
 
     def __init__(self, prepare: Prepare) -> None:
@@ -111,56 +113,61 @@ class _Maker:
 
     def batches(
         self, requests: Iterable[Request | FastAVError], batch: int
-    ) -> Iterator[tuple[list[Outcome], list[Part]]]:
+    ) -> Iterator[tuple[list[Outcome], list[ReadyBatch]]]:
         """What has failed since the batch before, and the parts that a batch is answered in: one, if none fails.
 
         The longest of a window come first: what takes more memory than there is shows soon.
         """
-        numbered = enumerate(requests)
-        while window := list(islice(numbered, WINDOW * batch)):
+        indexed = enumerate(requests)
+        while window := list(islice(indexed, WINDOW_BATCHES * batch)):
             failed: list[Outcome] = []
-            found: list[tuple[Any, Asked]] = []
-            for place, request in window:
-                length = request if isinstance(request, FastAVError) else tried(partial(length_of, request))
+            with_length: list[tuple[Any, IndexedRequest]] = []
+            for index, request in window:
+                length = request if isinstance(request, FastAVError) else attempt(partial(length_key, request))
                 if isinstance(length, FastAVError):
-                    failed.append((place, length))
+                    failed.append((index, length))
                 else:
                     assert isinstance(request, Request)
-                    found.append((length, (place, request)))
-            ordered = [asked for _, asked in sorted(found, key=lambda one: one[0], reverse=True)]
+                    with_length.append((length, (index, request)))
+            ordered = [
+                batch_requests for _, batch_requests in sorted(with_length, key=lambda pair: pair[0], reverse=True)
+            ]
             for start in range(0, len(ordered), batch):
                 with self._lock:
-                    also, parts = self._parts(ordered[start : start + batch])
-                yield failed + also, parts
+                    more, ready = self._parts(ordered[start : start + batch])
+                yield failed + more, ready
                 failed = []
             if failed:
                 yield failed, []
 
-    def halved(self, asked: Sequence[Asked]) -> tuple[list[Outcome], list[Part]]:
+    def split_in_halves(self, batch_requests: Sequence[IndexedRequest]) -> tuple[list[Outcome], list[ReadyBatch]]:
         """The two halves of a batch that has failed: what of them fails at once, and parts to answer."""
         with self._lock:
-            return self._halves(asked)
+            return self._halves(batch_requests)
 
-    def _parts(self, asked: Sequence[Asked]) -> tuple[list[Outcome], list[Part]]:
-        run = tried(partial(self._prepare, [request for _, request in asked]))
+    def _parts(self, batch_requests: Sequence[IndexedRequest]) -> tuple[list[Outcome], list[ReadyBatch]]:
+        run = attempt(partial(self._prepare, [request for _, request in batch_requests]))
         if not isinstance(run, FastAVError):
-            return [], [(asked, run)]
-        if len(asked) == 1:
-            return [(asked[0][0], run)], []
-        return self._halves(asked)
+            return [], [(batch_requests, run)]
+        if len(batch_requests) == 1:
+            return [(batch_requests[0][0], run)], []
+        return self._halves(batch_requests)
 
-    def _halves(self, asked: Sequence[Asked]) -> tuple[list[Outcome], list[Part]]:
-        middle = len(asked) // 2
-        (failed, parts), (more, others) = self._parts(asked[:middle]), self._parts(asked[middle:])
-        return failed + more, parts + others
+    def _halves(self, batch_requests: Sequence[IndexedRequest]) -> tuple[list[Outcome], list[ReadyBatch]]:
+        middle = len(batch_requests) // 2
+        (failed, ready), (more_failed, more_ready) = (
+            self._parts(batch_requests[:middle]),
+            self._parts(batch_requests[middle:]),
+        )
+        return failed + more_failed, ready + more_ready
 
 
-def length_of(request: Request) -> tuple[bool, bool, float | int, int]:
+def length_key(request: Request) -> tuple[bool, bool, float | int, int]:
     """What tells how long a prompt will be before any of its media are decoded, in the order in which it matters.
 
     Whether the video is shown, whether the sound is; the seconds of what is shown; the letters of the question.
     Raises: MissingTrack.
     """
     video, audio = request.tracks
-    shown = (video and request.clip.video, audio and request.clip.audio)
-    return video, audio, max((track.duration for track in shown if track), default=0), len(request.question)
+    tracks = (video and request.clip.video, audio and request.clip.audio)
+    return video, audio, max((track.duration for track in tracks if track), default=0), len(request.question)

@@ -38,33 +38,33 @@ def require_tested(*packages: str) -> None:
 @cache
 def _require_tested(package: str) -> None:
     try:
-        found, declared = version(package), requires("fastav") or ()
+        installed, requirements = version(package), requires("fastav") or ()
     except PackageNotFoundError:
         return
-    check(package, found, declared)
+    check(package, installed, requirements)
 
 
-def check(package: str, found: str, declared: Iterable[str]) -> None:
+def check(package: str, installed: str, requirements: Iterable[str]) -> None:
     """Compare one release with what a package's metadata declares; as `require_tested`."""
-    tested, release = declared_range(package, declared), release_of(found)
+    tested, release = declared_range(package, requirements), release_of(installed)
     if tested.oldest is not None and release < tested.oldest:
         raise InstallationError(
-            f"{package} {found} is older than what fastav runs with ({package}{tested})",
+            f"{package} {installed} is older than what fastav runs with ({package}{tested})",
             f"pip install '{package}{tested}'",
         )
     if tested.beyond is not None and release >= tested.beyond:
         warnings.warn(
-            f"{package} {found} is newer than what fastav was tested with ({package}{tested})",
+            f"{package} {installed} is newer than what fastav was tested with ({package}{tested})",
             FastAVWarning,
             stacklevel=2,
         )
 
 
-def declared_range(package: str, declared: Iterable[str]) -> ReleaseRange:
+def declared_range(package: str, requirements: Iterable[str]) -> ReleaseRange:
     """The range of a package among requirements as metadata writes them, those of extras included."""
-    for requirement in declared:
-        named = re.match(r"[\w.-]+", requirement)
-        if named and named[0].lower() == package:
+    for requirement in requirements:
+        name_match = re.match(r"[\w.-]+", requirement)
+        if name_match and name_match[0].lower() == package:
             bounds = dict(re.findall(r"(>=|<)\s*([\d.]+)", requirement.partition(";")[0]))
             return ReleaseRange(*(release_of(bounds[sign]) if sign in bounds else None for sign in (">=", "<")))
     return ReleaseRange(None, None)

@@ -10,12 +10,12 @@ from transformers import PreTrainedConfig
 
 from fastav.adapter import ModelAdapter, Request
 from fastav.errors import FastAVError, UnsupportedPlan
+from fastav.formatting import brief_repr, plural
 from fastav.method import Signal
 from fastav.plan import Plan
 from fastav.pruning.compiled import CompiledPlan
 from fastav.pruning.rollout import ALPHA
 from fastav.trace import Trace
-from fastav.wording import brief_repr, counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ class Answer:
     peak_bytes: int | None
 
     def __repr__(self) -> str:
-        tokens = f"{counted(sum(self.prompt_tokens.values()), 'prompt token')}, {len(self.token_ids)} new"
+        tokens = f"{plural(sum(self.prompt_tokens.values()), 'prompt token')}, {len(self.token_ids)} new"
         costs = f"FLOPs {self.flops.ratio:.1%}, KV cache {self.kv_bytes.ratio:.1%}"
         seconds = f"{sum(self.seconds.values()):.2f} s"
         return f"Answer({self.text!r}, finish={self.finish!r}, plan={self.plan!r}: {tokens}, {costs}, {seconds})"

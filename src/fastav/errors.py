@@ -108,8 +108,8 @@ def reason_of(error: BaseException, *, with_type: bool = False) -> str:
     """
     line = _line_of(error, with_type)
     root = _root_of(error)
-    if root is not error and (below := _line_of(root)) not in line:
-        line = f"{line} ({below})"
+    if root is not error and (root_line := _line_of(root)) not in line:
+        line = f"{line} ({root_line})"
     return line if len(line) <= LONGEST_REASON else f"{line[: LONGEST_REASON - 3]}..."
 
 
@@ -119,20 +119,20 @@ def install_hint(extra: str) -> str:
 
 
 def _line_of(error: BaseException, with_type: bool = False) -> str:
-    words = _words_of(error)
-    if " " in words and not with_type:
-        return words
-    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+    text_ = _first_line(error)
+    if " " in text_ and not with_type:
+        return text_
+    return f"{type(error).__name__}: {text_}" if text_ else type(error).__name__
 
 
-def _words_of(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     text = error.message if isinstance(error, FastAVError) else str(error)
-    words = ""
+    text_ = ""
     for line in filter(None, (" ".join(line.split()) for line in text.splitlines())):
-        words = f"{words} {line}".lstrip()
+        text_ = f"{text_} {line}".lstrip()
         if not line.endswith(":"):
             break
-    return words
+    return text_
 
 
 def _root_of(error: BaseException) -> BaseException:
@@ -143,6 +143,6 @@ def _root_of(error: BaseException) -> BaseException:
     seen: set[int] = set()
     while id(error) not in seen:
         seen.add(id(error))
-        beside = None if error.__suppress_context__ or _words_of(error) else error.__context__
-        error = error.__cause__ or beside or error
+        context = None if error.__suppress_context__ or _first_line(error) else error.__context__
+        error = error.__cause__ or context or error
     return error

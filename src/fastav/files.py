@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A file to write beside `path`, which it replaces when all of it is on disk; else what was there before stays.
 
     Its name ends in `.part`. A link stays, and what it points to is replaced.

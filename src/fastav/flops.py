@@ -64,15 +64,15 @@ class DecoderShape:
             return self.by_layer[index]
         return LayerShape(intermediate=self.intermediate, kv_heads=self.kv_heads, head_dim=self.head_dim)
 
-    def held(self, index: int, tokens: int) -> int:
+    def cached_tokens(self, index: int, tokens: int) -> int:
         """How many of so many tokens a layer's cache holds after a prefill: what later queries can still see."""
-        if index >= self.owners:
+        if index >= self.own_kv_layers:
             return 0
         window = self.windows[index] if self.windows else 0
         return min(tokens, window - 1) if window > 1 else tokens
 
     @property
-    def owners(self) -> int:
+    def own_kv_layers(self) -> int:
         """How many layers have keys and values of their own."""
         return self.layers if self.kv_layers is None else self.kv_layers
 
@@ -103,8 +103,10 @@ def prefill_flops(shape: DecoderShape, tokens: Sequence[int], *, causal: bool = 
     for index, n in enumerate(tokens):
         layer = shape.layer(index)
         attention = shape.heads * layer.head_dim
-        computed = (2 if layer.own_values else 1) * layer.kv_heads * layer.head_dim if index < shape.owners else 0
-        projections = 2 * d * (2 * attention + computed)
+        kv_width = (
+            (2 if layer.own_values else 1) * layer.kv_heads * layer.head_dim if index < shape.own_kv_layers else 0
+        )
+        projections = 2 * d * (2 * attention + kv_width)
         mlp = 2 * 3 * d * layer.intermediate
         window = shape.windows[index] if shape.windows else 0
         pairs = _causal_pairs(n, window) if causal else n * n
@@ -129,7 +131,7 @@ def kv_bytes(shape: DecoderShape, tokens: Sequence[int], itemsize: int = 2) -> i
     total = 0
     for index, n in enumerate(tokens):
         layer = shape.layer(index)
-        total += 2 * layer.kv_heads * layer.head_dim * shape.held(index, n) * itemsize
+        total += 2 * layer.kv_heads * layer.head_dim * shape.cached_tokens(index, n) * itemsize
     return total
 
 

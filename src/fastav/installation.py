@@ -9,8 +9,13 @@ from types import TracebackType
 
 from fastav.errors import FastAVError, InstallationError, install_hint, reason_of
 
-OF_TORCH = ("torchvision", "torchaudio", "torchcodec", "timm")  # compiled for one release of torch, or on top of those
-INNOCENT = ("fastav", "transformers", "torch", "importlib", "__main__")  # whose imports fail for another's sake
+TORCH_PACKAGES = (
+    "torchvision",
+    "torchaudio",
+    "torchcodec",
+    "timm",
+)  # compiled for one release of torch, or on top of those
+IGNORED_PACKAGES = ("fastav", "transformers", "torch", "importlib", "__main__")  # whose imports fail for another's sake
 
 
 def require_packages(what: str, packages: tuple[str, ...], extra: str) -> None:
@@ -43,8 +48,8 @@ def importable() -> Iterator[None]:
     except Exception as error:
         cause: BaseException | None = error
         while cause is not None:
-            if package := _failed_import(cause.__traceback__) or _lacking(cause):
-                raise _broken(package, cause) from error
+            if package := _failed_import(cause.__traceback__) or _incomplete_package(cause):
+                raise _broken_package_error(package, cause) from error
             cause = cause.__cause__ or cause.__context__
         raise
 
@@ -54,35 +59,35 @@ def _failed_import(traceback: TracebackType | None) -> str | None:
     package = None
     while traceback is not None:
         name = traceback.tb_frame.f_globals.get("__name__", "").partition(".")[0]
-        if traceback.tb_frame.f_code.co_name == "<module>" and name not in INNOCENT:
+        if traceback.tb_frame.f_code.co_name == "<module>" and name not in IGNORED_PACKAGES:
             package = name
         traceback = traceback.tb_next
     return package if package and is_installed(package) else None
 
 
-def _lacking(error: BaseException) -> str | None:
+def _incomplete_package(error: BaseException) -> str | None:
     """The package that is there but lacks a module or a name that is imported from it."""
     if not isinstance(error, ImportError) or not error.name:
         return None
-    package, inside, _ = error.name.partition(".")
-    if isinstance(error, ModuleNotFoundError) and not inside:
+    package, submodule, _ = error.name.partition(".")
+    if isinstance(error, ModuleNotFoundError) and not submodule:
         return None  # it is not there at all
-    return package if package not in INNOCENT and is_installed(package) else None
+    return package if package not in IGNORED_PACKAGES and is_installed(package) else None
 
 
-def _broken(package: str, error: BaseException) -> InstallationError:
-    if package in OF_TORCH:
+def _broken_package_error(package: str, error: BaseException) -> InstallationError:
+    if package in TORCH_PACKAGES:
         return InstallationError(
-            f"{_versioned(package)} does not work with {_versioned('torch')}: {reason_of(error)}",
+            f"{_with_version(package)} does not work with {_with_version('torch')}: {reason_of(error)}",
             "install torch and torchvision together, from the same index (README.md, Install), or uninstall "
             f"{package}, which fastav's own models do without",
         )
     return InstallationError(
-        f"{_versioned(package)} cannot be imported: {reason_of(error)}", f"reinstall or uninstall {package}"
+        f"{_with_version(package)} cannot be imported: {reason_of(error)}", f"reinstall or uninstall {package}"
     )
 
 
-def _versioned(package: str) -> str:
+def _with_version(package: str) -> str:
     try:
         return f"{package} {version(package)}"
     except PackageNotFoundError:  # on the path without having been installed

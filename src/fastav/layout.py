@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from fastav.compatibility import require_tested
-from fastav.wording import counted
+from fastav.formatting import plural
 
 require_tested("numpy")
 
@@ -87,12 +87,12 @@ class Layout:
 
     def __repr__(self) -> str:
         kinds = " + ".join(f"{n:,} {label}" for label, n in self.by_modality().items())
-        known = [counted(len(np.unique(self.frame[self.frame >= 0])), "frame")] if (self.frame >= 0).any() else []
+        parts = [plural(len(np.unique(self.frame[self.frame >= 0])), "frame")] if (self.frame >= 0).any() else []
         if (seconds := self.second[~np.isnan(self.second)]).size:
-            known.append(f"{seconds.min():.1f} to {seconds.max():.1f} s")
+            parts.append(f"{seconds.min():.1f} to {seconds.max():.1f} s")
         if padding := int(self.padding.sum()):
-            known.append(f"{padding:,} padding")
-        return f"Layout({', '.join([counted(len(self), 'token'), *filter(None, [kinds]), *known])})"
+            parts.append(f"{padding:,} padding")
+        return f"Layout({', '.join([plural(len(self), 'token'), *filter(None, [kinds]), *parts])})"
 
     def count(self, *modalities: Modality) -> int:
         """Number of tokens of any of these modalities."""

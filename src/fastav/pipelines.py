@@ -18,7 +18,7 @@ from fastav.plan import Plan
 from fastav.registry import ENGINES, MODELS
 from fastav.sources import find_source, model_name
 
-Shown = Clip | str | PathLike[str]  # a clip, as a pipeline takes it
+ClipLike = Clip | str | PathLike[str]  # a clip, as a pipeline takes it
 
 
 class Pipeline:
@@ -45,7 +45,7 @@ class Pipeline:
     @overload
     def __call__(
         self,
-        clip: Shown | Request,
+        clip: ClipLike | Request,
         question: str | None = ...,
         *,
         use: Use | str = ...,
@@ -59,7 +59,7 @@ class Pipeline:
     @overload
     def __call__(
         self,
-        clip: list[Shown] | tuple[Shown, ...] | list[Request] | tuple[Request, ...],
+        clip: list[ClipLike] | tuple[ClipLike, ...] | list[Request] | tuple[Request, ...],
         question: str | list[str] | tuple[str, ...] | None = ...,
         *,
         use: Use | str = ...,
@@ -73,7 +73,7 @@ class Pipeline:
     @overload
     def __call__(
         self,
-        clip: Shown,
+        clip: ClipLike,
         question: list[str] | tuple[str, ...],
         *,
         use: Use | str = ...,
@@ -116,9 +116,9 @@ class Pipeline:
             options = {"batch": batch, "plan": plan, "max_new_tokens": max_new_tokens, "sampling": sampling}
             return _in_order(self.map(requests, **options), len(requests))
         request = request_of(clip, question, Use(use))
-        chosen = self.plan if plan is None else plan_named(plan, self.adapter)
+        resolved = self.plan if plan is None else plan_named(plan, self.adapter)
         options = {"max_new_tokens": max_new_tokens, "sampling": sampling, "on_text": on_text}
-        return self.engine.generate([request], chosen, **options)[0]
+        return self.engine.generate([request], resolved, **options)[0]
 
     def map(
         self,
@@ -142,8 +142,8 @@ class Pipeline:
         """
         if batch < 1:
             raise FastAVError(f"batch must be at least 1, got {batch}")
-        chosen = self.plan if plan is None else plan_named(plan, self.adapter)
-        prepare = self.engine.preparer(chosen, max_new_tokens=max_new_tokens, sampling=sampling)
+        resolved = self.plan if plan is None else plan_named(plan, self.adapter)
+        prepare = self.engine.preparer(resolved, max_new_tokens=max_new_tokens, sampling=sampling)
         return outcomes(requests, prepare, batch)
 
 
@@ -151,11 +151,11 @@ def _in_order(outcomes: Generator[tuple[int, Answer | FastAVError], None, None],
     """All answers of a set, in its order.  Raises: the first error."""
     answers: dict[int, Answer] = {}
     with closing(outcomes):
-        for place, outcome in outcomes:
+        for index, outcome in outcomes:
             if isinstance(outcome, FastAVError):
                 raise outcome
-            answers[place] = outcome
-    return [answers[place] for place in range(number)]
+            answers[index] = outcome
+    return [answers[index] for index in range(number)]
 
 
 def pipeline(
@@ -182,12 +182,12 @@ def pipeline(
     """
     model = model_name(model)
     adapter, source, config = resolve(model)
-    chosen = plan_named(plan, adapter)
-    kind: type[Engine] = ENGINES[engine]
-    kind.check(config, chosen, attention)
-    precision = None if dtype is None else str(dtype).removeprefix("torch.")
-    loaded = kind.load(adapter, source, chosen, device=device, dtype=precision, attention=attention)
-    return Pipeline(loaded, chosen, adapter)
+    resolved = plan_named(plan, adapter)
+    engine_class: type[Engine] = ENGINES[engine]
+    engine_class.check(config, resolved, attention)
+    dtype_name = None if dtype is None else str(dtype).removeprefix("torch.")
+    loaded_engine = engine_class.load(adapter, source, resolved, device=device, dtype=dtype_name, attention=attention)
+    return Pipeline(loaded_engine, resolved, adapter)
 
 
 def resolve(model: str) -> tuple[ModelAdapter, str, PreTrainedConfig]:

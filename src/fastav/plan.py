@@ -20,9 +20,9 @@ from typing import Any, ClassVar, cast
 import numpy as np
 
 from fastav.errors import PlanError, reason_of
+from fastav.formatting import brief_repr
 from fastav.layout import MEDIA, Layout, Modality
 from fastav.registry import METHODS
-from fastav.wording import brief_repr
 
 Remaining = Mapping[frozenset[Modality], int]  # numbers of remaining tokens, by groups whose split is known
 

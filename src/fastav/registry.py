@@ -16,22 +16,22 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from fastav.errors import FastAVError, UnknownName, reason_of
+from fastav.formatting import join_or
 from fastav.installation import importable
-from fastav.wording import either
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownName:
     """The error for a name that is not among the known ones, with the nearest of them."""
-    plain = {_plain(one): one for one in known}
-    near = [plain[one] for one in difflib.get_close_matches(_plain(name), plain, n=3, cutoff=0.4)]
-    if _plain(name) in plain:
+    normalized = {_normalized(one): one for one in known}
+    near = [normalized[one] for one in difflib.get_close_matches(_normalized(name), normalized, n=3, cutoff=0.4)]
+    if _normalized(name) in normalized:
         near = near[:1]
     return UnknownName(
-        f"no {kind} is called {name!r}", f"did you mean {either(near)}?" if near else f"known: {', '.join(known)}"
+        f"no {kind} is called {name!r}", f"did you mean {join_or(near)}?" if near else f"known: {', '.join(known)}"
     )
 
 
-def _plain(name: str) -> str:
+def _normalized(name: str) -> str:
     """A name as it is compared: `Qwen2.5_Omni` is `qwen2-5-omni`."""
     return re.sub(r"[._\s]+", "-", name.casefold())
 
@@ -48,47 +48,47 @@ class Registry(Mapping[str, Any]):
         self._suffix = suffix
 
     @cached_property
-    def _ours(self) -> dict[str, str]:
+    def _builtin(self) -> dict[str, str]:
         paths = importlib.import_module(self._package).__path__
         return {m.name.replace("_", "-"): m.name for m in pkgutil.iter_modules(paths) if not m.name.startswith("_")}
 
     @cached_property
-    def _theirs(self) -> dict[str, Any]:
+    def _plugins(self) -> dict[str, Any]:
         return {point.name: point for point in entry_points(group=self._package)}
 
     def __getitem__(self, name: str) -> Any:
-        if name in self._ours:
-            return self._load(self._ours[name])
-        if name in self._theirs:
-            return self._load_theirs(name)
+        if name in self._builtin:
+            return self._load(self._builtin[name])
+        if name in self._plugins:
+            return self._load_plugin(name)
         raise unknown_name(self.kind, name, self)
 
     def _load(self, module_name: str) -> Any:
         with importable():
             module = importlib.import_module(f"{self._package}.{module_name}")
-        wanted = (module_name.replace("_", "") + self._suffix).lower()
-        return next(value for key, value in vars(module).items() if key.replace("_", "").lower() == wanted)
+        target = (module_name.replace("_", "") + self._suffix).lower()
+        return next(value for key, value in vars(module).items() if key.replace("_", "").lower() == target)
 
-    def _load_theirs(self, name: str) -> Any:
+    def _load_plugin(self, name: str) -> Any:
         try:
-            return self._theirs[name].load()
+            return self._plugins[name].load()
         except Exception as error:  # whatever another package does when it is imported
-            package = getattr(self._theirs[name].dist, "name", "another package")
+            package = getattr(self._plugins[name].dist, "name", "another package")
             raise FastAVError(
                 f"the {self.kind} {name!r} of {package} cannot be loaded: {reason_of(error, with_type=True)}",
                 "mend or uninstall that package",
             ) from error
 
     def __contains__(self, name: object) -> bool:
-        return name in self._ours or name in self._theirs
+        return name in self._builtin or name in self._plugins
 
     def __iter__(self) -> Iterator[str]:
         return iter(
-            [*sorted(self._ours), *sorted(self._theirs.keys() - self._ours.keys())]
+            [*sorted(self._builtin), *sorted(self._plugins.keys() - self._builtin.keys())]
         )  # ours need no other package
 
     def __len__(self) -> int:
-        return len({*self._ours, *self._theirs})
+        return len({*self._builtin, *self._plugins})
 
 
 METHODS = Registry("method", "fastav.methods")

@@ -13,8 +13,8 @@ from fastav.registry import MODELS, unknown_name
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 TIMEOUT = 5.0  # seconds that the hub has to answer, unless HF_HUB_ETAG_TIMEOUT says otherwise
-BUSY = (408, 429)  # answers of the hub that mean: not now
-ALSO = "a model is a name (fastav models), a local folder, or a hub id like owner/name"
+RETRY_LATER = (408, 429)  # answers of the hub that mean: not now
+NAMING_HINT = "a model is a name (fastav models), a local folder, or a hub id like owner/name"
 
 
 def model_name(model: Any) -> str:
@@ -34,7 +34,7 @@ def find_source(model: str) -> str:
     reached and its cache has no copy.
     """
     if not model.strip():
-        raise UnknownName("the name of the model is empty", ALSO)
+        raise UnknownName("the name of the model is empty", NAMING_HINT)
     if Path(model).is_dir():
         return model
     if Path(model).is_file():
@@ -42,10 +42,10 @@ def find_source(model: str) -> str:
     if HUB_ID.fullmatch(model):
         return reachable(model)
     if "/" in model or "\\" in model:
-        raise CheckpointError(f"there is no folder {model!r}", ALSO)
+        raise CheckpointError(f"there is no folder {model!r}", NAMING_HINT)
     error = unknown_name("model", model, MODELS)
-    joined = " If not, " if error.hint.endswith("?") else "; "
-    raise UnknownName(error.message, error.hint + joined + ALSO)
+    separator = " If not, " if error.hint.endswith("?") else "; "
+    raise UnknownName(error.message, error.hint + separator + NAMING_HINT)
 
 
 def reachable(hub_id: str, revision: str | None = None) -> str:
@@ -56,12 +56,12 @@ def reachable(hub_id: str, revision: str | None = None) -> str:
     """
     if Path(hub_id).is_dir():
         return hub_id
-    chosen = constants.HF_HUB_ETAG_TIMEOUT
-    timeout = TIMEOUT if chosen == constants.DEFAULT_ETAG_TIMEOUT else chosen
+    configured = constants.HF_HUB_ETAG_TIMEOUT
+    timeout = TIMEOUT if configured == constants.DEFAULT_ETAG_TIMEOUT else configured
     try:
         get_hf_file_metadata(hf_hub_url(hub_id, "config.json", revision=revision), timeout=timeout)
     except HfHubHTTPError as error:
-        if error.response.status_code < 500 and error.response.status_code not in BUSY:
+        if error.response.status_code < 500 and error.response.status_code not in RETRY_LATER:
             return hub_id  # it says no, which transformers words better
         reason = reason_of(error)
     except Exception as error:  # of whichever library the hub's client speaks HTTP by

@@ -35,7 +35,7 @@ class Sample:
         """The request that a model is asked.  Raises: MediaError if the clip cannot be read."""
         clip = self.clip if isinstance(self.clip, Clip) else Clip.open(self.clip)
         if self.sound is not None:
-            clip = _dubbed(clip, Clip.open(self.sound).require_audio())
+            clip = _replace_sound(clip, Clip.open(self.sound).require_audio())
         return Request(clip=clip, question=self.question, use=self.use)
 
 
@@ -50,7 +50,7 @@ class Grade:
     parsed: bool = True
 
 
-def _dubbed(clip: Clip, sound: AudioTrack) -> Clip:
+def _replace_sound(clip: Clip, sound: AudioTrack) -> Clip:
     """The clip with this sound instead of its own."""
     video = clip.require_video()
     if video.frames == 1:
@@ -59,7 +59,7 @@ def _dubbed(clip: Clip, sound: AudioTrack) -> Clip:
     return replace(clip, video=video, audio=sound)
 
 
-Graded = tuple[Sample, str, Grade]
+GradedAnswer = tuple[Sample, str, Grade]
 """A question, the answer that was given, and how good it is."""
 
 
@@ -85,21 +85,21 @@ class Task(ABC):
     def grade(self, sample: Sample, text: str) -> Grade:
         """How good this answer to the sample is, by the metric of the benchmark's paper."""
 
-    def metrics(self, graded: Sequence[Graded]) -> dict[str, float | int]:
+    def metrics(self, answers: Sequence[GradedAnswer]) -> dict[str, float | int]:
         """What is reported of these answers, which are those of one family or all of them; there is at least one.
 
         By default `accuracy`, the mean score; `stderr`, its standard error if questions were independent (those about
         one clip are not); `n`, how many; `unparsed`, how many could not be read as answers (they score 0).
         """
-        scores = [grade.score for _, _, grade in graded]
+        scores = [grade.score for _, _, grade in answers]
         mean = sum(scores) / len(scores)
         variance = sum((score - mean) ** 2 for score in scores) / len(scores)
-        unparsed = sum(not grade.parsed for _, _, grade in graded)
+        unparsed = sum(not grade.parsed for _, _, grade in answers)
         return {"accuracy": mean, "stderr": math.sqrt(variance / len(scores)), "n": len(scores), "unparsed": unparsed}
 
-    def report(self, graded: Sequence[Graded]) -> dict[str, dict[str, float | int]]:
+    def report(self, answers: Sequence[GradedAnswer]) -> dict[str, dict[str, float | int]]:
         """The metrics of each family, in the order in which families come up, after those of `all` answers."""
-        families: dict[str, list[Graded]] = {"all": list(graded)} if graded else {}
-        for one in graded:
+        families: dict[str, list[GradedAnswer]] = {"all": list(answers)} if answers else {}
+        for one in answers:
             families.setdefault(one[0].family, []).append(one)
         return {family: self.metrics(group) for family, group in families.items()}

@@ -16,14 +16,13 @@ QUERIES = ("last", "text", "all")
 class Trace:
     """Rows of the attention maps of one prompt, and of their rollout (`fastav.pruning.rollout`).
 
-    attention: of each layer, mean over heads; 0 at tokens that were not there. rollout: of each layer and all before
-    it, so that tokens that a plan dropped keep what they passed on before. Both for `QUERIES`. kept: the layers at
-    which a plan dropped tokens, and which stayed. seconds: of `prefill` and of `rollout`, which is what the rows cost
-    beside it.
+    attention: of each layer, mean over heads; 0 at tokens that were dropped before. rollout: of each layer and all
+    before it; dropped tokens keep what they passed on until then. Both for `QUERIES`. selections: the layers with cuts,
+    and the tokens that stayed. seconds: of `prefill` and of `rollout`, the extra time for the rows.
     """
 
     layout: Layout
     attention: Float[np.ndarray, "queries layers tokens"]
     rollout: Float[np.ndarray, "queries layers tokens"]
-    kept: tuple[tuple[int, Int[np.ndarray, " _"]], ...]
+    selections: tuple[tuple[int, Int[np.ndarray, " _"]], ...]
     seconds: Mapping[str, float]

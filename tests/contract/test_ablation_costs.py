@@ -57,8 +57,8 @@ def test_every_plan_passes_the_engine_and_the_preset_is_among_them(adapter):
     assert plans(found)["fastav"].steps == adapter.preset("fastav").steps
     for table in found:
         first, *rest = table.settings
-        assert (first.label, first.plan.steps, first.own) == ("without pruning", (), False)
-        assert [setting.own for setting in rest].count(True) == 1
+        assert (first.label, first.plan.steps, first.is_original) == ("without pruning", (), False)
+        assert [setting.is_original for setting in rest].count(True) == 1
 
 
 @pytest.mark.parametrize("name", ["start", "drop"])

@@ -101,10 +101,10 @@ def test_a_trace_of_the_embedded_model_is_that_of_its_dense_maps():
 def test_under_a_plan_what_went_has_no_weight_in_later_layers():
     pipe = pipeline("tiny")
     trace = pipe.engine.trace(scene_request(), pipe.plan)
-    assert [layer for layer, _ in trace.kept] == list(range(6, 12))
-    for layer, kept in trace.kept:
+    assert [layer for layer, _ in trace.selections] == list(range(6, 12))
+    for layer, kept in trace.selections:
         gone = np.setdiff1d(np.arange(len(trace.layout)), kept)
         assert (trace.attention[:, layer, gone] == 0).all()
         assert trace.attention[:, layer].sum(-1) == pytest.approx(1, abs=1e-4)
-    kept = {layer: len(kept) for layer, kept in trace.kept}
+    kept = {layer: len(kept) for layer, kept in trace.selections}
     assert [kept[layer] for layer in range(6, 12)] == list(pipe.plan.tokens(trace.layout, 12)[6:])

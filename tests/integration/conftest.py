@@ -9,6 +9,6 @@ from support.little_task import ENTRY
 @pytest.fixture(scope="module")
 def little():
     """The little task, in the registry."""
-    TASKS._theirs["little"] = ENTRY
+    TASKS._plugins["little"] = ENTRY
     yield
-    del TASKS._theirs["little"]
+    del TASKS._plugins["little"]

@@ -229,7 +229,7 @@ def test_requests_are_read_as_they_are_needed(pipe, asked):
     for _ in range(3):
         next(found)
     found.close()
-    assert len(read) <= 2 * batches.WINDOW * 2
+    assert len(read) <= 2 * batches.WINDOW_BATCHES * 2
 
 
 def test_a_set_of_nothing(pipe):
@@ -262,7 +262,7 @@ def test_one_item_is_made_ahead():
             made.append(number)
             yield number
 
-    for number in batches.ahead(items()):
+    for number in batches.prefetch(items()):
         used.wait(0.05)
         assert len(made) <= number + 2
     assert made == [0, 1, 2, 3]

@@ -96,7 +96,7 @@ def test_a_plan_in_several_tables_is_asked_once(made):
 def test_a_stopped_ablation_goes_on_where_it_was(capsys, monkeypatch, tmp_path):
     path = tmp_path / "rows.jsonl"
     first = stdout(capsys, *SMALL, "--out", str(path))
-    whole = {row.pair: (row.answer, row.flops) for row in read(path).rows}
+    whole = {row.key: (row.answer, row.flops) for row in read(path).rows}
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:6]) + lines[6][:50])
     asked = []
@@ -108,7 +108,7 @@ def test_a_stopped_ablation_goes_on_where_it_was(capsys, monkeypatch, tmp_path):
     again = stdout(capsys, *SMALL, "--out", str(path))
     assert len(whole) == 8
     assert len(asked) == 3
-    assert {row.pair: (row.answer, row.flops) for row in read(path).rows} == whole
+    assert {row.key: (row.answer, row.flops) for row in read(path).rows} == whole
     assert again == first
 
 

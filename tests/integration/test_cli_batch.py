@@ -26,7 +26,7 @@ def loaded_once():
     """The embedded model, which every command here would load anew."""
     pipe = fastav.pipeline(device="cpu")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batch, "loaded", lambda model, plans, *_: _with_plan(pipe, plans[0]))
+        patch.setattr(batch, "load_pipeline", lambda model, plans, *_: _with_plan(pipe, plans[0]))
         yield
 
 
@@ -127,7 +127,7 @@ def test_ctrl_c_leaves_a_file_that_goes_on(asked, tmp_path, capsys, monkeypatch)
     assert f"answers so far are in {out}" in capsys.readouterr().err.replace("\n", " ")
     assert len(answers(out)) == 1
     monkeypatch.undo()
-    monkeypatch.setattr(batch, "loaded", lambda *_: _with_plan(fastav.pipeline(device="cpu"), "fastav"))
+    monkeypatch.setattr(batch, "load_pipeline", lambda *_: _with_plan(fastav.pipeline(device="cpu"), "fastav"))
     assert run(asked, out) == 0
     assert set(answers(out)) == set(IDS)
 

@@ -23,7 +23,7 @@ MODEL = str(REFERENCE)
 EVAL = ("eval", MODEL, "little", "--device", "cpu")
 SCRIPT = (
     "import sys; from fastav.cli import main; from fastav.registry import TASKS; from support.little_task import ENTRY;"
-    "TASKS._theirs['little'] = ENTRY; sys.exit(main())"
+    "TASKS._plugins['little'] = ENTRY; sys.exit(main())"
 )
 
 
@@ -44,7 +44,7 @@ def path(made, tmp_path) -> Path:
 
 
 def said(path: Path) -> dict:
-    return {row.pair: (row.answer, row.score, row.prompt_tokens, row.flops) for row in read(path).rows}
+    return {row.key: (row.answer, row.score, row.prompt_tokens, row.flops) for row in read(path).rows}
 
 
 def test_a_row_for_every_sample_and_plan(made):
@@ -54,7 +54,7 @@ def test_a_row_for_every_sample_and_plan(made):
     assert run["machine"]["cpu"]
     assert run["versions"].keys() >= {"fastav", "torch", "transformers"}
     rows = read(made).rows
-    assert {row.pair for row in rows} == {(str(n), plan) for n in range(4) for plan in ("none", "fastav")}
+    assert {row.key for row in rows} == {(str(n), plan) for n in range(4) for plan in ("none", "fastav")}
     assert {row.fingerprint for row in rows if row.plan == "none"} == {fastav.Plan().fingerprint}
 
 
@@ -62,7 +62,7 @@ def test_rows_hold_what_the_pipeline_answers(made):
     pipe = fastav.pipeline(MODEL, "fastav", device="cpu")
     (sample, *_) = LittleTask().samples()
     answer = pipe(sample.clip, sample.question, max_new_tokens=sample.max_new_tokens)
-    row = next(row for row in read(made).rows if row.pair == (sample.id, "fastav"))
+    row = next(row for row in read(made).rows if row.key == (sample.id, "fastav"))
     assert row.answer == answer.text
     assert row.score == len(answer.text) % 2
     assert row.gold == sample.answer
@@ -147,7 +147,7 @@ def test_keep_going_counts_failures_and_tries_them_again(path, capsys, monkeypat
     for _ in range(2):
         report = json.loads(stdout(capsys, *EVAL, "--out", str(path), "--keep-going", "--json"))
         assert (report["plans"]["none"]["all"]["n"], report["plans"]["none"]["all"]["errors"]) == (4, 1)
-        (row,) = [row for row in read(path).rows if row.pair == ("broken", "fastav")]
+        (row,) = [row for row in read(path).rows if row.key == ("broken", "fastav")]
         assert "no.mp4" in row.error
     assert path.read_text().count('"broken"') == 4
     assert "none: 1 of 5 failed and are left out" in stdout(capsys, "leaderboard", str(path))

@@ -74,7 +74,7 @@ def test_compare_runs_both_plans_and_shows_them_side_by_side(capsys, monkeypatch
     assert report["plans"]["fastav"]["flops"]["ratio"] < 0.7
 
     monkeypatch.setenv("COLUMNS", "80")
-    _render.compared(report)
+    _render.comparison(report)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     found = {line.split("  ")[0] for line in lines}

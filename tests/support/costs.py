@@ -16,7 +16,7 @@ from fastav.plan import Keep, Plan, Share, Step
 def cached_alone(adapter: ModelAdapter, config: Any) -> Plan:
     """A plan that drops from caches alone, of the layers that have one and attend to everything."""
     shape = adapter.shape(config)
-    layers = [layer for layer in range(shape.owners) if not (shape.windows and shape.windows[layer])]
+    layers = [layer for layer in range(shape.own_kv_layers) if not (shape.windows and shape.windows[layer])]
     keep = Keep(media=Share(0.3))
     steps = [Step(layers=str(layer), method="last-query", keep=keep, cache_only=True) for layer in layers]
     return Plan(tuple(steps), "caches")

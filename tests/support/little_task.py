@@ -1,6 +1,6 @@
 """A task of a few questions about the clip and the sound of the reference, some of which can be made to fail.
 
-TASKS._theirs["little"] = ENTRY
+TASKS._plugins["little"] = ENTRY
 """
 
 import os

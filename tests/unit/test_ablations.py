@@ -85,7 +85,7 @@ def test_what_is_removed_goes_and_the_rest_stays(strategy, row, keeps_highest):
 
 def test_one_plan_stands_in_all_tables_under_one_name():
     found = tables(PRESET, DEPTH)
-    own = {table.name: next(setting for setting in table.settings if setting.own) for table in found}
+    own = {table.name: next(setting for setting in table.settings if setting.is_original) for table in found}
     assert {name: setting.label for name, setting in own.items()} == {
         "global": "position",
         "fine": "low-attentive",
@@ -128,8 +128,8 @@ def test_settings_of_another_plan_join_the_sweeps():
     drops, starts = by_label(other, "drop"), by_label(other, "start")
     assert list(drops)[1:] == ["P = 0 %", "P = 10 %", "P = 20 %", "P = 25 %", "P = 30 %"]
     assert list(starts)[1:] == ["layer 7", "layer 10", "layer 12", "layer 14", "layer 17", "layer 21"]
-    assert drops["P = 25 %"].own
-    assert starts["layer 12"].own
+    assert drops["P = 25 %"].is_original
+    assert starts["layer 12"].is_original
     assert drops["P = 25 %"].plan == replace(other, name="fastav")
     assert drops["P = 30 %"].plan.steps[1].keep == Keep(all=Share(0.7))
 

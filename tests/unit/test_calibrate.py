@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from fastav.calibrate import (
     Criterion,
     Evidence,
-    Look,
     Moments,
+    Preview,
     Record,
     Store,
     choose,
@@ -44,7 +44,9 @@ def layout(audio: int, video: int) -> Layout:
 def trace(one: Layout, seed: int = 0) -> Trace:
     make = np.random.default_rng(seed)
     attention, rollout = make.dirichlet(np.full(len(one), 0.3), (2, 3, SHAPE.layers)).astype(np.float32)
-    return Trace(layout=one, attention=attention, rollout=rollout, kept=(), seconds={"prefill": 1.0, "rollout": 0.5})
+    return Trace(
+        layout=one, attention=attention, rollout=rollout, selections=(), seconds={"prefill": 1.0, "rollout": 0.5}
+    )
 
 
 def evidence(*traces: Trace) -> Evidence:
@@ -144,7 +146,7 @@ def trace_of_falling(one: Layout) -> Trace:
         here = one.modality == m
         weights[here] = rate ** np.arange(here.sum())
     rows = np.broadcast_to(weights / weights.sum(), (3, SHAPE.layers, len(one))).astype(np.float32)
-    return Trace(layout=one, attention=rows, rollout=rows, kept=(), seconds={})
+    return Trace(layout=one, attention=rows, rollout=rows, selections=(), seconds={})
 
 
 def best_of(traces: list[Trace], start: int, plan: Plan) -> float:
@@ -187,7 +189,7 @@ def sunk(one: Layout) -> Trace:
     for m in (Modality.TEXT, Modality.AUDIO, Modality.VIDEO):
         weights[np.flatnonzero(one.modality == m)[0]] = 1
     rows = np.broadcast_to(weights / weights.sum(), (3, SHAPE.layers, len(one))).astype(np.float32)
-    return Trace(layout=one, attention=rows, rollout=rows, kept=(), seconds={})
+    return Trace(layout=one, attention=rows, rollout=rows, selections=(), seconds={})
 
 
 @pytest.mark.parametrize("rule", ["even", "first"])
@@ -297,13 +299,15 @@ def test_a_calibrated_plan_fits_its_model_alone(tmp_path):
 
 
 def record(seed: int = 0) -> Record:
-    look = Look(
+    preview = Preview(
         frames=np.zeros((2, 3, 4, 3), np.uint8), moments=np.array([0.0, 1.0]), peaks=np.ones((2, 5)), duration=4
     )
     one = trace(layout(9, 8), seed)
-    kept = ((3, np.array([0, 1, 5])), (4, np.array([0, 5])))
-    shown = Trace(layout=one.layout, attention=one.attention, rollout=one.rollout, kept=kept, seconds=one.seconds)
-    return Record(clip="a.mp4", question="what?", trace=shown, look=look)
+    selections = ((3, np.array([0, 1, 5])), (4, np.array([0, 5])))
+    shown = Trace(
+        layout=one.layout, attention=one.attention, rollout=one.rollout, selections=selections, seconds=one.seconds
+    )
+    return Record(clip="a.mp4", question="what?", trace=shown, preview=preview)
 
 
 def test_a_store_gives_back_what_it_was_given(tmp_path):
@@ -319,8 +323,8 @@ def test_a_store_gives_back_what_it_was_given(tmp_path):
             getattr(again.trace.layout, name), getattr(one.trace.layout, name), equal_nan=name == "second"
         )
     assert np.array_equal(again.trace.rollout, one.trace.rollout)
-    assert [(layer, kept.tolist()) for layer, kept in again.trace.kept] == [(3, [0, 1, 5]), (4, [0, 5])]
-    assert again.look.frames.shape == (2, 3, 4, 3)
+    assert [(layer, indices.tolist()) for layer, indices in again.trace.selections] == [(3, [0, 1, 5]), (4, [0, 5])]
+    assert again.preview.frames.shape == (2, 3, 4, 3)
     store.begin({"model": "tiny", "alpha": 0.5})
     assert {path.name for path in (tmp_path / "kept").iterdir()} == {"calibration.json", "prompts"}
     (tmp_path / "stopped").mkdir()

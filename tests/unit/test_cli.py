@@ -15,13 +15,13 @@ import typer
 from fastav import presets
 from fastav.cli import COMMANDS as HEADINGS
 from fastav.cli import _chart, _help, _plans, _render, _text, main
-from fastav.cli.plan import write_atomically
-from fastav.cli.run import _memory
+from fastav.cli._output import write_file
+from fastav.cli.run import out_of_memory_as_error
 from fastav.errors import FastAVError, PlanError
+from fastav.formatting import plural
 from fastav.layout import Layout, Modality
 from fastav.plan import Before, Keep, Plan, Share, Tokens
 from fastav.registry import MODELS
-from fastav.wording import counted
 
 FASTAV = presets.fastav(Keep(audio=Tokens(10)))
 COMMANDS = [[], ["run"], ["flops"], ["plan"], ["plan", "show"], ["plan", "write"], ["models"], ["methods"], ["recipes"]]
@@ -103,7 +103,7 @@ def test_bad_usage_is_one_error_and_one_hint(arguments, found, capsys):
 
 
 def test_an_error_is_one_line_whatever_its_message(capsys):
-    assert _text.complain("first\n  second\x1b[2J", "mend it") == 2
+    assert _text.print_error("first\n  second\x1b[2J", "mend it") == 2
     assert capsys.readouterr().err == "error: first second�[2J\nhint: mend it\n"
 
 
@@ -177,30 +177,30 @@ def test_no_share(text):
 
 
 def test_nothing_changed_is_the_same_plan():
-    assert _plans.tuned(FASTAV) is FASTAV
+    assert _plans.tune(FASTAV) is FASTAV
 
 
 def test_each_setting_changes_what_it_says():
-    assert _plans.tuned(FASTAV, drop="30") == presets.fastav(Keep(audio=Tokens(10)), drop=0.3)
-    assert _plans.tuned(FASTAV, drop="0") == presets.fastav(Keep(audio=Tokens(10)), drop=0)
-    assert _plans.tuned(FASTAV, start="5") == presets.fastav(Keep(audio=Tokens(10)), start=5)
-    assert _plans.tuned(FASTAV, keep_audio=0) == presets.fastav(Keep(audio=Tokens(0)))
-    assert _plans.tuned(FASTAV, before=750) == presets.fastav(Keep(media=Before(750)))
-    assert _plans.tuned(FASTAV, exempt_text=False) == presets.fastav(Keep(audio=Tokens(10)), exempt_text=False)
+    assert _plans.tune(FASTAV, drop="30") == presets.fastav(Keep(audio=Tokens(10)), drop=0.3)
+    assert _plans.tune(FASTAV, drop="0") == presets.fastav(Keep(audio=Tokens(10)), drop=0)
+    assert _plans.tune(FASTAV, start="5") == presets.fastav(Keep(audio=Tokens(10)), start=5)
+    assert _plans.tune(FASTAV, keep_audio=0) == presets.fastav(Keep(audio=Tokens(0)))
+    assert _plans.tune(FASTAV, before=750) == presets.fastav(Keep(media=Before(750)))
+    assert _plans.tune(FASTAV, exempt_text=False) == presets.fastav(Keep(audio=Tokens(10)), exempt_text=False)
 
 
 def test_settings_add_up():
     whole = presets.fastav(Keep(audio=Tokens(3)), start=5, drop=0.1, exempt_text=False)
-    by_turns = _plans.tuned(FASTAV, exempt_text=False)
+    by_turns = _plans.tune(FASTAV, exempt_text=False)
     for setting in ({"start": "5"}, {"drop": "10%"}, {"keep_audio": 3}):
-        by_turns = _plans.tuned(by_turns, **setting)
+        by_turns = _plans.tune(by_turns, **setting)
     assert by_turns == whole
-    assert _plans.tuned(whole, start="middle").steps[0].layers == "middle"
+    assert _plans.tune(whole, start="middle").steps[0].layers == "middle"
 
 
 def test_other_steps_stay():
     trimmed = Plan((*presets.trim().steps, *FASTAV.steps), "fastav-trim")
-    varied = _plans.tuned(trimmed, drop="30")
+    varied = _plans.tune(trimmed, drop="30")
     assert varied.steps == (*presets.trim().steps, *presets.fastav(Keep(audio=Tokens(10)), drop=0.3).steps)
     assert varied.name == "fastav-trim"
 
@@ -211,12 +211,12 @@ def test_other_steps_stay():
 )
 def test_contradictory_or_unreadable_settings(settings, message):
     with pytest.raises(PlanError, match=message):
-        _plans.tuned(FASTAV, **settings)
+        _plans.tune(FASTAV, **settings)
 
 
 def test_a_plan_without_a_global_cut_has_no_settings():
     with pytest.raises(PlanError, match="no global cut"):
-        _plans.tuned(presets.trim(), drop="10")
+        _plans.tune(presets.trim(), drop="10")
 
 
 def test_tokens_by_layer_add_up_to_the_plan_s_own_count():
@@ -230,11 +230,11 @@ def test_tokens_by_layer_add_up_to_the_plan_s_own_count():
 
 
 def test_a_lack_of_memory_is_an_error():
-    with pytest.raises(FastAVError, match="out of memory"), _memory():
+    with pytest.raises(FastAVError, match="out of memory"), out_of_memory_as_error():
         raise MemoryError
-    with pytest.raises(FastAVError, match="out of memory"), _memory():
+    with pytest.raises(FastAVError, match="out of memory"), out_of_memory_as_error():
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
-    with pytest.raises(RuntimeError, match="a bug"), _memory():
+    with pytest.raises(RuntimeError, match="a bug"), out_of_memory_as_error():
         raise RuntimeError("a bug")
 
 
@@ -250,11 +250,11 @@ def test_a_plan_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(FastAVError, match="No space left"):
-        write_atomically(path, "new")
+        write_file(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
     monkeypatch.undo()
-    write_atomically(path, "new")
+    write_file(path, "new")
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -314,7 +314,7 @@ def test_numbers_have_three_digits_and_a_unit(shown, text):
 
 def test_every_budget_has_words():
     keep = Keep(audio=Tokens(10), video=Share(0.5)).to_dict()
-    assert _render._kept(keep) == "audio: 10 tokens\nvideo: 50 % of what is left"
+    assert _render._budget_lines(keep) == "audio: 10 tokens\nvideo: 50 % of what is left"
 
 
 # --- help in groups, completion, plurals
@@ -377,5 +377,5 @@ def test_several_plans_complete_one_after_another():
 
 
 def test_one_is_no_plural():
-    assert [counted(n, "token") for n in (0, 1, 2216)] == ["0 tokens", "1 token", "2,216 tokens"]
+    assert [plural(n, "token") for n in (0, 1, 2216)] == ["0 tokens", "1 token", "2,216 tokens"]
     assert _text.prompt({"text": 1}) == "1 text = 1 token"

@@ -10,17 +10,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fastav.errors import FastAVError, UnknownName
-from fastav.evaluate import Row, Stored, chart, markdown, merged, report
+from fastav.evaluate import Results, Row, chart, markdown, merge, report
 from fastav.evaluate.chart import Point, front
-from fastav.evaluate.evaluation import chosen
-from fastav.evaluate.labels import Box, placed
+from fastav.evaluate.evaluation import choose_samples
+from fastav.evaluate.labels import Box, place_labels
 from fastav.task import Sample
 
 PLANS = {"none": [], "half": ["..."], "<b>|odd": ["..."]}
 SCORES = {"none": [1, 1, 0, 1], "half": [1, 0, 0, 1], "<b>|odd": [0.5, 0.25, 0, 1]}
 
 
-def stored(scores=SCORES, task="t", **changes) -> Stored:
+def stored(scores=SCORES, task="t", **changes) -> Results:
     run = {
         "task": task,
         "model": "m",
@@ -51,7 +51,7 @@ def stored(scores=SCORES, task="t", **changes) -> Stored:
         for plan, values in scores.items()
         for number, score in enumerate(values)
     ]
-    return Stored(runs=(run | changes,), rows=tuple(rows))
+    return Results(runs=(run | changes,), rows=tuple(rows))
 
 
 def test_a_report_by_plan_and_family():
@@ -80,7 +80,7 @@ def test_a_report_by_plan_and_family():
 def test_failures_are_counted_and_left_out_on_both_sides():
     whole = stored()
     rows = tuple(
-        replace(row, error="why", score=0) if row.pair in (("0", "none"), ("1", "half")) else row for row in whole.rows
+        replace(row, error="why", score=0) if row.key in (("0", "none"), ("1", "half")) else row for row in whole.rows
     )
     found = report(replace(whole, rows=rows))
     half = found["plans"]["half"]["all"]
@@ -122,22 +122,22 @@ def test_a_task_s_own_metrics_are_shown():
 
 def test_files_of_one_model_and_task_are_one():
     one, other = stored({"none": [1, 0]}), stored({"none": [0], "half": [1, 1]}, commit="def5678")
-    (both,) = merged([one, other])
-    assert {row.pair: row.score for row in both.rows} == {
+    (both,) = merge([one, other])
+    assert {row.key: row.score for row in both.rows} == {
         ("0", "none"): 0,
         ("1", "none"): 0,
         ("0", "half"): 1,
         ("1", "half"): 1,
     }
     assert "commit abc1234 and commit def5678" in markdown(report(both))
-    assert len(merged([one, stored(task="other")])) == 2
+    assert len(merge([one, stored(task="other")])) == 2
 
 
 def test_two_plans_of_one_name_are_refused():
     other = stored()
     plans = other.runs[0]["plans"] | {"half": {"fingerprint": "else", "steps": ["..."]}}
     with pytest.raises(FastAVError, match="two different plans are called 'half'"):
-        merged([stored(), replace(other, runs=({**other.runs[0], "plans": plans},))])
+        merge([stored(), replace(other, runs=({**other.runs[0], "plans": plans},))])
 
 
 def test_markdown_is_not_broken_by_a_name():
@@ -194,14 +194,14 @@ ROOM = Box(60, 70, 870, 400)
 def test_labels_cover_neither_each_other_nor_points(places):
     points = [(x, y) for x, y, _ in places]
     taken = [Box(x - 5, y - 20, x + 5, y + 20) for x, y in points]
-    boxes = placed(points, [(float(width), 18.0) for _, _, width in places], ROOM, taken)
+    boxes = place_labels(points, [(float(width), 18.0) for _, _, width in places], ROOM, taken)
     for number, box in enumerate(boxes):
         assert box.outside(ROOM) < 1e-6
         assert not any(box.overlap(other) > 1e-6 for other in (*boxes[:number], *taken))
 
 
 def test_labels_without_room_are_placed_somewhere():
-    boxes = placed([(5.0, 5.0)] * 3, [(50.0, 20.0)] * 3, Box(0, 0, 10, 10), [])
+    boxes = place_labels([(5.0, 5.0)] * 3, [(50.0, 20.0)] * 3, Box(0, 0, 10, 10), [])
     assert len(boxes) == 3
 
 
@@ -214,15 +214,17 @@ def samples(families: str) -> list[Sample]:
 
 @given(st.text("abc", min_size=1, max_size=20), st.integers(1, 20))
 def test_a_limit_takes_the_families_by_turns(families, limit):
-    every = chosen(samples(families))
+    every = choose_samples(samples(families))
     assert sorted(sample.id for sample in every) == sorted(str(i) for i in range(len(families)))
-    assert [sample.id for sample in chosen(samples(families), limit=limit)] == [sample.id for sample in every[:limit]]
+    assert [sample.id for sample in choose_samples(samples(families), limit=limit)] == [
+        sample.id for sample in every[:limit]
+    ]
     counts = [sum(sample.family == family for sample in every[:limit]) for family in set(families)]
     full = [families.count(family) for family in set(families)]
     assert all(a >= b - 1 or a == n for a, n in zip(counts, full, strict=True) for b in counts)
 
 
 def test_families_are_chosen_by_name():
-    assert {sample.family for sample in chosen(samples("aabbc"), ["a", "c"])} == {"a", "c"}
+    assert {sample.family for sample in choose_samples(samples("aabbc"), ["a", "c"])} == {"a", "c"}
     with pytest.raises(UnknownName, match="no family of samples is called 'd'"):
-        chosen(samples("ab"), ["d"])
+        choose_samples(samples("ab"), ["d"])

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from fastav.errors import FastAVError
-from fastav.evaluate import Row, opened, read
+from fastav.evaluate import Row, open_rows, read
 
 RUN = {
     "task": "t",
@@ -38,7 +38,7 @@ def row(sample: str, plan: str = "none", **changes) -> Row:
 @pytest.fixture
 def path(tmp_path):
     path = tmp_path / "rows.jsonl"
-    with opened(path, RUN) as file:
+    with open_rows(path, RUN) as file:
         for sample in "12":
             for plan in RUN["plans"]:
                 file.append(row(sample, plan))
@@ -53,7 +53,7 @@ def test_rows_come_back_as_they_were(path):
 
 def test_a_line_is_on_disk_at_once(tmp_path):
     path = tmp_path / "rows.jsonl"
-    with opened(path, RUN) as file:
+    with open_rows(path, RUN) as file:
         assert read(path).rows == ()
         file.append(row("1"))
         assert read(path).rows == file.rows == (row("1"),)
@@ -61,19 +61,19 @@ def test_a_line_is_on_disk_at_once(tmp_path):
 
 def test_another_run_adds_to_the_file_and_says_who_it_is(path):
     later = RUN | {"limit": 7, "commit": "abc"}
-    with opened(path, later) as file:
+    with open_rows(path, later) as file:
         assert len(file.rows) == 4
         file.append(row("3"))
-        assert file.stored.runs == (RUN, later)
+        assert file.results.runs == (RUN, later)
     assert read(path).runs == (RUN, later)
     assert len(read(path).rows) == 5
 
 
 def test_the_last_row_of_a_sample_and_plan_counts(path):
-    with opened(path, RUN) as file:
+    with open_rows(path, RUN) as file:
         file.append(replace(row("1"), score=1))
         assert len(file.rows) == 4
-    assert next(r for r in read(path).rows if r.pair == ("1", "none")).score == 1
+    assert next(r for r in read(path).rows if r.key == ("1", "none")).score == 1
 
 
 def test_a_file_cut_anywhere_goes_on_with_its_whole_lines(path):
@@ -81,7 +81,7 @@ def test_a_file_cut_anywhere_goes_on_with_its_whole_lines(path):
     for length in range(0, len(whole), 7):
         path.write_bytes(whole[:length])
         lines = whole[:length].count(b"\n")
-        with opened(path, RUN) as file:
+        with open_rows(path, RUN) as file:
             assert len(file.rows) == max(0, lines - 1)
             file.append(row("9"))
         assert len(read(path).rows) == max(0, lines - 1) + 1
@@ -107,7 +107,7 @@ def test_a_cut_file_can_be_read_while_it_grows(path):
 )
 def test_a_file_of_something_else_is_refused_and_left_alone(path, change, found):
     before = path.read_bytes()
-    with pytest.raises(FastAVError, match=found), opened(path, RUN | change):
+    with pytest.raises(FastAVError, match=found), open_rows(path, RUN | change):
         pytest.fail("opened")
     assert path.read_bytes() == before
 
@@ -115,7 +115,7 @@ def test_a_file_of_something_else_is_refused_and_left_alone(path, change, found)
 def test_one_gpu_is_as_good_as_another(tmp_path):
     path = tmp_path / "rows.jsonl"
     for device in ("cuda:0", "cuda:1", "cuda"):
-        with opened(path, RUN | {"device": device}):
+        with open_rows(path, RUN | {"device": device}):
             pass
     assert len(read(path).runs) == 3
 
@@ -124,7 +124,7 @@ def test_one_gpu_is_as_good_as_another(tmp_path):
 def test_any_other_file_is_refused_and_left_alone(tmp_path, content):
     path = tmp_path / "novel.txt"
     path.write_bytes(content)
-    with pytest.raises(FastAVError, match=r"is no file of rows"), opened(path, RUN):
+    with pytest.raises(FastAVError, match=r"is no file of rows"), open_rows(path, RUN):
         pytest.fail("opened")
     with pytest.raises(FastAVError, match=r"is no file of rows"):
         read(path)
@@ -155,7 +155,7 @@ def test_an_empty_file_is_a_new_one_but_has_no_rows(tmp_path):
     path.touch()
     with pytest.raises(FastAVError, match="holds no rows"):
         read(path)
-    with opened(path, RUN) as file:
+    with open_rows(path, RUN) as file:
         assert file.rows == ()
     assert read(path).runs == (RUN,)
 
@@ -169,7 +169,7 @@ def test_a_missing_file_cannot_be_read(tmp_path):
 def test_a_full_disk_raises():
     from pathlib import Path
 
-    with pytest.raises(OSError, match="No space left"), opened(Path("/dev/full"), RUN):
+    with pytest.raises(OSError, match="No space left"), open_rows(Path("/dev/full"), RUN):
         pytest.fail("opened")
 
 
@@ -178,9 +178,9 @@ def test_a_disk_that_fills_up_leaves_a_file_that_goes_on(tmp_path):
     path = tmp_path / "rows.jsonl"
     script = (
         "import resource, sys; from pathlib import Path; sys.path.insert(0, 'tests');"
-        "from unit.test_evaluate_rows import RUN, opened, row\n"
+        "from unit.test_evaluate_rows import RUN, open_rows, row\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
-        "with opened(Path(sys.argv[1]), RUN) as file:\n"
+        "with open_rows(Path(sys.argv[1]), RUN) as file:\n"
         "    for number in range(100): file.append(row(str(number)))\n"
     )
     root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
@@ -188,7 +188,7 @@ def test_a_disk_that_fills_up_leaves_a_file_that_goes_on(tmp_path):
     assert "File too large" in done.stderr
     data = path.read_bytes()
     assert len(data) == 2000
-    with opened(path, RUN) as file:
+    with open_rows(path, RUN) as file:
         assert len(file.rows) == data.count(b"\n") - 1 > 1
         file.append(row("new"))
     assert read(path).rows[-1] == row("new")

@@ -152,6 +152,6 @@ def test_a_package_of_another_that_is_broken_says_its_reason(monkeypatch):
             raise KeyError("missing")
 
     registry = Registry("method", "fastav.methods")
-    monkeypatch.setitem(registry.__dict__, "_theirs", {"theirs": Point()})
+    monkeypatch.setitem(registry.__dict__, "_plugins", {"theirs": Point()})
     with pytest.raises(FastAVError, match="cannot be loaded: KeyError: 'missing'"):
         registry["theirs"]

@@ -16,7 +16,7 @@ from media_files import numbered, numbers, tone, write_clip
 def soon_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files over 20 s are treated as those over 10 minutes."""
     for module in (fastav.media.audio, fastav.media.video):
-        monkeypatch.setattr(module, "WHOLE_SECONDS", 20.0)
+        monkeypatch.setattr(module, "MAX_SCAN_SECONDS", 20.0)
 
 
 def with_gaps(path: Path, *, frames: int, fps: int, codec: str = "mjpeg", pixels: str = "yuvj420p") -> list[int]:

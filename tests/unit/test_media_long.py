@@ -8,7 +8,7 @@ import pytest
 
 from fastav.errors import UnreadableMedia
 from fastav.media import Clip
-from fastav.media._frames import ScannedFrames, SoughtFrames
+from fastav.media._frames import ScannedFrames, SeekedFrames
 from media_files import numbers, tone, write_clip
 
 SECONDS = 2 * 3600
@@ -42,7 +42,7 @@ def film(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def test_frames_of_a_film_are_the_ones_asked_for(film: Path) -> None:
     track = Clip.open(film).require_video()
-    assert isinstance(track.source, ScannedFrames if film.suffix == ".avi" else SoughtFrames)
+    assert isinstance(track.source, ScannedFrames if film.suffix == ".avi" else SeekedFrames)
     assert track.frames == SECONDS
     assert track.fps == pytest.approx(1)
     assert track.duration == pytest.approx(SECONDS, abs=1)

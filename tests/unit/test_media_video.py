@@ -14,8 +14,8 @@ from PIL import Image, ImageOps
 
 from fastav.errors import UnreadableMedia
 from fastav.media import Clip, MediaWarning
-from fastav.media._frames import nominal, upright
-from fastav.media._timeline import Timeline, shows_picture
+from fastav.media._frames import nominal_ticks, upright
+from fastav.media._timeline import Timeline, is_displayed
 from media_files import decode_everything, number_of, numbered, numbers, write_clip
 
 GOP = {"bf": "3", "g": "10"}
@@ -214,20 +214,20 @@ def test_too_many_frames_at_once_are_refused() -> None:
 @given(st.integers(0, 10**6), st.integers(0, 10**6), st.sampled_from([10.0, 25.0, 30000 / 1001]))
 def test_a_nominal_time_lies_within_its_frame(frame: int, first: int, fps: float) -> None:
     tick = Fraction(1, 90_000)
-    shown = (nominal(frame, first, fps, tick) - first) * tick
-    assert frame / fps <= shown < (frame + 1) / fps
+    pts = (nominal_ticks(frame, first, fps, tick) - first) * tick
+    assert frame / fps <= pts < (frame + 1) / fps
 
 
 @settings(deadline=None)  # a busy machine is no fault
 @given(st.lists(st.integers(0, 500), min_size=1, unique=True), st.data())
 def test_decoding_starts_at_the_last_keyframe_not_after_the_frame(times: list[int], data: st.DataObject) -> None:
-    shown = np.sort(np.array(times))
+    pts = np.sort(np.array(times))
     others = data.draw(st.sets(st.sampled_from(times)))
-    keys = np.array(sorted({int(shown[0]), *others}))
-    timeline = Timeline(shown=shown, keys=keys, key_rank=np.searchsorted(shown, keys), end=501, sure=501)
+    keys = np.array(sorted({int(pts[0]), *others}))
+    timeline = Timeline(pts=pts, keys=keys, key_rank=np.searchsorted(pts, keys), end=501, complete_until=501)
     frame = data.draw(st.integers(0, len(times) - 1))
     entries = timeline.entries(frame)
-    assert entries[0] == max(k for k in keys if k <= shown[frame])
+    assert entries[0] == max(k for k in keys if k <= pts[frame])
     assert entries == sorted(entries, reverse=True)
 
 
@@ -235,9 +235,9 @@ def test_the_hidden_frames_of_vp8_are_not_counted(tmp_path: Path) -> None:
     with av.open(str(write_clip(tmp_path / "a.webm", "libvpx", frames=3))) as container:
         stream = container.streams.video[0]
         packet = next(container.demux(stream))
-        assert shows_picture(packet, stream)
+        assert is_displayed(packet, stream)
         hidden = bytes([bytes(packet)[0] & ~0x10]) + bytes(packet)[1:]
-        assert not shows_picture(av.Packet(hidden), stream)
+        assert not is_displayed(av.Packet(hidden), stream)
 
 
 def test_numbers_survive_the_codec() -> None:

@@ -14,13 +14,13 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from fastav.calibrate import Evidence, Look, Record, Store
+from fastav.calibrate import Evidence, Preview, Record, Store
 from fastav.errors import CalibrationError, InstallationError
 from fastav.layout import Layout, Modality
 from fastav.plan import Before, Frames, Keep, Plan, Share, Step, Tokens
 from fastav.presets import fastav
-from fastav.report import figures, page, words
-from fastav.report.content import binned, cuts, pictures, read, stretches, survivors, tracks
+from fastav.report import figures, formatting, page
+from fastav.report.content import audio_segments, binned, frame_tokens, modality_cuts, read, remaining_tokens, tracks
 from fastav.trace import Trace
 
 DEPTH, START = 4, 2
@@ -42,18 +42,20 @@ def layout_of(video: int = 12, audio: int = 8, text: int = 3, *, seconds: bool =
     )
 
 
-def trace_of(layout: Layout, seed: int = 0, kept: tuple[tuple[int, np.ndarray], ...] = ()) -> Trace:
+def trace_of(layout: Layout, seed: int = 0, selections: tuple[tuple[int, np.ndarray], ...] = ()) -> Trace:
     weights = np.random.default_rng(seed).exponential(size=(2, 3, DEPTH, len(layout))).astype(np.float32)
     weights /= weights.sum(-1, keepdims=True)
-    return Trace(layout=layout, attention=weights[0], rollout=weights[1], kept=kept, seconds={"prefill": 1.0})
+    return Trace(
+        layout=layout, attention=weights[0], rollout=weights[1], selections=selections, seconds={"prefill": 1.0}
+    )
 
 
-def look_of(layout: Layout) -> Look:
+def preview_of(layout: Layout) -> Preview:
     moments = np.unique(layout.second[(layout.modality == VIDEO) & np.isfinite(layout.second)]).astype(float)
     frames = np.full((len(moments), 9, 16, 3), 128, np.uint8) if len(moments) else np.zeros((0, 1, 1, 3), np.uint8)
     heard = layout.count(AUDIO) > 0
     peaks = np.stack([-np.ones(80), np.ones(80)]).astype(np.float32) if heard else np.zeros((2, 0), np.float32)
-    return Look(frames=frames, moments=moments, peaks=peaks, duration=4.0)
+    return Preview(frames=frames, moments=moments, peaks=peaks, duration=4.0)
 
 
 def answer_of(text: str, plan: Plan, layout: Layout) -> dict[str, Any]:
@@ -77,11 +79,11 @@ def made(
     store.begin({"model": "tiny", "source": "tiny", **head})
     for number, layout in enumerate(layouts):
         trace = trace_of(layout, number)
-        store.save(f"prompt{number}", Record(clip="a.mp4", question=question, trace=trace, look=look_of(layout)))
+        store.save(f"prompt{number}", Record(clip="a.mp4", question=question, trace=trace, preview=preview_of(layout)))
     first = layouts[0]
     stays = np.flatnonzero((first.modality == TEXT) | (np.arange(len(first)) <= 5))
     shown = trace_of(first, 0, ((START, stays),))
-    store.save("shown", Record(clip="a.mp4", question=question, trace=shown, look=look_of(first)))
+    store.save("shown", Record(clip="a.mp4", question=question, trace=shown, preview=preview_of(first)))
     origin = {
         "model": "tiny",
         "layers": DEPTH,
@@ -119,7 +121,7 @@ class Strict(HTMLParser):
     def __init__(self, html: str) -> None:
         super().__init__()
         self.open: list[str] = []
-        self.words: list[str] = []
+        self.formatting: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.feed(html)
         self.close()
@@ -138,11 +140,11 @@ class Strict(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if "style" not in self.open:
-            self.words.append(data)
+            self.formatting.append(data)
 
     @property
     def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
+        return " ".join(" ".join(self.formatting).split())
 
     def values(self, attribute: str) -> list[str]:
         return [value for _, attributes in self.tags if (value := attributes.get(attribute)) is not None]
@@ -293,48 +295,50 @@ def test_tracks_are_shares_over_the_prompts_that_are_so_long():
 )
 def test_what_the_cut_leaves_of_each_modality(tmp_path, keep, audio, video):
     folder = made(tmp_path / "cal", [layout_of(), layout_of(16, 12)], plan=fastav(keep, start=START, drop=0))
-    found = cuts(read(folder))
-    assert (found[AUDIO].kept.tolist(), found[VIDEO].kept.tolist()) == (audio, video)
-    assert (found[AUDIO].there.tolist(), found[VIDEO].there.tolist()) == ([8, 12], [12, 16])
+    found = modality_cuts(read(folder))
+    assert (found[AUDIO].remaining.tolist(), found[VIDEO].remaining.tolist()) == (audio, video)
+    assert (found[AUDIO].total.tolist(), found[VIDEO].total.tolist()) == ([8, 12], [12, 16])
     gone = [n // 4 for n, there in zip(video, (12, 16), strict=True) if n < there]
     assert found[VIDEO].seconds.tolist() == gone
 
 
 def test_a_rule_by_rollout_is_not_drawn_as_a_cut_by_order(tmp_path):
     steps = (Step(layers="2", method="rollout", keep=Keep(audio=Share(0.5), video=Share(0.25))),)
-    found = cuts(read(made(tmp_path / "cal", [layout_of()], plan=Plan(steps, "calibrated"))))
-    assert not found[AUDIO].ordered
-    assert (found[AUDIO].kept.tolist(), found[VIDEO].kept.tolist()) == ([4], [3])
+    found = modality_cuts(read(made(tmp_path / "cal", [layout_of()], plan=Plan(steps, "calibrated"))))
+    assert not found[AUDIO].is_prefix
+    assert (found[AUDIO].remaining.tolist(), found[VIDEO].remaining.tolist()) == ([4], [3])
     assert found[VIDEO].seconds.tolist() == []
 
 
 def test_pictures_between_the_frames_belong_to_the_nearest_and_are_shown_once():
     layout = layout_of()
     kept = np.array([*range(6), *range(13, 24)])
-    look = Look(
+    preview = Preview(
         frames=np.zeros((4, 9, 16, 3), np.uint8),
         moments=np.array([0.0, 0.9, 1.2, 2.0]),
         peaks=np.zeros((2, 0), np.float32),
         duration=3.0,
     )
-    shown = Record(clip="a", question="q", trace=trace_of(layout, kept=((2, kept), (3, kept[:3]))), look=look)
-    assert survivors(shown, 2).sum() == len(kept)
-    drawn = [(one.index, one.second, one.stay, one.there) for one in pictures(shown, 2)]
+    shown = Record(
+        clip="a", question="q", trace=trace_of(layout, selections=((2, kept), (3, kept[:3]))), preview=preview
+    )
+    assert remaining_tokens(shown, 2).sum() == len(kept)
+    drawn = [(one.index, one.second, one.remaining, one.total) for one in frame_tokens(shown, 2)]
     assert drawn == [(0, 0.0, 4, 4), (1, 1.0, 1, 4), (3, 2.0, 0, 4)]
 
 
 def test_stretches_of_sound_are_joined_and_end_with_the_clip():
     layout = layout_of(0, 8)  # four tokens a second
     kept = np.array([0, 1, 2, 5, 9, 10, 11])
-    shown = Record(clip="a", question="q", trace=trace_of(layout, kept=((2, kept),)), look=look_of(layout))
-    assert list(stretches(shown, 2)) == [(0.0, 0.5, 1.0), (0.5, 1.0, 0.0), (1.0, 1.25, 1.0), (1.25, 4.0, 0.0)]
+    shown = Record(clip="a", question="q", trace=trace_of(layout, selections=((2, kept),)), preview=preview_of(layout))
+    assert list(audio_segments(shown, 2)) == [(0.0, 0.5, 1.0), (0.5, 1.0, 0.0), (1.0, 1.25, 1.0), (1.25, 4.0, 0.0)]
 
 
 def test_the_waveform_is_coloured_by_what_stays_between_two_of_its_moments():
     moments = np.linspace(0, 2, 5)
-    found = list(figures._kept(moments, [(0.0, 0.5, 0.0), (0.5, 0.6, 1.0), (0.6, 1.0, 0.0), (1.0, 2.0, 0.5)]))
+    found = list(figures._remaining_runs(moments, [(0.0, 0.5, 0.0), (0.5, 0.6, 1.0), (0.6, 1.0, 0.0), (1.0, 2.0, 0.5)]))
     assert found == [(slice(1, 2 + 1), 0.2), (slice(2, 4 + 1), 0.5)]
-    assert list(figures._kept(moments, [])) == []
+    assert list(figures._remaining_runs(moments, [])) == []
 
 
 @pytest.mark.parametrize(
@@ -352,8 +356,8 @@ def test_the_waveform_is_coloured_by_what_stays_between_two_of_its_moments():
     ],
 )
 def test_plans_in_words(steps, said):
-    sentences = words.plan(Plan(tuple(steps)), 28, (TEXT, AUDIO, VIDEO))
-    assert said in sentences[0].replace(words.SPACE, " ")
+    sentences = formatting.plan(Plan(tuple(steps)), 28, (TEXT, AUDIO, VIDEO))
+    assert said in sentences[0].replace(formatting.SPACE, " ")
     assert len(sentences) == 1
 
 

@@ -12,10 +12,10 @@ import pytest
 import fastav
 from fastav.cli import main
 from fastav.errors import CheckpointError, FastAVError, PlanError, UnknownName
+from fastav.formatting import join_or
 from fastav.pipelines import resolve
 from fastav.registry import MODELS, unknown_name
 from fastav.sources import find_source, reachable
-from fastav.wording import either
 
 BUNDLE = Path(__file__).parents[1] / "reference" / "videollama2"
 NOWHERE = "http://127.0.0.1:9"  # the port that drops everything; nothing listens there
@@ -58,7 +58,7 @@ def test_what_differs_in_dots_and_case_alone_is_the_one_name_meant():
 
 
 def test_names_that_may_be_meant_are_listed_as_in_a_sentence():
-    assert [either(["red", "rat", "rod"][:count]) for count in (1, 2, 3)] == ["red", "red or rat", "red, rat or rod"]
+    assert [join_or(["red", "rat", "rod"][:count]) for count in (1, 2, 3)] == ["red", "red or rat", "red, rat or rod"]
     assert unknown_name("colour", "read", ["red", "rat"]).hint == "did you mean red or rat?"
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastav.tasks._choices import LETTERS, asked, parse, unlettered
+from fastav.tasks._choices import LETTERS, format_question, parse, strip_letters
 
 INSTRUMENTS = ("A violin", "a cello", "Two guitars.", "3")
 
@@ -53,9 +53,9 @@ def test_ends_do_not_matter(text, options, end):
 
 @given(options)
 def test_letters_come_and_go(options):
-    lines = asked("What?", options).splitlines()[1:-1]
-    assert unlettered(lines) == tuple(options)
-    assert unlettered(options) == tuple(options)
+    lines = format_question("What?", options).splitlines()[1:-1]
+    assert strip_letters(lines) == tuple(options)
+    assert strip_letters(options) == tuple(options)
 
 
 @pytest.mark.parametrize(
@@ -105,13 +105,13 @@ def test_a_text_that_two_options_share_names_neither():
 
 @pytest.mark.parametrize("options", [("A. one", "two"), ("A. one", "C. two"), ("one", "B. two")])
 def test_letters_that_are_not_all_there_are_part_of_the_option(options):
-    assert unlettered(options) == options
+    assert strip_letters(options) == options
 
 
 def test_letters_of_every_style_are_taken_off():
-    assert unlettered(["A.one", "(B) two", "C: three", "D)  4"]) == ("one", "two", "three", "4")
+    assert strip_letters(["A.one", "(B) two", "C: three", "D)  4"]) == ("one", "two", "three", "4")
 
 
 def test_a_question_is_shown_with_one_option_a_line():
-    shown = asked("How many?", ["one", "two"], "Listen.", "Say it.")
+    shown = format_question("How many?", ["one", "two"], "Listen.", "Say it.")
     assert shown == "Listen.\nHow many?\nA. one\nB. two\nSay it."

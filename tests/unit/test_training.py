@@ -41,7 +41,7 @@ def test_labels_name_what_is_there(made, long):
         still = (rendered.motions[number] == 0).any()
         assert bool(still) == (long or picture.rest != "never" or picture.distractor is not None)
         moving = (rendered.motions[number] > 0).view(-1, 16).any(1).nonzero()[:, 0]
-        assert picture.begins <= int(moving.min()) <= int(moving.max()) < picture.begins + 5  # pairs last a second
+        assert picture.offset <= int(moving.min()) <= int(moving.max()) < picture.offset + 5  # pairs last a second
     for number, sound in enumerate(bank.sounds):
         starts = rendered.starts[number].view(-1, 3)
         assert int(starts[:, 0].sum()) == len(sound.beeps)

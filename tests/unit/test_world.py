@@ -123,7 +123,7 @@ def test_the_pitch_is_the_spectrums(scene):
 
 @pytest.mark.parametrize("scene", LONG)
 def test_in_a_long_clip_shape_and_beeps_have_four_seconds_each(scene):
-    shown, (start, end) = frames(scene.picture), scene.picture.moving
+    shown, (start, end) = frames(scene.picture), scene.picture.motion_span
     assert len(shown) == LONG_SECONDS * FPS
     assert end - start == SECONDS
     colour = answer(scene, "colour")

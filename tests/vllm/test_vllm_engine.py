@@ -187,7 +187,7 @@ def test_leaving_a_set_early_leaves_nothing_behind(pipe):
 
 
 def test_a_file_of_questions_goes_on_where_it_was_stopped(pipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "loaded", lambda *_: pipe)
+    monkeypatch.setattr(command, "load_pipeline", lambda *_: pipe)
     monkeypatch.setattr(type(pipe.engine), "close", lambda _: None)
     lines = [{"id": n, "clip": str(clip), "question": f"what is {n}?"} for n, clip in enumerate([TRIANGLE, KNOCK] * 3)]
     questions = tmp_path / "questions.jsonl"

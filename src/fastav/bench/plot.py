@@ -13,7 +13,7 @@ from typing import Any
 from fastav.bench.contenders import BASELINE
 from fastav.bench.report import machine, read
 from fastav.errors import FastAVError
-from fastav.files import whole
+from fastav.files import atomic_write
 from fastav.installation import require_packages
 
 Json = Mapping[str, Any]
@@ -95,7 +95,7 @@ def draw(reports: Sequence[Json], path: Path) -> None:
         figure.suptitle(_title(reports), x=0.012, ha="left", fontsize=12, fontweight="bold")
         figure.supxlabel(_footer(reports), x=0.012, ha="left", fontsize=8, color=SOFT)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as part:
+        with atomic_write(path) as part:
             figure.savefig(part, format="png")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fastav.errors import FastAVError, reason_of
-from fastav.files import whole
+from fastav.files import atomic_write
 from fastav.provenance import provenance
 
 FORMAT = 1  # version of the JSON
@@ -30,7 +30,7 @@ def circumstances(
 def write(report: Json, path: Path) -> None:
     """Write the whole report, or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from fastav.bench.report import cell, machine, megabytes, milliseconds, read, times
 from fastav.errors import FastAVError
-from fastav.files import whole
+from fastav.files import atomic_write
 
 Json = Mapping[str, Any]
 
@@ -69,7 +69,7 @@ class Kind(NamedTuple):
                 print(content)
                 return 0
             text = self.replaced(options.into.read_text(encoding="utf-8"), content)
-            with whole(options.into) as part:
+            with atomic_write(options.into) as part:
                 part.write_text(text, encoding="utf-8")
         except (FastAVError, OSError) as error:
             print(f"{self.program}: {error}", file=sys.stderr)

@@ -7,7 +7,7 @@ from fastav.calibrate.calibration import Calibration, Failure
 from fastav.calibrate.evidence import KINDS, TOP, Evidence, Moments, evidence_of
 from fastav.calibrate.prompts import QUESTION, Prompt, prompts_of, read_questions
 from fastav.calibrate.rule import Choice, Criterion, choose, start_layer
-from fastav.calibrate.store import Look, Record, Store
+from fastav.calibrate.store import Preview, Record, Store
 
 __all__ = [
     "KINDS",
@@ -18,8 +18,8 @@ __all__ = [
     "Criterion",
     "Evidence",
     "Failure",
-    "Look",
     "Moments",
+    "Preview",
     "Prompt",
     "Record",
     "Store",

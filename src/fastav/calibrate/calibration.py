@@ -10,10 +10,10 @@ import torch
 
 from fastav.adapter import ModelAdapter, Request
 from fastav.calibrate.evidence import Evidence, evidence_of
-from fastav.calibrate.look import look_at
 from fastav.calibrate.prompts import Prompt, prompts_of
 from fastav.calibrate.rule import Choice, Criterion, choose
 from fastav.calibrate.store import Record, Store
+from fastav.calibrate.thumbnail import make_preview
 from fastav.device import placed
 from fastav.errors import CalibrationError, FastAVError, reason_of
 from fastav.flops import DecoderShape, kv_bytes
@@ -78,7 +78,7 @@ class Calibration:
             raise CalibrationError(f"alpha must be in (0, 1], got {alpha:g}", "0.5 is usual")
         prompts = prompts_of(clips, questions)
         adapter, _, config = resolve(model)
-        place, dtype = placed(device, dtype)
+        placement, dtype = placed(device, dtype)
         shape = adapter.shape(config)
         store = Store(Path(folder))
         store.begin(
@@ -89,12 +89,12 @@ class Calibration:
                 "hidden": shape.hidden,
                 "alpha": alpha,
                 "dtype": dtype,
-                "device": place.type,
+                "device": placement.type,
             }
         )
-        return cls(model, adapter, shape, prompts, store, alpha=alpha, device=str(place), dtype=dtype)
+        return cls(model, adapter, shape, prompts, store, alpha=alpha, device=str(placement), dtype=dtype)
 
-    def left(self) -> list[Prompt]:
+    def remaining(self) -> list[Prompt]:
         """Prompts that were not looked at yet."""
         return [prompt for prompt in self.prompts if not self.store.has(prompt.key)]
 
@@ -105,17 +105,17 @@ class Calibration:
         Raises: CalibrationError naming the clip, caused by what went wrong; as `fastav.pipeline`; OSError if what was
         seen cannot be written.
         """
-        if left := self.left():
+        if remaining := self.remaining():
             self._pipe()  # what keeps the model from loading is no clip's fault
-        for prompt in left:
+        for prompt in remaining:
             try:
-                record = self._looked_at(prompt, NONE)
+                record = self._trace(prompt, NONE)
             except Exception as error:
-                known = isinstance(error, FastAVError)
-                reason = " ".join((error.message if known else reason_of(error, with_type=True)).split())
+                is_known = isinstance(error, FastAVError)
+                reason = " ".join((error.message if is_known else reason_of(error, with_type=True)).split())
                 failure = Failure(prompt, reason)
                 if not keep_going:
-                    raise CalibrationError(f"{prompt.clip.name}: {reason}", error.hint if known else "") from error
+                    raise CalibrationError(f"{prompt.clip.name}: {reason}", error.hint if is_known else "") from error
                 yield failure
             else:
                 self.store.save(prompt.key, record)
@@ -133,28 +133,28 @@ class Calibration:
 
         Raises: as `choose`.
         """
-        seen = [prompt for prompt in self.prompts if self.store.has(prompt.key)]
+        traced = [prompt for prompt in self.prompts if self.store.has(prompt.key)]
         evidence = self.evidence()
-        chosen = choose(evidence, self.shape, criterion)
+        best = choose(evidence, self.shape, criterion)
         kv = mean(
-            kv_bytes(self.shape, chosen.plan.cached(layout, self.shape.layers))
+            kv_bytes(self.shape, best.plan.cached(layout, self.shape.layers))
             / kv_bytes(self.shape, [len(layout)] * self.shape.layers)
             for layout in evidence.layouts
         )
-        made = provenance(torch.device(self._device)) | {
+        origin = provenance(torch.device(self._device)) | {
             "model": self.adapter.name,
             "layers": self.shape.layers,
             "hidden": self.shape.hidden,
             "alpha": self.alpha,
-            "clips": len({prompt.clip for prompt in seen}),
-            "prompts": len(seen),
+            "clips": len({prompt.clip for prompt in traced}),
+            "prompts": len(traced),
             "criterion": asdict(criterion),
-            "rule": chosen.rule,
+            "rule": best.rule,
         }
-        choice = replace(chosen, plan=replace(chosen.plan, origin=made))
-        shown = f"{seen[0].key}-{choice.plan.fingerprint}"
-        self.store.save(shown, self._looked_at(seen[0], choice.plan))
-        answers = [self._answered(seen[0], plan, max_new_tokens) for plan in (NONE, choice.plan)]
+        choice = replace(best, plan=replace(best.plan, origin=origin))
+        shown_key = f"{traced[0].key}-{choice.plan.fingerprint}"
+        self.store.save(shown_key, self._trace(traced[0], choice.plan))
+        answers = [self._answer(traced[0], plan, max_new_tokens) for plan in (NONE, choice.plan)]
         self.store.finish(
             {
                 "plan": choice.plan.to_json(),
@@ -163,8 +163,8 @@ class Calibration:
                 "held": choice.held,
                 "flops": choice.flops,
                 "tokens": choice.tokens,
-                "prompts": [prompt.key for prompt in seen],
-                "shown": shown,
+                "prompts": [prompt.key for prompt in traced],
+                "shown": shown_key,
                 "failures": [{"clip": str(one.prompt.clip), "reason": one.reason} for one in failures],
                 "kv": kv,
                 "answers": [answer.to_dict() for answer in answers],
@@ -177,10 +177,10 @@ class Calibration:
             self._pipeline = pipeline(self.model, NONE, device=self._device, dtype=self._dtype)
         return self._pipeline
 
-    def _looked_at(self, prompt: Prompt, plan: Plan) -> Record:
+    def _trace(self, prompt: Prompt, plan: Plan) -> Record:
         clip = Clip.open(prompt.clip)
         trace = self._pipe().engine.trace(Request(clip=clip, question=prompt.question), plan, alpha=self.alpha)
-        return Record(clip=prompt.clip.name, question=prompt.question, trace=trace, look=look_at(clip, trace))
+        return Record(clip=prompt.clip.name, question=prompt.question, trace=trace, preview=make_preview(clip, trace))
 
-    def _answered(self, prompt: Prompt, plan: Plan, max_new_tokens: int) -> Any:
+    def _answer(self, prompt: Prompt, plan: Plan, max_new_tokens: int) -> Any:
         return self._pipe()(prompt.clip, prompt.question, plan=plan, max_new_tokens=max_new_tokens)

@@ -39,9 +39,9 @@ class Moments:
             self.mean, self.squares = np.pad(self.mean, wider), np.pad(self.squares, wider)
             self.count = np.pad(self.count, (0, missing))
         self.count[bins] += 1
-        off = values - self.mean[..., bins]
-        self.mean[..., bins] += off / self.count[bins]
-        self.squares[..., bins] += off * (values - self.mean[..., bins])
+        deviation = values - self.mean[..., bins]
+        self.mean[..., bins] += deviation / self.count[bins]
+        self.squares[..., bins] += deviation * (values - self.mean[..., bins])
 
     @property
     def spread(self) -> np.ndarray:
@@ -73,9 +73,9 @@ class Evidence:
             self.modalities, self.concentration = Moments.empty(*weights.shape[:3]), Moments.empty(*weights.shape[:3])
         for axis, modality, tokens, bins in _bins(trace.layout):
             order = np.argsort(bins, kind="stable")
-            found, first, sizes = np.unique(bins[order], return_index=True, return_counts=True)
+            occupied, first, sizes = np.unique(bins[order], return_index=True, return_counts=True)
             means = np.add.reduceat(weights[..., tokens[order]], first, axis=-1) / sizes
-            self.profiles.setdefault((axis, modality), Moments.empty(*weights.shape[:3])).add(means, found)
+            self.profiles.setdefault((axis, modality), Moments.empty(*weights.shape[:3])).add(means, occupied)
         modality = trace.layout.modality
         present = np.unique(modality)
         self.modalities.add(np.stack([weights[..., modality == m].sum(-1) for m in present], -1), present.astype(int))
@@ -100,18 +100,18 @@ def _bins(
     layout: Layout,
 ) -> Iterator[tuple[str, Modality | None, Int[np.ndarray, " here"], Int[np.ndarray, " here"]]]:
     """Axis, modality, tokens and the bin of each of them."""
-    every = np.arange(len(layout))
-    yield "position", None, every, every
+    positions = np.arange(len(layout))
+    yield "position", None, positions, positions
     for m in MEDIA:
-        tokens = every[layout.modality == m]
+        tokens = positions[layout.modality == m]
         if len(tokens):
             yield "order", m, tokens, np.arange(len(tokens))
-        framed = tokens[layout.frame[tokens] >= 0]
-        if len(framed):
-            yield "frame", m, framed, layout.frame[framed].astype(int)
-        timed = tokens[np.isfinite(layout.second[tokens])]
-        if len(timed):
-            yield "second", m, timed, layout.second[timed].astype(int)
+        with_frame = tokens[layout.frame[tokens] >= 0]
+        if len(with_frame):
+            yield "frame", m, with_frame, layout.frame[with_frame].astype(int)
+        with_second = tokens[np.isfinite(layout.second[tokens])]
+        if len(with_second):
+            yield "second", m, with_second, layout.second[with_second].astype(int)
 
 
 def _concentration(weights: Float[np.ndarray, "kinds queries layers tokens"]) -> np.ndarray:

@@ -48,15 +48,17 @@ def prompts_of(clips: Sequence[str | Path], questions: Sequence[str] | Mapping[s
     """
     if isinstance(questions, str):
         raise CalibrationError("questions must be a list", "put the question into one")
-    found = [clip for one in clips for clip in _files(Path(one))]
-    if not found:
+    files = [clip for path in clips for clip in _files(Path(path))]
+    if not files:
         raise CalibrationError("there are no clips", "give files or folders")
     for question in chain(*questions.values()) if isinstance(questions, Mapping) else questions:
         question_of(question)
-    asked = questions if isinstance(questions, Mapping) else {clip.name: questions or (QUESTION,) for clip in found}
-    if missing := [clip.name for clip in found if not asked.get(clip.name)]:
-        raise CalibrationError(f"there is no question about {missing[0]}", "the questions' keys are names of files")
-    prompts = (Prompt.of(clip, question) for clip in found for question in asked[clip.name])
+    by_name = questions if isinstance(questions, Mapping) else {clip.name: questions or (QUESTION,) for clip in files}
+    if without_question := [clip.name for clip in files if not by_name.get(clip.name)]:
+        raise CalibrationError(
+            f"there is no question about {without_question[0]}", "the questions' keys are names of files"
+        )
+    prompts = (Prompt.of(clip, question) for clip in files for question in by_name[clip.name])
     return list({prompt.key: prompt for prompt in prompts}.values())
 
 
@@ -76,13 +78,13 @@ def read_questions(path: str | Path) -> list[str] | dict[str, list[str]]:
         reason = getattr(error, "strerror", None) or reason_of(error)
         raise CalibrationError(f"cannot read the questions {str(path)!r}: {reason}") from None
     if isinstance(data, dict):
-        return {name: list(_questions(path, asked)) for name, asked in data.items()}
+        return {name: list(_questions(path, entries)) for name, entries in data.items()}
     return list(_questions(path, data))
 
 
-def _questions(path: Path, asked: Any) -> Iterator[str]:
-    for one in asked if isinstance(asked, list) else ():
-        text = one.get("question") if isinstance(one, dict) else one
+def _questions(path: Path, entries: Any) -> Iterator[str]:
+    for entry in entries if isinstance(entries, list) else ():
+        text = entry.get("question") if isinstance(entry, dict) else entry
         if not isinstance(text, str):
             raise CalibrationError(f"{path}: a question must be a string, got {text!r}")
         if not text.isascii() and text.encode(errors="replace").decode() != text:
@@ -90,14 +92,14 @@ def _questions(path: Path, asked: Any) -> Iterator[str]:
         if not text.strip():
             raise CalibrationError(f"{path}: a question is empty", "ask something about the clip")
         yield text.strip()
-    if not isinstance(asked, list) or not asked:
+    if not isinstance(entries, list) or not entries:
         raise CalibrationError(f"{path} holds no questions", "one a line, or a JSON list, or an object of lists")
 
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        if found := sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES):
-            return found
+        if media_files := sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES):
+            return media_files
         raise CalibrationError(f"there are no video or audio files in {str(path)!r}")
     if not path.is_file():
         raise CalibrationError(f"there is no clip {str(path)!r}")

@@ -89,7 +89,7 @@ def choose(evidence: Evidence, shape: DecoderShape, criterion: Criterion) -> Cho
         raise CalibrationError("none of the prompts has audio or video", "give clips")
     start = start_layer(evidence, shape.layers, criterion.start)
     rules = ("first", "frames", "before") if criterion.rule == "auto" else (criterion.rule,)
-    choices = [found for rule in rules if (found := _fitted(evidence, shape, criterion, rule, start)) is not None]
+    choices = [choice for rule in rules if (choice := _fit_rule(evidence, shape, criterion, rule, start)) is not None]
     if not choices:
         raise CalibrationError(*_unreachable(evidence, shape, criterion, rules, start))
     return max(choices, key=lambda choice: round(choice.held or 0.0, 9))  # of equals the first
@@ -112,20 +112,20 @@ def start_layer(evidence: Evidence, depth: int, start: str | int) -> int:
 Settings = Sequence[Keep] | None  # of a rule, from that which keeps least; None where it does not fit
 
 
-def _fitted(evidence: Evidence, shape: DecoderShape, criterion: Criterion, rule: str, start: int) -> Choice | None:
+def _fit_rule(evidence: Evidence, shape: DecoderShape, criterion: Criterion, rule: str, start: int) -> Choice | None:
     """The most that a rule can keep within the budget; None if even the least is too much, or the rule does not fit."""
-    settings, plan = _settings(evidence, rule, start), _planned(criterion, rule, start)
-    if settings is None or not _within(evidence, shape, criterion, plan(settings[0]), start):
+    settings, plan = _settings(evidence, rule, start), _plan_maker(criterion, rule, start)
+    if settings is None or not _is_within(evidence, shape, criterion, plan(settings[0]), start):
         return None
     low, high = 0, len(settings) - 1
     while low < high:  # what is kept grows from setting to setting
         middle = (low + high + 1) // 2
-        if _within(evidence, shape, criterion, plan(settings[middle]), start):
+        if _is_within(evidence, shape, criterion, plan(settings[middle]), start):
             low = middle
         else:
             high = middle - 1
     flops, tokens = costs(evidence.layouts, shape, plan(settings[low]), start)
-    held = None if rule == "rollout" else _held(evidence, start, settings[low])
+    held = None if rule == "rollout" else _rollout_share(evidence, start, settings[low])
     return Choice(plan=plan(settings[low]), rule=rule, start=start, held=held, flops=flops, tokens=tokens)
 
 
@@ -143,55 +143,59 @@ def costs(layouts: Sequence[Layout], shape: DecoderShape, plan: Plan, start: int
     return float(np.mean(ratios)), float(np.mean(counts))
 
 
-def _within(evidence: Evidence, shape: DecoderShape, criterion: Criterion, plan: Plan, start: int) -> bool:
+def _is_within(evidence: Evidence, shape: DecoderShape, criterion: Criterion, plan: Plan, start: int) -> bool:
     flops, tokens = costs(evidence.layouts, shape, plan, start)
     return tokens <= criterion.tokens if criterion.tokens is not None else flops <= (criterion.budget or 0)
 
 
-def _planned(criterion: Criterion, rule: str, start: int) -> Callable[[Keep], Plan]:
+def _plan_maker(criterion: Criterion, rule: str, start: int) -> Callable[[Keep], Plan]:
     def plan(keep: Keep) -> Plan:
-        whole = fastav(keep, start=start, drop=criterion.drop, name="calibrated")
+        full_plan = fastav(keep, start=start, drop=criterion.drop, name="calibrated")
         if rule != "rollout":
-            return whole
-        first, *fine = whole.steps
-        return Plan((Step(layers=first.layers, method="rollout", keep=keep), *fine), whole.name)
+            return full_plan
+        first, *fine = full_plan.steps
+        return Plan((Step(layers=first.layers, method="rollout", keep=keep), *fine), full_plan.name)
 
     return plan
 
 
 def _settings(evidence: Evidence, rule: str, start: int) -> Settings:
-    media = [m for m in MEDIA if m in evidence.present()]
+    modalities = [m for m in MEDIA if m in evidence.present()]
     match rule:
         case "rollout":
             shares = (Share(thousandths / 1000) for thousandths in range(1, 1000))
-            return [_of_each(dict.fromkeys(media, share)) for share in shares]
+            return [_keep_each(dict.fromkeys(modalities, share)) for share in shares]
         case "even" | "first":
-            gains = {m: _gains(evidence, m, start) for m in media}
+            gains = {m: _gains(evidence, m, start) for m in modalities}
             order = _by_share(gains) if rule == "even" else _by_weight(gains)
-            counts = [{m: order[:tokens].count(m) for m in media} for tokens in range(1, len(order))]
-            return [_of_each({m: Tokens(n) for m, n in one.items() if n < len(gains[m])}) for one in counts] or None
+            counts = [{m: order[:tokens].count(m) for m in modalities} for tokens in range(1, len(order))]
+            return [_keep_each({m: Tokens(n) for m, n in one.items() if n < len(gains[m])}) for one in counts] or None
         case "frames":
             frames = max(int(layout.frame.max(initial=-1)) for layout in evidence.layouts)
-            framed = all(_framed(layout) for layout in evidence.layouts)  # what belongs to none would go whole
-            return [Keep(media=Frames(number)) for number in range(1, frames + 1)] or None if framed else None
+            in_frames = all(
+                _all_in_frames(layout) for layout in evidence.layouts
+            )  # what belongs to none would go whole
+            return [Keep(media=Frames(number)) for number in range(1, frames + 1)] or None if in_frames else None
         case "before":
             first = min(int(np.isin(layout.modality, MEDIA).argmax()) for layout in evidence.layouts)
-            return [Keep(media=Before(place)) for place in range(first + 1, max(map(len, evidence.layouts)))] or None
+            return [
+                Keep(media=Before(positions)) for positions in range(first + 1, max(map(len, evidence.layouts)))
+            ] or None
     raise CalibrationError(f"there is no rule {rule!r}", f"rules: {', '.join(RULES)}")
 
 
-def _framed(layout: Layout) -> bool:
+def _all_in_frames(layout: Layout) -> bool:
     return bool((layout.frame[np.isin(layout.modality, MEDIA)] >= 0).all())
 
 
-def _of_each(budgets: Mapping[Modality, Budget]) -> Keep:
+def _keep_each(budgets: Mapping[Modality, Budget]) -> Keep:
     return Keep(**{m.label: budget for m, budget in budgets.items()})  # pyright: ignore[reportArgumentType]
 
 
 def _by_share(gains: Mapping[Modality, np.ndarray]) -> list[Modality]:
     """Whose next token is kept, one after another, so that all modalities keep the same share of what each holds."""
     shares = ((m, gain.cumsum() / max(gain.sum(), 1e-30)) for m, gain in gains.items())
-    return [m for _, m in sorted((share, m) for m, some in shares for share in some.tolist())]
+    return [m for _, m in sorted((share, m) for m, cumulative in shares for share in cumulative.tolist())]
 
 
 def _by_weight(gains: Mapping[Modality, np.ndarray]) -> list[Modality]:
@@ -217,42 +221,44 @@ def _runs(modality: Modality, gains: np.ndarray) -> list[tuple[Modality, int, fl
     for gain in gains:
         length, total = 1, float(gain)
         while runs and runs[-1][1] * length <= total * runs[-1][0]:
-            before = runs.pop()
-            length, total = length + before[0], total + before[1]
+            previous = runs.pop()
+            length, total = length + previous[0], total + previous[1]
         runs.append((length, total))
     return [(modality, length, total / length) for length, total in runs]
 
 
-def _held(evidence: Evidence, start: int, keep: Keep) -> float:
+def _rollout_share(evidence: Evidence, start: int, keep: Keep) -> float:
     """Share of the rollout of audio and video, where the cut is made, that is on the first tokens that stay."""
-    held, whole = 0.0, 0.0
+    kept_weight, total = 0.0, 0.0
     for layout in evidence.layouts:
-        place = {m: np.flatnonzero(layout.modality == m) for m in MEDIA if layout.count(m)}
+        positions = {m: np.flatnonzero(layout.modality == m) for m in MEDIA if layout.count(m)}
         counts = keep.counts(layout, {frozenset({m}): layout.count(m) for m in Modality})
-        for m, tokens in place.items():
+        for m, tokens in positions.items():
             mean = evidence.profiles["order", m].mean[KINDS.index("rollout"), QUERIES.index("last"), start - 1]
             pool = next((pool for pool in counts if m in pool), None)
-            stay = len(tokens)
+            n_kept = len(tokens)
             if pool is not None:
                 first = np.flatnonzero(np.isin(layout.modality, list(pool)))[: counts[pool]]
-                stay = int((layout.modality[first] == m).sum())
-            held, whole = held + float(mean[:stay].sum()), whole + float(mean[: len(tokens)].sum())
-    return held / whole
+                n_kept = int((layout.modality[first] == m).sum())
+            kept_weight, total = kept_weight + float(mean[:n_kept].sum()), total + float(mean[: len(tokens)].sum())
+    return kept_weight / total
 
 
 def _unreachable(
     evidence: Evidence, shape: DecoderShape, criterion: Criterion, rules: Sequence[str], start: int
 ) -> tuple[str, str]:
     """Why no rule keeps so little, and what could be asked for."""
-    fitting = {rule: settings for rule in rules if (settings := _settings(evidence, rule, start)) is not None}
-    if not fitting:
+    settings_by_rule = {rule: settings for rule in rules if (settings := _settings(evidence, rule, start)) is not None}
+    if not settings_by_rule:
         return f"the rule {rules[0]} does not fit these prompts", "try the rule even"
-    least = (_planned(criterion, rule, start)(settings[0]) for rule, settings in fitting.items())
+    least = (_plan_maker(criterion, rule, start)(settings[0]) for rule, settings in settings_by_rule.items())
     least = [costs(evidence.layouts, shape, plan, start) for plan in least]
     flops, tokens = min(least)
-    wanted = f"{criterion.tokens} tokens" if criterion.tokens is not None else f"{criterion.budget:.1%} of the FLOPs"
-    there = f"{tokens:.0f} tokens" if criterion.tokens is not None else f"{flops:.1%}"
+    budget_text = (
+        f"{criterion.tokens} tokens" if criterion.tokens is not None else f"{criterion.budget:.1%} of the FLOPs"
+    )
+    least_text = f"{tokens:.0f} tokens" if criterion.tokens is not None else f"{flops:.1%}"
     return (
-        f"{wanted} cannot be reached from layer {start} on: the least is {there}",
+        f"{budget_text} cannot be reached from layer {start} on: the least is {least_text}",
         "give a larger budget, an earlier start or a larger drop",
     )

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from fastav.errors import CalibrationError, reason_of
-from fastav.files import whole
+from fastav.files import atomic_write
 from fastav.layout import Layout
 from fastav.trace import Trace
 
@@ -19,7 +19,7 @@ VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Look:
+class Preview:
     """What a clip looks and sounds like, small.
 
     frames: pictures at `moments`, in seconds. peaks: the waveform's least and greatest value in equal parts of
@@ -39,7 +39,7 @@ class Record:
     clip: str
     question: str
     trace: Trace
-    look: Look
+    preview: Preview
 
 
 class Store:
@@ -54,11 +54,11 @@ class Store:
         Raises: CalibrationError if it holds one of another kind, or other files.
         """
         if (path := self.folder / "calibration.json").exists():
-            known = self.head()
-            if differing := [key for key, value in head.items() if known.get(key) != value]:
-                key = differing[0]
+            existing = self.head()
+            if changed := [key for key, value in head.items() if existing.get(key) != value]:
+                key = changed[0]
                 raise CalibrationError(
-                    f"{self.folder} holds a calibration with {key} {known.get(key)!r}, this has {head[key]!r}",
+                    f"{self.folder} holds a calibration with {key} {existing.get(key)!r}, this has {head[key]!r}",
                     "give another folder, or delete that one",
                 )
             return
@@ -67,7 +67,7 @@ class Store:
         if self.folder.exists() and any(one.suffix != ".part" for one in self.folder.iterdir()):
             raise CalibrationError(f"{self.folder} holds other files", "give an empty folder, or a new one")
         self.folder.mkdir(parents=True, exist_ok=True)
-        with whole(path) as part:
+        with atomic_write(path) as part:
             part.write_text(json.dumps({"fastav_calibration": VERSION, **head}, indent=2) + "\n", encoding="utf-8")
 
     def head(self) -> dict[str, Any]:
@@ -80,7 +80,7 @@ class Store:
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write down what came of it."""
-        with whole(self.folder / "result.json") as part:
+        with atomic_write(self.folder / "result.json") as part:
             part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
     def has(self, key: str) -> bool:
@@ -89,36 +89,36 @@ class Store:
 
     def save(self, key: str, record: Record) -> None:
         """Keep a prompt."""
-        trace, look = record.trace, record.look
-        told = {"clip": record.clip, "question": record.question, "seconds": dict(trace.seconds)}
+        trace, preview = record.trace, record.preview
+        fields = {"clip": record.clip, "question": record.question, "seconds": dict(trace.seconds)}
         arrays = {f"layout_{name}": getattr(trace.layout, name) for name in Layout.__slots__}
-        arrays |= {f"kept_{layer}": kept for layer, kept in trace.kept}
+        arrays |= {f"kept_{layer}": indices for layer, indices in trace.selections}
         arrays |= {"attention": trace.attention, "rollout": trace.rollout}
-        arrays |= {"frames": look.frames, "moments": look.moments, "peaks": look.peaks}
+        arrays |= {"frames": preview.frames, "moments": preview.moments, "peaks": preview.peaks}
         self._path(key).parent.mkdir(exist_ok=True)
-        with whole(self._path(key)) as part, part.open("wb") as file:
-            np.savez(file, told=json.dumps(told), duration=look.duration, **arrays)
+        with atomic_write(self._path(key)) as part, part.open("wb") as file:
+            np.savez(file, told=json.dumps(fields), duration=preview.duration, **arrays)
 
     def load(self, key: str) -> Record:
         """A prompt that was kept.  Raises: CalibrationError if its file cannot be read."""
         try:
             with self._path(key).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-                told = json.loads(str(file["told"]))
-                kept = sorted((int(name[5:]), file[name]) for name in file.files if name.startswith("kept_"))
+                fields = json.loads(str(file["told"]))
+                selections = sorted((int(name[5:]), file[name]) for name in file.files if name.startswith("kept_"))
                 trace = Trace(
                     layout=Layout(**{name: file[f"layout_{name}"] for name in Layout.__slots__}),
                     attention=file["attention"],
                     rollout=file["rollout"],
-                    kept=tuple(kept),
-                    seconds=told["seconds"],
+                    selections=tuple(selections),
+                    seconds=fields["seconds"],
                 )
-                look = Look(
+                preview = Preview(
                     frames=file["frames"],
                     moments=file["moments"],
                     peaks=file["peaks"],
                     duration=float(file["duration"]),
                 )
-                return Record(clip=told["clip"], question=told["question"], trace=trace, look=look)
+                return Record(clip=fields["clip"], question=fields["question"], trace=trace, preview=preview)
         except (OSError, ValueError, TypeError, KeyError, RuntimeError, BadZipFile, EOFError) as error:
             raise CalibrationError(
                 f"cannot read {self._path(key)}: {reason_of(error)}", "delete it and calibrate again"

@@ -27,7 +27,7 @@ from fastav.cli import (
     serve_config,
 )
 from fastav.cli._help import GroupedCommand, GroupedCommands
-from fastav.cli._text import complain
+from fastav.cli._text import print_error
 from fastav.errors import FastAVError, reason_of
 from fastav.installation import importable
 
@@ -68,17 +68,17 @@ for heading, commands in COMMANDS.items():
             app.command(name, cls=GroupedCommand, rich_help_panel=heading)(command)
 
 
-def _version(wanted: bool) -> bool:
-    if wanted:
+def _print_version(requested: bool) -> bool:
+    if requested:
         print(f"fastav {__version__}")
         raise typer.Exit
-    return wanted
+    return requested
 
 
 @app.callback()
 def fastav(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Training-free token pruning inside audio-visual LLMs."""
@@ -96,10 +96,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()  # a full disk shows here rather than at the interpreter's exit
     except FastAVError as error:
-        return complain(error.message, error.hint)
+        return print_error(error.message, error.hint)
     except UsageError as error:
         command = error.ctx.command_path if error.ctx else "fastav"  # pyright: ignore[reportAttributeAccessIssue]
-        return complain(error.format_message(), f"{command} --help")  # pyright: ignore[reportAttributeAccessIssue]
+        return print_error(error.format_message(), f"{command} --help")  # pyright: ignore[reportAttributeAccessIssue]
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except OSError as error:
@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError):
             return 1
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        return complain(_reason(error), "make room, then run it again" if full else "")
+        return print_error(_reason(error), "make room, then run it again" if full else "")
     if code == 130:
         print("\ninterrupted", file=sys.stderr)
     return code or 0

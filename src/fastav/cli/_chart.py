@@ -30,7 +30,7 @@ def chart(plans: Mapping[str, Layers], *, every_layer: bool = False) -> Renderab
     """Tokens per layer and kind: bars and numbers, like layers joined to a range."""
     layers = [layer for plan in plans.values() for layer in plan]
     kinds = [kind for kind in KINDS if any(layer.get(kind) for layer in layers)]
-    most = max(sum(layer.values()) for layer in layers)
+    largest = max(sum(layer.values()) for layer in layers)
     table = Table.grid(padding=(0, 2, 0, 0), expand=True)
     table.width = width()
     headings = ["plan"] * (len(plans) > 1) + ["layer"]
@@ -39,39 +39,39 @@ def chart(plans: Mapping[str, Layers], *, every_layer: bool = False) -> Renderab
     table.add_column("tokens", ratio=1)
     for heading in ("total", *kinds):
         table.add_column(heading, justify="right", no_wrap=True)
-    marks = [Text.assemble((LETTERS[kind], COLOURS[kind]), f" {kind}") for kind in kinds]
-    table.add_row(*(Text(h, "dim not bold") for h in headings), Text("tokens", "dim"), Text("total", "dim"), *marks)
+    legend = [Text.assemble((LETTERS[kind], COLOURS[kind]), f" {kind}") for kind in kinds]
+    table.add_row(*(Text(h, "dim not bold") for h in headings), Text("tokens", "dim"), Text("total", "dim"), *legend)
     for name, plan in plans.items():
-        shown = name
+        label = name
         for span, layer in _spans(plan, every_layer):
             counts = [number(layer[kind]) if layer.get(kind) else "" for kind in kinds]
-            names = [shown] if len(plans) > 1 else []
-            table.add_row(*names, span, Bar(layer, most), number(sum(layer.values())), *counts)
-            shown = ""
-    pooled = " and ".join(kind for kind in kinds if kind in ("clip", "media", "all"))
-    note = Text(f"{pooled}: kinds counted together; the scores decide how many of which", "dim")
-    return Group(table, note) if pooled else table
+            names = [label] if len(plans) > 1 else []
+            table.add_row(*names, span, Bar(layer, largest), number(sum(layer.values())), *counts)
+            label = ""
+    pools = " and ".join(kind for kind in kinds if kind in ("clip", "media", "all"))
+    note = Text(f"{pools}: kinds counted together; the scores decide how many of which", "dim")
+    return Group(table, note) if pools else table
 
 
 class Bar:
     """Letters for tokens by kind, as wide as the column allows at `most` tokens."""
 
-    def __init__(self, tokens: Mapping[str, int], most: int) -> None:
-        self.tokens, self.most = tokens, most
+    def __init__(self, tokens: Mapping[str, int], largest: int) -> None:
+        self.tokens, self.largest = tokens, largest
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         return Measurement(min(8, options.max_width), options.max_width)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
-        for kind, cells in letters(self.tokens, self.most, options.max_width).items():
+        for kind, cells in letters(self.tokens, self.largest, options.max_width).items():
             yield Segment(LETTERS[kind] * cells, Style.parse(COLOURS[kind]))
         yield Segment.line()
 
 
-def letters(tokens: Mapping[str, int], most: int, width: int) -> dict[str, int]:
+def letters(tokens: Mapping[str, int], largest: int, width: int) -> dict[str, int]:
     """How many letters stand for each kind, where `most` tokens fill `width`; what is there gets at least one."""
     kinds = [kind for kind in KINDS if tokens.get(kind)]
-    cells = {kind: max(1, round(tokens[kind] * width / most)) for kind in kinds}
+    cells = {kind: max(1, round(tokens[kind] * width / largest)) for kind in kinds}
     while sum(cells.values()) > max(width, len(kinds)):
         cells[max(cells, key=lambda kind: cells[kind])] -= 1
     return cells

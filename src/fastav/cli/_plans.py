@@ -18,7 +18,7 @@ def share(text: str) -> float:
     return round(value / 100, 12) if percent else value
 
 
-def tuned(
+def tune(
     plan: Any,
     *,
     drop: str | None = None,
@@ -38,29 +38,29 @@ def tuned(
         raise PlanError("--keep-audio and --before are two wordings of the same cut", "give one of them")
     if all(setting is None for setting in (drop, start, keep_audio, before, exempt_text)):
         return plan
-    coarse = next((step for step in plan.steps if step.method == "position"), None)
-    fine = next((step for step in plan.steps if step.method == "last-query"), None)
-    if coarse is None:
+    global_cut = next((step for step in plan.steps if step.method == "position"), None)
+    fine_cuts = next((step for step in plan.steps if step.method == "last-query"), None)
+    if global_cut is None:
         raise PlanError(
             f"the plan {plan.name or plan.fingerprint!r} has no global cut to vary",
             "--drop, --start, --keep-audio, --before and --no-exempt-text change FastAV plans only",
         )
-    keep = coarse.keep
+    keep = global_cut.keep
     if keep_audio is not None:
         keep = Keep(audio=Tokens(keep_audio))
     if before is not None:
         keep = Keep(media=Before(before))
-    varied = presets.fastav(
+    new = presets.fastav(
         keep,
-        start=coarse.layers if start is None else _layer(start),
-        drop=_dropped(fine) if drop is None else share(drop),
-        exempt_text=(fine is None or fine.keep.all is None) if exempt_text is None else exempt_text,
+        start=global_cut.layers if start is None else _parse_layer(start),
+        drop=_dropped_share(fine_cuts) if drop is None else share(drop),
+        exempt_text=(fine_cuts is None or fine_cuts.keep.all is None) if exempt_text is None else exempt_text,
     )
-    others = tuple(step for step in plan.steps if step not in (coarse, fine))
-    return Plan((*others, *varied.steps), plan.name)
+    others = tuple(step for step in plan.steps if step not in (global_cut, fine_cuts))
+    return Plan((*others, *new.steps), plan.name)
 
 
-def require_sound(plan: Any, config: Any) -> None:
+def check_runnable(plan: Any, config: Any) -> None:
     """Refuse a plan that could not run.  Raises: PlanError, UnsupportedPlan, UnsupportedModel."""
     from fastav.method import method_of
     from fastav.registry import ENGINES
@@ -71,7 +71,7 @@ def require_sound(plan: Any, config: Any) -> None:
         ENGINES["transformers"].check(config, plan)
 
 
-def _layer(text: str) -> int | str:
+def _parse_layer(text: str) -> int | str:
     if text == "middle":
         return text
     if not text.isdecimal():
@@ -79,7 +79,7 @@ def _layer(text: str) -> int | str:
     return int(text)
 
 
-def _dropped(fine: Any) -> float:
-    if fine is None:
+def _dropped_share(fine_cuts: Any) -> float:
+    if fine_cuts is None:
         return 0.0
-    return round(1 - (fine.keep.media or fine.keep.clip or fine.keep.all).share, 12)
+    return round(1 - (fine_cuts.keep.media or fine_cuts.keep.clip or fine_cuts.keep.all).share, 12)

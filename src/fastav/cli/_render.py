@@ -11,7 +11,7 @@ from rich.text import Text
 
 from fastav.cli._chart import chart
 from fastav.cli._text import duration, number, percent, printable, prompt, scaled, size, stdout, width
-from fastav.wording import counted
+from fastav.formatting import plural
 
 PHASES = ("media", "encode", "prefill", "decode")
 
@@ -22,7 +22,7 @@ def plan(report: Mapping[str, Any], *, every_layer: bool) -> None:
     console = stdout()
     console.print(Text.assemble((report["plan"]["name"] or "plan", "bold"), f"  {report['fingerprint']}"))
     rows = [
-        [step["layers"], step["method"]["name"], _settings(step["method"]), _kept(step["keep"])]
+        [step["layers"], step["method"]["name"], _settings(step["method"]), _budget_lines(step["keep"])]
         for step in report["plan"]["steps"]
     ]
     if rows:
@@ -30,7 +30,7 @@ def plan(report: Mapping[str, Any], *, every_layer: bool) -> None:
     else:
         console.print("prunes nothing")
     console.print(
-        f"{report['model']}, {counted(depth, 'layer')}, an example prompt: {prompt(report['prompt_tokens'])}\n"
+        f"{report['model']}, {plural(depth, 'layer')}, an example prompt: {prompt(report['prompt_tokens'])}\n"
     )
     console.print(chart({"": report["tokens_per_layer"]}, every_layer=every_layer))
 
@@ -39,24 +39,24 @@ def _settings(method: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in method.items() if key != "name")
 
 
-def _kept(keep: Mapping[str, Mapping[str, Any]]) -> str:
-    wordings = {
+def _budget_lines(keep: Mapping[str, Mapping[str, Any]]) -> str:
+    templates = {
         "share": lambda value: f"{100 * value:g} % of what is left",
-        "tokens": lambda value: counted(value, "token"),
+        "tokens": lambda value: plural(value, "token"),
         "before": lambda value: f"as many as stand before position {number(value)}",
-        "frames": lambda value: f"as many as the first {counted(value, 'frame')} {'has' if value == 1 else 'have'}",
+        "frames": lambda value: f"as many as the first {plural(value, 'frame')} {'has' if value == 1 else 'have'}",
         "unpadded": lambda _: "as many as are not padding",
     }
-    return "\n".join(f"{pool}: {wordings[kind](value)}" for pool, b in keep.items() for kind, value in b.items())
+    return "\n".join(f"{pool}: {templates[kind](value)}" for pool, b in keep.items() for kind, value in b.items())
 
 
 def flops(report: Mapping[str, Any]) -> None:
     """The screen of `fastav flops`."""
     decoder, console = report["decoder"], stdout()
-    heads = f"{counted(decoder['heads'], 'head')} ({decoder['kv_heads']} for keys and values)"
+    heads = f"{plural(decoder['heads'], 'head')} ({decoder['kv_heads']} for keys and values)"
     console.print(Text.assemble((report["model"], "bold"), "  plan ", (report["plan"]["name"] or "plan", "bold")))
     console.print(
-        f"{counted(decoder['layers'], 'layer')}, {decoder['hidden']} wide, MLP {decoder['intermediate']}, {heads}"
+        f"{plural(decoder['layers'], 'layer')}, {decoder['hidden']} wide, MLP {decoder['intermediate']}, {heads}"
     )
     console.print(f"prompt, assumed: {prompt(report['prompt_tokens'])}")
     rows = [
@@ -68,15 +68,15 @@ def flops(report: Mapping[str, Any]) -> None:
     console.print("", costs(rows), Text(note, "dim"), "", chart({"": report["tokens_per_layer"]}), sep="\n")
 
 
-def compared(report: Mapping[str, Any]) -> None:
+def comparison(report: Mapping[str, Any]) -> None:
     """The screen of `fastav run --compare`."""
     plans, console = report["plans"], stdout()
     versions = " · ".join(f"{name} {version}" for name, version in report["versions"].items())
-    runs = f"{counted(report['repeat'], 'run')} each after a warm-up, medians"
+    runs = f"{plural(report['repeat'], 'run')} each after a warm-up, medians"
     (full, *_) = plans.values()
     console.print(Text.assemble((printable(report["question"]), "bold")))
     console.print(f"{printable(Path(report['clip']).name)}: {prompt(full['prompt_tokens'])}")
-    console.print("", comparison(plans), "", sep="\n")
+    console.print("", _comparison_table(plans), "", sep="\n")
     console.print(chart({name: answer["tokens_per_layer"] for name, answer in plans.items()}))
     console.print(Text(f"\n{report['model']} · {report['device']} · {report['dtype']} · {runs}\n{versions}", "dim"))
 
@@ -108,8 +108,10 @@ def costs(rows: Sequence[tuple[str, Mapping[str, Any], str]]) -> Table:
     for column in ("", "unpruned", "pruned", "pruned / unpruned"):
         table.add_column(column, justify="right" if column else "left")
     for label, saving, unit in rows:
-        shown = size if unit == "B" else scaled
-        table.add_row(label, shown(saving["full"]), shown(saving["pruned"]), Text(percent(saving["ratio"]), "bold"))
+        format_value = size if unit == "B" else scaled
+        table.add_row(
+            label, format_value(saving["full"]), format_value(saving["pruned"]), Text(percent(saving["ratio"]), "bold")
+        )
     return table
 
 
@@ -121,24 +123,27 @@ def summary(answer: Mapping[str, Any]) -> Table:
     seconds, last = answer["seconds"], sum(answer["tokens_per_layer"][-1].values())
     times = " · ".join(f"{phase} {duration(seconds[phase])}" for phase in PHASES if phase in seconds)
     grid.add_row("prompt", f"{prompt(answer['prompt_tokens'])}; {number(last)} in the last layer")
-    grid.add_row("prefill", f"{_of(answer['flops'], scaled, 'FLOPs')} · KV cache {_of(answer['kv_bytes'], size)}")
-    grid.add_row("time", f"{times} ({counted(len(answer['token_ids']), 'token')})")
+    grid.add_row(
+        "prefill",
+        f"{_pruned_of_full(answer['flops'], scaled, 'FLOPs')} · KV cache {_pruned_of_full(answer['kv_bytes'], size)}",
+    )
+    grid.add_row("time", f"{times} ({plural(len(answer['token_ids']), 'token')})")
     grid.add_row("memory", f"{size(answer['peak_bytes'])} at most")
     return grid
 
 
-def comparison(plans: Mapping[str, Mapping[str, Any]]) -> Table:
+def _comparison_table(plans: Mapping[str, Mapping[str, Any]]) -> Table:
     """Answers and their costs side by side, the unpruned one first; the others' costs also in percent of its."""
-    (one, full), *others = plans.items()
+    (reference, full), *others = plans.items()
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold", width=width())
     table.add_column("", style="dim", no_wrap=True)
     for name in plans:
         table.add_column(name, ratio=1, overflow="fold")
     same = ["same" if full["token_ids"] == answer["token_ids"] else "differs" for _, answer in others]
     table.add_row("answer", *(printable(answer["text"]) for answer in plans.values()))
-    table.add_row(f"against {one}", "", *same, end_section=True)
-    for label, key, shown in (("prefill FLOPs", "flops", scaled), ("KV cache", "kv_bytes", size)):
-        table.add_row(label, *_against_first([answer[key]["pruned"] for answer in plans.values()], shown))
+    table.add_row(f"against {reference}", "", *same, end_section=True)
+    for label, key, format_value in (("prefill FLOPs", "flops", scaled), ("KV cache", "kv_bytes", size)):
+        table.add_row(label, *_against_first([answer[key]["pruned"] for answer in plans.values()], format_value))
     for phase in (phase for phase in PHASES if phase in full["seconds"]):
         table.add_row(phase, *_against_first([answer["seconds"][phase] for answer in plans.values()], duration))
     totals = [sum(answer["seconds"].values()) for answer in plans.values()]
@@ -150,10 +155,15 @@ def comparison(plans: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
-def _against_first(values: Sequence[float | int], shown: Any) -> list[str]:
+def _against_first(values: Sequence[float | int], format_value: Any) -> list[str]:
     first, *others = values
-    return [shown(first), *(f"{shown(value)}  {percent(value / first)}" if first else shown(value) for value in others)]
+    return [
+        format_value(first),
+        *(f"{format_value(value)}  {percent(value / first)}" if first else format_value(value) for value in others),
+    ]
 
 
-def _of(saving: Mapping[str, Any], shown: Any, unit: str = "") -> str:
-    return f"{shown(saving['pruned'])}{unit} of {shown(saving['full'])}{unit} ({percent(saving['ratio'])})"
+def _pruned_of_full(saving: Mapping[str, Any], format_value: Any, unit: str = "") -> str:
+    return (
+        f"{format_value(saving['pruned'])}{unit} of {format_value(saving['full'])}{unit} ({percent(saving['ratio'])})"
+    )

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from fastav.cli._text import number, printable, stdout
 
-ABREAST = 4  # plans, or metrics, side by side: 80 columns hold no more
+MAX_COLUMNS = 4  # plans, or metrics, side by side: 80 columns hold no more
 NOTE = (
     "score: points of 100, Wilson's 95 % interval; against unpruned: on the same samples, 95 % interval, exact McNemar "
     "p; FLOPs and KV cache: of the unpruned prefill; prefill and decode: median"
@@ -24,63 +24,67 @@ def show(report: Mapping[str, Any]) -> None:
 
 def screen(report: Mapping[str, Any], parts: Iterable[RenderableType], note: str) -> None:
     """What was asked, tables of what was found, what is missing, what the columns are, and circumstances."""
-    from fastav.evaluate import wording
+    from fastav.evaluate import formatting
 
     console = stdout()
-    console.print(Text(printable(wording.asked(report)), "bold"))
+    console.print(Text(printable(formatting.title(report)), "bold"))
     for part in parts:
         console.print("", part, sep="\n")
-    for line in wording.lacking(report):
+    for line in formatting.missing_answers(report):
         console.print(Text(f"\n{printable(line)}", "yellow"))
-    console.print(Text(f"\n{note}\n{printable(wording.circumstances(report))}", "dim"))
+    console.print(Text(f"\n{note}\n{printable(formatting.provenance(report))}", "dim"))
 
 
 def _tables(report: Mapping[str, Any]) -> Iterator[Table]:
-    from fastav.evaluate import wording
+    from fastav.evaluate import formatting
 
     plans = {name: plan["all"] for name, plan in report["plans"].items()}
     yield table(
         ["plan", "n", "score", "against unpruned", "p"],
-        [[name, number(p["n"]), wording.score(p), wording.difference(p), wording.p(p)] for name, p in plans.items()],
+        [
+            [name, number(p["n"]), formatting.score(p), formatting.difference(p), formatting.p(p)]
+            for name, p in plans.items()
+        ],
     )
     yield table(
         ["plan", "FLOPs", "KV cache", "prefill", "decode", "unparsed"],
         [
             [
                 name,
-                wording.percent(p["flops_ratio"]),
-                wording.percent(p["kv_ratio"]),
-                wording.seconds(p, "prefill"),
-                wording.seconds(p, "decode"),
+                formatting.percent(p["flops_ratio"]),
+                formatting.percent(p["kv_ratio"]),
+                formatting.seconds(p, "prefill"),
+                formatting.seconds(p, "decode"),
                 number(p["unparsed"]),
             ]
             for name, p in plans.items()
         ],
     )
-    for names in _abreast(wording.metrics(report)):
-        rows = [[name, *(wording.metric(p["metrics"].get(metric)) for metric in names)] for name, p in plans.items()]
+    for names in _chunks(formatting.metrics(report)):
+        rows = [[name, *(formatting.metric(p["metrics"].get(metric)) for metric in names)] for name, p in plans.items()]
         yield table(["plan", *names], rows)
     families = list(dict.fromkeys(family for plan in report["plans"].values() for family in plan["families"]))
     if len(families) > 1:
-        for names in _abreast(list(plans)):
-            found = [report["plans"][name]["families"] for name in names]
+        for names in _chunks(list(plans)):
+            groups = [report["plans"][name]["families"] for name in names]
             yield table(
-                ["family", *names], [[family, *(wording.score(one[family]) for one in found)] for family in families]
+                ["family", *names],
+                [[family, *(formatting.score(one[family]) for one in groups)] for family in families],
             )
 
 
-def _abreast(names: Sequence[str]) -> Iterator[Sequence[str]]:
-    return (names[first : first + ABREAST] for first in range(0, len(names), ABREAST))
+def _chunks(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (names[first : first + MAX_COLUMNS] for first in range(0, len(names), MAX_COLUMNS))
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """The first column left, the others right; what is too long for the screen goes on below."""
-    drawn = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
-    for index, head in enumerate(heads):
+    grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
+    for index, heading in enumerate(headings):
         name = index == 0
-        drawn.add_column(
-            printable(head), justify="left" if name else "right", style="bold" if name else "", overflow="fold"
+        grid.add_column(
+            printable(heading), justify="left" if name else "right", style="bold" if name else "", overflow="fold"
         )
     for row in rows:
-        drawn.add_row(*map(printable, row))
-    return drawn
+        grid.add_row(*map(printable, row))
+    return grid

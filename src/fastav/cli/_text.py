@@ -1,11 +1,12 @@
 """Where the commands print, how they complain, and how they write numbers."""
 
+import sys
 from collections.abc import Mapping
 
 from rich.console import Console
 from rich.text import Text
 
-from fastav.wording import counted
+from fastav.formatting import plural
 
 WIDTH = 110  # wider terminals gain nothing
 KINDS = ("video", "audio", "image", "clip", "media", "text", "all")  # of tokens, in the order shown
@@ -26,13 +27,19 @@ def stderr() -> Console:
     return Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
-def complain(message: str, hint: str = "") -> int:
+def print_error(message: str, hint: str = "") -> int:
     """Print an error on one line and its remedy on another; returns the exit code."""
     for style, label, text in (("bold red", "error", message), ("bold", "hint", hint)):
         if text:
             line = Text.assemble((f"{label}: ", style), printable(" ".join(text.split())))
             stderr().print(line, soft_wrap=True)
     return 2
+
+
+def print_note(text: str) -> None:
+    """Print a line to stderr, if there is one."""
+    if sys.stderr is not None:
+        stderr().print(printable(text), soft_wrap=True)
 
 
 def printable(text: str) -> str:
@@ -78,7 +85,7 @@ def percent(ratio: float) -> str:
 def prompt(tokens: Mapping[str, int]) -> str:
     """`676 video + 1,496 audio + 44 text = 2,216 tokens`."""
     parts = " + ".join(f"{number(tokens[kind])} {kind}" for kind in KINDS if kind in tokens)
-    return f"{parts} = {counted(sum(tokens.values()), 'token')}"
+    return f"{parts} = {plural(sum(tokens.values()), 'token')}"
 
 
 def _three_digits(value: float) -> str:

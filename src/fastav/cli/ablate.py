@@ -8,12 +8,15 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from fastav.cli import _options, _scores
-from fastav.cli._json import print_json
-from fastav.cli._quiet import hushed, working
+from fastav.cli._output import print_json
+from fastav.cli._progress import spinner, suppress_warnings
 from fastav.cli._text import number, width
-from fastav.cli.evaluate import listed, reported, task_named
+from fastav.cli.evaluate import load_task, run_evaluation, split_commas
 
-TAKEN, SCORE = 60, 22  # columns of the screen that a table takes without families, and that each of them takes
+FIXED_WIDTH, FAMILY_WIDTH = (
+    60,
+    22,
+)  # columns of the screen that a table takes without families, and that each of them takes
 NOTE = (
     "* what FastAV does; a strategy is called by what it removes; FLOPs: of the unpruned prefill; score: points of "
     "100, Wilson's 95 % interval; mean: over all samples"
@@ -46,57 +49,61 @@ def ablate(
     answer as fastav eval does; the same command again goes on where the last one was stopped. docs/ablations.md
     defines the rows.
     """
-    with working(f"reading {task}"), hushed():
+    with spinner(f"reading {task}"), suppress_warnings():
         from fastav import ablations, pipelines
         from fastav import evaluate as library
 
         adapter, _, config = pipelines.resolve(model)
-        made = ablations.tables(pipelines.plan_named(plan, adapter), adapter.shape(config).layers, listed(tables))
+        ablation_tables = ablations.tables(
+            pipelines.plan_named(plan, adapter), adapter.shape(config).layers, split_commas(tables)
+        )
         evaluation = library.Evaluation.of(
             model,
-            task_named(task, folder),
-            ablations.plans(made),
-            families=listed(families or []),
+            load_task(task, folder),
+            ablations.plans(ablation_tables),
+            families=split_commas(families or []),
             limit=limit,
             device=device,
             dtype=dtype,
         )
-    report = reported(evaluation, jobs=jobs, keep_going=keep_going, out=out)
+    report = run_evaluation(evaluation, jobs=jobs, keep_going=keep_going, out=out)
     report["tables"] = [
         {
             "name": table.name,
             "title": table.title,
-            "rows": [{"label": row.label, "plan": row.plan.name, "fastav": row.own} for row in table.settings],
+            "rows": [{"label": row.label, "plan": row.plan.name, "fastav": row.is_original} for row in table.settings],
         }
-        for table in made
+        for table in ablation_tables
     ]
     if as_json:
         print_json(report)
     else:
-        _scores.screen(report, _drawn(report), NOTE)
+        _scores.screen(report, _titled_tables(report), NOTE)
 
 
-def _drawn(report: Mapping[str, Any]) -> Iterator[RenderableType]:
+def _titled_tables(report: Mapping[str, Any]) -> Iterator[RenderableType]:
     """The tables, each under its title."""
     for table in report["tables"]:
         yield Text(table["title"], "bold")
-        yield from _laid_out(table, report["plans"])
+        yield from _family_tables(table, report["plans"])
 
 
-def _laid_out(table: Mapping[str, Any], plans: Mapping[str, Any]) -> Iterator[RenderableType]:
+def _family_tables(table: Mapping[str, Any], plans: Mapping[str, Any]) -> Iterator[RenderableType]:
     """One table as the paper lays it out; families that the screen has no room for go on in others."""
-    from fastav.evaluate import wording
+    from fastav.evaluate import formatting
 
     labels = [row["label"] + " *" * row["fastav"] for row in table["rows"]]
-    found = [plans[row["plan"]] for row in table["rows"]]
-    families = [(name, [wording.score(plan["families"][name]) for plan in found]) for name in found[0]["families"]]
+    results = [plans[row["plan"]] for row in table["rows"]]
+    families = [
+        (name, [formatting.score(plan["families"][name]) for plan in results]) for name in results[0]["families"]
+    ]
     families = families if len(families) > 1 else []
-    whole = [plan["all"] for plan in found]
-    flops = ("FLOPs", [wording.percent(plan["flops_ratio"]) for plan in whole])
-    mean = ("mean", [wording.score(plan) for plan in whole])
-    n = ("n", [number(plan["n"]) for plan in whole])
-    room = max(1, (width() - TAKEN) // SCORE)
-    first = [flops, *families[:room], mean, n]
-    for columns in (first, *(families[at : at + room] for at in range(room, len(families), room))):
-        heads, values = zip(*columns, strict=True)
-        yield _scores.table([table["name"], *heads], list(zip(labels, *values, strict=True)))
+    totals = [plan["all"] for plan in results]
+    flops = ("FLOPs", [formatting.percent(plan["flops_ratio"]) for plan in totals])
+    mean = ("mean", [formatting.score(plan) for plan in totals])
+    n = ("n", [number(plan["n"]) for plan in totals])
+    per_table = max(1, (width() - FIXED_WIDTH) // FAMILY_WIDTH)
+    first = [flops, *families[:per_table], mean, n]
+    for columns in (first, *(families[at : at + per_table] for at in range(per_table, len(families), per_table))):
+        headings, values = zip(*columns, strict=True)
+        yield _scores.table([table["name"], *headings], list(zip(labels, *values, strict=True)))

@@ -1,7 +1,6 @@
 """`fastav batch`."""
 
 import json
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -13,15 +12,15 @@ from typing import Annotated, Any, BinaryIO
 import typer
 
 from fastav.cli import _options
-from fastav.cli._json import print_json
-from fastav.cli._quiet import counting, hushed, working
-from fastav.cli._text import duration, number, printable, stderr
-from fastav.cli.run import EMBEDDED, _memory, loaded
+from fastav.cli._output import print_json
+from fastav.cli._progress import progress, spinner, suppress_warnings
+from fastav.cli._text import duration, number, print_note
+from fastav.cli.run import DEFAULT_MODEL, load_pipeline, out_of_memory_as_error
 from fastav.errors import FastAVError
-from fastav.files import whole
-from fastav.wording import counted
+from fastav.files import atomic_write
+from fastav.formatting import plural
 
-SOME_FAILED = 1  # the exit code
+EXIT_SOME_FAILED = 1  # the exit code
 
 
 def batch(
@@ -29,9 +28,9 @@ def batch(
     out: Annotated[
         Path, typer.Option(metavar="FILE", help="Where answers go as they come; those that are there are not asked.")
     ],
-    model: _options.Model = EMBEDDED,
+    model: _options.Model = DEFAULT_MODEL,
     plan: _options.PlanName = "fastav",
-    size: Annotated[
+    batch_size: Annotated[
         int, typer.Option("--batch", min=1, metavar="N", help="Questions answered together; with vllm 64 or more.")
     ] = 8,
     use: _options.Use = "auto",
@@ -57,41 +56,49 @@ def batch(
 
     The exit code is 1 if some questions could not be answered.
     """
-    asked = _read(questions, use)
+    all_questions = _read_questions(questions, use)
     sampling = _options.sampling(temperature, top_p, top_k, repetition_penalty, stop, seed)
-    head = _head(model, plan)
-    answered = _answered(out, head)
-    left = [question for question in asked if question.id not in answered]
-    if answered:
-        _say(f"{out} has {counted(len(asked) - len(left), 'answer')}; {number(len(left))} missing")
-    if not left:
+    plan_fields = _plan_fields(model, plan)
+    answers = _read_answers(out, plan_fields)
+    remaining = [question for question in all_questions if question.id not in answers]
+    if answers:
+        print_note(
+            f"{out} has {plural(len(all_questions) - len(remaining), 'answer')}; {number(len(remaining))} missing"
+        )
+    if not remaining:
         if as_json:
             print_json({"path": str(out), "answers": 0, "failures": 0, "seconds": 0.0})
         return
-    pipe = loaded(model, [plan], device, dtype, engine)
+    pipe = load_pipeline(model, [plan], device, dtype, engine)
     start, failures = time.perf_counter(), []
-    with pipe, _memory(), hushed(), _appending(out, answered.values()) as append, counting(model, len(left)) as step:
-        options = {"batch": size, "max_new_tokens": max_new_tokens, "sampling": sampling}
-        with closing(pipe.map(map(_request, left), **options)) as outcomes:
-            for place, outcome in outcomes:
+    with (
+        pipe,
+        out_of_memory_as_error(),
+        suppress_warnings(),
+        _answer_writer(out, answers.values()) as append,
+        progress(model, len(remaining)) as step,
+    ):
+        options = {"batch": batch_size, "max_new_tokens": max_new_tokens, "sampling": sampling}
+        with closing(pipe.map(map(_make_request, remaining), **options)) as outcomes:
+            for index, outcome in outcomes:
                 if isinstance(outcome, FastAVError):
-                    failures.append(f"{left[place].id}: {' '.join(outcome.message.split())}")
-                append({"id": left[place].id} | _told(outcome) | head)
+                    failures.append(f"{remaining[index].id}: {' '.join(outcome.message.split())}")
+                append({"id": remaining[index].id} | _outcome_fields(outcome) | plan_fields)
                 step()
     seconds = time.perf_counter() - start
     if as_json:
         print_json(
             {
                 "path": str(out),
-                "answers": len(left) - len(failures),
+                "answers": len(remaining) - len(failures),
                 "failures": len(failures),
                 "seconds": seconds,
             }
         )
-    _say(f"{counted(len(left) - len(failures), 'answer')} in {duration(seconds)}: {out}")
+    print_note(f"{plural(len(remaining) - len(failures), 'answer')} in {duration(seconds)}: {out}")
     if failures:
-        _say(f"{number(len(failures))} could not be answered; the first is {failures[0]}")
-        raise typer.Exit(SOME_FAILED)
+        print_note(f"{number(len(failures))} could not be answered; the first is {failures[0]}")
+        raise typer.Exit(EXIT_SOME_FAILED)
 
 
 # --- questions
@@ -105,7 +112,7 @@ class _Question:
     use: str
 
 
-def _read(path: Path, use: str) -> list[_Question]:
+def _read_questions(path: Path, use: str) -> list[_Question]:
     """All questions of a file.  Raises: FastAVError."""
     try:
         lines = path.read_bytes().decode("utf-8-sig").split("\n")
@@ -119,7 +126,7 @@ def _read(path: Path, use: str) -> list[_Question]:
         if not text.strip():
             continue
         try:
-            question = _question(json.loads(text), line, path.parent, use)
+            question = _parse_question(json.loads(text), line, path.parent, use)
         except ValueError as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
             raise FastAVError(
@@ -133,37 +140,37 @@ def _read(path: Path, use: str) -> list[_Question]:
     return list(questions.values())
 
 
-def _question(entry: Any, line: int, folder: Path, use: str) -> _Question:
+def _parse_question(entry: Any, line: int, folder: Path, use: str) -> _Question:
     """Raises: ValueError."""
     if not isinstance(entry, dict):
         raise ValueError("it is no object")
-    for name in ("clip", "question"):
-        if not isinstance(entry.get(name), str):
-            raise ValueError(f"{name} must be a text, got {entry.get(name)!r}")
-        if not entry[name].strip():
-            raise ValueError(f"the {name} is empty")
-    name, shown = entry.get("id", line), entry.get("use", use)
-    if type(name) not in (str, int):
-        raise ValueError(f"id must be a text or a whole number, got {name!r}")
-    if shown not in ("auto", "both", "video", "audio"):
-        raise ValueError(f"use must be auto, both, video or audio, got {shown!r}")
+    for id_ in ("clip", "question"):
+        if not isinstance(entry.get(id_), str):
+            raise ValueError(f"{id_} must be a text, got {entry.get(id_)!r}")
+        if not entry[id_].strip():
+            raise ValueError(f"the {id_} is empty")
+    id_, question_use = entry.get("id", line), entry.get("use", use)
+    if type(id_) not in (str, int):
+        raise ValueError(f"id must be a text or a whole number, got {id_!r}")
+    if question_use not in ("auto", "both", "video", "audio"):
+        raise ValueError(f"use must be auto, both, video or audio, got {question_use!r}")
     clip = entry["clip"] if "://" in entry["clip"] else str(folder / entry["clip"])
-    return _Question(id=name, clip=clip, text=entry["question"], use=shown)
+    return _Question(id=id_, clip=clip, text=entry["question"], use=question_use)
 
 
-def _request(question: _Question) -> Any:
+def _make_request(question: _Question) -> Any:
     """The request, or the error that says why there is none."""
     from fastav.adapter import Request, Use
-    from fastav.batches import failure_of
+    from fastav.batches import as_failure
 
     try:
-        return Request(clip=_opened(question.clip), question=question.text, use=Use(question.use))
+        return Request(clip=_open_clip(question.clip), question=question.text, use=Use(question.use))
     except Exception as error:  # whatever a file does to whatever reads it, the others are answered
-        return failure_of(error)
+        return as_failure(error)
 
 
 @lru_cache(maxsize=64)
-def _opened(clip: str) -> Any:
+def _open_clip(clip: str) -> Any:
     """A clip, looked into once for questions that stand together."""
     from fastav.media import Clip
 
@@ -173,17 +180,17 @@ def _opened(clip: str) -> Any:
 # --- answers
 
 
-def _head(model: str, plan: str) -> dict[str, str]:
+def _plan_fields(model: str, plan: str) -> dict[str, str]:
     """What every line says of where its answer is from."""
-    with working(f"reading {model}"), hushed():
+    with spinner(f"reading {model}"), suppress_warnings():
         from fastav import pipelines
 
         adapter, _, _ = pipelines.resolve(model)
-        chosen = pipelines.plan_named(plan, adapter)
-    return {"model": model, "plan": chosen.name or chosen.fingerprint, "fingerprint": chosen.fingerprint}
+        resolved = pipelines.plan_named(plan, adapter)
+    return {"model": model, "plan": resolved.name or resolved.fingerprint, "fingerprint": resolved.fingerprint}
 
 
-def _answered(path: Path, head: Mapping[str, str]) -> dict[str | int, bytes]:
+def _read_answers(path: Path, plan_fields: Mapping[str, str]) -> dict[str | int, bytes]:
     """The lines of a file that hold answers, by id; failures, and a last line that was cut off, do not count.
 
     Raises: FastAVError if it holds anything but answers, or those of another model or plan, or cannot be a file.
@@ -198,32 +205,32 @@ def _answered(path: Path, head: Mapping[str, str]) -> dict[str | int, bytes]:
     for line, text in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
             entry = json.loads(text)
-            model, plan, fingerprint, name = (entry[key] for key in (*head, "id"))
+            model, plan, fingerprint, name = (entry[key] for key in (*plan_fields, "id"))
         except (ValueError, TypeError, KeyError):
             raise FastAVError(
                 f"line {line} of {path} is no answer of fastav batch", "delete that line, or give another --out"
             ) from None
-        if model != head["model"]:
-            raise FastAVError(f"{path} holds answers of {model}, not {head['model']}", "give another --out")
-        if fingerprint != head["fingerprint"]:
-            told = f"{plan} ({fingerprint}), not {head['plan']} ({head['fingerprint']})"
-            raise FastAVError(f"{path} holds answers by the plan {told}", "give another --out")
+        if model != plan_fields["model"]:
+            raise FastAVError(f"{path} holds answers of {model}, not {plan_fields['model']}", "give another --out")
+        if fingerprint != plan_fields["fingerprint"]:
+            actual = f"{plan} ({fingerprint}), not {plan_fields['plan']} ({plan_fields['fingerprint']})"
+            raise FastAVError(f"{path} holds answers by the plan {actual}", "give another --out")
         if "error" not in entry:
             answers[name] = text + b"\n"
     return answers
 
 
 @contextmanager
-def _appending(path: Path, before: Iterable[bytes]) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+def _answer_writer(path: Path, before: Iterable[bytes]) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """What writes a line to a file, behind those that it is to keep; after Ctrl-C it is said how to go on."""
     if path.is_file():
-        with whole(path) as part:
+        with atomic_write(path) as part:
             part.write_bytes(b"".join(before))
     with path.open("ab") as file:
         try:
             yield partial(_append, file)
         except KeyboardInterrupt:
-            _say(f"\nanswers so far are in {path}; the same command goes on from there")
+            print_note(f"\nanswers so far are in {path}; the same command goes on from there")
             raise
 
 
@@ -232,7 +239,7 @@ def _append(file: BinaryIO, line: Mapping[str, Any]) -> None:
     file.flush()
 
 
-def _told(outcome: Any) -> dict[str, Any]:
+def _outcome_fields(outcome: Any) -> dict[str, Any]:
     """What a line says of an answer, or of why there is none."""
     if isinstance(outcome, FastAVError):
         return {"error": str(outcome)}
@@ -244,8 +251,3 @@ def _told(outcome: Any) -> dict[str, Any]:
         "flops": outcome.flops.to_dict(),
         "kv_bytes": outcome.kv_bytes.to_dict(),
     }
-
-
-def _say(text: str) -> None:
-    if sys.stderr is not None:
-        stderr().print(printable(text), soft_wrap=True)

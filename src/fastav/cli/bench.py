@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import typer
 
 from fastav.cli import _help, _options
-from fastav.cli._json import print_json
-from fastav.cli._quiet import hushed
+from fastav.cli._output import print_json
+from fastav.cli._progress import suppress_warnings
 from fastav.cli._text import stderr
 from fastav.cli.evaluate import listed
 from fastav.errors import FastAVError
@@ -94,7 +94,7 @@ def bench(
     }
     for folder in (out, plot and plot.parent):
         _make_folder(folder)
-    with _status() as show, hushed():
+    with _status() as show, suppress_warnings():
         show("reading the configuration")
         from fastav.bench.session import Session
 

@@ -9,12 +9,11 @@ from typing import Annotated, Any, Literal
 import typer
 
 from fastav.cli import _options, _plans
-from fastav.cli._json import print_json
-from fastav.cli._quiet import counting, hushed, working
-from fastav.cli._text import complain, stderr
-from fastav.cli.plan import write_atomically
+from fastav.cli._output import print_json, write_file
+from fastav.cli._progress import progress, spinner, suppress_warnings
+from fastav.cli._text import print_error, print_note
 from fastav.errors import CalibrationError
-from fastav.wording import counted
+from fastav.formatting import plural
 
 
 def calibrate(
@@ -58,60 +57,58 @@ def calibrate(
     if out.suffix != ".json":
         raise CalibrationError(f"a plan's file must end in .json, got {str(out)!r}", "--plan reads only those")
     folder = work or out.with_suffix(".calibration")
-    with working(f"reading {model}"), hushed():
+    with spinner(f"reading {model}"), suppress_warnings():
         from fastav import calibrate as library
 
         criterion = library.Criterion(
             budget=library.Criterion.budget if budget is None and tokens is None else budget,
             tokens=tokens,
-            start=_start(start),
+            start=_parse_start(start),
             rule=rule,
             drop=library.Criterion.drop if drop is None else _plans.share(drop),
         )
         if report is not None:
             from fastav import report as page  # a missing extra shows before the work
-        asked = () if questions is None else library.read_questions(questions)
+        question_list = () if questions is None else library.read_questions(questions)
         calibration = library.Calibration.of(
-            model, clips, asked, folder=folder, alpha=alpha, device=device, dtype=dtype
+            model, clips, question_list, folder=folder, alpha=alpha, device=device, dtype=dtype
         )
-    failures = _look(calibration, folder, keep_going=keep_going)
-    with working("choosing"), hushed():
+    failures = _trace_prompts(calibration, folder, keep_going=keep_going)
+    with spinner("choosing"), suppress_warnings():
         choice = calibration.finish(criterion, failures=failures)
-        write_atomically(out, choice.plan.to_json() + "\n")
+        write_file(out, choice.plan.to_json() + "\n")
         if report is not None:
-            write_atomically(report, page.page(folder))  # pyright: ignore[reportPossiblyUnboundVariable]
+            write_file(report, page.page(folder))  # pyright: ignore[reportPossiblyUnboundVariable]
     for failure in failures:
-        complain(f"skipped {failure.prompt.clip}: {failure.reason}")
+        print_error(f"skipped {failure.prompt.clip}: {failure.reason}")
     if as_json:
-        told = {key: value for key, value in asdict(choice).items() if key != "plan"}
-        print_json(told | {"plan": json.loads(choice.plan.to_json()), "failures": len(failures)})
+        fields = {key: value for key, value in asdict(choice).items() if key != "plan"}
+        print_json(fields | {"plan": json.loads(choice.plan.to_json()), "failures": len(failures)})
     else:
-        _tell(choice, model, [str(path) for path in (out, report) if path is not None])
+        _print_choice(choice, model, [str(path) for path in (out, report) if path is not None])
 
 
-def _look(calibration: Any, folder: Path, *, keep_going: bool) -> list[Any]:
+def _trace_prompts(calibration: Any, folder: Path, *, keep_going: bool) -> list[Any]:
     """Look at the prompts that are left, with a bar on a terminal; after Ctrl-C say how to go on."""
     from fastav.calibrate import Failure
 
-    left, failures = len(calibration.left()), []
-    if left < len(calibration.prompts):
-        stderr().print(
-            f"{folder} has {counted(len(calibration.prompts) - left, 'prompt')}; {left} missing", soft_wrap=True
-        )
+    remaining, failures = len(calibration.remaining()), []
+    if remaining < len(calibration.prompts):
+        print_note(f"{folder} has {plural(len(calibration.prompts) - remaining, 'prompt')}; {remaining} missing")
     try:
-        with counting(f"looking at {calibration.model}", left) as step, hushed():
+        with progress(f"looking at {calibration.model}", remaining) as step, suppress_warnings():
             for outcome in calibration.run(keep_going=keep_going):
                 failures += [outcome] if isinstance(outcome, Failure) else []
                 step()
     except CalibrationError as error:
         raise CalibrationError(error.message, "; ".join(filter(None, (error.hint, "--keep-going skips it")))) from error
     except KeyboardInterrupt:
-        stderr().print(f"\nwhat was seen is in {folder}; the same command goes on from there", soft_wrap=True)
+        print_note(f"\nwhat was seen is in {folder}; the same command goes on from there")
         raise
     return failures
 
 
-def _start(text: str) -> Any:
+def _parse_start(text: str) -> Any:
     if text in ("middle", "concentration"):
         return text
     if text.isdecimal():
@@ -119,7 +116,7 @@ def _start(text: str) -> Any:
     raise CalibrationError(f"--start must be a layer's number, middle or concentration, got {text!r}")
 
 
-def _tell(choice: Any, model: str, files: list[str]) -> None:
+def _print_choice(choice: Any, model: str, files: list[str]) -> None:
     """What was chosen, and how it is used."""
     print(f"entering layer {choice.start}, {choice.tokens:.0f} tokens of audio and video stay (rule {choice.rule})")
     if choice.held is not None:

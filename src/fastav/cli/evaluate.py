@@ -1,6 +1,5 @@
 """`fastav eval`."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -11,11 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from fastav.cli import _help, _options, _scores
-from fastav.cli._json import print_json
-from fastav.cli._quiet import counting, hushed, working
-from fastav.cli._text import stderr
+from fastav.cli._output import print_json
+from fastav.cli._progress import progress, spinner, suppress_warnings
+from fastav.cli._text import print_note
 from fastav.errors import PlanError, TaskError
-from fastav.wording import counted
+from fastav.formatting import plural
 
 
 def evaluate(
@@ -44,35 +43,35 @@ def evaluate(
     Every plan answers the same clips, greedily. --out FILE keeps every answer; the same command again goes on where
     the last one was stopped, and fastav leaderboard draws such files. docs/eval.md defines the statistics.
     """
-    with working(f"reading {task}"), hushed():
+    with spinner(f"reading {task}"), suppress_warnings():
         from fastav import evaluate as library
 
         evaluation = library.Evaluation.of(
             model,
-            task_named(task, folder),
-            _plans(model, listed(plans)),
-            families=listed(families or []),
+            load_task(task, folder),
+            _plans(model, split_commas(plans)),
+            families=split_commas(families or []),
             limit=limit,
             device=device,
             dtype=dtype,
         )
-    report = reported(evaluation, jobs=jobs, keep_going=keep_going, out=out)
+    report = run_evaluation(evaluation, jobs=jobs, keep_going=keep_going, out=out)
     if as_json:
         print_json(report)
     else:
         _scores.show(report)
 
 
-def reported(evaluation: Any, *, jobs: int, keep_going: bool, out: Path | None) -> dict[str, Any]:
+def run_evaluation(evaluation: Any, *, jobs: int, keep_going: bool, out: Path | None) -> dict[str, Any]:
     """What the file says once the missing rows are in it; `out` is None for a file that nobody keeps."""
     from fastav import evaluate as library
 
-    with _kept(out) as path, library.opened(path, evaluation.head()) as file:
-        _answer(evaluation, file, jobs=jobs, keep_going=keep_going, out=out)
-        return library.report(file.stored, evaluation.metrics(file.rows))
+    with _rows_path(out) as path, library.open_rows(path, evaluation.head()) as file:
+        _write_rows(evaluation, file, jobs=jobs, keep_going=keep_going, out=out)
+        return library.report(file.results, evaluation.metrics(file.rows))
 
 
-def task_named(name: str, folder: Path | None) -> Any:
+def load_task(name: str, folder: Path | None) -> Any:
     """Raises: UnknownName, TaskError."""
     from fastav.registry import TASKS
 
@@ -82,29 +81,29 @@ def task_named(name: str, folder: Path | None) -> Any:
     return kind(folder)
 
 
-def listed(values: Sequence[str]) -> list[str]:
+def split_commas(values: Sequence[str]) -> list[str]:
     """The parts of values that may hold several, separated by commas."""
     return [part for value in values for part in map(str.strip, value.split(",")) if part]
 
 
-def _answer(evaluation: Any, file: Any, *, jobs: int, keep_going: bool, out: Path | None) -> None:
+def _write_rows(evaluation: Any, file: Any, *, jobs: int, keep_going: bool, out: Path | None) -> None:
     """Write the missing rows, with a bar on a terminal; after Ctrl-C say how to go on."""
-    left = sum(len(plans) for _, plans in evaluation.left(file.rows))
+    remaining = sum(len(plans) for _, plans in evaluation.remaining(file.rows))
     if file.rows:
-        _say(f"{out} has {counted(len(file.rows), 'answer')}; {left:,} missing")
+        print_note(f"{out} has {plural(len(file.rows), 'answer')}; {remaining:,} missing")
     try:
-        with counting(f"{evaluation.setup.model}, {evaluation.task.name}", left) as step, hushed():
+        with progress(f"{evaluation.setup.model}, {evaluation.task.name}", remaining) as step, suppress_warnings():
             for row in evaluation.rows(file.rows, jobs=jobs, keep_going=keep_going):
                 file.append(row)
                 step()
     except KeyboardInterrupt:
         after = f"are in {out}; the same command goes on from there" if out else "are lost; --out FILE keeps them"
-        _say(f"\n{counted(len(file.rows), 'answer')} {after}")
+        print_note(f"\n{plural(len(file.rows), 'answer')} {after}")
         raise
 
 
 @contextmanager
-def _kept(out: Path | None) -> Iterator[Path]:
+def _rows_path(out: Path | None) -> Iterator[Path]:
     """The file, or one that nobody keeps."""
     if out is not None:
         yield out
@@ -122,7 +121,7 @@ def _plans(model: str, names: Sequence[str]) -> dict[str, Any]:
 
     adapter, _, _ = pipelines.resolve(model)
     plans: dict[str, Any] = {}
-    for name in chain.from_iterable(map(_expanded, names)):
+    for name in chain.from_iterable(map(_expand_folder, names)):
         label = Path(name).stem if name.endswith(".json") else name
         plan = pipelines.plan_named(name, adapter)
         if plans.setdefault(label, plan) != plan:
@@ -130,14 +129,9 @@ def _plans(model: str, names: Sequence[str]) -> dict[str, Any]:
     return plans
 
 
-def _expanded(name: str) -> list[str]:
+def _expand_folder(name: str) -> list[str]:
     if not Path(name).is_dir():
         return [name]
-    if found := sorted(str(path) for path in Path(name).glob("*.json")):
-        return found
+    if paths := sorted(str(path) for path in Path(name).glob("*.json")):
+        return paths
     raise PlanError(f"there are no plans in the folder {name!r}", "fastav plan write NAME --out FILE.json writes one")
-
-
-def _say(text: str) -> None:
-    if sys.stderr is not None:
-        stderr().print(text, soft_wrap=True)

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from fastav.cli import _help, _options, _plans, _render
-from fastav.cli._json import print_json
-from fastav.cli._quiet import hushed, working
+from fastav.cli._output import print_json
+from fastav.cli._progress import spinner, suppress_warnings
 
 MOST_TOKENS = 1_000_000
 MOST_SECONDS = 86_400
@@ -47,11 +47,11 @@ def flops(
     causal). The default prompt is an example of the model, --seconds another. VideoLLaMA2's of 676 video + 1,496 audio
     + 44 text tokens reproduces the paper's column for P = 0, 10, 20, 30: --drop 0, 10, 20, 30.
     """
-    with working(f"reading {model}"), hushed():
+    with spinner(f"reading {model}"), suppress_warnings():
         from fastav import pipelines
 
         adapter, _, config = pipelines.resolve(model)
-        chosen = _plans.tuned(
+        tuned_plan = _plans.tune(
             pipelines.plan_named(plan, adapter),
             drop=drop,
             start=start,
@@ -59,23 +59,23 @@ def flops(
             before=before,
             exempt_text=exempt_text,
         )
-        _plans.require_sound(chosen, config)
+        _plans.check_runnable(tuned_plan, config)
         layout = adapter.example(config, seconds=seconds, audio=audio_tokens, video=video_tokens, text=text_tokens)
-        report = {"model": model, **counted(adapter.shape(config), chosen, layout)}
+        report = {"model": model, **costs(adapter.shape(config), tuned_plan, layout)}
     if as_json:
         print_json(report)
     else:
         _render.flops(report)
 
 
-def counted(shape: Any, plan: Any, layout: Any) -> dict[str, Any]:
+def costs(shape: Any, plan: Any, layout: Any) -> dict[str, Any]:
     """What a plan saves on a prompt, as the JSON holds it."""
     from dataclasses import asdict
 
     from fastav.flops import kv_bytes, paper_flops, prefill_flops
 
     full, pruned = [len(layout)] * shape.layers, plan.tokens(layout, shape.layers)
-    held = plan.cached(layout, shape.layers)
+    cached = plan.cached(layout, shape.layers)
 
     def saving(cost: Any, tokens: Any = pruned) -> dict[str, Any]:
         before, after = cost(shape, full), cost(shape, tokens)
@@ -88,5 +88,5 @@ def counted(shape: Any, plan: Any, layout: Any) -> dict[str, Any]:
         "tokens_per_layer": plan.by_layer(layout, shape.layers),
         "paper_flops": saving(paper_flops),
         "flops": saving(prefill_flops),
-        "kv_bytes": {**saving(kv_bytes, held), "dtype": "bfloat16"},
+        "kv_bytes": {**saving(kv_bytes, cached), "dtype": "bfloat16"},
     }

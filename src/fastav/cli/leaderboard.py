@@ -6,8 +6,7 @@ from typing import Annotated
 import typer
 
 from fastav.cli import _options, _scores
-from fastav.cli._json import print_json
-from fastav.cli.plan import write_atomically
+from fastav.cli._output import print_json, write_file
 
 
 def leaderboard(
@@ -23,11 +22,11 @@ def leaderboard(
     """
     from fastav import evaluate as library
 
-    reports = [library.report(stored) for stored in library.merged(map(library.read, rows))]
+    reports = [library.report(results) for results in library.merge(map(library.read, rows))]
     if out is not None:
-        write_atomically(out, library.chart(reports, out.suffix.removeprefix(".").lower()))
+        write_file(out, library.chart(reports, out.suffix.removeprefix(".").lower()))
     if markdown is not None:
-        write_atomically(markdown, "\n".join(map(library.markdown, reports)))
+        write_file(markdown, "\n".join(map(library.markdown, reports)))
     if as_json:
         print_json({"reports": reports})
     else:

@@ -3,8 +3,8 @@
 from typing import Any
 
 from fastav.cli import _options, _render
-from fastav.cli._json import print_json
-from fastav.cli._quiet import working
+from fastav.cli._output import print_json
+from fastav.cli._progress import spinner
 from fastav.cli._text import stdout
 
 
@@ -12,10 +12,10 @@ def methods(as_json: _options.Json = False) -> None:
     """List the methods that decide which tokens stay."""
     from fastav.registry import METHODS
 
-    with working("looking"):
-        found = [_described(name, method) for name, method in METHODS.items()]
+    with spinner("looking"):
+        entries = [_describe(name, method) for name, method in METHODS.items()]
     if as_json:
-        print_json({"methods": found})
+        print_json({"methods": entries})
     else:
         rows = [
             [
@@ -24,12 +24,12 @@ def methods(as_json: _options.Json = False) -> None:
                 ", ".join(f"{key}={value}" for key, value in m["options"].items()),
                 ", ".join(m["needs"]),
             ]
-            for m in found
+            for m in entries
         ]
         stdout().print(_render.listing(["method", "summary", "options", "needs"], rows))
 
 
-def _described(name: str, method: type) -> dict[str, Any]:
+def _describe(name: str, method: type) -> dict[str, Any]:
     from dataclasses import MISSING, fields
 
     return {

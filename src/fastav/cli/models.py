@@ -1,8 +1,8 @@
 """`fastav models`."""
 
 from fastav.cli import _options, _render
-from fastav.cli._json import print_json
-from fastav.cli._quiet import working
+from fastav.cli._output import print_json
+from fastav.cli._progress import spinner
 from fastav.cli._text import stdout
 
 
@@ -10,8 +10,8 @@ def models(as_json: _options.Json = False) -> None:
     """List the models that fastav knows, with their plans."""
     from fastav.registry import MODELS
 
-    with working("looking"):
-        found = [
+    with spinner("looking"):
+        entries = [
             {
                 "name": name,
                 "checkpoint": adapter.checkpoint,
@@ -21,10 +21,10 @@ def models(as_json: _options.Json = False) -> None:
             for name, adapter in MODELS.items()
         ]
     if as_json:
-        print_json({"models": found})
+        print_json({"models": entries})
     else:
-        shown = [
+        cards = [
             {key: value if isinstance(value, str) else ", ".join(value) for key, value in model.items()}
-            for model in found
+            for model in entries
         ]
-        stdout().print(_render.cards(shown))
+        stdout().print(_render.cards(cards))

@@ -8,10 +8,9 @@ import typer
 
 from fastav.cli import _options, _plans, _render
 from fastav.cli._help import GroupedCommand, plans
-from fastav.cli._json import print_json
-from fastav.cli._quiet import hushed, working
-from fastav.errors import FastAVError, PlanError
-from fastav.files import whole
+from fastav.cli._output import print_json, write_file
+from fastav.cli._progress import spinner, suppress_warnings
+from fastav.errors import PlanError
 
 app = typer.Typer(help="Show a plan, or write one to a file.", rich_markup_mode=None)
 
@@ -30,20 +29,20 @@ def show(
 
     The tokens are those of an example prompt of the model; no weights are needed.
     """
-    with working(f"reading {plan}"), hushed():
+    with spinner(f"reading {plan}"), suppress_warnings():
         from fastav import pipelines
 
         adapter, _, config = pipelines.resolve(model)
-        chosen = pipelines.plan_named(plan, adapter)
-        _plans.require_sound(chosen, config)
+        resolved = pipelines.plan_named(plan, adapter)
+        _plans.check_runnable(resolved, config)
         layout = adapter.example(config, audio=None, video=None, text=_options.TEXT_TOKENS)
-        kept = chosen.by_layer(layout, adapter.shape(config).layers)
+        tokens = resolved.by_layer(layout, adapter.shape(config).layers)
     report = {
-        "plan": json.loads(chosen.to_json()),
-        "fingerprint": chosen.fingerprint,
+        "plan": json.loads(resolved.to_json()),
+        "fingerprint": resolved.fingerprint,
         "model": model,
         "prompt_tokens": layout.by_modality(),
-        "tokens_per_layer": kept,
+        "tokens_per_layer": tokens,
     }
     if as_json:
         print_json(report)
@@ -77,11 +76,11 @@ def write(
         raise PlanError(f"{out} exists", "give --force to overwrite it")
     if out.exists() and not out.is_file():
         raise PlanError(f"{out} is no regular file", "name a file")
-    with working(f"reading {name}"), hushed():
+    with spinner(f"reading {name}"), suppress_warnings():
         from fastav import pipelines
 
         adapter, _, config = pipelines.resolve(model)
-        chosen = _plans.tuned(
+        resolved = _plans.tune(
             pipelines.plan_named(name, adapter),
             drop=drop,
             start=start,
@@ -89,19 +88,10 @@ def write(
             before=before,
             exempt_text=exempt_text,
         )
-        _plans.require_sound(chosen, config)
-    write_atomically(out, chosen.to_json() + "\n")
-    report: dict[str, Any] = {"path": str(out), "fingerprint": chosen.fingerprint}
+        _plans.check_runnable(resolved, config)
+    write_file(out, resolved.to_json() + "\n")
+    report: dict[str, Any] = {"path": str(out), "fingerprint": resolved.fingerprint}
     if as_json:
         print_json(report)
     else:
-        print(f"wrote {out} ({chosen.fingerprint})")
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a whole file or none: what was there before stays until all is on disk.  Raises: FastAVError."""
-    try:
-        with whole(path) as part:
-            part.write_bytes(content if isinstance(content, bytes) else content.encode())
-    except OSError as error:
-        raise FastAVError(f"cannot write {path.resolve()}: {error.strerror}", "nothing was written") from None
+        print(f"wrote {out} ({resolved.fingerprint})")

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 from fastav.cli import _options, _render
-from fastav.cli._json import print_json
-from fastav.cli._quiet import working
+from fastav.cli._output import print_json
+from fastav.cli._progress import spinner
 from fastav.cli._text import stdout
 
 
@@ -14,19 +14,19 @@ def recipes(as_json: _options.Json = False) -> None:
     """List published approaches that any model can run as its plan, `fastv` or `fastv@0.25`."""
     from fastav.registry import RECIPES
 
-    with working("looking"):
-        found = [_described(name, recipe) for name, recipe in RECIPES.items()]
+    with spinner("looking"):
+        entries = [_describe(name, recipe) for name, recipe in RECIPES.items()]
     if as_json:
-        print_json({"recipes": found})
+        print_json({"recipes": entries})
     else:
         rows = [
             [r["name"], r["summary"], ", ".join(f"{key}={value}" for key, value in r["arguments"].items()), r["source"]]
-            for r in found
+            for r in entries
         ]
         stdout().print(_render.listing(["recipe", "what it does", "arguments", "source"], rows))
 
 
-def _described(name: str, recipe: Callable[..., Any]) -> dict[str, Any]:
+def _describe(name: str, recipe: Callable[..., Any]) -> dict[str, Any]:
     lines = (inspect.getdoc(recipe) or "").splitlines() or [""]
     sources = (line.removeprefix("Source:").strip() for line in lines if line.startswith("Source:"))
     return {

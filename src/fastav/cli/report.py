@@ -6,9 +6,8 @@ from typing import Annotated
 import typer
 
 from fastav.cli import _options
-from fastav.cli._json import print_json
-from fastav.cli._quiet import working
-from fastav.cli.plan import write_atomically
+from fastav.cli._output import print_json, write_file
+from fastav.cli._progress import spinner
 
 
 def report(
@@ -23,10 +22,10 @@ def report(
     No model is loaded. FILE.html is overwritten.
     """
     path = folder / "report.html" if out is None else out
-    with working("drawing"):
+    with spinner("drawing"):
         from fastav.report import page
 
-        write_atomically(path, page(folder))
+        write_file(path, page(folder))
     if as_json:
         print_json({"path": str(path)})
     else:

@@ -14,19 +14,19 @@ import typer
 
 from fastav import __version__
 from fastav.cli import _options, _render
-from fastav.cli._json import print_json
-from fastav.cli._quiet import counting, hushed, working
+from fastav.cli._output import print_json
+from fastav.cli._progress import progress, spinner, suppress_warnings
 from fastav.cli._text import printable, stderr
 from fastav.errors import FastAVError, PlanError
 
 REPEAT = 3
-EMBEDDED = "tiny"  # the model that comes with the package
+DEFAULT_MODEL = "tiny"  # the model that comes with the package
 
 
 def run(
     clip: Annotated[str, typer.Argument(metavar="CLIP", help="A video or audio file.")],
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.")],
-    model: _options.Model = EMBEDDED,
+    model: _options.Model = DEFAULT_MODEL,
     plan: _options.PlanName = "fastav",
     compare: Annotated[
         bool, typer.Option("--compare", help="Also run unpruned, and print all side by side; PLAN may be A,B,...")
@@ -59,26 +59,26 @@ def run(
     """
     if repeat is not None and not compare:
         raise PlanError("--repeat is for --compare only", "give both or neither")
-    opened = _opened(clip, question, use)
+    opened_clip = _open_clip(clip, question, use)
     sampling = _options.sampling(temperature, top_p, top_k, repetition_penalty, stop, seed)
     plans = plan.split(",") if compare else [plan]
-    pipe = loaded(model, plans, device, dtype, engine, compare=compare)
-    ask = partial(pipe, opened, question, use=use, max_new_tokens=max_new_tokens, sampling=sampling)
-    report = {"model": model, "clip": clip, "question": question, **_circumstances(pipe)}
-    with pipe, hushed(), _memory():
+    pipe = load_pipeline(model, plans, device, dtype, engine, compare=compare)
+    ask = partial(pipe, opened_clip, question, use=use, max_new_tokens=max_new_tokens, sampling=sampling)
+    report = {"model": model, "clip": clip, "question": question, **_run_info(pipe)}
+    with pipe, suppress_warnings(), out_of_memory_as_error():
         if compare:
-            report |= {"repeat": repeat or REPEAT, "plans": _compared(pipe, plans, ask, repeat or REPEAT)}
+            report |= {"repeat": repeat or REPEAT, "plans": _compare(pipe, plans, ask, repeat or REPEAT)}
         else:
-            report |= _answered(ask, stream=not as_json and sys.stdout.isatty()).to_dict()
+            report |= _answer(ask, stream=not as_json and sys.stdout.isatty()).to_dict()
     if as_json:
         print_json(report)
     elif compare:
-        _render.compared(report)
+        _render.comparison(report)
     else:
         if not sys.stdout.isatty():
             print(report["text"], flush=True)
         stderr().print(_render.summary(report))
-    if model == EMBEDDED and not as_json and not _bundled(clip):
+    if model == DEFAULT_MODEL and not as_json and not _is_bundled(clip):
         stderr().print(
             "\nThis is the embedded model, which knows nothing but a toy world of moving shapes and beeps. "
             "For any other clip name a real model: --model videollama2 (fastav models).",
@@ -86,16 +86,16 @@ def run(
         )
 
 
-def _bundled(clip: str) -> bool:
+def _is_bundled(clip: str) -> bool:
     """Whether a clip is one of those that come with the package."""
     from importlib.resources import files
 
     return Path(clip).resolve().parent == Path(str(files("fastav") / "assets" / "clips")).resolve()
 
 
-def _opened(path: str, question: str, use: str) -> Any:
+def _open_clip(path: str, question: str, use: str) -> Any:
     """The clip.  Raises: MediaError if it cannot be read or lacks a track that `use` demands."""
-    with working(f"reading {path}"), hushed():
+    with spinner(f"reading {path}"), suppress_warnings():
         from fastav.adapter import Request, Use
         from fastav.media import Clip
 
@@ -104,45 +104,49 @@ def _opened(path: str, question: str, use: str) -> Any:
     return clip
 
 
-def loaded(
+def load_pipeline(
     model: str, plans: Sequence[str], device: str | None, dtype: str | None, engine: str, *, compare: bool = False
 ) -> Any:
     """The pipeline, with the first of the plans; what can be refused without weights is refused before they load.
 
     compare: whether the plans are compared with the unpruned model, and so must prune and differ.
     """
-    with working(f"reading {model}"), hushed():
+    with spinner(f"reading {model}"), suppress_warnings():
         from fastav import pipelines
         from fastav.registry import ENGINES
 
         adapter, source, config = pipelines.resolve(model)
-        chosen = [pipelines.plan_named(plan, adapter) for plan in plans]
-        for name, plan in zip(plans, chosen, strict=True):
+        resolved = [pipelines.plan_named(plan, adapter) for plan in plans]
+        for name, plan in zip(plans, resolved, strict=True):
             if compare and not plan.steps:
                 raise PlanError(
                     f"the plan {name!r} prunes nothing, so there is nothing to compare", "e.g. --plan fastav"
                 )
             ENGINES[engine].check(config, plan)
-        if len({_label(plan) for plan in chosen}) < len(chosen):
+        if len({_label(plan) for plan in resolved}) < len(resolved):
             raise PlanError("two of the plans have one name", "give each once")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for answers
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     local = Path(source).is_dir()
     if not local and sys.stderr.isatty():
         print(f"loading {source} from the hub or its cache", file=sys.stderr)
-    with working(f"loading {model}") if local else nullcontext(), hushed(downloads=True), _memory():
-        return pipelines.pipeline(model, chosen[0], engine=engine, device=device, dtype=dtype)
+    with (
+        spinner(f"loading {model}") if local else nullcontext(),
+        suppress_warnings(downloads=True),
+        out_of_memory_as_error(),
+    ):
+        return pipelines.pipeline(model, resolved[0], engine=engine, device=device, dtype=dtype)
 
 
-def _answered(ask: Callable[..., Any], *, stream: bool) -> Any:
-    with working("watching and listening") as status:
+def _answer(ask: Callable[..., Any], *, stream: bool) -> Any:
+    with spinner("watching and listening") as status:
 
-        def show(piece: str) -> None:
+        def print_piece(piece: str) -> None:
             if status:
                 status.stop()
             print(printable(piece), end="", flush=True)
 
-        answer = ask(on_text=show if stream else None)
+        answer = ask(on_text=print_piece if stream else None)
     if stream:
         print("\n", flush=True)
     return answer
@@ -152,14 +156,14 @@ def _label(plan: Any) -> str:
     return plan.fingerprint if plan.name in ("", "none") else plan.name
 
 
-def _compared(pipe: Any, names: Sequence[str], ask: Callable[..., Any], repeat: int) -> dict[str, Any]:
+def _compare(pipe: Any, names: Sequence[str], ask: Callable[..., Any], repeat: int) -> dict[str, Any]:
     """The answers without and with each plan, by turns so that a busy machine slows all alike."""
     from fastav.adapter import plan_named
     from fastav.presets import NONE
 
     plans = {NONE.name: NONE} | {_label(plan): plan for name in names for plan in [plan_named(name, pipe.adapter)]}
     answers: dict[str, list[Any]] = {name: [] for name in plans}
-    with counting("unpruned and pruned by turns", len(plans) * (1 + repeat)) as step:
+    with progress("unpruned and pruned by turns", len(plans) * (1 + repeat)) as step:
         for plan in plans.values():
             ask(plan=plan, max_new_tokens=2)  # the first run of each pays for what later ones reuse
             step()
@@ -167,10 +171,10 @@ def _compared(pipe: Any, names: Sequence[str], ask: Callable[..., Any], repeat: 
             for name, plan in plans.items():
                 answers[name].append(ask(plan=plan))
                 step()
-    return {name: _typical(runs).to_dict() for name, runs in answers.items()}
+    return {name: _median_run(runs).to_dict() for name, runs in answers.items()}
 
 
-def _typical(answers: Sequence[Any]) -> Any:
+def _median_run(answers: Sequence[Any]) -> Any:
     """The first answer, with the median of every phase's seconds and the highest peak."""
     first = answers[0]
     seconds = {phase: median(answer.seconds[phase] for answer in answers) for phase in first.seconds}
@@ -178,7 +182,7 @@ def _typical(answers: Sequence[Any]) -> Any:
     return replace(first, seconds=seconds, peak_bytes=peak)
 
 
-def _circumstances(pipe: Any) -> dict[str, Any]:
+def _run_info(pipe: Any) -> dict[str, Any]:
     import torch
     import transformers
 
@@ -187,14 +191,16 @@ def _circumstances(pipe: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def _memory() -> Iterator[None]:
+def out_of_memory_as_error() -> Iterator[None]:
     """Turn a lack of memory into an error that says so."""
     import torch
 
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        lacking = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-        if not lacking:
+        is_out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(
+            error
+        )
+        if not is_out_of_memory:
             raise
         raise FastAVError("out of memory", "try --dtype bfloat16, a shorter answer, or another --device") from None

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 import typer
 
 from fastav.cli import _options
-from fastav.cli._json import print_json
-from fastav.cli._quiet import hushed, working
+from fastav.cli._output import print_json
+from fastav.cli._progress import spinner, suppress_warnings
 from fastav.cli._text import printable, stderr
 
 
@@ -29,7 +29,7 @@ def serve_config(
     in it as JSON, so that the server needs no file. What cannot be exact inside vLLM is refused. vLLM need not be
     installed, and no weights are needed. docs/vllm.md says more.
     """
-    with working(f"reading {model}"), hushed():
+    with spinner(f"reading {model}"), suppress_warnings():
         from fastav import pipelines
         from fastav.engines.vllm import guards, server_args
 

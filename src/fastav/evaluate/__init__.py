@@ -1,10 +1,10 @@
 """A task under several plans: rows in a file, their statistics, and what they look like.
 
     evaluation = Evaluation.of("videollama2", task, {"none": none, "fastav": plan})
-    with opened(Path("rows.jsonl"), evaluation.head()) as file:
+    with open_rows(Path("rows.jsonl"), evaluation.head()) as file:
         for row in evaluation.rows(file.rows):
             file.append(row)
-    print(markdown(report(file.stored)))
+    print(markdown(report(file.results)))
 
 docs/eval.md defines the format of the file and every statistic.
 """
@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from fastav.evaluate.chart import chart
 from fastav.evaluate.markdown import markdown
-from fastav.evaluate.report import merged, report
-from fastav.evaluate.rows import Row, Stored, opened, read
+from fastav.evaluate.report import merge, report
+from fastav.evaluate.rows import Results, Row, open_rows, read
 
 if TYPE_CHECKING:
     from fastav.evaluate.evaluation import Evaluation
 
-__all__ = ["Evaluation", "Row", "Stored", "chart", "markdown", "merged", "opened", "read", "report"]
+__all__ = ["Evaluation", "Results", "Row", "chart", "markdown", "merge", "open_rows", "read", "report"]
 
 
 def __getattr__(name: str) -> Any:

@@ -56,13 +56,13 @@ def answers(setup: Setup, work: Sequence[Work], jobs: int) -> Iterator[Outcome]:
     if jobs == 1 or len(work) == 1:
         pipe = setup.load()
         for sample, plans in work:
-            for plan, outcome in _asked(pipe, setup.plans, sample, plans):
+            for plan, outcome in _answer_sample(pipe, setup.plans, sample, plans):
                 yield sample, plan, outcome
     else:
-        yield from _spread(setup, work, min(jobs, len(work)))
+        yield from _answer_in_processes(setup, work, min(jobs, len(work)))
 
 
-def _asked(
+def _answer_sample(
     pipe: Pipeline, plans: Mapping[str, Plan], sample: Sample, names: Sequence[str]
 ) -> Iterator[tuple[str, Answer | Failure]]:
     """What the model says under each plan; whatever goes wrong belongs to the sample."""
@@ -77,38 +77,38 @@ def _asked(
         yield name, outcome
 
 
-def _spread(setup: Setup, work: Sequence[Work], jobs: int) -> Iterator[Outcome]:
+def _answer_in_processes(setup: Setup, work: Sequence[Work], jobs: int) -> Iterator[Outcome]:
     """Hand a sample to every process that has nothing to do, until all are answered."""
-    waiting, doing, processes, told = iter(work), {}, {}, set()
+    queue, current, processes, warned = iter(work), {}, {}, set()
     threads = max(1, torch.get_num_threads() // jobs)
     context = get_context("spawn")
     try:
         for _ in range(jobs):
-            here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(there, setup, threads), daemon=True)
-            with _deaf_to_interrupts():
+            parent_end, child_end = context.Pipe()
+            process = context.Process(target=_serve, args=(child_end, setup, threads), daemon=True)
+            with _block_interrupts():
                 process.start()
-            there.close()
-            processes[here], doing[here] = process, None
-        while doing:
-            for connection in wait(list(doing)):
+            child_end.close()
+            processes[parent_end], current[parent_end] = process, None
+        while current:
+            for connection in wait(list(current)):
                 assert isinstance(connection, Connection)
-                with _alive(processes[connection]):
+                with _check_alive(processes[connection]):
                     message = connection.recv()
                 if isinstance(message, FastAVError):
                     raise message
                 if isinstance(message, Warning):
-                    if str(message) not in told:
-                        told.add(str(message))
+                    if str(message) not in warned:
+                        warned.add(str(message))
                         warnings.warn(message, stacklevel=2)
                 elif message is not None:
-                    yield doing[connection], *message
-                elif (following := next(waiting, None)) is not None:
-                    doing[connection] = following[0]
-                    with _alive(processes[connection]):
-                        connection.send(following)
+                    yield current[connection], *message
+                elif (item := next(queue, None)) is not None:
+                    current[connection] = item[0]
+                    with _check_alive(processes[connection]):
+                        connection.send(item)
                 else:
-                    del doing[connection]
+                    del current[connection]
     finally:
         for process in processes.values():
             process.terminate()
@@ -117,7 +117,7 @@ def _spread(setup: Setup, work: Sequence[Work], jobs: int) -> Iterator[Outcome]:
 
 
 @contextmanager
-def _alive(process: Any) -> Iterator[None]:
+def _check_alive(process: Any) -> Iterator[None]:
     """Say so if a process is gone.  Raises: FastAVError."""
     try:
         yield
@@ -143,31 +143,31 @@ def _serve(connection: Connection, setup: Setup, threads: int) -> None:
         except FastAVError as error:
             connection.send(error)
             return
-        heard = _heard_warnings()
+        pending = _collect_warnings()
         while True:
             connection.send(None)
             sample, names = connection.recv()
-            for answered in _asked(pipe, setup.plans, sample, names):
-                while heard:
-                    connection.send(heard.popleft())
-                connection.send(answered)
+            for outcome in _answer_sample(pipe, setup.plans, sample, names):
+                while pending:
+                    connection.send(pending.popleft())
+                connection.send(outcome)
 
 
-def _heard_warnings() -> deque[Warning | str]:
+def _collect_warnings() -> deque[Warning | str]:
     """Where from now on stands what a user should know of an answer; warnings of other libraries stay unheard."""
-    heard: deque[Warning | str] = deque()  # threads may warn, but only one may send
+    pending: deque[Warning | str] = deque()  # threads may warn, but only one may send
 
-    def hear(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    def collect(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         if category.__module__.startswith("fastav."):
-            heard.append(message)
+            pending.append(message)
 
     warnings.simplefilter("default", UserWarning)
-    warnings.showwarning = hear
-    return heard
+    warnings.showwarning = collect
+    return pending
 
 
 @contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
+def _block_interrupts() -> Iterator[None]:
     """A process started inside never sees Ctrl-C, which a terminal sends to all: its parent ends it.
 
     The parent hears what came meanwhile as soon as this is left. Windows knows no such mask.

@@ -12,8 +12,8 @@ from math import hypot
 from typing import Any
 
 from fastav.errors import FastAVError
-from fastav.evaluate import wording
-from fastav.evaluate.labels import Box, Number, placed
+from fastav.evaluate import formatting
+from fastav.evaluate.labels import Box, Number, place_labels
 
 KINDS = ("svg", "png", "pdf")
 WIDTH, HEIGHT, DPI = 9.4, 5.0, 100  # of a panel in inches, and pixels an inch: as many as labels are placed by
@@ -51,7 +51,7 @@ STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fastav",
 }
-NO_DATES = {"svg": {"Date": None}, "png": {"Software": None}, "pdf": {"CreationDate": None}}
+METADATA = {"svg": {"Date": None}, "png": {"Software": None}, "pdf": {"CreationDate": None}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +95,7 @@ def chart(reports: Sequence[Mapping[str, Any]], kind: str = "svg") -> bytes:
         for panel, report in zip(panels, reports, strict=True):
             _draw(panel, report)
         file = BytesIO()
-        figure.savefig(file, format=kind, dpi=DPI * (2 if kind == "png" else 1), metadata=NO_DATES[kind])
+        figure.savefig(file, format=kind, dpi=DPI * (2 if kind == "png" else 1), metadata=METADATA[kind])
     return _with_dark_colours(file.getvalue()) if kind == "svg" else file.getvalue()
 
 
@@ -112,13 +112,13 @@ def _points(report: Mapping[str, Any]) -> list[Point]:
     return [
         Point(
             name=name,
-            flops=100 * every["flops_ratio"],
-            score=100 * every["score"],
-            low=100 * every["interval"][0],
-            high=100 * every["interval"][1],
+            flops=100 * total["flops_ratio"],
+            score=100 * total["score"],
+            low=100 * total["interval"][0],
+            high=100 * total["interval"][1],
         )
         for name, plan in report["plans"].items()
-        if (every := plan["all"])["score"] is not None
+        if (total := plan["all"])["score"] is not None
     ]
 
 
@@ -126,17 +126,17 @@ def _draw(axes: Any, report: Mapping[str, Any]) -> None:
     title = f"{report['model']} on {report['task']}"
     axes.annotate(title, (0, 1), (-34, 28), "axes fraction", "offset points", fontsize=11.5, fontweight="bold")
     axes.annotate(_subtitle(report), (0, 1), (-34, 13), "axes fraction", "offset points", fontsize=8.5, color=SOFT)
-    circumstances = _short(wording.circumstances(report))
-    axes.annotate(circumstances, (0, 0), (-34, -42), "axes fraction", "offset points", fontsize=7, color=SOFT)
+    provenance = _truncate(formatting.provenance(report))
+    axes.annotate(provenance, (0, 0), (-34, -42), "axes fraction", "offset points", fontsize=7, color=SOFT)
     axes.set_xlabel("prefill FLOPs, of the unpruned model's", loc="right", fontsize=8.5)
     points = _points(report)
     if not points:
         axes.text(0.5, 0.5, "no answers yet", transform=axes.transAxes, ha="center", color=SOFT)
         return
     low, high = min(point.low for point in points), max(point.high for point in points)
-    air = max(1.0, 0.15 * (high - low))
+    padding = max(1.0, 0.15 * (high - low))
     axes.set_xlim(0, 1.04 * max(100, *(point.flops for point in points)))
-    axes.set_ylim(max(-1.0, low - air), min(101.0, high + air))
+    axes.set_ylim(max(-1.0, low - padding), min(101.0, high + padding))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} %")
     best, unpruned = front(points), next((p for p in points if p.name == report["reference"]), None)
     if unpruned is not None:
@@ -149,48 +149,50 @@ def _draw(axes: Any, report: Mapping[str, Any]) -> None:
         fill = PAPER if colour is OTHER else colour
         marker = {"marker": "o", "markersize": 2 * RADIUS * 72 / DPI, "markerfacecolor": fill}
         axes.errorbar(point.flops, point.score, bars, color=colour, capsize=3, elinewidth=1.2, zorder=3, **marker)
-    _label(axes, points, best, unpruned)
+    _add_labels(axes, points, best, unpruned)
 
 
-def _label(axes: Any, points: Sequence[Point], best: Sequence[Point], unpruned: Point | None) -> None:
+def _add_labels(axes: Any, points: Sequence[Point], best: Sequence[Point], unpruned: Point | None) -> None:
     """Names beside the points, with a line to those that stand further off."""
     renderer = axes.figure.canvas.get_renderer()
     frame = axes.get_window_extent(renderer)
-    drawn = _names(axes, points, best, unpruned)
-    extents = [text.get_window_extent(renderer) for text in drawn]
+    texts = _name_texts(axes, points, best, unpruned)
+    extents = [text.get_window_extent(renderer) for text in texts]
 
     def pixels(flops: Number, score: Number) -> tuple[float, float]:
         x, y = axes.transData.transform((flops, score))
         return float(x), float(frame.y1 - y)  # labels are placed with y growing downwards
 
     middles = [pixels(point.flops, point.score) for point in points]
-    taken = [Box(x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS) for x, y in middles]
+    obstacles = [Box(x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS) for x, y in middles]
     for point, (x, _) in zip(points, middles, strict=True):
-        taken.append(Box(x - 4, pixels(point.flops, point.high)[1] - 1, x + 4, pixels(point.flops, point.low)[1] + 1))
+        obstacles.append(
+            Box(x - 4, pixels(point.flops, point.high)[1] - 1, x + 4, pixels(point.flops, point.low)[1] + 1)
+        )
     if unpruned is not None:
         y = pixels(0, unpruned.score)[1]
-        taken.append(Box(frame.x0, y - 1, frame.x1, y + 1))
-    taken += _along([pixels(point.flops, point.score) for point in best])
-    room = Box(float(frame.x0) + 2, 0.0, float(frame.x1), float(frame.height))
-    boxes = placed(middles, [(extent.width + 4, extent.height + 4) for extent in extents], room, taken)
-    for text, (x, y), box in zip(drawn, middles, boxes, strict=True):
-        near = min(max(x, box.left), box.right), min(max(y, box.top), box.bottom)
-        if hypot(near[0] - x, near[1] - y) > 24:
-            ends = [axes.transData.inverted().transform((px, frame.y1 - py)) for px, py in ((x, y), near)]
+        obstacles.append(Box(frame.x0, y - 1, frame.x1, y + 1))
+    obstacles += _line_boxes([pixels(point.flops, point.score) for point in best])
+    area = Box(float(frame.x0) + 2, 0.0, float(frame.x1), float(frame.height))
+    boxes = place_labels(middles, [(extent.width + 4, extent.height + 4) for extent in extents], area, obstacles)
+    for text, (x, y), box in zip(texts, middles, boxes, strict=True):
+        nearest = min(max(x, box.left), box.right), min(max(y, box.top), box.bottom)
+        if hypot(nearest[0] - x, nearest[1] - y) > 24:
+            ends = [axes.transData.inverted().transform((px, frame.y1 - py)) for px, py in ((x, y), nearest)]
             axes.plot(*zip(*ends, strict=True), color=SOFT, alpha=0.6, linewidth=0.8)
         middle = ((box.left + box.right) / 2, frame.y1 - (box.top + box.bottom) / 2)
         text.set_position(axes.transData.inverted().transform(middle))
 
 
-def _names(axes: Any, points: Sequence[Point], best: Sequence[Point], unpruned: Point | None) -> list[Any]:
+def _name_texts(axes: Any, points: Sequence[Point], best: Sequence[Point], unpruned: Point | None) -> list[Any]:
     """The names of all points, not yet in their places."""
-    drawn = []
+    texts = []
     for point in points:
-        name = "unpruned" if point is unpruned else _short(point.name, 32)
+        name = "unpruned" if point is unpruned else _truncate(point.name, 32)
         colour, weight = (UNPRUNED, "bold") if point is unpruned else (INK, "bold" if point in best else "normal")
-        words, (x, y) = f"{name} {point.score:.1f}", (point.flops, point.score)
-        drawn.append(axes.text(x, y, words, ha="center", va="center", color=colour, fontweight=weight, zorder=4))
-    return drawn
+        label, (x, y) = f"{name} {point.score:.1f}", (point.flops, point.score)
+        texts.append(axes.text(x, y, label, ha="center", va="center", color=colour, fontweight=weight, zorder=4))
+    return texts
 
 
 def _subtitle(report: Mapping[str, Any]) -> str:
@@ -200,7 +202,7 @@ def _subtitle(report: Mapping[str, Any]) -> str:
     return f"{samples} samples a plan · bars: 95 % interval · joined by a line: no plan scores more with as few FLOPs"
 
 
-def _along(corners: Sequence[tuple[Number, Number]]) -> list[Box]:
+def _line_boxes(corners: Sequence[tuple[Number, Number]]) -> list[Box]:
     """Small boxes that cover a line."""
     boxes = []
     for (x0, y0), (x1, y1) in pairwise(corners):
@@ -210,7 +212,7 @@ def _along(corners: Sequence[tuple[Number, Number]]) -> list[Box]:
     return boxes
 
 
-def _short(text: str, most: int = 140) -> str:
+def _truncate(text: str, most: int = 140) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 

@@ -29,7 +29,7 @@ class Evaluation:
 
     setup: Setup
     task: Task
-    everything: Mapping[str, Sample]
+    all_samples: Mapping[str, Sample]
     samples: Sequence[Sample]
     limit: int | None
 
@@ -56,13 +56,13 @@ class Evaluation:
         _, _, config = resolve(model)
         for plan in plans.values():
             ENGINES["transformers"].check(config, plan)
-        place, kind = placed(device, dtype)
-        everything = _by_id(task)
+        run_device, precision = placed(device, dtype)
+        all_samples = _by_id(task)
         return cls(
-            setup=Setup(model=model, device=str(place), dtype=kind, plans=dict(plans)),
+            setup=Setup(model=model, device=str(run_device), dtype=precision, plans=dict(plans)),
             task=task,
-            everything=everything,
-            samples=chosen(list(everything.values()), families, limit),
+            all_samples=all_samples,
+            samples=choose_samples(list(all_samples.values()), families, limit),
             limit=limit,
         )
 
@@ -72,7 +72,7 @@ class Evaluation:
             name: {"fingerprint": plan.fingerprint, "steps": [step.to_dict() for step in plan.steps]}
             for name, plan in self.setup.plans.items()
         }
-        found = provenance(torch.device(self.setup.device))
+        environment = provenance(torch.device(self.setup.device))
         return {
             "task": self.task.name,
             "model": self.setup.model,
@@ -82,18 +82,18 @@ class Evaluation:
             "families": list(dict.fromkeys(sample.family for sample in self.samples)),
             "limit": self.limit,
             "samples": len(self.samples),
-            **found,
-            "versions": {"fastav": __version__, **found["versions"]},
+            **environment,
+            "versions": {"fastav": __version__, **environment["versions"]},
         }
 
-    def left(self, done: Sequence[Row]) -> list[Work]:
+    def remaining(self, done: Sequence[Row]) -> list[Work]:
         """Samples with the plans that have not answered them; an error is no answer."""
-        answered = {row.pair for row in done if row.error is None}
-        work = [
+        answered = {row.key for row in done if row.error is None}
+        pending = [
             (sample, tuple(plan for plan in self.setup.plans if (sample.id, plan) not in answered))
             for sample in self.samples
         ]
-        return [(sample, plans) for sample, plans in work if plans]
+        return [(sample, plans) for sample, plans in pending if plans]
 
     def rows(self, done: Sequence[Row] = (), *, jobs: int = 1, keep_going: bool = False) -> Iterator[Row]:
         """The rows that are missing, as they come.
@@ -102,7 +102,7 @@ class Evaluation:
         becomes a row with an error, instead of an end to all.
         Raises: FastAVError if a sample fails; as `fastav.pipeline`.
         """
-        for sample, plan, outcome in answers(self.setup, self.left(done), jobs):
+        for sample, plan, outcome in answers(self.setup, self.remaining(done), jobs):
             if isinstance(outcome, Failure) and not keep_going:
                 raise FastAVError(
                     f"sample {sample.id!r} under plan {plan!r}: {outcome.reason}",
@@ -112,18 +112,18 @@ class Evaluation:
 
     def metrics(self, rows: Sequence[Row]) -> dict[str, dict[str, dict[str, float | int]]]:
         """What the task reports beyond mean scores, by plan and family (or `all`)."""
-        found = {}
+        metrics_by_plan = {}
         for plan in self.setup.plans:
             graded = [
                 (sample, row.answer, self.task.grade(sample, row.answer))
                 for row in rows
-                if row.plan == plan and row.error is None and (sample := self.everything.get(row.sample))
+                if row.plan == plan and row.error is None and (sample := self.all_samples.get(row.sample))
             ]
-            found[plan] = {
+            metrics_by_plan[plan] = {
                 family: {name: value for name, value in values.items() if name not in _STATISTICS}
                 for family, values in self.task.report(graded).items()
             }
-        return found
+        return metrics_by_plan
 
     def _row(self, sample: Sample, plan: str, outcome: Answer | Failure) -> Row:
         names: dict[str, Any] = {
@@ -153,7 +153,7 @@ class Evaluation:
 _STATISTICS = {"accuracy", "stderr", "n", "unparsed"}  # which `report` computes of every task
 
 
-def chosen(samples: Sequence[Sample], families: Sequence[str] = (), limit: int | None = None) -> list[Sample]:
+def choose_samples(samples: Sequence[Sample], families: Sequence[str] = (), limit: int | None = None) -> list[Sample]:
     """Samples of these families (none: all), one of each by turns, at most so many.
 
     So the first of them are a fair picture, and a higher limit only adds some.
@@ -170,13 +170,13 @@ def chosen(samples: Sequence[Sample], families: Sequence[str] = (), limit: int |
 
 
 def _by_id(task: Task) -> dict[str, Sample]:
-    everything: dict[str, Sample] = {}
+    all_samples: dict[str, Sample] = {}
     for sample in task.samples():
-        if sample.id in everything:
+        if sample.id in all_samples:
             raise TaskError(f"two samples of {task.name} are called {sample.id!r}")
         if not sample.question.strip():
             raise TaskError(f"sample {sample.id!r} of {task.name}: the question is empty")
-        everything[sample.id] = sample
-    if not everything:
+        all_samples[sample.id] = sample
+    if not all_samples:
         raise TaskError(f"{task.name} has no samples", "is its folder the right one?")
-    return everything
+    return all_samples

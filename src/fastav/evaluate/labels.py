@@ -26,8 +26,8 @@ class Box:
         return (self.right - self.left) * (self.bottom - self.top) - self.overlap(other)
 
 
-def placed(
-    points: Sequence[tuple[Number, Number]], sizes: Sequence[tuple[Number, Number]], room: Box, taken: Sequence[Box]
+def place_labels(
+    points: Sequence[tuple[Number, Number]], sizes: Sequence[tuple[Number, Number]], area: Box, obstacles: Sequence[Box]
 ) -> list[Box]:
     """A box for the label of every point, as near to it as is free.
 
@@ -38,23 +38,23 @@ def placed(
     for (x, y), (width, height) in zip(points, sizes, strict=True):
 
         def cost(box: Box) -> Number:
-            return box.outside(room) + sum(map(box.overlap, taken)) + sum(4 * box.overlap(other) for other in boxes)
+            return box.outside(area) + sum(map(box.overlap, obstacles)) + sum(4 * box.overlap(other) for other in boxes)
 
-        around = list(_around(x, y, width, height, room))
-        boxes.append(next((box for box in around if cost(box) <= 1e-6), None) or min(around, key=cost))
+        candidates = list(_candidates(x, y, width, height, area))
+        boxes.append(next((box for box in candidates if cost(box) <= 1e-6), None) or min(candidates, key=cost))
     return boxes
 
 
-def _around(x: Number, y: Number, width: Number, height: Number, room: Box) -> Iterator[Box]:
+def _candidates(x: Number, y: Number, width: Number, height: Number, area: Box) -> Iterator[Box]:
     """Boxes ever further away: right, left, above, below and between; at last all over the room, the nearest first."""
     for gap in (10.0, 14.0, 20.0, 28.0, 40.0, 56.0):
         for dx, dy in ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, -1), (1, 1), (-1, 1)):
             middle = x + dx * (gap + width / 2), y + dy * (gap + height / 2)
             yield _box(*middle, width, height)
-    across = int((room.right - room.left - width) / 12) + 1
-    down = int((room.bottom - room.top - height) / (height / 2)) + 1
+    across = int((area.right - area.left - width) / 12) + 1
+    down = int((area.bottom - area.top - height) / (height / 2)) + 1
     grid = [
-        (room.left + width / 2 + 12 * i, room.top + height / 2 + height / 2 * j)
+        (area.left + width / 2 + 12 * i, area.top + height / 2 + height / 2 * j)
         for i in range(max(1, across))
         for j in range(max(1, down))
     ]

@@ -3,18 +3,18 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fastav.evaluate import wording
+from fastav.evaluate import formatting
 
 
 def markdown(report: Mapping[str, Any]) -> str:
     """Title, the table of plans, that of families if there are several, and the circumstances."""
     plans = report["plans"]
-    extra = wording.metrics(report)
-    heads = [
+    task_metrics = formatting.metrics(report)
+    headings = [
         "plan",
         "n",
         "score",
-        *extra,
+        *task_metrics,
         "against unpruned",
         "p",
         "unparsed",
@@ -23,15 +23,15 @@ def markdown(report: Mapping[str, Any]) -> str:
         "prefill",
         "decode",
     ]
-    rows = [[name, *_cells(plan["all"], extra)] for name, plan in plans.items()]
-    parts = [f"**{_plain(wording.asked(report))}**", table(heads, rows)]
+    rows = [[name, *_cells(plan["all"], task_metrics)] for name, plan in plans.items()]
+    parts = [f"**{_escape(formatting.title(report))}**", table(headings, rows)]
     families = list(dict.fromkeys(family for plan in plans.values() for family in plan["families"]))
     if len(families) > 1:
         parts.append(
             table(
                 ["family", *plans],
                 [
-                    [family, *(wording.score(plan["families"][family]) for plan in plans.values())]
+                    [family, *(formatting.score(plan["families"][family]) for plan in plans.values())]
                     for family in families
                 ],
             )
@@ -40,32 +40,32 @@ def markdown(report: Mapping[str, Any]) -> str:
         "Score: points of 100 with Wilson's 95 % interval. Against unpruned: points on the same samples with their "
         "95 % interval (Bonett and Price); p: exact McNemar."
     )
-    parts.append(f"{note} {_plain(wording.circumstances(report))}.")
-    parts += [f"{_plain(line)}." for line in wording.lacking(report)]
+    parts.append(f"{note} {_escape(formatting.provenance(report))}.")
+    parts += [f"{_escape(line)}." for line in formatting.missing_answers(report)]
     return "\n\n".join(parts) + "\n"
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """The first column left, the others right."""
-    rule = ["---", *["---:"] * (len(heads) - 1)]
-    return "\n".join(f"| {' | '.join(map(_plain, row))} |" for row in (heads, rule, *rows))
+    rule = ["---", *["---:"] * (len(headings) - 1)]
+    return "\n".join(f"| {' | '.join(map(_escape, row))} |" for row in (headings, rule, *rows))
 
 
-def _cells(group: Mapping[str, Any], extra: Sequence[str]) -> list[str]:
+def _cells(group: Mapping[str, Any], task_metrics: Sequence[str]) -> list[str]:
     return [
         str(group["n"]),
-        wording.score(group),
-        *(wording.metric(group["metrics"].get(name)) for name in extra),
-        wording.difference(group),
-        wording.p(group),
+        formatting.score(group),
+        *(formatting.metric(group["metrics"].get(name)) for name in task_metrics),
+        formatting.difference(group),
+        formatting.p(group),
         str(group["unparsed"]),
-        wording.percent(group["flops_ratio"]),
-        wording.percent(group["kv_ratio"]),
-        wording.seconds(group, "prefill"),
-        wording.seconds(group, "decode"),
+        formatting.percent(group["flops_ratio"]),
+        formatting.percent(group["kv_ratio"]),
+        formatting.seconds(group, "prefill"),
+        formatting.seconds(group, "decode"),
     ]
 
 
-def _plain(text: str) -> str:
+def _escape(text: str) -> str:
     """The text on one line: a bar would end its cell, and names must not become markup."""
     return "".join("\\" + c if c in "|*_`\\" else c for c in " ".join(text.split()))

@@ -10,29 +10,29 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from fastav.errors import UnreadableMedia
-from fastav.media._open import only, opened
+from fastav.media._open import open_container, select_stream
 from fastav.media._pyav import av
 from fastav.media._source import Source
-from fastav.media._timeline import Index, Timeline, enter, packets
+from fastav.media._timeline import SampleTable, Timeline, packets, seek_and_decode
 
-MOST_UNKNOWN = 64
+MAX_UNKNOWN_KINDS = 64
 """Kinds of side data without a name that a frame may have."""
 
 JUMP_SECONDS = 4.0
 """In a long file, a frame this far ahead is sought; a nearer one is reached by decoding on."""
 
-Picture = UInt8[np.ndarray, "height width 3"]
+Frame = UInt8[np.ndarray, "height width 3"]
 
 
 @runtime_checkable
 class FrameSource(Protocol):
-    """Frames by index. `wanted` is sorted, without repeats and within the track."""
+    """Frames by index. `indices` is sorted, without repeats and within the track."""
 
-    def pick(self, wanted: list[int]) -> Iterator[Picture]:
-        """The pictures, in the order of `wanted`."""
+    def pick(self, indices: list[int]) -> Iterator[Frame]:
+        """The pictures, in the order of `indices`."""
         ...
 
-    def seconds(self, wanted: list[int]) -> Float[np.ndarray, " wanted"]:
+    def seconds(self, indices: list[int]) -> Float[np.ndarray, " indices"]:
         """When each frame is shown, from the clip's start."""
         ...
 
@@ -44,16 +44,16 @@ class ArrayFrames:
     pictures: UInt8[np.ndarray, "frames height width 3"]
     fps: float
 
-    def pick(self, wanted: list[int]) -> Iterator[Picture]:
+    def pick(self, indices: list[int]) -> Iterator[Frame]:
         """See `FrameSource`."""
-        return (self.pictures[index] for index in wanted)
+        return (self.pictures[index] for index in indices)
 
-    def seconds(self, wanted: list[int]) -> Float[np.ndarray, " wanted"]:
+    def seconds(self, indices: list[int]) -> Float[np.ndarray, " indices"]:
         """See `FrameSource`."""
-        return np.array(wanted, np.float64) / self.fps
+        return np.array(indices, np.float64) / self.fps
 
 
-class View(NamedTuple):
+class StreamInfo(NamedTuple):
     """How the pictures of one track in a file become arrays.
 
     stream: index of the stream in its container.
@@ -74,7 +74,7 @@ class View(NamedTuple):
     fps: float
 
     @property
-    def turned(self) -> bool:
+    def swaps_sides(self) -> bool:
         """Whether showing the pictures swaps width and height."""
         a, b, _, _ = self.matrix
         return abs(b) > abs(a)
@@ -83,9 +83,9 @@ class View(NamedTuple):
         """The track in its opened container, ready to decode."""
         stream = container.streams[self.stream]
         assert isinstance(stream, av.VideoStream)
-        return only(stream)
+        return select_stream(stream)
 
-    def picture(self, index: int, frame: "av.VideoFrame") -> Picture:
+    def picture(self, index: int, frame: "av.VideoFrame") -> Frame:
         """A decoded frame, as RGB and upright."""
         if frame.is_corrupt:
             raise UnreadableMedia(f"frame {index} of {self.source.name} is damaged", "is the file complete?")
@@ -93,13 +93,13 @@ class View(NamedTuple):
         rgb = frame.to_ndarray(format="rgb24", width=self.width, height=self.height, threads=1)
         return upright(np.asarray(rgb, np.uint8), self.matrix)
 
-    def ends(self, index: int, end: float | None) -> UnreadableMedia:
+    def end_error(self, index: int, end: float | None) -> UnreadableMedia:
         """The error for a frame that should be there and is not."""
-        where = "" if end is None else f": its video ends at {max(0.0, end):.2f} s"
-        message = f"frame {index} of {self.source.name} cannot be decoded{where}"
+        position = "" if end is None else f": its video ends at {max(0.0, end):.2f} s"
+        message = f"frame {index} of {self.source.name} cannot be decoded{position}"
         return UnreadableMedia(message, "the file is cut short or damaged: copy or record it again")
 
-    def at(self, ticks: int) -> float:
+    def seconds_at(self, ticks: int) -> float:
         """Seconds from the clip's start."""
         return float(ticks * self.tick) + self.start
 
@@ -111,129 +111,131 @@ class ScannedFrames:
     timeline: None where the packets do not tell the order; then frames are counted while decoding from the start.
     """
 
-    view: View
+    info: StreamInfo
     timeline: Timeline | None
 
-    def pick(self, wanted: list[int]) -> Iterator[Picture]:
+    def pick(self, indices: list[int]) -> Iterator[Frame]:
         """See `FrameSource`."""
-        done = 0
+        n_done = 0
         if self.timeline is not None:
-            if (known := len(self.timeline.shown)) <= wanted[-1]:
-                raise self.view.ends(next(i for i in wanted if i >= known), self.view.at(self.timeline.end))
-            for picked in self._seek(wanted, self.timeline):
-                done += 1
-                yield picked
-        if done < len(wanted):
-            yield from self._count(wanted[done:])
+            if (n_known := len(self.timeline.pts)) <= indices[-1]:
+                raise self.info.end_error(
+                    next(i for i in indices if i >= n_known), self.info.seconds_at(self.timeline.end)
+                )
+            for picture in self._seek(indices, self.timeline):
+                n_done += 1
+                yield picture
+        if n_done < len(indices):
+            yield from self._decode_and_count(indices[n_done:])
 
-    def seconds(self, wanted: list[int]) -> Float[np.ndarray, " wanted"]:
+    def seconds(self, indices: list[int]) -> Float[np.ndarray, " indices"]:
         """See `FrameSource`."""
-        if self.timeline is None or not len(self.timeline.shown):
-            return np.array(wanted, np.float64) / self.view.fps
-        shown, last = self.timeline.shown, len(self.timeline.shown) - 1
-        beyond = [max(0, i - last) / self.view.fps for i in wanted]
-        return np.array([self.view.at(int(shown[min(i, last)])) for i in wanted]) + beyond
+        if self.timeline is None or not len(self.timeline.pts):
+            return np.array(indices, np.float64) / self.info.fps
+        pts, last = self.timeline.pts, len(self.timeline.pts) - 1
+        extra = [max(0, i - last) / self.info.fps for i in indices]
+        return np.array([self.info.seconds_at(int(pts[min(i, last)])) for i in indices]) + extra
 
-    def _seek(self, wanted: list[int], timeline: Timeline) -> Iterator[Picture]:
+    def _seek(self, indices: list[int], timeline: Timeline) -> Iterator[Frame]:
         """Jump from keyframe to keyframe; stop early if the decoder's frames are not those the packets promised."""
-        shown = timeline.shown
-        with opened(self.view.source) as container:
-            stream = self.view.track(container)
+        pts = timeline.pts
+        with open_container(self.info.source) as container:
+            stream = self.info.track(container)
             frame, frames, rank = None, iter(()), -1
-            for index in wanted:
+            for index in indices:
                 if frame is None or timeline.key_rank[timeline.nearest_key(index)] > rank:
-                    entered = enter(container, stream, timeline.entries(index), int(shown[index]))
-                    if entered is None:
+                    entry = seek_and_decode(container, stream, timeline.entries(index), int(pts[index]))
+                    if entry is None:
                         return
-                    frame, frames = entered
-                    rank = int(np.searchsorted(shown, frame.pts or 0))
-                while rank < index and frame is not None and frame.pts == shown[rank]:
+                    frame, frames = entry
+                    rank = int(np.searchsorted(pts, frame.pts or 0))
+                while rank < index and frame is not None and frame.pts == pts[rank]:
                     frame, rank = next(frames, None), rank + 1
-                if frame is None or frame.pts != shown[index]:
+                if frame is None or frame.pts != pts[index]:
                     return
-                yield self.view.picture(index, frame)
+                yield self.info.picture(index, frame)
 
-    def _count(self, wanted: list[int]) -> Iterator[Picture]:
+    def _decode_and_count(self, indices: list[int]) -> Iterator[Frame]:
         """Decode from the start and count."""
         end = None
-        remaining = iter(wanted)
+        remaining = iter(indices)
         index = next(remaining)
-        with opened(self.view.source) as container:
-            for count, frame in enumerate(decode_all(container, self.view.track(container))):
-                end = None if frame.pts is None else self.view.at(frame.pts)
+        with open_container(self.info.source) as container:
+            for count, frame in enumerate(decode_all(container, self.info.track(container))):
+                end = None if frame.pts is None else self.info.seconds_at(frame.pts)
                 if count == index:
-                    yield self.view.picture(index, frame)
+                    yield self.info.picture(index, frame)
                     if (index := next(remaining, -1)) < 0:
                         return
-        raise self.view.ends(index, end)
+        raise self.info.end_error(index, end)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class SoughtFrames:
+class SeekedFrames:
     """Frames of a file too long to scan.
 
-    index: the sample table; with it indices are exact. Without one, frame i is what is shown at i / fps seconds.
+    table: the sample table; with it indices are exact. Without one, frame i is what is shown at i / fps seconds.
     first: when the first frame is shown, in ticks.
     """
 
-    view: View
-    index: Index | None
+    info: StreamInfo
+    table: SampleTable | None
     first: int
 
-    def pick(self, wanted: list[int]) -> Iterator[Picture]:
+    def pick(self, indices: list[int]) -> Iterator[Frame]:
         """See `FrameSource`."""
-        jump = int(JUMP_SECONDS / self.view.tick)
-        with opened(self.view.source) as container:
-            stream = self.view.track(container)
-            targets = self._targets(container, stream, wanted)
-            now, ahead, frames = None, None, iter(())
-            for index, target in zip(wanted, targets, strict=True):
-                if now is None or target - (now.pts or 0) > jump:
-                    entered = enter(container, stream, self._entries(target), target)
-                    if entered is None:
-                        raise self.view.ends(index, None)
-                    (now, frames), ahead = entered, None
-                while (now.pts or 0) < target and (ahead := ahead or next(frames, None)) is not None:
-                    if (ahead.pts or 0) > target:
+        jump = int(JUMP_SECONDS / self.info.tick)
+        with open_container(self.info.source) as container:
+            stream = self.info.track(container)
+            targets = self._targets(container, stream, indices)
+            current, next_frame, frames = None, None, iter(())
+            for index, target in zip(indices, targets, strict=True):
+                if current is None or target - (current.pts or 0) > jump:
+                    entry = seek_and_decode(container, stream, self._entries(target), target)
+                    if entry is None:
+                        raise self.info.end_error(index, None)
+                    (current, frames), next_frame = entry, None
+                while (current.pts or 0) < target and (next_frame := next_frame or next(frames, None)) is not None:
+                    if (next_frame.pts or 0) > target:
                         break
-                    now, ahead = ahead, None
-                self._check(index, target, now, ahead)
-                yield self.view.picture(index, now)
+                    current, next_frame = next_frame, None
+                self._check(index, target, current, next_frame)
+                yield self.info.picture(index, current)
 
-    def seconds(self, wanted: list[int]) -> Float[np.ndarray, " wanted"]:
+    def seconds(self, indices: list[int]) -> Float[np.ndarray, " indices"]:
         """See `FrameSource`."""
-        if self.index is None:
-            return self.view.at(self.first) + np.array(wanted, np.float64) / self.view.fps
-        with opened(self.view.source) as container:
-            targets = self._targets(container, self.view.track(container), wanted)
-        return np.array([self.view.at(t) for t in targets], np.float64)
+        if self.table is None:
+            return self.info.seconds_at(self.first) + np.array(indices, np.float64) / self.info.fps
+        with open_container(self.info.source) as container:
+            targets = self._targets(container, self.info.track(container), indices)
+        return np.array([self.info.seconds_at(t) for t in targets], np.float64)
 
     def _targets(
-        self, container: "av.container.InputContainer", stream: "av.VideoStream", wanted: list[int]
+        self, container: "av.container.InputContainer", stream: "av.VideoStream", indices: list[int]
     ) -> list[int]:
         """When to look for each frame, in ticks: exactly, or the middle of its nominal time."""
-        if self.index is None:
-            return [nominal(i, self.first, self.view.fps, self.view.tick) for i in wanted]
+        if self.table is None:
+            return [nominal_ticks(i, self.first, self.info.fps, self.info.tick) for i in indices]
         targets = []
-        for frame in wanted:
-            shown = self.index.shown(container, stream, frame)
-            if shown is None:
-                raise self.view.ends(frame, None)
-            targets.append(shown)
+        for frame in indices:
+            pts = self.table.pts_of(container, stream, frame)
+            if pts is None:
+                raise self.info.end_error(frame, None)
+            targets.append(pts)
         return targets
 
     def _entries(self, target: int) -> list[int]:
-        return [target - int(back / self.view.tick) for back in (0, 1, 10, 60)]
+        return [target - int(back / self.info.tick) for back in (0, 1, 10, 60)]
 
-    def _check(self, index: int, target: int, now: "av.VideoFrame", ahead: "av.VideoFrame | None") -> None:
+    def _check(self, index: int, target: int, current: "av.VideoFrame", next_frame: "av.VideoFrame | None") -> None:
         """Refuse a frame that is not the one asked for: the stream ended before it, or the table was wrong."""
-        late = float((target - (now.pts or 0)) * self.view.tick)
-        if (self.index is not None and late) or (ahead is None and late > 2 / self.view.fps):
-            raise self.view.ends(index, self.view.at(now.pts or 0))
+        lag = float((target - (current.pts or 0)) * self.info.tick)
+        if (self.table is not None and lag) or (next_frame is None and lag > 2 / self.info.fps):
+            raise self.info.end_error(index, self.info.seconds_at(current.pts or 0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class HeldFrames:
+class DelayedFrames:
     """Frames of a track that starts late: before its own there are `lead` times the first.
 
     seconds_before: how late it starts.
@@ -243,25 +245,27 @@ class HeldFrames:
     lead: int
     seconds_before: float
 
-    def pick(self, wanted: list[int]) -> Iterator[Picture]:
+    def pick(self, indices: list[int]) -> Iterator[Frame]:
         """See `FrameSource`."""
-        own = [max(0, index - self.lead) for index in wanted]
-        pictures = self.source.pick(sorted(set(own)))
+        source_indices = [max(0, index - self.lead) for index in indices]
+        pictures = self.source.pick(sorted(set(source_indices)))
         last, picture = -1, None
-        for index in own:
+        for index in source_indices:
             if index != last:
                 last, picture = index, next(pictures)
             assert picture is not None
             yield picture
 
-    def seconds(self, wanted: list[int]) -> Float[np.ndarray, " wanted"]:
+    def seconds(self, indices: list[int]) -> Float[np.ndarray, " indices"]:
         """See `FrameSource`."""
-        held = [index * self.seconds_before / self.lead for index in wanted if index < self.lead]
-        own = [index - self.lead for index in wanted if index >= self.lead]
-        return np.concatenate([np.array(held, np.float64), self.source.seconds(own) if own else np.empty(0)])
+        lead_seconds = [index * self.seconds_before / self.lead for index in indices if index < self.lead]
+        source_indices = [index - self.lead for index in indices if index >= self.lead]
+        return np.concatenate(
+            [np.array(lead_seconds, np.float64), self.source.seconds(source_indices) if source_indices else np.empty(0)]
+        )
 
 
-def nominal(frame: int, first: int, fps: float, tick: Fraction) -> int:
+def nominal_ticks(frame: int, first: int, fps: float, tick: Fraction) -> int:
     """The middle of the time that a frame of a constant-rate track is shown, in ticks."""
     return first + int((frame + 0.5) / fps / tick)
 
@@ -294,7 +298,7 @@ def _side_data(frame: "av.VideoFrame") -> Any:
     PyAV before 19 raises for all of it where FFmpeg knows one kind more than PyAV, such as EXIF. A filter of FFmpeg's
     then takes that kind away.
     """
-    for _ in range(MOST_UNKNOWN):
+    for _ in range(MAX_UNKNOWN_KINDS):
         try:
             return frame.side_data
         except ValueError as error:
@@ -321,15 +325,15 @@ def _without(frame: "av.VideoFrame", kind: str) -> "av.VideoFrame":
 
 def decode_all(container: "av.container.InputContainer", stream: "av.VideoStream") -> "Iterator[av.VideoFrame]":
     """Every frame from the first that decodes, until the data end or cannot be decoded."""
-    begun = False
+    started = False
     try:
         for packet in packets(container, stream):
             try:
                 for frame in packet.decode():
-                    begun = True
+                    started = True
                     yield frame
             except av.error.FFmpegError:
-                if begun:
+                if started:
                     return
     except av.error.FFmpegError:
         return

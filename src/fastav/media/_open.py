@@ -11,7 +11,7 @@ from fastav.errors import UnreadableMedia, reason_of
 from fastav.media._pyav import av
 from fastav.media._source import Source
 
-WHOLE_SECONDS = 600.0
+MAX_SCAN_SECONDS = 600.0
 """Tracks up to this long are scanned or decoded whole; in longer ones, and only there, reading jumps."""
 
 MAX_SIDE = 16_384
@@ -31,7 +31,7 @@ class MediaWarning(UserWarning):
 
 
 @contextmanager
-def opened(source: Source) -> "Iterator[av.container.InputContainer]":
+def open_container(source: Source) -> "Iterator[av.container.InputContainer]":
     """The file as a container, closed on leaving.
 
     Raises: UnreadableMedia if the file is not there, not media or cut short, or if FFmpeg fails inside the block.
@@ -60,7 +60,7 @@ def _container(source: Source) -> "av.container.InputContainer":
     return container
 
 
-def only(stream: AnyStream) -> AnyStream:
+def select_stream(stream: AnyStream) -> AnyStream:
     """The stream, set to decode on several threads, with every other stream of its container skipped unread."""
     for other in stream.container.streams:
         other.discard = av.stream.Discard.default if other.index == stream.index else av.stream.Discard.all
@@ -68,7 +68,7 @@ def only(stream: AnyStream) -> AnyStream:
     return stream
 
 
-def stated_seconds(container: "av.container.InputContainer", stream: "av.stream.Stream") -> float | None:
+def declared_seconds(container: "av.container.InputContainer", stream: "av.stream.Stream") -> float | None:
     """How long the file says the track is: by its header, by Matroska's tag for it, or as the whole container."""
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
@@ -84,7 +84,7 @@ def container_seconds(container: "av.container.InputContainer") -> float | None:
     return None if container.duration is None else container.duration / 1e6
 
 
-def slack(seconds: float) -> float:
+def tolerance(seconds: float) -> float:
     """How far a stated length may be off before it counts as wrong, in seconds."""
     return max(0.5, 0.01 * seconds)
 

@@ -10,24 +10,24 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Num
 
-from fastav.media._open import only, opened
+from fastav.media._open import open_container, select_stream
 from fastav.media._pyav import av
 from fastav.media._source import Source
 
 BLOCK = 65_536
 """Samples per frame made from an array."""
 
-SKIPPED = "skip_samples"
+SKIP_SAMPLES = "skip_samples"
 """Side data of a packet: samples to drop at its start and at its end (AV_PKT_DATA_SKIP_SAMPLES)."""
 
-PLACED = frozenset(["mov", "matroska", "wav", "flac", "ogg", "avi", "mpegts", "flv", "aac", "mp3"])
+SEEKABLE_FORMATS = frozenset(["mov", "matroska", "wav", "flac", "ogg", "avi", "mpegts", "flv", "aac", "mp3"])
 """Formats, by the first name that FFmpeg gives them, whose times lead to a place in the sound. In others, such as raw
 AC-3, whose times FFmpeg works out from the rate of bits, they drift."""
 
 WARM_UP = 0.5
 """Seconds decoded and dropped before a window, for decoders that build on earlier packets."""
 
-ROUNDED = 0.002
+TIME_ROUNDING = 0.002
 """Seconds by which the difference of two times may be off that are rounded to 1 ms."""
 
 MARGIN = 0.1
@@ -49,7 +49,7 @@ class SoundSource(Protocol):
         ...
 
     @property
-    def placed(self) -> bool:
+    def seekable(self) -> bool:
         """Whether `window` takes less time the shorter it is."""
         ...
 
@@ -69,7 +69,7 @@ class ArraySound:
     name: str
     waveform: Float[np.ndarray, "channels samples"]
     sample_rate: int
-    placed = True
+    seekable = True
 
     def frames(self) -> "Iterator[av.AudioFrame]":
         """See `SoundSource`."""
@@ -92,7 +92,7 @@ class FileSound:
     source: Source
     stream: int
     sample_rate: int
-    placed: bool
+    seekable: bool
 
     @property
     def name(self) -> str:
@@ -101,37 +101,37 @@ class FileSound:
 
     def frames(self) -> "Iterator[av.AudioFrame]":
         """See `SoundSource`."""
-        with opened(self.source) as container:
+        with open_container(self.source) as container:
             yield from decode_sound(container, self._track(container))
 
     def window(self, first: int, stop: int) -> "Iterator[av.AudioFrame]":
         """See `SoundSource`."""
-        with opened(self.source) as container:
+        with open_container(self.source) as container:
             stream = self._track(container)
-            pace = Pace.of(decode_sound(container, stream))
-            if pace is None:
+            timing = AudioTiming.of(decode_sound(container, stream))
+            if timing is None:
                 return
-            position, frames = self._enter(container, stream, pace, first)
-            for frame in packed(frames):
+            position, frames = self._enter(container, stream, timing, first)
+            for frame in interleave(frames):
                 begin, position = position, position + frame.samples
                 if position > first:
-                    yield trimmed(frame, max(0, first - begin))
+                    yield drop_start(frame, max(0, first - begin))
                 if position >= stop:
                     return
 
     def _track(self, container: "av.container.InputContainer") -> "av.AudioStream":
         stream = container.streams[self.stream]
         assert isinstance(stream, av.AudioStream)
-        return only(stream)
+        return select_stream(stream)
 
     def _enter(
-        self, container: "av.container.InputContainer", stream: "av.AudioStream", pace: "Pace", first: int
+        self, container: "av.container.InputContainer", stream: "av.AudioStream", timing: "AudioTiming", first: int
     ) -> "tuple[int, Iterator[av.AudioFrame]]":
         """Seek to before sample `first`; return where decoding begins, in samples, and the frames from there."""
-        guide = seek_by(container, stream)
+        guide = seek_stream(container, stream)
         for back in (WARM_UP, 10, 60):
-            target = pace.origin + first / self.sample_rate - back
-            if target <= pace.origin or not self.placed:
+            target = timing.origin + first / self.sample_rate - back
+            if target <= timing.origin or not self.seekable:
                 break
             try:
                 container.seek(int(target / (guide.time_base or 1)), backward=True, stream=guide)
@@ -139,7 +139,7 @@ class FileSound:
                 break
             frames = decode_sound(container, stream)
             head = next(frames, None)
-            if head is not None and (begin := pace.place(head, self.sample_rate)) <= first:
+            if head is not None and (begin := timing.sample_index(head, self.sample_rate)) <= first:
                 return begin, chain([head], frames)
         return 0, self.frames()
 
@@ -156,10 +156,10 @@ def mono_span(source: SoundSource, rate: int, start: int, end: int) -> Float32[n
     The resampler is started on a sample that both rates share, so that its filter meets the same samples.
     """
     native = source.sample_rate
-    shared = gcd(native, rate)
-    block = max(0, int((start / rate - MARGIN) * shared))
-    first, stop = block * (native // shared), int((end / rate + MARGIN) * native)
-    skip = start - block * (rate // shared)
+    common_rate = gcd(native, rate)
+    block = max(0, int((start / rate - MARGIN) * common_rate))
+    first, stop = block * (native // common_rate), int((end / rate + MARGIN) * native)
+    skip = start - block * (rate // common_rate)
     return mono(source.window(first, stop), rate)[skip : skip + end - start]
 
 
@@ -180,7 +180,7 @@ def convert(
         yield from resampler.resample(None)
 
 
-def packed(frames: "Iterable[av.AudioFrame]") -> "Iterator[av.AudioFrame]":
+def interleave(frames: "Iterable[av.AudioFrame]") -> "Iterator[av.AudioFrame]":
     """The same samples with the channels interleaved."""
     return convert(frames, None, None, None)
 
@@ -194,7 +194,7 @@ def samples_of(frame: "av.AudioFrame") -> Float64[np.ndarray, "channels samples"
     return samples.astype(np.float64) / full
 
 
-def trimmed(frame: "av.AudioFrame", skip: int) -> "av.AudioFrame":
+def drop_start(frame: "av.AudioFrame", skip: int) -> "av.AudioFrame":
     """A packed frame without its first `skip` samples."""
     if not skip:
         return frame
@@ -217,22 +217,22 @@ def decode_sound(container: "av.container.InputContainer", stream: "av.AudioStre
     try:
         for packet in container.demux(stream):
             try:
-                yield from _whole(packet, container).decode()
+                yield from _keep_end_padding(packet, container).decode()
             except av.error.FFmpegError:
                 continue
     except av.error.FFmpegError:
         return
 
 
-def _whole(packet: "av.Packet", container: "av.container.InputContainer") -> "av.Packet":
+def _keep_end_padding(packet: "av.Packet", container: "av.container.InputContainer") -> "av.Packet":
     """A packet of which nothing at its end is dropped in MP4 and MOV.
 
     There FFmpeg 9 drops what the last packet holds beyond the track's stated length. FFmpeg up to 8 plays it, and with
     it the models were trained; their originals' inputs hold it.
     """
-    if "mp4" not in container.format.name or not packet.has_sidedata(SKIPPED):
+    if "mp4" not in container.format.name or not packet.has_sidedata(SKIP_SAMPLES):
         return packet
-    skipped = packet.get_sidedata(SKIPPED)
+    skipped = packet.get_sidedata(SKIP_SAMPLES)
     start, end = struct.unpack_from("<II", bytes(skipped))
     if end:
         skipped.update(struct.pack("<II", start, 0) + bytes(skipped)[8:])
@@ -240,14 +240,16 @@ def _whole(packet: "av.Packet", container: "av.container.InputContainer") -> "av
     return packet
 
 
-def seek_by(container: "av.container.InputContainer", stream: "av.AudioStream") -> "av.AudioStream | av.VideoStream":
+def seek_stream(
+    container: "av.container.InputContainer", stream: "av.AudioStream"
+) -> "av.AudioStream | av.VideoStream":
     """The stream whose index leads to a place in the sound: Matroska keeps one for the video only."""
     if "matroska" not in container.format.name:
         return stream
     return next((s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic), stream)
 
 
-class Pace(NamedTuple):
+class AudioTiming(NamedTuple):
     """How a track's frames follow one another.
 
     origin: when its first sample is heard, by the container's clock. head: samples of its first frame, of which an
@@ -259,7 +261,7 @@ class Pace(NamedTuple):
     step: int
 
     @classmethod
-    def of(cls, frames: "Iterator[av.AudioFrame]") -> "Pace | None":
+    def of(cls, frames: "Iterator[av.AudioFrame]") -> "AudioTiming | None":
         """By the first two of a track's frames; None if there is none."""
         first, second = next(frames, None), next(frames, None)
         if first is None:
@@ -269,22 +271,22 @@ class Pace(NamedTuple):
         # the second frame's time tells: that of the first is off where padding is gone
         return cls(_seconds(second) - first.samples / first.sample_rate, first.samples, second.samples)
 
-    def place(self, frame: "av.AudioFrame", rate: int) -> int:
+    def sample_index(self, frame: "av.AudioFrame", rate: int) -> int:
         """How many samples of the track come before a frame.
 
         Containers that round times to 1 ms are read to the sample where all frames are of one size.
         """
-        place = (_seconds(frame) - self.origin) * rate
-        if frame.samples == self.step > 4 * ROUNDED * rate:
-            whole = self.head + round((place - self.head) / self.step) * self.step
-            if abs(whole - place) <= ROUNDED * rate:
-                return whole
-        return round(place)
+        position = (_seconds(frame) - self.origin) * rate
+        if frame.samples == self.step > 4 * TIME_ROUNDING * rate:
+            snapped = self.head + round((position - self.head) / self.step) * self.step
+            if abs(snapped - position) <= TIME_ROUNDING * rate:
+                return snapped
+        return round(position)
 
 
-def is_placed(container: "av.container.InputContainer") -> bool:
+def is_seekable(container: "av.container.InputContainer") -> bool:
     """Whether the times of the container's packets lead to a place in the sound."""
-    return container.format.name.partition(",")[0] in PLACED
+    return container.format.name.partition(",")[0] in SEEKABLE_FORMATS
 
 
 def _seconds(frame: "av.AudioFrame") -> float:

@@ -14,7 +14,7 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 from urllib.request import url2pathname
 
 from fastav.errors import UnreadableMedia, reason_of
-from fastav.media.policy import MediaPolicy, fetched, without_query
+from fastav.media.policy import MediaPolicy, fetch, without_query
 
 UNKNOWN_SIZE = 0x7FFF_0000
 """Sizes from here on, in the header of a RIFF file, stand for one that is not known."""
@@ -44,7 +44,7 @@ class Source:
         with self.path.open("rb") as file:
             return file.read(count)
 
-    def missing(self) -> tuple[int, int] | None:
+    def truncation(self) -> tuple[int, int] | None:
         """How many bytes there are and should be, of a WAV, AVI or WebP that is cut short; None for a whole one."""
         kind, size = struct.unpack("<4sI", self.head(8).ljust(8, b"\0"))
         have = len(self.data) if self.path is None else self.path.stat().st_size
@@ -55,7 +55,7 @@ class Source:
 
     def stream(self) -> BytesIO:
         """The bytes as a file, whose name has the ending by which FFmpeg tells formats apart, and no more."""
-        stream = _Named(self.data)
+        stream = _NamedBytes(self.data)
         stream.name = "clip" + (re.search(r"\.\w{1,5}$", self.name) or [""])[0]
         return stream
 
@@ -64,38 +64,38 @@ class Source:
         return self.data if self.path is None else self.path.read_bytes()
 
 
-class _Named(BytesIO):
+class _NamedBytes(BytesIO):
     name = ""
 
 
-def source_of(given: Any, policy: MediaPolicy) -> Source:
+def source_of(source: Any, policy: MediaPolicy) -> Source:
     """The source that a user names.
 
     given: a path, a URL (`file:`, `http:`, `https:`, `data:`), the bytes of a media file, or a binary file object,
     which is read to its end.
     Raises: UnreadableMedia.
     """
-    if isinstance(given, bytes | bytearray | memoryview):
-        return Source(name="the clip", data=bytes(given))
-    if hasattr(given, "read"):
-        return _read(given, policy)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return Source(name="the clip", data=bytes(source))
+    if hasattr(source, "read"):
+        return _read_file(source, policy)
     try:
-        text = os.fsdecode(given)
+        text = os.fsdecode(source)
     except TypeError:
         raise UnreadableMedia(
-            f"a clip cannot be opened from {type(given).__name__}",
+            f"a clip cannot be opened from {type(source).__name__}",
             "give a path, a URL, the bytes of a media file, or a file opened with 'rb'",
         ) from None
     if not text.strip():
         raise UnreadableMedia("no clip is named: its path is empty", "give a path, or a URL")
-    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", text) if isinstance(given, str) else None
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", text) if isinstance(source, str) else None
     match scheme and scheme[1].lower():
         case "http" | "https":
-            return Source(name=_last_part(text), data=fetched(text, policy))
+            return Source(name=_url_name(text), data=fetch(text, policy))
         case "data":
-            return Source(name="the clip", data=_embedded(text))
+            return Source(name="the clip", data=_decode_data_url(text))
         case "file":
-            path = _path_of(text)
+            path = _file_url_path(text)
         case None:
             path = Path(text)
         case other if text.startswith(f"{scheme and scheme[0]}//"):
@@ -107,7 +107,7 @@ def source_of(given: Any, policy: MediaPolicy) -> Source:
     return Source(name=path.name, path=path)
 
 
-def _read(file: Any, policy: MediaPolicy) -> Source:
+def _read_file(file: Any, policy: MediaPolicy) -> Source:
     name = getattr(file, "name", None)
     name = Path(name).name if isinstance(name, str) and name else "the clip"
     try:
@@ -121,7 +121,7 @@ def _read(file: Any, policy: MediaPolicy) -> Source:
     return Source(name=name, data=bytes(data))
 
 
-def _path_of(url: str) -> Path:
+def _file_url_path(url: str) -> Path:
     """The path of a `file:` URL."""
     parts = urlsplit(url, allow_fragments=False)
     if parts.netloc not in ("", "localhost"):
@@ -130,7 +130,7 @@ def _path_of(url: str) -> Path:
     return Path(url2pathname(parts.path + query))
 
 
-def _embedded(url: str) -> bytes:
+def _decode_data_url(url: str) -> bytes:
     """The content of a `data:` URL."""
     kind, comma, content = url.partition(",")
     try:
@@ -141,7 +141,7 @@ def _embedded(url: str) -> bytes:
         raise UnreadableMedia(f"the data: URL holds no clip: {error}", "data:video/mp4;base64,...") from None
 
 
-def _last_part(url: str) -> str:
+def _url_name(url: str) -> str:
     shown = without_query(url)
     return unquote(shown.rstrip("/").rpartition("/")[2]) or shown
 
@@ -149,10 +149,10 @@ def _last_part(url: str) -> str:
 def _size(path: Path) -> int:
     """Raises: UnreadableMedia if there is no file that can be read."""
     try:
-        found = path.stat()
-        if stat.S_ISDIR(found.st_mode):
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
             raise UnreadableMedia(f"{path} is a directory", "name one media file")
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(status.st_mode):
             raise UnreadableMedia(f"{path} is not a regular file", "save the clip to a file first")
         with path.open("rb"):
             pass
@@ -161,4 +161,4 @@ def _size(path: Path) -> int:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or reason_of(error)
         raise UnreadableMedia(f"{path} cannot be opened: {reason}", "check the path and its permissions") from error
-    return found.st_size
+    return status.st_size

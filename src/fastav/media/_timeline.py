@@ -20,21 +20,21 @@ REORDER = 64
 class Timeline:
     """Every frame of a track, in the order shown, and where decoding may start; times in ticks of the stream.
 
-    shown: when each frame is shown.
+    pts: when each frame is shown.
     keys, key_rank: when the keyframes are shown, and how many frames are shown before each.
     end: when the last frame ends.
-    sure: no frame before this time can be missing, even if packets are missing from the end.
+    complete_until: no frame before this time can be missing, even if packets are missing from the end.
     """
 
-    shown: Int[np.ndarray, " frames"]
+    pts: Int[np.ndarray, " frames"]
     keys: Int[np.ndarray, " keys"]
     key_rank: Int[np.ndarray, " keys"]
     end: int
-    sure: int
+    complete_until: int
 
-    def before_cut(self) -> "Timeline":
+    def complete_part(self) -> "Timeline":
         """What is left of a file that is cut: the frames of which none before is lost."""
-        return replace(self, shown=self.shown[self.shown <= self.sure], end=self.sure)
+        return replace(self, pts=self.pts[self.pts <= self.complete_until], end=self.complete_until)
 
     def entries(self, frame: int) -> list[int]:
         """Keyframes to start decoding from for this frame, the nearest first, in case a seek lands late."""
@@ -64,25 +64,29 @@ def scan(container: "av.container.InputContainer", stream: "av.VideoStream") -> 
     # AVI stores no presentation times, so with B-frames the ones FFmpeg makes up are wrong
     if container.format.name == "avi" and stream.codec_context.has_b_frames:
         return None
-    demuxed = (p for p in packets(container, stream) if p.size and not p.is_corrupt and shows_picture(p, stream))
+    displayed_packets = (
+        p for p in packets(container, stream) if p.size and not p.is_corrupt and is_displayed(p, stream)
+    )
     # only facts are kept: the packets together would hold the whole file
-    facts = [(p.pts, p.dts or 0, p.duration or 0, p.is_keyframe, not p.is_discard) for p in demuxed]
+    facts = [(p.pts, p.dts or 0, p.duration or 0, p.is_keyframe, not p.is_discard) for p in displayed_packets]
     if not facts or not facts[0][3] or any(pts is None for pts, *_ in facts):
         return None
-    times, decoded, durations, is_key, is_shown = (np.array(column) for column in zip(*facts, strict=True))
-    if len(np.unique(times)) < len(times) or times.min() < times[0] or not is_shown.any():
+    times, decode_times, durations, is_key, displayed = (np.array(column) for column in zip(*facts, strict=True))
+    if len(np.unique(times)) < len(times) or times.min() < times[0] or not displayed.any():
         return None
-    shown, keys = np.sort(times[is_shown]), np.sort(times[is_key])
-    end = int((times + durations)[is_shown].max())
-    return Timeline(shown=shown, keys=keys, key_rank=np.searchsorted(shown, keys), end=end, sure=int(decoded.max()))
+    pts, keys = np.sort(times[displayed]), np.sort(times[is_key])
+    end = int((times + durations)[displayed].max())
+    return Timeline(
+        pts=pts, keys=keys, key_rank=np.searchsorted(pts, keys), end=end, complete_until=int(decode_times.max())
+    )
 
 
-def shows_picture(packet: "av.Packet", stream: "av.VideoStream") -> bool:
+def is_displayed(packet: "av.Packet", stream: "av.VideoStream") -> bool:
     """False for VP8's alternative references, which are decoded but never shown (RFC 6386, section 9.1)."""
     return stream.codec_context.name != "vp8" or bool(bytes(packet)[0] & 0x10)
 
 
-def last_shown(
+def track_end(
     container: "av.container.InputContainer", stream: "av.stream.Stream", guide: "av.stream.Stream | None" = None
 ) -> int | None:
     """When the track ends, in ticks, read from its tail; None if its end cannot be reached.
@@ -112,12 +116,12 @@ def avi_timeline(container: "av.container.InputContainer", stream: "av.VideoStre
     if container.format.name != "avi" or stream.codec_context.has_b_frames:
         return None
     entries = [entry for entry in stream.index_entries if entry.size]
-    shown = np.array([entry.timestamp for entry in entries], np.int64)
+    pts = np.array([entry.timestamp for entry in entries], np.int64)
     keys = np.array([entry.timestamp for entry in entries if entry.is_keyframe], np.int64)
-    if not len(shown) or not len(keys) or (np.diff(shown) <= 0).any() or keys[0] != shown[0]:
+    if not len(pts) or not len(keys) or (np.diff(pts) <= 0).any() or keys[0] != pts[0]:
         return None
-    end = int(shown[-1]) + 1
-    return Timeline(shown=shown, keys=keys, key_rank=np.searchsorted(shown, keys), end=end, sure=end)
+    end = int(pts[-1]) + 1
+    return Timeline(pts=pts, keys=keys, key_rank=np.searchsorted(pts, keys), end=end, complete_until=end)
 
 
 def decode_from_key(container: "av.container.InputContainer", stream: "av.VideoStream") -> "Iterator[av.VideoFrame]":
@@ -137,7 +141,7 @@ def decode_from_key(container: "av.container.InputContainer", stream: "av.VideoS
         return
 
 
-def enter(
+def seek_and_decode(
     container: "av.container.InputContainer", stream: "av.VideoStream", entries: list[int], target: int
 ) -> "tuple[av.VideoFrame, Iterator[av.VideoFrame]] | None":
     """Seek to the first of `entries` (ticks) from which decoding starts no later than `target`.
@@ -157,41 +161,41 @@ def enter(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Index:
+class SampleTable:
     """The sample table of an MP4 or MOV: every frame in decoding order, also where the data behind it are cut off.
 
     times: decoding times of the keyframes, in ticks.
-    before: shown frames that are decoded before each keyframe.
+    n_before: shown frames that are decoded before each keyframe.
     """
 
     times: Int[np.ndarray, " keys"]
-    before: Int[np.ndarray, " keys"]
+    n_before: Int[np.ndarray, " keys"]
     frames: int
 
     @classmethod
-    def of(cls, container: "av.container.InputContainer", stream: "av.VideoStream") -> "Index | None":
+    def of(cls, container: "av.container.InputContainer", stream: "av.VideoStream") -> "SampleTable | None":
         """The index, or None where the container keeps none: in other formats, and in MP4s written in fragments."""
         if "mp4" not in container.format.name or not stream.frames:
             return None
         entries = list(stream.index_entries)
         keys = np.array([e.is_keyframe for e in entries])
-        shown = np.array([not e.is_discard for e in entries])
+        displayed = np.array([not e.is_discard for e in entries])
         times = np.array([e.timestamp for e in entries], np.int64)
-        before = np.cumsum(shown) - shown
-        return cls(times=times[keys], before=before[keys].astype(np.int64), frames=int(shown.sum()))
+        n_before = np.cumsum(displayed) - displayed
+        return cls(times=times[keys], n_before=n_before[keys].astype(np.int64), frames=int(displayed.sum()))
 
-    def shown(self, container: "av.container.InputContainer", stream: "av.VideoStream", frame: int) -> int | None:
+    def pts_of(self, container: "av.container.InputContainer", stream: "av.VideoStream", frame: int) -> int | None:
         """When a frame is shown, in ticks, by reading only the packets from the keyframe before it.
 
         A frame decoded before a keyframe is also shown before it, so frames need ordering only from there on.
         """
-        key = bisect_right(self.before, frame) - 1
+        key = bisect_right(self.n_before, frame) - 1
         while key >= 0:
-            needed = frame - int(self.before[key])
-            first, times = self._window(container, stream, key, needed + REORDER)
+            rank = frame - int(self.n_before[key])
+            first, times = self._window(container, stream, key, rank + REORDER)
             leading = sum(t < first for t in times)
-            if needed >= leading:
-                return times[needed] if needed < len(times) else None
+            if rank >= leading:
+                return times[rank] if rank < len(times) else None
             key -= 1
         return None
 

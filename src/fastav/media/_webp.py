@@ -8,13 +8,13 @@ from jaxtyping import Float
 from PIL import Image
 
 from fastav.errors import UnreadableMedia, reason_of
-from fastav.media._frames import Picture
+from fastav.media._frames import Frame
 from fastav.media._open import MAX_SIDE
 from fastav.media._source import Source
 from fastav.media.video import VideoTrack
 
 ANIMATED = 0x02  # among the flags of the chunk VP8X
-SHORTEST, USUAL = 0.011, 0.1  # seconds: browsers show frames that are said to last less for the usual time
+MIN_SECONDS, DEFAULT_SECONDS = 0.011, 0.1  # seconds: browsers show frames that are said to last less for the usual time
 
 
 def is_animated_webp(head: bytes) -> bool:
@@ -28,7 +28,7 @@ def probe_webp(source: Source) -> VideoTrack:
     Raises: UnreadableMedia.
     """
     times, end = [], 0.0
-    with _Reading(source), Image.open(source.stream() if source.path is None else source.path) as image:
+    with _PillowErrors(source), Image.open(source.stream() if source.path is None else source.path) as image:
         width, height = image.size
         if max(width, height) > MAX_SIDE:
             message = f"{source.name} has frames of {width} x {height}; the limit is {MAX_SIDE} pixels a side"
@@ -38,7 +38,7 @@ def probe_webp(source: Source) -> VideoTrack:
             image.load()
             times.append(end)
             seconds = image.info.get("duration", 0) / 1000
-            end += seconds if seconds >= SHORTEST else USUAL
+            end += seconds if seconds >= MIN_SECONDS else DEFAULT_SECONDS
     frames = WebpFrames(source=source, times=np.array(times))
     return VideoTrack(frames=len(times), fps=len(times) / end, duration=end, width=width, height=height, source=frames)
 
@@ -50,21 +50,21 @@ class WebpFrames:
     source: Source
     times: Float[np.ndarray, " frames"]
 
-    def pick(self, wanted: list[int]) -> Iterator[Picture]:
+    def pick(self, indices: list[int]) -> Iterator[Frame]:
         """See `FrameSource`."""
         source = self.source
         source.check()
-        with _Reading(source), Image.open(source.stream() if source.path is None else source.path) as image:
-            for index in wanted:
+        with _PillowErrors(source), Image.open(source.stream() if source.path is None else source.path) as image:
+            for index in indices:
                 image.seek(index)
                 yield np.asarray(image.convert("RGB"), np.uint8)
 
-    def seconds(self, wanted: list[int]) -> Float[np.ndarray, " wanted"]:
+    def seconds(self, indices: list[int]) -> Float[np.ndarray, " indices"]:
         """See `FrameSource`."""
-        return self.times[wanted]
+        return self.times[indices]
 
 
-class _Reading:
+class _PillowErrors:
     """Turns Pillow's errors, which are of many kinds, into ours."""
 
     def __init__(self, source: Source) -> None:

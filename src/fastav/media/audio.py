@@ -8,24 +8,24 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64
 
 from fastav.errors import UnreadableMedia
-from fastav.media._open import WHOLE_SECONDS, check_bytes, only, opened, slack, stated_seconds
+from fastav.formatting import summary_repr
+from fastav.media._open import MAX_SCAN_SECONDS, check_bytes, declared_seconds, open_container, select_stream, tolerance
 from fastav.media._pyav import av
 from fastav.media._sound import (
     ArraySound,
+    AudioTiming,
     FileSound,
-    Pace,
     SoundSource,
     decode_sound,
-    is_placed,
+    interleave,
+    is_seekable,
     mono,
     mono_span,
-    packed,
     samples_of,
-    seek_by,
+    seek_stream,
 )
 from fastav.media._source import Source
-from fastav.media._timeline import last_shown
-from fastav.wording import told_repr
+from fastav.media._timeline import track_end
 
 Mono = Float32[np.ndarray, " samples"]
 
@@ -50,8 +50,8 @@ class AudioTrack:
     def __repr__(self) -> str:
         known = ("sample_rate", "channels", "duration", "start")
         if isinstance(self.source, ArraySound):
-            return told_repr(self, "samples", *known)
-        return told_repr(self, *known, about="samples")
+            return summary_repr(self, "samples", *known)
+        return summary_repr(self, *known, approximate="samples")
 
     def from_start(self) -> "AudioTrack":
         """The track from the clip's start on, with silence until its own."""
@@ -79,30 +79,30 @@ class AudioTrack:
         Raises: ValueError if a span is not 0 <= start <= end. UnreadableMedia if nothing decodes, or if the result
         takes over 4.3 GB.
         """
-        wanted = self.duration * sample_rate if spans is None else sum(end - start for start, end in spans)
-        check_bytes(int(4 * wanted), f"reading {wanted / sample_rate:.0f} s of sound", "read spans of it instead")
+        n_samples = self.duration * sample_rate if spans is None else sum(end - start for start, end in spans)
+        check_bytes(int(4 * n_samples), f"reading {n_samples / sample_rate:.0f} s of sound", "read spans of it instead")
         lead = round(self.silence * sample_rate)
-        if spans is not None and self.duration > WHOLE_SECONDS and self.source.placed:
-            return [self._span(sample_rate, lead, *_checked(span)) for span in spans]
+        if spans is not None and self.duration > MAX_SCAN_SECONDS and self.source.seekable:
+            return [self._span(sample_rate, lead, *_check_span(span)) for span in spans]
         check_bytes(int(4 * self.duration * sample_rate), f"reading {self.duration:.0f} s of sound", "make it shorter")
-        whole = mono(self.source.frames(), sample_rate)
-        if not len(whole):
-            raise self._silent()
+        samples = mono(self.source.frames(), sample_rate)
+        if not len(samples):
+            raise self._no_samples_error()
         if lead:
-            whole = np.concatenate([np.zeros(lead, np.float32), whole])
-        return whole if spans is None else [whole[slice(*_checked(span))] for span in spans]
+            samples = np.concatenate([np.zeros(lead, np.float32), samples])
+        return samples if spans is None else [samples[slice(*_check_span(span))] for span in spans]
 
     def _span(self, rate: int, lead: int, start: int, end: int) -> Mono:
         """One span of a long track, decoding little else."""
-        silent = np.zeros(max(0, min(end, lead) - start), np.float32)
+        silence = np.zeros(max(0, min(end, lead) - start), np.float32)
         if end <= lead:
-            return silent
+            return silence
         sound = mono_span(self.source, rate, max(0, start - lead), end - lead)
-        return np.concatenate([silent, sound]) if len(silent) else sound
+        return np.concatenate([silence, sound]) if len(silence) else sound
 
     def length(self, sample_rate: int) -> int:
         """How many samples `read(sample_rate)` gives: exact up to 10 minutes, else from the duration."""
-        if self.duration > WHOLE_SECONDS:
+        if self.duration > MAX_SCAN_SECONDS:
             return round(self.duration * sample_rate)
         return len(self.read(sample_rate))
 
@@ -123,18 +123,18 @@ class AudioTrack:
         limit = None if max_seconds is None else round(max_seconds * self.sample_rate)
         count = round(self.silence * self.sample_rate)
         parts = []
-        for frame in packed(self.source.frames()):
+        for frame in interleave(self.source.frames()):
             parts.append(samples_of(frame) if channel is None else samples_of(frame)[channel])
             count += frame.samples
             if limit is not None and count >= limit:
                 break
         if not parts:
-            raise self._silent()
-        if silent := round(self.silence * self.sample_rate):
-            parts.insert(0, np.zeros((*parts[0].shape[:-1], silent)))
+            raise self._no_samples_error()
+        if n_silent := round(self.silence * self.sample_rate):
+            parts.insert(0, np.zeros((*parts[0].shape[:-1], n_silent)))
         return np.concatenate(parts, axis=-1)[..., :limit]
 
-    def _silent(self) -> UnreadableMedia:
+    def _no_samples_error(self) -> UnreadableMedia:
         return UnreadableMedia(f"the audio track of {self.source.name} holds no sample that decodes", "is it complete?")
 
 
@@ -144,25 +144,25 @@ def probe_audio(source: Source, stream_index: int) -> AudioTrack:
     Its packets are read to find out how much there is, in a long file those at the end; two are decoded. Where no more
     is missing than an encoder's padding, the duration is what the file says.
     """
-    with opened(source) as container:
-        stream = only(_audio(container, stream_index))
+    with open_container(source) as container:
+        stream = select_stream(_audio(container, stream_index))
         rate, channels = stream.sample_rate, stream.channels
         if not rate or not channels:
             raise UnreadableMedia(f"the audio track of {source.name} does not say its sample rate", "is it complete?")
-        stated, placed = stated_seconds(container, stream), is_placed(container)
-        pace = Pace.of(decode_sound(container, stream))
-        first = 0.0 if pace is None else pace.origin
-        real = _tail_seconds(container, stream, stated, first)
-    if real is None:
-        with opened(source) as container:
-            real = _packet_seconds(container, only(_audio(container, stream_index)), first)
-    duration = stated if stated is not None and abs(stated - real) <= slack(stated) else real
+        declared, seekable = declared_seconds(container, stream), is_seekable(container)
+        timing = AudioTiming.of(decode_sound(container, stream))
+        first = 0.0 if timing is None else timing.origin
+        measured = _tail_seconds(container, stream, declared, first)
+    if measured is None:
+        with open_container(source) as container:
+            measured = _packet_seconds(container, select_stream(_audio(container, stream_index)), first)
+    duration = declared if declared is not None and abs(declared - measured) <= tolerance(declared) else measured
     return AudioTrack(
         samples=round(duration * rate),
         sample_rate=rate,
         channels=channels,
         duration=duration,
-        source=FileSound(source=source, stream=stream_index, sample_rate=rate, placed=placed),
+        source=FileSound(source=source, stream=stream_index, sample_rate=rate, seekable=seekable),
         start=first,  # by the container's clock, until the clip's start is known
     )
 
@@ -174,12 +174,12 @@ def _audio(container: "av.container.InputContainer", index: int) -> "av.AudioStr
 
 
 def _tail_seconds(
-    container: "av.container.InputContainer", stream: "av.AudioStream", stated: float | None, first: float
+    container: "av.container.InputContainer", stream: "av.AudioStream", declared: float | None, first: float
 ) -> float | None:
     """How much sound there is in a long track, by its last packets; None for others, and where times do not tell."""
-    if stated is None or stated <= WHOLE_SECONDS or not is_placed(container):
+    if declared is None or declared <= MAX_SCAN_SECONDS or not is_seekable(container):
         return None
-    end = last_shown(container, stream, seek_by(container, stream))
+    end = track_end(container, stream, seek_stream(container, stream))
     return None if end is None else max(0.0, float(end * (stream.time_base or 0)) - first)
 
 
@@ -202,8 +202,8 @@ def audio_of_array(
     if sample_rate is None or sample_rate <= 0:
         raise UnreadableMedia(f"a waveform needs its sample rate in Hz, got {sample_rate}", "pass sample_rate=16000")
     if waveform.dtype.kind != "f" or waveform.ndim not in (1, 2) or not waveform.size:
-        found = f"{waveform.dtype} {list(waveform.shape)}"
-        raise UnreadableMedia(f"a waveform must be float [channels, samples], got {found}", "scale it to [-1, 1]")
+        description = f"{waveform.dtype} {list(waveform.shape)}"
+        raise UnreadableMedia(f"a waveform must be float [channels, samples], got {description}", "scale it to [-1, 1]")
     channels, samples = (sound := np.atleast_2d(waveform)).shape
     source = ArraySound(name=name, waveform=sound, sample_rate=sample_rate)
     return AudioTrack(
@@ -211,7 +211,7 @@ def audio_of_array(
     )
 
 
-def _checked(span: tuple[int, int]) -> tuple[int, int]:
+def _check_span(span: tuple[int, int]) -> tuple[int, int]:
     start, end = span
     if not 0 <= start <= end:
         raise ValueError(f"a span must be 0 <= start <= end, got {span}")

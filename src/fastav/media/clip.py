@@ -9,7 +9,7 @@ import numpy as np
 
 from fastav.errors import MissingTrack, UnreadableMedia
 from fastav.media._frames import ArrayFrames
-from fastav.media._open import MediaWarning, container_seconds, opened, slack
+from fastav.media._open import MediaWarning, container_seconds, open_container, tolerance
 from fastav.media._pyav import av
 from fastav.media._source import Source, source_of
 from fastav.media._webp import is_animated_webp, probe_webp
@@ -20,7 +20,7 @@ from fastav.media.video import VideoTrack, probe_video
 MAX_OFFSET = 6 * 3600.0
 """Seconds by which one track may start later than the other."""
 
-STATED = frozenset(["mov", "matroska", "avi", "wav", "flac", "mp3", "aiff"])
+FORMATS_WITH_DURATION = frozenset(["mov", "matroska", "avi", "wav", "flac", "mp3", "aiff"])
 """Formats whose header tells how long each track is, or the file if its tracks end together."""
 
 
@@ -55,7 +55,7 @@ class Clip:
         Raises: UnreadableMedia if the source is missing, forbidden, no media, cut short, without a track, or absurdly
         large.
         """
-        return _opened(source_of(source, policy))
+        return _open_clip(source_of(source, policy))
 
     @classmethod
     def from_arrays(
@@ -118,56 +118,56 @@ class Clip:
         return self.audio
 
 
-def _opened(source: Source) -> Clip:
+def _open_clip(source: Source) -> Clip:
     """Raises: UnreadableMedia."""
     source.check()
     if is_animated_webp(source.head(32)):
         clip = Clip(name=source.name, video=probe_webp(source), audio=None)
-        _warn_of_cut(source, clip, None)
+        _warn_if_truncated(source, clip, None)
         return clip
-    with opened(source) as container:
-        video, audio = _choose(container, "video"), _choose(container, "audio")
-        has_header = container.format.name.partition(",")[0] in STATED
-        stated = container_seconds(container) if has_header else None
+    with open_container(source) as container:
+        video, audio = _choose_stream(container, "video"), _choose_stream(container, "audio")
+        has_header = container.format.name.partition(",")[0] in FORMATS_WITH_DURATION
+        declared = container_seconds(container) if has_header else None
     if video is None and audio is None:
         message = f"{source.name} has neither video nor audio that can be decoded"
         raise UnreadableMedia(message, "expected a video or audio file")
     sound = None if audio is None else probe_audio(source, audio)
-    heard_from = inf if sound is None else sound.start
-    picture = None if video is None else probe_video(source, video, heard_from)
+    audio_start = inf if sound is None else sound.start
+    picture = None if video is None else probe_video(source, video, audio_start)
     if sound is not None:
-        sound = replace(sound, start=0.0 if picture is None else max(0.0, heard_from - picture.origin))
+        sound = replace(sound, start=0.0 if picture is None else max(0.0, audio_start - picture.origin))
     clip = Clip(name=source.name, video=picture, audio=sound)
-    _warn_of_cut(source, clip, stated)
+    _warn_if_truncated(source, clip, declared)
     return clip
 
 
-def _warn_of_cut(source: Source, clip: Clip, stated: float | None) -> None:
+def _warn_if_truncated(source: Source, clip: Clip, declared: float | None) -> None:
     """Tell if there is much less than the file says, in bytes or seconds."""
     message = None
-    if (cut := source.missing()) is not None:
-        have, size = (n // 1000 for n in cut)
+    if (truncated := source.truncation()) is not None:
+        have, size = (n // 1000 for n in truncated)
         message = f"{source.name} has {have} of {size} kB: it is cut short"
-    elif stated is not None and stated - clip.duration > slack(stated):
+    elif declared is not None and declared - clip.duration > tolerance(declared):
         # one track may well be shorter than the file; one of the two lasts as long
         what = "sound" if clip.video is None else "video" if clip.audio is None else "video and sound"
         ends = "end" if clip.video and clip.audio else "ends"
-        told = f"the {what} of {source.name} {ends} at {clip.duration:.1f} s, but the file says {stated:.1f} s"
-        message = f"{told}: it may be cut short"
+        reason = f"the {what} of {source.name} {ends} at {clip.duration:.1f} s, but the file says {declared:.1f} s"
+        message = f"{reason}: it may be cut short"
     if message is not None:
         warnings.warn(MediaWarning(message), stacklevel=4)
 
 
-def _choose(container: "av.container.InputContainer", kind: Literal["video", "audio"]) -> int | None:
+def _choose_stream(container: "av.container.InputContainer", kind: Literal["video", "audio"]) -> int | None:
     """Index of the stream to use: FFmpeg's choice unless that is a cover picture or has no decoder."""
     disposition = av.stream.Disposition
     pictures = disposition.attached_pic | disposition.timed_thumbnails
 
-    def usable(stream: "av.stream.Stream") -> bool:
+    def is_usable(stream: "av.stream.Stream") -> bool:
         return stream.codec_context is not None and not stream.disposition & pictures
 
     candidates = [container.streams.best(kind), *(s for s in container.streams if s.type == kind)]
-    return next((s.index for s in candidates if s is not None and usable(s)), None)
+    return next((s.index for s in candidates if s is not None and is_usable(s)), None)
 
 
 def array_of(values: Any) -> np.ndarray:
@@ -182,8 +182,8 @@ def array_of(values: Any) -> np.ndarray:
 
 def _video_of_array(frames: np.ndarray, fps: float | int) -> VideoTrack:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
-        found = f"{frames.dtype} {list(frames.shape)}"
-        raise UnreadableMedia(f"frames must be uint8 [frames, height, width, 3], got {found}", _advice(frames))
+        description = f"{frames.dtype} {list(frames.shape)}"
+        raise UnreadableMedia(f"frames must be uint8 [frames, height, width, 3], got {description}", _advice(frames))
     if not fps > 0:
         raise UnreadableMedia(f"fps must be positive, got {fps}", "25 is usual")
     count, height, width, _ = frames.shape

@@ -55,7 +55,7 @@ class MediaPolicy:
 OPEN = MediaPolicy()
 
 
-def fetched(url: str, policy: MediaPolicy) -> bytes:
+def fetch(url: str, policy: MediaPolicy) -> bytes:
     """The content of a URL.
 
     Raises: UnreadableMedia if the policy forbids it, it cannot be loaded whole, or it takes too many bytes or too long.
@@ -63,11 +63,11 @@ def fetched(url: str, policy: MediaPolicy) -> bytes:
     policy.check_url(url)
     outcomes: SimpleQueue[bytes | Exception] = SimpleQueue()
     # a thread, because no timeout of a socket bounds all there is: names, handshakes, headers that come by the letter
-    Thread(target=lambda: outcomes.put(_attempt(url, policy)), daemon=True, name="fastav-fetch").start()
+    Thread(target=lambda: outcomes.put(_download(url, policy)), daemon=True, name="fastav-fetch").start()
     try:
         outcome = outcomes.get(timeout=policy.max_seconds)
     except Empty:
-        outcome = _late(url, policy)
+        outcome = _timeout_error(url, policy)
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
@@ -78,23 +78,23 @@ def without_query(url: str) -> str:
     return url.partition("?")[0].partition("#")[0]
 
 
-def _attempt(url: str, policy: MediaPolicy) -> bytes | Exception:
+def _download(url: str, policy: MediaPolicy) -> bytes | Exception:
     shown, end = without_query(url), monotonic() + policy.max_seconds
     try:
         opener = build_opener(_Redirects(policy))
-        asked = Request(url, headers={"User-Agent": "fastav", "Accept": "*/*", "Accept-Encoding": "identity"})
-        with opener.open(asked, timeout=min(STEP_SECONDS, policy.max_seconds)) as answer:
-            told = answer.headers.get("Content-Length", "")
-            size = int(told) if told.isdecimal() else None
+        request = Request(url, headers={"User-Agent": "fastav", "Accept": "*/*", "Accept-Encoding": "identity"})
+        with opener.open(request, timeout=min(STEP_SECONDS, policy.max_seconds)) as response:
+            content_length = response.headers.get("Content-Length", "")
+            size = int(content_length) if content_length.isdecimal() else None
             if size is not None and size > policy.max_bytes:
-                return _large(url, policy)
+                return _too_large_error(url, policy)
             content = bytearray()
-            while chunk := answer.read1(CHUNK):
+            while chunk := response.read1(CHUNK):
                 content += chunk
                 if len(content) > policy.max_bytes:
-                    return _large(url, policy)
+                    return _too_large_error(url, policy)
                 if monotonic() > end:
-                    return _late(url, policy)
+                    return _timeout_error(url, policy)
         if size is not None and len(content) < size:
             reason = f"the connection ended after {len(content):,} of {size:,} bytes"
             return UnreadableMedia(f"{shown} cannot be loaded: {reason}", "try again")
@@ -105,7 +105,7 @@ def _attempt(url: str, policy: MediaPolicy) -> bytes | Exception:
         return UnreadableMedia(f"{shown} cannot be loaded: HTTP {error.code} {error.reason}", "check the address")
     except (URLError, HTTPException, OSError, ValueError) as error:
         if isinstance(getattr(error, "reason", error), TimeoutError):
-            return _late(url, policy)
+            return _timeout_error(url, policy)
         return UnreadableMedia(f"{shown} cannot be loaded: {reason_of(error)}", "check the address")
     except Exception as error:  # whoever waits is told
         return error
@@ -124,13 +124,13 @@ class _Redirects(HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _large(url: str, policy: MediaPolicy) -> UnreadableMedia:
+def _too_large_error(url: str, policy: MediaPolicy) -> UnreadableMedia:
     return UnreadableMedia(
         f"{without_query(url)} is larger than {policy.max_bytes:,} bytes", "save it to a file and open that"
     )
 
 
-def _late(url: str, policy: MediaPolicy) -> UnreadableMedia:
+def _timeout_error(url: str, policy: MediaPolicy) -> UnreadableMedia:
     return UnreadableMedia(
         f"{without_query(url)} could not be loaded within {policy.max_seconds:g} s", "save it to a file and open that"
     )

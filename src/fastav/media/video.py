@@ -9,21 +9,21 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from fastav.errors import UnreadableMedia
+from fastav.formatting import summary_repr
 from fastav.media._frames import (
+    DelayedFrames,
+    Frame,
     FrameSource,
-    HeldFrames,
-    Picture,
     ScannedFrames,
-    SoughtFrames,
-    View,
+    SeekedFrames,
+    StreamInfo,
     decode_all,
     display_matrix,
 )
-from fastav.media._open import MAX_SIDE, WHOLE_SECONDS, check_bytes, only, opened, stated_seconds
+from fastav.media._open import MAX_SCAN_SECONDS, MAX_SIDE, check_bytes, declared_seconds, open_container, select_stream
 from fastav.media._pyav import av
 from fastav.media._source import Source
-from fastav.media._timeline import Index, Timeline, avi_timeline, last_shown, packets, scan
-from fastav.wording import told_repr
+from fastav.media._timeline import SampleTable, Timeline, avi_timeline, packets, scan, track_end
 
 Indices = Sequence[int] | Int[np.ndarray, " picked"]
 
@@ -48,7 +48,7 @@ class VideoTrack:
     origin: float = 0.0
 
     def __repr__(self) -> str:
-        return told_repr(self, "frames", "fps", "duration", "width", "height", "start")
+        return summary_repr(self, "frames", "fps", "duration", "width", "height", "start")
 
     def from_start(self) -> "VideoTrack":
         """The track from the clip's start on, with its first picture until its own start, repeated at its rate."""
@@ -59,7 +59,7 @@ class VideoTrack:
             self,
             frames=self.frames + lead,
             duration=self.duration + self.start,
-            source=HeldFrames(source=self.source, lead=lead, seconds_before=self.start),
+            source=DelayedFrames(source=self.source, lead=lead, seconds_before=self.start),
             start=0.0,
         )
 
@@ -76,23 +76,23 @@ class VideoTrack:
         size = len(indices) * self.width * self.height * 3
         what = f"reading {len(indices)} frames of {self.width} x {self.height}"
         check_bytes(size, what, "ask for fewer frames at a time")
-        wanted, place = self._unique(indices)
+        unique, inverse = self._unique(indices)
         pictures = np.empty((len(indices), self.height, self.width, 3), np.uint8)
-        if wanted:
-            for position, picture in enumerate(self.source.pick(wanted)):
-                pictures[place == position] = picture
+        if unique:
+            for position, picture in enumerate(self.source.pick(unique)):
+                pictures[inverse == position] = picture
         return pictures
 
-    def each(self, indices: Indices) -> Iterator[Picture]:
+    def each(self, indices: Indices) -> Iterator[Frame]:
         """Yield these frames as `read` returns them, one at a time, each when it is decoded.
 
         Raises: ValueError if an index is lower than the one before it; else as `read`, however many bytes they are.
         """
-        wanted, place = self._unique(indices)
-        if (np.diff(place) < 0).any():
+        unique, inverse = self._unique(indices)
+        if (np.diff(inverse) < 0).any():
             raise ValueError("indices of frames that are taken one at a time must not fall")
-        if wanted:
-            for picture, times in zip(self.source.pick(wanted), np.bincount(place), strict=True):
+        if unique:
+            for picture, times in zip(self.source.pick(unique), np.bincount(inverse), strict=True):
                 yield from repeat(picture, times)
 
     def seconds(self, indices: Indices) -> Float[np.ndarray, " picked"]:
@@ -100,43 +100,43 @@ class VideoTrack:
 
         Raises: IndexError if an index is not in [0, frames).
         """
-        wanted, place = self._unique(indices)
-        return self.source.seconds(wanted)[place] if wanted else np.empty(0)
+        unique, inverse = self._unique(indices)
+        return self.source.seconds(unique)[inverse] if unique else np.empty(0)
 
     def _unique(self, indices: Indices) -> tuple[list[int], Int[np.ndarray, " picked"]]:
         for index in indices:
             if not 0 <= index < self.frames:
                 raise IndexError(f"frame index {index} is not in [0, {self.frames})")
-        wanted, place = np.unique(np.asarray(indices, np.int64), return_inverse=True)
-        return wanted.tolist(), place
+        unique, inverse = np.unique(np.asarray(indices, np.int64), return_inverse=True)
+        return unique.tolist(), inverse
 
 
-def probe_video(source: Source, stream_index: int, heard_from: float) -> VideoTrack:
+def probe_video(source: Source, stream_index: int, audio_start: float) -> VideoTrack:
     """Find out what the track is, decoding one frame.
 
     heard_from: when its sound starts, by the container's clock; infinity if it has none. The clip starts with the
     earlier of the two.
     Raises: UnreadableMedia if no frame decodes, or frames are too large.
     """
-    with opened(source) as container:
+    with open_container(source) as container:
         stream = _video(container, stream_index)
         _check_size(source, stream.width, stream.height)
-        view, first = _view(source, container, only(stream), heard_from)
-        index = Index.of(container, stream)
-        stated = stated_seconds(container, stream)
-        seconds, timeline = stated, None
-        if index is None and stated is not None and stated > WHOLE_SECONDS:
+        info, first = _stream_info(source, container, select_stream(stream), audio_start)
+        table = SampleTable.of(container, stream)
+        declared = declared_seconds(container, stream)
+        seconds, timeline = declared, None
+        if table is None and declared is not None and declared > MAX_SCAN_SECONDS:
             if (timeline := avi_timeline(container, stream)) is not None:
-                return _scanned(view, timeline, 0)
-            if (end := last_shown(container, stream)) is not None:
-                seconds = float((end - first) * view.tick)
-    if seconds is None or seconds <= WHOLE_SECONDS:
-        with opened(source) as container:
-            timeline = scan(container, view.track(container))
-        return _scanned(view, timeline, 0 if index is None else index.frames)
-    frames = max(1, round(seconds * view.fps)) if index is None else index.frames
-    start = max(0.0, view.at(first))
-    return _track(view, frames, seconds, SoughtFrames(view=view, index=index, first=first), start)
+                return _scanned_track(info, timeline, 0)
+            if (end := track_end(container, stream)) is not None:
+                seconds = float((end - first) * info.tick)
+    if seconds is None or seconds <= MAX_SCAN_SECONDS:
+        with open_container(source) as container:
+            timeline = scan(container, info.track(container))
+        return _scanned_track(info, timeline, 0 if table is None else table.frames)
+    frames = max(1, round(seconds * info.fps)) if table is None else table.frames
+    start = max(0.0, info.seconds_at(first))
+    return _track(info, frames, seconds, SeekedFrames(info=info, table=table, first=first), start)
 
 
 def _video(container: "av.container.InputContainer", index: int) -> "av.VideoStream":
@@ -145,67 +145,67 @@ def _video(container: "av.container.InputContainer", index: int) -> "av.VideoStr
     return stream
 
 
-def _view(
-    source: Source, container: "av.container.InputContainer", stream: "av.VideoStream", heard_from: float
-) -> tuple[View, int]:
+def _stream_info(
+    source: Source, container: "av.container.InputContainer", stream: "av.VideoStream", audio_start: float
+) -> tuple[StreamInfo, int]:
     """How to make arrays of the track's pictures, and when its first frame is shown, in ticks."""
     frame = _first_frame(container, stream)
     if frame is None:
-        raise _no_frame(source)
+        raise _no_frame_error(source)
     _check_size(source, frame.width, frame.height)
     tick = stream.time_base or Fraction(1, 1_000_000)
-    view = View(
+    info = StreamInfo(
         source=source,
         stream=stream.index,
         width=frame.width,
         height=frame.height,
         matrix=display_matrix(frame),
         tick=Fraction(tick.numerator, tick.denominator),  # PyAV 19 has a class of its own
-        start=-min(heard_from, float((frame.pts or 0) * (stream.time_base or 0))),
+        start=-min(audio_start, float((frame.pts or 0) * (stream.time_base or 0))),
         fps=float(stream.average_rate or stream.guessed_rate or 25),
     )
-    return view, frame.pts or 0
+    return info, frame.pts or 0
 
 
-def _no_frame(source: Source) -> UnreadableMedia:
+def _no_frame_error(source: Source) -> UnreadableMedia:
     return UnreadableMedia(f"the video track of {source.name} holds no frame that decodes", "is the file complete?")
 
 
-def _scanned(view: View, timeline: Timeline | None, counted: int) -> VideoTrack:
+def _scanned_track(info: StreamInfo, timeline: Timeline | None, table_frames: int) -> VideoTrack:
     """The track of a file all of whose packets are known; `counted` is the length of its frame table, if it has one."""
     if timeline is None:
-        with opened(view.source) as container:
-            found = sum(1 for _ in decode_all(container, view.track(container)))
-        if not found:
-            raise _no_frame(view.source)
-        return _track(view, found, found / view.fps, ScannedFrames(view=view, timeline=None), 0.0)
-    frames, first = len(timeline.shown), int(timeline.shown[0])
-    seconds = float((timeline.end - first) * view.tick)
-    view = view._replace(fps=_average_rate(view.fps, timeline, seconds))
-    if counted - frames > max(2, counted / 100):
+        with open_container(info.source) as container:
+            n_frames = sum(1 for _ in decode_all(container, info.track(container)))
+        if not n_frames:
+            raise _no_frame_error(info.source)
+        return _track(info, n_frames, n_frames / info.fps, ScannedFrames(info=info, timeline=None), 0.0)
+    frames, first = len(timeline.pts), int(timeline.pts[0])
+    seconds = float((timeline.end - first) * info.tick)
+    info = info._replace(fps=_average_rate(info.fps, timeline, seconds))
+    if table_frames - frames > max(2, table_frames / 100):
         # tables are often off by a frame or two; by more, the file is cut, and reading past the cut must fail
-        frames, timeline = counted, timeline.before_cut()
-    return _track(view, frames, seconds, ScannedFrames(view=view, timeline=timeline), max(0.0, view.at(first)))
+        frames, timeline = table_frames, timeline.complete_part()
+    return _track(info, frames, seconds, ScannedFrames(info=info, timeline=timeline), max(0.0, info.seconds_at(first)))
 
 
-def _track(view: View, frames: int, duration: float, source: FrameSource, start: float) -> VideoTrack:
-    width, height = (view.height, view.width) if view.turned else (view.width, view.height)
+def _track(info: StreamInfo, frames: int, duration: float, source: FrameSource, start: float) -> VideoTrack:
+    width, height = (info.height, info.width) if info.swaps_sides else (info.width, info.height)
     return VideoTrack(
         frames=frames,
-        fps=view.fps,
+        fps=info.fps,
         duration=duration,
         width=width,
         height=height,
         source=source,
         start=start,
-        origin=-view.start,
+        origin=-info.start,
     )
 
 
-def _average_rate(stated: float, timeline: Timeline, seconds: float) -> float:
+def _average_rate(declared: float, timeline: Timeline, seconds: float) -> float:
     """The container's rate if the frames bear it out within 1 %, else frames per second as counted."""
-    counted = len(timeline.shown) / seconds if seconds > 0 else stated
-    return stated if abs(counted / stated - 1) < 0.01 else counted
+    measured = len(timeline.pts) / seconds if seconds > 0 else declared
+    return declared if abs(measured / declared - 1) < 0.01 else measured
 
 
 def _first_frame(container: "av.container.InputContainer", stream: "av.VideoStream") -> "av.VideoFrame | None":

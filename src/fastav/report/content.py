@@ -19,7 +19,7 @@ LAST = QUERIES.index("last")
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class AnswerSummary:
     """An answer: its text, tokens by modality that each layer ran on, and costs as shares of the unpruned model's."""
 
     text: str
@@ -28,7 +28,7 @@ class Told:
     kv: float
 
     @classmethod
-    def of(cls, answer: Mapping[str, Any]) -> "Told":
+    def of(cls, answer: Mapping[str, Any]) -> "AnswerSummary":
         """From what `fastav.Answer.to_dict` gave."""
         return cls(
             str(answer["text"]),
@@ -58,10 +58,10 @@ class Content:
     kv: float
     tokens: float
     failures: tuple[tuple[str, str], ...]
-    unpruned: Told
-    pruned: Told
+    unpruned: AnswerSummary
+    pruned: AnswerSummary
     evidence: Evidence
-    shown: Record
+    example: Record
 
     @property
     def depth(self) -> int:
@@ -81,7 +81,7 @@ def read(folder: Path) -> Content:
     try:
         plan = Plan.from_json(result["plan"])
         evidence = evidence_of(store.load(key).trace for key in result["prompts"])
-        unpruned, pruned = map(Told.of, result["answers"])
+        unpruned, pruned = map(AnswerSummary.of, result["answers"])
         return Content(
             head=head,
             origin=dict(plan.origin or {}),
@@ -95,7 +95,7 @@ def read(folder: Path) -> Content:
             unpruned=unpruned,
             pruned=pruned,
             evidence=evidence,
-            shown=store.load(result["shown"]),
+            example=store.load(result["shown"]),
         )
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise CalibrationError(
@@ -146,16 +146,16 @@ def curves(content: Content, axis: str) -> dict[tuple[str, Modality], Curve]:
 
 
 def _curve(moments: Moments, kind: int, layer: int) -> Curve:
-    known = np.flatnonzero(moments.count)  # no token may start in a second
-    mean, spread = (values[kind, LAST, layer, known] for values in (moments.mean, moments.spread))
-    edges = np.linspace(0, len(known), min(len(known), COLUMNS) + 1).round().astype(int)
+    occupied = np.flatnonzero(moments.count)  # no token may start in a second
+    mean, spread = (values[kind, LAST, layer, occupied] for values in (moments.mean, moments.spread))
+    edges = np.linspace(0, len(occupied), min(len(occupied), COLUMNS) + 1).round().astype(int)
     return Curve(
-        edges=np.append(known, len(moments.count))[edges].astype(float), mean=binned(mean), spread=binned(spread)
+        edges=np.append(occupied, len(moments.count))[edges].astype(float), mean=binned(mean), spread=binned(spread)
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cut:
+class ModalityCut:
     """What the global cut leaves of a modality, over prompts.
 
     kept, there: tokens, of each prompt. seconds: of the clip, where the first token that goes starts, of the prompts
@@ -163,48 +163,48 @@ class Cut:
     not tell (the scores do).
     """
 
-    kept: Int[np.ndarray, " prompts"]
-    there: Int[np.ndarray, " prompts"]
+    remaining: Int[np.ndarray, " prompts"]
+    total: Int[np.ndarray, " prompts"]
     seconds: Float[np.ndarray, " cut"]
-    ordered: bool
+    is_prefix: bool
 
 
-def cuts(content: Content) -> dict[Modality, Cut]:
+def modality_cuts(content: Content) -> dict[Modality, ModalityCut]:
     """Of each modality of audio, video and images that is present."""
     plan, layouts = content.plan, content.evidence.layouts
     methods = {step.method for layer, step in plan.cuts(content.depth) if layer <= content.start}
-    ordered = methods <= {"position"}
+    is_prefix = methods <= {"position"}
     cuts = {}
     for m in MEDIA:
-        some = [layout for layout in layouts if layout.count(m)]
-        if not some:
+        with_modality = [layout for layout in layouts if layout.count(m)]
+        if not with_modality:
             continue
-        kept, seconds = [], []
-        for layout in some:
-            there = plan.layers(layout, content.depth)[content.start]
-            if ordered:
-                tokens = np.flatnonzero(layout.modality == m)
-                gone = tokens[~np.isin(tokens, _earliest(layout, there))]
-                kept.append(len(tokens) - len(gone))
-                seconds += [s for s in [np.min(layout.second[gone], initial=np.inf)] if np.isfinite(s)]
-            elif frozenset({m}) in there:
-                kept.append(there[frozenset({m})])
-        cuts[m] = Cut(
-            kept=np.array(kept, int),
-            there=np.array([layout.count(m) for layout in some]),
+        remaining_counts, seconds = [], []
+        for layout in with_modality:
+            budgets = plan.layers(layout, content.depth)[content.start]
+            if is_prefix:
+                modality_tokens = np.flatnonzero(layout.modality == m)
+                dropped = modality_tokens[~np.isin(modality_tokens, _first_tokens(layout, budgets))]
+                remaining_counts.append(len(modality_tokens) - len(dropped))
+                seconds += [s for s in [np.min(layout.second[dropped], initial=np.inf)] if np.isfinite(s)]
+            elif frozenset({m}) in budgets:
+                remaining_counts.append(budgets[frozenset({m})])
+        cuts[m] = ModalityCut(
+            remaining=np.array(remaining_counts, int),
+            total=np.array([layout.count(m) for layout in with_modality]),
             seconds=np.array(seconds, float),
-            ordered=ordered,
+            is_prefix=is_prefix,
         )
     return cuts
 
 
-def _earliest(layout: Layout, there: Mapping[frozenset[Modality], int]) -> Int[np.ndarray, " kept"]:
+def _first_tokens(layout: Layout, budgets: Mapping[frozenset[Modality], int]) -> Int[np.ndarray, " kept"]:
     """The tokens that stay where of each pool the earliest do."""
-    pools = (np.flatnonzero(np.isin(layout.modality, list(pool)))[:count] for pool, count in there.items())
+    pools = (np.flatnonzero(np.isin(layout.modality, list(pool)))[:count] for pool, count in budgets.items())
     return np.concatenate([*pools, np.zeros(0, np.int64)])
 
 
-def holders(content: Content, kind: str) -> dict[Modality, float]:
+def weight_shares(content: Content, kind: str) -> dict[Modality, float]:
     """Of each modality the share of the weight that its tokens hold together at the last layer before the cut.
 
     Means over the prompts that have it.
@@ -214,58 +214,60 @@ def holders(content: Content, kind: str) -> dict[Modality, float]:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class FrameTokens:
     """A frame, its place in the clip, and how many of its tokens stay."""
 
     index: int
     second: float
-    stay: int
-    there: int
+    remaining: int
+    total: int
 
 
-def survivors(shown: Record, start: int) -> Bool[np.ndarray, " tokens"]:
+def remaining_tokens(record: Record, start: int) -> Bool[np.ndarray, " tokens"]:
     """The tokens of the prompt that are there from the global cut on."""
-    stay = np.ones(len(shown.trace.layout), bool)
-    for layer, kept in shown.trace.kept:
+    mask = np.ones(len(record.trace.layout), bool)
+    for layer, selected in record.trace.selections:
         if layer <= start:
-            stay &= np.isin(np.arange(len(stay)), kept)
-    return stay
+            mask &= np.isin(np.arange(len(mask)), selected)
+    return mask
 
 
-def pictures(shown: Record, start: int) -> list[Picture]:
+def frame_tokens(record: Record, start: int) -> list[FrameTokens]:
     """The frames that were kept as pictures and that the model saw, each with the tokens that start nearest to it."""
-    layout, moments = shown.trace.layout, shown.look.moments
-    seen = np.isin(layout.modality, (Modality.VIDEO, Modality.IMAGE)) & np.isfinite(layout.second)
-    if not (seen.any() and len(moments)):
+    layout, moments = record.trace.layout, record.preview.moments
+    is_visual = np.isin(layout.modality, (Modality.VIDEO, Modality.IMAGE)) & np.isfinite(layout.second)
+    if not (is_visual.any() and len(moments)):
         return []
-    starts = np.unique(layout.second[seen])
-    stay = survivors(shown, start)
-    found: dict[int, int] = {}  # the start of a frame's tokens, and the picture nearest to it
+    starts = np.unique(layout.second[is_visual])
+    mask = remaining_tokens(record, start)
+    nearest_frame: dict[int, int] = {}  # the start of a frame's tokens, and the picture nearest to it
     for index, moment in enumerate(moments):
         nearest = int(np.abs(starts - moment).argmin())
-        best = found.get(nearest)
-        if best is None or abs(moment - starts[nearest]) < abs(moments[best] - starts[nearest]):
-            found[nearest] = index
-    drawn = []
-    for nearest, index in sorted(found.items()):
-        tokens = seen & (layout.second == starts[nearest])
-        drawn.append(Picture(index, float(starts[nearest]), int(stay[tokens].sum()), int(tokens.sum())))
-    return drawn
+        current = nearest_frame.get(nearest)
+        if current is None or abs(moment - starts[nearest]) < abs(moments[current] - starts[nearest]):
+            nearest_frame[nearest] = index
+    frames = []
+    for nearest, index in sorted(nearest_frame.items()):
+        in_frame = is_visual & (layout.second == starts[nearest])
+        frames.append(FrameTokens(index, float(starts[nearest]), int(mask[in_frame].sum()), int(in_frame.sum())))
+    return frames
 
 
-def stretches(shown: Record, start: int) -> Iterator[tuple[float, float, float]]:
+def audio_segments(record: Record, start: int) -> Iterator[tuple[float, float, float]]:
     """Stretches of the sound, from second to second, and the share of their tokens that stays; like ones joined."""
-    layout, end = shown.trace.layout, shown.look.duration
-    heard = (layout.modality == Modality.AUDIO) & np.isfinite(layout.second)
-    starts, inverse, counts = np.unique(layout.second[heard], return_inverse=True, return_counts=True)
-    shares = np.bincount(inverse, survivors(shown, start)[heard], minlength=len(starts)) / np.maximum(counts, 1)
-    within = starts < end
-    starts, shares = starts[within].astype(float), shares[within]
+    layout, end = record.trace.layout, record.preview.duration
+    is_audio = (layout.modality == Modality.AUDIO) & np.isfinite(layout.second)
+    starts, inverse, counts = np.unique(layout.second[is_audio], return_inverse=True, return_counts=True)
+    shares = np.bincount(inverse, remaining_tokens(record, start)[is_audio], minlength=len(starts)) / np.maximum(
+        counts, 1
+    )
+    in_clip = starts < end
+    starts, shares = starts[in_clip].astype(float), shares[in_clip]
     first = np.flatnonzero(np.diff(shares, prepend=-1.0))
     yield from zip(starts[first], [*starts[first][1:], end], shares[first], strict=False)
 
 
-def tokens(layout: Layout, modalities: Sequence[Modality], stay: Bool[np.ndarray, " tokens"]) -> tuple[int, int]:
+def token_counts(layout: Layout, modalities: Sequence[Modality], mask: Bool[np.ndarray, " tokens"]) -> tuple[int, int]:
     """How many of these stay, and how many there are."""
-    here = np.isin(layout.modality, modalities)
-    return int(stay[here].sum()), int(here.sum())
+    is_counted = np.isin(layout.modality, modalities)
+    return int(mask[is_counted].sum()), int(is_counted.sum())

@@ -19,7 +19,7 @@ from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 
 from fastav.calibrate import TOP
 from fastav.layout import Modality
-from fastav.report.content import Curve, Cut
+from fastav.report.content import Curve, ModalityCut
 
 INK, SOFT, GRID, HATCH, PAPER = "#1f2328", "#59636e", "#d8dee4", "#a9b3bd", "#fffffe"
 VARIABLES = {INK: "ink", SOFT: "soft", GRID: "grid", HATCH: "hatch", PAPER: "paper"}
@@ -97,14 +97,14 @@ def _heat_map(
     figure: Any, axes: Any, weights: Float[np.ndarray, "layers columns"], positions: int, start: int, narrow: bool
 ) -> None:
     depth = len(weights)
-    most = float(weights.max(initial=0)) or 1.0
-    there = weights[weights > 0]
-    least = max(float(np.quantile(there, 0.02)) if len(there) else 0.0, most * 10.0**-DECADES)
-    least = min(least, most / 2)  # also where all are the same
+    highest = float(weights.max(initial=0)) or 1.0
+    positive = weights[weights > 0]
+    lowest = max(float(np.quantile(positive, 0.02)) if len(positive) else 0.0, highest * 10.0**-DECADES)
+    lowest = min(lowest, highest / 2)  # also where all are the same
     image = axes.imshow(
-        np.maximum(weights, least),
+        np.maximum(weights, lowest),
         cmap=HEAT,
-        norm=LogNorm(least, most),
+        norm=LogNorm(lowest, highest),
         aspect="auto",
         interpolation="none",
         extent=(0, positions, depth - 0.5, -0.5),
@@ -138,19 +138,19 @@ def _tracks(axes: Any, tracks: Mapping[Modality, Float[np.ndarray, " columns"]],
 
 
 def curves(
-    found: Mapping[tuple[str, Modality], Curve],
-    cuts: Mapping[Modality, Cut],
-    words: Mapping[Modality, str],
+    curves_by_kind: Mapping[tuple[str, Modality], Curve],
+    cuts: Mapping[Modality, ModalityCut],
+    cut_texts: Mapping[Modality, str],
     *,
     seconds: bool,
     narrow: bool,
 ) -> str:
     """Panels of weight by order or by second, one for each kind and modality.
 
-    words: of each modality, what stays of it.
+    cut_texts: of each modality, what stays of it.
     """
-    modalities = list(dict.fromkeys(m for _, m in found))
-    kinds = list(dict.fromkeys(kind for kind, _ in found))
+    modalities = list(dict.fromkeys(m for _, m in curves_by_kind))
+    kinds = list(dict.fromkeys(kind for kind, _ in curves_by_kind))
     shape = (len(kinds) * len(modalities), 1) if narrow else (len(kinds), len(modalities))
 
     def draw(figure: Any) -> None:
@@ -158,14 +158,14 @@ def curves(
         if narrow:
             grid = grid.reshape(len(modalities), len(kinds)).T
         for row, kind in zip(grid, kinds, strict=True):
-            low, high = _bounds([found[kind, m] for m in modalities])
+            low, high = _bounds([curves_by_kind[kind, m] for m in modalities])
             for axes, m in zip(row, modalities, strict=True):
-                _curve(axes, found[kind, m], m, low, high)
-                _gone(axes, found[kind, m], cuts[m], seconds=seconds)
+                _curve(axes, curves_by_kind[kind, m], m, low, high)
+                _hatch_dropped(axes, curves_by_kind[kind, m], cuts[m], seconds=seconds)
                 if narrow:
-                    axes.set_title(_title(f"{m.label}, {kind}", words[m] if kind == kinds[0] else "", NARROW))
+                    axes.set_title(_title(f"{m.label}, {kind}", cut_texts[m] if kind == kinds[0] else "", NARROW))
                 elif kind == kinds[0]:
-                    axes.set_title(_title(m.label, words[m], WIDE / len(modalities)))
+                    axes.set_title(_title(m.label, cut_texts[m], WIDE / len(modalities)))
                 if m == modalities[0] and not narrow:
                     axes.set_ylabel(kind)
                 if kind == kinds[-1]:
@@ -175,18 +175,18 @@ def curves(
     return _svg("seconds" if seconds else "order", narrow, shape[0] * (high + 26) + 40, draw)
 
 
-def _title(what: str, words: str, room: float | int) -> str:
+def _title(label: str, text: str, room: float | int) -> str:
     """On two lines where one would not fit."""
-    line = f"{what}: {words}" if words else what
-    return line if len(line) * LETTER < room - MARGIN else f"{what}:\n{words}"
+    line = f"{label}: {text}" if text else label
+    return line if len(line) * LETTER < room - MARGIN else f"{label}:\n{text}"
 
 
-def _bounds(found: Sequence[Curve]) -> tuple[float, float]:
+def _bounds(curves: Sequence[Curve]) -> tuple[float, float]:
     """Of a logarithmic axis."""
-    values = np.concatenate([curve.mean for curve in found])
-    tops = np.concatenate([curve.mean + np.nan_to_num(curve.spread) for curve in found])
-    most = float(tops.max()) or 1.0
-    return max(float(values.min(initial=most, where=values > 0)) / 1.6, most * 1e-6), most * 1.5
+    values = np.concatenate([curve.mean for curve in curves])
+    tops = np.concatenate([curve.mean + np.nan_to_num(curve.spread) for curve in curves])
+    highest = float(tops.max()) or 1.0
+    return max(float(values.min(initial=highest, where=values > 0)) / 1.6, highest * 1e-6), highest * 1.5
 
 
 def _curve(axes: Any, curve: Curve, modality: Modality, low: float, high: float) -> None:
@@ -220,10 +220,12 @@ def _decades(low: float, high: float) -> FixedLocator:
     return FixedLocator((10.0 ** powers[:: int(np.ceil(len(powers) / 5))]).tolist())
 
 
-def _gone(axes: Any, curve: Curve, cut: Cut, *, seconds: bool) -> None:
+def _hatch_dropped(axes: Any, curve: Curve, cut: ModalityCut, *, seconds: bool) -> None:
     """Hatch what goes; where the cut differs between prompts, from its mean on."""
-    places = cut.seconds if seconds else cut.kept[cut.kept < cut.there] if len(cut.kept) else cut.kept
-    if not cut.ordered or not len(places):
+    places = (
+        cut.seconds if seconds else cut.remaining[cut.remaining < cut.total] if len(cut.remaining) else cut.remaining
+    )
+    if not cut.is_prefix or not len(places):
         return
     place, end = float(places.mean()), float(curve.edges[-1])
     axes.axvspan(place, end, facecolor="none", edgecolor=HATCH, hatch="\\\\\\", linewidth=0, zorder=0.5)
@@ -240,8 +242,8 @@ def concentration(
         axes = figure.subplots()
         layers = np.arange(depth)
         styles = (("attention", INK, "-", "o"), ("rollout", COLOURS[Modality.VIDEO], "--", "s"))
-        for (kind, colour, dashes, marker), middle, off in zip(styles, mean, spread, strict=True):
-            down, up = np.clip(middle - off, 0, 1), np.clip(middle + off, 0, 1)
+        for (kind, colour, dashes, marker), middle, deviation in zip(styles, mean, spread, strict=True):
+            down, up = np.clip(middle - deviation, 0, 1), np.clip(middle + deviation, 0, 1)
             axes.fill_between(layers, down, up, color=colour, alpha=0.14, linewidth=0)
             axes.plot(
                 layers,
@@ -254,7 +256,7 @@ def concentration(
                 clip_on=False,
             )
             axes.plot([], [], color=colour, linestyle=dashes, marker=marker, markersize=4, label=kind)
-        axes.axhline(TOP, color=SOFT, linewidth=1, linestyle=":", label=f"if all held the same ({_whole_percent(TOP)})")
+        axes.axhline(TOP, color=SOFT, linewidth=1, linestyle=":", label=f"if all held the same ({_percent(TOP)})")
         axes.axvline(start - 0.5, color=INK, linewidth=1.4, linestyle=(0, (4, 2.5)))
         axes.annotate("cut", (start - 0.5, 1), (0, 4), ("data", "axes fraction"), "offset points", ha="center")
         axes.set_xlim(-0.5, depth - 0.5)
@@ -262,7 +264,7 @@ def concentration(
         axes.set_xlabel("layer")
         axes.xaxis.set_major_locator(_layers(depth))
         axes.yaxis.set_major_locator(FixedLocator([0, 0.2, 0.4, 0.6, 0.8, 1]))
-        axes.yaxis.set_major_formatter(_whole_percent)
+        axes.yaxis.set_major_formatter(_percent)
         axes.grid(axis="y")
         figure.legend(loc="outside upper left", ncols=1 if narrow else 3, handlelength=3)
 
@@ -272,7 +274,7 @@ def concentration(
 def waveform(
     peaks: Float[np.ndarray, "2 parts"],
     duration: float | int,
-    stretches: Sequence[tuple[float, float, float]],
+    segments: Sequence[tuple[float, float, float]],
     *,
     narrow: bool,
 ) -> str:
@@ -284,13 +286,13 @@ def waveform(
         loudest = float(np.abs(peaks).max(initial=0)) or 1.0
         down, up = peaks[0] / loudest, peaks[1] / loudest
         axes.fill_between(moments, down, up, color=SOFT, alpha=0.45, linewidth=0.4)
-        for here, share in _kept(moments, stretches):
+        for span, share in _remaining_runs(moments, segments):
             colour = COLOURS[Modality.AUDIO]
-            axes.fill_between(moments[here], down[here], up[here], color=colour, alpha=share, linewidth=0.4)
-            axes.fill_between(moments[here], -1.32, -1.18, color=INK, alpha=share, linewidth=0)
+            axes.fill_between(moments[span], down[span], up[span], color=colour, alpha=share, linewidth=0.4)
+            axes.fill_between(moments[span], -1.32, -1.18, color=INK, alpha=share, linewidth=0)
         axes.set_xlim(0, duration)
         axes.set_ylim(-1.4, 1.05)
-        axes.set_yticks([-1.25] if stretches else [], ["stays"] if stretches else [])
+        axes.set_yticks([-1.25] if segments else [], ["stays"] if segments else [])
         axes.set_xlabel("second of the clip")
         axes.spines[["left"]].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(5 if narrow else 10, steps=[1, 2, 2.5, 5, 10]))
@@ -298,20 +300,20 @@ def waveform(
     return _svg("waveform", narrow, 130 if narrow else 150, draw)
 
 
-def _kept(
-    moments: Float[np.ndarray, " parts"], stretches: Sequence[tuple[float, float, float]]
+def _remaining_runs(
+    moments: Float[np.ndarray, " parts"], segments: Sequence[tuple[float, float, float]]
 ) -> Iterator[tuple[slice, float]]:
     """Runs of moments between which the same share stays, in steps of 5 %, without those where nothing does."""
-    if not stretches:
+    if not segments:
         return
-    begins, ends, shares = map(np.array, zip(*stretches, strict=True))
-    until = np.append(0, np.cumsum((ends - begins) * shares))  # how much has stayed up to the end of each stretch
-    between = np.diff(np.interp(moments, np.append(begins, ends[-1]), until)) / np.diff(moments)
-    between = np.round(between * 20) / 20
-    first = np.flatnonzero(np.diff(between, prepend=-1.0))
-    for start, end in zip(first, [*first[1:], len(between)], strict=True):
-        if between[start]:
-            yield slice(start, end + 1), float(between[start])
+    begins, ends, shares = map(np.array, zip(*segments, strict=True))
+    cumulative = np.append(0, np.cumsum((ends - begins) * shares))  # how much has stayed up to the end of each stretch
+    shares_between = np.diff(np.interp(moments, np.append(begins, ends[-1]), cumulative)) / np.diff(moments)
+    shares_between = np.round(shares_between * 20) / 20
+    first = np.flatnonzero(np.diff(shares_between, prepend=-1.0))
+    for start, end in zip(first, [*first[1:], len(shares_between)], strict=True):
+        if shares_between[start]:
+            yield slice(start, end + 1), float(shares_between[start])
 
 
 def layers(
@@ -320,8 +322,8 @@ def layers(
     """Tokens of every layer by modality, with the plan, under the outline of what there is without."""
     depth = len(pruned)
     present = [m for m in Modality if any(layer.get(m.label) for layer in unpruned)]
-    whole = [sum(layer.values()) for layer in unpruned]
-    left = [sum(layer.values()) for layer in pruned]
+    unpruned_totals = [sum(layer.values()) for layer in unpruned]
+    pruned_totals = [sum(layer.values()) for layer in pruned]
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
@@ -340,16 +342,26 @@ def layers(
                 label=m.label,
             )
             below += counts
-        axes.stairs(whole, np.arange(depth + 1) - 0.5, color=INK, linewidth=1.4, linestyle=(0, (4, 2.5)))
-        every = 1 if depth <= (16 if not narrow else 8) else 0
-        for layer in range(depth) if every else sorted({start, depth - 1}):
-            if left[layer] < whole[layer]:
-                axes.annotate(f"{left[layer]:,}", (layer, left[layer]), (0, 3), textcoords="offset points", ha="center")
+        axes.stairs(unpruned_totals, np.arange(depth + 1) - 0.5, color=INK, linewidth=1.4, linestyle=(0, (4, 2.5)))
+        label_all = 1 if depth <= (16 if not narrow else 8) else 0
+        for layer in range(depth) if label_all else sorted({start, depth - 1}):
+            if pruned_totals[layer] < unpruned_totals[layer]:
+                axes.annotate(
+                    f"{pruned_totals[layer]:,}",
+                    (layer, pruned_totals[layer]),
+                    (0, 3),
+                    textcoords="offset points",
+                    ha="center",
+                )
         axes.annotate(
-            f"unpruned: {whole[-1]:,}", (depth - 0.5, whole[-1]), (0, 6), textcoords="offset points", ha="right"
+            f"unpruned: {unpruned_totals[-1]:,}",
+            (depth - 0.5, unpruned_totals[-1]),
+            (0, 6),
+            textcoords="offset points",
+            ha="right",
         )
         axes.set_xlim(-0.6, depth - 0.4)
-        axes.set_ylim(0, max(whole) * 1.1)
+        axes.set_ylim(0, max(unpruned_totals) * 1.1)
         axes.set_xlabel("layer")
         axes.set_ylabel("tokens")
         axes.xaxis.set_major_locator(_layers(depth))
@@ -379,7 +391,7 @@ def _thousands(value: float | int, _: int | None = None) -> str:
     return f"{value:,.0f}"
 
 
-def _whole_percent(value: float | int, _: int | None = None) -> str:
+def _percent(value: float | int, _: int | None = None) -> str:
     return f"{100 * value:.0f} %"
 
 
@@ -392,10 +404,10 @@ def _svg(name: str, narrow: bool, height: float | int, draw: Draw) -> str:
         draw(figure)
         file = StringIO()
         FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})  # savefig would draw it all twice
-    return _embedded(file.getvalue(), f"{name}-{'narrow' if narrow else 'wide'}")
+    return _inline_svg(file.getvalue(), f"{name}-{'narrow' if narrow else 'wide'}")
 
 
-def _embedded(svg: str, name: str) -> str:
+def _inline_svg(svg: str, name: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
     box = re.search(r'viewBox="[^"]*"', svg)
@@ -403,9 +415,9 @@ def _embedded(svg: str, name: str) -> str:
     kind = name.rpartition("-")[2]
     svg = re.sub(r"<svg[^>]*>", f'<svg class="{kind}" {box[0]} style="stroke-linejoin: round">', svg, count=1)
     svg = svg.replace("xlink:href", "href").replace(f"font-family: '{FONT}'", "font-family: inherit")
-    used = set(re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', svg))
-    used = {one for pair in used for one in pair if one}
-    svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", svg)
+    referenced = set(re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', svg))
+    referenced = {one for pair in referenced for one in pair if one}
+    svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in referenced else "", svg)
     svg = re.sub(r'url\(#|href="#', lambda m: f"{m[0]}{name}-", svg)
     for colour, variable in VARIABLES.items():
         svg = svg.replace(colour, f"var(--{variable})")

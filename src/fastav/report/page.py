@@ -15,22 +15,22 @@ from PIL import Image
 from fastav.calibrate import KINDS, TOP, Record
 from fastav.errors import InstallationError, install_hint
 from fastav.layout import MEDIA, Modality
-from fastav.report import words
+from fastav.report import formatting
 from fastav.report.content import (
     COLUMNS,
     LAST,
     Content,
-    Cut,
+    ModalityCut,
+    audio_segments,
     curves,
-    cuts,
-    holders,
+    frame_tokens,
     maps,
-    pictures,
+    modality_cuts,
     read,
-    stretches,
-    survivors,
-    tokens,
+    remaining_tokens,
+    token_counts,
     tracks,
+    weight_shares,
 )
 
 try:
@@ -62,13 +62,13 @@ def page(folder: str | Path) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"percent": words.percent, "second": words.second}
+    environment.filters |= {"percent": formatting.percent, "second": formatting.second}
     return environment.from_string(template).render(_context(content))
 
 
 def _context(content: Content) -> dict[str, Any]:
-    found = cuts(content)
-    stays = {m: _stays(cut) for m, cut in found.items()}
+    cuts = modality_cuts(content)
+    cut_texts = {m: _cut_text(cut) for m, cut in cuts.items()}
     return {
         "model": content.head["model"],
         "source": content.head["source"],
@@ -77,18 +77,18 @@ def _context(content: Content) -> dict[str, Any]:
         "start": content.start,
         "columns": COLUMNS,
         "top": TOP,
-        "sentences": words.plan(content.plan, content.depth, content.evidence.present()),
+        "sentences": formatting.plan(content.plan, content.depth, content.evidence.present()),
         "numbers": list(_numbers(content)),
         "facts": list(_facts(content)),
         "small_print": _small_print(content),
         "plan": content.plan.to_json(),
         "longest": max(map(len, content.evidence.layouts)),
         "prompts": len(content.evidence.layouts),
-        "ordered": all(cut.ordered for cut in found.values()),
-        "holders": _holders(content),
-        "figures": _drawings(content, found, stays),
+        "is_prefix": all(cut.is_prefix for cut in cuts.values()),
+        "weight_shares": _weight_rows(content),
+        "figures": _drawings(content, cuts, cut_texts),
         "concentration": _concentration(content),
-        "shown": _shown(content),
+        "example": _example(content),
         "layers": _layers(content),
         "costs": _costs(content),
         "unpruned": content.unpruned,
@@ -99,15 +99,23 @@ def _context(content: Content) -> dict[str, Any]:
 
 def _numbers(content: Content) -> Iterator[tuple[str, str, str]]:
     """The large ones: value, what it is, and of what."""
-    prompts, there = len(content.evidence.layouts), _mean_media(content)
-    yield words.percent(content.flops), "prefill FLOPs", "against the unpruned model; mean over prompts"
-    yield words.percent(content.kv), "KV cache", "against the unpruned model; mean over prompts"
-    tokens = f"of {words.number(there)} audio and video tokens, from the cut on; mean over prompts"
-    yield words.number(content.tokens), "tokens stay", tokens
+    prompts, n_media = len(content.evidence.layouts), _mean_media(content)
+    yield formatting.percent(content.flops), "prefill FLOPs", "against the unpruned model; mean over prompts"
+    yield formatting.percent(content.kv), "KV cache", "against the unpruned model; mean over prompts"
+    note = f"of {formatting.number(n_media)} audio and video tokens, from the cut on; mean over prompts"
+    yield formatting.number(content.tokens), "tokens stay", note
     if content.held is not None:
-        yield words.percent(content.held), "of the rollout stays", "of what audio and video have where the cut is made"
+        yield (
+            formatting.percent(content.held),
+            "of the rollout stays",
+            "of what audio and video have where the cut is made",
+        )
     clips = content.origin.get("clips")
-    yield f"{prompts:,}", "prompts" if prompts != 1 else "prompt", f"on {words.plural(clips, 'clip')}" if clips else ""
+    yield (
+        f"{prompts:,}",
+        "prompts" if prompts != 1 else "prompt",
+        f"on {formatting.plural(clips, 'clip')}" if clips else "",
+    )
 
 
 def _mean_media(content: Content) -> float:
@@ -116,35 +124,35 @@ def _mean_media(content: Content) -> float:
 
 def _facts(content: Content) -> Iterator[tuple[str, str]]:
     criterion, rule = content.origin.get("criterion"), content.origin.get("rule")
-    if criterion and rule in words.RULES:
-        yield "Rule", words.rule(criterion["rule"], rule)
-        yield "Budget", words.budget(criterion)
-        yield "Cut", words.start(criterion["start"], content.start)
+    if criterion and rule in formatting.RULES:
+        yield "Rule", formatting.rule(criterion["rule"], rule)
+        yield "Budget", formatting.budget(criterion)
+        yield "Cut", formatting.start(criterion["start"], content.start)
     yield "Decoder", f"{content.depth} layers of width {content.head['hidden']:,}"
     yield "Rollout", f"alpha = {content.head['alpha']:g}"
 
 
 def _small_print(content: Content) -> list[tuple[str, str]]:
     origin = content.origin
-    told = [("Plan", content.plan.fingerprint)]
+    rows = [("Plan", content.plan.fingerprint)]
     if "date" in origin:
-        told.append(("Made", words.date(origin["date"])))
-    told.append(("Commit", origin.get("commit") or "unknown"))
-    told.append(("Machine", words.machine(origin.get("machine", {}), content.head)))
-    told.append(("Versions", ", ".join(f"{name} {version}" for name, version in origin.get("versions", {}).items())))
-    return told
+        rows.append(("Made", formatting.date(origin["date"])))
+    rows.append(("Commit", origin.get("commit") or "unknown"))
+    rows.append(("Machine", formatting.machine(origin.get("machine", {}), content.head)))
+    rows.append(("Versions", ", ".join(f"{name} {version}" for name, version in origin.get("versions", {}).items())))
+    return rows
 
 
-def _stays(cut: Cut) -> str:
+def _cut_text(cut: ModalityCut) -> str:
     """`the first 35 of 64 stay`, where numbers differ between prompts from least to most."""
-    if not len(cut.kept):
+    if not len(cut.remaining):
         return "the scores decide"
-    there = _range(cut.there)
-    if not cut.kept.any():
-        return f"none of {there} stay"
-    if (cut.kept >= cut.there).all():
-        return f"all {there} stay"
-    return f"{'the first ' if cut.ordered else ''}{_range(cut.kept)} of {there} stay"
+    total = _range(cut.total)
+    if not cut.remaining.any():
+        return f"none of {total} stay"
+    if (cut.remaining >= cut.total).all():
+        return f"all {total} stay"
+    return f"{'the first ' if cut.is_prefix else ''}{_range(cut.remaining)} of {total} stay"
 
 
 def _range(counts: np.ndarray) -> str:
@@ -152,22 +160,24 @@ def _range(counts: np.ndarray) -> str:
     return f"{most:,}" if least == most else f"{least:,} to {most:,}"
 
 
-def _holders(content: Content) -> list[tuple[str, list[float]]]:
+def _weight_rows(content: Content) -> list[tuple[str, list[float]]]:
     """Of each modality, its share of every kind's weight."""
-    shares = [holders(content, kind) for kind in KINDS]
+    shares = [weight_shares(content, kind) for kind in KINDS]
     return [(m.label, [share[m] for share in shares]) for m in content.evidence.present()]
 
 
-def _drawings(content: Content, found: dict[Modality, Cut], stays: dict[Modality, str]) -> dict[str, Drawing]:
-    def both(alt: str, draw: Callable[..., str], *arguments: Any, **options: Any) -> Drawing:
+def _drawings(
+    content: Content, cuts: dict[Modality, ModalityCut], cut_texts: dict[Modality, str]
+) -> dict[str, Drawing]:
+    def both_widths(alt: str, draw: Callable[..., str], *arguments: Any, **options: Any) -> Drawing:
         wide, narrow = (draw(*arguments, **options, narrow=narrow) for narrow in (False, True))
         return Drawing(wide, narrow, alt)
 
-    evidence, start, shown = content.evidence, content.start, content.shown
+    evidence, start, record = content.evidence, content.start, content.example
     longest = max(map(len, evidence.layouts))
-    told = "; ".join(f"{m.label}: {text}" for m, text in stays.items())
+    summary = "; ".join(f"{m.label}: {text}" for m, text in cut_texts.items())
     drawings = {
-        "heat": both(
+        "heat": both_widths(
             f"Two heat maps, {content.depth} layers by {longest:,} positions, of attention and of rollout of the last "
             f"query, and below them which modality stands where. A dashed line before layer {start} marks the cut. "
             "The table that follows tells whose tokens hold the weight.",
@@ -177,14 +187,14 @@ def _drawings(content: Content, found: dict[Modality, Cut], stays: dict[Modality
             longest,
             start,
         ),
-        "concentration": both(
+        "concentration": both_widths(
             f"Lines by layer of the share that the heaviest {TOP:.0%} of the audio and video tokens hold, for "
             "attention and for rollout. The table that follows has the numbers.",
             figures.concentration,
-            *_top(content),
+            *_concentration_by_layer(content),
             start,
         ),
-        "layers": both(
+        "layers": both_widths(
             "Bars of the tokens that every layer runs on with the plan, by modality, under the outline of what it "
             "would run on without. The table that follows has the numbers.",
             figures.layers,
@@ -195,65 +205,65 @@ def _drawings(content: Content, found: dict[Modality, Cut], stays: dict[Modality
     }
     for axis in ("order", "second"):
         if data := curves(content, axis):
-            drawings[axis] = both(
+            drawings[axis] = both_widths(
                 f"Curves of the mean attention and the mean rollout of a token by {axis}, with a band of one standard "
-                f"deviation over prompts; what goes at the cut is hatched. {told}.",
+                f"deviation over prompts; what goes at the cut is hatched. {summary}.",
                 figures.curves,
                 data,
-                found,
-                stays,
+                cuts,
+                cut_texts,
                 seconds=axis == "second",
             )
-    if shown.look.peaks.shape[1]:
-        stay, there = tokens(shown.trace.layout, [Modality.AUDIO], survivors(shown, start))
-        drawings["waveform"] = both(
-            f"Waveform of the clip, {shown.look.duration:.1f} seconds. {stay:,} of {there:,} audio tokens stay.",
+    if record.preview.peaks.shape[1]:
+        remaining, total = token_counts(record.trace.layout, [Modality.AUDIO], remaining_tokens(record, start))
+        drawings["waveform"] = both_widths(
+            f"Waveform of the clip, {record.preview.duration:.1f} s. {remaining:,} of {total:,} audio tokens stay.",
             figures.waveform,
-            shown.look.peaks,
-            shown.look.duration,
-            list(stretches(shown, start)),
+            record.preview.peaks,
+            record.preview.duration,
+            list(audio_segments(record, start)),
         )
     return drawings
 
 
-def _top(content: Content) -> tuple[np.ndarray, np.ndarray]:
+def _concentration_by_layer(content: Content) -> tuple[np.ndarray, np.ndarray]:
     moments = content.evidence.concentration
     return moments.mean[:, LAST, :, 0], moments.spread[:, LAST, :, 0]
 
 
 def _concentration(content: Content) -> list[tuple[int, list[float]]]:
-    mean, _ = _top(content)
+    mean, _ = _concentration_by_layer(content)
     return [(layer, [float(share) for share in mean[:, layer]]) for layer in range(content.depth)]
 
 
-def _shown(content: Content) -> dict[str, Any]:
-    shown, start = content.shown, content.start
-    layout, stay = shown.trace.layout, survivors(shown, start)
+def _example(content: Content) -> dict[str, Any]:
+    record, start = content.example, content.start
+    layout, mask = record.trace.layout, remaining_tokens(record, start)
     return {
-        "clip": shown.clip,
-        "question": shown.question,
-        "duration": shown.look.duration,
+        "clip": record.clip,
+        "question": record.question,
+        "duration": record.preview.duration,
         "frames": [
             {
-                "uri": _uri(shown, picture.index),
-                "second": picture.second,
-                "stay": picture.stay,
-                "there": picture.there,
-                "share": picture.stay / picture.there,
+                "uri": _data_uri(record, frame.index),
+                "second": frame.second,
+                "remaining": frame.remaining,
+                "total": frame.total,
+                "share": frame.remaining / frame.total,
             }
-            for picture in pictures(shown, start)
+            for frame in frame_tokens(record, start)
         ],
-        "seen": tokens(layout, [Modality.VIDEO, Modality.IMAGE], stay),
-        "heard": tokens(layout, [Modality.AUDIO], stay),
-        "timed": any(True for _ in stretches(shown, start)),
-        "width": shown.look.frames.shape[2],
-        "height": shown.look.frames.shape[1],
+        "visual": token_counts(layout, [Modality.VIDEO, Modality.IMAGE], mask),
+        "audio": token_counts(layout, [Modality.AUDIO], mask),
+        "has_times": any(True for _ in audio_segments(record, start)),
+        "width": record.preview.frames.shape[2],
+        "height": record.preview.frames.shape[1],
     }
 
 
-def _uri(shown: Record, index: int) -> str:
+def _data_uri(record: Record, index: int) -> str:
     file = BytesIO()
-    Image.fromarray(shown.look.frames[index]).save(file, "JPEG", quality=82)
+    Image.fromarray(record.preview.frames[index]).save(file, "JPEG", quality=82)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 

@@ -11,7 +11,7 @@ from fastav.installation import is_installed
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Annotation:
     """One annotation. file, number: where it stands, counted from 1. columns: by name."""
 
     file: str
@@ -38,18 +38,18 @@ class Row:
             raise self.error(f"{column!r} must be a list of texts, got {value!r}")
         return tuple(str(one).strip() for one in value)
 
-    def listed(self, column: str) -> tuple[str, ...]:
+    def json_list(self, column: str) -> tuple[str, ...]:
         """A list of texts that is itself written as text, in JSON; may be empty.  Raises: TaskError."""
-        written = self.text(column)
+        text_ = self.text(column)
         try:
-            value = json.loads(written)
+            value = json.loads(text_)
         except json.JSONDecodeError:
             value = None
         if not isinstance(value, list) or not all(map(_is_text, value)):
-            raise self.error(f"{column!r} must be a list written as text, got {written!r}")
+            raise self.error(f"{column!r} must be a list written as text, got {text_!r}")
         return tuple(map(str, value))
 
-    def present(self, column: str) -> tuple[str, ...]:
+    def optional_texts(self, column: str) -> tuple[str, ...]:
         """The texts that are there: of a list with gaps, of a single text, of a column that is missing."""
         value = self.columns.get(column)
         values = value if isinstance(value, list) else [value]
@@ -68,7 +68,9 @@ class Row:
         return self.columns[column]
 
 
-def read(folder: Path, places: Sequence[str], rows_of: Callable[[Any], Any] = lambda loaded: loaded) -> list[Row]:
+def read(
+    folder: Path, places: Sequence[str], rows_of: Callable[[Any], Any] = lambda content: content
+) -> list[Annotation]:
     """The rows of the first of these places that is there.
 
     places: paths in the folder without suffix, with `*` for files that belong together. rows_of: makes a list of what
@@ -77,18 +79,18 @@ def read(folder: Path, places: Sequence[str], rows_of: Callable[[Any], Any] = la
     """
     for place in places:
         for suffix, load in LOADERS.items():
-            if found := sorted(folder.glob(place + suffix)):
-                return [row for path in found for row in _rows(path, rows_of(load(path)))]
-    wanted = " or ".join(f"{place}{{{','.join(LOADERS)}}}" for place in places)
+            if paths := sorted(folder.glob(place + suffix)):
+                return [row for path in paths for row in _annotations(path, rows_of(load(path)))]
+    searched = " or ".join(f"{place}{{{','.join(LOADERS)}}}" for place in places)
     raise TaskError(
-        f"there are no annotations in {folder}: looked for {wanted}", "docs/tasks.md says where to get them"
+        f"there are no annotations in {folder}: looked for {searched}", "docs/tasks.md says where to get them"
     )
 
 
-def _rows(path: Path, loaded: Any) -> Iterable[Row]:
-    if not isinstance(loaded, list) or not loaded or not all(isinstance(one, dict) for one in loaded):
+def _annotations(path: Path, content: Any) -> Iterable[Annotation]:
+    if not isinstance(content, list) or not content or not all(isinstance(one, dict) for one in content):
         raise TaskError(f"{path.name} is not a list of annotations", "is it the published file, whole and unchanged?")
-    return (Row(path.name, number, columns) for number, columns in enumerate(loaded, start=1))
+    return (Annotation(path.name, number, columns) for number, columns in enumerate(content, start=1))
 
 
 def _is_text(value: object) -> bool:
@@ -96,12 +98,12 @@ def _is_text(value: object) -> bool:
 
 
 def _json(path: Path) -> Any:
-    return _parsed(path, _content(path))
+    return _parse(path, _content(path))
 
 
 def _json_lines(path: Path) -> list[Any]:
     lines = enumerate(_content(path).split("\n"), start=1)
-    return [_parsed(path, line, f"line {number} of ") for number, line in lines if line.strip()]
+    return [_parse(path, line, f"line {number} of ") for number, line in lines if line.strip()]
 
 
 def _parquet(path: Path) -> list[Any]:
@@ -109,11 +111,14 @@ def _parquet(path: Path) -> list[Any]:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
-        takes, otherwise = f"reading {path.name} takes pyarrow, which", "export the same columns to JSON lines (.jsonl)"
+        need, alternative = (
+            f"reading {path.name} takes pyarrow, which",
+            "export the same columns to JSON lines (.jsonl)",
+        )
         if is_installed("pyarrow"):
-            hint = f"install a pyarrow that fits the other packages here, or {otherwise}"
-            raise InstallationError(f"{takes} cannot be imported: {reason_of(error)}", hint) from error
-        raise InstallationError(f"{takes} is not installed", f"{install_hint('eval')}, or {otherwise}") from None
+            hint = f"install a pyarrow that fits the other packages here, or {alternative}"
+            raise InstallationError(f"{need} cannot be imported: {reason_of(error)}", hint) from error
+        raise InstallationError(f"{need} is not installed", f"{install_hint('eval')}, or {alternative}") from None
     try:
         with ParquetFile(path) as file:
             return file.read().to_pylist()
@@ -130,7 +135,7 @@ def _content(path: Path) -> str:
         raise TaskError(f"{path} cannot be read: {reason_of(error)}", "expected a text file in UTF-8") from error
 
 
-def _parsed(path: Path, text: str, where: str = "") -> Any:
+def _parse(path: Path, text: str, where: str = "") -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

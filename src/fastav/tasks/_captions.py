@@ -20,33 +20,33 @@ class CiderD:
     def __init__(self, references: Sequence[str]) -> None:
         """references: the corpus that says how common a group of words is."""
         groups = [grams for reference in references for grams in map(set, _grams(reference))]
-        self._common = Counter(gram for grams in groups for gram in grams)
+        self._frequency = Counter(gram for grams in groups for gram in grams)
         self._log_references = math.log(max(1, len(references)))
 
     def score(self, caption: str, reference: str) -> float:
         """How close the caption is to the reference."""
         pairs = zip(_grams(caption), _grams(reference), strict=True)
-        shift = len(words(caption)) - len(words(reference))
-        penalty = math.exp(-(shift**2) / (2 * SIGMA**2))
-        return 10 * penalty * sum(self._alike(*pair) for pair in pairs) / len(LENGTHS)
+        difference = len(words(caption)) - len(words(reference))
+        penalty = math.exp(-(difference**2) / (2 * SIGMA**2))
+        return 10 * penalty * sum(self._similarity(*pair) for pair in pairs) / len(LENGTHS)
 
-    def _alike(self, caption: Counter[tuple[str, ...]], reference: Counter[tuple[str, ...]]) -> float:
+    def _similarity(self, caption: Counter[tuple[str, ...]], reference: Counter[tuple[str, ...]]) -> float:
         ours, theirs = self._weights(caption), self._weights(reference)
         norms = math.hypot(*ours.values()) * math.hypot(*theirs.values())
         shared = sum(min(weight, theirs[gram]) * theirs[gram] for gram, weight in ours.items() if gram in theirs)
         return shared / norms if norms else 0.0
 
     def _weights(self, grams: Counter[tuple[str, ...]]) -> dict[tuple[str, ...], float]:
-        rare = {gram: self._log_references - math.log(max(1, self._common[gram])) for gram in grams}
-        return {gram: count * rare[gram] for gram, count in grams.items()}
+        idf = {gram: self._log_references - math.log(max(1, self._frequency[gram])) for gram in grams}
+        return {gram: count * idf[gram] for gram, count in grams.items()}
 
 
 def words(text: str) -> list[str]:
     """Words in lower case without punctuation; "man's" is two words, "don't" is "do" and "n't", "t-shirt" is one."""
-    apart = re.sub(r"(?<=\w)(n't|'(?:s|re|ve|ll|d|m))\b", r" \1", text.lower().replace("\u2019", "'"))
-    return re.findall(r"n't|'\w+|\w+(?:-\w+)*", apart)
+    spaced = re.sub(r"(?<=\w)(n't|'(?:s|re|ve|ll|d|m))\b", r" \1", text.lower().replace("\u2019", "'"))
+    return re.findall(r"n't|'\w+|\w+(?:-\w+)*", spaced)
 
 
 def _grams(text: str) -> list[Counter[tuple[str, ...]]]:
-    said = words(text)
-    return [Counter(zip(*(said[i:] for i in range(length)), strict=False)) for length in LENGTHS]
+    tokens = words(text)
+    return [Counter(zip(*(tokens[i:] for i in range(length)), strict=False)) for length in LENGTHS]

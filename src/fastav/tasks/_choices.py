@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from string import ascii_uppercase
 
 from fastav.task import Grade, Sample
-from fastav.tasks._annotations import Row
+from fastav.tasks._annotations import Annotation
 from fastav.tasks._published import PublishedTask
 
 LETTERS = ascii_uppercase
@@ -37,19 +37,19 @@ def parse(text: str, options: Sequence[str]) -> str | None:
     return None
 
 
-def unlettered(options: Sequence[str]) -> tuple[str, ...]:
+def strip_letters(options: Sequence[str]) -> tuple[str, ...]:
     """Options without the letters ("A. ", "B) ", ...) that they begin with, if all begin with their own."""
-    found = [re.fullmatch(rf"\(?{LETTERS[i]}[.:)]\s*(.*)", option, re.DOTALL) for i, option in enumerate(options)]
-    return tuple(match[1].strip() for match in found if match) if all(found) else tuple(options)
+    matches = [re.fullmatch(rf"\(?{LETTERS[i]}[.:)]\s*(.*)", option, re.DOTALL) for i, option in enumerate(options)]
+    return tuple(match[1].strip() for match in matches if match) if all(matches) else tuple(options)
 
 
-def asked(question: str, options: Sequence[str], before: str = "", after: str = INSTRUCTION) -> str:
+def format_question(question: str, options: Sequence[str], before: str = "", after: str = INSTRUCTION) -> str:
     """The question, its options with their letters, one a line, and instructions before and after."""
-    shown = [f"{LETTERS[i]}. {option}" for i, option in enumerate(options)]
-    return "\n".join(part for part in (before, question, *shown, after) if part)
+    lettered = [f"{LETTERS[i]}. {option}" for i, option in enumerate(options)]
+    return "\n".join(part for part in (before, question, *lettered, after) if part)
 
 
-def lettered(row: Row, column: str, options: Sequence[str]) -> str:
+def answer_letter(row: Annotation, column: str, options: Sequence[str]) -> str:
     """The letter in this column.  Raises: TaskError if no option has it."""
     letter = row.text(column)
     if letter not in tuple(LETTERS[: len(options)]):

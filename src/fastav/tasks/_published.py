@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from fastav.errors import TaskError
 from fastav.task import Sample, Task
-from fastav.tasks._annotations import Row, read
+from fastav.tasks._annotations import Annotation, read
 
 
 class PublishedTask(Task):
@@ -36,28 +36,28 @@ class PublishedTask(Task):
 
         Raises: TaskError if annotations are missing or malformed, an id comes twice, or a clip is not in the folder.
         """
-        rows = read(self.root, self.annotations, self.rows)
-        found = [sample for row in rows if (sample := self.sample(row)) is not None]
-        if not found:
+        rows = read(self.root, self.annotations, self.annotation_list)
+        samples = [sample for row in rows if (sample := self.sample(row)) is not None]
+        if not samples:
             raise TaskError(f"{self.name}: none of {len(rows)} questions can be asked", "docs/tasks.md says which can")
-        twice = [name for name, times in Counter(sample.id for sample in found).items() if times > 1]
-        if twice:
-            message = f"{self.name}: {len(twice)} ids come more than once, the first is {twice[0]!r}"
+        repeated = [name for name, times in Counter(sample.id for sample in samples).items() if times > 1]
+        if repeated:
+            message = f"{self.name}: {len(repeated)} ids come more than once, the first is {repeated[0]!r}"
             raise TaskError(message, "is there one copy of the annotations in the folder?")
-        files = dict.fromkeys(f for s in found for f in (s.clip, s.sound) if isinstance(f, Path))
+        files = dict.fromkeys(f for s in samples for f in (s.clip, s.sound) if isinstance(f, Path))
         missing = [path for path in files if not path.is_file()]
         if missing:
             first = missing[0].relative_to(self.root)
             message = f"{self.name}: {len(missing)} of {len(files)} clips are not in {self.root}; the first is {first}"
             raise TaskError(message, "docs/tasks.md says where clips must lie")
-        return iter(found)
+        return iter(samples)
 
-    def rows(self, loaded: Any) -> Any:
+    def annotation_list(self, content: Any) -> Any:
         """The list of annotations in what a file holds, where it is not one already."""
-        return loaded
+        return content
 
     @abstractmethod
-    def sample(self, row: Row) -> Sample | None:
+    def sample(self, row: Annotation) -> Sample | None:
         """The question of an annotation, None if this task cannot ask it.  Raises: TaskError if it is malformed."""
 
     def clip(self, *names: str) -> Path:

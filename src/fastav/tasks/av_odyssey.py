@@ -2,8 +2,8 @@
 
 from fastav.adapter import Use
 from fastav.task import Sample
-from fastav.tasks._annotations import Row
-from fastav.tasks._choices import ChoiceTask, asked, lettered, unlettered
+from fastav.tasks._annotations import Annotation
+from fastav.tasks._choices import ChoiceTask, answer_letter, format_question, strip_letters
 
 WORDS = {"[audio1]": "the audio", "[img1]": "the image", "[video1]": "the video"}
 
@@ -21,17 +21,17 @@ class AVOdysseyTask(ChoiceTask):
     annotations = ("av_odyssey",)
     clips = ("",)
 
-    def sample(self, row: Row) -> Sample | None:
+    def sample(self, row: Annotation) -> Sample | None:
         """One row of av_odyssey.parquet; None if it is about several files of a kind."""
         kind = "image_path" if "image" in row.text("data_type") else "video_path"
-        files = row.present(kind), row.present("audio_path")
+        files = row.optional_texts(kind), row.optional_texts("audio_path")
         if not all(files):
             raise row.error(f"{kind!r} and 'audio_path' must name files")
         if max(map(len, files)) > 1:
             return None
         (picture,), (sound,) = files
-        options = unlettered(row.texts("options"))
-        question = asked(row.text("question"), options)
+        options = strip_letters(row.texts("options"))
+        question = format_question(row.text("question"), options)
         for tag, word in WORDS.items():
             question = question.replace(tag, word)
         return Sample(
@@ -39,7 +39,7 @@ class AVOdysseyTask(ChoiceTask):
             clip=self.clip(picture),
             sound=self.clip(sound),
             question=question,
-            answer=lettered(row, "answer", options),
+            answer=answer_letter(row, "answer", options),
             family=row.text("subfield"),
             options=options,
             use=Use.BOTH,

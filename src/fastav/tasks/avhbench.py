@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from functools import cached_property
 
 from fastav.adapter import Use
-from fastav.task import Grade, Graded, Sample
-from fastav.tasks._annotations import Row
+from fastav.task import Grade, GradedAnswer, Sample
+from fastav.tasks._annotations import Annotation
 from fastav.tasks._captions import CiderD
 from fastav.tasks._published import PublishedTask
 
@@ -28,7 +28,7 @@ class AVHBenchTask(PublishedTask):
     annotations = ("json/*", "qa", "QA")
     clips = ("video", "videos", "")
 
-    def sample(self, row: Row) -> Sample:
+    def sample(self, row: Annotation) -> Sample:
         """One question about a video."""
         video, family, label = row.text("video_id"), row.text("task"), row.text("label")
         if family not in (*YES_NO, CAPTIONS):
@@ -50,20 +50,20 @@ class AVHBenchTask(PublishedTask):
         """1 for the right one of yes and no, the first word of the answer; a caption's CIDEr-D over 10."""
         if sample.family == CAPTIONS:
             return Grade(self._cider.score(text, sample.answer) / 10, parsed=bool(text.strip()))
-        said = said_yes(text)
-        return Grade(0, parsed=False) if said is None else Grade(int(said == (sample.answer == "Yes")))
+        is_yes = parse_yes_no(text)
+        return Grade(0, parsed=False) if is_yes is None else Grade(int(is_yes == (sample.answer == "Yes")))
 
-    def metrics(self, graded: Sequence[Graded]) -> dict[str, float | int]:
+    def metrics(self, answers: Sequence[GradedAnswer]) -> dict[str, float | int]:
         """Of yes and no: accuracy, `precision`, `recall` and `f1` of yes, and `yes`, the share of it among all answers.
 
         An unparsed answer is neither yes nor no. Captions alone: `cider_d`, its `stderr`, `n` and `unparsed`; among
         others they are passed over.
         """
-        asked = [one for one in graded if one[0].family != CAPTIONS]
-        if asked:
-            return {**super().metrics(asked), **_yes_no(asked)}
-        found = super().metrics(graded)
-        return {"cider_d": 10 * found.pop("accuracy"), **found, "stderr": 10 * found["stderr"]}
+        yes_no_answers = [answer for answer in answers if answer[0].family != CAPTIONS]
+        if yes_no_answers:
+            return {**super().metrics(yes_no_answers), **_yes_no(yes_no_answers)}
+        statistics = super().metrics(answers)
+        return {"cider_d": 10 * statistics.pop("accuracy"), **statistics, "stderr": 10 * statistics["stderr"]}
 
     @cached_property
     def _cider(self) -> CiderD:
@@ -71,20 +71,20 @@ class AVHBenchTask(PublishedTask):
         return CiderD([sample.answer for sample in self.samples() if sample.family == CAPTIONS])
 
 
-def said_yes(text: str) -> bool | None:
+def parse_yes_no(text: str) -> bool | None:
     """Whether the answer's first word is yes or no; None if it is neither."""
     match = re.match(r"\W*(yes|no)\b", text, re.IGNORECASE)
     return None if match is None else match[1].lower() == "yes"
 
 
-def _yes_no(graded: Sequence[Graded]) -> dict[str, float | int]:
-    answers = [(said_yes(text), sample.answer == "Yes") for sample, text, _ in graded]
-    said = sum(yes is True for yes, _ in answers)
-    true = sum(label for _, label in answers)
-    both = sum(yes is True and label for yes, label in answers)
+def _yes_no(answers: Sequence[GradedAnswer]) -> dict[str, float | int]:
+    pairs = [(parse_yes_no(text), sample.answer == "Yes") for sample, text, _ in answers]
+    n_said_yes = sum(yes is True for yes, _ in pairs)
+    n_true = sum(label for _, label in pairs)
+    n_both = sum(yes is True and label for yes, label in pairs)
     return {
-        "precision": both / said if said else 0.0,
-        "recall": both / true if true else 0.0,
-        "f1": 2 * both / (said + true) if said + true else 0.0,
-        "yes": said / len(answers),
+        "precision": n_both / n_said_yes if n_said_yes else 0.0,
+        "recall": n_both / n_true if n_true else 0.0,
+        "f1": 2 * n_both / (n_said_yes + n_true) if n_said_yes + n_true else 0.0,
+        "yes": n_said_yes / len(pairs),
     }

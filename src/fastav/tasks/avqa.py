@@ -2,8 +2,8 @@
 
 from fastav.adapter import Use
 from fastav.task import Sample
-from fastav.tasks._annotations import Row
-from fastav.tasks._choices import LETTERS, ChoiceTask, asked
+from fastav.tasks._annotations import Annotation
+from fastav.tasks._choices import LETTERS, ChoiceTask, format_question
 
 
 class AVQATask(ChoiceTask):
@@ -18,13 +18,13 @@ class AVQATask(ChoiceTask):
     annotations = ("data/annotation/val_qa", "annotation/val_qa", "val_qa")
     clips = ("data/video", "videos", "video", "")
 
-    def sample(self, row: Row) -> Sample:
+    def sample(self, row: Annotation) -> Sample:
         """One row of val_qa.json; `answer` counts options from 0."""
         options = row.texts("multi_choice")
         return Sample(
             id=row.text("id"),
             clip=self.clip(row.text("video_name") + ".mp4"),
-            question=asked(row.text("question_text"), options),
+            question=format_question(row.text("question_text"), options),
             answer=LETTERS[row.index("answer", len(options))],
             family=row.text("question_type"),
             options=options,

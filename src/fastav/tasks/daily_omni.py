@@ -2,8 +2,8 @@
 
 from fastav.adapter import Use
 from fastav.task import Sample
-from fastav.tasks._annotations import Row
-from fastav.tasks._choices import ChoiceTask, asked, lettered, unlettered
+from fastav.tasks._annotations import Annotation
+from fastav.tasks._choices import ChoiceTask, answer_letter, format_question, strip_letters
 
 
 class DailyOmniTask(ChoiceTask):
@@ -17,14 +17,14 @@ class DailyOmniTask(ChoiceTask):
     annotations = ("qa",)
     clips = ("Videos", "")
 
-    def sample(self, row: Row) -> Sample:
+    def sample(self, row: Annotation) -> Sample:
         """One row of qa.json."""
-        options, video = unlettered(row.texts("Choice")), row.text("video_id")
+        options, video = strip_letters(row.texts("Choice")), row.text("video_id")
         return Sample(
             id=f"{video}-{row.number}",
             clip=self.clip(f"{video}/{video}_video.mp4"),
-            question=asked(row.text("Question"), options),
-            answer=lettered(row, "Answer", options),
+            question=format_question(row.text("Question"), options),
+            answer=answer_letter(row, "Answer", options),
             family=row.text("Type"),
             options=options,
             use=Use.BOTH,

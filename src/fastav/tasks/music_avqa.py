@@ -4,7 +4,7 @@ import re
 
 from fastav.adapter import Use
 from fastav.task import Grade, Sample
-from fastav.tasks._annotations import Row
+from fastav.tasks._annotations import Annotation
 from fastav.tasks._published import PublishedTask
 
 
@@ -26,32 +26,32 @@ class MusicAVQATask(PublishedTask):
     )
     clips = ("data/video", "videos", "video", "")
 
-    def sample(self, row: Row) -> Sample:
+    def sample(self, row: Annotation) -> Sample:
         """One row of avqa-test.json; "<Object>" and its like in the question stand for the template's values."""
-        question = _filled(row)
+        question = _fill_template(row)
         return Sample(
             id=row.text("question_id"),
             clip=self.clip(row.text("video_id") + ".mp4"),
             question=f"{question}\nAnswer with a single word; spell numbers out.",
             answer=row.text("anser"),  # sic
-            family=" ".join(row.listed("type")),
+            family=" ".join(row.json_list("type")),
             use=Use.BOTH,
         )
 
     def grade(self, sample: Sample, text: str) -> Grade:
         """1 for the annotated word, else 0; not parsed if there is no answer at all."""
-        answer = _normal(text)
-        return Grade(int(answer == _normal(sample.answer)), parsed=bool(answer))
+        answer = _normalize(text)
+        return Grade(int(answer == _normalize(sample.answer)), parsed=bool(answer))
 
 
-def _filled(row: Row) -> str:
-    template, values = row.text("question_content"), row.listed("templ_values")
+def _fill_template(row: Annotation) -> str:
+    template, values = row.text("question_content"), row.json_list("templ_values")
     slots = re.findall(r"<[^<>]*>", template)
     if len(slots) > len(values):
         raise row.error(f"{len(slots)} slots in {template!r} and {len(values)} values for them")
-    rest = iter(values)
-    return re.sub(r"<[^<>]*>", lambda _: next(rest), template)
+    remaining = iter(values)
+    return re.sub(r"<[^<>]*>", lambda _: next(remaining), template)
 
 
-def _normal(answer: str) -> str:
+def _normalize(answer: str) -> str:
     return answer.strip().upper().rstrip(" .")

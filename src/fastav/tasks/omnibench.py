@@ -2,8 +2,8 @@
 
 from fastav.adapter import Use
 from fastav.task import Sample
-from fastav.tasks._annotations import Row
-from fastav.tasks._choices import LETTERS, ChoiceTask, asked
+from fastav.tasks._annotations import Annotation
+from fastav.tasks._choices import LETTERS, ChoiceTask, format_question
 
 
 class OmniBenchTask(ChoiceTask):
@@ -18,7 +18,7 @@ class OmniBenchTask(ChoiceTask):
     annotations = ("dataset/*", "batch-5_1142_*")
     clips = ("mm_data", "")
 
-    def sample(self, row: Row) -> Sample:
+    def sample(self, row: Annotation) -> Sample:
         """One line of the file in `dataset/`; `answer` is the text of an option."""
         options, answer = row.texts("options"), row.text("answer")
         if options.count(answer) != 1:
@@ -27,7 +27,7 @@ class OmniBenchTask(ChoiceTask):
             id=row.text("index"),
             clip=self.clip(f"image/{row.text('image_path')}"),
             sound=self.clip(f"audio/{row.text('audio_path')}"),
-            question=asked(row.text("question"), options),
+            question=format_question(row.text("question"), options),
             answer=LETTERS[options.index(answer)],
             family=row.text("task type"),
             options=options,

@@ -39,12 +39,12 @@ class ToyWorldTask(Task):
         for number in range(self.scenes):
             rng = np.random.default_rng((self.seed, number))
             scene = Scene.draw(rng, held_out=True, seconds=self.seconds)
-            shown = clip(scene, name=f"toy-{number}")
+            toy_clip = clip(scene, name=f"toy-{number}")
             for kind in kinds(self.seconds):
                 question = ask(kind, scene, rng)
                 yield Sample(
                     id=f"{number}-{kind}",
-                    clip=shown,
+                    clip=toy_clip,
                     question=question.text,
                     answer=question.answer,
                     family=KINDS[kind],
@@ -53,12 +53,12 @@ class ToyWorldTask(Task):
 
     def grade(self, sample: Sample, text: str) -> Grade:
         """1 or 0 for one word, the share of right slots for a caption; not parsed if there is no word at all."""
-        said, right = _words(text), _words(sample.answer)
+        answer, expected = _words(text), _words(sample.answer)
         if sample.family != "caption":
-            return Grade(int(said == right), parsed=bool(said))
-        told, true = _slots(said), _slots(right)
-        matters = [slot for slot in zip(told, true, strict=True) if any(slot)]
-        return Grade(sum(a == b for a, b in matters) / len(matters), parsed=bool(said))
+            return Grade(int(answer == expected), parsed=bool(answer))
+        answer_slots, expected_slots = _slots(answer), _slots(expected)
+        pairs = [slot for slot in zip(answer_slots, expected_slots, strict=True) if any(slot)]
+        return Grade(sum(a == b for a, b in pairs) / len(pairs), parsed=bool(answer))
 
 
 def _words(text: str) -> list[str]:
@@ -67,5 +67,5 @@ def _words(text: str) -> list[str]:
 
 def _slots(words: list[str]) -> list[str | None]:
     """The word that fills each slot, None where none or more than one does."""
-    found = [[word for word in words if word in slot] for slot in SLOTS]
-    return [one[0] if len(one) == 1 else None for one in found]
+    matches = [[word for word in words if word in slot] for slot in SLOTS]
+    return [words_[0] if len(words_) == 1 else None for words_ in matches]

@@ -2,8 +2,8 @@
 
 from fastav.adapter import Use
 from fastav.task import Sample
-from fastav.tasks._annotations import Row
-from fastav.tasks._choices import ChoiceTask, asked, lettered, unlettered
+from fastav.tasks._annotations import Annotation
+from fastav.tasks._choices import ChoiceTask, answer_letter, format_question, strip_letters
 
 # the benchmark's own wording for frames with audio, https://github.com/BradyFU/Video-MME
 BEFORE = (
@@ -24,14 +24,14 @@ class VideoMMETask(ChoiceTask):
     annotations = ("videomme/test-*", "test-*")
     clips = ("data", "videos", "video", "")
 
-    def sample(self, row: Row) -> Sample:
+    def sample(self, row: Annotation) -> Sample:
         """One row of the published table; a few videos are not MP4."""
-        options, video = unlettered(row.texts("options")), row.text("videoID")
+        options, video = strip_letters(row.texts("options")), row.text("videoID")
         return Sample(
             id=row.text("question_id"),
             clip=self.clip(f"{video}.mp4", f"{video}.MP4", f"{video}.mkv"),
-            question=asked(row.text("question"), options, BEFORE, AFTER),
-            answer=lettered(row, "answer", options),
+            question=format_question(row.text("question"), options, BEFORE, AFTER),
+            answer=answer_letter(row, "answer", options),
             family=row.text("duration"),
             options=options,
             use=Use.BOTH,

@@ -4,8 +4,8 @@ from typing import Any
 
 from fastav.adapter import Use
 from fastav.task import Sample
-from fastav.tasks._annotations import Row
-from fastav.tasks._choices import ChoiceTask, asked, lettered, unlettered
+from fastav.tasks._annotations import Annotation
+from fastav.tasks._choices import ChoiceTask, answer_letter, format_question, strip_letters
 
 
 class WorldSenseTask(ChoiceTask):
@@ -19,26 +19,26 @@ class WorldSenseTask(ChoiceTask):
     source = "https://arxiv.org/abs/2502.04326"
     annotations = ("worldsense_qa", "data/test-*", "test-*")
 
-    def rows(self, loaded: Any) -> Any:
+    def annotation_list(self, content: Any) -> Any:
         """The authors' file is a table of videos, whose tasks (`task0`, ...) are the questions."""
-        if not isinstance(loaded, dict):
-            return loaded
+        if not isinstance(content, dict):
+            return content
         return [
             {"index": f"{video}/{name}", "video_path": f"{video}.mp4", **task}
-            for video, columns in loaded.items()
+            for video, columns in content.items()
             if isinstance(columns, dict)
             for name, task in columns.items()
             if name.startswith("task") and isinstance(task, dict)
         ]
 
-    def sample(self, row: Row) -> Sample:
+    def sample(self, row: Annotation) -> Sample:
         """One question."""
-        options = unlettered(row.texts("candidates"))
+        options = strip_letters(row.texts("candidates"))
         return Sample(
             id=row.text("index"),
             clip=self.clip(row.text("video_path").removeprefix("./").removeprefix("videos/")),
-            question=asked(row.text("question"), options),
-            answer=lettered(row, "answer", options),
+            question=format_question(row.text("question"), options),
+            answer=answer_letter(row, "answer", options),
             family=row.text("task_type"),
             options=options,
             use=Use.BOTH,

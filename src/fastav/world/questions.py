@@ -9,7 +9,7 @@ from fastav.world.scene import COLOURS, DIRECTIONS, FITS, PITCHES, SECONDS, SHAP
 
 NUMBERS = ("zero", "one", "two", "three", "four")
 NOTHING = "silence"
-HEARD = (*TIMBRES, "knock")
+SOUNDS = (*TIMBRES, "knock")
 
 FAMILIES: dict[str, tuple[str, ...]] = {
     "visual": ("colour", "shape", "direction"),
@@ -23,7 +23,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 """Kinds of questions by family, named after what the benchmarks of the field ask."""
 KINDS: dict[str, str] = {kind: family for family, kinds in FAMILIES.items() for kind in kinds}
 
-WORDINGS: dict[str, tuple[str, ...]] = {
+TEMPLATES: dict[str, tuple[str, ...]] = {
     "colour": ("what colour is the moving shape?", "which color moves?", "what is the color of the moving shape?"),
     "shape": ("what shape is moving?", "which shape moves?", "what is the moving shape?"),
     "direction": ("which way does the shape move?", "what direction is it moving?", "where does the shape move?"),
@@ -59,17 +59,17 @@ class Question:
 
 def ask(kind: str, scene: Scene, rng: np.random.Generator) -> Question:
     """A question of this kind; probes are as often true as false where the scene allows it."""
-    text = str(rng.choice(WORDINGS[kind]))
+    text = str(rng.choice(TEMPLATES[kind]))
     if kind == "see":
-        seen, true = _object(scene, rng)
-        return Question(kind=kind, text=text.format(seen), answer=_yes(true))
+        visual, true = _object(scene, rng)
+        return Question(kind=kind, text=text.format(visual), answer=_yes(true))
     if kind == "is":
         word, true = _property(scene, rng)
         return Question(kind=kind, text=text.format(word), answer=_yes(true))
     if kind == "hear":
-        heard = _heard(scene)
-        true = bool(heard) and rng.random() < 0.5
-        word = str(rng.choice(heard if true else [name for name in HEARD if name not in heard]))
+        audible = _audible(scene)
+        true = bool(audible) and rng.random() < 0.5
+        word = str(rng.choice(audible if true else [name for name in SOUNDS if name not in audible]))
         return Question(kind=kind, text=text.format(word), answer=_yes(true))
     return Question(kind=kind, text=text, answer=_answers(scene)[kind])
 
@@ -82,19 +82,19 @@ def kinds(seconds: int) -> list[str]:
 def caption(scene: Scene) -> str:
     """The whole scene in one sentence."""
     picture, sound = scene.picture, scene.sound
-    seen = f"a {picture.colour} {picture.shape} moves {picture.direction}"
+    visual = f"a {picture.colour} {picture.shape} moves {picture.direction}"
     if sound.silent:
-        return f"{seen} in silence"
+        return f"{visual} in silence"
     plural = "s" if len(sound.beeps) > 1 else ""
-    return f"{seen} with {NUMBERS[len(sound.beeps)]} {sound.pitch} {sound.timbre} beep{plural}"
+    return f"{visual} with {NUMBERS[len(sound.beeps)]} {sound.pitch} {sound.timbre} beep{plural}"
 
 
 def sentences() -> Iterator[str]:
     """Sentences that hold every word of this world."""
     for kind in KINDS:
-        for wording in WORDINGS[kind]:
-            yield wording.format("shape")
-    yield " ".join((*COLOURS, *SHAPES, *DIRECTIONS, *HEARD, *PITCHES, *NUMBERS, NOTHING))
+        for template in TEMPLATES[kind]:
+            yield template.format("shape")
+    yield " ".join((*COLOURS, *SHAPES, *DIRECTIONS, *SOUNDS, *PITCHES, *NUMBERS, NOTHING))
     yield "yes no none first last before after together never a moves with beep beeps in"
 
 
@@ -122,25 +122,25 @@ def _yes(true: bool) -> str:
     return "yes" if true else "no"
 
 
-def _heard(scene: Scene) -> list[str]:
+def _audible(scene: Scene) -> list[str]:
     beeps = [] if scene.sound.silent else [scene.sound.timbre]
     return beeps if scene.sound.knock == "never" else [*beeps, "knock"]
 
 
 def _object(scene: Scene, rng: np.random.Generator) -> tuple[str, bool]:
     """An object to ask for, and whether it is there; those that are not mostly share colour or shape with one."""
-    there = scene.picture.objects
+    objects = scene.picture.objects
     if rng.random() < 0.5:
-        colour, shape = there[0] if rng.random() < 0.75 else there[-1]
+        colour, shape = objects[0] if rng.random() < 0.75 else objects[-1]
         return f"{colour} {shape}", True
     while True:
         colour, shape = str(rng.choice(COLOURS)), str(rng.choice(SHAPES))
-        near = rng.random()
-        if near < 0.35:
+        nearness = rng.random()
+        if nearness < 0.35:
             colour = scene.picture.colour
-        elif near < 0.7:
+        elif nearness < 0.7:
             shape = scene.picture.shape
-        if (colour, shape) not in there:
+        if (colour, shape) not in objects:
             return f"{colour} {shape}", False
 
 
@@ -148,6 +148,6 @@ def _property(scene: Scene, rng: np.random.Generator) -> tuple[str, bool]:
     """A colour, or less often a shape, and whether the moving shape has it."""
     picture, true = scene.picture, bool(rng.random() < 0.5)
     colour = rng.random() < 0.7
-    names, own = (COLOURS, picture.colour) if colour else (SHAPES, picture.shape)
-    word = own if true else str(rng.choice([name for name in names if name != own]))
+    options, own = (COLOURS, picture.colour) if colour else (SHAPES, picture.shape)
+    word = own if true else str(rng.choice([name for name in options if name != own]))
     return (word if colour else f"a {word}"), true

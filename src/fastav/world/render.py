@@ -36,17 +36,17 @@ def frames(
     which = np.arange(picture.seconds * FPS) if which is None else which
     rng = np.random.default_rng(picture.seed)
     pattern = rng.standard_normal((SIDE // 4, SIDE // 4, 3), np.float32).repeat(4, 0).repeat(4, 1)
-    still = np.asarray(picture.background, np.float32) + np.float32(picture.texture) * pattern
+    background = np.asarray(picture.background, np.float32) + np.float32(picture.texture) * pattern
     if (other := picture.distractor) is not None:
-        _paint(still[None], other.shape, other.colour, np.array([[other.x, other.y]]), other.radius)
-    shown = np.repeat(still[None], len(which), 0)
-    _paint(shown, picture.shape, picture.colour, picture.centre((which + 0.5) / FPS), picture.radius)
+        _paint(background[None], other.shape, other.colour, np.array([[other.x, other.y]]), other.radius)
+    images = np.repeat(background[None], len(which), 0)
+    _paint(images, picture.shape, picture.colour, picture.centre((which + 0.5) / FPS), picture.radius)
     if picture.chroma:
-        shown = _coarse_chroma(shown)
+        images = _coarse_chroma(images)
     grain = np.float32(picture.grain) * rng.standard_normal((SIDE, SIDE, 3), np.float32)
-    for frame, number in zip(shown, which, strict=True):  # one field of noise, shifted, looks new in every frame
+    for frame, number in zip(images, which, strict=True):  # one field of noise, shifted, looks new in every frame
         frame += np.roll(grain, (7 * number % SIDE, 13 * number % SIDE), (0, 1))
-    return (np.clip(shown, 0, 1) * 255).astype(np.uint8)
+    return (np.clip(images, 0, 1) * 255).astype(np.uint8)
 
 
 def waveform(sound: Sound) -> Float[np.ndarray, " samples"]:
@@ -95,7 +95,7 @@ def _blocks(stream: Any, sound: Sound) -> Iterator[Any]:
 
 
 def _paint(
-    shown: Float[np.ndarray, "moments side side 3"],
+    images: Float[np.ndarray, "moments side side 3"],
     shape: str,
     colour: str,
     centres: Float[np.ndarray, "moments 2"],
@@ -106,7 +106,7 @@ def _paint(
     x = grid[None, None, :] - centres[:, 0].astype(np.float32)[:, None, None]
     y = grid[None, :, None] - centres[:, 1].astype(np.float32)[:, None, None]
     cover = np.clip(0.5 - SIDE * _distance(shape, x, y, np.float32(radius)), 0, 1)[..., None]
-    shown += cover * (np.asarray(RGB[colour], np.float32) - shown)
+    images += cover * (np.asarray(RGB[colour], np.float32) - images)
 
 
 def _distance(shape: str, x: np.ndarray, y: np.ndarray, radius: np.float32) -> np.ndarray:
@@ -121,10 +121,10 @@ def _distance(shape: str, x: np.ndarray, y: np.ndarray, radius: np.float32) -> n
     return np.float32(0.7) * (np.hypot(x, y) - radius * (np.float32(0.68) + np.float32(0.36) * arms))
 
 
-def _coarse_chroma(shown: Float[np.ndarray, "moments side side 3"]) -> Float[np.ndarray, "moments side side 3"]:
+def _coarse_chroma(images: Float[np.ndarray, "moments side side 3"]) -> Float[np.ndarray, "moments side side 3"]:
     """Colour at half the resolution of brightness, as 4:2:0 has it."""
-    brightness = shown.mean(-1, keepdims=True)
-    colour = (shown - brightness).reshape(len(shown), SIDE // 2, 2, SIDE // 2, 2, 3).mean((2, 4))
+    brightness = images.mean(-1, keepdims=True)
+    colour = (images - brightness).reshape(len(images), SIDE // 2, 2, SIDE // 2, 2, 3).mean((2, 4))
     return brightness + colour.repeat(2, 1).repeat(2, 2)
 
 
@@ -145,6 +145,6 @@ def _beep(sound: Sound, length: float, rng: np.random.Generator) -> Float[np.nda
     return wave * np.minimum(1, np.minimum(time, length - time) / 0.01)
 
 
-def _mix(wave: Float[np.ndarray, " samples"], start: float, part: Float[np.ndarray, " part"]) -> None:
+def _mix(wave: Float[np.ndarray, " samples"], start: float, samples: Float[np.ndarray, " part"]) -> None:
     first = int(start * RATE)
-    wave[first : first + len(part)] += part.astype(np.float32)
+    wave[first : first + len(samples)] += samples.astype(np.float32)

@@ -69,12 +69,12 @@ class Picture:
     distractor: Distractor | None
     seed: int
     seconds: int = SECONDS
-    begins: int = 0
+    offset: int = 0
 
     @classmethod
     def draw(cls, rng: np.random.Generator, seconds: int = SECONDS) -> "Picture":
         """Any picture of this world, of a clip of this length (a multiple of `SECONDS`)."""
-        begins = _begins(rng, seconds)
+        offset = _draw_offset(rng, seconds)
         colour, shape, direction = (str(rng.choice(names)) for names in (COLOURS, SHAPES, DIRECTIONS))
         rest: Rest = RESTS[rng.integers(len(RESTS) if seconds == SECONDS else 1)]
         lane = float(rng.uniform(0.23, 0.77))
@@ -97,7 +97,7 @@ class Picture:
             distractor=_distractor(rng, colour, direction, lane) if rng.random() < 0.4 else None,
             seed=int(rng.integers(1 << 31)),
             seconds=seconds,
-            begins=begins,
+            offset=offset,
         )
 
     @property
@@ -108,7 +108,7 @@ class Picture:
 
     def centre(self, seconds: np.ndarray) -> np.ndarray:
         """Where the moving shape is [moments, 2 (x, y)], as shares of the picture's side."""
-        start, end = self.moving
+        start, end = self.motion_span
         done = np.clip((seconds - start) / (end - start), 0, 1) - 0.5
         sign = 1 if self.direction in ("right", "down") else -1
         along, across = self.middle + sign * self.travel * done, np.full(len(seconds), self.lane)
@@ -116,11 +116,11 @@ class Picture:
         return np.stack(pair, 1)
 
     @property
-    def moving(self) -> tuple[float, float]:
+    def motion_span(self) -> tuple[float, float]:
         """From which second to which the shape moves."""
         start = self.still if self.rest == "first" else 0.0
         end = SECONDS - self.still if self.rest == "last" else float(SECONDS)
-        return self.begins + start, self.begins + end
+        return self.offset + start, self.offset + end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,12 +142,12 @@ class Sound:
     floor: float
     seed: int
     seconds: int = SECONDS
-    begins: int = 0
+    offset: int = 0
 
     @classmethod
     def draw(cls, rng: np.random.Generator, timbre: str | None = None, seconds: int = SECONDS) -> "Sound":
         """Any sound of this world, silence included; of this timbre if one is given, then never silent."""
-        begins = _begins(rng, seconds)
+        offset = _draw_offset(rng, seconds)
         silent = timbre is None and rng.random() < 0.06
         count = 0 if silent else int(rng.integers(1, MOST_BEEPS + 1))
         knock: Knock = "never" if silent else KNOCKS[rng.integers(len(KNOCKS))]
@@ -156,7 +156,7 @@ class Sound:
         first = wait if knock == "before" else 0.0
         slack = LAST_SOUND - span - first - (wait if knock == "after" else 0.0)
         start = float(rng.uniform(0.05, 0.35) if rng.random() < 0.75 else rng.uniform(0.05, slack))
-        start += begins
+        start += offset
         begin = start + first
         return cls(
             timbre=str(rng.choice(TIMBRES)) if timbre is None else timbre,
@@ -169,7 +169,7 @@ class Sound:
             floor=float(np.exp(rng.uniform(np.log(2e-4), np.log(4e-3)))),
             seed=int(rng.integers(1 << 31)),
             seconds=seconds,
-            begins=begins,
+            offset=offset,
         )
 
     @property
@@ -213,16 +213,16 @@ class Scene:
         """Whether the shape moves before the beeps, after them, or in the same part of a long clip."""
         if self.sound.silent:
             return "never"
-        if self.picture.begins == self.sound.begins:
+        if self.picture.offset == self.sound.offset:
             return "together"
-        return "before" if self.picture.begins < self.sound.begins else "after"
+        return "before" if self.picture.offset < self.sound.offset else "after"
 
     @property
     def combination(self) -> tuple[str, ...]:
         """What a caption of the scene tells."""
-        seen = (self.picture.colour, self.picture.shape, self.picture.direction)
-        heard = () if self.sound.silent else (self.sound.timbre, self.sound.pitch, str(len(self.sound.beeps)))
-        return seen + heard
+        visual = (self.picture.colour, self.picture.shape, self.picture.direction)
+        audible = () if self.sound.silent else (self.sound.timbre, self.sound.pitch, str(len(self.sound.beeps)))
+        return visual + audible
 
     @property
     def held_out(self) -> bool:
@@ -230,7 +230,7 @@ class Scene:
         return crc32(" ".join(self.combination).encode()) % HELD_OUT == 0
 
 
-def _begins(rng: np.random.Generator, seconds: int) -> int:
+def _draw_offset(rng: np.random.Generator, seconds: int) -> int:
     """The second at which the part begins in which everything happens."""
     return 0 if seconds == SECONDS else SECONDS * int(rng.integers(seconds // SECONDS))
 

@@ -48,7 +48,7 @@ def trace(model: Any, compiled: CompiledPlan, inputs: Mapping[str, Any], layout:
             layout=layout,
             attention=attention,
             rollout=rollout,
-            kept=tuple((layer, slots[0].cpu().numpy()) for layer, slots in pruning.slots()[1:]),
+            selections=tuple((layer, slots[0].cpu().numpy()) for layer, slots in pruning.slots()[1:]),
             seconds={"prefill": watch.between(start, end), "rollout": watch.between(end, watch.now())},
         )
 

@@ -15,7 +15,7 @@ RULES = {
     "before": "the tokens before one position",
     "rollout": "the same share of each modality, by the rollout of the prompt at hand",
 }
-CHOSEN = {  # how a method picks among the tokens that have a budget
+METHOD_TEXTS = {  # how a method picks among the tokens that have a budget
     "rollout": "those that reach the last query most (rollout)",
     "last-query": "those that the last query attends to most",
 }
@@ -41,9 +41,9 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,}{SPACE}{noun}{'' if count == 1 else 's'}"
 
 
-def listed(words: Sequence[str], last: str = "and") -> str:
+def join_list(items: Sequence[str], last: str = "and") -> str:
     """`audio, video and image`."""
-    return f" {last} ".join(part for part in (", ".join(words[:-1]), words[-1]) if part) if words else ""
+    return f" {last} ".join(part for part in (", ".join(items[:-1]), items[-1]) if part) if items else ""
 
 
 def plan(plan: Plan, depth: int, present: Sequence[Modality]) -> list[str]:
@@ -56,25 +56,35 @@ def _step(step: Step, depth: int, present: Sequence[Modality]) -> str:
     if not layers:
         return ""
     if len(layers) == 1 and (first := layers[0]):
-        where = f"Entering layer {first} of {depth}, "
+        prefix = f"Entering layer {first} of {depth}, "
     else:
-        where = f"Entering each of the layers {layers[0]} to {layers[-1]}, " if len(layers) > 1 else "Before layer 0, "
-    if (dropped := _dropped(step.keep, step.method, present)) is not None:
-        return where + dropped
+        prefix = f"Entering each of the layers {layers[0]} to {layers[-1]}, " if len(layers) > 1 else "Before layer 0, "
+    if (removal := _removal_text(step.keep, step.method, present)) is not None:
+        return prefix + removal
     parts = [
-        _kept(pool & {*present}, budget, step.method) for pool, budget in step.keep.pools().items() if pool & {*present}
+        _budget_text(pool & {*present}, budget, step.method)
+        for pool, budget in step.keep.pools().items()
+        if pool & {*present}
     ]
-    free = [m.label for m in MEDIA if m in present and not any(m in pool for pool in step.keep.pools())]
-    parts += [f"all {listed(free)} tokens"] if free else []
-    kept = [part for part in parts if not part.startswith("no ")]
-    none = [part for part in parts if part.startswith("no ")]
-    sentence = f"{listed(kept)} stay" if kept else ""
-    sentence += f", and {listed(none, 'or')}" if kept and none else listed(none, "or") + " stay" if none else ""
-    how = CHOSEN.get(step.method, "" if step.method == "position" else f"as the method {step.method} scores them")
-    return f"{where}{sentence}{f': {how}' if how else ''}."
+    free_kinds = [m.label for m in MEDIA if m in present and not any(m in pool for pool in step.keep.pools())]
+    parts += [f"all {join_list(free_kinds)} tokens"] if free_kinds else []
+    kept_parts = [part for part in parts if not part.startswith("no ")]
+    empty_parts = [part for part in parts if part.startswith("no ")]
+    sentence = f"{join_list(kept_parts)} stay" if kept_parts else ""
+    sentence += (
+        f", and {join_list(empty_parts, 'or')}"
+        if kept_parts and empty_parts
+        else join_list(empty_parts, "or") + " stay"
+        if empty_parts
+        else ""
+    )
+    reason = METHOD_TEXTS.get(
+        step.method, "" if step.method == "position" else f"as the method {step.method} scores them"
+    )
+    return f"{prefix}{sentence}{f': {reason}' if reason else ''}."
 
 
-def _dropped(keep: Keep, method: str, present: Sequence[Modality]) -> str | None:
+def _removal_text(keep: Keep, method: str, present: Sequence[Modality]) -> str | None:
     """A cut that drops a small share of everything is told by what goes."""
     (pool, budget), *more = keep.pools().items()
     if more or not isinstance(budget, Share) or budget.share < 0.5 or method == "rollout":
@@ -83,7 +93,7 @@ def _dropped(keep: Keep, method: str, present: Sequence[Modality]) -> str | None
     return f"{_share(1 - budget.share)} of the {_names(pool & {*present})} tokens that are left go: {least}."
 
 
-def _kept(pool: frozenset[Modality], budget: Budget, method: str) -> str:
+def _budget_text(pool: frozenset[Modality], budget: Budget, method: str) -> str:
     names, first = _names(pool), "first " if method == "position" else ""
     match budget:
         case Tokens(0):
@@ -111,7 +121,7 @@ def _share(share: float) -> str:
 
 
 def _names(pool: frozenset[Modality]) -> str:
-    return listed([m.label for m in Modality if m in pool])
+    return join_list([m.label for m in Modality if m in pool])
 
 
 def budget(criterion: Mapping[str, Any]) -> str:
@@ -121,15 +131,15 @@ def budget(criterion: Mapping[str, Any]) -> str:
     return f"{_share(criterion['budget'])} of the FLOPs of the prefill"
 
 
-def rule(asked: str, chosen: str) -> str:
+def rule(requested: str, chosen: str) -> str:
     """The rule that was taken."""
-    return f"{RULES[chosen]} (“{chosen}”{', which of the fixed rules holds the most' if asked == 'auto' else ''})"
+    return f"{RULES[chosen]} (“{chosen}”{', which of the fixed rules holds the most' if requested == 'auto' else ''})"
 
 
-def start(asked: Any, layer: int) -> str:
+def start(requested: Any, layer: int) -> str:
     """Where the cut is made, and why there."""
     why = {"middle": "half the depth", "concentration": "where attention has concentrated"}
-    return f"layer {layer} ({why.get(asked, 'as asked')})"
+    return f"layer {layer} ({why.get(requested, 'as asked')})"
 
 
 def machine(machine: Mapping[str, Any], head: Mapping[str, Any]) -> str:

@@ -5,26 +5,26 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 
-def counted(n: int, noun: str) -> str:
+def plural(n: int, noun: str) -> str:
     """`1 token`, `2,216 tokens`."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
-def either(names: Sequence[str]) -> str:
+def join_or(names: Sequence[str]) -> str:
     """`one`, `one or two`, `one, two or three`."""
     *first, last = names
     return f"{', '.join(first)} or {last}" if first else last
 
 
-def told_repr(instance: Any, *told: str, about: str = "") -> str:
+def summary_repr(instance: Any, *fields_shown: str, approximate: str = "") -> str:
     """A dataclass as a call, of the fields told; numbers to 3 places.
 
     about: the field told first, if it is not exact.
     """
-    values = {name: getattr(instance, name) for name in told}
-    shown = [f"{name}={round(value, 3) if isinstance(value, float) else value!r}" for name, value in values.items()]
-    head = [f"about {getattr(instance, about)} {about}"] if about else []
-    return f"{type(instance).__name__}({', '.join([*head, *shown])})"
+    values = {name: getattr(instance, name) for name in fields_shown}
+    parts = [f"{name}={round(value, 3) if isinstance(value, float) else value!r}" for name, value in values.items()]
+    head = [f"about {getattr(instance, approximate)} {approximate}"] if approximate else []
+    return f"{type(instance).__name__}({', '.join([*head, *parts])})"
 
 
 def brief_repr(instance: Any, *positional: str) -> str:

@@ -21,24 +21,24 @@ from fastav.cli._text import printable, stderr
 
 
 @contextmanager
-def working(text: str) -> Iterator[Any]:
+def spinner(text: str) -> Iterator[Any]:
     """Show a spinner, on a terminal only."""
     with stderr().status(Text(text)) if sys.stderr.isatty() else nullcontext() as status:
         yield status
 
 
 @contextmanager
-def counting(text: str, steps: int) -> Iterator[Callable[[], None]]:
+def progress(text: str, steps: int) -> Iterator[Callable[[], None]]:
     """Show a progress bar, on a terminal only; call what this yields after every step."""
     counts = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
     columns = SpinnerColumn(), TextColumn("{task.description}"), *counts
-    with Progress(*columns, console=stderr(), transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task(text, total=steps)
-        yield lambda: progress.advance(task)
+    with Progress(*columns, console=stderr(), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(text, total=steps)
+        yield lambda: bar.advance(task)
 
 
 @contextmanager
-def hushed(*, downloads: bool = False) -> Iterator[None]:
+def suppress_warnings(*, downloads: bool = False) -> Iterator[None]:
     """Keep warnings and the progress bars of transformers off the screen; fastav's own warnings are one line each.
 
     downloads: let the bars of the hub through, on a terminal.
