@@ -70,7 +70,7 @@ class Request:
             object.__setattr__(self, name, value)
 
     @property
-    def shown(self) -> Clip:
+    def aligned_clip(self) -> Clip:
         """The clip, with both tracks aligned to its start (`Clip.aligned`) if the request uses both.
 
         For families that match video and sound by time. Other families take the tracks and their start times as they
@@ -183,13 +183,13 @@ class AudioAttention(ABC):
         """
 
     @abstractmethod
-    def received(
-        self, attention: nn.Module, sounds: Mapping[str, Any], given: Mapping[str, Any]
+    def scores(
+        self, attention: nn.Module, encoder_inputs: Mapping[str, Any], attention_inputs: Mapping[str, Any]
     ) -> Float[Tensor, " tokens"]:
         """The attention that each audio token receives, in the order of the prompts.
 
         It is the mean over heads and over the queries that may see the token, in float32, pooled as the encoder pools
-        its output. sounds: the arguments of the encoder's call, by name. given: those of the attention's call.
+        its output. encoder_inputs, attention_inputs: arguments by name of the encoder's and of the attention's call.
         """
 
 
@@ -198,10 +198,11 @@ class ModelAdapter(ABC):
 
     name: the registry's name of the family. architectures: class names in a configuration's `architectures`.
     checkpoint: hub id of the released weights. revision: revision of the checkpoint, None for the main one. presets:
-    plans by name. hears: whether the model takes sound. packages: required packages besides transformers. steps_wait:
-    whether a decoding step reads values from the device, so that it cannot be captured. deepstack_method: the decoder's
-    method that adds visual features after early layers. stacks_hidden_states: whether layers pass on several hidden
-    states per token (AltUp). cache_limit: when the model's own code drops its cache during an answer, for messages.
+    plans by name. supports_audio: whether the model takes sound. packages: required packages besides transformers.
+    decode_syncs: whether a decoding step reads values from the device, so that it cannot be captured. deepstack_method:
+    the decoder's method that adds visual features after early layers. stacks_hidden_states: whether layers pass on
+    several hidden states per token (AltUp). cache_limit: when the model's own code drops its cache during an answer,
+    for messages.
     """
 
     name: ClassVar[str]
@@ -209,9 +210,9 @@ class ModelAdapter(ABC):
     checkpoint: ClassVar[str]
     revision: ClassVar[str | None] = None
     presets: ClassVar[Mapping[str, Plan]]
-    hears: ClassVar[bool] = True
+    supports_audio: ClassVar[bool] = True
     packages: ClassVar[tuple[str, ...]] = ()
-    steps_wait: ClassVar[bool] = True
+    decode_syncs: ClassVar[bool] = True
     deepstack_method: ClassVar[str | None] = None
     stacks_hidden_states: ClassVar[bool] = False
     cache_limit: ClassVar[str] = ""

@@ -85,8 +85,8 @@ def test_the_engine_keeps_what_the_preset_does_whatever_the_strategy(name):
     clip = Clip.from_arrays(
         frames=noise.integers(0, 256, (40, 24, 32, 3), dtype=np.uint8),
         fps=10,
-        waveform=sound if adapter.hears else None,
-        sample_rate=16_000 if adapter.hears else None,
+        waveform=sound if adapter.supports_audio else None,
+        sample_rate=16_000 if adapter.supports_audio else None,
     )
     engine, request = TransformersEngine(model, processor, adapter), Request(clip=clip, question="What?")
     depth, preset = adapter.shape(model.config).layers, adapter.preset("fastav")

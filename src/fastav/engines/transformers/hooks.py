@@ -413,7 +413,7 @@ class Pruning:
         if isinstance(running := self._running, LayerInputs):
             with ready_to_run(module, args, kwargs) as (moved, named):
                 inputs = signature(module.forward).bind(*moved, **named).arguments
-                running.state.encoder_scores.append(source.received(module, encoder_inputs, inputs))
+                running.state.encoder_scores.append(source.scores(module, encoder_inputs, inputs))
 
     def _before_layer(
         self, index: int, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]

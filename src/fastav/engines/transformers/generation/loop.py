@@ -138,7 +138,7 @@ def _capturable(model: Any, adapter: ModelAdapter, inputs: Mapping[str, Any]) ->
     """
     is_quantized = getattr(model, "hf_quantizer", None) is not None or bool(getattr(model, "is_quantized", False))
     has_adapters = any(hasattr(module, "merged_adapters") for module in model.modules())  # PEFT's layers
-    can_replay = not adapter.steps_wait and inputs.get("position_ids") is not None
+    can_replay = not adapter.decode_syncs and inputs.get("position_ids") is not None
     return cuda_graphs.captures(model) and can_replay and not (is_quantized or has_adapters)
 
 
