@@ -12,17 +12,17 @@ AUTO = "auto"  # the checkpoint's own type
 KERNELS = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}  # packages of kernels
 
 
-def placed(device: str | None, dtype: str | None, *, auto: bool = False) -> tuple[torch.device, str]:
+def resolve_device(device: str | None, dtype: str | None, *, auto: bool = False) -> tuple[torch.device, str]:
     """The device and dtype for a model; None stands for a default.
 
     auto: whether the dtype may be `auto`, the checkpoint's own.
     Raises: FastAVError.
     """
     target = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return target, known_dtype(dtype, auto=auto) or ("bfloat16" if target.type == "cuda" else "float32")
+    return target, validate_dtype(dtype, auto=auto) or ("bfloat16" if target.type == "cuda" else "float32")
 
 
-def known_dtype(dtype: str | None, *, auto: bool = False) -> str | None:
+def validate_dtype(dtype: str | None, *, auto: bool = False) -> str | None:
     """The dtype, checked; None stands for the default.  Raises: FastAVError."""
     known = (*DTYPES, AUTO) if auto else DTYPES
     if dtype not in (None, *known):
@@ -30,7 +30,7 @@ def known_dtype(dtype: str | None, *, auto: bool = False) -> str | None:
     return dtype
 
 
-def known_attention(attention: str) -> str:
+def validate_attention(attention: str) -> str:
     """The attention implementation, checked: transformers must be able to run it here.
 
     Raises: UnknownName; InstallationError for kernels that are not installed.

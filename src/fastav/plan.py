@@ -237,7 +237,7 @@ class Step:
     def __repr__(self) -> str:
         return brief_repr(self)
 
-    def entering(self, depth: int) -> range:
+    def layer_range(self, depth: int) -> range:
         """The layers of this step in a decoder of this depth; none for an open range that begins after the last one.
 
         Raises: PlanError if the decoder has no such layer.
@@ -330,13 +330,13 @@ class Plan:
         return tuple(self._layer_steps(depth, cache_only=True))
 
     def _layer_steps(self, depth: int, *, cache_only: bool) -> list[tuple[int, Step]]:
-        if self.steps and not any(len(step.entering(depth)) for step in self.steps):
+        if self.steps and not any(len(step.layer_range(depth)) for step in self.steps):
             names = ", ".join(repr(step.layers) for step in self.steps)
             raise PlanError(
                 f"layers {names} begin after the last one of a decoder of {depth} layers: nothing is pruned"
             )
         steps = [step for step in self.steps if step.cache_only == cache_only]
-        return sorted(((layer, step) for step in steps for layer in step.entering(depth)), key=lambda cut: cut[0])
+        return sorted(((layer, step) for step in steps for layer in step.layer_range(depth)), key=lambda cut: cut[0])
 
     def schedule(self, layout: Layout, depth: int) -> tuple[Cut, ...]:
         """The cuts of a prompt, known before anything runs.  Raises: PlanError."""
@@ -360,7 +360,7 @@ class Plan:
             schedule.append(Cut(layer=layer, step=step, counts=counts, remaining=remaining))
         return tuple(schedule)
 
-    def cached(self, layout: Layout, depth: int) -> tuple[int, ...]:
+    def cache_tokens(self, layout: Layout, depth: int) -> tuple[int, ...]:
         """The number of prompt tokens in every layer's cache.  Raises: PlanError."""
         counts = list(self.tokens(layout, depth))
         for cut in self.cache_schedule(layout, depth):

@@ -90,7 +90,7 @@ def test_it_keeps_what_its_paper_keeps(name):
 def test_caches_alone_keep_half(name):
     plan = RECIPES[name]()
     assert plan.tokens(layout_of(ROWS[0][0]), DEPTH) == (TEXT + AUDIO + VIDEO,) * DEPTH
-    assert plan.cached(layout_of(ROWS[0][0]), DEPTH) == (TEXT + (AUDIO + VIDEO) // 2,) * DEPTH
+    assert plan.cache_tokens(layout_of(ROWS[0][0]), DEPTH) == (TEXT + (AUDIO + VIDEO) // 2,) * DEPTH
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 1.0])

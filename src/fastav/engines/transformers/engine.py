@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from fastav.adapter import ModelAdapter, Prepared, Request, adapter_for
 from fastav.decoding.stopping import Stop
 from fastav.decoding.streaming import Stream
-from fastav.device import known_attention, placed
+from fastav.device import resolve_device, validate_attention
 from fastav.engine import GREEDY, Answer, Engine, Prepare, Run, Sampling, Saving
 from fastav.engines.transformers import guards
 from fastav.engines.transformers.devices import input_device, running_on
@@ -83,12 +83,12 @@ class TransformersEngine(Engine):
         attention: str | None = None,
     ) -> "TransformersEngine":
         """Load a model of transformers, or of fastav, onto a device."""
-        target, dtype = placed(device, dtype, auto=True)
+        target, dtype = resolve_device(device, dtype, auto=True)
         require_packages(adapter.name, adapter.packages, "transformers")  # before any network access
         source = reachable(source, adapter.revision)
         options: dict[str, Any] = {"dtype": getattr(torch, dtype, dtype)}
         if attention is not None:
-            options["attn_implementation"] = known_attention(attention)
+            options["attn_implementation"] = validate_attention(attention)
         model: Any
         model, processor = adapter.load(source, **options)
         return cls(model.to(target), processor, adapter)
@@ -272,7 +272,7 @@ class TransformersEngine(Engine):
         layout, shape = prepared.layouts[row], self.adapter.shape(self.model.config)
         full = [len(layout)] * shape.layers
         pruned = [sum(layer.values()) for layer in layer_tokens]
-        stored, itemsize = plan.cached(layout, shape.layers), self.model.dtype.itemsize
+        stored, itemsize = plan.cache_tokens(layout, shape.layers), self.model.dtype.itemsize
         tokens, ended = self._until_end(ids.tolist())
         tokens, text, stopped = stop.cut(tokens)
         return Answer(
