@@ -262,7 +262,7 @@ def test_what_it_does_not_do_is_refused(model, case):
 
 def test_a_streamer_that_transformers_would_lose_is_refused(model):
     streamer = TextStreamer(_Letters())
-    with prune(model, PLAN, adapter=TinyAdapter()), pytest.raises(UnsupportedPlan, match="give it to"):
+    with prune(model, PLAN, adapter=TinyAdapter()), pytest.raises(UnsupportedPlan, match="pass it to"):
         model.generate(**ALONE, **GREEDY, streamer=streamer, custom_generate=Decoding(TinyAdapter()))
 
 
