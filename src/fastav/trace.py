@@ -1,4 +1,4 @@
-"""What the attention of one prompt shows, at every layer."""
+"""Attention and rollout of one prompt, at every layer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ from jaxtyping import Float, Int
 from fastav.layout import Layout
 
 QUERIES = ("last", "text", "all")
-"""Whose attention: the prompt's last token; the text behind the last audio or video token; every token, as a mean."""
+"""Queries: the prompt's last token; the text after the last audio or video token (mean); all tokens (mean)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Trace:
-    """Rows of the attention maps of one prompt, and of their rollout (`fastav.rollout`).
+    """Rows of the attention maps of one prompt, and of their rollout (`fastav.rollout`), for `QUERIES`.
 
-    attention: of each layer, mean over heads; 0 at tokens that were not there. rollout: of each layer and all before
-    it, so that tokens that a plan dropped keep what they passed on before. Both for `QUERIES`. selections: the layers at
-    which a plan dropped tokens, and which stayed. seconds: of `prefill` and of `rollout`, which is what the rows cost
-    beside it.
+    attention: of each layer, the mean over heads; 0 for tokens that were dropped before. rollout: through each layer
+    and all layers before it; a dropped token keeps the rollout that it had passed on. selections: pairs of a layer at
+    which a plan dropped tokens, and the indices of the tokens that stayed. seconds: of `prefill`, and of `rollout`, the
+    extra cost of these rows.
     """
 
     layout: Layout

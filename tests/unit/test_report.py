@@ -319,7 +319,9 @@ def test_pictures_between_the_frames_belong_to_the_nearest_and_are_shown_once():
         peaks=np.zeros((2, 0), np.float32),
         duration=3.0,
     )
-    shown = Record(clip="a", question="q", trace=trace_of(layout, selections=((2, kept), (3, kept[:3]))), preview=preview)
+    shown = Record(
+        clip="a", question="q", trace=trace_of(layout, selections=((2, kept), (3, kept[:3]))), preview=preview
+    )
     assert remaining_tokens(shown, 2).sum() == len(kept)
     drawn = [(one.index, one.second, one.remaining, one.total) for one in frame_tokens(shown, 2)]
     assert drawn == [(0, 0.0, 4, 4), (1, 1.0, 1, 4), (3, 2.0, 0, 4)]

@@ -1,4 +1,4 @@
-"""Plans as the command line names and varies them."""
+"""Options of the command line that change a plan."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from fastav.errors import PlanError
 
 
 def share(text: str) -> float:
-    """A share of 1, from `20`, `20%` or `0.2`; from 1 on a bare number is a percentage.  Raises: PlanError."""
+    """A share in [0, 1) from `20`, `20%` or `0.2`. A number of 1 or more is a percentage.  Raises: PlanError."""
     number = text.strip()
     try:
         value = float(number.removesuffix("%"))
@@ -27,22 +27,22 @@ def tune(
     before: int | None = None,
     exempt_text: bool | None = None,
 ) -> Any:
-    """The plan with some of FastAV's settings changed; its steps by other methods stay as they are.
+    """The plan with some of FastAV's settings changed. Steps with other methods stay unchanged.
 
-    Raises: PlanError if settings contradict each other, or the plan has no global cut to change.
+    Raises: PlanError if settings contradict each other, or if the plan has no global cut to change.
     """
     from fastav import presets
     from fastav.plan import Before, Keep, Plan, Tokens
 
     if keep_audio is not None and before is not None:
-        raise PlanError("--keep-audio and --before are two wordings of the same cut", "give one of them")
+        raise PlanError("--keep-audio and --before both set the global cut", "give only one of them")
     if all(setting is None for setting in (drop, start, keep_audio, before, exempt_text)):
         return plan
     global_cut = next((step for step in plan.steps if step.method == "position"), None)
     fine_cuts = next((step for step in plan.steps if step.method == "last-query"), None)
     if global_cut is None:
         raise PlanError(
-            f"the plan {plan.name or plan.fingerprint!r} has no global cut to vary",
+            f"the plan {plan.name or plan.fingerprint!r} has no global cut to change",
             "--drop, --start, --keep-audio, --before and --no-exempt-text change FastAV plans only",
         )
     keep = global_cut.keep
@@ -61,13 +61,13 @@ def tune(
 
 
 def check_runnable(plan: Any, config: Any) -> None:
-    """Refuse a plan that could not run.  Raises: PlanError, UnsupportedPlan, UnsupportedModel."""
+    """Refuse a plan that cannot run on the model.  Raises: PlanError, UnsupportedPlan, UnsupportedModel."""
     from fastav.method import method_of
     from fastav.registry import ENGINES
 
     for step in plan.steps:
         method_of(step)
-    if not any(step.method == "given" for step in plan.steps):  # whose scores only a caller can bring
+    if not any(step.method == "given" for step in plan.steps):  # its scores come from a caller in Python
         ENGINES["transformers"].check(config, plan)
 
 

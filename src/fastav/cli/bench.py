@@ -1,4 +1,4 @@
-"""`fastav bench`, which runs without the rest of the command line too: `python -m fastav.bench`."""
+"""`fastav bench`. `python -m fastav.bench` runs it without the rest of the command line."""
 
 from fastav.bench.command import bench
 

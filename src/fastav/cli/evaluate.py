@@ -25,7 +25,7 @@ def evaluate(
         typer.Option(
             metavar="A,B,...",
             autocompletion=_help.plans,
-            help="Presets, recipes, .json files, folders of them. May be given again.",
+            help="Presets, recipes, .json files, or folders of them. Can be repeated.",
         ),
     ] = ["none,fastav"],  # noqa: B006  # typer takes the default of a list as a list
     folder: _options.Folder = None,
@@ -38,10 +38,10 @@ def evaluate(
     dtype: _options.Dtype = None,
     as_json: _options.Json = False,
 ) -> None:
-    """Ask a model a benchmark's questions under several plans, and compare scores and costs.
+    """Ask a model the questions of a benchmark under several plans, and compare scores and costs.
 
-    Every plan answers the same clips, greedily. --out FILE keeps every answer; the same command again goes on where
-    the last one was stopped, and fastav leaderboard draws such files. docs/eval.md defines the statistics.
+    Every plan answers the same clips with greedy decoding. --out FILE stores every answer. Run the same command again
+    to continue. fastav leaderboard draws such files. docs/eval.md defines the statistics.
     """
     with spinner(f"reading {task}"), suppress_warnings():
         from fastav import evaluate as library
@@ -63,7 +63,7 @@ def evaluate(
 
 
 def run_evaluation(evaluation: Any, *, jobs: int, keep_going: bool, out: Path | None) -> dict[str, Any]:
-    """What the file says once the missing rows are in it; `out` is None for a file that nobody keeps."""
+    """The report of an evaluation after all missing rows are computed. Without `out`, the rows are not stored."""
     from fastav import evaluate as library
 
     with _rows_path(out) as path, library.open_rows(path, evaluation.head()) as file:
@@ -72,22 +72,24 @@ def run_evaluation(evaluation: Any, *, jobs: int, keep_going: bool, out: Path | 
 
 
 def load_task(name: str, folder: Path | None) -> Any:
-    """Raises: UnknownName, TaskError."""
+    """The task of this name.  Raises: UnknownName, TaskError."""
     from fastav.registry import TASKS
 
     kind = TASKS[name]
     if kind.needs_folder and folder is None:
-        raise TaskError(f"{name} needs its annotations and clips", f"--folder DIR; {kind.source} has them")
+        raise TaskError(
+            f"{name} needs its annotations and clips", f"give --folder DIR; you can get them from {kind.source}"
+        )
     return kind(folder)
 
 
 def split_commas(values: Sequence[str]) -> list[str]:
-    """The parts of values that may hold several, separated by commas."""
+    """The parts of values that can each hold several parts, separated by commas."""
     return [part for value in values for part in map(str.strip, value.split(",")) if part]
 
 
 def _write_rows(evaluation: Any, file: Any, *, jobs: int, keep_going: bool, out: Path | None) -> None:
-    """Write the missing rows, with a bar on a terminal; after Ctrl-C say how to go on."""
+    """Write the missing rows, with a progress bar on a terminal. After Ctrl-C, print how to continue."""
     remaining = sum(len(plans) for _, plans in evaluation.remaining(file.rows))
     if file.rows:
         print_note(f"{out} has {plural(len(file.rows), 'answer')}; {remaining:,} missing")
@@ -97,14 +99,14 @@ def _write_rows(evaluation: Any, file: Any, *, jobs: int, keep_going: bool, out:
                 file.append(row)
                 step()
     except KeyboardInterrupt:
-        after = f"are in {out}; the same command goes on from there" if out else "are lost; --out FILE keeps them"
+        after = f"are in {out}; run the same command again to continue" if out else "are lost; --out FILE stores them"
         print_note(f"\n{plural(len(file.rows), 'answer')} {after}")
         raise
 
 
 @contextmanager
 def _rows_path(out: Path | None) -> Iterator[Path]:
-    """The file, or one that nobody keeps."""
+    """The path for rows: `out`, or a temporary file."""
     if out is not None:
         yield out
     else:
@@ -113,9 +115,9 @@ def _rows_path(out: Path | None) -> Iterator[Path]:
 
 
 def _plans(model: str, names: Sequence[str]) -> dict[str, Any]:
-    """Plans by the names that rows carry: as given, or a file's without .json; a folder holds several.
+    """The plans by the names that rows carry: as given, or a file's name without .json. A folder means all its plans.
 
-    Raises: PlanError if two plans have one name, or a folder holds none; as `pipelines.plan_named`.
+    Raises: PlanError if two plans have one name or a folder has no plans; as `pipelines.plan_named`.
     """
     from fastav import pipelines
 
@@ -125,7 +127,7 @@ def _plans(model: str, names: Sequence[str]) -> dict[str, Any]:
         label = Path(name).stem if name.endswith(".json") else name
         plan = pipelines.plan_named(name, adapter)
         if plans.setdefault(label, plan) != plan:
-            raise PlanError(f"two plans are called {label!r}", "rename one of the files")
+            raise PlanError(f"two plans have the name {label!r}", "rename one of the files")
     return plans
 
 

@@ -28,7 +28,9 @@ def flops(
     exempt_text: _options.ExemptText = None,
     seconds: Annotated[
         float | None,
-        typer.Option(min=0.1, max=MOST_SECONDS, metavar="S", help="Of a 720p clip with sound.  [default: a usual one]"),
+        typer.Option(
+            min=0.1, max=MOST_SECONDS, metavar="S", help="Length of a 720p clip with sound.  [default: a typical one]"
+        ),
     ] = None,
     video_tokens: Annotated[
         int | None, typer.Option(min=0, max=MOST_TOKENS, metavar="N", help="Of the prompt.  [default: a clip's]")
@@ -41,11 +43,13 @@ def flops(
     ] = _options.TEXT_TOKENS,
     as_json: _options.Json = False,
 ) -> None:
-    """Count a prefill's FLOPs and KV bytes, with and without a plan.
+    """Compute the FLOPs and KV cache bytes of a prefill, with and without a plan.
 
-    From the configuration alone, without weights: by the paper's formula, and exactly (grouped-query attention, SwiGLU,
-    causal). The default prompt is an example of the model, --seconds another. VideoLLaMA2's of 676 video + 1,496 audio
-    + 44 text tokens reproduces the paper's column for P = 0, 10, 20, 30: --drop 0, 10, 20, 30.
+    Only the configuration is needed, no weights. FLOPs are computed by the paper's formula, and exactly (grouped-query
+    attention, SwiGLU, causal mask).
+
+    The default prompt is a typical one of the model; --seconds gives one for a clip of another length. For VideoLLaMA2
+    it has 676 video, 1,496 audio and 44 text tokens, and --drop 0, 10, 20 and 30 reproduce the paper's FLOPs column.
     """
     with spinner(f"reading {model}"), suppress_warnings():
         from fastav import pipelines
@@ -69,7 +73,7 @@ def flops(
 
 
 def costs(shape: Any, plan: Any, layout: Any) -> dict[str, Any]:
-    """What a plan saves on a prompt, as the JSON holds it."""
+    """The costs of a prompt with and without a plan, in the form of the JSON output."""
     from dataclasses import asdict
 
     from fastav.flops import kv_bytes, paper_flops, prefill_flops

@@ -9,7 +9,7 @@ from fastav.cli._text import stdout
 
 
 def methods(as_json: _options.Json = False) -> None:
-    """List the methods that decide which tokens stay."""
+    """List the methods that score tokens."""
     from fastav.registry import METHODS
 
     with spinner("looking"):

@@ -11,7 +11,7 @@ from fastav.cli._text import stdout
 
 
 def recipes(as_json: _options.Json = False) -> None:
-    """List published approaches that any model can run as its plan, `fastv` or `fastv@0.25`."""
+    """List published approaches as plans for any model, for example `fastv` or `fastv@0.25`."""
     from fastav.registry import RECIPES
 
     with spinner("looking"):
