@@ -65,7 +65,7 @@ class DecoderShape:
         return LayerShape(intermediate=self.intermediate, kv_heads=self.kv_heads, head_dim=self.head_dim)
 
     def cached_tokens(self, index: int, tokens: int) -> int:
-        """The number of tokens in a layer's cache after a prefill of `tokens` tokens: those that later queries can see."""
+        """The tokens that a layer's cache has after a prefill of `tokens` tokens: those that later queries can see."""
         if index >= self.own_kv_layers:
             return 0
         window = self.windows[index] if self.windows else 0

@@ -171,12 +171,12 @@ def pipeline(
 ) -> Pipeline:
     """Load a model, ready to answer.
 
-    model: a name (`fastav models`), a local folder, or a hub id. `tiny` comes with the package, needs no network, and knows
-    only a toy world.
+    model: a name (`fastav models`), a local folder, or a hub id. `tiny` comes with the package, needs no network, and
+    knows only a toy world.
     plan: a `Plan`, the name of one of the model's presets, the path of a plan's JSON file, or a recipe (`fastv`,
     `fastv@0.25`).
-    device: default `cuda` if available, else `cpu`. dtype: a name, a torch dtype, or `auto` for the checkpoint's; default
-    `bfloat16` on a GPU, `float32` on a CPU.
+    device: default `cuda` if available, else `cpu`. dtype: a name, a torch dtype, or `auto` for the checkpoint's;
+    default `bfloat16` on a GPU, `float32` on a CPU.
     engine: `transformers`, or `vllm`, which is fastest for sets of questions (docs/vllm.md).
     attention: transformers' `attn_implementation`; the engine vllm chooses its own.
 

@@ -12,7 +12,7 @@ def fastav(
     """FastAV: a global cut by position at the middle layer, then a fine cut at every later layer.
 
     keep: the budgets of the global cut (in the paper `Keep(audio=Tokens(10))` for VideoLLaMA2 and
-    `Keep(media=Frames(4))` for video-SALMONN 2, which is the same cut as `Keep(media=Before(750))`). The earliest
+    `Keep(media=Frames(4))` for video-SALMONN 2, which the paper also words as `Keep(media=Before(750))`). The earliest
     tokens of each budget stay. If `keep` names `clip`, images beside the clip have a budget of their own: they have no
     place in time, so all stay at the global cut, and every fine cut drops the same share P of them. start: the layer of
     the global cut, `"middle"` or a number. drop: the share P of the remaining tokens that every fine cut drops.
