@@ -111,7 +111,7 @@ Settings = Sequence[Keep] | None  # settings of a rule, smallest first; None if 
 
 
 def _fit_rule(evidence: Evidence, shape: DecoderShape, criterion: Criterion, rule: str, start: int) -> Choice | None:
-    """The largest setting of a rule within the budget; None if even the smallest exceeds it or the rule does not fit."""
+    """The largest setting of a rule within the budget; None if there is none, or if the rule does not fit."""
     settings, plan = _settings(evidence, rule, start), _plan_maker(criterion, rule, start)
     if settings is None or not _is_within(evidence, shape, criterion, plan(settings[0]), start):
         return None
@@ -214,7 +214,7 @@ def _gains(evidence: Evidence, modality: Modality, start: int) -> np.ndarray:
 
 
 def _runs(modality: Modality, gains: np.ndarray) -> list[tuple[Modality, int, float]]:
-    """Lengths and means of runs with falling means: the slopes of the least concave function above the cumulative sum."""
+    """Lengths and means of runs with falling means: the steps of the least concave function above the running sum."""
     runs: list[tuple[int, float]] = []
     for gain in gains:
         length, total = 1, float(gain)

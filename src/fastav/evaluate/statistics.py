@@ -33,7 +33,7 @@ def mean(scores: Scores) -> float:
 
 
 def standard_error(scores: Scores) -> float | None:
-    """The standard error of the mean: binomial if all scores are 0 or 1, else of the sample; None for one other score."""
+    """The standard error of the mean: binomial if all scores are 0 or 1, else the sample's; None for one other score."""
     n, m = len(scores), mean(scores)
     if _is_binary(scores):
         return sqrt(m * (1 - m) / n)
@@ -44,8 +44,8 @@ def interval(scores: Scores) -> tuple[float, float]:
     """Wilson's 95 % score interval of the mean of at least one score in [0, 1].
 
     It lies in [0, 1], contains the mean, and has a positive width also if all answers are right or all wrong. It is
-    exact in intent for zeros and ones. Scores in between vary less than zeros and ones of the same mean, so for them
-    the interval is too wide, never too narrow.
+    made for zeros and ones. Scores in between vary less than zeros and ones of the same mean, so for them it is too
+    wide, never too narrow.
     """
     n, m = len(scores), mean(scores)
     middle, half = m + Z * Z / (2 * n), Z * sqrt(m * (1 - m) / n + Z * Z / (4 * n * n))

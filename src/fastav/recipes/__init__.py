@@ -10,7 +10,7 @@ from fastav.registry import RECIPES
 
 
 def recipe(text: str) -> Plan:
-    """The plan of a recipe; what follows an @ is its `keep`, the share of tokens that stay at its first cut.
+    """The plan of a recipe. The number after an @ is its `keep`, the share of tokens that stay at its first cut.
 
     Raises: UnknownName, PlanError.
     """
@@ -20,7 +20,7 @@ def recipe(text: str) -> Plan:
         return make()
     if "keep" not in signature(make).parameters:
         options = ", ".join(signature(make).parameters) or "none"
-        raise PlanError(f"the recipe {name!r} has no budget to give after an @", f"its arguments, in Python: {options}")
+        raise PlanError(f"the recipe {name!r} has no budget to set after an @", f"in Python you can set: {options}")
     try:
         share = float(keep)
     except ValueError:

@@ -4,9 +4,9 @@ from math import exp
 
 from fastav.plan import Keep, Plan, Share, Step
 
-_LAYERS = 28  # of Qwen2.5-Omni-7B, in whose layers the schedule is written
+_LAYERS = 28  # of Qwen2.5-Omni-7B, for which the schedule is written
 _STEEP, _MIDDLE = 20.0, 0.5
-_LEAST = 0.001  # a smaller share than this is not worth the attention it needs
+_LEAST = 0.001  # smaller shares are not worth the cost of their attention
 
 
 def omnidrop(
@@ -16,17 +16,17 @@ def omnidrop(
     last: float | int = 0.2,
     diversity: float | int = 0.2,
 ) -> Plan:
-    """Layer by layer, audio and video that the question attends to least goes, slowly at first, faster when deep.
+    """Drop the audio and video that the question attends to least, layer by layer, slowly at first and faster in deep
+    layers.
 
-    audio, video: what stays before the first layer. first, last: the share that goes per layer, p_init and p_final
-    (0 and 0.2 for 30 % on average, 0.02 and 0.5 for 20 %), with a sigmoid between. diversity: weight of distance in
-    time, from half the depth on.
+    audio, video: the shares that stay before the first layer. first, last: the share dropped per layer at the start and
+    at the end, p_init and p_final (0 and 0.2 for 30 % on average, 0.02 and 0.5 for 20 %), with a sigmoid between.
+    diversity: weight of distance in time, from half the depth on.
 
-    Source: arXiv:2605.14458.
-    Settings are those of Qwen2.5-Omni-7B, as a third-party reproduction quotes them.
-    Differs: before the first layer audio goes by DyCoke's likeness in time, where the paper asks the audio encoder's
-    attention, which not every model tells; layers that would drop less than 0.1 % drop nothing; in models of another
-    depth than 28 layers the same cuts are spread over it.
+    Source: arXiv:2605.14458. Settings are those of Qwen2.5-Omni-7B, as quoted by a third-party reproduction. Differs:
+    before the first layer audio is dropped by DyCoke's similarity in time, where the paper uses the attention of the
+    audio encoder, which not every model provides; layers that would drop less than 0.1 % drop nothing; in models with
+    another depth than 28 layers the same cuts are spread over the depth.
     """
     budgets = Keep(audio=Share(audio), video=Share(video))
     steps = [Step(layers="0", method="dycoke", keep=budgets)]

@@ -1,10 +1,10 @@
-"""Chance, the control."""
+"""A control that keeps random tokens."""
 
 from fastav.plan import Keep, Plan, Share, Step
 
 
 def random(keep: float | int = 0.5, layer: int = 2, seed: int = 0) -> Plan:
-    """Chance decides which audio and video stays, once.
+    """Keep random audio and video tokens, once.
 
     Source: the control of most papers on pruning.
     Differs: audio and video each keep this share.

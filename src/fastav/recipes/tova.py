@@ -4,10 +4,9 @@ from fastav.plan import Keep, Plan, Share, Step
 
 
 def tova(keep: float | int = 0.5) -> Plan:
-    """Every layer's cache loses what the last query attends to least; prefill runs on everything.
+    """Drop what the last query attends to least from every layer's cache; the prefill runs on all tokens.
 
-    Source: arXiv:2401.06104, section 3.
-    Differs: once, when the prompt has been read, where it evicts anew for every token that is written; text stays; a
-    share, where it keeps a number.
+    Source: arXiv:2401.06104, section 3. Differs: drops once, after the prompt, where the paper evicts for every new
+    token; text stays; a share, where the paper keeps a number.
     """
     return Plan((Step(layers="0..", method="last-query", keep=Keep(media=Share(keep)), cache_only=True),), "tova")

@@ -1,11 +1,11 @@
-"""Padding goes, and nothing else."""
+"""A plan that drops padding only."""
 
 from fastav import presets
 from fastav.plan import Plan
 
 
 def trim() -> Plan:
-    """Before the first layer, tokens that are padding by construction go.
+    """Drop tokens that are padding by construction, before the first layer.
 
     Source: ours.
     """

@@ -111,13 +111,13 @@ def binned(values: Float[np.ndarray, "... tokens"], most: int = COLUMNS) -> Floa
 
 
 def maps(evidence: Evidence) -> dict[str, Float[np.ndarray, "layers columns"]]:
-    """For each kind, the weight of a token by layer and position, as a mean over the prompts that reach the position."""
+    """For each kind, the weight of a token by layer and position; a mean over the prompts that reach the position."""
     mean = evidence.profiles["position", None].mean
     return {kind: binned(mean[index, LAST]) for index, kind in enumerate(KINDS)}
 
 
 def tracks(evidence: Evidence) -> dict[Modality, Float[np.ndarray, " columns"]]:
-    """For each modality, its share of the prompts' tokens at every position, over the prompts that reach the position."""
+    """For each modality, its share of the tokens at every position, over the prompts that reach the position."""
     counts = np.zeros((len(Modality), max(map(len, evidence.layouts))))
     for layout in evidence.layouts:
         counts[layout.modality.astype(int), np.arange(len(layout))] += 1

@@ -216,7 +216,7 @@ def _drawings(
     if record.preview.peaks.shape[1]:
         remaining, total = token_counts(record.trace.layout, [Modality.AUDIO], remaining_tokens(record, start))
         drawings["waveform"] = both_widths(
-            f"Waveform of the clip, {record.preview.duration:.1f} seconds. {remaining:,} of {total:,} audio tokens stay.",
+            f"Waveform of the clip, {record.preview.duration:.1f} s. {remaining:,} of {total:,} audio tokens stay.",
             figures.waveform,
             record.preview.peaks,
             record.preview.duration,
