@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -32,7 +32,10 @@ from fastav.errors import FastAVError, reason_of
 from fastav.installation import importable
 
 # typer bundles click or depends on it, by version; this is the base class of usage errors in both cases
-UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+if TYPE_CHECKING:
+    UsageError = typer.BadParameter
+else:
+    UsageError = typer.BadParameter.__bases__[0]
 
 app = typer.Typer(
     name="fastav",
@@ -98,8 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FastAVError as error:
         return print_error(error.message, error.hint)
     except UsageError as error:
-        command = error.ctx.command_path if error.ctx else "fastav"  # pyright: ignore[reportAttributeAccessIssue]
-        return print_error(error.format_message(), f"{command} --help")  # pyright: ignore[reportAttributeAccessIssue]
+        command = error.ctx.command_path if error.ctx else "fastav"
+        return print_error(error.format_message(), f"{command} --help")
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except OSError as error:

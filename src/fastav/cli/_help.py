@@ -1,9 +1,10 @@
 """Grouped help and shell completion. Completion finds names without heavy imports."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
+
+from fastav.cli._types import Command, Context, HelpFormatter
 
 MAX_SUMMARY = 1000  # characters of a command's first sentence: large enough that none is cut
 PRESETS = ("none", "fastav", "fastav-plus", "fastav-trim")  # of every model
@@ -12,7 +13,7 @@ PRESETS = ("none", "fastav", "fastav-plus", "fastav-trim")  # of every model
 class GroupedCommand(TyperCommand):
     """A command that prints its options under headings."""
 
-    def format_options(self, ctx: Any, formatter: Any) -> None:
+    def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
         """Write the sections of arguments and options."""
         _write_parameters(self, ctx, formatter)
 
@@ -20,14 +21,14 @@ class GroupedCommand(TyperCommand):
 class GroupedCommands(TyperGroup):
     """A group that prints its commands under headings."""
 
-    def format_options(self, ctx: Any, formatter: Any) -> None:
+    def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
         """Write the sections of commands, then the sections of options."""
         self.format_commands(ctx, formatter)
         _write_parameters(self, ctx, formatter)
 
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
+    def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:
         """Write one section per heading; the name column has the same width in all."""
-        groups: dict[str, list[tuple[str, Any]]] = {}
+        groups: dict[str, list[tuple[str, Command]]] = {}
         for name in self.list_commands(ctx):
             if (command := self.get_command(ctx, name)) is not None and not command.hidden:
                 heading = getattr(command, "rich_help_panel", None)
@@ -39,7 +40,7 @@ class GroupedCommands(TyperGroup):
                 formatter.write_dl(rows)
 
 
-def _write_parameters(command: Any, ctx: Any, formatter: Any) -> None:
+def _write_parameters(command: Command, ctx: Context, formatter: HelpFormatter) -> None:
     groups: dict[str, list[tuple[str, str]]] = {}
     for parameter in command.get_params(ctx):
         if (record := parameter.get_help_record(ctx)) is not None:

@@ -1,11 +1,12 @@
 """Arguments and options that several commands share."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from fastav.cli import _help
+from fastav.cli._types import Sampling
 
 MACHINE, SAMPLING, SETTINGS = "Hardware", "Sampling", "FastAV settings"  # headings in the help
 
@@ -135,7 +136,7 @@ def sampling(
     repetition_penalty: float | None,
     stop: list[str] | None,
     seed: int | None,
-) -> Any:
+) -> Sampling:
     """The sampling options as a `fastav.Sampling`.  Raises: FastAVError."""
     from fastav.engine import Sampling
 

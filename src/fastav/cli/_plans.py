@@ -1,7 +1,6 @@
 """Options of the command line that change a plan."""
 
-from typing import Any
-
+from fastav.cli._types import Plan, PreTrainedConfig, Step
 from fastav.errors import PlanError
 
 
@@ -19,14 +18,14 @@ def share(text: str) -> float:
 
 
 def tune(
-    plan: Any,
+    plan: Plan,
     *,
     drop: str | None = None,
     start: str | None = None,
     keep_audio: int | None = None,
     before: int | None = None,
     exempt_text: bool | None = None,
-) -> Any:
+) -> Plan:
     """The plan with some of FastAV's settings changed. Steps with other methods stay unchanged.
 
     Raises: PlanError if settings contradict each other, or if the plan has no global cut to change.
@@ -60,7 +59,7 @@ def tune(
     return Plan((*others, *new.steps), plan.name)
 
 
-def check_runnable(plan: Any, config: Any) -> None:
+def check_runnable(plan: Plan, config: PreTrainedConfig) -> None:
     """Refuse a plan that cannot run on the model.  Raises: PlanError, UnsupportedPlan, UnsupportedModel."""
     from fastav.method import method_of
     from fastav.registry import ENGINES
@@ -79,7 +78,12 @@ def _parse_layer(text: str) -> int | str:
     return int(text)
 
 
-def _dropped_share(fine_cuts: Any) -> float:
+def _dropped_share(fine_cuts: Step | None) -> float:
+    from fastav.plan import Share
+
     if fine_cuts is None:
         return 0.0
-    return round(1 - (fine_cuts.keep.media or fine_cuts.keep.clip or fine_cuts.keep.all).share, 12)
+    budget = fine_cuts.keep.media or fine_cuts.keep.clip or fine_cuts.keep.all
+    if not isinstance(budget, Share):
+        raise PlanError("the fine cuts of the plan do not keep a share of the tokens", "give --drop")
+    return round(1 - budget.share, 12)

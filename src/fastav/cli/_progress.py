@@ -4,7 +4,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
 
 from rich.progress import (
     BarColumn,
@@ -18,10 +17,11 @@ from rich.progress import (
 from rich.text import Text
 
 from fastav.cli._text import printable, stderr
+from fastav.cli._types import Status
 
 
 @contextmanager
-def spinner(text: str) -> Iterator[Any]:
+def spinner(text: str) -> Iterator[Status | None]:
     """Show a spinner on stderr if that is a terminal."""
     with stderr().status(Text(text)) if sys.stderr.isatty() else nullcontext() as status:
         yield status
@@ -65,7 +65,7 @@ def suppress_warnings(*, downloads: bool = False) -> Iterator[None]:
         (logging.enable_progress_bar if bars else logging.disable_progress_bar)()
 
 
-def _show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+def _show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
     """Print a warning of fastav; warnings of other libraries are meant for their developers."""
     if category.__module__.startswith("fastav."):
         line = Text.assemble(("warning: ", "bold yellow"), printable(" ".join(str(message).split())))

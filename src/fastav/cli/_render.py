@@ -1,6 +1,6 @@
 """Tables and screens of the commands, drawn from the data that `--json` prints."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,7 @@ def _comparison_table(plans: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
-def _against_first(values: Sequence[float | int], format_value: Any) -> list[str]:
+def _against_first(values: Sequence[float | int], format_value: Callable[[Any], str]) -> list[str]:
     first, *others = values
     return [
         format_value(first),
@@ -161,7 +161,7 @@ def _against_first(values: Sequence[float | int], format_value: Any) -> list[str
     ]
 
 
-def _pruned_of_full(saving: Mapping[str, Any], format_value: Any, unit: str = "") -> str:
+def _pruned_of_full(saving: Mapping[str, Any], format_value: Callable[[Any], str], unit: str = "") -> str:
     return (
         f"{format_value(saving['pruned'])}{unit} of {format_value(saving['full'])}{unit} ({percent(saving['ratio'])})"
     )

@@ -15,6 +15,7 @@ from fastav.cli import _options
 from fastav.cli._output import print_json
 from fastav.cli._progress import progress, spinner, suppress_warnings
 from fastav.cli._text import duration, number, print_note
+from fastav.cli._types import Answer, Clip, Request
 from fastav.cli.run import DEFAULT_MODEL, load_pipeline, out_of_memory_as_error
 from fastav.errors import FastAVError
 from fastav.files import atomic_write
@@ -164,7 +165,7 @@ def _parse_question(entry: Any, line: int, folder: Path, use: str) -> _Question:
     return _Question(id=id_, clip=clip, text=entry["question"], use=question_use)
 
 
-def _make_request(question: _Question) -> Any:
+def _make_request(question: _Question) -> Request | FastAVError:
     """The request for a question, or the error that prevents it."""
     from fastav.adapter import Request, Use
     from fastav.batches import as_failure
@@ -176,7 +177,7 @@ def _make_request(question: _Question) -> Any:
 
 
 @lru_cache(maxsize=64)
-def _open_clip(clip: str) -> Any:
+def _open_clip(clip: str) -> Clip:
     """The clip, cached because neighbouring questions often share one."""
     from fastav.media import Clip
 
@@ -245,7 +246,7 @@ def _append(file: BinaryIO, line: Mapping[str, Any]) -> None:
     file.flush()
 
 
-def _outcome_fields(outcome: Any) -> dict[str, Any]:
+def _outcome_fields(outcome: Answer | FastAVError) -> dict[str, Any]:
     """The fields of a line that describe an answer or a failure."""
     if isinstance(outcome, FastAVError):
         return {"error": str(outcome)}

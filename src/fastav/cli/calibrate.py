@@ -4,7 +4,7 @@ import json
 import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,6 +12,7 @@ from fastav.cli import _options, _plans
 from fastav.cli._output import print_json, write_file
 from fastav.cli._progress import progress, spinner, suppress_warnings
 from fastav.cli._text import print_error, print_note
+from fastav.cli._types import Calibration, CalibrationFailure, Choice
 from fastav.errors import CalibrationError
 from fastav.formatting import plural
 
@@ -73,7 +74,7 @@ def calibrate(
             drop=library.Criterion.drop if drop is None else _plans.share(drop),
         )
         if report is not None:
-            from fastav import report as page  # reports a missing extra before the work starts
+            import fastav.report  # noqa: F401  # reports a missing extra before the work starts
         question_list = () if questions is None else library.read_questions(questions)
         calibration = library.Calibration.of(
             model, clips, question_list, folder=folder, alpha=alpha, device=device, dtype=dtype
@@ -83,7 +84,9 @@ def calibrate(
         choice = calibration.finish(criterion, failures=failures)
         write_file(out, choice.plan.to_json() + "\n")
         if report is not None:
-            write_file(report, page.page(folder))  # pyright: ignore[reportPossiblyUnboundVariable]
+            from fastav.report import page
+
+            write_file(report, page(folder))
     for failure in failures:
         print_error(f"skipped {failure.prompt.clip}: {failure.reason}")
     if as_json:
@@ -93,7 +96,7 @@ def calibrate(
         _print_choice(choice, model, [str(path) for path in (out, report) if path is not None])
 
 
-def _trace_prompts(calibration: Any, folder: Path, *, keep_going: bool) -> list[Any]:
+def _trace_prompts(calibration: Calibration, folder: Path, *, keep_going: bool) -> list[CalibrationFailure]:
     """Trace the prompts that remain, with a progress bar on a terminal. After Ctrl-C, print how to continue."""
     from fastav.calibrate import Failure
 
@@ -113,7 +116,7 @@ def _trace_prompts(calibration: Any, folder: Path, *, keep_going: bool) -> list[
     return failures
 
 
-def _parse_start(text: str) -> Any:
+def _parse_start(text: str) -> str | int:
     if text in ("middle", "concentration"):
         return text
     if text.isdecimal():
@@ -121,7 +124,7 @@ def _parse_start(text: str) -> Any:
     raise CalibrationError(f"--start must be a layer number, middle or concentration, got {text!r}")
 
 
-def _print_choice(choice: Any, model: str, files: list[str]) -> None:
+def _print_choice(choice: Choice, model: str, files: list[str]) -> None:
     """Print the chosen plan and how to use it."""
     print(f"at layer {choice.start}, {choice.tokens:.0f} audio and video tokens stay (rule {choice.rule})")
     if choice.held is not None:

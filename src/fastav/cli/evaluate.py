@@ -13,6 +13,7 @@ from fastav.cli import _help, _options, _scores
 from fastav.cli._output import print_json
 from fastav.cli._progress import progress, spinner, suppress_warnings
 from fastav.cli._text import print_note
+from fastav.cli._types import Evaluation, Plan, RowFile, Task
 from fastav.errors import PlanError, TaskError
 from fastav.formatting import plural
 
@@ -62,7 +63,7 @@ def evaluate(
         _scores.show(report)
 
 
-def run_evaluation(evaluation: Any, *, jobs: int, keep_going: bool, out: Path | None) -> dict[str, Any]:
+def run_evaluation(evaluation: Evaluation, *, jobs: int, keep_going: bool, out: Path | None) -> dict[str, Any]:
     """The report of an evaluation after all missing rows are computed. Without `out`, the rows are not stored."""
     from fastav import evaluate as library
 
@@ -71,7 +72,7 @@ def run_evaluation(evaluation: Any, *, jobs: int, keep_going: bool, out: Path | 
         return library.report(file.results, evaluation.metrics(file.rows))
 
 
-def load_task(name: str, folder: Path | None) -> Any:
+def load_task(name: str, folder: Path | None) -> Task:
     """The task of this name.  Raises: UnknownName, TaskError."""
     from fastav.registry import TASKS
 
@@ -88,7 +89,7 @@ def split_commas(values: Sequence[str]) -> list[str]:
     return [part for value in values for part in map(str.strip, value.split(",")) if part]
 
 
-def _write_rows(evaluation: Any, file: Any, *, jobs: int, keep_going: bool, out: Path | None) -> None:
+def _write_rows(evaluation: Evaluation, file: RowFile, *, jobs: int, keep_going: bool, out: Path | None) -> None:
     """Write the missing rows, with a progress bar on a terminal. After Ctrl-C, print how to continue."""
     remaining = sum(len(plans) for _, plans in evaluation.remaining(file.rows))
     if file.rows:
@@ -114,7 +115,7 @@ def _rows_path(out: Path | None) -> Iterator[Path]:
             yield Path(folder, "rows.jsonl")
 
 
-def _plans(model: str, names: Sequence[str]) -> dict[str, Any]:
+def _plans(model: str, names: Sequence[str]) -> dict[str, Plan]:
     """The plans by the names that rows carry: as given, or a file's name without .json. A folder means all its plans.
 
     Raises: PlanError if two plans have one name or a folder has no plans; as `pipelines.plan_named`.
@@ -122,7 +123,7 @@ def _plans(model: str, names: Sequence[str]) -> dict[str, Any]:
     from fastav import pipelines
 
     adapter, _, _ = pipelines.resolve(model)
-    plans: dict[str, Any] = {}
+    plans: dict[str, Plan] = {}
     for name in chain.from_iterable(map(_expand_folder, names)):
         label = Path(name).stem if name.endswith(".json") else name
         plan = pipelines.plan_named(name, adapter)

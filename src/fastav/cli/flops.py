@@ -1,6 +1,7 @@
 """`fastav flops`."""
 
 import json
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -8,6 +9,7 @@ import typer
 from fastav.cli import _help, _options, _plans, _render
 from fastav.cli._output import print_json
 from fastav.cli._progress import spinner, suppress_warnings
+from fastav.cli._types import DecoderShape, Layout, Plan
 
 MOST_TOKENS = 1_000_000
 MOST_SECONDS = 86_400
@@ -72,7 +74,7 @@ def flops(
         _render.flops(report)
 
 
-def costs(shape: Any, plan: Any, layout: Any) -> dict[str, Any]:
+def costs(shape: DecoderShape, plan: Plan, layout: Layout) -> dict[str, Any]:
     """The costs of a prompt with and without a plan, in the form of the JSON output."""
     from dataclasses import asdict
 
@@ -81,7 +83,7 @@ def costs(shape: Any, plan: Any, layout: Any) -> dict[str, Any]:
     full, pruned = [len(layout)] * shape.layers, plan.tokens(layout, shape.layers)
     cached = plan.cached(layout, shape.layers)
 
-    def saving(cost: Any, tokens: Any = pruned) -> dict[str, Any]:
+    def saving(cost: Callable[[DecoderShape, Sequence[int]], int], tokens: Sequence[int] = pruned) -> dict[str, Any]:
         before, after = cost(shape, full), cost(shape, tokens)
         return {"full": before, "pruned": after, "ratio": after / before}
 

@@ -17,6 +17,7 @@ from fastav.cli import _options, _render
 from fastav.cli._output import print_json
 from fastav.cli._progress import progress, spinner, suppress_warnings
 from fastav.cli._text import printable, stderr
+from fastav.cli._types import Answer, Clip, Pipeline, Plan
 from fastav.errors import FastAVError, PlanError
 
 REPEAT = 3
@@ -93,7 +94,7 @@ def _is_bundled(clip: str) -> bool:
     return Path(clip).resolve().parent == Path(str(files("fastav") / "assets" / "clips")).resolve()
 
 
-def _open_clip(path: str, question: str, use: str) -> Any:
+def _open_clip(path: str, question: str, use: str) -> Clip:
     """The clip.  Raises: MediaError if it cannot be read or lacks a track that `use` requires."""
     with spinner(f"reading {path}"), suppress_warnings():
         from fastav.adapter import Request, Use
@@ -106,7 +107,7 @@ def _open_clip(path: str, question: str, use: str) -> Any:
 
 def load_pipeline(
     model: str, plans: Sequence[str], device: str | None, dtype: str | None, engine: str, *, compare: bool = False
-) -> Any:
+) -> Pipeline:
     """The pipeline with the first of the plans. All checks that need no weights come before loading.
 
     compare: whether the plans will be compared with the unpruned model; they must then prune, and have different names.
@@ -138,7 +139,7 @@ def load_pipeline(
         return pipelines.pipeline(model, resolved[0], engine=engine, device=device, dtype=dtype)
 
 
-def _answer(ask: Callable[..., Any], *, stream: bool) -> Any:
+def _answer(ask: Callable[..., Answer], *, stream: bool) -> Answer:
     with spinner("watching and listening") as status:
 
         def print_piece(piece: str) -> None:
@@ -152,17 +153,17 @@ def _answer(ask: Callable[..., Any], *, stream: bool) -> Any:
     return answer
 
 
-def _label(plan: Any) -> str:
+def _label(plan: Plan) -> str:
     return plan.fingerprint if plan.name in ("", "none") else plan.name
 
 
-def _compare(pipe: Any, names: Sequence[str], ask: Callable[..., Any], repeat: int) -> dict[str, Any]:
+def _compare(pipe: Pipeline, names: Sequence[str], ask: Callable[..., Answer], repeat: int) -> dict[str, Any]:
     """The answers without and with each plan. Runs alternate, so that load on the machine affects all plans alike."""
     from fastav.adapter import plan_named
     from fastav.presets import NONE
 
     plans = {NONE.name: NONE} | {_label(plan): plan for name in names for plan in [plan_named(name, pipe.adapter)]}
-    answers: dict[str, list[Any]] = {name: [] for name in plans}
+    answers: dict[str, list[Answer]] = {name: [] for name in plans}
     with progress("running the plans in turn", len(plans) * (1 + repeat)) as step:
         for plan in plans.values():
             ask(plan=plan, max_new_tokens=2)  # warm-up: the first run sets up what later runs reuse
@@ -174,15 +175,15 @@ def _compare(pipe: Any, names: Sequence[str], ask: Callable[..., Any], repeat: i
     return {name: _median_run(runs).to_dict() for name, runs in answers.items()}
 
 
-def _median_run(answers: Sequence[Any]) -> Any:
+def _median_run(answers: Sequence[Answer]) -> Answer:
     """The first answer, with the median seconds of every phase and the highest peak memory."""
     first = answers[0]
     seconds = {phase: median(answer.seconds[phase] for answer in answers) for phase in first.seconds}
-    peak = None if first.peak_bytes is None else max(answer.peak_bytes for answer in answers)
-    return replace(first, seconds=seconds, peak_bytes=peak)
+    peaks = [answer.peak_bytes for answer in answers if answer.peak_bytes is not None]
+    return replace(first, seconds=seconds, peak_bytes=max(peaks, default=None))
 
 
-def _run_info(pipe: Any) -> dict[str, Any]:
+def _run_info(pipe: Pipeline) -> dict[str, Any]:
     import torch
     import transformers
 
