@@ -135,8 +135,8 @@ def test_ctrl_c_leaves_a_file_that_goes_on(asked, tmp_path, capsys, monkeypatch)
 def test_what_failed_is_tried_again(tmp_path, capsys):
     clip = tmp_path / "late.mp4"
     asked = written(tmp_path / "questions.jsonl", {"clip": "late.mp4", "question": "which color moves?"}, QUESTIONS[0])
-    assert run(asked, tmp_path / "a.jsonl") == batch.SOME_FAILED == 1
-    assert "1 could not be answered; the first is 1: " in capsys.readouterr().err
+    assert run(asked, tmp_path / "a.jsonl") == batch.EXIT_SOME_FAILED == 1
+    assert "1 failed; the first is 1: " in capsys.readouterr().err
     failed = answers(tmp_path / "a.jsonl")
     assert "late.mp4" in failed[1]["error"]
     assert set(failed[1]) == {"id", "error", "model", "plan", "fingerprint"}
