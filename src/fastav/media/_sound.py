@@ -126,7 +126,7 @@ class FileSound:
 
     def _enter(
         self, container: "av.container.InputContainer", stream: "av.AudioStream", timing: "AudioTiming", first: int
-    ) -> tuple[int, Iterator[AudioFrame]]:
+    ) -> tuple[int, Iterator["av.AudioFrame"]]:
         """Seek to before sample `first`. Returns the index of the first decoded sample, and the frames from there."""
         guide = seek_stream(container, stream)
         for back in (WARM_UP, 10, 60):
