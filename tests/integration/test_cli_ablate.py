@@ -146,9 +146,9 @@ def test_a_plan_of_one_s_own_is_varied(capsys, tmp_path):
     ("arguments", "found"),
     [
         (["tiny", "toy-world", "--tables", "fine,gobal"], "no table is called 'gobal'"),
-        (["tiny", "toy-world", "--tables", ","], "no table to make"),
+        (["tiny", "toy-world", "--tables", ","], "no table is given"),
         (["tiny", "toy-wolrd"], "no task is called 'toy-wolrd'"),
-        (["./no-such-model", "toy-world"], "there is no folder './no-such-model'"),
+        (["./no-such-model", "toy-world"], "the folder './no-such-model' does not exist"),
         (["tiny", "toy-world", "--plan", "fastv"], "the plan 'fastv' cannot be ablated"),
         (["tiny", "toy-world", "--plan", "fastaw"], "no plan of tiny is called 'fastaw'"),
         (["tiny", "toy-world", "--families", "smell"], "no family of samples is called 'smell'"),
