@@ -120,7 +120,7 @@ def test_a_finished_ablation_loads_no_model(made, capsys, monkeypatch):
 def test_other_tables_are_refused_a_file(made, capsys, tmp_path):
     path = shutil.copy(made, tmp_path / "rows.jsonl")
     before = path.read_bytes()
-    assert "holds rows of other plans" in failure(capsys, *TOY, "--tables", "fine", "--out", str(path))
+    assert "has rows of other plans" in failure(capsys, *TOY, "--tables", "fine", "--out", str(path))
     assert path.read_bytes() == before
 
 

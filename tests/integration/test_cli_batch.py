@@ -161,8 +161,8 @@ def test_answers_of_another_model_or_plan_are_not_mixed(asked, tmp_path, capsys)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "holds no questions"),
-        ("\n\n", "holds no questions"),
+        ("", "has no questions"),
+        ("\n\n", "has no questions"),
         ('{"clip": "a", "question": "b"}\n{"clip": "a", ', "line 2 of"),
         ('{"clip": "a", "question": "b"}\n[]', "line 2 of"),
         ('{"clip": "a"}', "question must be a string"),
@@ -171,7 +171,10 @@ def test_answers_of_another_model_or_plan_are_not_mixed(asked, tmp_path, capsys)
         ('{"clip": 3, "question": "b"}', "clip must be a string, got 3"),
         ('{"clip": "a", "question": "b", "use": "smell"}', "use must be"),
         ('{"clip": "a", "question": "b", "id": true}', "id must be"),
-        ('{"clip": "a", "question": "b", "id": 2}\n{"clip": "a", "question": "b"}', "the id 2 is already used on line 1"),
+        (
+            '{"clip": "a", "question": "b", "id": 2}\n{"clip": "a", "question": "b"}',
+            "the id 2 is already used on line 1",
+        ),
     ],
 )
 def test_questions_that_cannot_be_read(content, message, tmp_path, capsys):

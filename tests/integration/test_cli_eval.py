@@ -181,7 +181,7 @@ def test_an_empty_question_is_refused_before_anything_is_written(capsys, monkeyp
 
 def test_another_evaluation_s_file_is_refused(path, capsys):
     before = path.read_bytes()
-    assert "holds rows of other plans" in failure(capsys, *EVAL, "--plans", "none", "--out", str(path))
+    assert "has rows of other plans" in failure(capsys, *EVAL, "--plans", "none", "--out", str(path))
     assert path.read_bytes() == before
 
 

@@ -399,7 +399,7 @@ def test_bad_prompts_are_refused(tmp_path):
         "[]": "has no questions",
         "[3]": "must be a string",
         '["\\ud800"]': "half of a character",
-        '"a"': "holds no",
+        '"a"': "has no",
         '["what?", " "]': "a question is empty",
         '{"a.mp4": ["what?", {"question": ""}]}': "a question is empty",
     }.items():

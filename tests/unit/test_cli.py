@@ -207,7 +207,11 @@ def test_other_steps_stay():
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"keep_audio": 1, "before": 2}, "both set the global cut"), ({"start": "center"}, "--start"), ({"start": "-1"}, "--start")],
+    [
+        ({"keep_audio": 1, "before": 2}, "both set the global cut"),
+        ({"start": "center"}, "--start"),
+        ({"start": "-1"}, "--start"),
+    ],
 )
 def test_contradictory_or_unreadable_settings(settings, message):
     with pytest.raises(PlanError, match=message):
