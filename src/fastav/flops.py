@@ -54,7 +54,7 @@ class DecoderShape:
         if self.windows and (len(self.windows) != self.layers or min(self.windows) < 0):
             raise PlanError(f"a decoder of {self.layers} layers needs as many windows, got {list(self.windows)}")
         if self.kv_layers is not None and not 0 < self.kv_layers <= self.layers:
-            raise PlanError(f"kv_layers must be from 1 to {self.layers}, the number of layers, got {self.kv_layers}")
+            raise PlanError(f"kv_layers={self.kv_layers} does not fit a decoder of {self.layers} layers")
         if self.by_layer and len(self.by_layer) != self.layers:
             raise PlanError(f"a decoder of {self.layers} layers needs as many shapes, got {len(self.by_layer)}")
 

@@ -120,7 +120,7 @@ def test_a_finished_ablation_loads_no_model(made, capsys, monkeypatch):
 def test_other_tables_are_refused_a_file(made, capsys, tmp_path):
     path = shutil.copy(made, tmp_path / "rows.jsonl")
     before = path.read_bytes()
-    assert "holds rows of other plans" in failure(capsys, *TOY, "--tables", "fine", "--out", str(path))
+    assert "has rows of other plans" in failure(capsys, *TOY, "--tables", "fine", "--out", str(path))
     assert path.read_bytes() == before
 
 
@@ -146,9 +146,9 @@ def test_a_plan_of_one_s_own_is_varied(capsys, tmp_path):
     ("arguments", "found"),
     [
         (["tiny", "toy-world", "--tables", "fine,gobal"], "no table is called 'gobal'"),
-        (["tiny", "toy-world", "--tables", ","], "no table to make"),
+        (["tiny", "toy-world", "--tables", ","], "no table is given"),
         (["tiny", "toy-wolrd"], "no task is called 'toy-wolrd'"),
-        (["./no-such-model", "toy-world"], "there is no folder './no-such-model'"),
+        (["./no-such-model", "toy-world"], "the folder './no-such-model' does not exist"),
         (["tiny", "toy-world", "--plan", "fastv"], "the plan 'fastv' cannot be ablated"),
         (["tiny", "toy-world", "--plan", "fastaw"], "no plan of tiny is called 'fastaw'"),
         (["tiny", "toy-world", "--families", "smell"], "no family of samples is called 'smell'"),

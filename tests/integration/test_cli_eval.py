@@ -130,7 +130,7 @@ def test_plans_in_files_and_folders(capsys, tmp_path):
     assert 1 == ratios[2] > ratios[0] > ratios[1]
 
     (tmp_path / "drop0.json").write_text((folder / "drop50.json").read_text())
-    assert "two plans are called 'drop0'" in failure(capsys, *EVAL, "--plans", f"{folder},{tmp_path}/drop0.json")
+    assert "two plans have the name 'drop0'" in failure(capsys, *EVAL, "--plans", f"{folder},{tmp_path}/drop0.json")
 
 
 def test_a_sample_that_fails_ends_it_by_name(path, capsys, monkeypatch):
@@ -162,7 +162,7 @@ def test_keep_going_counts_failures_and_tries_them_again(path, capsys, monkeypat
         (("--families", "smell"), "no family of samples is called 'smell'"),
         (("--device", "abacus"), "abacus"),
         (("--out", "no/such/folder/rows.jsonl"), "no/such/folder"),
-        (("--out", __file__), "is no file of rows"),
+        (("--out", __file__), "is not a file of rows"),
     ],
 )
 def test_bad_options_are_refused_before_weights_load(changes, found, capsys, monkeypatch, tmp_path):
@@ -181,7 +181,7 @@ def test_an_empty_question_is_refused_before_anything_is_written(capsys, monkeyp
 
 def test_another_evaluation_s_file_is_refused(path, capsys):
     before = path.read_bytes()
-    assert "holds rows of other plans" in failure(capsys, *EVAL, "--plans", "none", "--out", str(path))
+    assert "has rows of other plans" in failure(capsys, *EVAL, "--plans", "none", "--out", str(path))
     assert path.read_bytes() == before
 
 
@@ -195,7 +195,7 @@ def test_bad_tasks(capsys, monkeypatch):
     monkeypatch.setenv("LITTLE_SAMPLES", "1")
     twice = [*LittleTask().samples()] * 2
     monkeypatch.setattr(LittleTask, "samples", lambda _: iter(twice))
-    assert "two samples of little are called '0'" in failure(capsys, *EVAL)
+    assert "two samples of little have the id '0'" in failure(capsys, *EVAL)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
@@ -291,7 +291,7 @@ def test_ctrl_c_leaves_a_file_that_goes_on(made, capsys, tmp_path):
         raise
     assert process.returncode == 130
     assert out == ""
-    assert err.endswith(f"answers are in {path}; the same command goes on from there\n\ninterrupted\n")
+    assert err.endswith(f"answers are in {path}; run the same command again to continue\n\ninterrupted\n")
     assert "Traceback" not in err
     while alive(process.pid):  # that which tracks resources of multiprocessing leaves a moment later
         assert time.monotonic() < deadline
@@ -343,4 +343,4 @@ def test_leaderboard_needs_no_torch(path):
 
 def test_leaderboard_refuses_what_is_no_file_of_rows(capsys, tmp_path):
     assert "cannot read" in failure(capsys, "leaderboard", str(tmp_path / "no.jsonl"))
-    assert "is no file of rows" in failure(capsys, "leaderboard", __file__)
+    assert "is not a file of rows" in failure(capsys, "leaderboard", __file__)

@@ -80,7 +80,7 @@ def comparison(report: Mapping[str, Any]) -> None:
 
 
 def listing(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table of texts with headings; the first column holds the names."""
+    """A table of texts with headings; the first column has the names."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
     for index, column in enumerate(columns):
         table.add_column(column, style="bold" if index == 0 else "", no_wrap=index == 0)

@@ -143,7 +143,7 @@ def _read_questions(path: Path, use: str) -> list[_Question]:
             )
         questions[question.id], numbers[question.id] = question, line
     if not questions:
-        raise FastAVError(f"{path} holds no questions")
+        raise FastAVError(f"{path} has no questions")
     return list(questions.values())
 
 
@@ -200,7 +200,7 @@ def _plan_fields(model: str, plan: str) -> dict[str, str]:
 def _read_answers(path: Path, plan_fields: Mapping[str, str]) -> dict[str | int, bytes]:
     """The lines of a file with answers, by id, without failures and without an incomplete last line.
 
-    Raises: FastAVError if the file holds anything but answers, holds answers of another model or plan, or is no file.
+    Raises: FastAVError if the file has anything but answers, has answers of another model or plan, or is no file.
     """
     if path.is_dir():
         raise FastAVError(f"{path} is a folder", "--out must be a file")
@@ -218,10 +218,10 @@ def _read_answers(path: Path, plan_fields: Mapping[str, str]) -> dict[str | int,
                 f"line {line} of {path} is not an answer of fastav batch", "delete that line, or give another --out"
             ) from None
         if model != plan_fields["model"]:
-            raise FastAVError(f"{path} holds answers of {model}, not {plan_fields['model']}", "give another --out")
+            raise FastAVError(f"{path} has answers of {model}, not {plan_fields['model']}", "give another --out")
         if fingerprint != plan_fields["fingerprint"]:
             actual = f"{plan} ({fingerprint}), not {plan_fields['plan']} ({plan_fields['fingerprint']})"
-            raise FastAVError(f"{path} holds answers by the plan {actual}", "give another --out")
+            raise FastAVError(f"{path} has answers of the plan {actual}", "give another --out")
         if "error" not in entry:
             answers[name] = text + b"\n"
     return answers

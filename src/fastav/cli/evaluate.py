@@ -85,7 +85,7 @@ def load_task(name: str, folder: Path | None) -> Task:
 
 
 def split_commas(values: Sequence[str]) -> list[str]:
-    """The parts of values that can each hold several parts, separated by commas."""
+    """The parts of values that can each have several parts, separated by commas."""
     return [part for value in values for part in map(str.strip, value.split(",")) if part]
 
 

@@ -35,13 +35,19 @@ def flops(
         ),
     ] = None,
     video_tokens: Annotated[
-        int | None, typer.Option(min=0, max=MOST_TOKENS, metavar="N", help="Of the prompt.  [default: a clip's]")
+        int | None,
+        typer.Option(
+            min=0, max=MOST_TOKENS, metavar="N", help="Video tokens of the prompt.  [default: those of the clip]"
+        ),
     ] = None,
     audio_tokens: Annotated[
-        int | None, typer.Option(min=0, max=MOST_TOKENS, metavar="N", help="Of the prompt.  [default: a clip's]")
+        int | None,
+        typer.Option(
+            min=0, max=MOST_TOKENS, metavar="N", help="Audio tokens of the prompt.  [default: those of the clip]"
+        ),
     ] = None,
     text_tokens: Annotated[
-        int, typer.Option(min=1, max=MOST_TOKENS, metavar="N", help="Of the prompt.")
+        int, typer.Option(min=1, max=MOST_TOKENS, metavar="N", help="Text tokens of the prompt.")
     ] = _options.TEXT_TOKENS,
     as_json: _options.Json = False,
 ) -> None:

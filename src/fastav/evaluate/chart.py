@@ -225,7 +225,7 @@ def _with_dark_colours(drawing: bytes) -> bytes:
     for colour, name in names.items():
         text = text.replace(colour, f"var({name})")
     light, dark = (
-        " ".join(f"{names[colour]}: {shown[colour]};" for colour in DARK) for shown in ({c: c for c in DARK}, DARK)
+        " ".join(f"{names[colour]}: {theme[colour]};" for colour in DARK) for theme in ({c: c for c in DARK}, DARK)
     )
     style = f"<style>svg {{ {light} }} @media (prefers-color-scheme: dark) {{ svg {{ {dark} }} }}</style>"
     head, _, rest = text.partition(" <defs>")

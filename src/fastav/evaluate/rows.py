@@ -159,13 +159,13 @@ def _require_same(old: Mapping[str, Any], new: Mapping[str, Any], path: Path) ->
     for name in _RUN_KEYS:
         if _without_index(old[name]) != _without_index(new[name]):
             raise FastAVError(
-                f"{path} holds rows of the {name} {old[name]!r}, not {new[name]!r}", "give another --out, or delete it"
+                f"{path} has rows of the {name} {old[name]!r}, not {new[name]!r}", "give another --out, or delete it"
             )
     previous, now = ({(name, plan["fingerprint"]) for name, plan in run["plans"].items()} for run in (old, new))
     if previous != now:
         changed = ", ".join(sorted({name for name, _ in previous ^ now}))
         raise FastAVError(
-            f"{path} holds rows of other plans (they differ in {changed})",
+            f"{path} has rows of other plans (they differ in {changed})",
             "give another --out, or the same plans as before",
         )
 

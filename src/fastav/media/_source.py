@@ -143,8 +143,8 @@ def _decode_data_url(url: str) -> bytes:
 
 
 def _url_name(url: str) -> str:
-    shown = without_query(url)
-    return unquote(shown.rstrip("/").rpartition("/")[2]) or shown
+    address = without_query(url)
+    return unquote(address.rstrip("/").rpartition("/")[2]) or address
 
 
 def _size(path: Path) -> int:

@@ -79,7 +79,7 @@ def without_query(url: str) -> str:
 
 
 def _download(url: str, policy: MediaPolicy) -> bytes | Exception:
-    shown, end = without_query(url), monotonic() + policy.max_seconds
+    address, end = without_query(url), monotonic() + policy.max_seconds
     try:
         opener = build_opener(_Redirects(policy))
         request = Request(url, headers={"User-Agent": "fastav", "Accept": "*/*", "Accept-Encoding": "identity"})
@@ -97,16 +97,16 @@ def _download(url: str, policy: MediaPolicy) -> bytes | Exception:
                     return _timeout_error(url, policy)
         if size is not None and len(content) < size:
             reason = f"the connection ended after {len(content):,} of {size:,} bytes"
-            return UnreadableMedia(f"{shown} cannot be loaded: {reason}", "try again")
+            return UnreadableMedia(f"{address} cannot be loaded: {reason}", "try again")
         return bytes(content)
     except UnreadableMedia as error:
         return error.with_traceback(None)
     except HTTPError as error:
-        return UnreadableMedia(f"{shown} cannot be loaded: HTTP {error.code} {error.reason}", "check the address")
+        return UnreadableMedia(f"{address} cannot be loaded: HTTP {error.code} {error.reason}", "check the address")
     except (URLError, HTTPException, OSError, ValueError) as error:
         if isinstance(getattr(error, "reason", error), TimeoutError):
             return _timeout_error(url, policy)
-        return UnreadableMedia(f"{shown} cannot be loaded: {reason_of(error)}", "check the address")
+        return UnreadableMedia(f"{address} cannot be loaded: {reason_of(error)}", "check the address")
     except Exception as error:  # the waiting thread raises it
         return error
 

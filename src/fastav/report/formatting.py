@@ -9,8 +9,8 @@ from fastav.plan import Before, Budget, Frames, Keep, Plan, Share, Step, Tokens,
 
 SPACE = "\N{NO-BREAK SPACE}"
 RULES = {
-    "even": "the first tokens of each modality that hold the same share of its rollout",
-    "first": "the first tokens of each modality, as many of each as hold the most rollout together",
+    "even": "the first tokens of each modality with the same share of its rollout",
+    "first": "the first tokens of each modality, split so that they have the most rollout together",
     "frames": "the tokens of the first frames",
     "before": "the tokens before one position",
     "rollout": "the same share of each modality, by the rollout of the prompt at hand",
@@ -133,7 +133,7 @@ def budget(criterion: Mapping[str, Any]) -> str:
 
 def rule(requested: str, chosen: str) -> str:
     """The rule that was used."""
-    return f"{RULES[chosen]} (“{chosen}”{', which of the fixed rules holds the most' if requested == 'auto' else ''})"
+    return f"{RULES[chosen]} (“{chosen}”{', the fixed rule with the most rollout' if requested == 'auto' else ''})"
 
 
 def start(requested: Any, layer: int) -> str:

@@ -179,7 +179,7 @@ def _drawings(
         "heat": both_widths(
             f"Two heat maps, {content.depth} layers by {longest:,} positions, of attention and of rollout of the last "
             f"query, and below them which modality stands where. A dashed line before layer {start} marks the cut. "
-            "The table that follows tells whose tokens hold the weight.",
+            "The table that follows has the shares of the modalities.",
             figures.heat,
             maps(evidence),
             tracks(evidence),
@@ -187,7 +187,7 @@ def _drawings(
             start,
         ),
         "concentration": both_widths(
-            f"Lines by layer of the share that the heaviest {TOP:.0%} of the audio and video tokens hold, for "
+            f"Lines by layer of the share that the heaviest {TOP:.0%} of the audio and video tokens have, for "
             "attention and for rollout. The table that follows has the numbers.",
             figures.concentration,
             *_concentration_by_layer(content),
