@@ -3,8 +3,12 @@
 `make setup` puts it beside the environment, not into it, because fastav itself must work without. Its compiled part
 wants the very build of torch that it was made for; where that is another, the operators it would define are declared.
 Tests of media run without torch, too (tests/media_versions.py), and then nothing is needed.
+
+Modules are imported without looking for garbage, of which they make next to none, and what is there when all tests are
+collected is not looked at again: it would take a fifth of that time.
 """
 
+import gc
 import importlib.util
 import sys
 from pathlib import Path
@@ -30,5 +34,15 @@ def _import_torchvision() -> None:
         import torchvision  # noqa: F401
 
 
-if importlib.util.find_spec("torch") is not None:
-    _import_torchvision()
+def pytest_configure(config) -> None:
+    if getattr(config.option, "dist", "no") != "no" and not hasattr(config, "workerinput"):
+        return  # the process that hands out tests to others runs none
+    gc.disable()
+    if importlib.util.find_spec("torch") is not None:
+        _import_torchvision()
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()
+    gc.enable()
