@@ -4,14 +4,16 @@
 wants the very build of torch that it was made for; where that is another, the operators it would define are declared.
 Tests of media run without torch, too (tests/media_versions.py), and then nothing is needed.
 
-Modules are imported without looking for garbage, of which they make next to none, and what is there when all tests are
-collected is not looked at again: it would take a fifth of that time.
+Modules are imported without looking for garbage, of which they make next to none, and what is there before a file's
+tests is not looked at again: it would take a fifth of the time that imports take, and more later.
 """
 
 import gc
 import importlib.util
 import sys
 from pathlib import Path
+
+import pytest
 
 BESIDE = Path(sys.prefix) / "vision"
 _declared = []
@@ -43,6 +45,11 @@ def pytest_configure(config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    gc.collect()
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _little_to_collect():
+    gc.collect()
+    gc.freeze()  # again, since what is tested may have undone it
