@@ -36,12 +36,9 @@ def _import_torchvision() -> None:
         import torchvision  # noqa: F401
 
 
-def pytest_configure(config) -> None:
-    if getattr(config.option, "dist", "no") != "no" and not hasattr(config, "workerinput"):
-        return  # the process that hands out tests to others runs none
-    gc.disable()
-    if importlib.util.find_spec("torch") is not None:
-        _import_torchvision()
+gc.disable()
+if importlib.util.find_spec("torch") is not None:
+    _import_torchvision()
 
 
 def pytest_collection_finish() -> None:
@@ -52,4 +49,7 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="module", autouse=True)
 def _little_to_collect():
     gc.collect()
-    gc.freeze()  # again, since what is tested may have undone it
+    gc.freeze()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gc, "unfreeze", lambda: None)  # by which a benchmark would undo that
+        yield
