@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import fastav
 from fastav.cli import main
 from fastav.evaluate import read
 from fastav.models.tiny import TinyAdapter
+from fastav.tasks import toy_world
 from support.command import failure, stdout
 from support.little_task import REFERENCE
 
@@ -22,8 +24,16 @@ TOY = ("ablate", "tiny", "toy-world", "--device", "cpu", "--limit", "2")
 pytestmark = pytest.mark.usefixtures("little")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _rendered_once():
+    """Each command renders all clips of the toy world."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toy_world, "clip", cache(toy_world.clip))
+        yield
+
+
 @pytest.fixture(scope="module")
-def made(little, tmp_path_factory) -> Path:
+def made(little, _rendered_once, tmp_path_factory) -> Path:
     """The rows of all tables of the toy world, two samples of each."""
     path = tmp_path_factory.mktemp("made") / "rows.jsonl"
     assert main([*TOY, "--out", str(path)]) == 0

@@ -207,6 +207,12 @@ def test_a_full_disk_is_told_before_weights_load(capsys, monkeypatch):
 # several processes, started from one without what tests/conftest.py mends, which a spawned one would lack
 
 
+@pytest.fixture
+def _unmended(monkeypatch):
+    """What tests/conftest.py puts on the path is not handed to processes that this one starts."""
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder != str(Path(sys.prefix) / "vision")])
+
+
 def apart(*arguments: str, **environment: str) -> subprocess.Popen:
     """The command in a process group of its own."""
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
@@ -255,21 +261,22 @@ def test_two_processes_answer_what_one_does(made, tmp_path):
     assert json.loads(out)["plans"]["fastav"]["all"]["n"] == 4
 
 
-def test_a_process_that_dies_is_told():
-    process = apart(*EVAL, "--jobs", "2", "--plans", "none", LITTLE_DEADLY="1", LITTLE_SAMPLES="1")
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 2
-    assert err == "error: a process ended with exit code 7\nhint: out of memory? try fewer --jobs\n"
+@pytest.mark.usefixtures("_unmended")
+def test_a_process_that_dies_is_told(capfd, monkeypatch):
+    monkeypatch.setenv("LITTLE_DEADLY", "1")
+    monkeypatch.setenv("LITTLE_SAMPLES", "1")
+    assert main([*EVAL, "--jobs", "2", "--plans", "none"]) == 2
+    assert capfd.readouterr().err == "error: a process ended with exit code 7\nhint: out of memory? try fewer --jobs\n"
 
 
-def test_what_a_process_warns_of_is_told_once(tmp_path):
+@pytest.mark.usefixtures("_unmended")
+def test_what_a_process_warns_of_is_told_once(capfd, monkeypatch, tmp_path):
     whole = (REFERENCE / "sound.wav").read_bytes()
     (tmp_path / "cut.wav").write_bytes(whole[: len(whole) // 2])
-    cut = str(tmp_path / "cut.wav")
-    process = apart(*EVAL, "--jobs", "2", "--plans", "none", LITTLE_CUT=cut, LITTLE_SAMPLES="0")
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 0
-    (line,) = err.splitlines()
+    monkeypatch.setenv("LITTLE_CUT", str(tmp_path / "cut.wav"))
+    monkeypatch.setenv("LITTLE_SAMPLES", "0")
+    assert main([*EVAL, "--jobs", "2", "--plans", "none"]) == 0
+    (line,) = capfd.readouterr().err.splitlines()
     assert re.fullmatch(r"warning: cut\.wav has \d+ of \d+ kB: it is cut short", line)
 
 
