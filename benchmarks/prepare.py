@@ -193,7 +193,7 @@ def encoder_flops(adapter: ModelAdapter, inputs: Inputs) -> dict[str, float]:
 def prepare(name: str, clip: Clip, timer: DecodeTimer) -> tuple[Prepared, dict[str, float]]:
     """One family's inputs, and the median seconds of each part of preparing them."""
     adapter, processor = MODELS[name](), RELEASED[name]()
-    request = Request(clip=clip, question="What is happening?", use=Use.AUTO if adapter.hears else Use.VIDEO)
+    request = Request(clip=clip, question="What is happening?", use=Use.AUTO if adapter.supports_audio else Use.VIDEO)
     result, rounds = adapter.prepare(processor, [request]), []  # a warm-up, which imports modules
     for _ in range(ROUNDS):
         timer.seconds.clear()

@@ -74,7 +74,7 @@ class QuestionSet:
 
     def __init__(self, adapter: ModelAdapter) -> None:
         self.adapter = adapter
-        self.kinds = MIXED if adapter.hears else SILENT
+        self.kinds = MIXED if adapter.supports_audio else SILENT
         self._media = {kind: Media(kind) for kind in self.kinds if kind.seconds}
 
     def kind(self, number: int) -> Kind:

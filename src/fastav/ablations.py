@@ -165,7 +165,7 @@ def _split(plan: Plan, depth: int) -> _GlobalAndFine:
             "vary the preset fastav, or what fastav plan write makes of it",
         )
     global_cut, *fine = plan.steps
-    (start,) = global_cut.entering(depth)
+    (start,) = global_cut.layer_range(depth)
     return _GlobalAndFine(
         plan=replace(plan, name="fastav"), global_cut=global_cut, fine=tuple(fine), start=start, depth=depth
     )
@@ -175,9 +175,9 @@ def _is_fastav(steps: Sequence[Step], depth: int) -> bool:
     if len(steps) < 2 or any(step.cache_only or step.options for step in steps):
         return False
     global_cut, *fine = steps
-    entries = global_cut.entering(depth)
+    entries = global_cut.layer_range(depth)
     return (global_cut.method, {step.method for step in fine}, len(entries)) == ("position", {"last-query"}, 1) and all(
-        layer > entries[0] for step in fine for layer in step.entering(depth)
+        layer > entries[0] for step in fine for layer in step.layer_range(depth)
     )
 
 
@@ -187,7 +187,7 @@ def _require_every_later_layer(split: _GlobalAndFine) -> float:
     budgets = set(fine.keep.pools().values())
     shares = [budget.share for budget in budgets if isinstance(budget, Share)]
     later_layers = range(split.start + 1, split.depth)
-    if others or fine.entering(split.depth) != later_layers or len(budgets) != 1 or not shares:
+    if others or fine.layer_range(split.depth) != later_layers or len(budgets) != 1 or not shares:
         raise PlanError(
             f"the plan's fine cuts are not one share entering every layer after {split.start}, so there is neither a "
             "start layer nor a P to sweep",

@@ -1,6 +1,6 @@
-"""What a model family must tell: how to load it, what its prompts are made of, and where its decoder is.
+"""The interface of model families: how to load a model, which token is what in its prompts, and where its decoder is.
 
-A family is a folder `models/<name>/` exporting `<Name>Adapter`; it is found by its name and by
+A family is a folder `models/<name>/` that exports `<Name>Adapter`; fastav finds it by its name and by
 `config.architectures`. Only that folder knows the family's token ids, processor and tensor names.
 """
 
@@ -29,12 +29,12 @@ from fastav.registry import MODELS, RECIPES, unknown_name
 
 require_tested("torch", "transformers")
 
-with importable():  # the first import of transformers' models in most programs, where a broken package shows
+with importable():  # in most programs the first import of transformers' models, which a broken package makes fail
     from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 
 class Use(StrEnum):
-    """Which tracks of a clip a request shows to the model."""
+    """Which tracks of a clip a request passes to the model."""
 
     AUTO = "auto"
     BOTH = "both"
@@ -50,9 +50,9 @@ class Use(StrEnum):
 class Request:
     """One question about one clip.
 
-    clip: a `Clip`, or whatever `Clip.open` opens, such as a path.
-    use: `auto` takes whatever tracks the clip has; the others demand theirs.
-    Raises: MediaError for a clip that cannot be opened; FastAVError for a question that is no text.
+    clip: a `Clip`, or anything that `Clip.open` opens, such as a path.
+    use: `auto` uses the tracks that the clip has; the others require theirs.
+    Raises: MediaError for a clip that cannot be opened; FastAVError for a question that is not text.
     """
 
     clip: Clip
@@ -70,71 +70,74 @@ class Request:
             object.__setattr__(self, name, value)
 
     @property
-    def shown(self) -> Clip:
-        """The clip as it is shown: if both its tracks are, both from the clip's start on (`Clip.aligned`).
+    def aligned_clip(self) -> Clip:
+        """The clip, with both tracks aligned to its start (`Clip.aligned`) if the request uses both.
 
-        For families that put video and sound together by time. Others take the tracks as they are, and their starts.
+        For families that match video and sound by time. Other families take the tracks and their start times as they
+        are.
         Raises: MissingTrack, UnreadableMedia.
         """
         return self.clip.aligned() if all(self.tracks) else self.clip
 
     @property
     def tracks(self) -> tuple[bool, bool]:
-        """Whether the video and the audio track are shown to the model.
+        """Whether the request uses the video track, and whether it uses the audio track.
 
-        Raises: MissingTrack if the clip lacks a track that `use` demands.
+        Raises: MissingTrack if the clip lacks a track that `use` requires.
         """
-        video, audio = self.clip.video is not None, self.clip.audio is not None
-        wants_video, wants_audio = self.use in (Use.BOTH, Use.VIDEO), self.use in (Use.BOTH, Use.AUDIO)
-        if wants_video and not video:
+        has_video, has_audio = self.clip.video is not None, self.clip.audio is not None
+        needs_video, needs_audio = self.use in (Use.BOTH, Use.VIDEO), self.use in (Use.BOTH, Use.AUDIO)
+        if needs_video and not has_video:
             raise MissingTrack(f"{self.clip.name} has no video track", "ask with use='audio' (--use audio)")
-        if wants_audio and not audio:
+        if needs_audio and not has_audio:
             raise MissingTrack(f"{self.clip.name} has no audio track", "ask with use='video' (--use video)")
-        return (video, audio) if self.use is Use.AUTO else (wants_video, wants_audio)
+        return (has_video, has_audio) if self.use is Use.AUTO else (needs_video, needs_audio)
 
 
 def clip_of(clip: Any) -> Clip:
-    """The clip itself, or what `Clip.open` makes of a path and the like.  Raises: MediaError, FastAVError."""
+    """A `Clip` as it is; anything else, such as a path, is opened by `Clip.open`.  Raises: MediaError, FastAVError."""
     if isinstance(clip, Clip):
         return clip
     if not (isinstance(clip, str | PathLike | bytes) or hasattr(clip, "read")):
-        found = type(clip).__name__
-        raise FastAVError(f"a clip must be a fastav.Clip or a path, got {found}", "fastav.Clip.open, or .from_arrays")
+        raise FastAVError(
+            f"a clip must be a fastav.Clip or a path, got {type(clip).__name__}",
+            "use fastav.Clip.open or fastav.Clip.from_arrays",
+        )
     return Clip.open(clip)
 
 
 def question_of(question: Any) -> str:
-    """The question itself.  Raises: FastAVError if it is no text, or nothing but blanks."""
+    """The question, checked.  Raises: FastAVError if it is not text, or blank."""
     if not isinstance(question, str):
-        raise FastAVError(f"a question must be a text, got {type(question).__name__}")
+        raise FastAVError(f"a question must be a string, got {type(question).__name__}")
     try:
         question.encode()
     except UnicodeEncodeError:
-        raise FastAVError("the question is not text: it holds bytes that are not UTF-8") from None
+        raise FastAVError("the question is not text: it contains bytes that are not UTF-8") from None
     if not question.strip():
         raise FastAVError("the question is empty", "ask something about the clip")
     return question
 
 
 def request_of(clip: Any, question: Any, use: Use) -> Request:
-    """The request itself, or one of a clip and a question.  Raises: as `Request`."""
+    """A `Request` as it is, or a new one from a clip and a question.  Raises: as `Request`."""
     if not isinstance(clip, Request):
         return Request(clip=clip_of(clip), question=question_of(question), use=use)
     if question is not None:
-        raise FastAVError("a Request holds its own question, and another one was given", "give one of them")
+        raise FastAVError("a Request has its own question, but you also passed another", "pass one of them")
     return clip
 
 
 def is_list(value: Any) -> bool:
-    """Whether a pipeline is given several of something."""
+    """Whether an argument is a list or tuple of several values."""
     return isinstance(value, list | tuple)
 
 
 def requests_of(clips: Any, questions: Any, use: Use) -> list[Request]:
-    """Requests of a list of them, or of clips and questions: lists of one length, or one of them for all.
+    """Requests from a list of requests, or from clips and questions: lists of equal length, or one value for all.
 
-    A clip that stands for all is opened once.
-    Raises: FastAVError for lists of different lengths; as `Request`.
+    A clip that serves all questions is opened once.
+    Raises: FastAVError for lists of different lengths; otherwise as `Request`.
     """
     if not is_list(clips):
         clips = [clips if isinstance(clips, Request) else clip_of(clips)] * len(questions)
@@ -142,8 +145,8 @@ def requests_of(clips: Any, questions: Any, use: Use) -> list[Request]:
         questions = [questions] * len(clips)
     if len(clips) != len(questions):
         raise FastAVError(
-            f"{plural(len(clips), 'clip')} and {plural(len(questions), 'question')} make no pairs",
-            "give one for each",
+            f"{plural(len(clips), 'clip')} and {plural(len(questions), 'question')} cannot be paired",
+            "pass as many clips as questions, or one clip or one question for all",
         )
     return [request_of(clip, question, use) for clip, question in zip(clips, questions, strict=True)]
 
@@ -158,10 +161,10 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class VllmInputs:
-    """A request as vLLM takes it: its copy of the family's processor makes the inputs of `prepare` from it.
+    """A request as vLLM takes it: vLLM's copy of the family's processor turns it into the inputs of `prepare`.
 
-    text: the conversation, with the family's placeholder where each medium stands. media: by modality, as
-    `multi_modal_data`. options: of the processor's call, as `mm_processor_kwargs`.
+    text: the conversation, with the family's placeholder for each medium. media: by modality, for `multi_modal_data`.
+    options: of the processor's call, for `mm_processor_kwargs`.
     """
 
     text: str
@@ -170,42 +173,52 @@ class VllmInputs:
 
 
 class AudioAttention(ABC):
-    """How much attention a family's audio tokens receive in the last layer of its audio encoder."""
+    """The attention that a family's audio tokens receive in the last layer of its audio encoder."""
 
     @abstractmethod
     def modules(self, model: PreTrainedModel) -> tuple[nn.Module, nn.Module]:
-        """The encoder, called with all sounds of a batch, and the attention of its last layer, called once in there."""
+        """The encoder and its last layer's attention.
+
+        A forward calls the encoder once, with all sounds of a batch, and the encoder calls that attention once.
+        """
 
     @abstractmethod
-    def received(
-        self, attention: nn.Module, sounds: Mapping[str, Any], given: Mapping[str, Any]
+    def scores(
+        self, attention: nn.Module, encoder_inputs: Mapping[str, Any], attention_inputs: Mapping[str, Any]
     ) -> Float[Tensor, " tokens"]:
-        """Of each audio token, in the order of the prompts: the mean over heads and over queries that may see it.
+        """The attention that each audio token receives, in the order of the prompts.
 
-        In float32, pooled as the encoder pools what it says. sounds, given: the arguments by name of the encoder's and
-        of the attention's call.
+        It is the mean over heads and over the queries that may see the token, in float32, pooled as the encoder pools
+        its output. encoder_inputs, attention_inputs: arguments by name of the encoder's and of the attention's call.
         """
 
 
 class ModelAdapter(ABC):
-    """One model family."""
+    """The base class of model families.
+
+    name: the registry's name of the family. architectures: class names in a configuration's `architectures`.
+    checkpoint: hub id of the released weights. revision: revision of the checkpoint, None for the main one. presets:
+    plans by name. supports_audio: whether the model takes sound. packages: required packages besides transformers.
+    decode_syncs: whether a decoding step reads values from the device, so that it cannot be captured. deepstack_method:
+    the decoder's method that adds visual features after early layers. stacks_hidden_states: whether layers pass on
+    several hidden states per token (AltUp). cache_limit: when the model's own code drops its cache during an answer,
+    for messages.
+    """
 
     name: ClassVar[str]
     architectures: ClassVar[frozenset[str]]
-    checkpoint: ClassVar[str]  # hub id of the released weights
-    revision: ClassVar[str | None] = None  # of that, if it is not the main one
+    checkpoint: ClassVar[str]
+    revision: ClassVar[str | None] = None
     presets: ClassVar[Mapping[str, Plan]]
-    hears: ClassVar[bool] = True  # whether it takes sound
-    packages: ClassVar[tuple[str, ...]] = ()  # that it needs besides transformers
-    steps_wait: ClassVar[bool] = (
-        True  # whether a decoding step asks the device for values, so that none can be captured
-    )
-    deepstack_method: ClassVar[str | None] = None  # of the decoder: adds visual features behind early layers
-    stacks_hidden_states: ClassVar[bool] = False  # whether layers pass on several hidden states of each token (AltUp)
-    cache_limit: ClassVar[str] = ""  # when the model's own code drops its cache during an answer
+    supports_audio: ClassVar[bool] = True
+    packages: ClassVar[tuple[str, ...]] = ()
+    decode_syncs: ClassVar[bool] = True
+    deepstack_method: ClassVar[str | None] = None
+    stacks_hidden_states: ClassVar[bool] = False
+    cache_limit: ClassVar[str] = ""
 
     def preset(self, name: str) -> Plan:
-        """The plan of this name; `none` prunes nothing.  Raises: UnknownName."""
+        """The preset plan of this name; `none` prunes nothing.  Raises: UnknownName."""
         known = {"none": NONE, **self.presets}
         if name not in known:
             raise unknown_name(f"plan of {self.name}", name, known)
@@ -213,19 +226,19 @@ class ModelAdapter(ABC):
 
     @abstractmethod
     def config(self, source: str | None = None) -> PreTrainedConfig:
-        """The configuration in a local folder or hub id; of the release, without any download, if None."""
+        """The configuration in a local folder or hub id; None for the released model's, without any download."""
 
     @abstractmethod
     def load(self, source: str, **options: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
         """Model (in evaluation mode) and processor from a local folder or a hub id.
 
-        options: as `from_pretrained` takes them (`dtype`, `device_map`, `attn_implementation`, ...).
-        Raises: CheckpointError if keys are missing, left over, or of another shape.
+        options: as for `from_pretrained` (`dtype`, `device_map`, `attn_implementation`, ...).
+        Raises: CheckpointError if keys are missing, unexpected, or of another shape.
         """
 
     @abstractmethod
     def build(self, config: PreTrainedConfig) -> PreTrainedModel:
-        """A model of this configuration whose weights are not loaded."""
+        """A model of this configuration, without loading weights."""
 
     @abstractmethod
     def prepare(self, processor: ProcessorMixin, requests: Sequence[Request]) -> Prepared:
@@ -234,7 +247,7 @@ class ModelAdapter(ABC):
     def vllm_inputs(self, processor: ProcessorMixin, request: Request) -> VllmInputs:
         """Decode and sample a request as `prepare` does, for vLLM to tokenize.
 
-        Raises: UnsupportedModel if this family cannot be asked there; as `prepare`.
+        Raises: UnsupportedModel if this family cannot run in vLLM; otherwise as `prepare`.
         """
         raise UnsupportedModel(f"{self.name} has no inputs for vLLM", "use the engine transformers")
 
@@ -252,10 +265,10 @@ class ModelAdapter(ABC):
         video: int | None = None,
         text: int,
     ) -> Layout:
-        """A typical prompt about a clip of 1280 x 720 with sound, for estimates without media.
+        """The layout of a typical prompt about a clip of 1280 x 720 with sound, for estimates without media.
 
-        seconds: how long it is (None: a length that is typical of the family). audio, video: other numbers of tokens
-        than such a clip has.
+        seconds: length of the clip (None: a length that is typical of the family). audio, video: numbers of tokens
+        (None: those of such a clip). text: number of text tokens.
         """
 
     @abstractmethod
@@ -263,9 +276,9 @@ class ModelAdapter(ABC):
         """The decoder's dimensions."""
 
     def language_model(self, model: PreTrainedModel) -> PreTrainedModel:
-        """The part that reads the prompt and writes text, where a model has others (a talker); else the model itself.
+        """The part of a model that reads the prompt and writes text: the model itself, unless it also has a talker.
 
-        `decoder` and `encoders` are asked for this part's.
+        `decoder` and `encoders` receive this part.
         """
         return model
 
@@ -275,41 +288,41 @@ class ModelAdapter(ABC):
 
     @abstractmethod
     def encoders(self, model: PreTrainedModel) -> tuple[nn.Module, ...]:
-        """The modules that turn audio and video into embeddings, projectors included (their time is `encode`)."""
+        """The modules that turn audio and video into embeddings, projectors included; `Answer.seconds` times them."""
 
     def attending_hidden(self, hidden: Tensor) -> Float[Tensor, "batch tokens features"]:
-        """The hidden states that a layer's attention reads, where layers pass on several of each token."""
+        """The hidden states that a layer's attention reads, out of those that layers pass on per token."""
         return hidden
 
     def text_only_hint(self, model: PreTrainedModel, arguments: Mapping[str, Any]) -> str | None:
-        """How to ask this model for text alone, if `generate` with these arguments would also speak; else None."""
+        """A hint how to make `generate` return text alone, if it would also speak with these arguments; else None."""
         return None
 
     def audio_attention(self) -> AudioAttention | None:
-        """Where the audio encoder attends, for `Signal.ENCODER`; None where this adapter does not tell."""
+        """The audio encoder's attention, for `Signal.ENCODER`; None if this adapter does not provide it."""
         return None
 
 
 def adapter_for(architectures: Collection[str], config: Mapping[Any, Any] | None = None) -> ModelAdapter:
-    """The adapter of a model, by the names in its configuration's `architectures`.
+    """A new adapter for a model, found by the names in its configuration's `architectures`.
 
-    config: as config.json holds it, to say more about a model that nobody can support.
-    Raises: UnsupportedModel if no adapter knows any of them.
+    config: the contents of config.json, to explain why a model cannot be supported.
+    Raises: UnsupportedModel if no adapter knows any of the names.
     """
     for adapter in MODELS.values():
         if adapter.architectures & set(architectures):
             return adapter()
-    named = " or ".join(sorted(architectures)) or "(the configuration names none)"
-    if why := token_mixing.of_config(config or {}):
-        raise UnsupportedModel(f"{named} cannot be pruned: {why}", "run it without fastav")
+    names = " or ".join(sorted(architectures)) or "(the configuration names none)"
+    if reason := token_mixing.of_config(config or {}):
+        raise UnsupportedModel(f"{names} cannot be pruned: {reason}", "run it without fastav")
     raise UnsupportedModel(
-        f"no adapter knows the architecture {named}",
-        f"known models: {', '.join(MODELS)}; docs/adapters.md says how to write one",
+        f"no adapter knows the architecture {names}",
+        f"known models: {', '.join(MODELS)}; docs/adapters.md explains how to write an adapter",
     )
 
 
 def plan_named(plan: Any, adapter: ModelAdapter) -> Plan:
-    """The plan itself; by name, a preset of the model; the plan in a JSON file; or a recipe, `fastv` or `fastv@0.25`.
+    """A `Plan` as it is; or, by name, a preset of the model, a JSON file, or a recipe (`fastv`, `fastv@0.25`).
 
     Raises: UnknownName, PlanError.
     """

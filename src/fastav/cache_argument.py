@@ -1,6 +1,6 @@
-"""What transformers calls the cache, in arguments and in outputs: `cache` from 5.24 on, `past_key_values` before.
+"""The name of the cache in arguments and outputs of transformers: `cache` from 5.24 on, `past_key_values` before.
 
-Nothing else in fastav spells these names: forwards, layers, `generate` and outputs are read and called through here.
+No other module of fastav spells these names: forwards, layers, `generate` and outputs are accessed through this one.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,18 +30,18 @@ def installed_name() -> str:
 
 
 def name_in(function: Callable[..., Any]) -> str:
-    """The name that a function takes a cache by; the installed release's if its signature does not tell."""
+    """The name of a function's cache parameter; the installed release's name if its signature has none."""
     parameters = signature(function).parameters
     return next((name for name in (installed_name(), *NAMES) if name in parameters), installed_name())
 
 
 def as_argument(value: Any, function: Callable[..., Any] | None = None) -> dict[str, Any]:
-    """A cache as a keyword argument of a function, or of what the installed release itself defines."""
+    """A cache as a keyword argument of a function, or, without one, by the installed release's name."""
     return {installed_name() if function is None else name_in(function): value}
 
 
 def in_arguments(arguments: Mapping[str, Any]) -> Any:
-    """The cache among keyword arguments, by whichever name; None if there is none."""
+    """The cache among keyword arguments, under either name; None if there is none."""
     return next((arguments[name] for name in _by_preference() if arguments.get(name) is not None), None)
 
 
@@ -51,28 +51,28 @@ def of_output(output: Any) -> Any:
 
 
 def either_name(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a method that takes `cache` be called by either name, and declare the installed release's.
+    """Let a method's cache argument be passed under either name; its signature shows the installed release's.
 
     Raises: FastAVError, when called with both.
     """
-    own = signature(forward)
-    shown = [
+    original = signature(forward)
+    parameters = [
         parameter.replace(name=installed_name()) if parameter.name in NAMES else parameter
-        for parameter in own.parameters.values()
+        for parameter in original.parameters.values()
     ]
-    inner = next(name for name in own.parameters if name in NAMES)
+    inner_name = next(name for name in original.parameters if name in NAMES)
 
     @wraps(forward)
-    def called(*args: Any, **kwargs: Any) -> Any:
-        given = {name: value for name in NAMES if (value := kwargs.pop(name, None)) is not None}
-        if len(given) > 1:
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        caches = [value for name in NAMES if (value := kwargs.pop(name, None)) is not None]
+        if len(caches) > 1:
             raise FastAVError("cache and past_key_values are two names of one argument", "pass one of them")
-        if given:
-            kwargs[inner] = next(iter(given.values()))
+        if caches:
+            kwargs[inner_name] = caches[0]
         return forward(*args, **kwargs)
 
-    result: Any = called
-    result.__signature__ = own.replace(parameters=shown)
+    result: Any = wrapper
+    result.__signature__ = original.replace(parameters=parameters)
     return result
 
 

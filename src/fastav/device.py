@@ -1,4 +1,4 @@
-"""Where a model runs, and in what type."""
+"""The device that a model runs on, the type of its weights, and its attention implementation."""
 
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -8,30 +8,30 @@ from fastav.installation import is_installed
 from fastav.registry import unknown_name
 
 DTYPES = ("float32", "bfloat16", "float16")
-AUTO = "auto"  # the type that the checkpoint has
-KERNELS = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}  # where they come from
+AUTO = "auto"  # the checkpoint's own type
+KERNELS = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}  # packages of kernels
 
 
-def placed(device: str | None, dtype: str | None, *, auto: bool = False) -> tuple[torch.device, str]:
-    """Where and in what type a model runs that is asked for so, defaults filled in.
+def resolve_device(device: str | None, dtype: str | None, *, auto: bool = False) -> tuple[torch.device, str]:
+    """The device and dtype for a model; None stands for a default.
 
-    auto: whether the type may be `auto`, the checkpoint's own.
+    auto: whether the dtype may be `auto`, the checkpoint's own.
     Raises: FastAVError.
     """
-    place = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return place, known_dtype(dtype, auto=auto) or ("bfloat16" if place.type == "cuda" else "float32")
+    target = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return target, validate_dtype(dtype, auto=auto) or ("bfloat16" if target.type == "cuda" else "float32")
 
 
-def known_dtype(dtype: str | None, *, auto: bool = False) -> str | None:
-    """A type that weights may have, or None for the default.  Raises: FastAVError."""
+def validate_dtype(dtype: str | None, *, auto: bool = False) -> str | None:
+    """The dtype, checked; None stands for the default.  Raises: FastAVError."""
     known = (*DTYPES, AUTO) if auto else DTYPES
     if dtype not in (None, *known):
         raise FastAVError(f"dtype must be {', '.join(known)}, got {dtype!r}")
     return dtype
 
 
-def known_attention(attention: str) -> str:
-    """An implementation of attention that transformers can run here.
+def validate_attention(attention: str) -> str:
+    """The attention implementation, checked: transformers must be able to run it here.
 
     Raises: UnknownName; InstallationError for kernels that are not installed.
     """
@@ -40,13 +40,13 @@ def known_attention(attention: str) -> str:
     if (package := KERNELS.get(attention)) and not (is_installed(package) or is_installed("kernels")):
         raise InstallationError(
             f"attention {attention!r} needs the package {package}, which is not installed",
-            "install it for a CUDA GPU by its own instructions, or take attention='sdpa'",
+            "install it for your CUDA GPU by its own instructions, or use attention='sdpa'",
         )
     return attention
 
 
 def _device(name: str) -> torch.device:
-    """A device that is there.  Raises: FastAVError."""
+    """The device, checked by an allocation.  Raises: FastAVError."""
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()

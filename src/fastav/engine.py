@@ -1,4 +1,4 @@
-"""An engine carries a plan out: requests in, answers with their evidence out."""
+"""The interface of engines: an engine answers requests under a plan, and reports what each answer cost."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -27,22 +27,22 @@ class Saving:
 
     @property
     def ratio(self) -> float:
-        """Pruned over full."""
+        """The cost with pruning over the cost without."""
         return self.pruned / self.full
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """The cost as a JSON object."""
         return {"full": self.full, "pruned": self.pruned, "ratio": self.ratio}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How tokens are chosen: by default the likeliest, under whatever penalties the model's own settings name.
+    """Settings for choosing tokens: by default greedy, with the penalties of the model's generation config.
 
-    temperature: 0 for the likeliest token; otherwise tokens are drawn, the more evenly the higher it is. top_p: draw
-    among the likeliest tokens that together have this probability. top_k: draw among so many (None: all).
-    repetition_penalty: divides the logits of tokens that occurred (None: as the model's settings say). stop: texts at
-    which an answer ends, without them. seed: of the draws (None: from torch's own generator as it stands).
+    temperature: 0 for greedy decoding; higher values sample more evenly. top_p: sample from the most likely tokens
+    whose probabilities add up to this. top_k: sample from this many most likely tokens (None: all).
+    repetition_penalty: divides the logits of tokens that have occurred (None: the model's setting). stop: texts that
+    end an answer, and are not part of it. seed: for sampling (None: use torch's generator in its current state).
 
     Raises: FastAVError for values out of range.
     """
@@ -65,12 +65,12 @@ class Sampling:
             "repetition_penalty must be more than 0": self.repetition_penalty is None or self.repetition_penalty > 0,
             "stop must hold texts that are not empty": all(self.stop),
         }
-        for rule, kept in allowed.items():
-            if not kept:
+        for rule, is_met in allowed.items():
+            if not is_met:
                 raise FastAVError(f"{rule}, got {getattr(self, rule.split()[0])!r}")
-        drawing = self.top_p < 1 or self.top_k is not None or self.seed is not None
-        if drawing and not self.temperature:
-            raise FastAVError("top_p, top_k and seed say how tokens are drawn, which they are not", "set a temperature")
+        needs_sampling = self.top_p < 1 or self.top_k is not None or self.seed is not None
+        if needs_sampling and not self.temperature:
+            raise FastAVError("top_p, top_k and seed need temperature > 0", "set a temperature, e.g. 0.7")
 
 
 GREEDY = Sampling()
@@ -78,23 +78,23 @@ GREEDY = Sampling()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What a model said, and what it cost.
+    """A model's answer to one request, and its cost.
 
-    text: without the text that stopped it, if one did. token_ids: generated tokens, without the end marker. finish:
-    `stop` if the model or a stop text ended it, `length` if it was cut. prompt_tokens: by modality, before pruning.
-    tokens_per_layer: by modality, what each layer ran on; by pools of modalities (`media`, `all`) where scores chose
-    among them and the engine does not tell.
-    flops: of the prefill, from the tokens that were really kept (`fastav.flops`, the causal count). kv_bytes: keys and
-    values that all layers' caches hold of this prompt once it is read, before the first token is decoded: no more than
-    a window's of layers that have one, nothing of layers that read another's, and nothing of what fills up the rows
-    of a batch. `full` is the same without pruning.
+    text: the answer, without the stop text that ended it. token_ids: generated tokens, without the end marker. finish:
+    `stop` if the model or a stop text ended the answer, `length` if it reached the maximum length. prompt_tokens: by
+    modality, before pruning. tokens_per_layer: numbers of tokens that each layer ran on, by modality; by pool (`media`,
+    `all`) where scores chose between modalities and the engine does not report which.
+    flops: of the prefill, from the tokens that were kept (`fastav.flops`, the causal count). kv_bytes: keys and values
+    of this prompt in all layers' caches after the prefill, before the first token is decoded: at most a window's tokens
+    for a layer with a window, none for a layer that reads another layer's cache, and no batch padding. `full` is the
+    cost without pruning.
     seconds: `media` (decode, sample, tokenize), `encode` (audio and video encoders with projectors), `prefill` (the
-    rest of the first forward), `decode` (all later tokens); of the whole batch, if there was one. What was done ahead,
-    while another batch was answered, counts as well. Of the engine vllm, `media` is the batch's, there is no `encode`,
-    and `prefill` and `decode` are the time between a request's own first step and its first token (encoders included),
-    and from there to its last, in steps that it shares with other requests.
-    peak_bytes: most memory in use while generating: allocated on the GPU, resident on the CPU (None where the system
-    does not tell).
+    rest of the first forward), `decode` (all later tokens); each for the whole batch. Work that was done ahead, while
+    another batch was answered, counts too. With the engine vllm, `media` is the batch's, there is no `encode`, and
+    `prefill` (encoders included) is the time from a request's first step to its first token, `decode` from there to its
+    last token, in steps that the request shares with others.
+    peak_bytes: peak memory while generating: allocated on the GPU, resident on the CPU (None where the system does not
+    report it).
     """
 
     text: str
@@ -111,11 +111,11 @@ class Answer:
     def __repr__(self) -> str:
         tokens = f"{plural(sum(self.prompt_tokens.values()), 'prompt token')}, {len(self.token_ids)} new"
         costs = f"FLOPs {self.flops.ratio:.1%}, KV cache {self.kv_bytes.ratio:.1%}"
-        took = f"{sum(self.seconds.values()):.2f} s"
-        return f"Answer({self.text!r}, finish={self.finish!r}, plan={self.plan!r}: {tokens}, {costs}, {took})"
+        seconds = f"{sum(self.seconds.values()):.2f} s"
+        return f"Answer({self.text!r}, finish={self.finish!r}, plan={self.plan!r}: {tokens}, {costs}, {seconds})"
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """The answer as a JSON object."""
         return {
             "text": self.text,
             "token_ids": list(self.token_ids),
@@ -130,24 +130,27 @@ class Answer:
         }
 
 
-Run = Callable[[], tuple[Answer, ...]]  # answers requests that are prepared
+Run = Callable[[], tuple[Answer, ...]]  # answers a prepared batch
 Prepare = Callable[[Sequence[Request]], Run]
 
 
 class Engine(ABC):
-    """One way to run models."""
+    """A way to run models.
+
+    provides: the signals that methods can read in this engine.
+    """
 
     provides: ClassVar[frozenset[Signal]]
 
     @property
     @abstractmethod
     def device(self) -> str:
-        """Where the model runs: `cpu`, `cuda:0`, ..."""
+        """The device that the model runs on: `cpu`, `cuda:0`, ..."""
 
     @property
     @abstractmethod
     def dtype(self) -> str:
-        """What its weights are: `float32`, `bfloat16`, ..."""
+        """The type of the model's weights: `float32`, `bfloat16`, ..."""
 
     @classmethod
     @abstractmethod
@@ -159,10 +162,10 @@ class Engine(ABC):
         *,
         adapter: ModelAdapter | None = None,
     ) -> CompiledPlan:
-        """Compile a plan for a model, and refuse, before any weights load, what this engine cannot do exactly.
+        """Compile a plan for a model, and refuse, before weights are loaded, whatever this engine cannot do exactly.
 
-        attention: what the model is about to be loaded with, if that is known. adapter: the model's; if None, the one
-        for the architectures in its configuration.
+        attention: the implementation that the model will be loaded with, if known. adapter: the model's adapter; None
+        to find it by the architectures in the configuration.
         Raises: PlanError, UnsupportedModel, UnsupportedPlan.
         """
 
@@ -178,14 +181,14 @@ class Engine(ABC):
         dtype: str | None = None,
         attention: str | None = None,
     ) -> "Engine":
-        """An engine with a model that is in a local folder or hub id, ready to run by a plan that `check` takes.
+        """Load a model from a local folder or hub id, to run under a plan that `check` accepts.
 
-        device, dtype, attention: as `fastav.pipeline` takes them.
-        Raises: CheckpointError; FastAVError for what cannot be used.
+        device, dtype, attention: as for `fastav.pipeline`.
+        Raises: CheckpointError; FastAVError for a device, dtype or attention that cannot be used.
         """
 
     def close(self) -> None:
-        """Give back at once what the engine holds outside of this process; it answers no more."""
+        """Release what the engine holds outside this process.  A closed engine answers no more requests."""
         return
 
     @abstractmethod
@@ -200,16 +203,17 @@ class Engine(ABC):
     ) -> tuple[Answer, ...]:
         """Answer a batch of requests.
 
-        on_text: called with each piece of the answer as it comes; for single requests only.
+        on_text: called with each piece of the answer as it is generated; for single requests only.
         Raises: MediaError, PlanError, UnsupportedPlan.
         """
 
     def preparer(self, plan: Plan, *, max_new_tokens: int = 128, sampling: Sampling = GREEDY) -> Prepare:
-        """What prepares batches for a plan, so that less is left to do when it is their turn.
+        """Return a function that prepares a batch ahead of its turn, and returns another that answers it.
 
-        It may be called in another thread than the one that answers, for one batch at a time, and raises what
-        `generate` raises for these requests. What it returns is called once, or never. Here all is left to `generate`.
-        Raises: PlanError, UnsupportedPlan for what no request could be answered with.
+        The first function may run in another thread than the one that answers, for one batch at a time, and raises what
+        `generate` raises for these requests. The function that it returns is called at most once. By default it leaves
+        all work to `generate`.
+        Raises: PlanError, UnsupportedPlan for a plan or settings with which no request can be answered.
         """
 
         def prepare(requests: Sequence[Request]) -> Run:
@@ -218,8 +222,8 @@ class Engine(ABC):
         return prepare
 
     def trace(self, request: Request, plan: Plan, *, alpha: float = ALPHA) -> Trace:
-        """Look at the attention of one prefill under a plan, and at its rollout with this alpha.
+        """Record the attention of one prefill under a plan, and its rollout with this alpha.
 
-        Raises: UnsupportedPlan if this engine does not show its attention; as `generate`.
+        Raises: UnsupportedPlan if this engine does not expose its attention; otherwise as `generate`.
         """
-        raise UnsupportedPlan(f"{type(self).__name__} does not show its attention", "take the engine transformers")
+        raise UnsupportedPlan(f"{type(self).__name__} does not expose its attention", "use the engine transformers")

@@ -1,7 +1,7 @@
-"""What every token of a prompt is: its modality, its place in the clip, and whether it is padding.
+"""Layouts: the modality of every token of a prompt, its time in the clip, and whether it is padding.
 
-A layout lives on the host and needs no weights, so that the number of tokens every layer keeps is known before
-anything runs on a device.
+A layout is host data and needs no weights, so that the number of tokens of every layer is known before anything runs
+on a device.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ require_tested("numpy")
 
 
 class Modality(IntEnum):
-    """What a token stands for."""
+    """The kind of content that a token represents."""
 
     TEXT = 0
     AUDIO = 1
@@ -39,9 +39,9 @@ class Layout:
     """The tokens of one prompt, in order, without the padding of a batch.
 
     modality: a `Modality` per token.
-    second: where the token's content starts in the clip, in seconds; NaN where that has no meaning or is unknown.
-    frame: index of the (first) sampled frame the token shows or accompanies; -1 where there is none.
-    padding: True where the token is known to hold no content, only the encoder's padding (silence up to 30 s, say).
+    second: start of the token's content in the clip, in seconds; NaN if it has none or is unknown.
+    frame: index of the (first) sampled frame that the token shows or accompanies; -1 for none.
+    padding: True for a token that is known to encode only padding, such as silence up to 30 s.
     """
 
     modality: Int[np.ndarray, " tokens"]
@@ -73,7 +73,7 @@ class Layout:
 
     @classmethod
     def join(cls, parts: Iterable["Layout"]) -> "Layout":
-        """The layouts one after another."""
+        """Concatenate layouts."""
         parts = list(parts)
         return cls(
             modality=np.concatenate([p.modality for p in parts]),

@@ -1,6 +1,6 @@
-"""Which tokens stay: a method scores them, `fastav.pruning.selection` picks the highest.
+"""Methods score tokens; `fastav.pruning.selection` keeps those with the highest scores.
 
-How many stay is not a method's business: that is `fastav.plan.Keep`.
+The number of tokens to keep comes from `fastav.plan.Keep`, never from a method.
 """
 
 from abc import ABC, abstractmethod
@@ -19,7 +19,7 @@ from fastav.registry import METHODS
 
 
 class Signal(StrEnum):
-    """What a method can read of a prompt, beyond modality, position, padding and question. It declares what it reads.
+    """An input that a method declares and reads, beyond modality, position, padding and question.
 
     FRAMES and SECONDS are part of the layout. All others exist only while the model runs.
     """
@@ -61,12 +61,12 @@ class BatchLayout:
 
 
 class View:
-    """What a method reads: the tokens that remain where one layer begins.
+    """The remaining tokens before one layer, as a method reads them.
 
-    layer: the layer about to run. slots: the column in the padded prompt of each remaining token; rows with fewer
-    tokens point to its last column at their left, and scores there are ignored.
+    layer: the layer about to run. slots: the column in the padded prompt of each remaining token; the left end of rows
+    with fewer tokens points to the last column, and scores there are ignored.
 
-    Reading a signal that is not in `needs` raises UndeclaredSignal, whatever the engine happens to have computed.
+    Reading a signal that is not in `needs` raises UndeclaredSignal, whether or not the engine has computed it.
     """
 
     __slots__ = ("_layout", "_needs", "_signals", "layer", "slots")
@@ -99,7 +99,7 @@ class View:
 
     @property
     def modality(self) -> Int[Tensor, "batch tokens"]:
-        """A `Modality` per token."""
+        """The `Modality` of each token."""
         return self._layout.modality.gather(1, self.slots)
 
     @property
@@ -125,13 +125,13 @@ class View:
 
     @property
     def place(self) -> Int[Tensor, "batch tokens"]:
-        """Which part of its frame, or of the sound that accompanies it, a token is, from 0: `Signal.FRAMES`."""
+        """Index, from 0, of a token within its frame or the sound that accompanies it: `Signal.FRAMES`."""
         self._require(Signal.FRAMES)
         return self._layout.place.gather(1, self.slots)
 
     @property
     def second(self) -> Float[Tensor, "batch tokens"]:
-        """Where a token's content starts in the clip, in seconds; NaN if unknown: `Signal.SECONDS`."""
+        """Start of a token's content in the clip, in seconds; NaN if unknown: `Signal.SECONDS`."""
         self._require(Signal.SECONDS)
         return self._layout.second.gather(1, self.slots)
 
@@ -155,37 +155,39 @@ class View:
 
 
 class Method(ABC):
-    """Scores tokens; the highest stay.  Subclasses are frozen dataclasses whose fields are their options.
+    """The base class of methods, which score tokens: those with the highest scores are kept.
 
-    needs: every signal that `score` and `merge` read. Engines compute these and no others, and decide by them what a
-    method can run with: chunked prefill, for example, asks for `layout_only`.
+    Subclasses are frozen dataclasses whose fields are their options.
+
+    needs: every signal that `score` and `merge` read. Engines compute these and no others, and derive from them what a
+    method can be combined with: chunked prefill, for example, requires `layout_only`.
     """
 
     needs: ClassVar[frozenset[Signal]] = frozenset()
 
     @abstractmethod
     def score(self, view: View) -> Float[Tensor, "batch tokens"]:
-        """A finite score for every remaining token; the earlier of two equal ones stays."""
+        """A finite score for every remaining token; of two equal scores the earlier token counts as higher."""
 
     def merge(
-        self, view: View, chosen: Int[Tensor, "batch kept"], real: Bool[Tensor, "batch kept"]
+        self, view: View, indices: Int[Tensor, "batch kept"], valid: Bool[Tensor, "batch kept"]
     ) -> Float[Tensor, "batch kept features"]:
-        """The hidden states of the tokens that stay, in the dtype of `view.hidden`; unchanged unless overridden.
+        """The hidden states of the kept tokens, in the dtype of `view.hidden`; unchanged unless overridden.
 
-        A method that overrides this adds parts of dropped tokens to those that stay, and needs `HIDDEN_STATES`.
-        Positions, signals and keys are not merged. chosen: indices of the tokens that stay, from `select`. real: which
-        of these indices stand for a token; hidden states at the others are ignored.
+        A method that overrides this adds parts of dropped tokens to kept ones, and needs `HIDDEN_STATES`. Positions,
+        signals and keys are not merged. indices: of the kept tokens, from `select`. valid: which indices stand for a
+        token; hidden states at the others are ignored.
         """
-        return view.hidden.gather(1, chosen[..., None].expand(-1, -1, view.hidden.shape[2]))
+        return view.hidden.gather(1, indices[..., None].expand(-1, -1, view.hidden.shape[2]))
 
     @property
     def merges(self) -> bool:
-        """Whether tokens that stay take in parts of dropped ones."""
+        """Whether the method adds parts of dropped tokens to kept ones."""
         return type(self).merge is not Method.merge
 
     @property
     def layout_only(self) -> bool:
-        """Whether the layout alone decides which tokens stay, so that nothing has to run first."""
+        """Whether the layout alone decides which tokens are kept, so that nothing has to run first."""
         return self.needs <= LAYOUT_SIGNALS
 
 

@@ -1,21 +1,21 @@
-"""A plan: entering which layers, by which method, how many tokens of what stay.
+"""A plan: the layers at which tokens are dropped, the method that scores them, and how many are kept.
 
-A plan is data. It needs neither torch nor weights, travels as JSON, and together with a `Layout` tells how many tokens
-every layer will keep before anything runs.
+A plan is data. It needs neither torch nor weights, can be stored as JSON, and together with a `Layout` gives the number
+of tokens of every layer before anything runs.
 """
 
 import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Set
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from fractions import Fraction
 from math import ceil
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
@@ -24,25 +24,26 @@ from fastav.formatting import brief_repr
 from fastav.layout import MEDIA, Layout, Modality
 from fastav.registry import METHODS
 
-Remaining = Mapping[frozenset[Modality], int]  # tokens still there, by groups of modalities whose split is known
+Remaining = Mapping[frozenset[Modality], int]  # numbers of remaining tokens, by groups whose split is known
 
 
+@dataclass(frozen=True, slots=True, repr=False)
 class Budget(ABC):
-    """How many tokens of a pool stay: a share of what is there, or a number read off the layout."""
+    """How many tokens of a pool to keep: a share of the remaining ones, or a number that the layout gives."""
 
     key: ClassVar[str]
 
     def __repr__(self) -> str:
-        return brief_repr(self, *(field.name for field in fields(self)))  # pyright: ignore[reportArgumentType]
+        return brief_repr(self, *(field.name for field in fields(self)))
 
     @abstractmethod
-    def tokens(self, layout: Layout, pool: Collection[Modality], there: int) -> int:
-        """Tokens that stay, of the `there` tokens of `pool` that are still there (the result may exceed `there`)."""
+    def tokens(self, layout: Layout, pool: Collection[Modality], remaining: int) -> int:
+        """Number of tokens to keep, of the `remaining` tokens of `pool`; it may exceed `remaining`."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Share(Budget):
-    """This share of what is still there, rounded up: dropping 20 % drops floor(0.2 n)."""
+    """A share of the remaining tokens, rounded up: dropping 20 % drops floor(0.2 n)."""
 
     share: float | int
     key: ClassVar[str] = "share"
@@ -52,14 +53,14 @@ class Share(Budget):
             raise PlanError(f"a share must be in (0, 1], got {self.share!r}", "to drop a whole modality keep 0 tokens")
         object.__setattr__(self, "share", float(self.share))
 
-    def tokens(self, layout: Layout, pool: Collection[Modality], there: int) -> int:  # noqa: D102
-        # the decimal that was written is meant, not its binary neighbour: 0.8 of 5 is 4
-        return ceil(Fraction(repr(self.share)) * there)
+    def tokens(self, layout: Layout, pool: Collection[Modality], remaining: int) -> int:  # noqa: D102
+        # use the decimal as written, not its binary approximation: 0.8 of 5 is 4
+        return ceil(Fraction(repr(self.share)) * remaining)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Tokens(Budget):
-    """At most this many tokens."""
+    """A maximum number of tokens."""
 
     number: int
     key: ClassVar[str] = "tokens"
@@ -67,13 +68,13 @@ class Tokens(Budget):
     def __post_init__(self) -> None:
         _require_count("a number of tokens", self.number, 0)
 
-    def tokens(self, layout: Layout, pool: Collection[Modality], there: int) -> int:  # noqa: D102
+    def tokens(self, layout: Layout, pool: Collection[Modality], remaining: int) -> int:  # noqa: D102
         return self.number
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Before(Budget):
-    """As many tokens as stand before this position of the prompt (counted from 0, without batch padding)."""
+    """The number of tokens before a position of the prompt (counted from 0, without batch padding)."""
 
     position: int
     key: ClassVar[str] = "before"
@@ -81,13 +82,13 @@ class Before(Budget):
     def __post_init__(self) -> None:
         _require_count("a position", self.position, 0)
 
-    def tokens(self, layout: Layout, pool: Collection[Modality], there: int) -> int:  # noqa: D102
+    def tokens(self, layout: Layout, pool: Collection[Modality], remaining: int) -> int:  # noqa: D102
         return int(np.isin(layout.modality[: self.position], list(pool)).sum())
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Frames(Budget):
-    """As many tokens as belong to the first so many sampled frames."""
+    """The number of tokens that belong to the first `frames` sampled frames."""
 
     frames: int
     key: ClassVar[str] = "frames"
@@ -95,18 +96,18 @@ class Frames(Budget):
     def __post_init__(self) -> None:
         _require_count("a number of frames", self.frames, 1)
 
-    def tokens(self, layout: Layout, pool: Collection[Modality], there: int) -> int:  # noqa: D102
-        early = (layout.frame >= 0) & (layout.frame < self.frames)
-        return int((np.isin(layout.modality, list(pool)) & early).sum())
+    def tokens(self, layout: Layout, pool: Collection[Modality], remaining: int) -> int:  # noqa: D102
+        in_frames = (layout.frame >= 0) & (layout.frame < self.frames)
+        return int((np.isin(layout.modality, list(pool)) & in_frames).sum())
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Unpadded(Budget):
-    """As many tokens as are not padding by construction."""
+    """The number of tokens that are not padding by construction."""
 
     key: ClassVar[str] = "unpadded"
 
-    def tokens(self, layout: Layout, pool: Collection[Modality], there: int) -> int:  # noqa: D102
+    def tokens(self, layout: Layout, pool: Collection[Modality], remaining: int) -> int:  # noqa: D102
         return int((np.isin(layout.modality, list(pool)) & ~layout.padding).sum())
 
 
@@ -127,11 +128,11 @@ class Pool(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keep:
-    """How many tokens stay; what has no budget stays whole.
+    """How many tokens to keep of each modality; a modality without a budget keeps all of its tokens.
 
     `clip` is one budget for audio and video together, `media` one for audio, video and image, `all` one that includes
-    text: their tokens compete.
-    The last token of the prompt always stays: its logits are the answer.
+    text: tokens that share a budget compete for it.
+    The last token of the prompt is always kept: its logits give the answer.
 
     Raises: PlanError if a modality has two budgets.
     """
@@ -146,9 +147,9 @@ class Keep:
 
     def __post_init__(self) -> None:
         pools = self.pools()
-        if sum(len(pool) for pool in pools) > len(frozenset().union(*pools)):
-            named = ", ".join(f.name for f in fields(self) if getattr(self, f.name) is not None)
-            raise PlanError(f"keep names a modality twice: {named}", "give every modality one budget")
+        if sum(len(pool) for pool in pools) > len(frozenset[Modality]().union(*pools)):
+            names = ", ".join(f.name for f in fields(self) if getattr(self, f.name) is not None)
+            raise PlanError(f"keep names a modality twice: {names}", "give every modality one budget")
 
     def __repr__(self) -> str:
         return brief_repr(self)
@@ -157,30 +158,30 @@ class Keep:
         """The budgets, by the modalities that share them."""
         return {pool.value: budget for pool in Pool if (budget := getattr(self, pool.name)) is not None}
 
-    def counts(self, layout: Layout, there: Remaining) -> dict[frozenset[Modality], int]:
-        """Tokens that stay of every pool, from the layout alone.
+    def counts(self, layout: Layout, remaining: Remaining) -> dict[frozenset[Modality], int]:
+        """The number of tokens to keep of every pool, from the layout alone.
 
-        there: number of tokens still there, by groups of modalities whose split is known.
-        Raises: PlanError if an earlier step pooled modalities that this one tells apart.
+        remaining: numbers of remaining tokens, by groups of modalities whose split is known.
+        Raises: PlanError if an earlier step pooled modalities that this one separates.
         """
-        counts = {}
+        counts: dict[frozenset[Modality], int] = {}
         for pool, budget in self.pools().items():
-            torn = [group for group in there if group & pool and not group <= pool]
-            if torn:
-                names = " + ".join(sorted(m.label for m in torn[0]))
+            split = [group for group in remaining if group & pool and not group <= pool]
+            if split:
+                names = " + ".join(sorted(m.label for m in split[0]))
                 raise PlanError(
-                    f"a step budgets part of {names}, which an earlier step pooled: how many are left is not known",
+                    f"a step budgets part of {names}, which an earlier step pooled: how many remain of it is unknown",
                     "use the same pool (clip, media, all), or put the step by modality first",
                 )
-            left = sum(n for group, n in there.items() if group <= pool)
-            holds_last = len(layout) > 0 and Modality(layout.modality[-1]) in pool
-            counts[pool] = min(left, max(int(holds_last), budget.tokens(layout, pool, left)))
+            n_pool = sum(n for group, n in remaining.items() if group <= pool)
+            has_last_token = len(layout) > 0 and Modality(layout.modality[-1]) in pool
+            counts[pool] = min(n_pool, max(int(has_last_token), budget.tokens(layout, pool, n_pool)))
         return counts
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it: `{"audio": {"tokens": 10}}`."""
+        """The budgets as a JSON object: `{"audio": {"tokens": 10}}`."""
         return {
-            f.name: {b.key: getattr(b, fields(b)[0].name) if fields(b) else True}  # pyright: ignore[reportArgumentType]
+            f.name: {b.key: getattr(b, fields(b)[0].name) if fields(b) else True}
             for f in fields(self)
             if (b := getattr(self, f.name)) is not None
         }
@@ -188,12 +189,11 @@ class Keep:
     @classmethod
     def from_dict(cls, data: Any) -> "Keep":
         """The inverse of `to_dict`.  Raises: PlanError."""
-        _require_keys("keep", data, {f.name for f in fields(cls)})
-        return cls(**{name: _budget(name, value) for name, value in data.items()})
+        budgets = _json_object("keep", data, optional={f.name for f in fields(cls)})
+        return cls(**{name: _budget(name, value) for name, value in budgets.items()})
 
 
-_PLAN_KEYS = {"fastav_plan", "name", "steps"}
-_MADE_FOR = ("model", "layers", "hidden")
+_ORIGIN_KEYS = ("model", "layers", "hidden")
 
 _LAYERS = re.compile(
     r"(?P<first>[0-9]{1,6}|[0-9]{1,3}/[1-9][0-9]{0,2}|middle)"
@@ -203,13 +203,13 @@ _LAYERS = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """Entering these layers, score with this method and keep this many.
+    """A method and budgets that apply before each of some layers.
 
     layers: `"14"`, `"middle"` (half the depth), `"3/4"` (of the depth), `"middle+1"`, `"15..20"` (both included),
     `"middle+1.."` (to the end).
-    method: a name in the registry of methods; options: its settings.
-    cache_only: whether tokens go from the layer's KV cache alone, after it has run on all of them, scored by its own
-    attention. That saves memory and decoding, not prefill, and no other layer notices.
+    method: a name in the registry of methods. options: its settings.
+    cache_only: drop tokens only from the layer's KV cache, after the layer has run on all of them, scored by its own
+    attention. This saves memory and decoding time but no prefill, and changes no other layer.
 
     Raises: PlanError, UnknownName.
     """
@@ -217,11 +217,12 @@ class Step:
     layers: str
     method: str
     keep: Keep
-    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any], hash=False)
     cache_only: bool = False
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.layers, str) and _LAYERS.fullmatch(self.layers)):
+        is_text = isinstance(self.layers, str)  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not (is_text and _LAYERS.fullmatch(self.layers)):
             raise PlanError(
                 f"cannot read layers {self.layers!r}", "write 14, middle, 3/4, middle+1, 15..20 or middle+1.."
             )
@@ -236,22 +237,22 @@ class Step:
     def __repr__(self) -> str:
         return brief_repr(self)
 
-    def entering(self, depth: int) -> range:
-        """The layers, of a decoder of this depth; none for what begins after the last one and is open.
+    def layer_range(self, depth: int) -> range:
+        """The layers of this step in a decoder of this depth; none for an open range that begins after the last one.
 
-        Raises: PlanError if it has no such layer.
+        Raises: PlanError if the decoder has no such layer.
         """
         match = _LAYERS.fullmatch(self.layers)
         assert match is not None
-        part, _, whole = "1/2".partition("/") if match["first"] == "middle" else match["first"].partition("/")
-        first = (depth * int(part) // int(whole) if whole else int(part)) + int(match["more"] or 0)
+        start, _, divisor = "1/2".partition("/") if match["first"] == "middle" else match["first"].partition("/")
+        first = (depth * int(start) // int(divisor) if divisor else int(start)) + int(match["more"] or 0)
         last = first if match["range"] is None else depth - 1 if match["last"] is None else int(match["last"])
         if last >= depth or first > last + (match["range"] == ".."):
             raise PlanError(f"layers {self.layers!r} do not exist in a decoder of {depth} layers (0..{depth - 1})")
         return range(first, last + 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """The step as a JSON object."""
         method = {"name": self.method, **self.options}
         data = {"layers": self.layers, "method": method, "keep": self.keep.to_dict()}
         return data | ({"cache_only": True} if self.cache_only else {})
@@ -259,44 +260,43 @@ class Step:
     @classmethod
     def from_dict(cls, data: Any) -> "Step":
         """The inverse of `to_dict`.  Raises: PlanError, UnknownName."""
-        _require_keys("step", data, {"layers", "method", "keep", "cache_only"})
-        rest = {key: value for key, value in data.items() if key != "cache_only"}
-        _require_keys("step", rest, {"layers", "method", "keep"}, all_of_them=True)
-        if not isinstance(only := data.get("cache_only", False), bool):
-            raise PlanError(f"a step's cache_only must be true or false, got {only!r}")
-        if not isinstance(method := data["method"], dict) or not isinstance(method.get("name"), str):
-            raise PlanError(f"a step's method must be an object with a name, got {method!r}")
-        if not isinstance(data["layers"], str):
-            raise PlanError(f"a step's layers must be a string, got {data['layers']!r}", 'e.g. "14"')
+        step = _json_object("step", data, required={"layers", "method", "keep"}, optional={"cache_only"})
+        if not isinstance(cache_only := step.get("cache_only", False), bool):
+            raise PlanError(f"a step's cache_only must be true or false, got {cache_only!r}")
+        method = cast("dict[str, Any]", step["method"]) if isinstance(step["method"], dict) else {}
+        if not isinstance(method.get("name"), str):
+            raise PlanError(f"a step's method must be an object with a name, got {step['method']!r}")
+        if not isinstance(step["layers"], str):
+            raise PlanError(f"a step's layers must be a string, got {step['layers']!r}", 'e.g. "14"')
         options = {key: value for key, value in method.items() if key != "name"}
-        keep = Keep.from_dict(data["keep"])
-        return cls(layers=data["layers"], method=method["name"], options=options, keep=keep, cache_only=only)
+        keep = Keep.from_dict(step["keep"])
+        return cls(layers=step["layers"], method=method["name"], options=options, keep=keep, cache_only=cache_only)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
-    """One cut through one prompt: entering `layer` (or in its cache alone), `counts` tokens of each pool stay.
+    """One cut of one prompt: before `layer`, or in its cache alone, `counts` tokens of each pool are kept.
 
-    there: what is then there in all, by groups of modalities whose split is known.
+    remaining: numbers of all tokens after the cut, by groups of modalities whose split is known.
     """
 
     layer: int
     step: Step
     counts: Remaining
-    there: Remaining
+    remaining: Remaining
 
     @property
     def total(self) -> int:
-        """Tokens that are then there."""
-        return sum(self.there.values())
+        """Number of tokens after the cut."""
+        return sum(self.remaining.values())
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Steps, taken in the order of their layers; without any, nothing is pruned.
+    """Steps, applied in the order of their layers; a plan without steps prunes nothing.
 
-    origin: of a calibrated plan, what it was made for (`model`, `layers`, `hidden`: the adapter's name, the decoder's
-    depth and width) and from what (anything that JSON holds). It then fits no other model.
+    origin: for a calibrated plan, the model that it was made for (`model`, `layers`, `hidden`: the adapter's name, the
+    decoder's depth and width) and its data (any JSON values). Such a plan fits no other model.
     """
 
     steps: tuple[Step, ...] = ()
@@ -311,87 +311,90 @@ class Plan:
     def cuts(self, depth: int) -> tuple[tuple[int, Step], ...]:
         """Every (layer, step) that drops tokens in a decoder of this depth, in order.
 
-        Raises: PlanError if a layer does not exist, or a step tells apart what an earlier one pooled.
+        Raises: PlanError if a layer does not exist, or a step separates modalities that an earlier one pooled.
         """
-        cuts = self._of_layers(depth, cache_only=False)
-        nothing = Layout.of(Modality.TEXT, 0)
-        there = _whole(nothing)
+        cuts = self._layer_steps(depth, cache_only=False)
+        empty = Layout.of(Modality.TEXT, 0)
+        remaining = _token_counts(empty)
         for _, step in cuts:
-            there = _after(there, step.keep.counts(nothing, there))
+            remaining = _apply_counts(remaining, step.keep.counts(empty, remaining))
         return tuple(cuts)
 
     def cache_cuts(self, depth: int) -> tuple[tuple[int, Step], ...]:
         """Every (layer, step) that drops tokens from a cache alone, in order.
 
-        Raises: PlanError if a layer does not exist, has two of them, or a step tells apart what an earlier one pooled.
+        Raises: PlanError if a layer does not exist or has two such steps, or if a step separates modalities that an
+        earlier one pooled.
         """
         self.cache_schedule(Layout.of(Modality.TEXT, 0), depth)
-        return tuple(self._of_layers(depth, cache_only=True))
+        return tuple(self._layer_steps(depth, cache_only=True))
 
-    def _of_layers(self, depth: int, *, cache_only: bool) -> list[tuple[int, Step]]:
-        if self.steps and not any(len(step.entering(depth)) for step in self.steps):
-            named = ", ".join(repr(step.layers) for step in self.steps)
+    def _layer_steps(self, depth: int, *, cache_only: bool) -> list[tuple[int, Step]]:
+        if self.steps and not any(len(step.layer_range(depth)) for step in self.steps):
+            names = ", ".join(repr(step.layers) for step in self.steps)
             raise PlanError(
-                f"layers {named} begin after the last one of a decoder of {depth} layers: nothing is pruned"
+                f"layers {names} begin after the last one of a decoder of {depth} layers: nothing is pruned"
             )
         steps = [step for step in self.steps if step.cache_only == cache_only]
-        return sorted(((layer, step) for step in steps for layer in step.entering(depth)), key=lambda cut: cut[0])
+        return sorted(((layer, step) for step in steps for layer in step.layer_range(depth)), key=lambda cut: cut[0])
 
     def schedule(self, layout: Layout, depth: int) -> tuple[Cut, ...]:
-        """What stays of this prompt at every cut, known before anything runs.  Raises: PlanError."""
-        there = _whole(layout)
-        schedule = []
+        """The cuts of a prompt, known before anything runs.  Raises: PlanError."""
+        remaining = _token_counts(layout)
+        schedule: list[Cut] = []
         for layer, step in self.cuts(depth):
-            counts = step.keep.counts(layout, there)
-            there = _after(there, counts)
-            schedule.append(Cut(layer=layer, step=step, counts=counts, there=there))
+            counts = step.keep.counts(layout, remaining)
+            remaining = _apply_counts(remaining, counts)
+            schedule.append(Cut(layer=layer, step=step, counts=counts, remaining=remaining))
         return tuple(schedule)
 
     def cache_schedule(self, layout: Layout, depth: int) -> tuple[Cut, ...]:
-        """What stays in the caches of layers that drop tokens from theirs alone.  Raises: PlanError."""
-        running, cuts = self.layers(layout, depth), self._of_layers(depth, cache_only=True)
+        """The cuts of a prompt that change a layer's cache alone.  Raises: PlanError."""
+        running, cuts = self.layers(layout, depth), self._layer_steps(depth, cache_only=True)
         if len({layer for layer, _ in cuts}) < len(cuts):
-            raise PlanError("two cache-only steps name the same layer", "give every layer one")
-        schedule = []
+            raise PlanError("two cache-only steps name the same layer", "use one cache-only step per layer")
+        schedule: list[Cut] = []
         for layer, step in cuts:
             counts = step.keep.counts(layout, running[layer])
-            schedule.append(Cut(layer=layer, step=step, counts=counts, there=_after(running[layer], counts)))
+            remaining = _apply_counts(running[layer], counts)
+            schedule.append(Cut(layer=layer, step=step, counts=counts, remaining=remaining))
         return tuple(schedule)
 
-    def cached(self, layout: Layout, depth: int) -> tuple[int, ...]:
-        """Tokens of the prompt that every layer's cache holds.  Raises: PlanError."""
-        held = list(self.tokens(layout, depth))
+    def cache_tokens(self, layout: Layout, depth: int) -> tuple[int, ...]:
+        """The number of prompt tokens in every layer's cache.  Raises: PlanError."""
+        counts = list(self.tokens(layout, depth))
         for cut in self.cache_schedule(layout, depth):
-            held[cut.layer] = cut.total
-        return tuple(held)
+            counts[cut.layer] = cut.total
+        return tuple(counts)
 
     def layers(self, layout: Layout, depth: int) -> tuple[Remaining, ...]:
-        """What every layer runs on, by groups of modalities whose split is known.  Raises: PlanError."""
-        left = {cut.layer: cut.there for cut in self.schedule(layout, depth)}
-        layers, now = [], _whole(layout)
+        """The numbers of tokens that every layer runs on, by groups whose split is known.  Raises: PlanError."""
+        after_cut = {cut.layer: cut.remaining for cut in self.schedule(layout, depth)}
+        layers: list[Remaining] = []
+        remaining = _token_counts(layout)
         for layer in range(depth):
-            now = left.get(layer, now)
-            layers.append(now)
+            remaining = after_cut.get(layer, remaining)
+            layers.append(remaining)
         return tuple(layers)
 
     def by_layer(self, layout: Layout, depth: int) -> list[dict[str, int]]:
-        """The same by the groups' names; `media` and `all` where the scores will decide of which kind.
+        """`layers` with the groups' names as keys: a pool's name where only the scores decide which modality is kept.
 
         Raises: PlanError.
         """
-        return [{Pool(group).name: n for group, n in there.items() if n} for there in self.layers(layout, depth)]
+        return [{Pool(group).name: n for group, n in layer.items() if n} for layer in self.layers(layout, depth)]
 
     def tokens(self, layout: Layout, depth: int) -> tuple[int, ...]:
-        """Tokens that every layer runs on.  Raises: PlanError."""
-        return tuple(sum(there.values()) for there in self.layers(layout, depth))
+        """The number of tokens that every layer runs on.  Raises: PlanError."""
+        return tuple(sum(layer.values()) for layer in self.layers(layout, depth))
 
     def require(self, model: str, layers: int, hidden: int) -> None:
         """Refuse a model that the plan was not made for.  Raises: PlanError."""
-        made = (model, layers, hidden) if self.origin is None else tuple(self.origin[key] for key in _MADE_FOR)
-        if made != (model, layers, hidden):
+        origin = (model, layers, hidden) if self.origin is None else tuple(self.origin[key] for key in _ORIGIN_KEYS)
+        if origin != (model, layers, hidden):
             raise PlanError(
-                f"the plan was calibrated for {made[0]} with {made[1]} layers of width {made[2]}, "
-                f"this is {model} with {layers} of width {hidden}",
+                f"the plan was calibrated for {origin[0]} with {origin[1]} layers of width {origin[2]}, "
+                f"but this is {model} with {layers} layers of width {hidden}",
                 "calibrate for this model: fastav calibrate",
             )
 
@@ -411,22 +414,20 @@ class Plan:
     def from_json(cls, text: str) -> "Plan":
         """The inverse of `to_json`.  Raises: PlanError, UnknownName."""
         try:
-            data = json.loads(text, object_pairs_hook=_unique)
+            parsed = json.loads(text, object_pairs_hook=_unique)
         except (ValueError, RecursionError) as error:
             raise PlanError(f"a plan must be JSON: {reason_of(error)}") from None
-        _require_keys("plan", data, {"fastav_plan", "name", "steps", "origin"})
-        _require_keys("plan", {k: v for k, v in data.items() if k != "origin"}, _PLAN_KEYS, all_of_them=True)
-        if (origin := data.get("origin")) is not None and not (
-            isinstance(origin, dict)
-            and isinstance(origin.get("model"), str)
-            and all(isinstance(origin.get(key), int) for key in _MADE_FOR[1:])
-        ):
-            raise PlanError("a plan's origin must name model, layers and hidden", "leave it out, or calibrate anew")
+        data = _json_object("plan", parsed, required={"fastav_plan", "name", "steps"}, optional={"origin"})
+        origin = _origin(data.get("origin"))
         if data["fastav_plan"] != cls.VERSION or isinstance(data["fastav_plan"], bool):
-            raise PlanError(f"plan version {data['fastav_plan']!r} is not {cls.VERSION}", "write the plan anew")
+            raise PlanError(
+                f"plan version {data['fastav_plan']!r} is not supported",
+                f"this release reads version {cls.VERSION}: create the plan again",
+            )
         if not isinstance(data["name"], str) or not isinstance(data["steps"], list):
             raise PlanError("a plan's name must be a string and its steps a list")
-        return cls(tuple(Step.from_dict(step) for step in data["steps"]), data["name"], origin)
+        steps = cast("list[Any]", data["steps"])
+        return cls(tuple(Step.from_dict(step) for step in steps), data["name"], origin)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> "Plan":
@@ -441,33 +442,46 @@ class Plan:
             raise type(error)(f"{path}: {error.message}", error.hint) from None
 
 
-def _whole(layout: Layout) -> Remaining:
+def _token_counts(layout: Layout) -> Remaining:
     return {frozenset({m}): layout.count(m) for m in Modality}
 
 
-def _after(there: Remaining, counts: Remaining) -> Remaining:
-    """What is there after a cut: each pool is one group from now on."""
-    rest = {group: n for group, n in there.items() if not any(group <= pool for pool in counts)}
-    return {**rest, **counts}
+def _apply_counts(remaining: Remaining, counts: Remaining) -> Remaining:
+    """The remaining tokens after a cut: each pool becomes one group."""
+    outside = {group: n for group, n in remaining.items() if not any(group <= pool for pool in counts)}
+    return {**outside, **counts}
+
+
+def _origin(value: Any) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    origin = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+    if not isinstance(origin.get("model"), str) or not all(
+        isinstance(origin.get(key), int) for key in _ORIGIN_KEYS[1:]
+    ):
+        raise PlanError("a plan's origin must name model, layers and hidden", "remove it, or calibrate again")
+    return origin
 
 
 def _budget(pool: str, value: Any) -> Budget:
-    if not isinstance(value, dict) or len(value) != 1 or next(iter(value)) not in _BUDGETS:
+    entries = list(cast("dict[str, Any]", value).items()) if isinstance(value, dict) else []
+    if len(entries) != 1 or entries[0][0] not in _BUDGETS:
         raise PlanError(f"keep.{pool} must be one of {', '.join(_BUDGETS)}, got {value!r}", 'e.g. {"share": 0.8}')
-    (key, argument), *_ = value.items()
-    budget = _BUDGETS[key]
-    if fields(budget) and not (_is_number(argument) and (budget is Share or isinstance(argument, int))):  # pyright: ignore
-        kind = "a number" if budget is Share else "a whole number"
-        raise PlanError(f"keep.{pool}: {key} must be {kind}, got {argument!r}")
+    ((key, argument),) = entries
+    kind = _BUDGETS[key]
+    if fields(kind) and not (_is_number(argument) and (kind is Share or isinstance(argument, int))):
+        number = "a number" if kind is Share else "a whole number"
+        raise PlanError(f"keep.{pool}: {key} must be {number}, got {argument!r}")
+    make = cast("Callable[..., Budget]", kind)
     try:
-        return budget(argument) if fields(budget) else budget()  # pyright: ignore
+        return make(argument) if fields(kind) else make()
     except PlanError as error:
         raise PlanError(f"keep.{pool}: {error.message}", error.hint) from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(data := dict(pairs)) < len(pairs):
-        raise PlanError(f"a key stands twice among {', '.join(key for key, _ in pairs)}")
+        raise PlanError(f"a key occurs twice among {', '.join(key for key, _ in pairs)}")
     return data
 
 
@@ -480,10 +494,15 @@ def _require_count(what: str, value: Any, least: int) -> None:
         raise PlanError(f"{what} must be a whole number of at least {least}, got {value!r}")
 
 
-def _require_keys(what: str, data: Any, known: set[str], *, all_of_them: bool = False) -> None:
+def _json_object(
+    what: str, data: Any, *, required: Set[str] = frozenset(), optional: Set[str] = frozenset()
+) -> dict[str, Any]:
+    """The data as a dict, checked.  Raises: PlanError for other types, and for unknown or missing keys."""
     if not isinstance(data, dict):
         raise PlanError(f"a {what} must be a JSON object, got {type(data).__name__}")
-    if unknown := sorted(set(data) - known):
+    result, known = cast("dict[str, Any]", data), required | optional
+    if unknown := sorted(result.keys() - known):
         raise PlanError(f"a {what} has no {', '.join(map(repr, unknown))}", f"known: {', '.join(sorted(known))}")
-    if all_of_them and (missing := sorted(known - set(data))):
+    if missing := sorted(required - result.keys()):
         raise PlanError(f"a {what} needs {', '.join(map(repr, missing))}")
+    return result

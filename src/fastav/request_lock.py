@@ -1,4 +1,4 @@
-"""One request at a time on one model: other threads wait for their turn."""
+"""A lock that admits one request at a time to a model."""
 
 import threading
 from types import TracebackType
@@ -7,9 +7,10 @@ from fastav.errors import FastAVError
 
 
 class RequestLock:
-    """A lock that threads queue for, and that says so where a thread would wait for itself.
+    """A lock for which threads wait, and which raises where a thread would wait for itself.
 
-    Raises, on entry: FastAVError in the thread that has it already, as where a streaming callback asks its pipeline.
+    Raises, on entry: FastAVError in the thread that already holds it, such as for a streaming callback that calls its
+    own pipeline.
     """
 
     def __init__(self) -> None:
@@ -20,7 +21,7 @@ class RequestLock:
         if self._owner == threading.get_ident():
             raise FastAVError(
                 "this pipeline is answering a request in this thread, and cannot answer another one within it",
-                "ask from on_text or a hook only once the answer is there, or in another pipeline",
+                "wait for the answer before you ask again from on_text or a hook, or use another pipeline",
             )
         self._lock.acquire()
         self._owner = threading.get_ident()

@@ -1,7 +1,7 @@
-"""Decoder layers out of which no token can be dropped exactly: they reach other tokens by more than attention.
+"""Decoder layers whose tokens cannot be dropped exactly, because they mix tokens by more than attention.
 
-Hiding a token by an attention mask and removing it are the same thing only if nothing but the mask connects tokens. A
-state that runs along the sequence, a convolution over neighbours, or an index of stored keys all notice the gap.
+Removing a token equals hiding it by an attention mask only if tokens interact through masked attention alone. A
+recurrent state, a convolution over neighbours and an index of stored keys all change when a token is missing.
 """
 
 import re
@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import nn
 
-STATE = "a recurrent state (Mamba, linear attention) runs through every token, so a dropped one changes all later ones"
-NEIGHBOURS = "a short convolution mixes each token with its neighbours, which dropping one would change"
-INDEXED = "indexed attention chooses keys among those stored, so dropping one changes what others see"
-CHUNKED = "attention within chunks is not followed while pruning"
+STATE = "a recurrent state (Mamba, linear attention) runs through every token, so dropping one changes all later ones"
+NEIGHBOURS = "a short convolution mixes each token with its neighbours, so dropping one changes them"
+INDEXED = "indexed attention chooses among the stored keys, so dropping one changes what other tokens attend to"
+CHUNKED = "attention within chunks is not supported while pruning"
 EXACT = frozenset({"full_attention", "sliding_attention"})
-_BY_TYPE = {  # as transformers names the types of layers
+_BY_TYPE = {  # keys: the types of layers in transformers
     "linear_attention": STATE,
     "mamba": STATE,
     "mamba2": STATE,
@@ -38,33 +38,34 @@ _ENCODERS = re.compile(r"audio|vision|speech|talker|token2wav|code2wav")
 
 
 def of_types(types: Collection[str]) -> str | None:
-    """Why tokens cannot be dropped before layers of these types; None if they can."""
-    strange = [kind for kind in types if kind not in EXACT]
-    if not strange:
+    """The reason why tokens cannot be dropped before layers of these types; None if they can."""
+    unsupported = [kind for kind in types if kind not in EXACT]
+    if not unsupported:
         return None
-    return next((_BY_TYPE[kind] for kind in strange if kind in _BY_TYPE), f"layers of type {strange[0]} are not known")
+    reasons = (_BY_TYPE[kind] for kind in unsupported if kind in _BY_TYPE)
+    return next(reasons, f"layers of type {unsupported[0]} are unknown")
 
 
 def of_layer(layer: nn.Module) -> str | None:
-    """Why tokens cannot be dropped before this layer, by what it is built of; None if nothing speaks against it."""
+    """The reason, by the classes of its modules, why tokens cannot be dropped before a layer; None if none is known."""
     names = {type(module).__name__ for module in layer.modules()}
-    return next((why for pattern, why in _BY_CLASS.items() if any(map(pattern.search, names))), None)
+    return next((reason for pattern, reason in _BY_CLASS.items() if any(map(pattern.search, names))), None)
 
 
 def of_config(config: Mapping[Any, Any]) -> str | None:
-    """Why tokens cannot be dropped in a model, by its config.json; None if nothing there speaks against it."""
+    """The reason, from its config.json, why tokens cannot be dropped in a model; None if none is known."""
     for key, value in _settings(config):
         if key in ("layer_types", "layers_block_type") and isinstance(value, list | tuple):
-            known = [_BY_TYPE[kind] for kind in value if kind in _BY_TYPE]
-            if known:
-                return known[0]
+            reasons = [_BY_TYPE[kind] for kind in value if kind in _BY_TYPE]
+            if reasons:
+                return reasons[0]
         elif value and (key in _BY_KEY or key.startswith(("mamba_", "ssm_"))):
             return _BY_KEY.get(key, STATE)
     return None
 
 
 def _settings(config: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
-    """All settings but those of encoders and talkers, however deep they stand."""
+    """All settings at any depth, except those of encoders and talkers."""
     for key, value in config.items():
         if isinstance(value, Mapping):
             if not _ENCODERS.search(str(key)):

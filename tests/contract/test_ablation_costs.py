@@ -38,7 +38,7 @@ def made(adapter, *names):
 def test_strategies_keep_as_many_tokens_as_the_preset_at_every_layer(adapter):
     depth, (coarse, fine) = made(adapter, "global", "fine")
     preset = adapter.preset("fastav")
-    (start,) = preset.steps[0].entering(depth)
+    (start,) = preset.steps[0].layer_range(depth)
     for layout in layouts(adapter):
         expected = preset.layers(layout, depth)
         cut = [expected[min(layer, start)] for layer in range(depth)]
@@ -85,12 +85,12 @@ def test_the_engine_keeps_what_the_preset_does_whatever_the_strategy(name):
     clip = Clip.from_arrays(
         frames=noise.integers(0, 256, (40, 24, 32, 3), dtype=np.uint8),
         fps=10,
-        waveform=sound if adapter.hears else None,
-        sample_rate=16_000 if adapter.hears else None,
+        waveform=sound if adapter.supports_audio else None,
+        sample_rate=16_000 if adapter.supports_audio else None,
     )
     engine, request = TransformersEngine(model, processor, adapter), Request(clip=clip, question="What?")
     depth, preset = adapter.shape(model.config).layers, adapter.preset("fastav")
-    (start,) = preset.steps[0].entering(depth)
+    (start,) = preset.steps[0].layer_range(depth)
 
     def ran(plan):
         (answer,) = engine.generate([request], plan, max_new_tokens=1)

@@ -67,7 +67,7 @@ def step_of(model: Any, adapter: Any, inputs: Any, layouts: Any, plan: Any, made
 def test_a_step_waits_only_where_the_adapter_says_so(name, made):
     family = family_of(name)
     case = family.model(), family.adapter, family.prepared.inputs, family.prepared.layouts, family.plan
-    if family.adapter.steps_wait:
+    if family.adapter.decode_syncs:
         with pytest.raises(WouldWait):
             step_of(*case, made)
     else:
@@ -78,7 +78,7 @@ def test_a_step_waits_only_where_the_adapter_says_so(name, made):
 @pytest.mark.parametrize("name", ["tiny", "videollama2", "video_salmonn2", "video_salmonn2_plus"])
 def test_a_step_of_our_own_models_does_not_wait(name, made):
     pipe = pipeline(name if name == "tiny" else str(REFERENCE / name))
-    assert not pipe.adapter.steps_wait
+    assert not pipe.adapter.decode_syncs
     clip = Clip.open(REFERENCE / "videollama2" / "clip.mp4")
     prepared = pipe.adapter.prepare(pipe.engine.processor, [Request(clip=clip, question="What is heard?")])
     names = step_of(pipe.engine.model, pipe.adapter, prepared.inputs, prepared.layouts, pipe.plan, made)
@@ -99,7 +99,7 @@ def _replaying(monkeypatch):
 @pytest.mark.parametrize("name", NAMES)
 def test_replayed_steps_say_what_generate_says(name):
     family = family_of(name)
-    if family.adapter.steps_wait:
+    if family.adapter.decode_syncs:
         pytest.skip("its steps are not captured")
     model = family.model()
     for rows in ([0, 1], [1], [0]):

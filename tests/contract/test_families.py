@@ -64,7 +64,9 @@ class Family:
         self.depth = self.adapter.shape(model.config).layers
         self.plan: Plan = getattr(self.module, "PLAN", PLAN)
         self.everything: Plan = getattr(self.module, "EVERYTHING", EVERYTHING)
-        self.clips = _clips(self.adapter.hears, getattr(self.module, "SOUND", None), getattr(self.module, "FPS", 10))
+        self.clips = _clips(
+            self.adapter.supports_audio, getattr(self.module, "SOUND", None), getattr(self.module, "FPS", 10)
+        )
         self.known: dict[tuple[int, ...], Prepared] = {}
         self.prepared = self.prepare(*self.clips)
         self.held: dict[int, int] = {}
@@ -125,7 +127,7 @@ class Family:
         return self.held[clip]
 
 
-def _clips(hears: bool, samples: int | None = None, fps: int = 10) -> tuple[Request, Request]:
+def _clips(supports_audio: bool, samples: int | None = None, fps: int = 10) -> tuple[Request, Request]:
     """Two questions about clips of different length, whose sound is as long as they are, or of so many samples."""
     make = np.random.default_rng(0)
     requests = []
@@ -133,8 +135,10 @@ def _clips(hears: bool, samples: int | None = None, fps: int = 10) -> tuple[Requ
         clip = Clip.from_arrays(
             frames=make.integers(0, 256, (frames, *size, 3), dtype=np.uint8),
             fps=fps,
-            waveform=make.uniform(-0.5, 0.5, samples or frames * 16_000 // fps).astype(np.float32) if hears else None,
-            sample_rate=16_000 if hears else None,
+            waveform=make.uniform(-0.5, 0.5, samples or frames * 16_000 // fps).astype(np.float32)
+            if supports_audio
+            else None,
+            sample_rate=16_000 if supports_audio else None,
         )
         requests.append(Request(clip=clip, question=question))
     return requests[0], requests[1]
@@ -201,7 +205,7 @@ def test_media_have_seconds_within_the_clip_and_frames_in_order(family):
 
 def test_a_model_that_hears_has_audio_tokens_and_one_that_does_not_refuses_to(family):
     heard = [layout.count(Modality.AUDIO) for layout in family.prepared.layouts]
-    if family.adapter.hears:
+    if family.adapter.supports_audio:
         assert all(heard)
         return
     assert not any(heard)
@@ -225,7 +229,7 @@ def test_clips_of_few_frames_are_shown(family, frames):
 
 @pytest.mark.parametrize(("rate", "channels"), [(8_000, 1), (96_000, 2), (44_100, 6)])
 def test_sound_of_any_rate_and_channels_is_heard(family, rate, channels):
-    if not family.adapter.hears:
+    if not family.adapter.supports_audio:
         pytest.skip("it does not hear")
     wave = np.sin(np.arange(2 * rate) / rate * 2_000).astype(np.float32)[None].repeat(channels, 0) / 4
     frames = np.full((20, 24, 32, 3), 90, np.uint8)

@@ -51,7 +51,7 @@ def test_presets_are_there_fit_the_release_and_travel(adapter):
 @pytest.mark.parametrize("counts", [(None, None, 44), (0, 5, 30), (7, 0, 1), (0, 0, 3)])
 def test_an_example_has_the_tokens_asked_for(adapter, counts):
     audio, video, text = counts
-    if audio and not adapter.hears:
+    if audio and not adapter.supports_audio:
         with pytest.raises(MediaError, match="does not hear"):
             adapter.example(adapter.config(), audio=audio, video=video, text=text)
         return
@@ -67,7 +67,7 @@ def test_an_example_has_the_tokens_asked_for(adapter, counts):
 def test_an_example_of_any_length_has_video_and_what_is_heard(adapter, seconds):
     layout = adapter.example(adapter.config(), seconds=seconds, text=44)
     assert layout.count(Modality.VIDEO, Modality.IMAGE) > 0
-    assert (layout.count(Modality.AUDIO) > 0) == adapter.hears
+    assert (layout.count(Modality.AUDIO) > 0) == adapter.supports_audio
 
 
 def test_an_unknown_architecture_lists_what_is_known():

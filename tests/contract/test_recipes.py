@@ -90,7 +90,7 @@ def test_it_keeps_what_its_paper_keeps(name):
 def test_caches_alone_keep_half(name):
     plan = RECIPES[name]()
     assert plan.tokens(layout_of(ROWS[0][0]), DEPTH) == (TEXT + AUDIO + VIDEO,) * DEPTH
-    assert plan.cached(layout_of(ROWS[0][0]), DEPTH) == (TEXT + (AUDIO + VIDEO) // 2,) * DEPTH
+    assert plan.cache_tokens(layout_of(ROWS[0][0]), DEPTH) == (TEXT + (AUDIO + VIDEO) // 2,) * DEPTH
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 1.0])
@@ -155,7 +155,7 @@ def test_a_plan_is_named_by_preset_then_file_then_recipe(tmp_path):
     [
         ("fastw", UnknownName, "no plan of tiny is called 'fastw'.*did you mean fastv"),
         ("pyramidrop@0.5", UnknownName, "did you mean pyramiddrop"),
-        ("fastv@", PlanError, "no number after its @"),
+        ("fastv@", PlanError, "no number after the @"),
         ("fastv@half", PlanError, "write fastv@0.25"),
         ("fastv@0", PlanError, "in \\(0, 1\\]"),
         ("fastv@nan", PlanError, "in \\(0, 1\\]"),

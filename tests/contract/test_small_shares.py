@@ -9,7 +9,7 @@ from torch.nn.functional import cosine_similarity
 
 from fastav.layout import Layout, Modality
 from fastav.method import Signal, View, method_of
-from fastav.methods._order import courses, earlier, ranks, rows_at
+from fastav.methods._order import earlier, ranks, rows_at, temporal_ranks
 from fastav.pruning.device_layout import batch_layout, cut_counts
 from fastav.pruning.selection import select
 from fastav.recipes import recipe
@@ -108,12 +108,13 @@ def test_video_whose_frames_are_unknown_keeps_of_every_part(name):
 
 def of_whole_frames(view):
     """DyCoke's scores as the paper's ratios need them: one for all that stays whole, of known frames."""
-    course = courses(view)
-    turn, hidden = course.rank % 4, view.hidden
-    likeness = cosine_similarity(hidden, rows_at(hidden, earlier(course.order, torch.where(turn == 2, 2, 1))), dim=-1)
+    in_time = temporal_ranks(view)
+    number, hidden = in_time.rank % 4, view.hidden
+    other = earlier(in_time.order, torch.where(number == 2, 2, 1))
+    similarity = cosine_similarity(hidden, rows_at(hidden, other), dim=-1)
     frame = torch.where(view.modality == Modality.AUDIO, 0, view.frame + 1)
-    place = ranks(-likeness, torch.where(turn == 0, -1, ((view.modality + 1) << 21) | frame))
-    return torch.where(turn == 0, 1.0, -place.rank / place.size)
+    ranked = ranks(-similarity, torch.where(number == 0, -1, ((view.modality + 1) << 21) | frame))
+    return torch.where(number == 0, 1.0, -ranked.rank / ranked.size)
 
 
 @pytest.mark.parametrize(("frames", "sound"), [(8, 1496), (16, 240), (32, 480)])

@@ -21,7 +21,7 @@ BATCH = pad_left(ROWS)
 class SteadyAdapter(TinyAdapter):
     """Its steps are captured."""
 
-    steps_wait = False
+    decode_syncs = False
 
 
 @pytest.fixture(scope="module")

@@ -96,7 +96,7 @@ def test_the_cache_holds_what_the_plan_says():
     with prune(model, BESIDE, adapter=TinyAdapter()):
         cache = of_output(model.generate(ids, max_new_tokens=1, return_dict_in_generate=True))
     layout = TinyAdapter().layouts(model.config, {"input_ids": ids})[0]
-    held = BESIDE.cached(layout, 6)
+    held = BESIDE.cache_tokens(layout, 6)
     assert [layer.keys.shape[2] for layer in cache.layers] == list(held)
     assert held[2] < held[1] == held[0] == len(layout)
     assert held[3] < held[5] == BESIDE.tokens(layout, 6)[5]

@@ -231,7 +231,7 @@ def test_what_a_device_decodes_too_much_is_not_told(monkeypatch):
     streamer.put = seen.append
     streamer.end = lambda: None
     echo = HostStream(torch.zeros(2, 3, dtype=torch.long), streamer, None)
-    echo._late = 2
+    echo._lag = 2
     for step in range(5):
         going = torch.tensor([int(step < 1), int(step < 2)])
         echo.put(torch.full((2,), step), going)
@@ -262,7 +262,7 @@ def test_what_it_does_not_do_is_refused(model, case):
 
 def test_a_streamer_that_transformers_would_lose_is_refused(model):
     streamer = TextStreamer(_Letters())
-    with prune(model, PLAN, adapter=TinyAdapter()), pytest.raises(UnsupportedPlan, match="give it to"):
+    with prune(model, PLAN, adapter=TinyAdapter()), pytest.raises(UnsupportedPlan, match="pass it to"):
         model.generate(**ALONE, **GREEDY, streamer=streamer, custom_generate=Decoding(TinyAdapter()))
 
 
@@ -298,8 +298,8 @@ def test_steps_of_other_weights_are_other_steps(monkeypatch):
     model.double()
     equal(*both(model, ALONE, capture=True))
     assert len(loop._steps[model]) == 2
-    assert decoding.release_steps(model)
-    assert not decoding.release_steps(model)
+    assert loop.release_steps(model)
+    assert not loop.release_steps(model)
 
 
 def test_buffers_are_given_back_once_they_are_copied(model, monkeypatch):

@@ -139,7 +139,7 @@ def test_attention_is_shown_where_its_layer_is(model: Any) -> None:
     def see(inputs: LayerAttention) -> None:
         shown.append({part.device for part in inputs if isinstance(part, Tensor)})
 
-    with pretended(), torch.no_grad(), prune(model, PLAN, adapter=TinyAdapter()) as pruning, pruning.watched(see):
+    with pretended(), torch.no_grad(), prune(model, PLAN, adapter=TinyAdapter()) as pruning, pruning.observe(see):
         model(**there(BATCH))
     assert {len(devices) for devices in shown} == {1}
     assert set().union(*shown) == {FIRST, SECOND}

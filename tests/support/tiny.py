@@ -73,8 +73,10 @@ class Ears(AudioAttention):
     def modules(self, model: PreTrainedModel) -> tuple[nn.Module, nn.Module]:
         return model.model.embed_tokens, model.model.embed_tokens
 
-    def received(self, attention: nn.Module, sounds: Mapping[str, Any], given: Mapping[str, Any]) -> Tensor:
-        audio = given["input"] == AUDIO_ID
+    def scores(
+        self, attention: nn.Module, encoder_inputs: Mapping[str, Any], attention_inputs: Mapping[str, Any]
+    ) -> Tensor:
+        audio = attention_inputs["input"] == AUDIO_ID
         return (audio.cumsum(1)[audio] * 2.4).sin() + 1
 
 

@@ -46,7 +46,7 @@ def test_vllms_own_pruning_takes_part_where_there_is_one():
         (SIGHT, ["vllm-evs@1"], FastAVError, "the share of a video to drop"),
         (OMNI, ["none"], PlanError, "prunes nothing"),
         (OMNI, ["fastaw"], UnknownName, "did you mean"),
-        (OMNI, ["omnizip"], UnsupportedPlan, "encoder scores"),
+        (OMNI, ["omnizip"], UnsupportedPlan, "reads encoder, seconds, which vLLM does not provide"),
         (OMNI, ["fastav", "fastav"], PlanError, "two contenders"),
         (ServedModel.of("gemma3n", "gemma3n"), ["fastav"], UnsupportedModel, "cannot be pruned inside vLLM yet"),
     ],

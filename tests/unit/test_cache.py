@@ -14,9 +14,9 @@ def layer():
     layer = PrunedLayer(slots, valid, prompt=7, owner="plan")
     states = torch.arange(2 * 3 * 4.0).reshape(2, 1, 3, 4)
     layer.update(states, states)
-    with pytest.raises(UnsupportedPlan, match="used without"):
+    with pytest.raises(UnsupportedPlan, match="used without pruning"):
         layer.update(states[:, :, :2], states[:, :, :2])
-    layer.armed = True
+    layer.expects_update = True
     layer.update(states[:, :, :2], states[:, :, :2])
     return layer
 
@@ -57,5 +57,5 @@ def test_it_is_empty_until_it_is_filled():
 
 def test_a_mask_of_the_last_columns_hides_what_stands_before_them():
     mask = torch.ones(1, 1, 1, 4, dtype=torch.bool)  # places 6 to 9 of 10
-    out = decode_mask(mask, torch.tensor([[0, 5, 6, 9]]), None, total=10, new=1, kind="sdpa", dtype=torch.float32)
+    out = decode_mask(mask, torch.tensor([[0, 5, 6, 9]]), None, total=10, n_new=1, kind="sdpa", dtype=torch.float32)
     assert out.tolist() == [[[[False, False, True, True]]]]

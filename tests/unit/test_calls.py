@@ -115,13 +115,13 @@ def test_lists_are_answered_by_lists_in_their_order(pipe):
 @pytest.mark.parametrize(
     ("clip", "question", "options", "message"),
     [
-        ([TRIANGLE, KNOCK], ["what?"], {}, "2 clips and 1 question make no pairs"),
+        ([TRIANGLE, KNOCK], ["what?"], {}, "2 clips and 1 question cannot be paired"),
         ([TRIANGLE], "what?", {"on_text": print}, "on_text"),
-        ([TRIANGLE], [3], {}, "a question must be a text, got int"),
-        (TRIANGLE, None, {}, "a question must be a text, got NoneType"),
+        ([TRIANGLE], [3], {}, "a question must be a string, got int"),
+        (TRIANGLE, None, {}, "a question must be a string, got NoneType"),
         ([TRIANGLE, "missing.mp4"], "what?", {}, "no such file"),
         ([TRIANGLE, 3], "what?", {}, "a clip must be"),
-        (Request(clip=Clip.open(TRIANGLE), question="what?"), "which?", {}, "holds its own question"),
+        (Request(clip=Clip.open(TRIANGLE), question="what?"), "which?", {}, "has its own question"),
         ([TRIANGLE], "what?", {"batch": 0}, "batch must be at least 1"),
     ],
 )

@@ -13,26 +13,18 @@ from transformers import BatchFeature
 from fastav.adapter import Request, Use
 from fastav.errors import MediaError, MissingTrack, UnreadableMedia
 from fastav.media import Clip
-from fastav.models.video_salmonn2 import VideoSalmonn2Adapter, VideoSalmonn2Processor
-from fastav.models.video_salmonn2_plus import VideoSalmonn2PlusAdapter, VideoSalmonn2PlusProcessor
-from fastav.models.videollama2 import VideoLlama2Adapter, VideoLlama2Processor
+from support.native import FAMILIES
 
-REFERENCE = Path(__file__).parents[1] / "reference"
 CLIPS = Path(str(files("fastav") / "assets" / "clips"))
 CLIP, OTHER = CLIPS / "triangle.mp4", CLIPS / "knock.mp4"
 QUESTION = "What is heard?"
-FAMILIES: dict[str, tuple[Any, Any]] = {
-    "videollama2": (VideoLlama2Adapter, VideoLlama2Processor),
-    "video_salmonn2": (VideoSalmonn2Adapter, VideoSalmonn2Processor),
-    "video_salmonn2_plus": (VideoSalmonn2PlusAdapter, VideoSalmonn2PlusProcessor),
-}
 AUTO = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
 
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
 def family(request: Any) -> tuple[Any, Any]:
-    adapter, processor = FAMILIES[request.param]
-    return adapter(), processor.from_pretrained(REFERENCE / request.param)
+    family = FAMILIES[request.param]
+    return family.adapter, family.processor()
 
 
 def video(**source: Any) -> dict[str, Any]:

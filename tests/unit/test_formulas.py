@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fastav.errors import PlanError
 from fastav.layout import Layout, Modality
 from fastav.method import Signal, View, method_of
-from fastav.methods._order import courses, earlier, ranks
+from fastav.methods._order import earlier, ranks, temporal_ranks
 from fastav.plan import Keep, Share, Step
 from fastav.pruning.device_layout import batch_layout
 from fastav.pruning.selection import select
@@ -97,7 +97,7 @@ def test_ranks_are_what_sorting_each_group_gives(tokens):
 @pytest.mark.parametrize("drop", [0, 4])
 def test_courses_go_through_the_frames_that_are_there(drop):
     view = view_of(LAYOUTS, drop=drop)
-    found = courses(view)
+    found = temporal_ranks(view)
     for row, real in rows(view):
         for i in real:
             previous, turn = before(view, row, i, 1)

@@ -10,28 +10,8 @@ from transformers import AutoModel
 
 from fastav.cache_argument import as_argument, of_output
 from fastav.errors import CheckpointError, MediaError
-from fastav.models.video_salmonn2 import (
-    VideoSalmonn2ForConditionalGeneration,
-    VideoSalmonn2Model,
-    VideoSalmonn2Processor,
-)
-from fastav.models.video_salmonn2_plus import (
-    VideoSalmonn2PlusForConditionalGeneration,
-    VideoSalmonn2PlusModel,
-    VideoSalmonn2PlusProcessor,
-)
-from fastav.models.videollama2 import VideoLlama2ForConditionalGeneration, VideoLlama2Model, VideoLlama2Processor
+from support.native import FAMILIES, assert_same_weights, attention
 
-REFERENCE = Path(__file__).parents[1] / "reference"
-FAMILIES: dict[str, tuple[Any, Any, Any]] = {
-    "videollama2": (VideoLlama2ForConditionalGeneration, VideoLlama2Model, VideoLlama2Processor),
-    "video_salmonn2": (VideoSalmonn2ForConditionalGeneration, VideoSalmonn2Model, VideoSalmonn2Processor),
-    "video_salmonn2_plus": (
-        VideoSalmonn2PlusForConditionalGeneration,
-        VideoSalmonn2PlusModel,
-        VideoSalmonn2PlusProcessor,
-    ),
-}
 RANDOM = np.random.default_rng(0)
 FRAMES = RANDOM.integers(0, 256, (2, 8, 40, 60, 3), dtype=np.uint8)
 SOUND = RANDOM.uniform(-0.5, 0.5, 16_000).astype(np.float32)
@@ -39,12 +19,9 @@ SOUND = RANDOM.uniform(-0.5, 0.5, 16_000).astype(np.float32)
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
 def family(request: Any) -> tuple[Any, Any, Any]:
-    whole, base, processor = FAMILIES[request.param]
-    return (
-        whole.from_pretrained(REFERENCE / request.param, dtype=torch.float32),
-        base,
-        processor.from_pretrained(REFERENCE / request.param),
-    )
+    """A model, the class of its base, and its processor."""
+    family = FAMILIES[request.param]
+    return family.model_class.from_pretrained(family.tiny, dtype=torch.float32), family.base_class, family.processor()
 
 
 def inputs_of(processor: Any, *, audio: bool = False) -> dict[str, Any]:
@@ -57,24 +34,18 @@ def media_of(inputs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
 
 
-def same(one: Any, other: Any) -> None:
-    ours, wanted = one.state_dict(), other.state_dict()
-    assert ours.keys() == wanted.keys()
-    assert all(torch.equal(ours[name], wanted[name]) for name in wanted)
-
-
 def test_saves_load_into_the_whole_model_and_its_base(family: Any, tmp_path: Path) -> None:
     model, base, _ = family
     model.save_pretrained(tmp_path / "whole")
-    same(type(model).from_pretrained(tmp_path / "whole"), model)
+    assert_same_weights(type(model).from_pretrained(tmp_path / "whole"), model)
     ours = base.from_pretrained(tmp_path / "whole")
     if hasattr(model, "visual"):
         assert set(model.state_dict()) - set(ours.state_dict()) == {"lm_head.weight"}
     else:
-        same(ours, model.model)
+        assert_same_weights(ours, model.model)
     ours.save_pretrained(tmp_path / "base")
-    same(base.from_pretrained(tmp_path / "base"), ours)
-    same(AutoModel.from_pretrained(tmp_path / "base"), ours)
+    assert_same_weights(base.from_pretrained(tmp_path / "base"), ours)
+    assert_same_weights(AutoModel.from_pretrained(tmp_path / "base"), ours)
     with pytest.raises(CheckpointError, match=r"lm_head\.weight"):  # a head that was never there is not drawn by chance
         type(model).from_pretrained(tmp_path / "base")
 
@@ -82,7 +53,7 @@ def test_saves_load_into_the_whole_model_and_its_base(family: Any, tmp_path: Pat
 def test_weights_in_memory_load_without_a_checkpoint(family: Any) -> None:
     model, base, _ = family
     whole = model.state_dict()
-    same(type(model).from_pretrained(None, config=model.config, state_dict=whole), model)
+    assert_same_weights(type(model).from_pretrained(None, config=model.config, state_dict=whole), model)
     if base is not VideoSalmonn2Model:  # whose whole model holds encoders beside it
         ours = base.from_pretrained(None, config=model.config, state_dict=whole)
         prefix = "model." if base is VideoLlama2Model else ""
@@ -90,7 +61,7 @@ def test_weights_in_memory_load_without_a_checkpoint(family: Any) -> None:
         assert all(torch.equal(value, whole[prefix + name]) for name, value in ours.state_dict().items())
     own = base(model.config)
     weights = own.state_dict()
-    same(base.from_pretrained(None, config=model.config, state_dict=weights), own)
+    assert_same_weights(base.from_pretrained(None, config=model.config, state_dict=weights), own)
     lost = next(name for name in weights if name.endswith("embed_tokens.weight"))
     del weights[lost]
     with pytest.raises(CheckpointError, match=f"lacks 1 key: {lost}"):
@@ -145,28 +116,24 @@ def test_features_are_outputs_as_in_transformers(family: Any) -> None:
 
 
 @torch.no_grad()
-def test_encoders_tell_their_states_and_maps(family: Any) -> None:
+def test_encoders_give_their_states_and_maps(family: Any) -> None:
     model, _, processor = family
     inputs = inputs_of(processor, audio=True)
     seen = {name: inputs[name] for name in ("pixel_values_videos", "video_grid_thw") if name in inputs}
-    attention = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
+    with attention(model, "eager"):
         for features, given in (
             (model.get_video_features, seen),
             (model.get_audio_features, {"input_features": inputs["input_features"]}),
         ):
-            told = features(**given, output_hidden_states=True, output_attentions=True)
+            states = features(**given, output_hidden_states=True, output_attentions=True)
             bare = features(**given)
-            assert len(told.hidden_states) - 1 == len(told.attentions) > 0
+            assert len(states.hidden_states) - 1 == len(states.attentions) > 0
             assert bare.hidden_states is None
             assert bare.attentions is None
             if not hasattr(model, "visual"):  # whose maps are transformers' own
-                assert all(torch.allclose(rows.sum(-1), torch.ones(()), atol=1e-5) for rows in told.attentions)
-            assert torch.equal(told.last_hidden_state, bare.last_hidden_state)
-            assert told.hidden_states[-1].shape == told.hidden_states[0].shape
-    finally:
-        model.set_attn_implementation(attention)
+                assert all(torch.allclose(rows.sum(-1), torch.ones(()), atol=1e-5) for rows in states.attentions)
+            assert torch.equal(states.last_hidden_state, bare.last_hidden_state)
+            assert states.hidden_states[-1].shape == states.hidden_states[0].shape
     if hasattr(model, "model") and hasattr(model.model, "vision_tower"):  # ours; transformers' towers keep their hooks
         assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.model.modules())
 

@@ -10,7 +10,7 @@ import transformers
 from transformers.utils import is_librosa_available
 
 from fastav.errors import MediaError, UnreadableMedia
-from unit.test_own_models import FAMILIES, REFERENCE
+from support.native import FAMILIES
 
 CLIPS = [str(files("fastav") / "assets" / "clips" / name) for name in ("triangle.mp4", "knock.mp4")]
 NEEDS_LIBROSA = tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 24)
@@ -24,11 +24,11 @@ def talk(clip: str = CLIPS[0], kind: str = "video") -> list[dict[str, Any]]:
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
 def saved(request: Any, tmp_path_factory: Any) -> Any:
     """A save of the tiny checkpoint, which the Auto classes know by the model type that we write."""
-    whole, _, processor = FAMILIES[request.param]
+    family = FAMILIES[request.param]
     folder = tmp_path_factory.mktemp(request.param)
-    model = whole.from_pretrained(REFERENCE / request.param, dtype=torch.float32)
+    model = family.model_class.from_pretrained(family.tiny, dtype=torch.float32)
     model.save_pretrained(folder)
-    loaded = processor.from_pretrained(REFERENCE / request.param)
+    loaded = family.processor()
     loaded.save_pretrained(folder)
     return folder, model, loaded
 

@@ -119,13 +119,13 @@ def test_trim_drops_padding_before_the_first_layer():
 )
 def test_a_fraction_of_the_depth_is_rounded_down(layers, depth, expected):
     step = Step(layers=layers, method="position", keep=Keep(media=Share(0.5)))
-    assert list(step.entering(depth)) == expected
+    assert list(step.layer_range(depth)) == expected
 
 
 @pytest.mark.parametrize("layers", ["1/0", "/4", "1/", "1/-4", "1.5/4", "4/4", "middle/2"])
 def test_a_fraction_that_names_no_layer_is_refused(layers):
     with pytest.raises(PlanError, match=r"cannot read layers|do not exist"):
-        Step(layers=layers, method="position", keep=Keep(media=Share(0.5))).entering(8)
+        Step(layers=layers, method="position", keep=Keep(media=Share(0.5))).layer_range(8)
 
 
 def test_without_exemption_text_competes_but_one_token_stays():
@@ -171,8 +171,8 @@ def test_the_name_is_not_part_of_the_fingerprint():
         (lambda: Keep(audio=Tokens(1), media=Share(0.5)), "twice: audio, media"),
         (lambda: Step(layers="14-", method="position", keep=Keep(audio=Tokens(1))), "cannot read layers '14-'"),
         (lambda: Step(layers="middle", method="position", keep=Keep()), "keeps everything"),
-        (lambda: Step(layers="8", method="position", keep=Keep(audio=Tokens(1))).entering(8), "do not exist"),
-        (lambda: Step(layers="5..3", method="position", keep=Keep(audio=Tokens(1))).entering(8), "do not exist"),
+        (lambda: Step(layers="8", method="position", keep=Keep(audio=Tokens(1))).layer_range(8), "do not exist"),
+        (lambda: Step(layers="5..3", method="position", keep=Keep(audio=Tokens(1))).layer_range(8), "do not exist"),
         (lambda: fastav(Keep(audio=Tokens(1)), drop=1.0), r"drop must be in \[0, 1\)"),
         (lambda: fastav(Keep(audio=Tokens(1)), start="early"), "start must be a layer's number"),
         (lambda: fastav(Keep(audio=Tokens(1)), start="1..2"), "start must be a layer's number"),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fastav.errors import PlanError
 from fastav.layout import MEDIA, Modality
-from fastav.pruning.selection import SelectionGroups, select, select_of, select_uniform
+from fastav.pruning.selection import SelectionGroups, select, select_grouped, select_uniform
 
 POOLS = [frozenset({Modality.AUDIO}), frozenset({Modality.VIDEO}), frozenset(MEDIA), frozenset(Modality)]
 
@@ -102,7 +102,7 @@ def test_a_groups_is_known_of_tokens_that_are_picked_out_of_all():
     groups = SelectionGroups.of(modality, [POOLS[0], POOLS[1]], last=4)
     limits = torch.tensor([[1, 1, 6, 0], [1, 1, 6, 0]])
     bias, group = (part.gather(1, slots) for part in groups)
-    index, real = select_of(torch.zeros(2, 4), bias, group, limits, 3)
+    index, real = select_grouped(torch.zeros(2, 4), bias, group, limits, 3)
     assert index[0].tolist() == [0, 1, 3]
     assert index[1, real[1]].tolist() == [1, 3]
     assert real.tolist() == [[True, True, True], [False, True, True]]

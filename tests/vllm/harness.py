@@ -123,7 +123,7 @@ class Reference:
         key = (id(question), plan.fingerprint)
         self.questions.append(question)  # so that no other gets its id
         if key not in self.cache:
-            rate = {"fps": FPS} if self.adapter.hears and question.video is not None else {}
+            rate = {"fps": FPS} if self.adapter.supports_audio and question.video is not None else {}
             inputs = dict(self.processor(**question.for_processor(), **rate))
             inputs |= {"use_audio_in_video": True} if question.together else {}
             ids, layouts = tuple(inputs["input_ids"][0].tolist()), self.adapter.layouts(self.model.config, inputs)

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from fastav import cli
-from fastav.cli._text import complain
+from fastav.cli._text import print_error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -12,7 +12,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return cli.main(["bench", *(sys.argv[1:] if arguments is None else arguments)])
     except ModuleNotFoundError as error:
-        return complain(f"fastav bench needs the package {error.name!r}, which is not installed")
+        return print_error(f"fastav bench needs the package {error.name!r}, which is not installed")
 
 
 if __name__ == "__main__":

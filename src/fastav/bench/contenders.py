@@ -116,7 +116,7 @@ def _require_effect(model: ModelSpec, plan: Plan, prompts: Sequence[PromptSpec],
     depth = model.adapter.shape(model.config).layers
     for prompt in prompts:
         layout = prompt.layout
-        if sum(plan.cached(layout, depth)) == depth * len(layout):
+        if sum(plan.cache_tokens(layout, depth)) == depth * len(layout):
             tokens = ", ".join(f"{n:,} {kind}" for kind, n in layout.by_modality().items())
             padding = "" if layout.padding.any() else ", no padding"
             raise PlanError(

@@ -58,7 +58,7 @@ class PartRuns:
         shape, n = adapter.shape(model.config), len(layout)
         base_heads = 1 if workload.last_logits else n
         heads = 1 if contender.ours else base_heads
-        tokens, cached = plan.tokens(layout, shape.layers), plan.cached(layout, shape.layers)
+        tokens, cached = plan.tokens(layout, shape.layers), plan.cache_tokens(layout, shape.layers)
         flops = limits.prefill_cost(shape, tokens, heads=heads)
         unpruned = limits.prefill_cost(shape, [n] * shape.layers, heads=base_heads)
         itemsize, weights = model.dtype.itemsize, limits.weights_read(model, adapter)

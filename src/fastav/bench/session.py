@@ -16,7 +16,7 @@ from fastav.bench.measure import OUT_OF_MEMORY, AnswerRun, Rounds
 from fastav.bench.rows import PartRuns, unless_refused
 from fastav.bench.specs import ModelSpec, PromptSpec, model_spec, prompt_specs
 from fastav.bench.workload import build, build_model, is_out_of_memory, release_memory
-from fastav.device import placed
+from fastav.device import resolve_device
 from fastav.engines.transformers.generation.loop import release_steps
 from fastav.errors import FastAVError
 
@@ -70,7 +70,7 @@ class Session:
         """
         if tokens and seconds:
             raise FastAVError("--tokens and --seconds are two ways to say how long a prompt is", "give one of them")
-        place, dtype_name = placed(device, dtype)
+        place, dtype_name = resolve_device(device, dtype)
         gpu = place.type == "cuda"
         spec = model_spec(model)
         prompts = prompt_specs(spec, tokens=tokens, seconds=seconds)

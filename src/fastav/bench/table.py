@@ -1,4 +1,4 @@
-"""Reports of `fastav bench` as Markdown: `python -m fastav.bench.table results/*.json --into README.md`.
+"""Reports of `fastav bench` as Markdown: `python -m fastav.bench.table results/*.json --into docs/results.md`.
 
 Without --into the tables are printed; with it they replace what stands between two marks in that file. Files that hold
 no report are skipped.

@@ -14,7 +14,7 @@ from fastav.calibrate.prompts import Prompt, prompts_of
 from fastav.calibrate.rule import Choice, Criterion, choose
 from fastav.calibrate.store import Record, Store
 from fastav.calibrate.thumbnail import make_preview
-from fastav.device import placed
+from fastav.device import resolve_device
 from fastav.errors import CalibrationError, FastAVError, reason_of
 from fastav.flops import DecoderShape, kv_bytes
 from fastav.media import Clip
@@ -78,7 +78,7 @@ class Calibration:
             raise CalibrationError(f"alpha must be in (0, 1], got {alpha:g}", "0.5 is usual")
         prompts = prompts_of(clips, questions)
         adapter, _, config = resolve(model)
-        placement, dtype = placed(device, dtype)
+        placement, dtype = resolve_device(device, dtype)
         shape = adapter.shape(config)
         store = Store(Path(folder))
         store.begin(
@@ -137,7 +137,7 @@ class Calibration:
         evidence = self.evidence()
         best = choose(evidence, self.shape, criterion)
         kv = mean(
-            kv_bytes(self.shape, best.plan.cached(layout, self.shape.layers))
+            kv_bytes(self.shape, best.plan.cache_tokens(layout, self.shape.layers))
             / kv_bytes(self.shape, [len(layout)] * self.shape.layers)
             for layout in evidence.layouts
         )

@@ -13,7 +13,7 @@ from fastav.cli import _help, _options
 from fastav.cli._output import print_json
 from fastav.cli._progress import suppress_warnings
 from fastav.cli._text import stderr
-from fastav.cli.evaluate import listed
+from fastav.cli.evaluate import split_commas
 from fastav.errors import FastAVError
 
 Number = TypeVar("Number", int, float)
@@ -86,11 +86,11 @@ def bench(
 
         require_matplotlib()
     options = {
-        "plans": listed(plan or []),
+        "plans": split_commas(plan or []),
         "batches": _numbers("batch", batch, int, MAX_BATCH) or [1],
         "tokens": _numbers("tokens", tokens, int, MAX_TOKENS),
         "seconds": _numbers("seconds", seconds, float, MAX_SECONDS),
-        "attentions": listed(attention or []),
+        "attentions": split_commas(attention or []),
     }
     for folder in (out, plot and plot.parent):
         _make_folder(folder)
@@ -161,7 +161,7 @@ def _status() -> Iterator[Callable[[str], None]]:
 def _numbers(name: str, values: Sequence[str] | None, kind: Callable[[str], Number], most: int) -> list[Number]:
     """The positive numbers of an option, without repeats.  Raises: FastAVError."""
     numbers = []
-    for text in listed(values or []):
+    for text in split_commas(values or []):
         try:
             number = kind(text)
         except ValueError:

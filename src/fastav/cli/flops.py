@@ -75,7 +75,7 @@ def costs(shape: Any, plan: Any, layout: Any) -> dict[str, Any]:
     from fastav.flops import kv_bytes, paper_flops, prefill_flops
 
     full, pruned = [len(layout)] * shape.layers, plan.tokens(layout, shape.layers)
-    cached = plan.cached(layout, shape.layers)
+    cached = plan.cache_tokens(layout, shape.layers)
 
     def saving(cost: Any, tokens: Any = pruned) -> dict[str, Any]:
         before, after = cost(shape, full), cost(shape, tokens)

@@ -1,1 +1,1 @@
-"""What turns tokens into answers, the same for every engine: stop texts and streams."""
+"""Decoding that is the same for every engine: stop texts and streams of text."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fastav import __version__
-from fastav.device import placed
+from fastav.device import resolve_device
 from fastav.engine import Answer
 from fastav.errors import FastAVError, PlanError, TaskError
 from fastav.evaluate.answers import Failure, Setup, Work, answers
@@ -56,7 +56,7 @@ class Evaluation:
         _, _, config = resolve(model)
         for plan in plans.values():
             ENGINES["transformers"].check(config, plan)
-        run_device, precision = placed(device, dtype)
+        run_device, precision = resolve_device(device, dtype)
         all_samples = _by_id(task)
         return cls(
             setup=Setup(model=model, device=str(run_device), dtype=precision, plans=dict(plans)),

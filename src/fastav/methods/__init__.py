@@ -1,1 +1,1 @@
-"""Published ways to score tokens, one file each."""
+"""Published methods to score tokens, one per file."""

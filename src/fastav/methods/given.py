@@ -1,4 +1,4 @@
-"""The caller's own scores decide."""
+"""Keep tokens by scores that the caller passes."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,10 +11,10 @@ from fastav.method import Method, Signal, View
 
 @dataclass(frozen=True, slots=True)
 class Given(Method):
-    """Scores of every prompt token, brought along by the caller: `fastav.prune(model, plan, scores=...)`."""
+    """Your own scores of every prompt token: `fastav.prune(model, plan, scores=...)`."""
 
     needs: ClassVar[frozenset[Signal]] = frozenset({Signal.GIVEN})
 
     def score(self, view: View) -> Float[Tensor, "batch tokens"]:
-        """The given scores of the tokens still there."""
+        """The caller's scores of the remaining tokens."""
         return view[Signal.GIVEN]

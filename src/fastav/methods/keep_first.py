@@ -1,4 +1,4 @@
-"""The first tokens of each modality stay."""
+"""Keep the first tokens of each modality."""
 
 from dataclasses import dataclass
 
@@ -12,13 +12,13 @@ from fastav.method import Method, View
 
 @dataclass(frozen=True, slots=True)
 class KeepFirst(Method):
-    """The first tokens of each modality stay, turn about: a control that looks at nothing but order.
+    """Keeps the first tokens of each modality in turn: a control that reads only the order of tokens.
 
     With one budget per modality it equals `position`; with a pooled budget every modality keeps its own beginning.
     """
 
     def score(self, view: View) -> Float[Tensor, "batch tokens"]:
-        """Minus the rank among the tokens of the same modality that are still there."""
+        """Minus the rank among the remaining tokens of the same modality."""
         modality = view.modality
         rank = torch.zeros_like(modality, dtype=torch.float32)
         for m in Modality:

@@ -1,4 +1,4 @@
-"""The tokens that the last query attends to most stay."""
+"""Keep the tokens that the last query attends to most."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,12 +12,12 @@ from fastav.methods._options import require_flag
 
 @dataclass(frozen=True, slots=True)
 class LastQuery(Method):
-    """FastAV's fine pruning: what the last query of the layer before attends to least goes.
+    """FastAV's fine pruning: drops what the last query of the preceding layer attends to least.
 
-    lowest: keep the least attended instead, which the paper's ablation calls removing the top attentive.
+    lowest: keep the least attended tokens instead, which the paper's ablation calls removing the top attentive.
 
     Source: arXiv:2601.13143, section 3 (fine pruning): attention of the last query over the remaining tokens, averaged
-    over heads. The row is computed from that layer's own queries and keys, so no attention map is needed.
+    over heads. The row is computed from that layer's queries and keys, without an attention map.
     """
 
     needs: ClassVar[frozenset[Signal]] = frozenset({Signal.LAST_QUERY})

@@ -1,4 +1,4 @@
-"""What the question attends to least goes, unless it is far from where the question looks."""
+"""Drop tokens that the question attends to least, except those far in time from the most attended one."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,17 +14,18 @@ from fastav.methods._order import ranks
 
 @dataclass(frozen=True, slots=True)
 class Omnidrop(Method):
-    """OmniDrop's deep layers: attention of the question, re-ranked in favour of what is far in time.
+    """OmniDrop's deep layers: ranks by attention of the question, in favour of tokens that are far in time.
 
-    Of the n audio and video tokens, k = floor(drop n) are to go. The 2k with the lowest scores are candidates; to the
-    score of each is added `diversity` times its distance in time from the key chunk, that of the highest score, over
-    the index of the prompt's last chunk; the k lowest go. A token whose second is unknown gets nothing added.
+    Of n audio and video tokens, k = floor(drop n) are to be dropped. The 2k tokens with the lowest scores are
+    candidates. The key chunk is that of the highest score; each candidate's score is raised by `diversity` times its
+    distance in time from the key chunk, over the index of the prompt's last chunk. The k lowest are dropped. The score
+    of a token whose second is unknown is not raised.
 
-    drop: the share that this step drops, which must be the plan's for the choice to be the paper's. chunk: seconds.
+    drop: the share that this step drops, which must equal the plan's for the paper's choice. chunk: length in seconds.
 
-    Source: arXiv:2605.14458, algorithm 1, as a third-party reproduction quotes it. Differs: attention is that of the
-    layer before, mean over heads (the paper does not say); chunks are `chunk` seconds of the clip, as Qwen2.5-Omni
-    interleaves them.
+    Source: arXiv:2605.14458, algorithm 1, as quoted by a third-party reproduction. Differs: attention is that of the
+    preceding layer, mean over heads (the paper does not specify it); chunks are `chunk` seconds of the clip, as
+    Qwen2.5-Omni interleaves them.
     """
 
     needs: ClassVar[frozenset[Signal]] = frozenset({Signal.TEXT_QUERIES, Signal.SECONDS})
@@ -38,18 +39,18 @@ class Omnidrop(Method):
         require_number("chunk", self.chunk, 1e-3, 1e6)
 
     def score(self, view: View) -> Float[Tensor, "batch tokens"]:
-        """Minus the place in the order of what stays: other tokens, then candidates by the score in time."""
+        """Minus the rank: first all other tokens, then candidates by their raised score."""
         attention = view[Signal.TEXT_QUERIES]
         media = view.modality > 0
-        place = ranks(attention, media)
-        going = (place.size.double() * self.drop + 1e-6).floor()
-        candidate = media & (place.size - place.rank <= 2 * going)
+        ranked = ranks(attention, media)
+        n_dropped = (ranked.size.double() * self.drop + 1e-6).floor()
+        candidate = media & (ranked.size - ranked.rank <= 2 * n_dropped)
         score = torch.where(candidate, attention + self.diversity * self._distance(view, attention, media), attention)
-        order = ranks(score, torch.where(media, candidate, 2)).rank + torch.where(candidate, place.size, 0)
+        order = ranks(score, torch.where(media, candidate, 2)).rank + torch.where(candidate, ranked.size, 0)
         return -torch.where(media, order, 0).float()
 
     def _distance(self, view: View, attention: Tensor, media: Tensor) -> Float[Tensor, "batch tokens"]:
-        """Chunks from each token to the key chunk, over the index of the last; 0 where a second is unknown."""
+        """Chunks from each token to the key chunk, over the index of the last chunk; 0 if a second is unknown."""
         chunk = torch.floor(view.second / self.chunk)
         key = attention.masked_fill(~media, -1.0).argmax(1, keepdim=True)
         last = torch.floor(view.last_second / self.chunk).nan_to_num(nan=0.0).clamp(min=1)[:, None]

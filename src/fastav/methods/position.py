@@ -1,4 +1,4 @@
-"""The earliest tokens of the prompt stay."""
+"""Keep the earliest tokens of the prompt."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,10 @@ from fastav.method import Method, View
 
 @dataclass(frozen=True, slots=True)
 class Position(Method):
-    """The earliest tokens stay: the rule that FastAV reads off its rollout figure.
+    """Keeps the earliest tokens: the rule that FastAV derives from its rollout figure.
 
-    After the middle layer rollout mass concentrates on early tokens, so the paper's tables cut by position: the first
-    10 audio tokens, the first 4 frames, or what stands before position 750.
+    After the middle layer the rollout concentrates on early tokens, so the paper's tables cut by position: they keep
+    the first 10 audio tokens, the first 4 frames, or the tokens before position 750.
 
     Source: arXiv:2601.13143, section 3 (global pruning).
     """

@@ -1,6 +1,7 @@
-"""Seeded chance decides."""
+"""Keep tokens at random, by a seed."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,14 +15,14 @@ from fastav.method import Method, View
 class Random(Method):
     """A uniform score for every token: the control that any method must beat.
 
-    A counter-based hash of seed, layer and position, so that the same seed gives the same choice on every device, alone
-    or in a batch. Prompts of one run share it: change the seed from clip to clip where that matters.
+    The score is a counter-based hash of seed, layer and position, so that the same seed gives the same choice on every
+    device, alone or in a batch. All prompts of a run share the seed: change it from clip to clip if that matters.
     """
 
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**31:
+        if not _is_seed(self.seed):
             raise PlanError(f"seed must be a whole number in [0, 2**31), got {self.seed!r}")
 
     def score(self, view: View) -> Float[Tensor, "batch tokens"]:
@@ -29,6 +30,10 @@ class Random(Method):
         start = torch.full_like(view.position, self.seed, dtype=torch.int64)
         mixed = _mix(_mix(_mix(start) + view.layer) + view.position)
         return mixed.float() / 2**31
+
+
+def _is_seed(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The tokens stay that reach the last query most, through all layers so far."""
+"""Keep the tokens that contribute most to the last query, through all layers so far."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,12 +12,12 @@ from fastav.methods._options import require_flag
 
 @dataclass(frozen=True, slots=True)
 class Rollout(Method):
-    """FastAV's global pruning with scores of the prompt at hand: the last query's row of the attention rollout.
+    """FastAV's global pruning by scores of the current prompt: the last query's row of the attention rollout.
 
-    The paper reads a fixed rule off rollouts made beforehand (see `position`); here every prompt has its own, at the
-    cost of the attention scores of the layers so far, once more.
+    The paper derives a fixed rule from rollouts that it computes in advance (see `position`); here every prompt has its
+    own, at the cost of computing the attention scores of the layers so far once more.
 
-    lowest: keep the least informative instead, which the paper's ablation calls removing the top informative.
+    lowest: keep the least informative tokens instead, which the paper's ablation calls removing the top informative.
 
     Source: arXiv:2601.13143, section 3; rollout by Abnar and Zuidema, arXiv:2005.00928, alpha 0.5 (not given there).
     """

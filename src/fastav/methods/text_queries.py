@@ -1,4 +1,4 @@
-"""The tokens that the question attends to most stay."""
+"""Keep the tokens that the question attends to most."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,10 +11,10 @@ from fastav.method import Method, Signal, View
 
 @dataclass(frozen=True, slots=True)
 class TextQueries(Method):
-    """Attention of the whole question, not of its last token alone: mean over the queries of the text behind the clip.
+    """Keeps what the entire question attends to, not only its last token: mean over queries of the text after the clip.
 
-    Source: the score of OmniDrop (arXiv:2605.14458), as digests give it: mean over text queries of the attention to a
-    token. Without its temporal re-ranking.
+    Source: the score of OmniDrop (arXiv:2605.14458), as digests describe it: mean over text queries of the attention to
+    a token. Differs: without its temporal re-ranking.
     """
 
     needs: ClassVar[frozenset[Signal]] = frozenset({Signal.TEXT_QUERIES})

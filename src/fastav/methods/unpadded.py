@@ -1,4 +1,4 @@
-"""Tokens that are padding by construction go first."""
+"""Drop tokens that are padding by construction first."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,10 @@ from fastav.method import Method, View
 
 @dataclass(frozen=True, slots=True)
 class Unpadded(Method):
-    """Tokens that hold content stay; those that encode only padding go, latest first.
+    """Keeps tokens with content, and drops those that encode only padding, the latest first.
 
-    Known from the layout alone, so it can cut before the first layer: of VideoLLaMA2's 1,496 audio tokens, 696 are
-    silence that pads 16 s of sound to 30 s.
+    The layout alone gives the padding, so a cut before the first layer is possible: of VideoLLaMA2's 1,496 audio
+    tokens, 696 are silence that pads 16 s of sound to 30 s.
     """
 
     def score(self, view: View) -> Float[Tensor, "batch tokens"]:

@@ -47,7 +47,7 @@ class NativeAdapter(ModelAdapter):
     interleaved: whether audio tokens stand between frames, so that each has the index of the frame before it.
     """
 
-    steps_wait = False
+    decode_syncs = False
     config_class: ClassVar[Any]
     model_class: ClassVar[Any]
     processor_class: ClassVar[Any]

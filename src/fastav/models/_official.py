@@ -44,7 +44,7 @@ class OfficialAdapter(ModelAdapter):
     a checkpoint begin that are left out. packages: of Python that its processor and model need besides transformers.
     """
 
-    steps_wait = False
+    decode_syncs = False
     config_class: ClassVar[str]
     model_class: ClassVar[str]
     processor_class: ClassVar[str]
@@ -118,7 +118,7 @@ class OfficialAdapter(ModelAdapter):
                 f"{self.name} needs a {self.processor_class}, got {type(processor).__name__}", "use the one `load` gave"
             )
         for request in requests:
-            if not self.hears and request.use in (Use.BOTH, Use.AUDIO):
+            if not self.supports_audio and request.use in (Use.BOTH, Use.AUDIO):
                 raise no_audio(self)
 
     @abstractmethod

@@ -139,7 +139,7 @@ class OmniAdapter(OfficialAdapter):
         )
         (layout,) = grid_layouts(places, inputs)
         seconds = np.zeros(0) if shown.video is None else shown.video.seconds
-        start = request.shown.require_audio().start if shown.audio is not None else 0.0
+        start = request.aligned_clip.require_audio().start if shown.audio is not None else 0.0
         return Row(inputs, self._with_sound(timed(layout, frames=seconds), start))
 
     def vllm_inputs(self, processor: ProcessorMixin, request: Request) -> VllmInputs:
@@ -168,7 +168,7 @@ class OmniAdapter(OfficialAdapter):
         refuse_written_placeholders(request.question, [getattr(processor, mark) for mark in marks])
         video, audio = request.tracks
         content = [{"type": "video" if video else "audio"}, {"type": "text", "text": request.question}]
-        clip = request.shown
+        clip = request.aligned_clip
         return _Shown(
             text=rendered(processor, content),
             video=sampled(clip.require_video(), processor.video_processor, fps=FPS) if video else None,
@@ -251,25 +251,25 @@ class WindowedAttention(AudioAttention):
         tower = self.adapter.encoders(model)[1]
         return tower, tower.get_submodule("layers")[-1].self_attn  # pyright: ignore[reportIndexIssue]
 
-    def received(
-        self, attention: nn.Module, sounds: Mapping[str, Any], given: Mapping[str, Any]
+    def scores(
+        self, attention: nn.Module, encoder_inputs: Mapping[str, Any], attention_inputs: Mapping[str, Any]
     ) -> Float[Tensor, " tokens"]:
         """Of each audio token: the mean over heads and over its window, and over its two positions where pooled.
 
         It waits for the device, as the tower does anyway, for the lengths of windows and sounds.
         """
         module: Any = attention
-        hidden = given["hidden_states"]
+        hidden = attention_inputs["hidden_states"]
         query, key = (
             project(hidden).unflatten(-1, (module.num_heads, -1)).transpose(0, 1)
             for project in (module.q_proj, module.k_proj)
         )
-        lengths = given["cu_seqlens"].diff().tolist()
+        lengths = attention_inputs["cu_seqlens"].diff().tolist()
         windows = zip(query.split(lengths, 1), key.split(lengths, 1), strict=True)
         scores = torch.cat([_received(q, k, module.scaling) for q, k in windows])
         if not self.adapter.pooled:
             return scores
-        parts = scores.split([(columns + 1) // 2 for columns in sounds["feature_lens"].tolist()])
+        parts = scores.split([(columns + 1) // 2 for columns in encoder_inputs["feature_lens"].tolist()])
         return torch.cat([part[: len(part) // 2 * 2].view(-1, 2).mean(1) for part in parts])
 
 

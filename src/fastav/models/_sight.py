@@ -42,7 +42,7 @@ class SightAdapter(OfficialAdapter):
     temporal: frames that a token of the release shows.
     """
 
-    hears = False
+    supports_audio = False
     presets: ClassVar[Mapping[str, Plan]] = preset_plans(Keep(clip=Share(KEPT)))
     fps: ClassVar[float]
     prefix: ClassVar[int]

@@ -1,4 +1,4 @@
-"""A plan for one model: its cuts by layer, its methods, and what they read; checked once, then passed along."""
+"""A plan compiled for one model: its cuts by layer, its methods and the signals that they read.  Checked once."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,8 +20,8 @@ Cuts = tuple[tuple[int, Method], ...]
 class CompiledPlan:
     """The cuts of a plan in one decoder; made by `compile_plan`.
 
-    config: the decoder's. cuts: (layer, method) of each cut where a layer begins, in order. cache_cuts: the same of
-    cuts in a layer's KV cache alone.
+    config: the decoder's configuration. cuts: (layer, method) of each cut before a layer, in order. cache_cuts: (layer,
+    method) of each cut in a layer's KV cache alone.
     """
 
     plan: Plan
@@ -62,7 +62,7 @@ class CompiledPlan:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The plan's, with which caches of pruned layers are marked."""
+        """The plan's fingerprint, which marks the caches of pruned layers."""
         return self.plan.fingerprint
 
     @cached_property
@@ -72,7 +72,7 @@ class CompiledPlan:
 
     @cached_property
     def windows(self) -> tuple[int | None, ...]:
-        """How many tokens a query of each layer sees at most; None for all."""
+        """The window of each layer in tokens, the query included; None for full attention."""
         return decoder_layers.windows(self.config)
 
     @cached_property
@@ -83,30 +83,30 @@ class CompiledPlan:
     @cached_property
     def last_rollout_layer(self) -> int:
         """The last layer where a cut reads the rollout; 0 if none does."""
-        return max((layer for layer, method in self._reading() if Signal.ROLLOUT in method.needs), default=0)
+        return max((layer for layer, method in self._signal_cuts() if Signal.ROLLOUT in method.needs), default=0)
 
     @cached_property
     def observed(self) -> dict[int, frozenset[Signal]]:
-        """The signals to compute from each layer's attention.
+        """The signals to compute from each layer's attention, by layer.
 
-        A cut reads the attention of the preceding layer, a cut in a cache that of its own layer.
+        A cut reads the attention of the preceding layer; a cut in a cache reads that of its own layer.
         """
         observed: dict[int, frozenset[Signal]] = {}
-        for layer, method in self._reading():
+        for layer, method in self._signal_cuts():
             for signal in method.needs & DECODER_SIGNALS:
                 for index in range(layer) if signal is Signal.ROLLOUT else [layer - 1]:
                     observed[index] = observed.get(index, frozenset()) | {signal}
         return observed
 
-    def _reading(self) -> Cuts:
-        """All cuts, with the layer before which their signals are computed."""
+    def _signal_cuts(self) -> Cuts:
+        """All cuts, with the layer before which their signals must be computed."""
         return (*self.cuts, *((layer + 1, method) for layer, method in self.cache_cuts))
 
 
 def compile_plan(plan: Plan, config: PreTrainedConfig, adapter: ModelAdapter) -> CompiledPlan:
-    """Compile a plan for a decoder, and refuse what cannot be exact in it.
+    """Compile a plan for a decoder, and refuse a plan that cannot be exact in it.
 
-    config: the decoder's.
+    config: the decoder's configuration.
     Raises: PlanError, UnknownName, UnsupportedModel, UnsupportedPlan.
     """
     decoder: Any = config
@@ -126,30 +126,30 @@ def compile_plan(plan: Plan, config: PreTrainedConfig, adapter: ModelAdapter) ->
 
 
 def _check_cuts(compiled: CompiledPlan) -> None:
-    """Refuse layers that mix neighbouring tokens or share keys, and scores that no layer computes."""
+    """Refuse cuts before layers that mix tokens or share keys, and signals that no layer computes."""
     if not compiled.cuts:
         return
     types = decoder_layers.layer_types(compiled.config)
     for layer, method in compiled.cuts:
-        if why := token_mixing.of_types(types[layer:]):
-            raise UnsupportedModel(f"no token can be dropped before layer {layer}: {why}")
+        if reason := token_mixing.of_types(types[layer:]):
+            raise UnsupportedModel(f"no token can be dropped before layer {layer}: {reason}")
         if layer >= compiled.n_kv_layers:
             raise UnsupportedPlan(
                 f"layer {layer} has no keys and values of its own but reads those of layers before "
-                f"{compiled.n_kv_layers}, so it would still see dropped tokens",
+                f"{compiled.n_kv_layers}, so it would still attend to dropped tokens",
                 f"place the last step at layer {compiled.n_kv_layers - 1} or before",
             )
         if method.merges and compiled.adapter.stacks_hidden_states:
             raise UnsupportedPlan(
-                f"{type(method).__name__} merges tokens, and this decoder stacks several hidden states of each",
+                f"{type(method).__name__} merges tokens, and this decoder stacks several hidden states per token",
                 "choose a method that only drops tokens",
             )
         if not (signals := method.needs & DECODER_SIGNALS):
             continue
         if layer == 0:
-            named = ", ".join(sorted(signals))
+            names = ", ".join(sorted(signals))
             raise UnsupportedPlan(
-                f"layer 0 has no preceding layer whose attention could be read ({named})", "start at layer 1"
+                f"layer 0 has no preceding layer whose attention could be read ({names})", "start at layer 1"
             )
         if signals & ATTENTION_SIGNALS and decoder_layers.narrow(compiled.config)[layer - 1]:
             raise UnsupportedPlan(
@@ -164,7 +164,7 @@ def _check_cache_cuts(compiled: CompiledPlan) -> None:
         if method.merges:
             raise UnsupportedPlan(
                 f"{type(method).__name__} merges hidden states, and a cut in a cache has only keys and values",
-                "leave cache_only out, or choose a method that only drops tokens",
+                "remove cache_only, or choose a method that only drops tokens",
             )
         if layer >= compiled.n_kv_layers:
             raise UnsupportedPlan(
@@ -172,7 +172,8 @@ def _check_cache_cuts(compiled: CompiledPlan) -> None:
             )
         if decoder_layers.narrow(compiled.config)[layer]:
             raise UnsupportedPlan(
-                f"layer {layer} attends within a window, and its cache holds only that", "name layers of full attention"
+                f"layer {layer} attends within a window, and its cache holds only the window",
+                "choose layers of full attention",
             )
 
 
@@ -183,5 +184,5 @@ def _check_encoder(compiled: CompiledPlan) -> None:
         raise UnsupportedPlan(
             f"{type(method).__name__} reads the audio encoder's attention, which the adapter of "
             f"{compiled.adapter.name} does not provide",
-            "choose another method, or a model that docs/methods.md lists for this one",
+            "choose another method, or a model that docs/methods.md lists for this method",
         )

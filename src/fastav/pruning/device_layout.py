@@ -1,4 +1,4 @@
-"""Layouts and the counts of every cut as tensors, uploaded to the device in few copies before a prefill."""
+"""Layouts and the counts of every cut as tensors, copied to the device in few transfers before a prefill."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -16,10 +16,10 @@ Pools = tuple[frozenset[Modality], ...]
 
 
 class CutCounts(NamedTuple):
-    """How many tokens of each row stay at a cut.
+    """The numbers of tokens that a cut keeps in each row.
 
-    limits: per pool; then per token in no pool, which all stay, and per column without a token, which all go. width:
-    tokens of the longest row after the cut. ragged: whether another row is shorter.
+    limits: of each pool; then of tokens in no pool, which are all kept, and of columns without a token, which are all
+    dropped. width: tokens of the longest row after the cut. ragged: whether another row is shorter.
     """
 
     pools: Pools
@@ -30,8 +30,8 @@ class CutCounts(NamedTuple):
 
 def batch_layout(layouts: Sequence[Layout], length: int, device: torch.device) -> BatchLayout:
     """Layouts as tensors of `length` columns, left-padded, and one more column of modality -1."""
-    whole = np.zeros((6, len(layouts), length + 1), np.int64)
-    whole[0] = -1
+    planes = np.zeros((6, len(layouts), length + 1), np.int64)
+    planes[0] = -1
     seconds = np.full((len(layouts), length + 1), np.nan, np.float32)
     fields: tuple[Callable[[Layout], np.ndarray], ...] = (
         lambda layout: layout.modality,
@@ -42,10 +42,10 @@ def batch_layout(layouts: Sequence[Layout], length: int, device: torch.device) -
         question_mask,
     )
     for row, layout in enumerate(layouts):
-        for plane, read in zip(whole, fields, strict=True):
+        for plane, read in zip(planes, fields, strict=True):
             plane[row, length - len(layout) : length] = read(layout)
         seconds[row, length - len(layout) : length] = layout.second
-    modality, position, padding, frame, place, question = upload(whole, device)
+    modality, position, padding, frame, place, question = upload(planes, device)
     return BatchLayout(
         modality=modality,
         position=position,
@@ -60,42 +60,44 @@ def batch_layout(layouts: Sequence[Layout], length: int, device: torch.device) -
 def question_mask(layout: Layout) -> np.ndarray:
     """Whether each token is text behind the last audio or video token, or the prompt's last token."""
     media = np.isin(layout.modality, MEDIA)
-    after = np.cumsum(media[::-1])[::-1] == 0
-    after[-1:] = True
-    return after
+    question = np.cumsum(media[::-1])[::-1] == 0
+    question[-1:] = True
+    return question
 
 
 def _places(layout: Layout) -> np.ndarray:
     """The number of earlier tokens of the same modality and frame, per token."""
     order = np.lexsort((np.arange(len(layout)), layout.frame, layout.modality))
     modality, frame = layout.modality[order], layout.frame[order]
-    new = np.ones(len(layout), bool)
-    new[1:] = (np.diff(modality) != 0) | (np.diff(frame) != 0)
-    starts = np.maximum.accumulate(np.where(new, np.arange(len(layout)), 0))
+    is_first = np.ones(len(layout), bool)
+    is_first[1:] = (np.diff(modality) != 0) | (np.diff(frame) != 0)
+    starts = np.maximum.accumulate(np.where(is_first, np.arange(len(layout)), 0))
     places = np.empty(len(layout), np.int64)
     places[order] = np.arange(len(layout)) - starts
     return places
 
 
 def cut_counts(plan: Plan, layouts: Sequence[Layout], depth: int, device: torch.device) -> list[CutCounts]:
-    """Counts of every cut: first the cuts of tokens, then those of caches alone.  Raises: PlanError."""
-    caches = plan.cache_schedule if any(step.cache_only for step in plan.steps) else lambda *_: ()
-    schedules = {id(layout): plan.schedule(layout, depth) + caches(layout, depth) for layout in layouts}
+    """The counts of every cut: first the cuts of tokens, then those of caches alone.  Raises: PlanError."""
+    has_cache_cuts = any(step.cache_only for step in plan.steps)
+    schedules = {id(layout): plan.schedule(layout, depth) for layout in layouts}
+    if has_cache_cuts:
+        schedules = {id(layout): schedules[id(layout)] + plan.cache_schedule(layout, depth) for layout in layouts}
     cuts = list(zip(*(schedules[id(layout)] for layout in layouts), strict=True))
     pools = [tuple(rows[0].counts) for rows in cuts]
     limits = [
         [[*cut.counts.values(), len(layout), 0] for cut, layout in zip(rows, layouts, strict=True)] for rows in cuts
     ]
     flat = np.concatenate([np.zeros((len(layouts), 0), np.int64), *limits], axis=1, dtype=np.int64)
-    split = upload(flat, device).split([len(pool) + 2 for pool in pools], dim=1)
+    limits_by_cut = torch.split(upload(flat, device), [len(pool) + 2 for pool in pools], dim=1)
     totals = [[cut.total for cut in rows] for rows in cuts]
     return [
         CutCounts(pool, limit, max(total), min(total) < max(total))
-        for pool, limit, total in zip(pools, split, totals, strict=True)
+        for pool, limit, total in zip(pools, limits_by_cut, totals, strict=True)
     ]
 
 
 def upload(array: np.ndarray, device: torch.device) -> Tensor:
     """Copy an array to the device without waiting for the device."""
-    tensor = torch.from_numpy(array)
+    tensor = torch.from_numpy(array)  # pyright: ignore[reportUnknownMemberType]
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

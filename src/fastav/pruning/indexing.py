@@ -1,4 +1,4 @@
-"""Gathering the tokens that remain.  Indices have known sizes, so nothing here waits for the device."""
+"""Gathering the kept tokens.  Indices have known sizes, so nothing here waits for the device."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from torch import Tensor
 def take(
     x: Float[Tensor, "*lead tokens features"], index: Int[Tensor, "batch kept"]
 ) -> Float[Tensor, "*newlead kept features"]:
-    """Rows `index` of the token axis.  The batch axis before it may be 1 where all rows are alike."""
+    """Entries `index` of the token axis.  The batch axis before it may have size 1 if all rows are equal."""
     if index.shape[0] == 1:
         return x.index_select(-2, index[0])
     x = x.expand(*x.shape[:-3], index.shape[0], *x.shape[-2:])
@@ -30,9 +30,9 @@ def take_keys(
 
 
 class TokenSubset(NamedTuple):
-    """The tokens that a layer runs on, or whose keys it holds.
+    """The tokens that a layer runs on, or whose keys it stores.
 
-    slots: their columns in the padded prompt. valid: which of them are real (None: all).
+    slots: columns of the tokens in the padded prompt. valid: which of them are real (None: all).
     """
 
     slots: Int[Tensor, "batch kept"]

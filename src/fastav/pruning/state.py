@@ -1,8 +1,8 @@
-"""A running prefill: which tokens remain, and the signals that methods score them by.  The same for every engine."""
+"""The state of a running prefill, for every engine: the remaining tokens, and the signals that methods read."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,25 +17,26 @@ from fastav.pruning.compiled import CompiledPlan
 from fastav.pruning.device_layout import CutCounts, Pools
 from fastav.pruning.indexing import TokenSubset
 from fastav.pruning.rollout import LayerAttention, rollout_row
-from fastav.pruning.selection import SelectionGroups, select_of, select_uniform
+from fastav.pruning.selection import SelectionGroups, select_grouped, select_uniform
 
 WINDOW = 32  # queries of the observation window, as in SnapKV's paper
 
 BroadcastIndices = Callable[[Tensor], Tensor]  # rank 0's indices, where several ranks run one model
 
-# moved from device to device with the hidden states; keys and the rollout's inputs are read where they were made
+# moved between devices with the hidden states; keys and the rollout's inputs are read on the device that made them
 _MOVED = ("layout", "slots", "valid", "columns", "counts", "groups", "layer_tokens", "signals")
 
 
 @dataclass(slots=True, kw_only=True)
 class PruningState:
-    """One running prefill of a batch; made by `start`.
+    """The state of one running prefill of a batch; made by `start`.
 
-    layout: all tokens; `length` is the number of columns of the padded prompt. slots, valid: columns of the tokens that
-    remain, and which of them are real (None: all). columns: slots, and any column where they stand for no token.
-    counts: of every cut, those of caches behind those of tokens. layer_tokens: the tokens of each layer so far, whose
-    keys later layers may share. history: (layer, slots) after every cut. encoder_scores: attention that audio tokens
-    receive in their encoder, in the order of the prompts. groups: selection groups of all tokens, by pools.
+    layout: all tokens of the batch. length: number of columns of the padded prompt. slots, valid: columns of the
+    remaining tokens, and which of them are real (None: all). columns: slots, or any column for a slot without a token.
+    counts: of every cut of tokens, then of every cut in a cache. max_question_len, n_audio_tokens: of the prompts.
+    layer_tokens: the tokens of each layer so far, whose keys later layers may share. history: (layer, slots) after
+    every cut. encoder_scores: attention that audio tokens receive in their encoder, in the order of the prompts.
+    groups: selection groups of all tokens, by pools. next_cut: index of the next cut.
     """
 
     compiled: CompiledPlan
@@ -50,11 +51,11 @@ class PruningState:
     history: list[tuple[int, Tensor]]
     columns: Int[Tensor, "batch kept"]
     broadcast_indices: BroadcastIndices | None
-    signals: dict[Signal, Tensor] = field(default_factory=dict)
+    signals: dict[Signal, Tensor] = field(default_factory=dict[Signal, Tensor])
     keys: Tensor | None = None
-    attentions: list[LayerAttention] = field(default_factory=list)
-    encoder_scores: list[Tensor] = field(default_factory=list)
-    groups: dict[Pools, SelectionGroups] = field(default_factory=dict)
+    attentions: list[LayerAttention] = field(default_factory=list[LayerAttention])
+    encoder_scores: list[Tensor] = field(default_factory=list[Tensor])
+    groups: dict[Pools, SelectionGroups] = field(default_factory=dict[Pools, SelectionGroups])
     next_cut: int = 0
 
     @classmethod
@@ -69,7 +70,8 @@ class PruningState:
     ) -> "PruningState":
         """The state before the first layer.
 
-        length: columns of the padded prompts. broadcast_indices: makes the ranks of one model keep the same tokens.
+        length: number of columns of the padded prompts. broadcast_indices: makes all ranks of one model keep the same
+        tokens.
         Raises: PlanError.
         """
         layout = device_layout.batch_layout(layouts, length, device)
@@ -97,28 +99,27 @@ class PruningState:
         return self.slots.shape[1] == self.length and self.valid is None
 
     def move_to(self, device: torch.device) -> None:
-        """Go on on this device: a decoder may be spread over several, and each layer's work is done on its own.
+        """Continue on another device: a decoder may be spread over several.
 
-        What later layers or cuts read is moved once for each change of device.
+        Tensors that later layers or cuts read are moved once per change of device.
         """
         if device == self.slots.device:
             return
-        moved: dict[int, tuple[Tensor, Tensor]] = {}  # tensors that are shared stay shared
+        moved: dict[int, tuple[Tensor, Tensor]] = {}  # so that shared tensors remain shared
 
         def move(value: Any) -> Any:
-            match value:
-                case Tensor():
-                    if id(value) not in moved:
-                        moved[id(value)] = value, value.to(device)
-                    return moved[id(value)][1]
-                case BatchLayout():
-                    return replace(value, **{field.name: move(getattr(value, field.name)) for field in fields(value)})
-                case dict():
-                    return {key: move(one) for key, one in value.items()}
-                case tuple() if hasattr(value, "_fields"):
-                    return type(value)(*map(move, value))
-                case list():
-                    return [move(one) for one in value]
+            if isinstance(value, Tensor):
+                if id(value) not in moved:
+                    moved[id(value)] = value, value.to(device)
+                return moved[id(value)][1]
+            if isinstance(value, BatchLayout):
+                return replace(value, **{field.name: move(getattr(value, field.name)) for field in fields(value)})
+            if isinstance(value, dict):
+                return {key: move(entry) for key, entry in cast("dict[Any, Any]", value).items()}
+            if isinstance(value, list):
+                return [move(entry) for entry in cast("list[Any]", value)]
+            if isinstance(value, CutCounts | SelectionGroups | TokenSubset):
+                return value._replace(**{name: move(getattr(value, name)) for name in value._fields})
             return value
 
         for name in _MOVED:
@@ -127,22 +128,24 @@ class PruningState:
     # --- cuts
 
     def cut(self, index: int, hidden: Tensor) -> Tensor:
-        """Make the cuts before a layer, and return the hidden states of the tokens that stay."""
+        """Make the cuts before a layer, and return the hidden states of the kept tokens."""
         self.move_to(hidden.device)
         cuts = self.compiled.cuts
         while self.next_cut < len(cuts) and cuts[self.next_cut][0] == index:
             counts, method = self.counts[self.next_cut], cuts[self.next_cut][1]
             self.next_cut += 1
             if counts.width == self.slots.shape[1] and not counts.ragged and self.valid is None:
-                continue  # nothing goes
+                continue  # the cut drops nothing
             view = self._view(index, method, hidden)
-            chosen, real = self._select(counts, method.score(view))
-            chosen = chosen if self.broadcast_indices is None else self.broadcast_indices(chosen)
+            indices, valid = self._select(counts, method.score(view))
+            indices = indices if self.broadcast_indices is None else self.broadcast_indices(indices)
             if method.merges:
-                hidden = method.merge(view, chosen, torch.ones_like(chosen, dtype=torch.bool) if real is None else real)
+                all_valid = torch.ones_like(indices, dtype=torch.bool)
+                hidden = method.merge(view, indices, all_valid if valid is None else valid)
             else:
-                hidden = indexing.take(hidden, chosen)
-            self._keep(chosen, real, again=self.next_cut < len(cuts) and cuts[self.next_cut][0] == index)
+                hidden = indexing.take(hidden, indices)
+            has_next = self.next_cut < len(cuts) and cuts[self.next_cut][0] == index
+            self._keep(indices, valid, has_next=has_next)
             self.history.append((index, self.slots))
         if index >= self.compiled.last_rollout_layer:
             self.attentions.clear()
@@ -151,9 +154,9 @@ class PruningState:
     def select_in_cache(
         self, number: int, hidden: Tensor
     ) -> tuple[Int[Tensor, "batch width"], Bool[Tensor, "batch width"] | None]:
-        """Indices of the tokens that stay in the cache of a layer that has just run, and which are real (None: all).
+        """Indices of the tokens to keep in the cache of a layer that has just run, and which are valid (None: all).
 
-        number: index of the cut among those of caches. hidden: the layer's output.
+        number: index of the cut among `cache_cuts`. hidden: the layer's output.
         """
         self.move_to(hidden.device)
         index, method = self.compiled.cache_cuts[number]
@@ -163,33 +166,33 @@ class PruningState:
     def _select(
         self, counts: CutCounts, scores: Float[Tensor, "batch tokens"]
     ) -> tuple[Int[Tensor, "batch width"], Bool[Tensor, "batch width"] | None]:
-        """Indices among the tokens that remain, and which of them are real (None: all)."""
+        """Indices of the tokens to keep among those that remain, and which are valid (None: all)."""
         if counts.pools not in self.groups:
             self.groups[counts.pools] = SelectionGroups.of(self.layout.modality, counts.pools, last=self.length - 1)
         bias, group = self.groups[counts.pools]
         bias = bias.gather(1, self.slots)
         if len(counts.pools) == 1 and not counts.ragged:
             return select_uniform(scores, bias, counts.width), None
-        chosen, real = select_of(scores, bias, group.gather(1, self.slots), counts.limits, counts.width)
-        return chosen, real if counts.ragged else None
+        indices, valid = select_grouped(scores, bias, group.gather(1, self.slots), counts.limits, counts.width)
+        return indices, valid if counts.ragged else None
 
     def _keep(
-        self, chosen: Int[Tensor, "batch width"], real: Bool[Tensor, "batch width"] | None, *, again: bool
+        self, indices: Int[Tensor, "batch width"], valid: Bool[Tensor, "batch width"] | None, *, has_next: bool
     ) -> None:
-        """Go on with these of the remaining tokens.  again: whether the same layer has another cut."""
-        slots = self.slots.gather(1, chosen)
-        self.slots = slots if real is None else slots.masked_fill(~real, self.length)
-        self.columns = slots if real is None else slots.clamp(max=self.length - 1)
-        self.valid = real
-        # for later layers signals are computed anew
-        lasting = {s: score for s, score in self.signals.items() if again or s is Signal.GIVEN}
-        self.signals = {signal: score.gather(1, chosen) for signal, score in lasting.items()}
-        self.keys = indexing.take_keys(self.keys, chosen) if again and self.keys is not None else None
+        """Continue with these of the remaining tokens.  has_next: whether the same layer has another cut."""
+        slots = self.slots.gather(1, indices)
+        self.slots = slots if valid is None else slots.masked_fill(~valid, self.length)
+        self.columns = slots if valid is None else slots.clamp(max=self.length - 1)
+        self.valid = valid
+        # other signals are computed again before the cuts of later layers
+        reused = {s: score for s, score in self.signals.items() if has_next or s is Signal.GIVEN}
+        self.signals = {signal: score.gather(1, indices) for signal, score in reused.items()}
+        self.keys = indexing.take_keys(self.keys, indices) if has_next and self.keys is not None else None
 
     # --- signals
 
     def _view(self, index: int, method: Method, hidden: Tensor) -> View:
-        """The remaining tokens as a method reads them."""
+        """The remaining tokens, as a method reads them."""
         if Signal.ENCODER in method.needs:
             self.signals[Signal.ENCODER] = self._encoder_signal().gather(1, self.slots)
         if Signal.ROLLOUT in method.needs:
@@ -203,11 +206,11 @@ class PruningState:
         return View(layer=index, layout=self.layout, slots=self.slots, signals=signals, needs=method.needs)
 
     def _encoder_signal(self) -> Float[Tensor, "batch columns"]:
-        """Encoder attention at the audio tokens of the prompts; 0 elsewhere."""
+        """Encoder attention at the audio tokens of the prompts; 0 at all others."""
         if (count := sum(len(part) for part in self.encoder_scores)) != self.n_audio_tokens:
             raise UnsupportedPlan(
-                f"the prompts hold {self.n_audio_tokens} audio tokens, and the audio encoder scored {count}",
-                "pass the sound itself to forward or generate, so that the encoder runs there",
+                f"the prompts have {self.n_audio_tokens} audio tokens, and the audio encoder scored {count}",
+                "pass the sound itself to forward or generate, so that the encoder runs in that call",
             )
         audio = self.layout.modality == Modality.AUDIO
         scores = torch.zeros(audio.shape, device=audio.device)
@@ -216,20 +219,20 @@ class PruningState:
         return scores.masked_scatter(audio, torch.cat(self.encoder_scores).to(audio.device))
 
     def enter_layer(self, index: int) -> TokenSubset:
-        """Note that a layer runs on the tokens that remain, and return those whose keys it reads."""
+        """Record that a layer runs on the remaining tokens, and return the tokens whose keys it reads."""
         self.layer_tokens[index] = TokenSubset(self.slots, self.valid)
         return self.layer_tokens[self.compiled.kv_sources[index]]
 
     def layer_attention(
         self, index: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float
     ) -> LayerAttention:
-        """The inputs of one layer's attention, and the tokens of its queries and keys."""
+        """The inputs of one layer's attention, with the tokens of its queries and keys."""
         self.move_to(query.device)
         key_slots = self.layer_tokens[self.compiled.kv_sources[index]].slots
         return LayerAttention(query, key, mask, scaling, self.slots[:, -query.shape[2] :], key_slots, self.valid)
 
     def replace_signal(self, signal: Signal, scores: Float[Tensor, "batch tokens"]) -> None:
-        """Replace a signal that `observe` has computed, as by its mean over ranks."""
+        """Replace a signal that `observe` has computed, for example by its mean over ranks."""
         self.signals[signal] = scores
 
     def observe(

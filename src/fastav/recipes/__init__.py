@@ -1,4 +1,4 @@
-"""Published approaches as plans for any model, one function each: `fastv`, or `fastv@0.25` with another budget."""
+"""Published approaches as plans for any model, one function per file: `fastv`, or `fastv@0.25` for another budget."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +10,7 @@ from fastav.registry import RECIPES
 
 
 def recipe(text: str) -> Plan:
-    """The plan of a recipe; what follows an @ is its `keep`, the share of tokens that stay at its first cut.
+    """The plan of a recipe; a number after @ is its `keep`, the share of tokens to keep at its first cut.
 
     Raises: UnknownName, PlanError.
     """
@@ -20,9 +20,9 @@ def recipe(text: str) -> Plan:
         return make()
     if "keep" not in signature(make).parameters:
         options = ", ".join(signature(make).parameters) or "none"
-        raise PlanError(f"the recipe {name!r} has no budget to give after an @", f"its arguments, in Python: {options}")
+        raise PlanError(f"the recipe {name!r} has no budget to set with @", f"its arguments, in Python: {options}")
     try:
         share = float(keep)
     except ValueError:
-        raise PlanError(f"{text!r} has no number after its @", f"write {name}@0.25 to keep a quarter") from None
+        raise PlanError(f"{text!r} has no number after the @", f"write {name}@0.25 to keep a quarter") from None
     return replace(make(keep=share), name=text)

@@ -4,12 +4,12 @@ from fastav.plan import Keep, Plan, Share, Step
 
 
 def dart(keep: float | int = 0.222, layer: int = 2) -> Plan:
-    """After the first layers, tokens that repeat a few pivots go, once.
+    """Drop, once, after the first layers, tokens that are similar to a few pivots.
 
-    keep: 1 - its reduction ratio, of which it reports 0.667, 0.778 and 0.889.
+    keep: 1 - the paper's reduction ratio, for which it reports 0.667, 0.778 and 0.889.
 
     Source: arXiv:2502.11494, EMNLP 2025.
-    Differs: audio and video each keep this share, where it prunes images; see the method `dart`.
+    Differs: audio and video each keep this share, while the paper prunes images; see the method `dart`.
     """
     budgets = Keep(audio=Share(keep), video=Share(keep), image=Share(keep))
     return Plan((Step(layers=str(layer), method="dart", keep=budgets),), "dart")

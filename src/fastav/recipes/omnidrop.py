@@ -4,9 +4,9 @@ from math import exp
 
 from fastav.plan import Keep, Plan, Share, Step
 
-_LAYERS = 28  # of Qwen2.5-Omni-7B, in whose layers the schedule is written
-_STEEP, _MIDDLE = 20.0, 0.5
-_LEAST = 0.001  # a smaller share than this is not worth the attention it needs
+_LAYERS = 28  # of Qwen2.5-Omni-7B, for which the schedule is written
+_STEEPNESS, _MIDDLE = 20.0, 0.5
+_MIN_DROP = 0.001  # a smaller share is not worth the attention that it needs
 
 
 def omnidrop(
@@ -16,30 +16,29 @@ def omnidrop(
     last: float | int = 0.2,
     diversity: float | int = 0.2,
 ) -> Plan:
-    """Layer by layer, audio and video that the question attends to least goes, slowly at first, faster when deep.
+    """Drop, layer by layer, audio and video that the question attends to least: few at first, more in deep layers.
 
-    audio, video: what stays before the first layer. first, last: the share that goes per layer, p_init and p_final
-    (0 and 0.2 for 30 % on average, 0.02 and 0.5 for 20 %), with a sigmoid between. diversity: weight of distance in
+    audio, video: shares to keep before the first layer. first, last: shares to drop per layer, p_init and p_final (0
+    and 0.2 for 30 % on average, 0.02 and 0.5 for 20 %), with a sigmoid between them. diversity: weight of distance in
     time, from half the depth on.
 
     Source: arXiv:2605.14458.
-    Settings are those of Qwen2.5-Omni-7B, as a third-party reproduction quotes them.
-    Differs: before the first layer audio goes by DyCoke's likeness in time, where the paper asks the audio encoder's
-    attention, which not every model tells; layers that would drop less than 0.1 % drop nothing; in models of another
-    depth than 28 layers the same cuts are spread over it.
+    Settings are those of Qwen2.5-Omni-7B, as quoted by a third-party reproduction.
+    Differs: before the first layer audio is dropped by DyCoke's similarity in time, while the paper uses the audio
+    encoder's attention, which not every model provides; layers that would drop less than 0.1 % drop nothing; models of
+    another depth than 28 layers get the same cuts, spread over their depth.
     """
-    budgets = Keep(audio=Share(audio), video=Share(video))
-    steps = [Step(layers="0", method="dycoke", keep=budgets)]
+    steps = [Step(layers="0", method="dycoke", keep=Keep(audio=Share(audio), video=Share(video)))]
     for layer in range(_LAYERS - 1):
-        drop = round(first + (last - first) / (1 + exp(-_STEEP * (layer / _LAYERS - _MIDDLE))), 6)
-        if drop < _LEAST:
+        drop = round(first + (last - first) / (1 + exp(-_STEEPNESS * (layer / _LAYERS - _MIDDLE))), 6)
+        if drop < _MIN_DROP:
             continue
-        deep = layer >= _LAYERS // 2
+        is_deep = layer >= _LAYERS // 2
         steps.append(
             Step(
                 layers=f"{layer + 1}/{_LAYERS}",
-                method="omnidrop" if deep else "text-queries",
-                options={"drop": drop, "diversity": diversity} if deep else {},
+                method="omnidrop" if is_deep else "text-queries",
+                options={"drop": drop, "diversity": diversity} if is_deep else {},
                 keep=Keep(media=Share(round(1 - drop, 6))),
             )
         )

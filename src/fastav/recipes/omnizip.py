@@ -4,19 +4,20 @@ from fastav.plan import Keep, Plan, Share, Step
 
 
 def omnizip(audio: float | int = 0.7, video: float | int = 0.4, anchors: float | int = 0.05, merged: int = 3) -> Plan:
-    """Before the first layer audio goes by its encoder's attention, and video window by window as the audio says.
+    """Drop, before the first layer, audio by its encoder's attention, and video in proportion to the audio.
 
-    audio: share of audio that stays by attention, 1 - rho_a of the paper. video: share of video that stays, 1 - rho_v.
-    anchors: share of audio that stays besides and takes in what goes. merged: how many tokens an anchor takes in, G.
+    audio: share of audio to keep by attention, 1 - rho_a of the paper. video: share of video to keep, 1 - rho_v.
+    anchors: further share of audio to keep, into which dropped audio is merged. merged: number of tokens to merge into
+    an anchor, G.
 
-    Source: arXiv:2511.14582, CVPR 2026; its setting 0.3 / 0.6 (45 % stay), the other is 0.4 / 0.7.
+    Source: arXiv:2511.14582, CVPR 2026; the paper's setting 0.3 / 0.6 (45 % kept); its other setting is 0.4 / 0.7.
     Differs: see the method `omnizip`.
     """
-    budgets = min(1.0, round(audio + anchors, 6))
+    total_audio = min(1.0, round(audio + anchors, 6))
     step = Step(
         layers="0",
         method="omnizip",
-        options={"audio": budgets, "anchors": anchors, "merged": merged},
-        keep=Keep(audio=Share(budgets), video=Share(video)),
+        options={"audio": total_audio, "anchors": anchors, "merged": merged},
+        keep=Keep(audio=Share(total_audio), video=Share(video)),
     )
     return Plan((step,), "omnizip")

@@ -4,12 +4,12 @@ from fastav.plan import Keep, Plan, Share, Step
 
 
 def pyramiddrop(keep: float | int = 0.5) -> Plan:
-    """At every quarter of the depth, the same share of what is left stays, by the last token's attention.
+    """Keep, at every quarter of the depth, the same share of the remaining tokens, by the last token's attention.
 
-    keep: of what is left, at each of the three stages.
+    keep: share of the remaining tokens, at each of the three stages.
 
     Source: arXiv:2410.17247, CVPR 2025.
-    Differs: audio and video compete, where it prunes images; its stages 8, 16 and 24 of 32 layers are quarters here.
+    Differs: audio and video compete, while the paper prunes images; its stages 8, 16 and 24 of 32 layers are quarters.
     """
     stages = ("1/4", "1/2", "3/4")
     budgets = Keep(media=Share(keep))

@@ -1,10 +1,10 @@
-"""Chance, the control."""
+"""Random choice, the control."""
 
 from fastav.plan import Keep, Plan, Share, Step
 
 
 def random(keep: float | int = 0.5, layer: int = 2, seed: int = 0) -> Plan:
-    """Chance decides which audio and video stays, once.
+    """Keep, once, randomly chosen audio and video.
 
     Source: the control of most papers on pruning.
     Differs: audio and video each keep this share.

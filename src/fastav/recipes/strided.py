@@ -4,9 +4,9 @@ from fastav.plan import Keep, Plan, Share, Step
 
 
 def strided(keep: float | int = 0.5, layer: int = 2) -> Plan:
-    """Evenly spread tokens of audio and of video stay, once.
+    """Keep, once, evenly spaced tokens of audio and of video.
 
-    Source: ours, a control that looks at nothing.
+    Source: ours, a control that does not read the content.
     """
     budgets = Keep(audio=Share(keep), video=Share(keep), image=Share(keep))
     return Plan((Step(layers=str(layer), method="strided", keep=budgets),), "strided")

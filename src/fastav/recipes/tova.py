@@ -4,10 +4,10 @@ from fastav.plan import Keep, Plan, Share, Step
 
 
 def tova(keep: float | int = 0.5) -> Plan:
-    """Every layer's cache loses what the last query attends to least; prefill runs on everything.
+    """Drop, from every layer's cache, tokens that the last query attends to least; prefill runs on all.
 
     Source: arXiv:2401.06104, section 3.
-    Differs: once, when the prompt has been read, where it evicts anew for every token that is written; text stays; a
-    share, where it keeps a number.
+    Differs: drops once, after the prefill, while the paper evicts at every generated token; text is kept; keeps a
+    share, not a number.
     """
     return Plan((Step(layers="0..", method="last-query", keep=Keep(media=Share(keep)), cache_only=True),), "tova")

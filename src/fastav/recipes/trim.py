@@ -1,11 +1,11 @@
-"""Padding goes, and nothing else."""
+"""Dropping padding only."""
 
 from fastav import presets
 from fastav.plan import Plan
 
 
 def trim() -> Plan:
-    """Before the first layer, tokens that are padding by construction go.
+    """Drop, before the first layer, tokens that are padding by construction.
 
     Source: ours.
     """

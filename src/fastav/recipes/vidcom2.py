@@ -4,7 +4,7 @@ from fastav.plan import Keep, Plan, Share, Step
 
 
 def vidcom2(keep: float | int = 0.25) -> Plan:
-    """Before the first layer, video that is like its frame and like the whole video goes; audio stays whole.
+    """Drop, before the first layer, video that is similar to its frame and to the entire video; keep all audio.
 
     Source: arXiv:2505.14454, EMNLP 2025; in vLLM.
     Differs: see the method `vidcom2`.

@@ -4,12 +4,12 @@ from fastav.plan import Keep, Plan, Step, Tokens
 
 
 def vtw(layer: int | None = None) -> Plan:
-    """From one layer on, no audio and video at all.
+    """Drop all audio and video at one layer.
 
-    layer: None for half the depth; the paper searches it on some 20 samples, and finds 15 of 32 for LLaVA-1.5-7B.
+    layer: None for half the depth; the paper searches for it on about 20 samples, and finds 15 of 32 for LLaVA-1.5-7B.
 
     Source: arXiv:2405.05803, AAAI 2025.
-    Differs: audio goes too, where it withdraws images; the layer is not searched.
+    Differs: drops audio too, while the paper drops images; does not search for the layer.
     """
     layers = "1/2" if layer is None else str(layer)
     return Plan((Step(layers=layers, method="keep-first", keep=Keep(media=Tokens(0))),), "vtw")

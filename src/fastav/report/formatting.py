@@ -52,7 +52,7 @@ def plan(plan: Plan, depth: int, present: Sequence[Modality]) -> list[str]:
 
 
 def _step(step: Step, depth: int, present: Sequence[Modality]) -> str:
-    layers = step.entering(depth)
+    layers = step.layer_range(depth)
     if not layers:
         return ""
     if len(layers) == 1 and (first := layers[0]):

@@ -1,6 +1,6 @@
-"""Whether a prefill did what its plan says, told by the tokens that every layer's cache holds.
+"""Verification, by the tokens in every layer's cache, that a prefill followed its plan.
 
-Shapes alone are looked at, so that nothing waits for a device.
+Only shapes are compared, so that nothing waits for a device.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,16 +14,16 @@ from fastav.pruning.verification import not_applied, require_applied
 
 
 def check_prefill(state: PruningState, args: Iterable[Any], kwargs: Mapping[str, Any], output: Any) -> None:
-    """Compare what layers ran on and what their caches hold with the plan's counts of the batch's layouts.
+    """Compare the tokens that layers ran on, and those in their caches, with the plan's counts for the layouts.
 
-    A cache is looked for by its type, in what the model was called with (`args`, `kwargs`) and in its `output`, so that
-    it is found by whatever name. Without one only what layers ran on is compared.
+    The cache is found by its type, under any name, among the model's arguments (`args`, `kwargs`) and in its `output`.
+    Without a cache only the tokens that layers ran on are compared.
 
     Raises: PlanNotApplied.
     """
     planned = _runs_on(state)
-    known = [state.layer_tokens[layer].slots.shape[1] for layer in range(len(planned)) if layer in state.layer_tokens]
-    require_applied(planned, known, "input holds {} tokens")
+    actual = [state.layer_tokens[layer].slots.shape[1] for layer in range(len(planned)) if layer in state.layer_tokens]
+    require_applied(planned, actual, "input holds {} tokens")
     returned = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple) else ()
     caches = [value for value in (*args, *kwargs.values(), *returned) if isinstance(value, Cache)]
     if caches:
@@ -31,12 +31,13 @@ def check_prefill(state: PruningState, args: Iterable[Any], kwargs: Mapping[str,
 
 
 def _runs_on(state: PruningState) -> list[int]:
-    """Columns that every layer runs on, the longest row's, by the plan."""
-    left = {layer: counts.width for (layer, _), counts in zip(state.compiled.cuts, state.counts, strict=False)}
-    planned, now = [], state.length
+    """The number of columns (of the longest row) that every layer runs on by the plan."""
+    after_cut = {layer: counts.width for (layer, _), counts in zip(state.compiled.cuts, state.counts, strict=False)}
+    planned: list[int] = []
+    width = state.length
     for layer in range(state.compiled.depth):
-        now = left.get(layer, now)
-        planned.append(now)
+        width = after_cut.get(layer, width)
+        planned.append(width)
     return planned
 
 
@@ -46,14 +47,14 @@ def _check_cache(state: PruningState, runs_on: list[int], cache: Cache) -> None:
     layers: list[Any] = cache.layers[: compiled.n_kv_layers]
     for number, (layer, _) in enumerate(compiled.cache_cuts, len(compiled.cuts)):
         planned[layer] = state.counts[number].width
-    held = [0 if layer.keys is None else layer.keys.shape[-2] for layer in layers]
+    stored = [0 if layer.keys is None else layer.keys.shape[-2] for layer in layers]
     for index in range(min(len(layers), compiled.first_layer)):
         if getattr(layers[index], "is_sliding", False):
-            planned[index] = held[index]  # transformers' own window; nothing was to be dropped here
+            planned[index] = stored[index]  # transformers' own window; pruning drops nothing in this layer
     for index in range(compiled.first_layer, len(planned)):
         if (window := compiled.windows[index]) is not None and window > 1:
-            planned[index] = min(planned[index], window - 1)  # as `PrunedLayer`: a query sees itself besides
-    require_applied(planned, held)
+            planned[index] = min(planned[index], window - 1)  # as in `PrunedLayer`: a window includes the query itself
+    require_applied(planned, stored)
     for index, layer in enumerate(layers[compiled.first_layer :], compiled.first_layer):
-        if not isinstance(layer, PrunedLayer) or layer.slots.shape[1] != held[index]:
-            raise not_applied(f"layer {index}'s cache does not tell which tokens it holds")
+        if not isinstance(layer, PrunedLayer) or layer.slots.shape[1] != stored[index]:
+            raise not_applied(f"layer {index}'s cache has no record of which tokens it holds")

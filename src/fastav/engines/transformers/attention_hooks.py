@@ -1,8 +1,8 @@
-"""A tap on attention calls: it sees the final queries and keys of chosen modules, after norms and RoPE.
+"""Hooks on attention calls of chosen modules: observe their final queries and keys, or override their attention.
 
-transformers looks its attention function up with `ALL_ATTENTION_FUNCTIONS.get_interface` at every call. While at least
-one module is tapped or has its attention replaced, that look-up is wrapped on the instance; other modules run as
-before, in any thread.
+transformers looks up its attention function by `ALL_ATTENTION_FUNCTIONS.get_interface` at every call. While at least
+one module is observed or overridden, that method is wrapped on the instance; other modules run as before, in any
+thread. Queries and keys are those after norms and RoPE.
 """
 
 import threading
@@ -17,30 +17,30 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 Observer = Callable[[Tensor, Tensor, Tensor | None, float], None]  # query, key, attention mask, scaling
-Attention = Callable[..., Any]  # what it stands in for, and then as transformers calls that: module, query, key, ...
+Attention = Callable[..., Any]  # the overridden function, then the arguments of transformers: module, query, key, ...
 
 _lock = threading.Lock()
-_installed: list[tuple[Any, Any]] = []  # our look-up, and what stood on the instance before
+_installed: list[tuple[Any, Any]] = []  # our `get_interface`, and the instance attribute before it
 _observers: WeakKeyDictionary[nn.Module, tuple[Observer, ...]] = WeakKeyDictionary()
 _replacements: WeakKeyDictionary[nn.Module, tuple[Attention, ...]] = WeakKeyDictionary()
 
 
 @contextmanager
 def observe_attention(module: nn.Module, observer: Observer) -> Iterator[None]:
-    """Call `observer` just before every attention call of `module`, after those that came before it."""
-    with _entered(_observers, module, observer):
+    """Call `observer` before every attention call of `module`, after observers that were registered earlier."""
+    with _registered(_observers, module, observer):
         yield
 
 
 @contextmanager
 def override_attention(module: nn.Module, attention: Attention) -> Iterator[None]:
-    """Have `attention` called in place of the attention of `module`, in every thread; the last one given holds."""
-    with _entered(_replacements, module, attention):
+    """Call `attention` in place of the attention of `module`, in every thread; the last override wins."""
+    with _registered(_replacements, module, attention):
         yield
 
 
 @contextmanager
-def _entered(table: WeakKeyDictionary[nn.Module, tuple[Any, ...]], module: nn.Module, entry: Any) -> Iterator[None]:
+def _registered(table: WeakKeyDictionary[nn.Module, tuple[Any, ...]], module: nn.Module, entry: Any) -> Iterator[None]:
     with _lock:
         if not (_observers or _replacements):
             _install()
@@ -60,31 +60,31 @@ def _entered(table: WeakKeyDictionary[nn.Module, tuple[Any, ...]], module: nn.Mo
 
 
 def _uninstall() -> None:
-    """Put back what was there, unless someone else has replaced ours meanwhile."""
-    own, (ours, before) = vars(ALL_ATTENTION_FUNCTIONS), _installed.pop()
-    if own.get("get_interface") is not ours:
+    """Restore the method, unless someone else has replaced ours in the meantime."""
+    attributes, (ours, before) = vars(ALL_ATTENTION_FUNCTIONS), _installed.pop()
+    if attributes.get("get_interface") is not ours:
         return
     if before is None:
-        del own["get_interface"]
+        del attributes["get_interface"]
     else:
-        own["get_interface"] = before
+        attributes["get_interface"] = before
 
 
 def _install() -> None:
-    plain = ALL_ATTENTION_FUNCTIONS.get_interface
+    original = ALL_ATTENTION_FUNCTIONS.get_interface
     before = vars(ALL_ATTENTION_FUNCTIONS).get("get_interface")
 
-    # what observers note must not become part of a compiled layer
-    observe: Any = torch.compiler.disable(_observe_then)
+    # observers must not become part of a compiled layer
+    call: Any = torch.compiler.disable(_call_attention)
 
     def get_interface(attn_implementation: str, default: Callable[..., Any]) -> Callable[..., Any]:
-        return partial(observe, plain(attn_implementation, default))
+        return partial(call, original(attn_implementation, default))
 
     vars(ALL_ATTENTION_FUNCTIONS)["get_interface"] = get_interface
     _installed.append((get_interface, before))
 
 
-def _observe_then(
+def _call_attention(
     function: Callable[..., Any],
     module: nn.Module,
     query: Tensor,

@@ -1,8 +1,8 @@
 """Norms and MLPs of decoder layers under `torch.compile`.
 
-They are functions of hidden states alone, and the same code in every layer, so that one compilation with dynamic sizes
-serves all layers, the prefill at any number of tokens, and every step. Attention stays as it is: it knows its layer's
-number, which would have each layer compiled by itself, and is where engines look on.
+They are functions of hidden states alone, with the same code in every layer, so that one compilation with dynamic sizes
+serves all layers, prefills of any length, and every decoding step. Attention is not compiled: it contains its layer's
+number, so that each layer would compile separately, and engines observe it.
 """
 
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ from torch import nn
 
 from fastav.engines.transformers.wrapped import unwrapped
 
-KINDS = ("RMSNorm", "MLP")  # how their classes' names end
+KINDS = ("RMSNorm", "MLP")  # ends of the names of their classes
 
 
 @contextmanager
 def compiled(decoder: Any) -> Iterator[None]:
-    """While active, these modules of a decoder run compiled.  The first forward compiles, which takes its time.
+    """Run the norms and MLPs of a decoder compiled, while the context lasts.  The first forward compiles them.
 
-    Numbers differ from uncompiled ones in their last digits.
+    Results differ from uncompiled ones in their last digits.
     """
     before = [(module, module._compiled_call_impl) for module in _modules(decoder)]
     for module, _ in before:
@@ -28,12 +28,12 @@ def compiled(decoder: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        for module, plain in before:
-            module._compiled_call_impl = plain
+        for module, original in before:
+            module._compiled_call_impl = original
 
 
 def is_compiled(decoder: Any) -> bool:
-    """Whether they do now."""
+    """Whether some norm or MLP of a decoder runs compiled."""
     return any(module._compiled_call_impl is not None for module in _modules(decoder))
 
 

@@ -1,4 +1,4 @@
-"""Requests in, answers out, on a transformers model."""
+"""The engine that answers requests with a transformers model."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from fastav.adapter import ModelAdapter, Prepared, Request, adapter_for
 from fastav.decoding.stopping import Stop
 from fastav.decoding.streaming import Stream
-from fastav.device import known_attention, placed
+from fastav.device import resolve_device, validate_attention
 from fastav.engine import GREEDY, Answer, Engine, Prepare, Run, Sampling, Saving
 from fastav.engines.transformers import guards
 from fastav.engines.transformers.devices import input_device, running_on
@@ -39,9 +39,9 @@ from fastav.trace import Trace
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Batch:
-    """Requests that are decoded and tokenized.
+    """Requests after decoding and tokenization.
 
-    media: seconds that took. encoded: what their encoders said, if they have run.
+    media: seconds of that work. encoded: the encoders' outputs, if the encoders have run.
     """
 
     prepared: Prepared
@@ -50,10 +50,10 @@ class _Batch:
 
 
 class TransformersEngine(Engine):
-    """A loaded model with its processor and adapter.  Answers one batch at a time; other threads wait for their turn.
+    """A loaded model with its processor and adapter.  It answers one batch at a time; other threads wait.
 
-    encode_ahead: whether the encoders of a set's next batch run while the current one is answered, for which a device
-    must have room; None for where that is on another stream of a CUDA device. Answers are the same.
+    encode_ahead: whether the encoders of the next batch run while the current one is answered, which needs free memory
+    on the device; None to do so only on a CUDA device, where they run in another stream. Answers are the same.
     """
 
     provides: ClassVar[frozenset[Signal]] = frozenset(Signal) - {Signal.GIVEN}
@@ -69,7 +69,7 @@ class TransformersEngine(Engine):
         self.model, self.processor, self.adapter = model, processor, adapter
         self._encode_ahead = encode_ahead
         self._answering, self._preparing = RequestLock(), Lock()
-        self._compiled = lru_cache(maxsize=64)(self._compile)  # of each plan once
+        self._compiled = lru_cache(maxsize=64)(self._compile)  # compiles each plan once
 
     @classmethod
     def load(
@@ -82,25 +82,25 @@ class TransformersEngine(Engine):
         dtype: str | None = None,
         attention: str | None = None,
     ) -> "TransformersEngine":
-        """A model of transformers, or ours, on a device."""
-        place, kind = placed(device, dtype, auto=True)
-        require_packages(adapter.name, adapter.packages, "transformers")  # before any network is waited for
+        """Load a model of transformers, or of fastav, onto a device."""
+        target, dtype = resolve_device(device, dtype, auto=True)
+        require_packages(adapter.name, adapter.packages, "transformers")  # before any network access
         source = reachable(source, adapter.revision)
-        options: dict[str, Any] = {"dtype": getattr(torch, kind, kind)}
+        options: dict[str, Any] = {"dtype": getattr(torch, dtype, dtype)}
         if attention is not None:
-            options["attn_implementation"] = known_attention(attention)
+            options["attn_implementation"] = validate_attention(attention)
         model: Any
         model, processor = adapter.load(source, **options)
-        return cls(model.to(place), processor, adapter)
+        return cls(model.to(target), processor, adapter)
 
     @property
     def device(self) -> str:
-        """Where the model runs."""
+        """The device that the model takes its inputs on."""
         return str(input_device(self.model))
 
     @property
     def dtype(self) -> str:
-        """What its weights are."""
+        """The type of the model's weights."""
         return str(self.model.dtype).removeprefix("torch.")
 
     @classmethod
@@ -112,7 +112,7 @@ class TransformersEngine(Engine):
         *,
         adapter: ModelAdapter | None = None,
     ) -> CompiledPlan:
-        """Compile a plan for this decoder, and refuse what cannot be exact in it."""
+        """Compile a plan for a model, and refuse a plan that cannot be exact in it."""
         adapter = adapter or adapter_for(config.architectures or (), config.to_dict())
         compiled = compile_plan(plan, config.get_text_config(decoder=True), adapter)
         if missing := compiled.needs - cls.provides:
@@ -133,31 +133,31 @@ class TransformersEngine(Engine):
         sampling: Sampling = GREEDY,
         on_text: Callable[[str], None] | None = None,
     ) -> tuple[Answer, ...]:
-        """Answer a batch of requests; what the model's generation config says of penalties holds.
+        """Answer a batch of requests, with the penalties of the model's generation config.
 
-        Tokens are those of the model's own `generate`; `fastav.Decoding` chooses them.
+        The tokens are those of the model's own `generate`, chosen by `fastav.Decoding`.
         """
         compiled = self._checked(plan, max_new_tokens)
-        return self._answers(self._batch(requests, max_new_tokens), compiled, max_new_tokens, sampling, on_text)
+        return self._answer_batch(self._batch(requests, max_new_tokens), compiled, max_new_tokens, sampling, on_text)
 
     def preparer(self, plan: Plan, *, max_new_tokens: int = 128, sampling: Sampling = GREEDY) -> Prepare:
-        """What decodes and tokenizes batches, in any thread, and runs their encoders where that is asked for."""
+        """Return a function that decodes and tokenizes a batch, in any thread, and runs its encoders if configured."""
         compiled = self._checked(plan, max_new_tokens)
-        with self._answering:  # a model that answers is not one to be copied
-            ahead = EncoderPrefetcher(self.model, self.adapter) if self._encodes_ahead(compiled) else None
+        with self._answering:  # a model must not be copied while it answers
+            prefetcher = EncoderPrefetcher(self.model, self.adapter) if self._encodes_ahead(compiled) else None
 
         def prepare(requests: Sequence[Request]) -> Run:
             batch = self._batch(requests, max_new_tokens)
-            if ahead is not None:
-                with suppress(torch.OutOfMemoryError):  # there may be room when it is this batch's turn
-                    batch = replace(batch, encoded=ahead.encode(batch.prepared.inputs))
-            return partial(self._answers, batch, compiled, max_new_tokens, sampling)
+            if prefetcher is not None:
+                with suppress(torch.OutOfMemoryError):  # memory may be free again when it is this batch's turn
+                    batch = replace(batch, encoded=prefetcher.encode(batch.prepared.inputs))
+            return partial(self._answer_batch, batch, compiled, max_new_tokens, sampling)
 
         return prepare
 
     @torch.inference_mode()
     def trace(self, request: Request, plan: Plan, *, alpha: float = ALPHA) -> Trace:
-        """Look at the attention of one prefill.  Takes the queries and keys of all layers on the host."""
+        """Record the attention of one prefill.  The host holds the queries and keys of all layers meanwhile."""
         compiled = self._compiled(plan)
         prepared = self._prepared([request])
         self._require_room(len(prepared.layouts[0]), 1)
@@ -166,31 +166,31 @@ class TransformersEngine(Engine):
             return trace(self.model, compiled, inputs, prepared.layouts[0], alpha)
 
     def _compile(self, plan: Plan) -> CompiledPlan:
-        """Raises: PlanError, UnsupportedModel, UnsupportedPlan."""
+        """Compile a plan for this model.  Raises: PlanError, UnsupportedModel, UnsupportedPlan."""
         return self.check(self.model.config, plan, adapter=self.adapter)
 
     def _checked(self, plan: Plan, max_new_tokens: int) -> CompiledPlan:
-        """Raises: PlanError, UnsupportedModel, UnsupportedPlan."""
+        """The compiled plan, with arguments checked.  Raises: PlanError, UnsupportedModel, UnsupportedPlan."""
         compiled = self._compiled(plan)
         if max_new_tokens < 1:
             raise PlanError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         return compiled
 
     def _encodes_ahead(self, compiled: CompiledPlan) -> bool:
-        """Whether encoders run ahead: if asked for, and no method reads their attention."""
-        ahead = input_device(self.model).type == "cuda" if self._encode_ahead is None else self._encode_ahead
+        """Whether encoders run ahead: if configured, and if no method reads their attention."""
+        is_on = input_device(self.model).type == "cuda" if self._encode_ahead is None else self._encode_ahead
         return (
-            ahead and Signal.ENCODER not in compiled.needs and EncoderPrefetcher.is_supported(self.model, self.adapter)
+            is_on and Signal.ENCODER not in compiled.needs and EncoderPrefetcher.is_supported(self.model, self.adapter)
         )
 
     def _batch(self, requests: Sequence[Request], max_new_tokens: int) -> _Batch:
-        """Raises: MediaError, FastAVError for prompts that are too long."""
+        """Decode and tokenize requests.  Raises: MediaError, FastAVError for prompts that are too long."""
         start = time.perf_counter()
         prepared = self._prepared(requests)
         self._require_room(max(map(len, prepared.layouts)), max_new_tokens)
         return _Batch(prepared=prepared, media=time.perf_counter() - start)
 
-    def _answers(
+    def _answer_batch(
         self,
         batch: _Batch,
         compiled: CompiledPlan,
@@ -198,18 +198,18 @@ class TransformersEngine(Engine):
         sampling: Sampling,
         on_text: Callable[[str], None] | None = None,
     ) -> tuple[Answer, ...]:
-        """Once more without what is held for other shapes, if memory is out."""
+        """Answer a batch; if memory runs out, free captured steps and try once more."""
         try:
             with self._answering:
-                return self._answers_now(batch, compiled, max_new_tokens, sampling, on_text)
+                return self._generate(batch, compiled, max_new_tokens, sampling, on_text)
         except torch.OutOfMemoryError:
             if not release_steps(self.model):
                 raise
         with self._answering:
-            return self._answers_now(replace(batch, encoded=None), compiled, max_new_tokens, sampling, on_text)
+            return self._generate(replace(batch, encoded=None), compiled, max_new_tokens, sampling, on_text)
 
     @torch.inference_mode()
-    def _answers_now(
+    def _generate(
         self,
         batch: _Batch,
         compiled: CompiledPlan,
@@ -226,7 +226,7 @@ class TransformersEngine(Engine):
         phases, memory = Phases(device), PeakMemory(*running_on(self.model))
         with (
             prune(self.model, compiled, layouts=prepared.layouts) as pruning,
-            nullcontext() if encoded is None else encoded.replayed(encoders),
+            nullcontext() if encoded is None else encoded.replay(encoders),
             phases.timing(self.model, encoders),
             _seeded(sampling.seed, device),
         ):
@@ -239,14 +239,14 @@ class TransformersEngine(Engine):
         seconds = {"media": batch.media} | phases.seconds()
         if encoded is not None:
             seconds["encode"] += encoded.seconds()
-        new, kept = ids[:, inputs["input_ids"].shape[1] :], pruning.tokens()
+        new_ids, layer_tokens = ids[:, inputs["input_ids"].shape[1] :], pruning.tokens()
         return tuple(
-            self._answer(prepared, compiled.plan, stop, row, new[row], kept[row], seconds, memory.bytes())
+            self._answer(prepared, compiled.plan, stop, row, new_ids[row], layer_tokens[row], seconds, memory.bytes())
             for row in range(len(prepared.layouts))
         )
 
     def _prepared(self, requests: Sequence[Request]) -> Prepared:
-        """By one thread at a time: fast tokenizers are set to pad while they work."""
+        """The inputs of requests, made by one thread at a time: fast tokenizers hold their padding as state."""
         with self._preparing:
             return self.adapter.prepare(self.processor, requests)
 
@@ -255,7 +255,7 @@ class TransformersEngine(Engine):
         if prompt + new > config.max_position_embeddings:
             raise FastAVError(
                 f"a prompt of {prompt} tokens and {new} new ones exceed the model's {config.max_position_embeddings}",
-                "ask for a shorter answer, or about less of the clip",
+                "ask for a shorter answer, or about a shorter part of the clip",
             )
 
     def _answer(
@@ -265,25 +265,25 @@ class TransformersEngine(Engine):
         stop: Stop,
         row: int,
         ids: Tensor,
-        kept: Sequence[dict[str, int]],
+        layer_tokens: Sequence[dict[str, int]],
         seconds: dict[str, float],
         peak: int | None,
     ) -> Answer:
         layout, shape = prepared.layouts[row], self.adapter.shape(self.model.config)
         full = [len(layout)] * shape.layers
-        tokens = [sum(layer.values()) for layer in kept]
-        held, itemsize = plan.cached(layout, shape.layers), self.model.dtype.itemsize
-        new, ended = self._until_end(ids.tolist())
-        new, text, stopped = stop.cut(new)
+        pruned = [sum(layer.values()) for layer in layer_tokens]
+        stored, itemsize = plan.cache_tokens(layout, shape.layers), self.model.dtype.itemsize
+        tokens, ended = self._until_end(ids.tolist())
+        tokens, text, stopped = stop.cut(tokens)
         return Answer(
             text=text.strip(),
-            token_ids=tuple(new),
+            token_ids=tuple(tokens),
             finish="stop" if ended or stopped else "length",
             plan=plan.name or plan.fingerprint,
             prompt_tokens=layout.by_modality(),
-            tokens_per_layer=tuple(kept),
-            flops=Saving(prefill_flops(shape, full), prefill_flops(shape, tokens)),
-            kv_bytes=Saving(kv_bytes(shape, full, itemsize), kv_bytes(shape, held, itemsize)),
+            tokens_per_layer=tuple(layer_tokens),
+            flops=Saving(prefill_flops(shape, full), prefill_flops(shape, pruned)),
+            kv_bytes=Saving(kv_bytes(shape, full, itemsize), kv_bytes(shape, stored, itemsize)),
             seconds=seconds,
             peak_bytes=peak,
         )
@@ -298,7 +298,7 @@ class TransformersEngine(Engine):
 
 @contextmanager
 def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Draw as this seed says, and leave torch's own generators as they were."""
+    """Seed torch's generators, and restore their state afterwards.  None changes nothing."""
     if seed is None:
         yield
         return

@@ -1,8 +1,8 @@
-"""Pruning a transformers model in place, for as long as a context lasts.
+"""Pruning a transformers model in place, while a context lasts.
 
-Hooks on decoder layers shrink hidden states, position embeddings and masks to the tokens that stay; each layer's cache
-holds only those; after the last layer the sequence is laid out at full length again, so that everything around the
-decoder sees what it expects, unless that asks for the last token alone. No model code is replaced.
+Hooks on decoder layers reduce hidden states, position embeddings and masks to the kept tokens, and each layer's cache
+holds only those. After the last layer the hidden states are restored to full length, so that the code around the
+decoder sees the shapes that it expects, unless it needs only the last token. No model code is replaced.
 """
 
 import sys
@@ -54,24 +54,24 @@ def prune(
     scores: Float[Tensor, "batch tokens"] | None = None,
     adapter: ModelAdapter | None = None,
 ) -> "Pruning":
-    """Have `model` drop tokens as the plan says, in `forward` and in `generate`, for as long as a context lasts.
+    """Make `model` drop tokens under a plan, in `forward` and `generate`, while a context lasts.
 
-    Nothing happens before `with fastav.prune(model, plan) as pruning:` is entered, or `apply()` is called on what this
-    returns, and the model is as before after the context, or `remove()`. One that is never used warns.
+    Pruning begins when you enter `with fastav.prune(model, plan) as pruning:` or call `apply()` on the result, and the
+    model is restored at the end of the context or by `remove()`. A result that is never used gives a warning.
 
-    model: may be in a wrapper of PEFT (LoRA) or DDP, whose `generate` and `forward` prune too. Of a model that also
-    speaks (Qwen-Omni), its thinker is pruned; ask such a whole model for text only.
-    plan: a `Plan`, or the name of one of the model's presets, of a recipe (`fastv@0.25`), or a plan's JSON file; or one
-    that an engine's `check` has compiled for this model.
-    layouts: one per prompt of the batch. Without them they are read off `input_ids`, which on a GPU waits for the
-    device once per prefill.
-    scores: of every prompt token, for plans with the method `given`, shaped like `input_ids`.
+    model: may be wrapped by PEFT (LoRA) or DDP, whose `generate` and `forward` then prune too. In a model that also
+    speaks (Qwen-Omni), the thinker is pruned; ask the complete model for text only.
+    plan: a `Plan`; the name of one of the model's presets, of a recipe (`fastv@0.25`) or of a JSON file; or a plan that
+    an engine's `check` has compiled for this model.
+    layouts: one per prompt of the batch. None to read them from `input_ids`, which on a GPU waits for the device once
+    per prefill.
+    scores: one per prompt token, shaped like `input_ids`, for plans with the method `given`.
 
-    Logits and hidden states at places of dropped tokens are those of a zero vector; those of text are exact. Keep
-    decoding inside. Exact means: as if every layer hid the dropped tokens by an attention mask.
+    Logits and hidden states of dropped tokens are those of a zero vector; those of text are exact. Exact means: equal
+    to hiding the dropped tokens from every layer by an attention mask. Decode within the context, too.
 
-    Raises, at once: UnknownName, PlanError, UnsupportedModel, UnsupportedPlan; while active: UnsupportedPlan for what
-    docs/exactness.md lists, such as assisted decoding, chunked prefill, foreign caches, labels and gradients.
+    Raises, at once: UnknownName, PlanError, UnsupportedModel, UnsupportedPlan. Raises, while active: UnsupportedPlan
+    for the cases in docs/exactness.md, such as assisted decoding, chunked prefill, other caches, labels and gradients.
     """
     model = base_model(model)
     guards.check_model(model)
@@ -83,13 +83,13 @@ def prune(
         part = adapter.language_model(model)
         config: Any = adapter.decoder(part).config
         compiled = compile_plan(plan_named(plan, adapter), config, adapter)
-    pruning = Pruning(part, compiled, layouts, scores, whole=model)
+    pruning = Pruning(part, compiled, layouts, scores, parent=model)
     finalize(pruning, _warn_if_unused, pruning._used, *_caller())
     return pruning
 
 
 def _caller() -> tuple[str, int]:
-    """File and line of the call that came from elsewhere; wrappers that check types are not meant."""
+    """File and line of the innermost call from outside fastav and the wrappers that check types."""
     frame: Any = sys._getframe(1)
     while frame.f_globals.get("__name__", "").split(".")[0] in ("fastav", "jaxtyping", "beartype") and frame.f_back:
         frame = frame.f_back
@@ -97,22 +97,22 @@ def _caller() -> tuple[str, int]:
 
 
 def _warn_if_unused(used: list[bool], file: str, line: int) -> None:
-    """Say where a pruning was made that is gone, or still there when Python ends, and never began."""
+    """Warn, with the line that created it, about a pruning that is deleted without having been used."""
     if not used:
         message = "fastav.prune was called and its result never used, so nothing was pruned: use `with`, or .apply()"
         warnings.warn_explicit(message, UserWarning, file, line)
 
 
 class _Decode:
-    """A forward on top of a pruned cache."""
+    """A forward that continues from a pruned cache."""
 
 
 class _Step:
-    """A forward over buffers, which knows by itself what was kept."""
+    """A forward over buffers, which have their own record of the kept tokens."""
 
 
 class Pruning:
-    """A model that is pruned between `apply` and `remove`, or in a context.  `tokens` tells what a prefill kept."""
+    """The pruning of a model, active between `apply` and `remove`, or in a context."""
 
     def __init__(
         self,
@@ -121,16 +121,16 @@ class Pruning:
         layouts: Sequence[Layout] | None,
         scores: Float[Tensor, "batch tokens"] | None,
         *,
-        whole: Any,
+        parent: Any,
     ) -> None:
         self.model, self.compiled = model, compiled
-        self._whole = whole  # what was handed in, of which `model` may be a part
+        self._parent = parent  # the model that was passed, of which `model` may be a part
         self._active: ExitStack | None = None
-        self._used: list[bool] = []  # not empty once it was applied; outlives this object
+        self._used: list[bool] = []  # not empty after `apply`; outlives this object
         self._layouts, self._scores = layouts, scores
         self._decoder = compiled.adapter.decoder(model)
         self._layers = list(self._decoder.layers)  # pyright: ignore[reportArgumentType]
-        self._config: Any = self._decoder.config
+        self._config: Any = self._decoder.config  # of the decoder
         self._parameters = tuple(signature(model.forward).parameters)
         self._layer_parameters = parameters_of(self._layers[0])
         self._first = compiled.first_layer
@@ -138,10 +138,10 @@ class Pruning:
         self._call = GenerateCall()
         self._check()
 
-    # --- from when to when
+    # --- begin and end
 
     def apply(self) -> "Pruning":
-        """Begin to prune, until `remove`.
+        """Start pruning, until `remove`.
 
         Raises: UnsupportedPlan if the model is being pruned already.
         """
@@ -150,13 +150,13 @@ class Pruning:
             raise UnsupportedPlan("this pruning is applied already", "call remove() first")
         with ExitStack() as stack:
             stack.enter_context(self._installed())
-            if self._whole is not self.model:
-                stack.enter_context(guards.text_only(self._whole, self.compiled.adapter))
+            if self._parent is not self.model:
+                stack.enter_context(guards.text_only(self._parent, self.compiled.adapter))
             self._active = stack.pop_all()
         return self
 
     def remove(self) -> None:
-        """Leave the model as it was.  Once is enough, and more does no harm."""
+        """Restore the model.  Further calls do nothing."""
         active, self._active = self._active, None
         if active is not None:
             active.close()
@@ -167,49 +167,51 @@ class Pruning:
     def __exit__(self, *_: object) -> None:
         self.remove()
 
-    # --- what was kept
+    # --- kept tokens
 
     def tokens(self) -> list[list[dict[str, int]]]:
-        """Tokens by modality that each layer ran on, of every row of this thread's last prefill: `[row][layer][label]`.
+        """The numbers of tokens by modality that each layer ran on in this thread's last prefill.
 
-        On a GPU this waits for the device.
+        Returns `[row][layer][label]`. On a GPU this waits for the device.
         """
         if not hasattr(self._local, "history"):
             return []
-        layout, slots_at = self._local.history
-        whole = layout.modality
-        kept = [(layer, whole.gather(1, slots.to(whole.device)).cpu().numpy()) for layer, slots in slots_at]
-        rows = []
-        for row in range(kept[0][1].shape[0]):
-            present = [m for m in Modality if (kept[0][1][row] == m).any()]
-            at = {layer: {m.label: int((modality[row] == m).sum()) for m in present} for layer, modality in kept}
-            now, layers = at[0], []
+        layout, history = self._local.history
+        modality = layout.modality
+        cuts = [(layer, modality.gather(1, slots.to(modality.device)).cpu().numpy()) for layer, slots in history]
+        rows: list[list[dict[str, int]]] = []
+        for row in range(cuts[0][1].shape[0]):
+            present = [m for m in Modality if (cuts[0][1][row] == m).any()]
+            after_cut = {layer: {m.label: int((kept[row] == m).sum()) for m in present} for layer, kept in cuts}
+            layers: list[dict[str, int]] = []
+            counts = after_cut[0]
             for layer in range(len(self._layers)):
-                now = at.get(layer, now)
-                layers.append(now)
+                counts = after_cut.get(layer, counts)
+                layers.append(counts)
             rows.append(layers)
         return rows
 
     def slots(self) -> list[tuple[int, Int[Tensor, "batch kept"]]]:
-        """The columns of the padded prompts that stayed at every cut of this thread's last prefill, by layer.
+        """The columns of the padded prompts that remain after every cut of this thread's last prefill, by layer.
 
-        The first is that of all columns, entering layer 0. Rows that keep fewer point behind the prompt at their left.
+        The first entry has all columns, at layer 0. The left end of rows with fewer tokens points behind the prompt.
         """
         return list(self._local.history[1]) if hasattr(self._local, "history") else []
 
     @contextmanager
-    def watched(self, observer: Callable[[LayerAttention], None]) -> Iterator[None]:
-        """While active, call `observer` with the inputs of every layer's attention in a prefill, first layer first.
+    def observe(self, observer: Callable[[LayerAttention], None]) -> Iterator[None]:
+        """Call `observer` with the inputs of every layer's attention in a prefill, in order, while the context lasts.
 
-        Raises: UnsupportedPlan for attention whose masks cannot be followed.
+        Raises: UnsupportedPlan for attention implementations whose masks cannot be adapted.
         """
         guards.check_attention(self._config, self._config._attn_implementation, 0)
         with ExitStack() as stack:
             for index in range(len(self._layers)):
-                stack.enter_context(observe_attention(self._attention(index), partial(self._show, observer, index)))
+                pass_on = partial(self._pass_attention, observer, index)
+                stack.enter_context(observe_attention(self._attention(index), pass_on))
             yield
 
-    # --- before anything runs
+    # --- checks and hooks
 
     def _check(self) -> None:
         guards.check_layers(self._layers[self._first :])
@@ -217,9 +219,9 @@ class Pruning:
             first = 0 if Signal.ROLLOUT in self.compiled.needs else self._first
             guards.check_attention(self._config, self._config._attn_implementation, first)
         if Signal.GIVEN in self.compiled.needs and self._scores is None:
-            raise UnsupportedPlan("the plan asks for given scores, and none are given", "pass scores= to prune")
+            raise UnsupportedPlan("the plan needs your own scores, and you passed none", "pass scores= to prune")
         if self._scores is not None and not bool(self._scores.isfinite().all()):
-            raise PlanError("a given score is not finite")
+            raise PlanError("scores must be finite")
 
     def __deepcopy__(self, memo: Any) -> "Pruning":
         raise UnsupportedPlan("a model cannot be copied while it is being pruned", "leave the context first")
@@ -233,10 +235,10 @@ class Pruning:
             stack.callback(self.model.register_forward_pre_hook(self._before_model, with_kwargs=True).remove)
             after_model = self.model.register_forward_hook(self._after_model, with_kwargs=True, always_call=True)
             stack.callback(after_model.remove)
-            # a layer compiled in place has its hooks compiled with it, and these act on more than the layer
+            # a layer that is compiled in place compiles its hooks too, and these change state outside the layer
             uncompiled: Any = torch.compiler.disable
-            copied = self._layers[0].register_forward_pre_hook(uncompiled(self._before_copies), with_kwargs=True)
-            stack.callback(copied.remove)
+            before_first = self._layers[0].register_forward_pre_hook(uncompiled(self._check_copies), with_kwargs=True)
+            stack.callback(before_first.remove)
             for index in range(self._first, len(self._layers)):
                 before = uncompiled(partial(self._before_layer, index))
                 layer = self._layers[index]
@@ -256,9 +258,9 @@ class Pruning:
             yield
 
     def _observe_encoder(self, stack: ExitStack) -> None:
-        """Read the audio encoder's last attention until the stack unwinds."""
+        """Read the attention of the audio encoder's last layer, until the stack unwinds."""
         source = self.compiled.adapter.audio_attention()
-        assert source is not None, "refused by compile_plan"
+        assert source is not None, "compile_plan refuses such plans"
         encoder, attention = source.modules(self.model)
         for module, hook in (
             (encoder, self._before_encoder),
@@ -307,25 +309,25 @@ class Pruning:
         else:
             self._local.running = self._start(inputs)
 
-    def _before_copies(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _check_copies(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._call.copies > 1 and isinstance(self._running, LayerInputs):
             guards.check_copies(args[0] if args else kwargs["hidden_states"], self._call.copies)
 
     def _after_model(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         running, self._local.running = self._running, None
-        if isinstance(running, LayerInputs) and output is not None:  # it is None if the forward raised
+        if isinstance(running, LayerInputs) and output is not None:  # the output is None if the forward raised
             check_prefill(running.state, args, kwargs, output)
 
     def _continue(self, cache: Cache, inputs: Mapping[str, Any]) -> _Decode:
         layers: list[Any] = cache.layers[: self.compiled.n_kv_layers]
         owners = [layer.owner if isinstance(layer, PrunedLayer) else None for layer in layers]
-        late = max(0, self.compiled.n_kv_layers - self._first)
-        if owners != [None] * min(self._first, self.compiled.n_kv_layers) + [self.compiled.fingerprint] * late:
+        n_pruned = max(0, self.compiled.n_kv_layers - self._first)
+        if owners != [None] * min(self._first, self.compiled.n_kv_layers) + [self.compiled.fingerprint] * n_pruned:
             raise UnsupportedPlan(
                 "the cache was filled without this plan, or in chunks", "prefill the whole prompt in this context"
             )
         if len({layer.get_seq_length() for layer in layers}) > 1:
-            raise UnsupportedPlan("the cache's layers have come apart, as after a crop that failed", "prefill again")
+            raise UnsupportedPlan("the cache's layers differ in length, as after a failed crop", "prefill again")
         ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
         if self._first < len(self._layers) and ids is None and embeds is not None and embeds.shape[1] > 1:
             raise UnsupportedPlan("inputs_embeds after the first prefill may hold audio or video", "pass input_ids")
@@ -355,10 +357,10 @@ class Pruning:
         mask = inputs.get("attention_mask")
         if self._layouts is None:
             if inputs.get("input_ids") is None:
-                raise UnsupportedPlan("inputs_embeds do not tell audio from text", "pass layouts= to prune")
+                raise UnsupportedPlan("inputs_embeds do not show which tokens are audio", "pass layouts= to prune")
             if isinstance(mask, Tensor) and mask.ndim != 2:
                 raise UnsupportedPlan(
-                    f"a mask of shape {list(mask.shape)} does not tell padding", "pass layouts= to prune"
+                    f"a mask of shape {list(mask.shape)} does not show padding", "pass layouts= to prune"
                 )
             layouts = list(self.compiled.adapter.layouts(self.model.config, self._layout_inputs(inputs, length)))
         else:
@@ -370,35 +372,35 @@ class Pruning:
         if length == 1 and self._call.active and hasattr(self._local, "history"):
             raise UnsupportedPlan(
                 f"the model dropped its cache in the middle of an answer{self.compiled.adapter.cache_limit}",
-                "ask for a shorter answer, or about less of the clip",
+                "ask for a shorter answer, or about a shorter part of the clip",
             )
         if any(len(layout) > length for layout in layouts):
             raise UnsupportedPlan(
-                f"layouts of {[len(layout) for layout in layouts]} tokens do not fit prompts of {length}",
-                "prefill whole prompts",
+                f"layouts of {[len(layout) for layout in layouts]} tokens do not fit prompts of {length} tokens",
+                "prefill complete prompts",
             )
         guards.check_mask(mask if isinstance(mask, Tensor) else None, layouts, length, wait=self._layouts is None)
         return layouts
 
     def _layout_inputs(self, inputs: Mapping[str, Any], length: int) -> Mapping[str, Any]:
-        """The arguments to read layouts from: those of `generate`, if this forward is of its prompt.
+        """The arguments to read layouts from: those of `generate`, if this forward runs on its prompt.
 
-        `generate` has the media; it runs the encoders of some models first, and passes their output to the forward in
-        place of the number of frames.
+        Only `generate` has the media of some models: it runs their encoders itself, and passes the outputs to the
+        forward in place of the number of frames.
         """
         arguments = self._call.arguments
         ids, mask = arguments.get("input_ids", arguments.get("inputs")), arguments.get("attention_mask")
         if not (isinstance(ids, Tensor) and ids.shape[1:] == (length,)):
             return inputs
         if mask is None and isinstance(repeated := inputs.get("attention_mask"), Tensor):
-            mask = repeated[:: repeated.shape[0] // ids.shape[0]]  # `generate` inferred the padding, and repeats rows
+            mask = repeated[:: repeated.shape[0] // ids.shape[0]]  # `generate` infers the padding, and repeats rows
         return {**arguments, "input_ids": ids, "attention_mask": mask}
 
     def _given_scores(self, batch: int, length: int, device: torch.device) -> Tensor:
         scores = self._scores
         assert scores is not None
         if batch % scores.shape[0] or scores.shape[1] != length:
-            raise PlanError(f"scores have shape {list(scores.shape)}, the prompts [{batch}, {length}]")
+            raise PlanError(f"scores must have the prompts' shape [{batch}, {length}], got {list(scores.shape)}")
         return scores.to(device).repeat_interleave(batch // scores.shape[0], dim=0)
 
     def _before_encoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -411,7 +413,7 @@ class Pruning:
         if isinstance(running := self._running, LayerInputs):
             with ready_to_run(module, args, kwargs) as (moved, named):
                 inputs = signature(module.forward).bind(*moved, **named).arguments
-                running.state.encoder_scores.append(source.received(module, encoder_inputs, inputs))
+                running.state.encoder_scores.append(source.scores(module, encoder_inputs, inputs))
 
     def _before_layer(
         self, index: int, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -420,7 +422,7 @@ class Pruning:
         hidden = kwargs.pop("hidden_states")
         running = self._running
         if running is None:
-            raise UnsupportedPlan("the decoder was called by itself", "call the whole model")
+            raise UnsupportedPlan("the decoder was called without its model", "call the model itself")
         if isinstance(running, _Step):
             return (hidden,), kwargs
         if isinstance(running, _Decode):
@@ -429,23 +431,23 @@ class Pruning:
         return (hidden,), dict(running.arguments(index, kwargs, hidden.dtype))
 
     def _decode_arguments(self, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
-        layer, new = cache_argument.in_arguments(kwargs).layers[self.compiled.kv_sources[index]], hidden.shape[-2]
+        layer, n_new = cache_argument.in_arguments(kwargs).layers[self.compiled.kv_sources[index]], hidden.shape[-2]
         mask = kwargs.get("attention_mask")
         if not isinstance(layer, PrunedLayer):
             return kwargs  # it reads the cache of an unpruned layer
         if index < self.compiled.n_kv_layers:
-            layer.armed = True
-            coming = new
+            layer.expects_update = True
+            n_unstored = n_new
         else:
-            coming = 0  # the layer whose keys it reads has stored the new ones already
-        if mask is None and layer.valid is None and new == 1:
+            n_unstored = 0  # the layer whose keys it reads has stored the new ones already
+        if mask is None and layer.valid is None and n_new == 1:
             return kwargs
         kwargs["attention_mask"] = decode_mask(
             None if mask is None else mask.to(layer.slots.device),
-            layer.positions(coming),
-            layer.validity(coming),
-            total=layer.get_seq_length() + coming,
-            new=new,
+            layer.positions(n_unstored),
+            layer.validity(n_unstored),
+            total=layer.get_seq_length() + n_unstored,
+            n_new=n_new,
             kind=self._config._attn_implementation,
             dtype=hidden.dtype,
         )
@@ -457,7 +459,7 @@ class Pruning:
         if isinstance(running := self._running, LayerInputs):
             running.state.observe(index, signals, query, key, mask, scaling)
 
-    def _show(
+    def _pass_attention(
         self,
         observer: Callable[[LayerAttention], None],
         index: int,
@@ -480,11 +482,11 @@ class Pruning:
         if not isinstance(running, LayerInputs) or running.state.is_full or running.only_last_rows:
             return None
         if isinstance(output, tuple):
-            return (running.restored(output[0]), *output[1:])
-        return running.restored(output)
+            return (running.restore(output[0]), *output[1:])
+        return running.restore(output)
 
-    def _add_visual(self, plain: Any, hidden: Tensor, mask: Tensor, embeds: Tensor) -> Tensor:
+    def _add_visual(self, original: Any, hidden: Tensor, mask: Tensor, embeds: Tensor) -> Tensor:
         running = self._running
         if not isinstance(running, LayerInputs) or running.state.is_full:
-            return plain(hidden, mask, embeds)
+            return original(hidden, mask, embeds)
         return running.add_visual(hidden, mask, embeds)

@@ -1,4 +1,4 @@
-"""A cache layer that holds fewer tokens than the model believes."""
+"""A cache layer that stores only the kept tokens, and reports the length of the unpruned sequence."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,16 +12,16 @@ from fastav.errors import UnsupportedPlan
 
 
 class PrunedLayer(DynamicLayer):
-    """Keys and values of the tokens that one layer kept, with their places in the unpruned sequence.
+    """Keys and values of the tokens that one layer keeps, with their positions in the unpruned sequence.
 
-    It reports the length of the unpruned sequence, so that positions and masks are made as for the plain model; the
-    engine then picks the columns of the mask that are stored here (`positions`).
+    The layer reports the length of the unpruned sequence, so that positions and masks are made as for the unpruned
+    model; the engine then gathers the columns of the mask that are stored here (`positions`).
 
-    slots: column of the padded prompt of every kept token; `prompt` where a row keeps fewer tokens than the longest of
-    its batch, and valid is False there. valid: None if all are real. prompt: length of the padded prompt. owner:
-    fingerprint of the plan. window: how many tokens a later query sees at most, itself included; of the prompt's, one
-    less is held.
-    armed: the engine is about to see to the mask of the next update.
+    slots: column in the padded prompt of every kept token; `prompt` for the padding of a row that keeps fewer tokens
+    than the longest row. valid: False for that padding; None if there is none. prompt: length of the padded prompt.
+    owner: fingerprint of the plan. window: the layer's window in tokens, a later query included, so that one prompt
+    token less is stored; None for full attention.
+    expects_update: set by the engine before an update whose mask it adapts.
     """
 
     def __init__(
@@ -38,38 +38,39 @@ class PrunedLayer(DynamicLayer):
         self.prompt = prompt
         self.owner = owner
         self.window = window
-        self.armed = True
+        self.expects_update = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append keys and values, and return all that these queries may see.
 
-        Raises: UnsupportedPlan if nobody prunes: the model's own mask does not fit what is stored here.
+        Raises: UnsupportedPlan if the model is not being pruned: its own mask does not fit the stored tokens.
         """
-        if not self.armed:
+        if not self.expects_update:
             raise UnsupportedPlan(
-                "a cache that was filled while pruning is used without", "decode in a context with the same plan"
+                "a cache that was filled while pruning is used without pruning",
+                "decode in a context with the same plan",
             )
-        self.armed = False
-        if first := not self.is_initialized:  # where hidden states come from may be another device than the layer's
+        self.expects_update = False
+        if is_first := not self.is_initialized:  # hidden states may come from another device than the layer's
             self.slots = self.slots.to(key_states.device)
             self.valid = None if self.valid is None else self.valid.to(key_states.device)
         keys, values = super().update(key_states, value_states, *args, **kwargs)
-        if first and self.window is not None and 0 < self.window - 1 < self.slots.shape[1]:
-            self._hold_last(self.window - 1)
+        if is_first and self.window is not None and 0 < self.window - 1 < self.slots.shape[1]:
+            self._keep_last(self.window - 1)
         return keys, values
 
-    def keep(self, index: Int[Tensor, "batch kept"], real: Bool[Tensor, "batch kept"] | None) -> None:
-        """Keep these of the tokens that are stored, and no others.  real: which of them there are (None: all)."""
+    def keep(self, index: Int[Tensor, "batch kept"], valid: Bool[Tensor, "batch kept"] | None) -> None:
+        """Keep only these of the stored tokens.  valid: which indices stand for a token (None: all)."""
         assert self.keys is not None
         assert self.values is not None
-        place = index[:, None, :, None].expand(-1, self.keys.shape[1], -1, self.keys.shape[3])
-        self.keys = self.keys.gather(2, place)
-        self.values = self.values.gather(2, place[..., : self.values.shape[3]].contiguous())
+        expanded = index[:, None, :, None].expand(-1, self.keys.shape[1], -1, self.keys.shape[3])
+        self.keys = self.keys.gather(2, expanded)
+        self.values = self.values.gather(2, expanded[..., : self.values.shape[3]].contiguous())
         slots = self.slots.gather(1, index)
-        self.slots = slots if real is None else torch.where(real, slots, self.prompt)
-        self.valid = real
+        self.slots = slots if valid is None else torch.where(valid, slots, self.prompt)
+        self.valid = valid
 
-    def _hold_last(self, tokens: int) -> None:
+    def _keep_last(self, tokens: int) -> None:
         assert self.keys is not None
         assert self.values is not None
         self.keys, self.values = (x[:, :, -tokens:].contiguous() for x in (self.keys, self.values))
@@ -77,28 +78,28 @@ class PrunedLayer(DynamicLayer):
         self.valid = None if self.valid is None else self.valid[:, -tokens:]
 
     @property
-    def generated(self) -> int:
-        """Tokens stored after the prompt."""
+    def n_generated(self) -> int:
+        """The number of stored tokens after the prompt."""
         return super().get_seq_length() - self.slots.shape[1] if self.is_initialized else 0
 
     def get_seq_length(self) -> int:
-        """Length of the unpruned sequence."""
-        return self.prompt + self.generated if self.is_initialized else 0
+        """The length of the unpruned sequence."""
+        return self.prompt + self.n_generated if self.is_initialized else 0
 
-    def positions(self, new: int) -> Int[Tensor, "batch stored"]:
-        """Column in the unpruned sequence of everything stored once `new` more tokens are."""
-        later = torch.arange(self.prompt, self.prompt + self.generated + new, device=self.slots.device)
+    def positions(self, n_new: int) -> Int[Tensor, "batch stored"]:
+        """The column in the unpruned sequence of every stored token, and of `n_new` tokens to be stored next."""
+        later = torch.arange(self.prompt, self.prompt + self.n_generated + n_new, device=self.slots.device)
         return torch.cat([self.slots, later.expand(self.slots.shape[0], -1)], dim=1)
 
-    def validity(self, new: int) -> Bool[Tensor, "batch stored"] | None:
-        """Which of them are real; None if all are."""
+    def validity(self, n_new: int) -> Bool[Tensor, "batch stored"] | None:
+        """Which of the tokens of `positions` are real; None if all are."""
         if self.valid is None:
             return None
-        later = torch.ones(self.valid.shape[0], self.generated + new, dtype=torch.bool, device=self.valid.device)
+        later = torch.ones(self.valid.shape[0], self.n_generated + n_new, dtype=torch.bool, device=self.valid.device)
         return torch.cat([self.valid, later], dim=1)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Follow the beams."""
+        """Reorder rows to follow the beams."""
         super().reorder_cache(beam_idx)  # pyright: ignore[reportArgumentType]
         self._rows(lambda t: t.index_select(0, beam_idx.to(t.device)))
 
@@ -115,11 +116,12 @@ class PrunedLayer(DynamicLayer):
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last `-tokens_to_remove` generated tokens.
 
-        Raises: UnsupportedPlan if positive, or if it reaches into the prompt, whose dropped tokens cannot come back.
+        Raises: UnsupportedPlan if positive, or if it reaches into the prompt, whose dropped tokens are lost.
         """
-        if tokens_to_remove > 0 or -tokens_to_remove > self.generated:
+        if tokens_to_remove > 0 or -tokens_to_remove > self.n_generated:
             raise UnsupportedPlan(
-                f"cannot crop a pruned layer by {tokens_to_remove}: only generated tokens can go", "prefill again"
+                f"cannot crop a pruned layer by {tokens_to_remove}: only generated tokens can be removed",
+                "prefill again",
             )
         super().crop(tokens_to_remove)
 

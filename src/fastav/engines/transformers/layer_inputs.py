@@ -1,4 +1,4 @@
-"""What decoder layers of transformers receive, and return, while tokens are dropped."""
+"""The inputs and outputs of transformers' decoder layers while tokens are dropped."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,19 +19,19 @@ from fastav.pruning.state import PruningState
 class LayerInputs:
     """The arguments of decoder layers in one running prefill.
 
-    last_only: whether the model asks for the last token's logits alone. only_last_rows: whether the model has gone on
-    with the prompt's last tokens alone. is_restored: whether the last layer has run and its output is at full length.
+    last_only: whether the model computes logits for the last token alone. only_last_rows: whether layers now run on the
+    prompt's last tokens alone. is_restored: whether the last layer has run and its output is at full length.
     """
 
     def __init__(self, state: PruningState, *, last_only: bool) -> None:
         self.state, self.last_only = state, last_only
         self.only_last_rows = self.is_restored = False
         self._slots = state.slots
-        self._shrunk: dict[Any, tuple[Any, Any]] = {}  # arguments since the last cut, beside the originals
+        self._shrunk: dict[Any, tuple[Any, Any]] = {}  # (original, shrunk) arguments since the last cut
         self._rotary: dict[Any, tuple[Sequence[Tensor], Tensor]] = {}
 
     def arguments(self, index: int, kwargs: Mapping[str, Any], dtype: torch.dtype) -> Mapping[str, Any]:
-        """A layer's arguments for the tokens that remain, with a cache layer that knows which they are."""
+        """A layer's arguments for the remaining tokens, with a cache layer that records these tokens."""
         state, compiled = self.state, self.state.compiled
         tokens = state.enter_layer(index)
         if index < compiled.n_kv_layers and (cache := cache_argument.in_arguments(kwargs)) is not None:
@@ -51,8 +51,8 @@ class LayerInputs:
             shrunk[name] = self._shrunk[key][1]
         return shrunk
 
-    def restored(self, hidden: Tensor) -> Tensor:
-        """Hidden states at full length again, zero where tokens were dropped; or the last token's alone."""
+    def restore(self, hidden: Tensor) -> Tensor:
+        """Hidden states at full length, zero for dropped tokens; or of the last token alone if `last_only`."""
         state = self.state
         state.move_to(hidden.device)
         self.is_restored = True
@@ -63,10 +63,10 @@ class LayerInputs:
         return full[..., : state.length, :]
 
     def add_visual(self, hidden: Tensor, mask: Tensor, embeds: Tensor) -> Tensor:
-        """Deepstack: add visual features behind an early layer, to those video tokens that remain.
+        """Add Deepstack's visual features after an early layer, to the remaining video tokens.
 
-        mask: [batch, length], where the features belong. embeds: [tokens in mask, features]. Behind the last layer,
-        hidden states are at full length already.
+        mask: [batch, length], True for the tokens of the features. embeds: [tokens in mask, features]. After the last
+        layer, hidden states are at full length already.
         """
         state = self.state
         state.move_to(hidden.device)
@@ -78,28 +78,28 @@ class LayerInputs:
         return hidden + full.masked_fill(~kept[..., None], 0)[:, state.length - hidden.shape[1] : state.length]
 
     def _has_only_last_rows(self, index: int, kwargs: Mapping[str, Any]) -> bool:
-        """Whether a layer that shares keys runs on the prompt's last tokens alone, as no other is read again."""
+        """Whether a layer that shares keys runs on the prompt's last tokens alone, as no others are needed."""
         state, rotary = self.state, kwargs.get("position_embeddings")
         if index < state.compiled.n_kv_layers or rotary is None or rotary[0].shape[-2] == state.length:
             return False
         last = rotary[0].shape[-2]
         expected = torch.arange(state.length - last, state.length, device=state.slots.device)
         if last > 1 and not bool((state.slots[:, -last:] == expected).all()):
-            raise UnsupportedPlan(f"logits_to_keep={last} asks for dropped tokens", "ask for the last token's logits")
+            raise UnsupportedPlan(f"logits_to_keep={last} includes dropped tokens", "use logits_to_keep=1")
         return True
 
     def _shrink(self, name: str, value: Any, keys: TokenSubset, dtype: torch.dtype) -> Any:
         state, index = self.state, self.state.columns
         kind: Any = state.compiled.config._attn_implementation
         if isinstance(value, Tensor):
-            value = value.to(index.device)  # the decoder makes masks and the like where its first layer runs
+            value = value.to(index.device)  # the decoder creates masks and positions on its first layer's device
         match name, value:
             case "attention_mask", _ if self.only_last_rows:
                 return last_rows_mask(value, keys, state.length, kind=kind, dtype=dtype)
             case "attention_mask", _:
                 return prefill_mask(value, TokenSubset(state.slots, state.valid), keys, kind=kind, dtype=dtype)
             case "position_ids" | "cache_position", Tensor():
-                # flash attention takes gaps at batch size 1 for packed sequences; RoPE reads position_embeddings
+                # at batch size 1, flash attention interprets gaps as packed sequences; RoPE reads position_embeddings
                 return None if "flash" in kind else indexing.take_positions(torch.atleast_2d(value), index)
             case (("position_embeddings" | "per_layer_input"), _) if self.only_last_rows:
                 return value
@@ -108,11 +108,11 @@ class LayerInputs:
             case "per_layer_input", Tensor():
                 return indexing.take(value, index)
             case _, Tensor() if state.length in value.shape:
-                raise UnsupportedModel(f"layers take {name} {list(value.shape)}, whose token axis is not known")
+                raise UnsupportedModel(f"layers take {name} {list(value.shape)}, whose token axis is unknown")
         return value
 
     def _stacked_rotary(self, parts: Sequence[Tensor], index: Int[Tensor, "batch kept"]) -> Tensor:
-        """Cosines and sines of all tokens in one tensor, so that every cut gathers once."""
+        """Cosines and sines of all tokens in one tensor, so that every cut needs one gather."""
         key = (id(parts[0]), index.device)
         if key not in self._rotary:
             self._rotary[key] = (parts, torch.stack(list(parts)).to(index.device))

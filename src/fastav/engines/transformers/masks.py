@@ -1,4 +1,4 @@
-"""Attention masks among the tokens that remain, from the masks of the unpruned model."""
+"""Attention masks of the remaining tokens, derived from the masks of the unpruned model."""
 
 from typing import Any
 
@@ -10,11 +10,12 @@ from fastav.pruning.indexing import TokenSubset
 
 
 def prefill_mask(mask: Any, rows: TokenSubset, columns: TokenSubset, *, kind: str, dtype: torch.dtype) -> Tensor | None:
-    """The mask of a prefill among the kept tokens, from the model's own.
+    """The mask of the remaining tokens in a prefill, from the model's own mask.
 
     mask: None (plain causal), [batch or 1, heads or 1, tokens, tokens] (bool, or additive), or [batch, tokens] (flash).
-    rows: the queries. columns: the keys; others than the queries where a layer shares an earlier one's.
-    kind: `attn_implementation`. Rows that are not real may attend anywhere: nothing reads them, but NaN would spread.
+    rows: the queries. columns: the keys, which differ from the queries if a layer shares an earlier layer's keys.
+    kind: `attn_implementation`. Rows that are not real may attend to any token: nothing reads them, but a row without
+    any key would give NaN, which spreads.
     """
     if "flash" in kind:
         return columns.valid
@@ -36,45 +37,45 @@ def prefill_mask(mask: Any, rows: TokenSubset, columns: TokenSubset, *, kind: st
 
 
 def last_rows_mask(mask: Any, columns: TokenSubset, total: int, *, kind: str, dtype: torch.dtype) -> Tensor | None:
-    """The mask of a prompt's last tokens over what a layer holds, from the model's own rows for them.
+    """The mask of a prompt's last tokens over a layer's stored tokens, from the model's own rows for them.
 
-    mask: None (of one query only: it sees all), or [batch or 1, heads or 1, queries, total].
+    mask: None (for one query, which sees all), or [batch or 1, heads or 1, queries, total].
     """
-    places = columns.slots.clamp(max=total - 1)
-    return decode_mask(mask, places, columns.valid, total=total, new=1, kind=kind, dtype=dtype)
+    positions = columns.slots.clamp(max=total - 1)
+    return decode_mask(mask, positions, columns.valid, total=total, n_new=1, kind=kind, dtype=dtype)
 
 
 def decode_mask(
     mask: Any,
-    places: Int[Tensor, "batch stored"],
+    positions: Int[Tensor, "batch stored"],
     valid: Bool[Tensor, "batch stored"] | None,
     *,
     total: int,
-    new: int,
+    n_new: int,
     kind: str,
     dtype: torch.dtype,
 ) -> Tensor | None:
-    """The mask of `new` tokens over what a layer stored, from the model's own over the unpruned sequence.
+    """The mask of `n_new` tokens over a layer's stored tokens, from the model's own mask of the unpruned sequence.
 
-    mask: as for `prefill_mask`, its columns being the last ones of the `total` places of the unpruned sequence.
+    mask: as for `prefill_mask`; its columns are the last ones of the `total` positions of the unpruned sequence.
     """
     if "flash" in kind:
         return valid
     if mask is None:
-        if valid is None and new == 1:
+        if valid is None and n_new == 1:
             return None
-        queries = torch.arange(total - new, total, device=places.device)
-        allowed = places[:, None, None] <= queries[None, None, :, None]
+        queries = torch.arange(total - n_new, total, device=positions.device)
+        allowed = positions[:, None, None] <= queries[None, None, :, None]
         return _as_kind(allowed if valid is None else allowed & valid[:, None, None], kind, dtype)
-    column = places - (total - mask.shape[-1])
+    column = positions - (total - mask.shape[-1])
     mask = _columns(mask, column.clamp(0, mask.shape[-1] - 1))
     hidden = column < 0 if valid is None else (column < 0) | ~valid
     return _hide(mask, hidden[:, None, None])
 
 
-def _within(kept: TokenSubset, mask: Tensor) -> Int[Tensor, "batch kept"]:
-    """Slots that are columns of the mask, also where they stand for no token."""
-    return kept.slots if kept.valid is None else kept.slots.clamp(max=mask.shape[-1] - 1)
+def _within(tokens: TokenSubset, mask: Tensor) -> Int[Tensor, "batch kept"]:
+    """The tokens' slots, clamped to columns of the mask for slots without a token."""
+    return tokens.slots if tokens.valid is None else tokens.slots.clamp(max=mask.shape[-1] - 1)
 
 
 def _columns(mask: Tensor, index: Tensor) -> Tensor:
@@ -90,7 +91,7 @@ def _hide(mask: Tensor, hidden: Tensor) -> Tensor:
 
 
 def _as_kind(allowed: Tensor, kind: str, dtype: torch.dtype) -> Tensor:
-    """Boolean for kernels that take it; additive for eager attention, which adds what it gets."""
+    """A boolean mask for kernels that take one; an additive mask for eager attention."""
     if kind != "eager":
         return allowed
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, torch.finfo(dtype).min)

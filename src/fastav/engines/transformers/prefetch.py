@@ -1,4 +1,4 @@
-"""Encoders of the next batch, run in a thread while the model answers another batch."""
+"""Prefetching: the encoders of the next batch run in a thread while the model answers another batch."""
 
 import copy
 import threading
@@ -25,18 +25,18 @@ from fastav.engines.transformers.timing import Stopwatch
 
 
 class _StopBeforeDecoder(Exception):
-    """Raised in place of the decoder's first layer: the encoders have run."""
+    """Ends a forward before the decoder's first layer, when the encoders have run."""
 
 
 def on_device(inputs: Mapping[str, Any], model: PreTrainedModel) -> dict[str, Any]:
-    """Arguments of a model on its device; features in the dtype of its weights."""
+    """Move arguments of a model to its device, and features to the dtype of its weights."""
     device = input_device(model)
 
     def move(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        features = value.is_floating_point() and value.ndim > 1  # one number per item is a time, which must stay exact
-        return value.to(device=device, dtype=model.dtype if features else value.dtype)
+        is_features = value.is_floating_point() and value.ndim > 1  # one number per item is a time, and must stay exact
+        return value.to(device=device, dtype=model.dtype if is_features else value.dtype)
 
     return {name: move(value) for name, value in inputs.items()}
 
@@ -45,30 +45,31 @@ def on_device(inputs: Mapping[str, Any], model: PreTrainedModel) -> dict[str, An
 class EncodedBatch:
     """A batch whose encoders have run.
 
-    inputs: arguments of the model, on its device. seconds: time of the encoders; on a GPU the call waits for them.
+    inputs: arguments of the model, on its device. seconds: returns the encoders' time; on a GPU it waits for them.
+    outputs: of each encoder, call by call. done: the CUDA event after the encoders; None on a CPU.
     """
 
     inputs: Mapping[str, Any]
     seconds: Callable[[], float]
-    outputs: Sequence[deque[Any]]  # of each encoder, call by call
-    done: Any  # a CUDA event, None on a CPU
+    outputs: Sequence[deque[Any]]
+    done: Any
 
     @contextmanager
-    def replayed(self, encoders: Sequence[nn.Module]) -> Iterator[None]:
-        """While active, the encoders return these outputs in this thread, and run in others.
+    def replay(self, encoders: Sequence[nn.Module]) -> Iterator[None]:
+        """Make the encoders return these outputs in this thread, while the context lasts; in other threads they run.
 
         Works once, in inference mode.
         """
         if self.done is not None:
-            self._await()
+            self._wait()
         with ExitStack() as stack:
             for encoder, outputs in zip(encoders, self.outputs, strict=True):
-                stack.enter_context(patched(encoder, "forward", _repeating(encoder.forward, outputs)))
+                stack.enter_context(patched(encoder, "forward", _replaying(encoder.forward, outputs)))
             yield
-        assert not any(self.outputs), "an encoder was called less often than when it ran ahead"
+        assert not any(self.outputs), "an encoder was called less often than during prefetching"
 
-    def _await(self) -> None:
-        """Let what this thread launches wait for the encoders, and their memory wait for it."""
+    def _wait(self) -> None:
+        """Make kernels of this thread wait for the encoders, and keep the encoders' memory until they have run."""
         tensors = [leaf for leaf in tree_leaves([self.inputs, *map(list, self.outputs)]) if isinstance(leaf, Tensor)]
         with torch.cuda.device(next(tensor.device for tensor in tensors if tensor.is_cuda)):
             stream = torch.cuda.current_stream()
@@ -78,22 +79,22 @@ class EncodedBatch:
                 tensor.record_stream(stream)
 
 
-def _repeating(plain: Callable[..., Any], outputs: deque[Any]) -> Callable[..., Any]:
+def _replaying(original: Callable[..., Any], outputs: deque[Any]) -> Callable[..., Any]:
     thread = threading.get_ident()
 
-    @wraps(plain)
+    @wraps(original)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return outputs.popleft() if outputs and threading.get_ident() == thread else plain(*args, **kwargs)
+        return outputs.popleft() if outputs and threading.get_ident() == thread else original(*args, **kwargs)
 
     return forward
 
 
 class EncoderPrefetcher:
-    """Runs a model's encoders in any thread while the model itself answers; one thread at a time.
+    """Runs a model's encoders in any thread, one at a time, while the model itself answers.
 
-    They belong to a copy of the model that shares its weights, so they meet neither the hooks of pruning nor the state
-    that a forward leaves on the model (M-RoPE's offsets). The copy runs `generate` up to its first decoder layer, and
-    so calls its encoders as the model does. On a CUDA device it has a stream of its own.
+    The encoders are those of a copy of the model that shares its weights, so that they meet neither the hooks of
+    pruning nor the state that a forward leaves on the model (M-RoPE's offsets). The copy runs `generate` up to its
+    first decoder layer, and so calls its encoders as the model does. On a CUDA device it has its own stream.
     """
 
     def __init__(self, model: PreTrainedModel, adapter: ModelAdapter) -> None:
@@ -110,20 +111,23 @@ class EncoderPrefetcher:
         layers[0].register_forward_pre_hook(_stop_before_decoder)
         if model.device.type == "cuda":
             self._stream = torch.cuda.Stream(model.device)
-            torch.cuda.synchronize(model.device)  # the weights are there
+            torch.cuda.synchronize(model.device)  # until the weights are loaded
 
     @staticmethod
     def is_supported(model: PreTrainedModel, adapter: ModelAdapter) -> bool:
-        """Whether a copy behaves as the model does, and leaves the model alone.
+        """Whether a copy of the model behaves as the model does, and does not affect it.
 
-        It does not if a method was replaced on a module (the copy would call the original's), if weights are quantized,
-        offloaded or spread over devices, or if the model also speaks and answers through another model.
+        Not supported are models with a method replaced on a module (the copy would call the original's), with weights
+        that are quantized, offloaded or spread over devices, and models that also speak.
         """
         modules = [(type(module), vars(module)) for module in model.modules()]
-        patched = any(callable(own) and hasattr(kind, name) for kind, owned in modules for name, own in owned.items())
-        spread = is_dispatched(model) or len({part.device for part in chain(model.parameters(), model.buffers())}) > 1
-        quantized = bool(getattr(model, "is_quantized", False))
-        return not (patched or spread or quantized) and adapter.language_model(model) is model
+        is_patched = any(
+            callable(value) and hasattr(kind, name) for kind, own in modules for name, value in own.items()
+        )
+        devices = {tensor.device for tensor in chain(model.parameters(), model.buffers())}
+        is_spread = is_dispatched(model) or len(devices) > 1
+        is_quantized = bool(getattr(model, "is_quantized", False))
+        return not (is_patched or is_spread or is_quantized) and adapter.language_model(model) is model
 
     @torch.inference_mode()
     def encode(self, inputs: Mapping[str, Any]) -> EncodedBatch:
@@ -146,7 +150,7 @@ class EncoderPrefetcher:
 
     def _recorder(self, number: int) -> Callable[..., None]:
         def record(module: nn.Module, args: Any, output: Any) -> None:
-            # the model goes on with this, and may change it in place
+            # the model continues with this output, and may change it in place
             self._calls[number].append(tree_map_only(Tensor, torch.clone, output))
 
         return record

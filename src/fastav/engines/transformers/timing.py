@@ -1,4 +1,4 @@
-"""The time of each phase of a generation, and its peak memory, measured without stalling the device."""
+"""Timing of a generation's phases and its peak memory, without stalling the device."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +11,7 @@ from torch import nn
 
 
 class Stopwatch:
-    """Marks of points in time on a device: CUDA events, which are read once all work is done, or a clock of the host.
+    """Measures time on the device: by CUDA events, read when all work is done, or by a clock of the host.
 
     host_clock: gives seconds; for devices other than CUDA.
     """
@@ -20,7 +20,7 @@ class Stopwatch:
         self._cuda, self._device, self._host_clock = device.type == "cuda", device, host_clock
 
     def now(self) -> Any:
-        """A mark."""
+        """The current point in time, for `between`."""
         if not self._cuda:
             return self._host_clock()
         event = torch.cuda.Event(enable_timing=True)
@@ -28,7 +28,7 @@ class Stopwatch:
         return event
 
     def between(self, start: Any, end: Any) -> float:
-        """Seconds from one mark to another."""
+        """Seconds from one point in time to another."""
         if not self._cuda:
             return end - start
         end.synchronize()
@@ -36,18 +36,18 @@ class Stopwatch:
 
 
 class Phases:
-    """Seconds of encode, prefill and decode of one generation."""
+    """Measures the seconds of encode, prefill and decode of one generation."""
 
     def __init__(self, device: torch.device) -> None:
         self._watch = Stopwatch(device)
         self._forwards: list[tuple[Any, Any]] = []
-        self._inside: list[tuple[Any, Any]] = []  # encoders' times, as part of the forward
-        self._before: list[tuple[Any, Any]] = []  # and ahead of it, as `generate` does for some models
+        self._inside: list[tuple[Any, Any]] = []  # times of encoders within the forward
+        self._before: list[tuple[Any, Any]] = []  # and before it, where `generate` runs them for some models
         self._running = False
         self._end: Any = None
 
     def seconds(self) -> dict[str, float]:
-        """After the generation: by phase."""
+        """Seconds by phase, after the generation."""
         inside, before = (sum(self._watch.between(*span) for span in spans) for spans in (self._inside, self._before))
         first = self._forwards[0]
         return {
@@ -58,7 +58,7 @@ class Phases:
 
     @contextmanager
     def timing(self, model: nn.Module, encoders: Sequence[nn.Module]) -> Iterator[None]:
-        """Time everything that `model` does inside."""
+        """Measure the model's calls while the context lasts."""
         with ExitStack() as stack:
             stack.enter_context(self._timing(model, self._forward))
             for encoder in encoders:
@@ -74,15 +74,15 @@ class Phases:
         (self._inside if self._running else self._before).append(span)
 
     @contextmanager
-    def _timing(self, module: nn.Module, tell: Callable[[tuple[Any, Any]], None]) -> Iterator[None]:
-        started = []
+    def _timing(self, module: nn.Module, record: Callable[[tuple[Any, Any]], None]) -> Iterator[None]:
+        starts: list[Any] = []
 
         def begin(*_: Any) -> None:
-            self._running = self._running or tell == self._forward
-            started.append(self._watch.now())
+            self._running = self._running or record == self._forward
+            starts.append(self._watch.now())
 
         before = module.register_forward_pre_hook(begin)
-        after = module.register_forward_hook(lambda *_: tell((started.pop(), self._watch.now())))
+        after = module.register_forward_hook(lambda *_: record((starts.pop(), self._watch.now())))
         try:
             yield
         finally:
@@ -91,9 +91,9 @@ class Phases:
 
 
 class PeakMemory:
-    """Most memory in use since `__init__`: allocated on CUDA devices, resident on a CPU under Linux, else unknown.
+    """Peak memory since `__init__`: allocated on CUDA devices, resident on a CPU under Linux, else unknown.
 
-    Of several kinds of devices, that on CUDA devices; their peaks, which need not be of one moment, are added up.
+    If there are CUDA devices, only they count; their peaks, which may occur at different times, are added up.
     """
 
     _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -111,7 +111,7 @@ class PeakMemory:
             self._known = False
 
     def bytes(self) -> int | None:
-        """The peak so far."""
+        """The peak so far, in bytes; None if unknown."""
         if self._cuda:
             return sum(torch.cuda.max_memory_allocated(device) for device in self._cuda)
         if not self._known:

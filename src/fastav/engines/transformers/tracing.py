@@ -1,4 +1,4 @@
-"""Looking at the attention of a prefill without maps: queries and keys are kept, rows are worked out afterwards."""
+"""Tracing the attention of a prefill without maps: queries and keys are recorded, rows are computed afterwards."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,25 +20,26 @@ from fastav.trace import Trace
 
 
 def trace(model: Any, compiled: CompiledPlan, inputs: Mapping[str, Any], layout: Layout, alpha: float) -> Trace:
-    """Prefill one prompt under a plan and look at its attention.
+    """Prefill one prompt under a plan, and record its attention.
 
-    Queries and keys of all layers wait on the host: beside the model, the device holds those of one layer and a block
-    of its map. inputs: as `ModelAdapter.prepare` makes them, on the model's device.
+    The host stores queries and keys of all layers: besides the model, the device holds those of one layer and a block
+    of its map. inputs: from `ModelAdapter.prepare`, on the model's device.
     """
     device = input_device(model)
-    watch, layers = Stopwatch(device), []
-    masks: dict[int, tuple[Tensor, Tensor]] = {}  # each mask once, and what it was, so that no other gets its id
+    watch = Stopwatch(device)
+    layers: list[LayerAttention] = []
+    masks: dict[int, tuple[Tensor, Tensor]] = {}  # by id: each mask, held so that no other gets its id, and its copy
 
-    def keep(inputs: LayerAttention) -> None:
-        mask = inputs.mask
+    def record(attention: LayerAttention) -> None:
+        mask = attention.mask
         if mask is not None and id(mask) not in masks:
             masks[id(mask)] = (mask, mask.cpu())
-        kept = None if mask is None else masks[id(mask)][1]
-        layers.append(inputs._replace(mask=None).to("cpu")._replace(mask=kept))
+        host_mask = None if mask is None else masks[id(mask)][1]
+        layers.append(attention._replace(mask=None).to("cpu")._replace(mask=host_mask))
 
     with prune(model, compiled, layouts=[layout]) as pruning:
         start = watch.now()
-        with pruning.watched(keep):
+        with pruning.observe(record):
             model.generate(**inputs, **generate_settings(GREEDY), max_new_tokens=1)
         end = watch.now()
         rows = rollout_rows(layers, starts(layout).to(device), alpha=alpha)
@@ -53,7 +54,7 @@ def trace(model: Any, compiled: CompiledPlan, inputs: Mapping[str, Any], layout:
 
 
 def starts(layout: Layout) -> Float[Tensor, "1 3 columns"]:
-    """How much every token counts for each of `fastav.trace.QUERIES`, and one column more."""
+    """The weight of every token as a query, for each of `fastav.trace.QUERIES`, with one more column."""
     last = torch.arange(len(layout)) == len(layout) - 1
-    whose = torch.stack([last, torch.from_numpy(question_mask(layout)), torch.ones_like(last)]).float()
-    return torch.nn.functional.pad(whose / whose.sum(1, keepdim=True), (0, 1))[None]
+    queries = torch.stack([last, torch.from_numpy(question_mask(layout)), torch.ones_like(last)]).float()
+    return torch.nn.functional.pad(queries / queries.sum(1, keepdim=True), (0, 1))[None]

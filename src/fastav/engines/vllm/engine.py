@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from fastav.adapter import ModelAdapter, Request, adapter_for
 from fastav.decoding.stopping import Stop
 from fastav.decoding.streaming import Stream
-from fastav.device import known_dtype
+from fastav.device import validate_dtype
 from fastav.engine import GREEDY, Answer, Engine, Prepare, Run, Sampling, Saving
 from fastav.engines.vllm import compat, guards, offline
 from fastav.engines.vllm.guards import PruningConfig
@@ -70,7 +70,7 @@ class VllmEngine(Engine):
                 "vLLM chooses its attention itself", "leave attention out, or use the engine transformers"
             )
         compat.require_vllm()
-        known_dtype(dtype, auto=True)
+        validate_dtype(dtype, auto=True)
         if device not in (None, available := compat.device_type()):
             raise FastAVError(
                 f"this vLLM runs on {available}, not on {device}", "CUDA_VISIBLE_DEVICES selects one of several GPUs"

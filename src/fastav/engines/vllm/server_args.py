@@ -75,7 +75,7 @@ def flags(pruning: PruningConfig, max_model_len: int) -> tuple[Flag, ...]:
 
 def media_limits(adapter: ModelAdapter) -> str:
     """The value of `--limit-mm-per-prompt` for one clip, with its sound if the model takes sound."""
-    return json.dumps({"image": 0, "video": 1} | ({"audio": 1} if adapter.hears else {}))
+    return json.dumps({"image": 0, "video": 1} | ({"audio": 1} if adapter.supports_audio else {}))
 
 
 def model_max_len(pruning: PruningConfig) -> int:

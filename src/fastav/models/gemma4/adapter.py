@@ -78,7 +78,7 @@ class Gemma4Adapter(OfficialAdapter):
         seen, heard = request.tracks
         if not (seen or heard):
             raise MissingTrack(f"{request.clip.name} has neither a video nor an audio track")
-        shown = request.shown
+        shown = request.aligned_clip
         clip = sampled(shown.require_video(), processor.video_processor, fps=1) if seen else None
         sounds = pieces(shown) if heard else []
         content = [{"type": "video"}] * seen + [{"type": "audio"}] * len(sounds)

@@ -20,7 +20,7 @@ def read_clip(request: Request, scheme: Scheme) -> dict[str, Any]:
     video, audio = request.tracks
     if not (video or audio):
         raise MissingTrack(f"{request.clip.name} has neither a video nor an audio track")
-    clip = request.shown  # the original takes both tracks to start together, and so puts late sound too early
+    clip = request.aligned_clip  # the original takes both tracks to start together, and so puts late sound too early
     read: dict[str, Any] = {"video": None, "audio": None, "seconds": None, "shown": np.zeros(0), "sound_start": 0.0}
     if video:
         track = clip.require_video()

@@ -17,7 +17,7 @@ def read_clip(request: Request, scheme: Scheme) -> dict[str, Any]:
             f"{request.clip.name} is shown without video, and video-SALMONN 2+ takes sound only along with a picture",
             "use a clip with video, or another model",
         )
-    clip = request.shown  # the original takes both tracks to start together, and so puts late sound too early
+    clip = request.aligned_clip  # the original takes both tracks to start together, and so puts late sound too early
     track = clip.require_video()
     seconds = track.frames / track.fps
     indices = sample_frames(track.frames, scheme.frames(seconds))

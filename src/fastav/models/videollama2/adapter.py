@@ -95,12 +95,12 @@ class BeatsLastAttention(AudioAttention):
         assert isinstance(tower, Beats)
         return tower, tower.encoder.layers[-1].get_submodule("self_attn")
 
-    def received(
-        self, attention: nn.Module, sounds: Mapping[str, Any], given: Mapping[str, Any]
+    def scores(
+        self, attention: nn.Module, encoder_inputs: Mapping[str, Any], attention_inputs: Mapping[str, Any]
     ) -> Float[Tensor, " tokens"]:
         """Of each audio token: the mean over heads and over all tokens of its sound."""
         assert isinstance(attention, BeatsAttention)
-        return attention.received(given["hidden"], given["position_bias"]).flatten()
+        return attention.received_attention(attention_inputs["hidden"], attention_inputs["position_bias"]).flatten()
 
 
 def _silence(scheme: Scheme, is_sound: Bool[np.ndarray, "sounds rows"]) -> Bool[np.ndarray, "sounds tokens"]:

@@ -94,7 +94,7 @@ class BeatsAttention(nn.Module):
         mixed, weights = self._attend(query, key, value, bias)
         return self.out_proj(mixed.transpose(1, 2).flatten(2)), weights
 
-    def received(
+    def received_attention(
         self, hidden: Float[Tensor, "batch tokens width"], position_bias: Float[Tensor, "1 heads tokens tokens"]
     ) -> Float[Tensor, "batch tokens"]:
         """The attention that each token receives, mean over heads and queries, in float32; in blocks of queries."""

@@ -1,1 +1,1 @@
-"""Decoding in place of transformers' own loop: the loop, its buffers, CUDA graphs, and the choice of tokens."""
+"""Decoding in place of transformers' own loop: the loop, its buffers, CUDA graphs, and token sampling."""

@@ -1,4 +1,4 @@
-"""Keys and values of a running answer, in buffers whose addresses stay the same from token to token."""
+"""Buffers for the keys and values of a running answer, whose addresses stay the same from token to token."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ from fastav.pruning.verification import not_applied
 class LayerKV:
     """Keys and values of one layer after the prefill.
 
-    slots: columns in the padded prompt. valid: which are real (None: all). window: how many tokens, itself included, a
-    query sees (None: all).
+    slots: columns in the padded prompt. valid: which tokens are real (None: all). window: the layer's window in tokens,
+    the query included (None: full attention).
     """
 
     keys: Float[Tensor, "batch kv_heads stored features"]
@@ -32,7 +32,10 @@ class LayerKV:
     def from_cache(
         cls, layer: DynamicLayer, mask: Bool[Tensor, "batch prompt"] | None, prompt: int, window: int | None
     ) -> "LayerKV":
-        """Keys and values in a cache layer after a prefill of `prompt` columns.  mask: which are real (None: all)."""
+        """Keys and values in a cache layer after a prefill.
+
+        mask: which columns of the prompt are real (None: all). prompt: number of columns.
+        """
         assert layer.keys is not None
         assert layer.values is not None
         if isinstance(layer, PrunedLayer):
@@ -44,7 +47,7 @@ class LayerKV:
         return cls(keys=layer.keys, values=layer.values, slots=slots, valid=valid, window=window)
 
     def first(self, tokens: int) -> "LayerKV":
-        """The first tokens alone."""
+        """The keys and values of the first tokens."""
         return LayerKV(
             keys=self.keys[:, :, :tokens],
             values=self.values[:, :, :tokens],
@@ -54,9 +57,9 @@ class LayerKV:
         )
 
     def capacity(self, room: int, *, fixed: bool) -> int:
-        """The number of tokens to make buffers for, with `room` for more.
+        """The number of tokens to allocate buffers for, with room for `room` more.
 
-        If `fixed`, it is a multiple of 256, or of a quarter of the power of two below, so that few shapes occur.
+        If `fixed`, it is a multiple of 256, or of a quarter of the power of two below it, so that few shapes occur.
         """
         needed = self.keys.shape[2] + room
         multiple = max(256, 2 ** (needed.bit_length() - 1) // 4) if fixed else 1
@@ -64,10 +67,10 @@ class LayerKV:
 
 
 class StepLayer(DynamicLayer):
-    """One layer's buffers [batch, kv_heads, capacity, features]: the prompt's tokens, then those that are decoded.
+    """One layer's buffers [batch, kv_heads, capacity, features]: the prompt's tokens, then the decoded ones.
 
-    positions: columns of the unpruned sequence. real: which stored tokens are no padding. updated: whether the running
-    step has stored its token; on the host, so that reading it waits for nothing.
+    positions: columns in the unpruned sequence. real: which stored tokens are not padding. updated: whether the running
+    step has stored its token; on the host, so that reading it does not wait for the device.
     """
 
     def __init__(self, like: LayerKV, capacity: int, position: "DecodePosition", number: int) -> None:
@@ -86,13 +89,13 @@ class StepLayer(DynamicLayer):
         self.at = position.state(device)[number + 1 : number + 2]
 
     def fill(self, prefill: LayerKV, prompt: int) -> None:
-        """Start with the keys and values that a prefill of `prompt` columns has stored."""
+        """Start with the keys and values of a prefill of `prompt` columns."""
         assert self.keys is not None
         assert self.values is not None
         self.prompt_len = stored = prefill.keys.shape[2]
         for target, source in ((self.keys, prefill.keys), (self.values, prefill.values)):
             target[:, :, :stored].copy_(source)
-            target[:, :, stored:].zero_()  # a masked NaN would spread all the same
+            target[:, :, stored:].zero_()  # NaN would spread even if masked
         self.positions[:, :stored] = prefill.slots
         self.positions[:, stored:] = torch.arange(prompt, prompt + self.positions.shape[1] - stored, device=self.device)
         self.real[:, :stored] = True if prefill.valid is None else prefill.valid
@@ -103,11 +106,11 @@ class StepLayer(DynamicLayer):
         self.masked = self.position.fixed or self.padded or slides
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Store the keys and values of one token, and return all; the whole buffers if shapes are fixed."""
+        """Store the keys and values of one token, and return all stored ones; entire buffers if shapes are fixed."""
         assert self.keys is not None
         assert self.values is not None
         if key_states.shape[2] != 1:
-            raise UnsupportedPlan("a decoding step takes one token", "prefill again to go on with a longer text")
+            raise UnsupportedPlan("a decoding step takes one token", "prefill again to continue with a longer text")
         self.updated = True
         self.keys.index_copy_(2, self.at, key_states)
         self.values.index_copy_(2, self.at, value_states)
@@ -118,14 +121,14 @@ class StepLayer(DynamicLayer):
         return self.keys[:, :, : self._n_stored], self.values[:, :, : self._n_stored]
 
     def require_updated(self) -> None:
-        """Raises: PlanNotApplied if the running step has not stored its token here."""
+        """Check that the running step has stored its token here.  Raises: PlanNotApplied."""
         if not self.updated:
-            raise not_applied("a decoding step did not reach the buffers that hold the prompt")
+            raise not_applied("a decoding step did not reach the buffers with the prompt")
 
     def visible(self, device: torch.device) -> Bool[Tensor, "batch 1 1 stored"] | None:
-        """The keys that the query of this step may see, among those that `update` returned; None for all.
+        """A mask of the keys that the query of this step may see, among those that `update` returned; None for all.
 
-        device: the query's, whose layer may read the keys of a layer on another device.
+        device: the query's device; its layer may read the keys of a layer on another one.
         """
         if not self.masked:
             return None
@@ -154,15 +157,15 @@ class StepLayer(DynamicLayer):
         )
 
     def get_seq_length(self) -> int:
-        """Length of the unpruned sequence so far."""
+        """The length of the unpruned sequence so far."""
         return self.position.length
 
 
 class DecodePosition:
-    """The position of a running answer, on the host and, in one tensor each, on the devices that layers run on.
+    """The position of a running answer, on the host, and in one tensor on each device that layers run on.
 
-    length: columns of the unpruned sequence so far. n_decoded: tokens since the prompt. fixed: shapes stay the same,
-    so that a step can be captured: every step reads whole buffers, with a mask.
+    length: columns of the unpruned sequence so far. n_decoded: number of decoded tokens. fixed: whether shapes stay the
+    same, so that a step can be captured: every step then reads entire buffers, with a mask.
     """
 
     def __init__(self, layers: int, devices: Iterable[torch.device], *, fixed: bool) -> None:
@@ -178,7 +181,7 @@ class DecodePosition:
         return self.state(device)[:1]
 
     def advance(self) -> None:
-        """By one token, on the devices."""
+        """Count one decoded token on the devices."""
         for state in self._states.values():
             state.add_(1)
 
@@ -198,18 +201,18 @@ class StepCache(Cache):
     """The buffers of all layers that have keys and values of their own."""
 
     def __init__(self, like: Sequence[LayerKV], capacities: Sequence[int], *, fixed: bool) -> None:
-        self.position = DecodePosition(len(like), {one.keys.device for one in like}, fixed=fixed)
+        self.position = DecodePosition(len(like), {layer.keys.device for layer in like}, fixed=fixed)
         self.steps = [
-            StepLayer(one, tokens, self.position, number)
-            for number, (one, tokens) in enumerate(zip(like, capacities, strict=True))
+            StepLayer(layer, capacity, self.position, number)
+            for number, (layer, capacity) in enumerate(zip(like, capacities, strict=True))
         ]
         super().__init__(layers=list(self.steps))
 
     def fill(self, layers: Sequence[LayerKV], prompt: int) -> None:
         """Start with the keys and values of every layer after a prefill of `prompt` columns."""
         self.position.begin(prompt)
-        for layer, one in zip(self.steps, layers, strict=True):
-            layer.fill(one, prompt)
+        for step, layer in zip(self.steps, layers, strict=True):
+            step.fill(layer, prompt)
 
     def end_step(self) -> None:
         """Check that the step has stored its token in every layer, and reset.  Raises: PlanNotApplied."""

@@ -1,6 +1,7 @@
-"""Our decoding loop, in place of transformers' own.
+"""fastav's decoding loop, in place of transformers' own.
 
-`generate` prepares prompts, settings, logits processors and stopping criteria, and calls this (`custom_generate`).
+`generate` prepares prompts, settings, logits processors and stopping criteria, and calls `Decoding`
+(`custom_generate`).
 """
 
 import threading
@@ -29,27 +30,27 @@ from fastav.engines.transformers.wrapped import base_model
 from fastav.errors import UnsupportedPlan
 from fastav.pruning import decoder_layers
 
-MAX_STEPS = 4  # captured steps to keep for each model; each has its own buffers
+MAX_STEPS = 4  # captured steps to keep per model; each has its own buffers
 
 _steps_lock = threading.Lock()
 _steps: WeakKeyDictionary[PreTrainedModel, OrderedDict[Any, DecodeStep]] = WeakKeyDictionary()
 
 
 class Decoding:
-    """Greedy or sampled decoding for `model.generate(..., custom_generate=Decoding())`, pruned or not.
+    """Greedy or sampled decoding for `model.generate(..., custom_generate=Decoding())`, with or without pruning.
 
-    It gives the tokens of `generate` itself: the same processors and criteria choose them. It is faster because keys
-    and values have preallocated buffers, the host waits for the device only to learn whether all rows have ended, some
-    steps late, and on a CUDA device a step is captured once and replayed. A captured step serves later prompts of about
-    the same length, and is freed with the model.
+    It returns the tokens of `generate` itself: the same processors and criteria choose them. It is faster because keys
+    and values have preallocated buffers, because the host waits for the device only to learn, some steps late, whether
+    all rows have ended, and because a CUDA device captures a step once and replays it. A captured step serves later
+    prompts of about the same length, and is freed with the model.
 
-    adapter: the model's; if None, the one for the architectures in its configuration. streamer: receives the prompt and
-    every token. stop: texts that end an answer. Pass both here: transformers passes neither to a custom loop. capture:
-    whether steps have fixed shapes, which a CUDA device captures; None for wherever that is possible.
+    adapter: the model's adapter; None to find it by the architectures in the configuration. streamer: receives the
+    prompt and every token. stop: texts that end an answer. Pass both here: transformers passes neither to a custom
+    loop. capture: whether steps have fixed shapes, which a CUDA device captures; None for yes where possible.
     max_captures: captured steps to keep for the model after a generation; each has its own buffers.
 
-    Raises, when generating: UnsupportedModel, UnsupportedPlan for beams, continued caches and whatever else is neither
-    greedy nor sampled decoding of a whole prompt.
+    Raises, when generating: UnsupportedModel; UnsupportedPlan for beams, continued caches and anything else that is
+    neither greedy nor sampled decoding of a complete prompt.
     """
 
     exact_while_pruning = True
@@ -77,7 +78,7 @@ class Decoding:
         generation_config: GenerationConfig,
         **kwargs: Any,
     ) -> Tensor | GenerateDecoderOnlyOutput:
-        """Called by `generate`."""
+        """Generate tokens after a prompt; `generate` calls this."""
         _check(generation_config, kwargs)
         with torch.cuda.device(input_ids.device) if input_ids.device.type == "cuda" else nullcontext():
             stream = HostStream(input_ids, self._streamer, self._stop, do_sample=bool(generation_config.do_sample))
@@ -113,8 +114,8 @@ class Decoding:
                     _decode_step(model, decoder, inputs, layers, room, fixed=fixed, max_captures=self._max_captures)
                 )
                 step.begin(inputs, layers, prompt)
-                layers.clear()  # the buffers hold these keys and values now
-                previous.close()  # others may use the previous buffers, now that they are copied
+                layers.clear()  # the buffers have copies of these keys and values
+                previous.close()  # others may use the previous buffers, which are copied
                 previous = following
                 for _ in range(room):
                     if sampler.done:
@@ -125,7 +126,7 @@ class Decoding:
 
 
 def release_steps(model: Any) -> bool:
-    """Free the captured steps of a model; return whether there were any."""
+    """Free the captured steps of a model, and return whether there were any."""
     with _steps_lock:
         return bool(_steps.pop(model, None))
 
@@ -133,17 +134,17 @@ def release_steps(model: Any) -> bool:
 def _capturable(model: Any, adapter: ModelAdapter, inputs: Mapping[str, Any]) -> bool:
     """Whether a step can be captured, and replayed later with the same result.
 
-    Quantized weights may wait for the device; adapters (LoRA) can be switched on and off unnoticed.
+    Quantized weights may wait for the device; adapters (LoRA) can be switched on and off without notice.
     """
-    quantized = getattr(model, "hf_quantizer", None) is not None or bool(getattr(model, "is_quantized", False))
-    tuned = any(hasattr(module, "merged_adapters") for module in model.modules())  # as PEFT's layers have
-    steady = not adapter.steps_wait and inputs.get("position_ids") is not None
-    return cuda_graphs.captures(model) and steady and not (quantized or tuned)
+    is_quantized = getattr(model, "hf_quantizer", None) is not None or bool(getattr(model, "is_quantized", False))
+    has_adapters = any(hasattr(module, "merged_adapters") for module in model.modules())  # PEFT's layers
+    can_replay = not adapter.decode_syncs and inputs.get("position_ids") is not None
+    return cuda_graphs.captures(model) and can_replay and not (is_quantized or has_adapters)
 
 
 @contextmanager
 def last_logits_only(model: Any) -> Iterator[None]:
-    """While active, the output head of a model without `logits_to_keep` sees the last token alone, in this thread."""
+    """Make the output head of a model without `logits_to_keep` run on the last token alone, in this thread."""
     thread = threading.get_ident()
 
     def cut(_: Any, args: tuple[Any, ...]) -> Any:
@@ -167,8 +168,8 @@ def _decode_step(
     fixed: bool,
     max_captures: int,
 ) -> Iterator[DecodeStep]:
-    """A step for these shapes, captured before or new, for exclusive use."""
-    capacities = tuple(one.capacity(room, fixed=fixed) for one in layers)
+    """A step of these shapes, an earlier capture or new, for exclusive use."""
+    capacities = tuple(layer.capacity(room, fixed=fixed) for layer in layers)
     if not fixed:
         yield DecodeStep(model, decoder, inputs, layers, capacities, fixed=False)
         return
@@ -187,41 +188,41 @@ def _decode_step(
 
 
 def _check(config: GenerationConfig, kwargs: Mapping[str, Any]) -> None:
-    """Raises: UnsupportedPlan for settings with which this loop would differ from `generate`."""
+    """Refuse settings with which this loop would differ from `generate`.  Raises: UnsupportedPlan."""
     cache = cache_argument.in_arguments(kwargs)
     refused = {
         "beams and drafts": config.get_generation_mode() not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE),
         "a chunked prefill": config.prefill_chunk_size is not None,
         "generation without a cache": not config.use_cache,
-        "a cache that holds something already": cache is not None and cache.get_seq_length() > 0,
+        "a cache that is not empty": cache is not None and cache.get_seq_length() > 0,
         "a cache of another kind": cache is not None
         and (type(cache) is not DynamicCache or bool(getattr(cache, "offloading", False))),
         "attention maps and hidden states": config.output_attentions or config.output_hidden_states,
     }
     for what, is_requested in refused.items():
         if is_requested:
-            raise UnsupportedPlan(f"Decoding does not do {what}", "leave custom_generate out")
+            raise UnsupportedPlan(f"Decoding does not support {what}", "remove custom_generate")
 
 
 def _first_step(model: Any, ids: Tensor, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of the first forward behind the prefill, as the model prepares them."""
+    """The arguments of the first forward after the prefill, as the model prepares them."""
     changed: dict[str, Any] = {}
     if (positions := kwargs.get("position_ids")) is not None:
         changed["position_ids"] = positions[..., -1:] + 1
     if (mask := kwargs.get("attention_mask")) is not None:
         changed["attention_mask"] = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=1)
     inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=1, **(dict(kwargs) | changed))
-    own = ("attention_mask", *cache_argument.NAMES)
-    return {name: value for name, value in inputs.items() if name not in own and _of_a_step(value)}
+    replaced = ("attention_mask", *cache_argument.NAMES)
+    return {name: value for name, value in inputs.items() if name not in replaced and _is_step_argument(value)}
 
 
-def _of_a_step(value: Any) -> bool:
-    """Whether an argument belongs to one token, or to how the model runs; others belong to the prompt."""
+def _is_step_argument(value: Any) -> bool:
+    """Whether an argument is for one token or a setting of the forward; others are for the prompt."""
     return value.shape[-1:] == (1,) if isinstance(value, Tensor) else isinstance(value, bool | int | float | str | None)
 
 
 def _layer_kv(cache: Any, config: Any, attention_mask: Int[Tensor, "batch prompt"] | None) -> tuple[list[LayerKV], int]:
-    """Keys and values of every layer after the prefill, and the number of its columns."""
+    """Keys and values of every layer after the prefill, and the number of the prompt's columns."""
     prompt, mask = cache.get_seq_length(), None if attention_mask is None else attention_mask.bool()
     n_kv_layers, windows = decoder_layers.layers_with_cache(config), decoder_layers.windows(config)
     layers = zip(cache.layers[:n_kv_layers], windows[:n_kv_layers], strict=True)

@@ -1,4 +1,4 @@
-"""The choice of the next token, the end of an answer, and copies of tokens to the host."""
+"""Sampling of the next token, detection of an answer's end, and copies of tokens to the host."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -13,16 +13,16 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from fastav.decoding.stopping import Stop
 from fastav.engine import Sampling
 
-MAX_LAG = 4  # steps that may be queued on a GPU before the host has read the token of an earlier one
+MAX_LAG = 4  # steps that may be queued on a GPU before the host reads an earlier token
 
 
 def generate_settings(sampling: Sampling) -> dict[str, Any]:
-    """Arguments of `generate` for these settings, without stop texts; None where the model's own settings hold.
+    """Arguments of `generate` for these settings, without stop texts; None to use the model's own settings.
 
-    Greedy decoding has no temperature, and transformers warns when a checkpoint's own file sets one.
+    Greedy decoding sets no temperature, as transformers warns if a checkpoint's own file sets one.
     """
     do_sample = sampling.temperature > 0
-    generate_settings: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "do_sample": do_sample,
         "num_beams": 1,
         "temperature": float(sampling.temperature) if do_sample else None,
@@ -30,8 +30,8 @@ def generate_settings(sampling: Sampling) -> dict[str, Any]:
         "top_k": sampling.top_k or 0 if do_sample else None,
     }
     if sampling.repetition_penalty is not None:
-        generate_settings["repetition_penalty"] = float(sampling.repetition_penalty)
-    return generate_settings
+        settings["repetition_penalty"] = float(sampling.repetition_penalty)
+    return settings
 
 
 class TokenSampler:
@@ -47,18 +47,18 @@ class TokenSampler:
     ) -> None:
         self.ids, self._prompt = ids, ids.shape[1]
         self._config, self._processors, self._criteria = config, processors, criteria
-        self._ends = any(hasattr(one, "eos_token_id") for one in criteria)
+        self._has_end_token = any(hasattr(criterion, "eos_token_id") for criterion in criteria)
         self._unfinished = torch.ones(ids.shape[0], dtype=torch.long, device=ids.device)
         self._stream = stream
         self._logits: list[Tensor] = []
         self._scores: list[Tensor] = []
 
     def take(self, logits: Float[Tensor, "batch vocabulary"]) -> Int[Tensor, " batch"]:
-        """The next token of every row."""
+        """Choose the next token of every row."""
         logits = logits.to(copy=True, dtype=torch.float32, device=self.ids.device)
         scores = self._processors(self.ids, logits)
         token = torch.multinomial(scores.softmax(-1), 1)[:, 0] if self._config.do_sample else scores.argmax(-1)
-        if self._ends:
+        if self._has_end_token:
             pad: Any = self._config._pad_token_tensor  # pyright: ignore[reportAttributeAccessIssue]
             token = torch.where(self._unfinished.bool(), token, pad)
         self.ids = torch.cat([self.ids, token[:, None]], dim=1)
@@ -72,9 +72,9 @@ class TokenSampler:
 
     @property
     def n_left(self) -> int:
-        """Tokens until the maximum length."""
-        longest: Any = self._config.max_length
-        return longest - self.ids.shape[1]
+        """The number of tokens until the maximum length."""
+        max_length: Any = self._config.max_length
+        return max_length - self.ids.shape[1]
 
     @property
     def done(self) -> bool:
@@ -83,19 +83,19 @@ class TokenSampler:
 
     def output(self) -> Tensor | GenerateDecoderOnlyOutput:
         """The output of `generate`, without the cache."""
-        new = self._stream.finish()
-        sequences = self.ids[:, : self._prompt + new]
+        n_new = self._stream.finish()
+        sequences = self.ids[:, : self._prompt + n_new]
         if not self._config.return_dict_in_generate:
             return sequences
         return GenerateDecoderOnlyOutput(
             sequences=sequences,  # pyright: ignore[reportArgumentType]
-            logits=_recorded(self._logits, new),
-            scores=_recorded(self._scores, new),
+            logits=_first_steps(self._logits, n_new),
+            scores=_first_steps(self._scores, n_new),
         )
 
 
 class HostStream:
-    """Copies chosen tokens to the host: on a GPU some steps late, so that neither waits for the other."""
+    """Copies tokens to the host: on a GPU some steps late, so that neither host nor GPU waits for the other."""
 
     def __init__(
         self, prompt: Int[Tensor, "batch prompt"], streamer: Any, stop: Stop | None, *, do_sample: bool = False
@@ -112,7 +112,7 @@ class HostStream:
             streamer.put(prompt.cpu())
 
     def put(self, token: Int[Tensor, " batch"], unfinished: Int[Tensor, " batch"]) -> None:
-        """Add one token of every row, and which rows go on."""
+        """Add one token of every row, and which rows continue."""
         self._pending.append(_to_host(torch.stack([unfinished, token])))
         while self._pending and (
             len(self._pending) > self._lag or (not self._do_sample and self._pending[0][1].query())
@@ -120,7 +120,7 @@ class HostStream:
             self._read()
 
     def finish(self) -> int:
-        """Read all pending tokens; return how many there were until all rows had ended."""
+        """Read all pending tokens, and return the number of steps until all rows had ended."""
         while self._pending:
             self._read()
         if self._streamer is not None:
@@ -134,8 +134,8 @@ class HostStream:
             return
         unfinished, token = step
         self._n_steps += 1
-        for number, (row, new) in enumerate(zip(self._rows, token.tolist(), strict=True)):
-            row.append(new)
+        for number, (row, token_id) in enumerate(zip(self._rows, token.tolist(), strict=True)):
+            row.append(token_id)
             if self._stop is not None and not self._stopped[number]:
                 self._stopped[number] = self._stop.reached(row[-self._stop.span :])
         self.ended = not any(
@@ -146,7 +146,7 @@ class HostStream:
 
 
 class _NoEvent:
-    """In place of a CUDA event where tensors are on the CPU already."""
+    """A stand-in for a CUDA event if tensors are on the CPU already."""
 
     def query(self) -> bool:
         return True
@@ -156,7 +156,7 @@ class _NoEvent:
 
 
 def _to_host(tensor: Tensor) -> tuple[Tensor, Any]:
-    """A copy on the host, and the event after which it can be read."""
+    """A copy on the host, and the event after which you can read it."""
     if tensor.device.type != "cuda":
         return tensor, _NoEvent()
     copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
@@ -166,5 +166,5 @@ def _to_host(tensor: Tensor) -> tuple[Tensor, Any]:
     return copy, event
 
 
-def _recorded(steps: Sequence[Tensor], number: int) -> Any:
+def _first_steps(steps: Sequence[Tensor], number: int) -> Any:
     return tuple(steps[:number]) or None
