@@ -1,6 +1,6 @@
-"""Docstrings as the API reference shows them: what they say of parameters and fields, as a list.
+"""Docstrings for the API reference: descriptions of parameters and fields become lists.
 
-A paragraph that begins with a parameter's name and a colon tells about parameters, one after another in its sentences:
+A paragraph that begins with the name of a parameter and a colon describes parameters, one per sentence:
 `model: its name. plan: a Plan, or the name of one.`
 """
 
@@ -10,10 +10,10 @@ import griffe
 
 
 class Fields(griffe.Extension):
-    """Called by mkdocstrings when it has read the package."""
+    """An extension of griffe that rewrites the docstrings of a package."""
 
     def on_package(self, *, pkg, **kwargs):
-        """Every docstring of it."""
+        """Rewrite every docstring of the package."""
         self._walk(pkg)
 
     def _walk(self, thing):

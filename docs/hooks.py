@@ -1,7 +1,8 @@
-"""What mkdocs builds the site from beside `docs`: pages and files of the repository, and its address.
+"""Hooks of mkdocs: pages and files of the repository outside `docs`, and its address.
 
-README.md, CHANGELOG.md and CONTRIBUTING.md are pages of the site. A relative link leads to the page that its file is,
-to a copy of the picture that it names, or to the file in the repository; to a file that does not exist, it is an error.
+README.md, CHANGELOG.md and CONTRIBUTING.md are pages of the site. A relative link to a page of the site leads there, a
+link to a picture leads to a copy of it, and a link to another file leads to the repository. A link to a missing file is
+an error.
 """
 
 import os
@@ -27,13 +28,13 @@ REPOSITORY = METADATA["tool"]["hatch"]["metadata"]["hooks"]["custom"]["repositor
 
 
 def on_config(config):
-    """The repository's address, of which pages ask nothing: as `repo_url` the theme would load its stars."""
+    """Set the repository's address as a plain link; with `repo_url`, the theme would load its stars."""
     config.extra["social"] = [{"icon": "material/source-repository", "link": REPOSITORY, "name": "Repository"}]
     return config
 
 
 def on_files(files, config):
-    """Add the pages and pictures that lie outside `docs`."""
+    """Add the pages and pictures outside `docs`."""
     for page, path in PAGES.items():
         files.append(File.generated(config, page, content=(ROOT / path).read_text(encoding="utf-8")))
     for path in sorted({path for source in _sources() for path in _pictures(source)}):
@@ -42,7 +43,7 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Links of the repository as links of the site."""
+    """Turn links of the repository into links of the site."""
     here = PAGES.get(page.file.src_uri, f"docs/{page.file.src_uri}")
     parts = CODE.split(markdown)
     parts[::2] = (LINK.sub(lambda link: _target(link, here, page), part) for part in parts[::2])
@@ -50,7 +51,7 @@ def on_page_markdown(markdown, page, config, files):
 
 
 def on_post_page(output, page, config):
-    """Refuse what a browser would fetch from elsewhere."""
+    """Refuse pages that would load anything from the network.  Raises: PluginError."""
     if elsewhere := ELSEWHERE.search(output):
         raise PluginError(f"{page.file.src_uri} loads something from the network: {elsewhere[0]}")
     return output

@@ -1,7 +1,7 @@
-"""Write the tables of models and of what plans cost into README.md and docs: `make tables`.
+"""Write the tables of models and of the costs of plans into README.md and docs: `make tables`.
 
-Everything in them is computed here: parameters from the release's configuration, tokens and FLOPs from the adapter's
-example of a clip of 1280 x 720 with sound and 44 tokens of text, without weights.
+The tables are computed without weights: parameters from the release's configuration; tokens and FLOPs from the
+adapter's example of a 1280 x 720 clip with sound and 44 text tokens.
 """
 
 import sys
@@ -27,37 +27,37 @@ HEAD = (
     "| model | name | parameters | video + audio tokens of a clip of 10 / 30 / 60 s | padding | `fastav` keeps "
     "| FLOPs | checked against |"
 )
-OWN = {"videollama2", "video-salmonn2", "video-salmonn2-plus"}  # whose code is ours
+OWN = {"videollama2", "video-salmonn2", "video-salmonn2-plus"}  # implemented in fastav
 
 
 @cache
 def table() -> str:
-    """The table of all models that fastav knows but the embedded one, as Markdown."""
+    """The table of all models except the embedded one, as Markdown."""
     return "\n".join([HEAD, "|---" * (HEAD.count("|") - 1) + "|", *map(row, adapters())])
 
 
 @cache
 def summary() -> str:
-    """What every model takes, where it is pruned, and what two plans cost there: the short table, as Markdown."""
+    """The short table as Markdown: input of every model, whether vLLM can prune it, and the costs of two plans."""
     head = "| model | name | input | vLLM | `fastav` | `fastav-plus` |"
     return "\n".join([head, "|---" * (head.count("|") - 1) + "|", *map(summary_of, adapters())])
 
 
 @cache
 def costs() -> str:
-    """FLOPs of the prefill by model, plan and length of the clip, as Markdown."""
+    """The table of prefill FLOPs by model, plan and length of the clip, as Markdown."""
     head = f"| model | {' | '.join(f'`{name}`' for name in PLANS)} |"
     return "\n".join([head, "|---" * (len(PLANS) + 1) + "|", *map(costs_of, adapters())])
 
 
 def adapters() -> list[ModelAdapter]:
-    """Those of all models but the embedded one and those of other packages."""
+    """The adapters of all models, except the embedded one and those of other packages."""
     names = (name for name in MODELS if not name.startswith("tiny"))
     return [MODELS[name]() for name in names if MODELS[name].__module__.startswith("fastav.")]
 
 
 def summary_of(adapter: ModelAdapter) -> str:
-    """One model of the short table."""
+    """The row of a model in the short table."""
     layout = adapter.example(adapter.config(), seconds=30, text=TEXT)
     cells = [
         f"[{adapter.checkpoint.split('/')[1]}](docs/{adapter.name}.md)",
@@ -70,7 +70,7 @@ def summary_of(adapter: ModelAdapter) -> str:
 
 
 def costs_of(adapter: ModelAdapter) -> str:
-    """What the plans cost on one model, for clips of 10, 30 and 60 s."""
+    """The row of a model in the table of costs, for clips of 10, 30 and 60 s."""
     config = adapter.config()
     layouts = [adapter.example(config, seconds=seconds, text=TEXT) for seconds in CLIPS]
     cells = (percent(ratio(adapter, adapter.preset(name), layout) for layout in layouts) for name in PLANS)
@@ -78,7 +78,7 @@ def costs_of(adapter: ModelAdapter) -> str:
 
 
 def row(adapter: ModelAdapter) -> str:
-    """One model."""
+    """The row of a model in the table of models."""
     config, plan = adapter.config(), adapter.presets["fastav"]
     layouts = [adapter.example(config, seconds=seconds, text=TEXT) for seconds in CLIPS]
     with torch.device("meta"):
@@ -98,43 +98,43 @@ def row(adapter: ModelAdapter) -> str:
 
 
 def percent(shares: Iterable[float]) -> str:
-    """Shares as a cell shows them."""
+    """Shares as the text of a cell."""
     return " / ".join(f"{share:.0%}".replace("%", " %") for share in shares)
 
 
 def clip(layout: Layout) -> str:
-    """Tokens of the clip: those seen, and those heard if there are any."""
+    """The number of visual tokens of the clip, and of audio tokens if there are any."""
     seen, heard = layout.count(Modality.VIDEO, Modality.IMAGE), layout.count(Modality.AUDIO)
     return f"{seen:,} + {heard:,}" if heard else f"{seen:,}"
 
 
 def share(layout: Layout) -> float:
-    """The part of the clip's tokens that is padding."""
+    """The share of padding in the clip's tokens."""
     return float(layout.padding.sum()) / (len(layout) - layout.count(Modality.TEXT))
 
 
 def ratio(adapter: ModelAdapter, plan: Plan, layout: Layout) -> float:
-    """FLOPs of the prefill, pruned over unpruned."""
+    """The prefill FLOPs of a plan over those of the unpruned model."""
     shape = adapter.shape(adapter.config())
     full = [len(layout)] * shape.layers
     return prefill_flops(shape, plan.tokens(layout, shape.layers)) / prefill_flops(shape, full)
 
 
 def kept(plan: Plan) -> str:
-    """What the plan's global cut keeps, in words."""
+    """The budgets of the plan's global cut, as text."""
     first = plan.steps[0]
     return ", ".join(words(budget, name) for name, budget in budgets(first.keep))
 
 
 def budgets(keep: object) -> Iterator[tuple[str, Budget]]:
-    """The budgets that are set."""
+    """The name and value of every budget that is set."""
     for field in fields(keep):
         if (budget := getattr(keep, field.name)) is not None:
             yield field.name, budget
 
 
 def words(budget: Budget, name: str) -> str:
-    """A budget in words."""
+    """A budget as text."""
     what = "of the clip" if name in ("clip", "media") else name
     match budget:
         case Tokens(number=number):
@@ -156,7 +156,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
 
 
 def written(text: str, path: str) -> str:
-    """The file's text with its table between the marks, links relative to the file."""
+    """The file's text with its table between the marks and links relative to the file."""
     mark, make = TABLES[path]
     start, end = f"<!-- {mark}: make tables -->", f"<!-- /{mark} -->"
     before, _, rest = text.partition(start)
@@ -168,7 +168,7 @@ def written(text: str, path: str) -> str:
 
 
 def main() -> int:
-    """Write the tables; with `--check`, 1 if they are not what the files hold."""
+    """Write the tables, or with `--check` compare them.  Returns 1 if `--check` finds an outdated table."""
     stale = False
     for path in TABLES:
         text = (ROOT / path).read_text(encoding="utf-8")

@@ -1,9 +1,7 @@
-"""Draw docs/tokens.svg: the tokens that every layer of VideoLLaMA2 runs on under the preset `fastav`.
+"""Draw docs/tokens.svg, the tokens of every layer of VideoLLaMA2 with the preset `fastav`: `python docs/picture.py`.
 
-    python docs/picture.py
-
-What is drawn comes from the plan's schedule. After the first fine cut audio and video share one budget, so how many of
-which are left depends on the clip: they are drawn in one colour.
+The numbers come from the plan. After the first fine cut, audio and video share one budget and one colour, because their
+proportion depends on the clip.
 """
 
 from pathlib import Path
@@ -18,14 +16,14 @@ DEPTH, LEFT, TOP, WIDTH, HEIGHT = 28, 62, 58, 24, 250
 
 
 def layers(plan: Plan, layout: Layout) -> list[dict[str, int]]:
-    """Tokens by kind that each layer runs on."""
+    """The number of tokens of each kind in every layer."""
     names = {frozenset({m}): m.label for m in TOKENS} | {frozenset(MEDIA): "audio or video"}
     rows = [{names[group]: n for group, n in there.items() if n} for there in plan.layers(layout, DEPTH)]
     return [{kind: row[kind] for kind in COLOURS if kind in row} for row in rows]
 
 
 def draw(rows: list[dict[str, int]]) -> str:
-    """The chart as SVG."""
+    """The chart as an SVG document."""
     total = sum(TOKENS.values())
     parts = []
     for layer, row in enumerate(rows):
@@ -59,7 +57,7 @@ def draw(rows: list[dict[str, int]]) -> str:
 
 
 def text(x: float, y: float, words: str, anchor: str = "start", weight: str = "normal") -> str:
-    """A line of text."""
+    """An SVG element with a line of text."""
     style = f'font-size="13" font-weight="{weight}" fill="#222" text-anchor="{anchor}"'
     return f'<text x="{x}" y="{y:.1f}" {style}>{words}</text>'
 

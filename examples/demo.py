@@ -1,4 +1,4 @@
-"""Answer questions about a clip of 32 s with sound, unpruned and pruned, side by side: `make demo`."""
+"""The demo, `make demo`: questions about a 32 s clip with sound, answered unpruned and pruned, side by side."""
 
 import os
 import sys

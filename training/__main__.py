@@ -17,11 +17,11 @@ from training.model import for_long_clips, lengthened, untrained
 BANK, TEST_BANK = 6000, 400
 LONG_BANK, LONG_TEST_BANK = 800, 60
 TEST_SCENES, LONG_TEST_SCENES = 60, 20
-EVERY, LOOK = 60, 300  # steps between checkpoints, and between looks at held-out clips
+EVERY, LOOK = 60, 300  # steps between checkpoints, and between evaluations on held-out clips
 
 
 def main() -> None:
-    """Train from where the last run stopped, and save the model."""
+    """Train, resuming from the last checkpoint if there is one, and save the model."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--work", type=Path, default=Path("build/tiny"), help="checkpoints; delete to start afresh")
@@ -64,7 +64,7 @@ def main() -> None:
 def _encoders(
     model: FastAVTinyForConditionalGeneration, banks: list[Bank], kept: Path, seed: int
 ) -> list[tuple[Tensor, Tensor]]:
-    """Teach the encoders with the first two banks, unless that has been done; features of each bank's clips."""
+    """Train the encoders on the first two banks, unless `kept` exists; return the features of every bank's clips."""
     if not kept.exists():
         scheme = model.config.scheme
         rendered = [Labelled.of(bank, scheme if bank.seconds == SECONDS else lengthened(scheme)) for bank in banks]
@@ -81,7 +81,7 @@ def _encoders(
 
 
 def _save(path: Path, what: dict[str, object]) -> None:
-    """Write a file that is whole or not there."""
+    """Write the whole file, or nothing."""
     with atomic_write(path) as part:
         torch.save(what, part)
 

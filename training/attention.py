@@ -1,19 +1,20 @@
-"""Attention for training, written out: on CPUs the backward pass of PyTorch's own takes twice as long."""
+"""Attention for training in plain operations: on CPUs, the backward pass of PyTorch's sdpa takes twice as long."""
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
 NAME = "written-out"
-HIDDEN = -1e4  # what is added to a score that is not to count; finite in bfloat16
+HIDDEN = -1e4  # added to a masked score; finite in bfloat16
 
 
 def attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, **_: object
 ) -> tuple[Tensor, None]:
-    """As transformers calls it: query [batch, heads, tokens, channels], keys and values of fewer heads.
+    """Compute attention with the signature that transformers calls.
 
-    mask: added to the scores of the last rows, [batch, 1, rows, tokens]; the rows before see what precedes them.
+    query: [batch, heads, tokens, channels]; keys and values may have fewer heads. mask: [batch, 1, rows, tokens], added
+    to the scores of the last rows; the rows before them are causal.
     """
     shared = query.shape[1] // key.shape[1]
     query = query * scaling
@@ -28,7 +29,7 @@ def attend(
 
 def _weighted(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, shared: int) -> Tensor:
     batch, heads, rows, channels = query.shape
-    query = query.reshape(batch, heads // shared, shared * rows, channels)  # heads of a group read the same keys
+    query = query.reshape(batch, heads // shared, shared * rows, channels)  # heads of a group share keys
     scores = (query @ key.transpose(2, 3)).view(batch, heads, rows, -1)
     weights = (scores if mask is None else scores + mask).softmax(-1).to(value.dtype)
     return (weights.view(batch, heads // shared, shared * rows, -1) @ value).view(batch, heads, rows, channels)

@@ -1,4 +1,4 @@
-"""Write the clips that come with the package, and their questions: `python -m training.clips`."""
+"""Write the clips of the package and their questions: `python -m training.clips`."""
 
 import json
 from importlib.resources import files
@@ -14,7 +14,7 @@ LONG = ("half-minute",)  # for tiny-long
 
 
 def main() -> None:
-    """Write all clips and `questions.json`; all are scenes that the model was not trained on."""
+    """Write all clips and `questions.json`. The model was trained on none of these scenes."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     told = {}
     for name, seed in SEEDS.items():

@@ -1,4 +1,4 @@
-"""Banks of pictures and sounds, which are recombined into scenes, and batches of questions about them."""
+"""Banks of pictures and sounds, their recombination into scenes, and batches of questions about these."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,31 +17,31 @@ from training.labels import heard, seen
 FACTS = ("colour", "shape", "direction", "timbre", "pitch", "count", "rest", "knock")
 LONG = ("fits", "sound-of", "shape-of", "hear", "when", "when", "see", "see", "is")
 WEIGHTS = {"fits": 2.0, "see": 2.0, "count": 1.5, "caption": 0.5}
-CAPTIONS = 0.4  # share of scenes of which a caption is asked
-END_WEIGHT = 0.2  # of the token that ends an answer, which is soon learnt
+CAPTIONS = 0.4  # share of scenes with a question for a caption
+END_WEIGHT = 0.2  # of the end token of an answer, which is learned early
 
 
 @dataclass(frozen=True, slots=True)
 class Bank:
-    """Pictures and sounds of one length, any two of which are a scene."""
+    """Pictures and sounds of one length; any pair makes a scene."""
 
     pictures: list[Picture]
     sounds: list[Sound]
 
     @classmethod
     def draw(cls, size: int, seed: int, seconds: int = SECONDS) -> "Bank":
-        """So many of each."""
+        """Draw `size` pictures and `size` sounds."""
         rng = np.random.default_rng(seed)
         pictures = [Picture.draw(rng, seconds) for _ in range(size)]
         return cls(pictures, [Sound.draw(rng, None, seconds) for _ in range(size)])
 
     @property
     def seconds(self) -> int:
-        """Of every clip."""
+        """The length of every clip in seconds."""
         return self.pictures[0].seconds
 
     def scenes(self, count: int, rng: np.random.Generator, *, held_out: bool) -> list[tuple[int, int]]:
-        """Numbers of picture and sound of scenes of one split; about half of them fit."""
+        """Draw scenes of one split, as indices of picture and sound. The sound fits the shape in about half of them."""
         by_timbre = [
             [number for number, sound in enumerate(self.sounds) if sound.timbre == timbre and not sound.silent]
             for timbre in TIMBRES
@@ -58,7 +58,7 @@ class Bank:
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A bank as the encoders take it, with the labels of its tokens.
+    """A bank as inputs of the encoders, with the labels of its tokens.
 
     frames: uint8 [pictures, frames, side, side, 3]. fbanks: [sounds, rows, bins]. objects, motions: [pictures, video
     tokens]. noises, starts: [sounds, audio tokens].
@@ -73,12 +73,12 @@ class Labelled:
 
     @classmethod
     def of(cls, bank: Bank, scheme: Scheme) -> "Labelled":
-        """Render the frames that the processor would sample, and all sounds."""
+        """Render all sounds, and the frames that the processor would sample."""
         which = sample_frames(bank.seconds * FPS, scheme.num_frames, scheme.most_frames)
         looks = [seen(picture, (which + 0.5) / FPS, scheme) for picture in bank.pictures]
         noises = [heard(sound, scheme) for sound in bank.sounds]
         threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # each of very many operations is too small to share
+        torch.set_num_threads(1)  # the many operations are too small for several threads
         fbanks = [soundtrack_features(waveform(sound), scheme)[0].bfloat16() for sound in bank.sounds]
         torch.set_num_threads(threads)
         return cls(
@@ -92,17 +92,17 @@ class Labelled:
 
 
 def pixels(shown: Tensor) -> Float[Tensor, "videos frames 3 side side"]:
-    """What `pixel_values` makes of frames that have the model's size already."""
+    """Normalize uint8 frames of the model's size, as `pixel_values` does."""
     return ((shown.float() * (1 / 255)) - 0.5).div(0.5).permute(0, 1, 4, 2, 3)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Scenes, each with several questions packed behind it that do not see each other.
+    """Scenes, each with several questions packed after it that do not see each other.
 
-    pictures, sounds: numbers in the bank. ids, positions: of all tokens behind the clip, [scenes, tokens]. sees:
-    which tokens [scenes, tokens, tokens] see which of them. targets, weights: what each token is to be followed by.
-    questions: at what each token of an answer follows, the question's place in the list of kinds; else -1.
+    pictures, sounds: indices in the bank. ids, positions: of all tokens after the clip. sees: which of these tokens
+    each token attends to. targets, weights: the next token, and its weight in the loss. questions: for each token that
+    predicts a token of an answer, the question's index in the list of kinds; otherwise -1.
     """
 
     pictures: Tensor
@@ -117,11 +117,11 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
-    """Some steps of training.
+    """A phase of the training.
 
-    asked: kinds of questions about every scene, beside so many `facts`, drawn, and captions of two scenes in five.
-    peak: of the full rate. held: for what share of the steps the rate is at its peak before it falls. long: whether
-    every second step is about long clips.
+    asked: kinds of questions about every scene; `facts` random kinds of facts, and captions of two scenes in five, come
+    in addition. peak: highest learning rate, as a share of the full one. held: share of the steps before the rate
+    falls. long: whether every second step uses long clips.
     """
 
     steps: int
@@ -132,7 +132,7 @@ class Phase:
     long: bool = False
 
     def kinds(self, rng: np.random.Generator, seconds: int) -> list[str]:
-        """Kinds of the questions about one scene."""
+        """Draw the kinds of questions about one scene."""
         if seconds > SECONDS:
             facts = rng.choice([fact for fact in FACTS if fact != "rest"], 4, replace=False)
             return [*LONG, *map(str, facts), "caption"]
@@ -150,7 +150,7 @@ def pack(
     start: int,
     rng: np.random.Generator,
 ) -> Batch:
-    """Questions of these kinds about these scenes; positions go on from `start`, where the clip ends."""
+    """Pack questions of these kinds about these scenes. Positions start at `start`, where the clip ends."""
     rows = []
     for (picture, sound), wanted in zip(scenes, kinds, strict=True):
         scene = Scene(bank.pictures[picture], bank.sounds[sound])
@@ -183,19 +183,19 @@ def pack(
 
 
 def before(processor: VideoLlama2Processor) -> list[int]:
-    """Token ids in front of the clip."""
+    """Token ids before the clip."""
     return processor.tokenizer(_around(processor, "")[0], add_special_tokens=False)["input_ids"]
 
 
 @lru_cache(4096)
 def prompt_ids(processor: VideoLlama2Processor, question: str) -> list[int]:
-    """Token ids behind the clip, up to where the model answers."""
+    """Token ids from the clip to the start of the answer."""
     return processor.tokenizer(_around(processor, question)[1], add_special_tokens=False)["input_ids"]
 
 
 @lru_cache(4096)
 def answer_ids(processor: VideoLlama2Processor, answer: str) -> list[int]:
-    """Token ids of an answer, its end included."""
+    """Token ids of an answer, with its end token."""
     words = processor.tokenizer
     return [*words(answer, add_special_tokens=False)["input_ids"], words.eos_token_id]
 

@@ -1,4 +1,4 @@
-"""Then, the decoder learns to answer, with the projectors; the encoders stay as they are."""
+"""Training of the decoder and the projectors on answers. The encoders stay frozen."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,18 +18,18 @@ from training.progress import Progress
 
 BRIDGES = ("fits", "sound-of", "shape-of")
 PHASES = (
-    # all facts, and what needs two of them to be compared
+    # all facts, and questions that compare two of them
     Phase(steps=240, asked=(*FACTS, "see", "is", "hear", "fits", "caption"), facts=0, peak=1, held=1),
-    # what takes long to learn: shape against sound, and what is asked for against what there is
+    # what takes long to learn: comparing shape and sound, or question and clip
     Phase(steps=1200, asked=(*BRIDGES, "hear", *("see",) * 4, *("is",) * 3, "rest"), facts=3, peak=0.5, held=0.5),
-    # all of it, and long clips
+    # everything, and long clips
     Phase(steps=400, asked=(*BRIDGES, "hear", *("see",) * 2, *("is",) * 2), facts=8, peak=0.5, held=0.2, long=True),
 )
 SCENES, LONG_SCENES = 16, 4
 
 
 def phase_of(step: int) -> tuple[Phase, int]:
-    """The phase that a step is in, and how many steps of it came before."""
+    """The phase of a step, and the index of the step within it."""
     for phase in PHASES:
         if step < phase.steps:
             return phase, step
@@ -39,7 +39,7 @@ def phase_of(step: int) -> tuple[Phase, int]:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A bank and what the encoders make of it: [pictures or sounds, tokens, width]."""
+    """A bank and its features from both encoders: [pictures or sounds, tokens, width]."""
 
     bank: Bank
     seen: Tensor
@@ -47,12 +47,12 @@ class Shown:
 
     @property
     def tokens(self) -> int:
-        """Of one clip."""
+        """The number of audio and video tokens of one clip."""
         return self.seen.shape[1] + self.heard.shape[1]
 
 
 class Lessons:
-    """The model, its optimizers, and the step they are at."""
+    """The training of the decoder: the model, its optimizers, and the current step."""
 
     def __init__(
         self,
@@ -76,23 +76,23 @@ class Lessons:
 
     @property
     def steps(self) -> int:
-        """How many there are."""
+        """The number of steps of all phases."""
         return sum(phase.steps for phase in PHASES)
 
     def state(self) -> dict[str, object]:
-        """What a checkpoint holds."""
+        """The content of a checkpoint."""
         states = [optimizer.state_dict() for optimizer in self.optimizers]
         return {"step": self.step, "model": self.model.state_dict(), "optimizers": states}
 
     def resume(self, state: dict) -> None:
-        """From a checkpoint."""
+        """Restore the content of a checkpoint."""
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
 
     def run(self, every: int, then: Callable[[], None]) -> None:
-        """All steps that are left; `then` is called every so many and at the end."""
+        """Run the remaining steps; call `then` after every `every` steps and at the end."""
         before_us = self.model.config._attn_implementation
         self.model.config._attn_implementation = attention.NAME
         progress = Progress("decoder", self.steps, self.step)
@@ -114,7 +114,7 @@ class Lessons:
         self.model.config._attn_implementation = before_us
 
     def _batch(self, number: int) -> tuple[Shown, Batch]:
-        """What a step is about."""
+        """The features and the batch of a step."""
         phase, within = phase_of(number)
         shown, count = (self.long, LONG_SCENES) if phase.long and within % 2 else (self.shown, SCENES)
         rng = np.random.default_rng((self.seed, number))
@@ -123,7 +123,7 @@ class Lessons:
         return shown, pack(self.processor, shown.bank, scenes, asked, self._start(shown), rng)
 
     def _start(self, shown: Shown) -> int:
-        """Where the clip ends."""
+        """The position after the clip."""
         return len(self.prefix) + shown.tokens
 
     def _loss(self, shown: Shown, batch: Batch) -> Tensor:
@@ -133,7 +133,7 @@ class Lessons:
         return (losses * weights[weights > 0]).sum() / weights.sum()
 
     def _logits(self, shown: Shown, batch: Batch) -> Float[Tensor, "scenes tokens vocabulary"]:
-        """Of the tokens behind the clips."""
+        """Logits of the tokens after the clips."""
         body, device = self.model.model, self.model.device
         rows = len(batch.ids)
         video = body.mm_projector.readout(shown.seen[batch.pictures].to(device).float())
@@ -155,7 +155,7 @@ class Lessons:
 
     @torch.no_grad()
     def right(self, shown: Shown, scenes: int) -> Iterator[tuple[str, float]]:
-        """The share of first words of answers that are right, by kind, on held-out scenes."""
+        """The share of right answers by kind of question, on held-out scenes.  Every token must be right."""
         before_us = self.model.config._attn_implementation
         self.model.config._attn_implementation = attention.NAME
         rng = np.random.default_rng(self.seed)

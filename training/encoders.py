@@ -1,4 +1,4 @@
-"""First, the encoders learn what each token shows or sounds like. Then they are frozen and their features kept."""
+"""Training of the encoders on the labels of their tokens, before they are frozen and their features stored."""
 
 from collections.abc import Callable, Iterator
 
@@ -16,26 +16,26 @@ from training.progress import Progress
 
 VIDEO_STEPS, AUDIO_STEPS = 800, 320
 PAIRS, SOUNDS_AT_ONCE, LONG_SOUNDS_AT_ONCE = 64, 64, 8
-LONG_SHARE = 1 / 3  # of the steps that teach the audio encoder
-NOTHING_WEIGHT = 0.15  # of tokens that hold the centre of no object
+LONG_SHARE = 1 / 3  # of the audio encoder's steps
+NOTHING_WEIGHT = 0.15  # of tokens without the centre of an object
 
 
 def video_features(model: VideoLlama2Model, shown: Tensor) -> Float[Tensor, "videos tokens width"]:
-    """What the connector's MLP reads, of uint8 frames [videos, frames, side, side, 3]."""
+    """The input of the connector's MLP, from uint8 frames [videos, frames, side, side, 3]."""
     values = pixels(shown.to(model.device))
     return model.mm_projector.merged(model.vision_tower(values.flatten(0, 1)).unflatten(0, values.shape[:2]))
 
 
 def audio_features(model: VideoLlama2Model, fbanks: Tensor) -> Float[Tensor, "sounds tokens width"]:
-    """What the audio projector reads."""
+    """The input of the audio projector."""
     return model.audio_tower(fbanks.to(model.device).float())
 
 
 def teach(model: VideoLlama2Model, bank: Labelled, long: Labelled, seed: int) -> dict[str, nn.Module]:
-    """Train both encoders on the labels of their tokens; the heads that read them, which are not part of the model.
+    """Train both encoders on the labels of their tokens. Return the heads, which are not part of the model.
 
-    long: a bank of long clips, of which BEATs hears some: what it makes of a sound depends on how long it lasts. Frames
-    are seen in pairs, so that pictures of short clips are enough.
+    long: a bank of long clips. BEATs is trained on some, because its features of a sound depend on the length of the
+    input. Frames are encoded in pairs, so that pictures of short clips suffice.
     """
     attention_of = model.config.vision_config._attn_implementation
     model.config.vision_config._attn_implementation = attention.NAME
@@ -47,7 +47,7 @@ def teach(model: VideoLlama2Model, bank: Labelled, long: Labelled, seed: int) ->
     tokens = bank.objects.shape[1] // (bank.frames.shape[1] // 2)
 
     def watch() -> Tensor:
-        """One pair of frames of each of some videos: more different things to see than whole videos have."""
+        """The loss on one pair of frames of each of some videos, which varies more than whole videos."""
         rows = torch.randint(len(bank.frames), (PAIRS,), generator=make)
         pair = int(torch.randint(bank.frames.shape[1] // 2, (), generator=make))
         hidden = video_features(model, bank.frames[rows, 2 * pair : 2 * pair + 2]).float()
@@ -93,7 +93,7 @@ def _fit(
 
 @torch.no_grad()
 def features(model: VideoLlama2Model, bank: Labelled) -> tuple[Tensor, Tensor]:
-    """What both encoders make of a bank, in bfloat16: of pictures and of sounds, each [number, tokens, width]."""
+    """Features of a bank's pictures and of its sounds, in bfloat16: each [number, tokens, width]."""
     seen = [video_features(model, part).bfloat16() for part in bank.frames.split(512 // bank.frames.shape[1])]
     heard = [audio_features(model, part).bfloat16() for part in bank.fbanks.split(25_600 // bank.fbanks.shape[1])]
     return torch.cat(seen), torch.cat(heard)
@@ -102,7 +102,7 @@ def features(model: VideoLlama2Model, bank: Labelled) -> tuple[Tensor, Tensor]:
 def accuracy(
     model: VideoLlama2Model, bank: Labelled, heads: dict[str, nn.Module], seen: Tensor, heard: Tensor
 ) -> Iterator[tuple[str, float]]:
-    """The share of tokens that show or sound like something whose label is read off their features."""
+    """The share of right labels among tokens that show or contain something, by kind of label."""
     with torch.no_grad():
         said = model.audio_tower.predictor(heard.float())
         readings = {

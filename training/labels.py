@@ -1,4 +1,4 @@
-"""What each token of a clip shows or sounds like: what the encoders are taught before the decoder learns to speak."""
+"""Labels of a clip's tokens, on which the encoders are trained: the object or the sound that each token contains."""
 
 from dataclasses import dataclass
 
@@ -20,14 +20,14 @@ ROWS_A_SECOND = 100
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """Of each video token.  what: object whose centre it holds. motion: of that object, `IGNORED` where none."""
+    """Labels of video tokens.  what: the object centred in the token. motion: that object's; `IGNORED` if none."""
 
     what: Int[np.ndarray, " tokens"]
     motion: Int[np.ndarray, " tokens"]
 
 
 def seen(picture: Picture, moments: Float[np.ndarray, " frames"], scheme: Scheme) -> Seen:
-    """moments: second of each sampled frame."""
+    """Label the video tokens of a picture.  moments: the second of each sampled frame."""
     side = scheme.image_size // scheme.patch_size // 2
     pairs = len(moments) // 2
     what, motion = np.zeros((pairs, side, side), np.int64), np.full((pairs, side, side), IGNORED)
@@ -41,21 +41,21 @@ def seen(picture: Picture, moments: Float[np.ndarray, " frames"], scheme: Scheme
         moved = np.abs(way[1] - way[0]).max()
         if moved < 0.005:
             motion[pair, y, x] = 0
-        elif moved > 0.035:  # in between, it starts or stops just then
+        elif moved > 0.035:  # in between, it is starting or stopping
             motion[pair, y, x] = 1 + DIRECTIONS.index(picture.direction)
     return Seen(what.reshape(-1), motion.reshape(-1))
 
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """Of each audio token.  what: the sound in its time, `IGNORED` where there is little of it. starts: beeps."""
+    """Labels of audio tokens.  what: the sound; `IGNORED` if there is little of it. starts: 1 where a beep starts."""
 
     what: Int[np.ndarray, " tokens"]
     starts: Float[np.ndarray, " tokens"]
 
 
 def heard(sound: Sound, scheme: Scheme) -> Heard:
-    """Tokens of one time have the same label."""
+    """Label the audio tokens of a sound.  Tokens of the same time have the same label."""
     times, bands = scheme.audio_grid
     width = scheme.audio_patch / ROWS_A_SECOND
     left = np.arange(times) * width

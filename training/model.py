@@ -1,4 +1,4 @@
-"""The model before it has learnt anything: its configuration, its vocabulary, its first weights."""
+"""The untrained model: configuration, vocabulary and initial weights."""
 
 import json
 import re
@@ -28,7 +28,7 @@ WORD = r"\w+|[^\w\s]"
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token for each word and mark of the toy world, in lower case."""
+    """A tokenizer with one token for each word and mark of the toy world, in lower case."""
     words = dict.fromkeys(word for sentence in sentences() for word in re.findall(WORD, sentence))
     vocabulary = {word: number for number, word in enumerate([*SPECIAL, *words])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
@@ -45,7 +45,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def configuration(words: PreTrainedTokenizerFast) -> VideoLlama2Config:
-    """Three million parameters; 64 video tokens and 72 audio tokens of a short clip, 512 and 597 of a long one."""
+    """Three million parameters. A short clip has 64 video and 72 audio tokens, a long one 512 and 597."""
     return VideoLlama2Config(
         vocab_size=len(words) + 2,
         hidden_size=128,
@@ -97,15 +97,15 @@ def configuration(words: PreTrainedTokenizerFast) -> VideoLlama2Config:
 
 
 def lengthened(scheme: Scheme) -> Scheme:
-    """The same of long clips: as many frames a second, and all of their sound."""
+    """The scheme for long clips, with the same frame rate and the whole sound."""
     frames = scheme.num_frames * LONG_SECONDS // scheme.audio_seconds
     return replace(scheme, num_frames=frames, most_frames=frames, audio_seconds=LONG_SECONDS, clip_seconds=LONG_SECONDS)
 
 
 def for_long_clips(model: Path, out: Path) -> None:
-    """Write the checkpoint `out` that shows long clips to the same weights, which stay where they are.
+    """Write the checkpoint `out` for long clips, which refers to the weights of `model`.
 
-    model: a saved model; `out` lies in the same folder.
+    model: a saved model, in the same folder as `out`.
     """
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(model, out, ignore=shutil.ignore_patterns("*.safetensors", "README.md"))
@@ -132,7 +132,7 @@ def for_long_clips(model: Path, out: Path) -> None:
 
 
 def untrained(seed: int) -> tuple[FastAVTinyForConditionalGeneration, VideoLlama2Processor]:
-    """Model and processor."""
+    """The model with random weights, and its processor."""
     torch.manual_seed(seed)
     words = tokenizer()
     config = configuration(words)
@@ -140,7 +140,7 @@ def untrained(seed: int) -> tuple[FastAVTinyForConditionalGeneration, VideoLlama
     decoder, width = model.model, config.hidden_size
     nn.init.normal_(decoder.embed_tokens.weight, std=0.1)
     for name, weight in decoder.layers.named_parameters():
-        if weight.ndim == 2:  # what adds to the residual is drawn smaller the deeper the model is
+        if weight.ndim == 2:  # writes to the residual stream shrink with depth
             adds = name.endswith(("o_proj.weight", "down_proj.weight"))
             nn.init.normal_(weight, std=0.8 * width**-0.5 * ((2 * config.num_hidden_layers) ** -0.5 if adds else 1))
     for part in (decoder.vision_tower, decoder.mm_projector, decoder.audio_tower, decoder.mm_projector_a):

@@ -1,4 +1,4 @@
-"""Muon for the matrices of the layers, AdamW for everything else, and how their rates go over time."""
+"""Muon for the matrices of the layers, AdamW for everything else, and the schedule of their learning rates."""
 
 from collections.abc import Iterable, Sequence
 
@@ -10,7 +10,7 @@ WARM_UP = 40  # steps
 
 
 def optimizers(parameters: Iterable[tuple[str, nn.Parameter]]) -> list[Optimizer]:
-    """Of named parameters."""
+    """The two optimizers for these named parameters."""
     named = dict(parameters)
     matrices = {n: p for n, p in named.items() if p.ndim == 2 and "layers." in n and "bias" not in n}
     others = [p for n, p in named.items() if n not in matrices]
@@ -23,7 +23,7 @@ def optimizers(parameters: Iterable[tuple[str, nn.Parameter]]) -> list[Optimizer
 
 
 def step(loss: torch.Tensor, found: Sequence[Optimizer], rate: float) -> None:
-    """One step down the gradient of `loss`, at this share of the full rates."""
+    """Take one optimizer step on `loss`, at this share of the full learning rates."""
     for optimizer in found:
         optimizer.zero_grad()
     loss.backward()
@@ -35,6 +35,6 @@ def step(loss: torch.Tensor, found: Sequence[Optimizer], rate: float) -> None:
 
 
 def rate(step: int, steps: int, held: float) -> float:
-    """Share of the full rate: up over the first steps, full for a share `held` of all, then down in a line."""
+    """The share of the full learning rate: warm-up, full until a share `held` of the steps, then linear decay."""
     down = max(0.0, step / steps - held) / max(1 - held, 1e-9)
     return min(1.0, (step + 1) / WARM_UP) * max(0.02, 1 - down)

@@ -1,17 +1,17 @@
-"""How far the training is, and how long it will take."""
+"""Progress of the training and its remaining time."""
 
 import time
 
 
 class Progress:
-    """Prints a line every so many steps.  first: the step it begins at, where training is resumed."""
+    """Prints a line after every `every` steps.  first: the first step of a resumed training."""
 
     def __init__(self, name: str, steps: int, first: int = 0, every: int = 20) -> None:
         self.name, self.steps, self.first, self.every = name, steps, first, every
         self.began = time.monotonic()
 
     def tell(self, number: int, text: str) -> None:
-        """After step `number`, counted from 0."""
+        """Report step `number`, counted from 0."""
         done = number + 1
         if done % self.every and done != self.steps:
             return
