@@ -10,7 +10,7 @@ from transformers import AutoModel
 
 from fastav.cache_argument import as_argument, of_output
 from fastav.errors import CheckpointError, MediaError
-from support.native import FAMILIES, assert_same_weights, attention
+from support.native import FAMILIES, VIDEO_SALMONN2, VIDEOLLAMA2, assert_same_weights, attention
 
 RANDOM = np.random.default_rng(0)
 FRAMES = RANDOM.integers(0, 256, (2, 8, 40, 60, 3), dtype=np.uint8)
@@ -54,9 +54,9 @@ def test_weights_in_memory_load_without_a_checkpoint(family: Any) -> None:
     model, base, _ = family
     whole = model.state_dict()
     assert_same_weights(type(model).from_pretrained(None, config=model.config, state_dict=whole), model)
-    if base is not VideoSalmonn2Model:  # whose whole model holds encoders beside it
+    if base is not VIDEO_SALMONN2.base_class:  # whose whole model holds encoders beside it
         ours = base.from_pretrained(None, config=model.config, state_dict=whole)
-        prefix = "model." if base is VideoLlama2Model else ""
+        prefix = "model." if base is VIDEOLLAMA2.base_class else ""
         assert {prefix + name for name in ours.state_dict()} == set(whole) - {"lm_head.weight"}
         assert all(torch.equal(value, whole[prefix + name]) for name, value in ours.state_dict().items())
     own = base(model.config)

@@ -52,7 +52,7 @@ class VideoLlama2Processor(ClipProcessor):
         audio: Any = None,
         *,
         audio_from_video: bool | Sequence[bool] | None = None,
-        sampling_rate: int | Sequence[int] = RATE,
+        sampling_rate: int | Sequence[int | None] = RATE,
         images: Any = None,
         padding: bool | str = True,
         return_tensors: str | None = "pt",
