@@ -3,11 +3,17 @@
 `make setup` puts it beside the environment, not into it, because fastav itself must work without. Its compiled part
 wants the very build of torch that it was made for; where that is another, the operators it would define are declared.
 Tests of media run without torch, too (tests/media_versions.py), and then nothing is needed.
+
+Modules are imported without looking for garbage, of which they make next to none, and what is there before a file's
+tests is not looked at again: it would take a fifth of the time that imports take, and more later.
 """
 
+import gc
 import importlib.util
 import sys
 from pathlib import Path
+
+import pytest
 
 BESIDE = Path(sys.prefix) / "vision"
 _declared = []
@@ -30,5 +36,20 @@ def _import_torchvision() -> None:
         import torchvision  # noqa: F401
 
 
+gc.disable()
 if importlib.util.find_spec("torch") is not None:
     _import_torchvision()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _little_to_collect():
+    gc.collect()
+    gc.freeze()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gc, "unfreeze", lambda: None)  # by which a benchmark would undo that
+        yield

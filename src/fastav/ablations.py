@@ -1,9 +1,9 @@
-"""FastAV's ablations as plans: which tokens a cut removes, from which layer on, and how many.
+"""FastAV's ablations as plans: which tokens a cut removes, at which layer, and how many.
 
-A strategy is called by what it REMOVES, as in the paper's tables; a method (`fastav.methods`) is described by what it
+A strategy is named after what it REMOVES, as in the paper's tables; a method (`fastav.methods`) is described by what it
 KEEPS. So `low-attentive` removes the tokens with the least attention, and its method `last-query` keeps those with the
-most; `top-informative` removes the tokens with the most rollout, and its method `rollout` with `lowest` keeps those
-with the least. What FastAV does is to remove low-informative tokens once and low-attentive ones afterwards.
+most. `top-informative` removes the tokens with the most rollout, and its method `rollout` with `lowest` keeps those
+with the least. FastAV removes low-informative tokens once, and low-attentive tokens afterwards.
 
 Source: arXiv:2601.13143, ablation tables.
 """
@@ -27,26 +27,27 @@ GLOBAL: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "low-informative": ("rollout", {}),
     "position": ("position", {}),
 }
-"""Strategies of the global cut, by what it removes: the method that scores, with its options; the highest scores stay.
+"""Strategies of the global cut, by what they remove: the scoring method and its options. The highest scores stay.
 
-random: chance, with seed 0. top-attentive, low-attentive: what the last query of the layer before attends to most, or
-least. top-informative, low-informative: what reaches the last query most, or least, through all layers so far, by the
-rollout of the prompt at hand. position: the latest tokens, FastAV's fixed rule, which the paper reads off rollouts made
-beforehand, so that its row low-informative is this one.
+random: random tokens, with seed 0. top-attentive, low-attentive: the tokens that the last query of the previous layer
+attends to most, or least. top-informative, low-informative: the tokens with the most, or least, rollout to the last
+query through all layers so far, of the same prompt. position: the latest tokens. This is FastAV's fixed rule, which the
+paper derives from rollouts computed beforehand; the paper's row low-informative is this one.
 """
 
 FINE = {name: GLOBAL[name] for name in ("random", "top-attentive", "low-attentive")}
-"""Strategies of the fine cuts, of the same meaning."""
+"""Strategies of the fine cuts, with the same meaning."""
 
-EIGHTHS = (2, 3, 4, 5, 6)  # of the depth, where the sweep of the start layer begins; ours: the paper's are not known
-DROPS = (0.0, 0.1, 0.2, 0.3)  # P, the paper's
+EIGHTHS = (2, 3, 4, 5, 6)  # of the depth: layers of the global cut in the sweep; ours, the paper does not give its own
+DROPS = (0.0, 0.1, 0.2, 0.3)  # values of P, from the paper
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """A row of a table.  plan: under the name that its results carry. own: whether the plan that is varied does so.
+    """A row of a table.
 
-    Plans of the same name are the same plan, in all tables.
+    plan: its name is the name that its results carry; plans of the same name are equal in all tables. is_original:
+    whether this is the setting of the plan that is varied.
     """
 
     label: str
@@ -56,7 +57,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """One ablation.  settings: the unpruned model first."""
+    """One ablation.  settings: its rows, the unpruned model first."""
 
     name: str
     title: str
@@ -65,7 +66,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _GlobalAndFine:
-    """A plan of FastAV, taken apart.  start: the layer of the global cut, in a decoder of this depth."""
+    """The parts of a FastAV plan.  start: the layer of the global cut, in a decoder of this depth."""
 
     plan: Plan
     global_cut: Step
@@ -75,24 +76,24 @@ class _GlobalAndFine:
 
 
 def tables(plan: Plan, depth: int, names: Iterable[str] = TABLES) -> tuple[Table, ...]:
-    """The ablations of a plan of FastAV in a decoder of this depth.
+    """The ablations of a FastAV plan in a decoder of this depth.
 
     global: the global cut alone, by each strategy. fine: the fine cuts by each strategy, after the plan's own global
-    cut. start: the global cut at several layers, fine cuts after it. drop: several P, the share that each fine cut
-    removes; at P = 0 the global cut stands alone.
+    cut. start: the global cut at several layers, with fine cuts after it. drop: several values of P, the share that
+    each fine cut removes; at P = 0 there is only the global cut.
 
-    Of the first two every row keeps as many tokens of each budget at every layer, known from the layout alone, so that
-    all cost the same FLOPs. Budgets are the plan's own: where the global cut names audio alone, every strategy chooses
-    among the audio tokens, and video stays whole.
+    In the first two tables all rows keep the same number of tokens of each budget at every layer, so all cost the same
+    FLOPs. The layout alone determines the numbers. Budgets are those of the plan: if its global cut names only audio,
+    every strategy chooses among the audio tokens, and all video stays.
 
     Source: arXiv:2601.13143, ablation tables.
-    Differs: attention and rollout are the last query's; which pool the paper's strategies choose from is not known.
-    Raises: UnknownName for a table; PlanError if there is none, if the plan is not FastAV's, or if for `start` and
-    `drop` it does not cut entering every later layer.
+    Differs: attention and rollout are the last query's; the paper does not say which pool its strategies choose from.
+    Raises: UnknownName for a table; PlanError if there is no table, if the plan is not FastAV's, or, for `start` and
+    `drop`, if its fine cuts are not at every later layer.
     """
     unique = tuple(dict.fromkeys(names))
     if not unique:
-        raise PlanError("there is no table to make", f"known: {', '.join(TABLES)}")
+        raise PlanError("no table is given", f"known: {', '.join(TABLES)}")
     for name in unique:
         if name not in TABLES:
             raise unknown_name("table", name, TABLES)
@@ -102,7 +103,7 @@ def tables(plan: Plan, depth: int, names: Iterable[str] = TABLES) -> tuple[Table
 
 
 def plans(ablations: Iterable[Table]) -> dict[str, Plan]:
-    """The plans of some tables by their names, each once, as an `Evaluation` takes them."""
+    """The plans of some tables by name, each once, as `Evaluation` takes them."""
     return {setting.plan.name: setting.plan for table in ablations for setting in table.settings}
 
 
@@ -141,7 +142,7 @@ def _drop(split: _GlobalAndFine) -> Table:
 
 
 def _global_only(split: _GlobalAndFine, name: str) -> Plan:
-    """The global cut without fine ones, by this strategy."""
+    """The global cut without fine cuts, by this strategy."""
     method, options = GLOBAL[name]
     return Plan((replace(split.global_cut, method=method, options=options),), f"global-{name}")
 
@@ -156,13 +157,15 @@ def _table(name: str, title: str, settings: Iterable[Setting]) -> Table:
 
 
 def _split(plan: Plan, depth: int) -> _GlobalAndFine:
-    """Raises: PlanError if it is not one cut by position and then cuts by last-query."""
+    """The global and the fine cuts.  Raises: PlanError if the plan is not one cut by position and then cuts by
+    last-query.
+    """
     plan.cuts(depth)  # raises if a layer does not exist
     if not _is_fastav(plan.steps, depth):
         raise PlanError(
             f"the plan {plan.name or plan.fingerprint!r} cannot be ablated: it is not one cut by position and then "
             "cuts by last-query",
-            "vary the preset fastav, or what fastav plan write makes of it",
+            "use the preset fastav, or a plan that fastav plan write derived from it",
         )
     global_cut, *fine = plan.steps
     (start,) = global_cut.layer_range(depth)
@@ -182,15 +185,15 @@ def _is_fastav(steps: Sequence[Step], depth: int) -> bool:
 
 
 def _require_every_later_layer(split: _GlobalAndFine) -> float:
-    """The share that the fine cuts remove.  Raises: PlanError if they are not one share entering every later layer."""
+    """The share that the fine cuts remove.  Raises: PlanError if they are not one share at every later layer."""
     fine, *others = split.fine
     budgets = set(fine.keep.pools().values())
     shares = [budget.share for budget in budgets if isinstance(budget, Share)]
     later_layers = range(split.start + 1, split.depth)
     if others or fine.layer_range(split.depth) != later_layers or len(budgets) != 1 or not shares:
         raise PlanError(
-            f"the plan's fine cuts are not one share entering every layer after {split.start}, so there is neither a "
-            "start layer nor a P to sweep",
-            "the tables global and fine can be made",
+            f"the plan's fine cuts are not one share at every layer after {split.start}, so there is neither a start "
+            "layer nor a P to sweep",
+            "use the tables global and fine",
         )
     return round(1 - shares[0], 12)

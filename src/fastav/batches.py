@@ -1,4 +1,4 @@
-"""Sets of questions, answered in batches: the next one is got ready in a thread while the current one is answered."""
+"""Batched answering of many requests: a thread prepares the next batch while the current one runs."""
 
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -15,24 +15,21 @@ from fastav.engine import Answer, Prepare, Run
 from fastav.errors import EngineStopped, FastAVError, PlanNotApplied, reason_of
 
 T = TypeVar("T")
-IndexedRequest = tuple[int, Request]  # a request, and its place in the set
+IndexedRequest = tuple[int, Request]  # the index of a request in the set, and the request
 Outcome = tuple[int, Answer | FastAVError]
-ReadyBatch = tuple[Sequence[IndexedRequest], Run]  # what is ready to be answered
+ReadyBatch = tuple[Sequence[IndexedRequest], Run]  # requests, and the function that answers them
 
-WINDOW_BATCHES = (
-    8  # batches' worth of requests that are sorted together, so that those of about one length share a batch
-)
+WINDOW_BATCHES = 8  # requests of so many batches are sorted together, so that a batch has requests of similar length
 
 
 def outcomes(requests: Iterable[Request | FastAVError], prepare: Prepare, batch: int) -> Generator[Outcome, None, None]:
-    """Answers, or why there is none, each with its request's place in the set, as they come.
+    """Answers or errors, each with the index of its request, in order of completion.
 
-    A batch that fails is tried again in halves, down to the requests that fail by themselves. Closing this early waits
-    for the batch that is being prepared, and leaves no thread behind.
-    requests: read in a thread, a window at a time. One that could not even be made is its error.
-    prepare: as `Engine.preparer` gives it.
-    Raises: whatever reading the requests raises; FastAVError if the device has failed, after which no request could be
-    answered. What was answered until then has been given.
+    A batch that fails is retried in halves, down to the requests that fail by themselves. Closing the generator early
+    waits for the batch in preparation and leaves no thread behind. requests: read in a thread, one window at a time. An
+    error in place of a request comes back as its outcome. prepare: as `Engine.preparer` returns it. Raises: whatever
+    reading the requests raises; FastAVError if the device has failed, so that no further request can be answered.
+    Outcomes before that have been yielded.
     """
     maker = _BatchMaker(prepare)
     with closing(prefetch(maker.batches(requests, batch))) as batches:
@@ -55,7 +52,7 @@ def _run_batches(ready: Sequence[ReadyBatch], maker: "_BatchMaker") -> Iterator[
 
 
 def prefetch(items: Iterator[T]) -> Generator[T, None, None]:
-    """The items of an iterator, of which the next one is made in a thread while the current one is used."""
+    """The items of an iterator; a thread produces the next item while the caller uses the current one."""
     end: Any = object()
     with ThreadPoolExecutor(1, thread_name_prefix="fastav-ahead") as thread:
         future = thread.submit(next, items, end)
@@ -65,13 +62,13 @@ def prefetch(items: Iterator[T]) -> Generator[T, None, None]:
 
 
 def attempt(work: Callable[[], T]) -> T | FastAVError:
-    """What some work gives, or the error that says why it gives nothing, without what it held on to.
+    """The result of `work`, or its error without a traceback, so that the error holds no tensors.
 
     Raises: EngineStopped, PlanNotApplied.
     """
     try:
         return work()
-    except (EngineStopped, PlanNotApplied):  # of an engine that can answer none of the others either
+    except (EngineStopped, PlanNotApplied):  # the engine can answer no other request either
         raise
     except FastAVError as error:
         return error.with_traceback(None)
@@ -80,15 +77,15 @@ def attempt(work: Callable[[], T]) -> T | FastAVError:
     except Exception as error:
         if has_failed_device(error):
             raise FastAVError(
-                f"the device has failed: {reason_of(error)}", "start again; answers that were given so far are right"
+                f"the device has failed: {reason_of(error)}", "start again; the answers so far are correct"
             ) from error
         if "can't allocate memory" not in str(error):
             return as_failure(error)
-    return FastAVError("there is not enough memory to answer this", "ask about less of the clip, or on another device")
+    return FastAVError("there is not enough memory to answer this", "use a shorter clip, or another device")
 
 
 def as_failure(error: Exception) -> FastAVError:
-    """Any error as one of a request, with its cause, but without what that held on to."""
+    """Any error as the FastAVError of a request, with its cause but without tracebacks, which hold tensors."""
     if isinstance(error, FastAVError):
         return error.with_traceback(None)
     failure = FastAVError(f"this could not be answered: {reason_of(error, with_type=True)}")
@@ -101,12 +98,12 @@ def as_failure(error: Exception) -> FastAVError:
 
 
 def has_failed_device(error: Exception) -> bool:
-    """Whether nothing can run on the device any more, for this process at least."""
+    """Whether this process can no longer run anything on the device."""
     return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
 
 
 class _BatchMaker:
-    """Makes batches, one at a time: one that has failed is made anew while a thread is making the next one."""
+    """Makes batches, one at a time: a failed batch can be split while a thread makes the next one."""
 
     def __init__(self, prepare: Prepare) -> None:
         self._prepare, self._lock = prepare, threading.Lock()
@@ -114,9 +111,9 @@ class _BatchMaker:
     def batches(
         self, requests: Iterable[Request | FastAVError], batch: int
     ) -> Iterator[tuple[list[Outcome], list[ReadyBatch]]]:
-        """What has failed since the batch before, and the parts that a batch is answered in: one, if none fails.
+        """The failures since the previous batch, and the ready parts of the next batch: one part if nothing fails.
 
-        The longest of a window come first: what takes more memory than there is shows soon.
+        The longest requests of a window come first, so that a lack of memory shows early.
         """
         indexed = enumerate(requests)
         while window := list(islice(indexed, WINDOW_BATCHES * batch)):
@@ -141,7 +138,7 @@ class _BatchMaker:
                 yield failed, []
 
     def split_in_halves(self, batch_requests: Sequence[IndexedRequest]) -> tuple[list[Outcome], list[ReadyBatch]]:
-        """The two halves of a batch that has failed: what of them fails at once, and parts to answer."""
+        """The two halves of a failed batch: failures of their preparation, and ready parts."""
         with self._lock:
             return self._halves(batch_requests)
 
@@ -163,10 +160,10 @@ class _BatchMaker:
 
 
 def length_key(request: Request) -> tuple[bool, bool, float | int, int]:
-    """What tells how long a prompt will be before any of its media are decoded, in the order in which it matters.
+    """A sort key for the length of a prompt that needs no decoding, most important part first.
 
-    Whether the video is shown, whether the sound is; the seconds of what is shown; the letters of the question.
-    Raises: MissingTrack.
+    Its parts are whether video is used, whether audio is used, the seconds of the tracks used, and the characters of
+    the question. Raises: MissingTrack.
     """
     video, audio = request.tracks
     tracks = (video and request.clip.video, audio and request.clip.audio)

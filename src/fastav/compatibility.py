@@ -1,4 +1,4 @@
-"""Which releases of the packages beneath fastav it was tested with: the ranges of its own metadata (pyproject.toml)."""
+"""The tested releases of fastav's dependencies, read from the ranges of its own metadata (pyproject.toml)."""
 
 import re
 import warnings
@@ -13,7 +13,7 @@ Release = tuple[int, ...]
 
 
 class ReleaseRange(NamedTuple):
-    """A range of releases: from `oldest` on, and below `beyond`; None where the metadata sets no bound."""
+    """A range of releases: at least `oldest`, and below `beyond`; None where the metadata sets no bound."""
 
     oldest: Release | None
     beyond: Release | None
@@ -24,10 +24,10 @@ class ReleaseRange(NamedTuple):
 
 
 def require_tested(*packages: str) -> None:
-    """Check installed packages against the tested ranges; called where fastav first imports them.
+    """Check installed packages against the tested ranges; modules call it before their first import of a package.
 
-    A newer release warns once for each package. A package that is not installed, or fastav itself run from a folder
-    without having been installed, is not checked: there is nothing to compare.
+    A newer release warns once per package. Packages that are not installed are not checked. If fastav itself runs from
+    a folder without being installed, there are no ranges to check against.
 
     Raises: InstallationError for a release below the range.
     """
@@ -45,23 +45,23 @@ def _require_tested(package: str) -> None:
 
 
 def check(package: str, installed: str, requirements: Iterable[str]) -> None:
-    """Compare one release with what a package's metadata declares; as `require_tested`."""
+    """Compare one installed release with a package's requirements; as `require_tested`."""
     tested, release = declared_range(package, requirements), release_of(installed)
     if tested.oldest is not None and release < tested.oldest:
         raise InstallationError(
-            f"{package} {installed} is older than what fastav runs with ({package}{tested})",
+            f"{package} {installed} is older than the oldest release that fastav supports ({package}{tested})",
             f"pip install '{package}{tested}'",
         )
     if tested.beyond is not None and release >= tested.beyond:
         warnings.warn(
-            f"{package} {installed} is newer than what fastav was tested with ({package}{tested})",
+            f"{package} {installed} is newer than the releases that fastav was tested with ({package}{tested})",
             FastAVWarning,
             stacklevel=2,
         )
 
 
 def declared_range(package: str, requirements: Iterable[str]) -> ReleaseRange:
-    """The range of a package among requirements as metadata writes them, those of extras included."""
+    """The range of a package in a list of requirements as metadata writes them, including those of extras."""
     for requirement in requirements:
         name_match = re.match(r"[\w.-]+", requirement)
         if name_match and name_match[0].lower() == package:
@@ -71,7 +71,7 @@ def declared_range(package: str, requirements: Iterable[str]) -> ReleaseRange:
 
 
 def release_of(text: str) -> Release:
-    """The numbers of a version, without zeros at the end: (2, 13) of 2.13.0+cpu."""
+    """The numbers of a version without trailing zeros: (2, 13) for 2.13.0+cpu."""
     numbers = re.match(r"\d+(\.\d+)*", text)
     release = [int(part) for part in numbers[0].split(".")] if numbers else []
     while release and not release[-1]:

@@ -1,29 +1,29 @@
-"""The tree of errors: every mistake a user can make ends in one of these.
+"""The errors of fastav. Every user mistake ends in one of these.
 
     FastAVError
-    ├── PlanError               a plan, step or budget that makes no sense
-    │   └── UnknownName         a name that no registry knows, with the nearest that it does
-    ├── UnsupportedModel        a model whose layers cannot be pruned, or that no adapter knows
+    ├── PlanError               an invalid plan, step or budget
+    │   └── UnknownName         a name that is in no registry; the hint has the closest names
+    ├── UnsupportedModel        a model with layers that cannot be pruned, or without an adapter
     ├── UnsupportedPlan         a plan, or a way of generating, that cannot be exact on this model and engine
     ├── UndeclaredSignal        a method that reads a signal its `needs` does not declare
-    ├── PlanNotApplied          an engine did not do what the plan says: a library that fastav does not fit
-    ├── EngineStopped           the processes of an engine have ended, and nothing more can be answered
+    ├── PlanNotApplied          an engine did not carry out the plan: an incompatible library below it
+    ├── EngineStopped           the processes of an engine have ended; it can answer nothing more
     ├── MediaError              a clip that cannot be used
-    │   ├── UnreadableMedia     no such file, not media, truncated, or too large
-    │   └── MissingTrack        the clip has no video (or audio) where the request needs it
+    │   ├── UnreadableMedia     missing, not media, truncated, or too large
+    │   └── MissingTrack        the clip lacks a video or audio track that the request needs
     ├── CheckpointError         weights or a processor that do not fit the model
-    ├── InstallationError       a package that is missing, or does not fit the others
-    ├── CalibrationError        evidence that no plan can be read off, or that belongs to something else
-    └── TaskError               a benchmark whose annotations or clips are missing or malformed
+    ├── InstallationError       a missing package, or one that does not fit the others
+    ├── CalibrationError        evidence without a possible plan, or of another model or other settings
+    └── TaskError               a benchmark with missing or malformed annotations or clips
 
-`FastAVWarning` is no error: what a user should know about an answer that is given all the same.
+`FastAVWarning` is no error. It tells you something about an answer that you still get.
 """
 
 
 class FastAVError(Exception):
-    """What was wrong, and what to do about it.
+    """An error with a message, which says what was expected and what was found, and a hint, which says how to fix it.
 
-    `message` says what was found and what was expected; `hint` says how to mend it. The CLI prints both and exits 2.
+    The CLI prints both and exits with code 2.
     """
 
     def __init__(self, message: str, hint: str = "") -> None:
@@ -36,19 +36,19 @@ class FastAVError(Exception):
 
 
 class FastAVWarning(UserWarning):
-    """What a user should know about an answer that is given all the same."""
+    """A warning about an answer that you still get."""
 
 
 class PlanError(FastAVError):
-    """A plan, step or budget that makes no sense."""
+    """An invalid plan, step or budget."""
 
 
 class UnknownName(PlanError):
-    """A name that no registry knows."""
+    """A name that is in no registry."""
 
 
 class UnsupportedModel(FastAVError):
-    """A model whose layers cannot be pruned, or that no adapter knows."""
+    """A model with layers that cannot be pruned, or without an adapter."""
 
 
 class UnsupportedPlan(FastAVError):
@@ -60,11 +60,11 @@ class UndeclaredSignal(FastAVError):
 
 
 class PlanNotApplied(FastAVError):
-    """An engine did not do what the plan says, as a library beneath it is not the one that fastav was made for."""
+    """The engine did not carry out the plan, because a library below it is not one that fastav supports."""
 
 
 class EngineStopped(FastAVError):
-    """The processes of an engine have ended: not the fault of the request at hand, and no other one can be answered."""
+    """The processes of an engine have ended. The current request is not the cause, and no other can be answered."""
 
 
 class MediaError(FastAVError):
@@ -72,7 +72,7 @@ class MediaError(FastAVError):
 
 
 class UnreadableMedia(MediaError):
-    """No such file, not media, truncated, or too large."""
+    """The file is missing, not media, truncated, or too large."""
 
 
 class MissingTrack(MediaError):
@@ -84,15 +84,15 @@ class CheckpointError(FastAVError):
 
 
 class InstallationError(FastAVError):
-    """A package that is missing, or does not fit the others."""
+    """A missing package, or one that does not fit the others."""
 
 
 class CalibrationError(FastAVError):
-    """Evidence that no plan can be read off, or that belongs to another model or other settings."""
+    """Evidence without a possible plan, or of another model or other settings."""
 
 
 class TaskError(FastAVError):
-    """A benchmark whose annotations or clips are missing or malformed."""
+    """A benchmark with missing or malformed annotations or clips."""
 
 
 LONGEST_REASON = 300  # characters
@@ -101,10 +101,10 @@ LONGEST_REASON = 300  # characters
 def reason_of(error: BaseException, *, with_type: bool = False) -> str:
     """One line that says why an exception was raised; never empty.
 
-    The first line of its message that holds anything, with the next one where it ends in a colon. Messages of a single
-    word (`KeyError: 'x'`) have the name of the type in front, and exceptions without a message are that name. What
-    caused the exception, at the bottom, stands behind it in parentheses, unless the line says it already.
-    with_type: put the name of the type in front of every message.
+    The line is the first non-empty line of the message, with the next one if it ends in a colon. One-word messages
+    (`KeyError: 'x'`) start with the name of the type; without a message the name is the line. The root cause follows in
+    parentheses, unless the line contains it already.
+    with_type: start every line with the name of the type.
     """
     line = _line_of(error, with_type)
     root = _root_of(error)
@@ -114,7 +114,7 @@ def reason_of(error: BaseException, *, with_type: bool = False) -> str:
 
 
 def install_hint(extra: str) -> str:
-    """How to install the packages of one of fastav's extras, which no package index knows."""
+    """The hint that says how to install one of fastav's extras; no package index has fastav."""
     return f"in a checkout of fastav: pip install '.[{extra}]'"
 
 
@@ -136,9 +136,9 @@ def _first_line(error: BaseException) -> str:
 
 
 def _root_of(error: BaseException) -> BaseException:
-    """What an exception was raised from, at the bottom.
+    """The exception at the bottom of the chain of causes.
 
-    What it was merely raised beside counts only where the exception itself says nothing.
+    The context of an exception counts only if the exception itself has no message.
     """
     seen: set[int] = set()
     while id(error) not in seen:

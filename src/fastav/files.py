@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Atomic file writes."""
 
 import os
 from collections.abc import Iterator
@@ -8,9 +8,9 @@ from pathlib import Path
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A file to write beside `path`, which it replaces when all of it is on disk; else what was there before stays.
+    """A temporary path to write to; it replaces `path` on success, and on an exception the old file stays.
 
-    Its name ends in `.part`. A link stays, and what it points to is replaced.
+    The temporary file is next to `path`, and its name ends in `.part`. If `path` is a link, its target is replaced.
     Raises: OSError, as writing does.
     """
     path = path.resolve()

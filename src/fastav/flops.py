@@ -1,4 +1,4 @@
-"""FLOPs of a prefill and bytes of its KV cache, from the decoder's shape and the tokens of every layer alone."""
+"""FLOPs of a prefill and bytes of its KV cache, from the decoder's shape and the tokens of every layer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ from fastav.errors import PlanError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerShape:
-    """The dimensions in which one decoder layer can differ from the next.
+    """The dimensions of one decoder layer that can differ between layers.
 
-    own_values: whether values are computed; otherwise they are the keys before their norm and RoPE. The cache holds
-    both either way.
+    own_values: whether values are computed; otherwise they are the keys before their norm and RoPE. The cache stores
+    both in either case.
 
     Raises: PlanError if a dimension is not positive.
     """
@@ -29,12 +29,12 @@ class LayerShape:
 class DecoderShape:
     """The dimensions of a decoder with grouped-query attention and a gated (SwiGLU) MLP.
 
-    intermediate: of a mixture of experts, what is active for one token. windows: how many keys a query sees in each
-    layer, itself included, 0 for all (empty: all in every layer). kv_layers: how many layers, the first ones, have keys
-    and values of their own (None: all); later ones read theirs. by_layer: every layer's own dimensions, where they
-    differ (empty: all layers have the intermediate, kv_heads and head_dim above).
+    intermediate: in a mixture of experts, the width that is active for one token. windows: the number of keys that a
+    query sees in each layer, including its own; 0 for all (empty: all keys in every layer). kv_layers: the number of
+    first layers with keys and values of their own (None: all); later layers reuse those. by_layer: the dimensions of
+    every layer, if they differ (empty: all layers have the intermediate, kv_heads and head_dim above).
 
-    Raises: PlanError if a dimension is not positive, or there is not one window or shape for each layer.
+    Raises: PlanError if a dimension is not positive, or if the number of windows or shapes is not that of the layers.
     """
 
     layers: int
@@ -54,7 +54,7 @@ class DecoderShape:
         if self.windows and (len(self.windows) != self.layers or min(self.windows) < 0):
             raise PlanError(f"a decoder of {self.layers} layers needs as many windows, got {list(self.windows)}")
         if self.kv_layers is not None and not 0 < self.kv_layers <= self.layers:
-            raise PlanError(f"of {self.layers} layers, {self.kv_layers} cannot have keys and values")
+            raise PlanError(f"kv_layers={self.kv_layers} does not fit a decoder of {self.layers} layers")
         if self.by_layer and len(self.by_layer) != self.layers:
             raise PlanError(f"a decoder of {self.layers} layers needs as many shapes, got {len(self.by_layer)}")
 
@@ -65,7 +65,7 @@ class DecoderShape:
         return LayerShape(intermediate=self.intermediate, kv_heads=self.kv_heads, head_dim=self.head_dim)
 
     def cached_tokens(self, index: int, tokens: int) -> int:
-        """How many of so many tokens a layer's cache holds after a prefill: what later queries can still see."""
+        """The tokens that a layer's cache has after a prefill of `tokens` tokens: those that later queries can see."""
         if index >= self.own_kv_layers:
             return 0
         window = self.windows[index] if self.windows else 0
@@ -73,15 +73,15 @@ class DecoderShape:
 
     @property
     def own_kv_layers(self) -> int:
-        """How many layers have keys and values of their own."""
+        """The number of layers with keys and values of their own."""
         return self.layers if self.kv_layers is None else self.kv_layers
 
 
 def paper_flops(shape: DecoderShape, tokens: Sequence[int]) -> int:
     """The formula of FastV and FastAV: the sum over layers of 4nd^2 + 2n^2d + 2ndm.
 
-    It counts multiply-accumulates of a plain transformer: neither GQA, SwiGLU nor causality. Its ratios are what the
-    paper's tables show.
+    It counts multiply-accumulates of a plain transformer, without GQA, SwiGLU or causality. The paper's tables show its
+    ratios.
 
     Source: arXiv:2601.13143, table 1; arXiv:2403.06764, section 4.
     """
@@ -93,10 +93,10 @@ def paper_flops(shape: DecoderShape, tokens: Sequence[int]) -> int:
 def prefill_flops(shape: DecoderShape, tokens: Sequence[int], *, causal: bool = True) -> int:
     """Floating-point operations of one prompt's prefill: projections, attention, MLP, and the LM head on one token.
 
-    A multiply-add counts two. Norms, activations, RoPE and the scoring row are left out (under 1 % together).
-    causal: count only the attention scores that a causal kernel needs; False counts the full square, as
-    `torch.utils.flop_counter` does. In a layer with a window of w a query is counted with w kept tokens at most, as if
-    the kept tokens were neighbours.
+    A multiply-add counts as two. Norms, activations, RoPE and the scoring row are left out (together under 1 %).
+    causal: count only the attention scores that a causal kernel computes; False counts the full square, as
+    `torch.utils.flop_counter` does. In a layer with a window of w, a query counts with at most w kept tokens, as if the
+    kept tokens were adjacent.
     """
     d = shape.hidden
     total = 2 * d * shape.vocab
@@ -115,18 +115,17 @@ def prefill_flops(shape: DecoderShape, tokens: Sequence[int], *, causal: bool = 
 
 
 def _causal_pairs(tokens: int, window: int) -> int:
-    """Pairs of a query and a key before or at it, at most `window` keys a query (0: no limit)."""
+    """Pairs of a query and a key at or before it, with at most `window` keys per query (0: no limit)."""
     early = tokens if not window else min(tokens, window)
     return early * (early + 1) // 2 + (tokens - early) * window
 
 
 def kv_bytes(shape: DecoderShape, tokens: Sequence[int], itemsize: int = 2) -> int:
-    """Bytes of keys and values that the cache holds when a prompt is read, of these tokens of every layer.
+    """Bytes of keys and values in the cache after a prefill, given the tokens of every layer.
 
-    Counted are one prompt's own tokens: not what fills up rows of a batch that are shorter than others. A layer with a
-    window of w holds w - 1 tokens at most, which are all that the next query sees besides itself; layers that read
-    another layer's keys hold none.
-    itemsize: bytes a number (2 for bfloat16).
+    Only the prompt's own tokens count, not the padding of shorter rows in a batch. A layer with a window of w stores at
+    most w - 1 tokens, which are all that the next query sees besides itself. Layers that reuse another layer's keys
+    store none. itemsize: bytes per number (2 for bfloat16).
     """
     total = 0
     for index, n in enumerate(tokens):

@@ -1,4 +1,4 @@
-"""Numbers and objects in words."""
+"""Text for numbers, lists and objects."""
 
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
@@ -6,20 +6,20 @@ from typing import Any
 
 
 def plural(n: int, noun: str) -> str:
-    """`1 token`, `2,216 tokens`."""
+    """A count with its noun: `1 token`, `2,216 tokens`."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def join_or(names: Sequence[str]) -> str:
-    """`one`, `one or two`, `one, two or three`."""
+    """A list of names in English: `one`, `one or two`, `one, two or three`."""
     *first, last = names
     return f"{', '.join(first)} or {last}" if first else last
 
 
 def summary_repr(instance: Any, *fields_shown: str, approximate: str = "") -> str:
-    """A dataclass as a call, of the fields told; numbers to 3 places.
+    """A repr with the given fields of a dataclass; numbers are rounded to 3 places.
 
-    about: the field told first, if it is not exact.
+    approximate: a field that is shown first, as an approximate number.
     """
     values = {name: getattr(instance, name) for name in fields_shown}
     parts = [f"{name}={round(value, 3) if isinstance(value, float) else value!r}" for name, value in values.items()]
@@ -28,9 +28,9 @@ def summary_repr(instance: Any, *fields_shown: str, approximate: str = "") -> st
 
 
 def brief_repr(instance: Any, *positional: str) -> str:
-    """A dataclass as a call that makes an equal one, without the fields that have their defaults.
+    """A repr that constructs an equal dataclass; fields with their default values are left out.
 
-    positional: the first fields, written without their names.
+    positional: leading fields that are written without their names.
     """
     parts = []
     for field in fields(instance):

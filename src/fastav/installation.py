@@ -1,4 +1,4 @@
-"""What is installed: packages that a model needs, and packages that do not work with each other."""
+"""Installed packages: which are missing, and which do not work with each other."""
 
 import sys
 from collections.abc import Iterator
@@ -14,14 +14,20 @@ TORCH_PACKAGES = (
     "torchaudio",
     "torchcodec",
     "timm",
-)  # compiled for one release of torch, or on top of those
-IGNORED_PACKAGES = ("fastav", "transformers", "torch", "importlib", "__main__")  # whose imports fail for another's sake
+)  # compiled for one release of torch, or built on these
+IGNORED_PACKAGES = (
+    "fastav",
+    "transformers",
+    "torch",
+    "importlib",
+    "__main__",
+)  # their imports fail because of other packages
 
 
 def require_packages(what: str, packages: tuple[str, ...], extra: str) -> None:
     """Raise InstallationError if a package is not installed.
 
-    what: the thing that needs it. extra: the extra of fastav that installs it.
+    what: the thing that needs the packages. extra: the extra of fastav that installs them.
     """
     if missing := [name for name in packages if not is_installed(name)]:
         are = "is" if len(missing) == 1 else "are"
@@ -29,17 +35,17 @@ def require_packages(what: str, packages: tuple[str, ...], extra: str) -> None:
 
 
 def is_installed(package: str) -> bool:
-    """Whether Python finds the package, without importing it."""
-    with suppress(ValueError):  # of a module that was put in place by hand
+    """Whether Python finds the package; it is not imported."""
+    with suppress(ValueError):  # a module that was put into sys.modules by hand
         return find_spec(package) is not None
     return package in sys.modules
 
 
 @contextmanager
 def importable() -> Iterator[None]:
-    """Turn an exception that some installed package raised while it was imported into an InstallationError.
+    """Turn an exception from the import of another package into an InstallationError.
 
-    transformers imports torchvision, timm and others wherever they are installed, whichever model is used.
+    transformers imports torchvision, timm and others whenever they are installed, for every model.
     """
     try:
         yield
@@ -55,7 +61,7 @@ def importable() -> Iterator[None]:
 
 
 def _failed_import(traceback: TracebackType | None) -> str | None:
-    """The package whose own code failed while it was imported: the innermost one."""
+    """The innermost package whose own code failed while it was imported."""
     package = None
     while traceback is not None:
         name = traceback.tb_frame.f_globals.get("__name__", "").partition(".")[0]
@@ -66,12 +72,12 @@ def _failed_import(traceback: TracebackType | None) -> str | None:
 
 
 def _incomplete_package(error: BaseException) -> str | None:
-    """The package that is there but lacks a module or a name that is imported from it."""
+    """The installed package that lacks a module or a name that is imported from it."""
     if not isinstance(error, ImportError) or not error.name:
         return None
     package, submodule, _ = error.name.partition(".")
     if isinstance(error, ModuleNotFoundError) and not submodule:
-        return None  # it is not there at all
+        return None  # not installed at all
     return package if package not in IGNORED_PACKAGES and is_installed(package) else None
 
 
@@ -80,7 +86,7 @@ def _broken_package_error(package: str, error: BaseException) -> InstallationErr
         return InstallationError(
             f"{_with_version(package)} does not work with {_with_version('torch')}: {reason_of(error)}",
             "install torch and torchvision together, from the same index (README.md, Install), or uninstall "
-            f"{package}, which fastav's own models do without",
+            f"{package}, which fastav's own models do not need",
         )
     return InstallationError(
         f"{_with_version(package)} cannot be imported: {reason_of(error)}", f"reinstall or uninstall {package}"
@@ -90,5 +96,5 @@ def _broken_package_error(package: str, error: BaseException) -> InstallationErr
 def _with_version(package: str) -> str:
     try:
         return f"{package} {version(package)}"
-    except PackageNotFoundError:  # on the path without having been installed
+    except PackageNotFoundError:  # importable, but not installed
         return package

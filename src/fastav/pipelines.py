@@ -1,4 +1,4 @@
-"""The one-liner: a named model, a plan, and a question about a clip."""
+"""Pipelines: a loaded model and a plan that answer questions about clips."""
 
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
@@ -18,15 +18,15 @@ from fastav.plan import Plan
 from fastav.registry import ENGINES, MODELS
 from fastav.sources import find_source, model_name
 
-ClipLike = Clip | str | PathLike[str]  # a clip, as a pipeline takes it
+ClipLike = Clip | str | PathLike[str]  # a clip, or where to find it
 
 
 class Pipeline:
-    """A loaded model and the plan it runs by.  Made by `fastav.pipeline`.
+    """A loaded model with a plan.  Made by `fastav.pipeline`.
 
-    It may be called from several threads: the engine transformers answers them one after another. A call from within
-    `on_text` of the same pipeline is an error. As a context it closes its engine in the end, for one that holds
-    processes of its own.
+    You can call it from several threads; the engine transformers answers them one after another. A call from inside
+    `on_text` of the same pipeline is an error. As a context manager it closes its engine, which matters for engines
+    with processes of their own.
     """
 
     def __init__(self, engine: Engine, plan: Plan, adapter: ModelAdapter) -> None:
@@ -96,22 +96,24 @@ class Pipeline:
         on_text: Callable[[str], None] | None = None,
         batch: int = 8,
     ) -> Answer | list[Answer]:
-        """Answer a question about a clip, or a list of them.
+        """Answer a question about a clip, or a list of questions.
 
-        clip, question: a clip (a `Clip`, or a path) and a question, or a `Request` alone, for one answer. A list of
-        requests, or a list of clips, of questions or of both in pairs, is answered in batches, by a list of answers in
-        the same order; `map` gives those that come before an error, and the answers as they come.
-        use: which tracks to show, `auto` being those that are there; a `Request` has its own. plan: another than the
-        pipeline's, for this call.
-        sampling: how tokens are chosen, by default the likeliest.
-        on_text: called with each piece of the answer as it comes; for one request only.
-        batch: how many of a list are answered together.
+        clip, question: for one answer, a clip (a `Clip` or a path) and a question, or a `Request` alone. For a list of
+        answers, a list of requests; or a list of clips, a list of questions, or two lists that are paired. Lists run in
+        batches. `map` yields answers early, and keeps those before an error.
+        use: the tracks to show; `auto` is all that the clip has. A `Request` has its own. plan: replaces the pipeline's
+        plan for this call.
+        sampling: by default, greedy decoding.
+        on_text: called with each new piece of the answer; for one request only.
+        batch: how many requests of a list run together.
         Raises: MediaError, PlanError, UnsupportedPlan, FastAVError for lists that do not fit each other; the first
         error of a list.
         """
         if is_list(clip) or is_list(question):
             if on_text is not None:
-                raise FastAVError("on_text shows one answer as it comes, and this is a list", "ask one by one")
+                raise FastAVError(
+                    "on_text works for one answer, and this is a list", "call the pipeline once per question"
+                )
             requests = requests_of(clip, question, Use(use))
             options = {"batch": batch, "plan": plan, "max_new_tokens": max_new_tokens, "sampling": sampling}
             return _in_order(self.map(requests, **options), len(requests))
@@ -129,16 +131,16 @@ class Pipeline:
         max_new_tokens: int = 128,
         sampling: Sampling = GREEDY,
     ) -> Generator[tuple[int, Answer | FastAVError], None, None]:
-        """Answer a set of requests in batches; results come in any order, each with its request's place in the set.
+        """Answer a set of requests in batches; results come in any order, each with the index of its request.
 
-        A request that cannot be answered has its error as its result, and the others are answered all the same. Media
-        of the next batch are decoded in a thread, which also reads `requests`, no further ahead than it must.
-        requests: of any number; an error stands for one that could not be made, and comes back in its place.
-        batch: how many are answered together. Within 8 batches they are put together by what they show of their clips,
-        for how long, and the length of their questions.
-        plan, max_new_tokens, sampling: as for one request; draws depend on what else is in a batch.
+        A request that fails has its error as its result, and the others are still answered. A thread reads `requests`
+        and decodes the media of the next batch, no further ahead than it must. requests: any number; an error stands
+        for a request that could not be made, and comes back as its result. batch: how many requests run together.
+        Within a window of 8 batches, requests are grouped by their tracks, the length of these, and the length of the
+        question. plan, max_new_tokens, sampling: as for one request; sampled tokens depend on the other requests of a
+        batch.
 
-        Raises, at once: PlanError, UnsupportedPlan, FastAVError for a batch of none.
+        Raises, at once: PlanError, UnsupportedPlan, FastAVError for a batch size below 1.
         """
         if batch < 1:
             raise FastAVError(f"batch must be at least 1, got {batch}")
@@ -148,7 +150,7 @@ class Pipeline:
 
 
 def _in_order(outcomes: Generator[tuple[int, Answer | FastAVError], None, None], number: int) -> list[Answer]:
-    """All answers of a set, in its order.  Raises: the first error."""
+    """The answers of a set, in the order of its requests.  Raises: the first error."""
     answers: dict[int, Answer] = {}
     with closing(outcomes):
         for index, outcome in outcomes:
@@ -167,15 +169,16 @@ def pipeline(
     dtype: str | torch.dtype | None = None,
     attention: str | None = None,
 ) -> Pipeline:
-    """Load a model and get it ready to answer.
+    """Load a model, ready to answer.
 
     model: a name (`fastav models`), a local folder, or a hub id. `tiny` comes with the package, needs no network, and
-    knows nothing but a toy world.
-    plan: a `Plan`, the name of a preset of the model, a path to a plan's JSON, or a recipe (`fastv`, `fastv@0.25`).
-    device: default `cuda` where there is one, else `cpu`. dtype: a name or torch's own, or `auto` for the checkpoint's;
+    knows only a toy world.
+    plan: a `Plan`, the name of one of the model's presets, the path of a plan's JSON file, or a recipe (`fastv`,
+    `fastv@0.25`).
+    device: default `cuda` if available, else `cpu`. dtype: a name, a torch dtype, or `auto` for the checkpoint's;
     default `bfloat16` on a GPU, `float32` on a CPU.
-    engine: `transformers`, or `vllm`, which answers sets of questions quickest (docs/vllm.md).
-    attention: as transformers' `attn_implementation`; the engine vllm chooses its own.
+    engine: `transformers`, or `vllm`, which is fastest for sets of questions (docs/vllm.md).
+    attention: transformers' `attn_implementation`; the engine vllm chooses its own.
 
     Raises, before weights load: UnknownName, PlanError, UnsupportedModel, UnsupportedPlan, and FastAVError for a device
     or dtype that cannot be used; CheckpointError.
@@ -191,10 +194,10 @@ def pipeline(
 
 
 def resolve(model: str) -> tuple[ModelAdapter, str, PreTrainedConfig]:
-    """Adapter, source of weights and configuration of a model named as `pipeline` takes it.
+    """The adapter, weight source and configuration of a model, named as for `pipeline`.
 
-    Raises: UnknownName for a word that is neither a name nor a folder, UnsupportedModel if no adapter knows it,
-    CheckpointError if there is no such folder or hub id, or the hub cannot be reached.
+    Raises: UnknownName for a word that is neither a name nor a folder, UnsupportedModel if no adapter supports it,
+    CheckpointError if the folder or hub id does not exist, or if the hub cannot be reached.
     """
     if model in MODELS:
         adapter: ModelAdapter = MODELS[model]()
@@ -207,11 +210,11 @@ def resolve(model: str) -> tuple[ModelAdapter, str, PreTrainedConfig]:
             f"no model at {model!r}: {reason_of(error)}", f"give one of {', '.join(MODELS)}; a folder; or a hub id"
         ) from None
     if not data.get("architectures"):
-        raise CheckpointError(f"no model at {model!r}: there is no config.json that names an architecture")
+        raise CheckpointError(f"no model at {model!r}: it has no config.json with an architecture")
     adapter = adapter_for(data["architectures"], data)
     try:
         config = adapter.config(source)
         adapter.shape(config)
         return adapter, source, config
     except (ValueError, TypeError, ArithmeticError, StrictDataclassError) as error:
-        raise CheckpointError(f"the configuration of {model!r} makes no sense: {reason_of(error)}") from None
+        raise CheckpointError(f"the configuration of {model!r} is invalid: {reason_of(error)}") from None

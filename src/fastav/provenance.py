@@ -1,4 +1,4 @@
-"""Where a measurement comes from: commit, machine, versions and date."""
+"""The provenance of a measurement: commit, machine, versions and date."""
 
 import importlib.metadata
 import os
@@ -12,9 +12,9 @@ import torch
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
-    """Commit, machine, versions and date, as JSON holds them.
+    """Commit, machine, versions and date, ready for JSON.
 
-    commit: of the checkout this file is in, "-dirty" if anything differs from it; None outside of git.
+    commit: of the checkout with this file, with "-dirty" if it has changes; None outside of git.
     """
     machine: dict[str, Any] = {"cpu": _cpu(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
     if device.type == "cuda":

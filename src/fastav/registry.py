@@ -1,9 +1,9 @@
-"""Names to objects: methods, recipes, models, engines and tasks, ours and those of installed packages.
+"""Registries of methods, recipes, models, engines and tasks, both built in and from installed packages.
 
-Ours are found by file name: `methods/last_query.py` holds `LastQuery`, whose name is `"last-query"`; a model is the
-folder `models/videollama2/` that exports `VideoLlama2Adapter`. Adding one is adding a file. Other packages declare an
-entry point in the group of the same name (`fastav.methods`, `fastav.recipes`, `fastav.models`, `fastav.engines`,
-`fastav.tasks`).
+Built-in objects are found by file name: `methods/last_query.py` has `LastQuery`, whose name is `"last-query"`; a model
+is a folder such as `models/videollama2/`, which exports `VideoLlama2Adapter`. To add one, add a file. Other packages
+declare an entry point in the group of the same name (`fastav.methods`, `fastav.recipes`, `fastav.models`,
+`fastav.engines`, `fastav.tasks`).
 """
 
 import difflib
@@ -21,7 +21,7 @@ from fastav.installation import importable
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownName:
-    """The error for a name that is not among the known ones, with the nearest of them."""
+    """The error for an unknown name, with the closest known names."""
     normalized = {_normalized(one): one for one in known}
     near = [normalized[one] for one in difflib.get_close_matches(_normalized(name), normalized, n=3, cutoff=0.4)]
     if _normalized(name) in normalized:
@@ -32,14 +32,14 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownName:
 
 
 def _normalized(name: str) -> str:
-    """A name as it is compared: `Qwen2.5_Omni` is `qwen2-5-omni`."""
+    """The name for comparison: `Qwen2.5_Omni` becomes `qwen2-5-omni`."""
     return re.sub(r"[._\s]+", "-", name.casefold())
 
 
 class Registry(Mapping[str, Any]):
-    """A read-only mapping from name to object; nothing is imported until a name is looked up.
+    """A read-only mapping from name to object. An object is imported when its name is looked up.
 
-    Raises: UnknownName on look-up of a name that is not there, with the nearest names in its hint.
+    Raises: UnknownName if a name is not there, with the closest names in its hint.
     """
 
     def __init__(self, kind: str, package: str, suffix: str = "") -> None:
@@ -72,20 +72,18 @@ class Registry(Mapping[str, Any]):
     def _load_plugin(self, name: str) -> Any:
         try:
             return self._plugins[name].load()
-        except Exception as error:  # whatever another package does when it is imported
+        except Exception as error:  # another package can raise anything when it is imported
             package = getattr(self._plugins[name].dist, "name", "another package")
             raise FastAVError(
                 f"the {self.kind} {name!r} of {package} cannot be loaded: {reason_of(error, with_type=True)}",
-                "mend or uninstall that package",
+                "repair or uninstall that package",
             ) from error
 
     def __contains__(self, name: object) -> bool:
         return name in self._builtin or name in self._plugins
 
     def __iter__(self) -> Iterator[str]:
-        return iter(
-            [*sorted(self._builtin), *sorted(self._plugins.keys() - self._builtin.keys())]
-        )  # ours need no other package
+        return iter([*sorted(self._builtin), *sorted(self._plugins.keys() - self._builtin.keys())])
 
     def __len__(self) -> int:
         return len({*self._builtin, *self._plugins})

@@ -1,4 +1,4 @@
-"""Where the checkpoint of a model is that somebody names: in a folder, on the hub, or in the hub's cache."""
+"""Finding a model's checkpoint: in a folder, on the hub, or in the hub's cache."""
 
 import re
 from os import PathLike, fspath
@@ -12,26 +12,26 @@ from fastav.errors import CheckpointError, FastAVError, UnknownName, reason_of
 from fastav.registry import MODELS, unknown_name
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-TIMEOUT = 5.0  # seconds that the hub has to answer, unless HF_HUB_ETAG_TIMEOUT says otherwise
-RETRY_LATER = (408, 429)  # answers of the hub that mean: not now
+TIMEOUT = 5.0  # seconds to wait for the hub, unless HF_HUB_ETAG_TIMEOUT is set
+RETRY_LATER = (408, 429)  # status codes that mean: try again later
 NAMING_HINT = "a model is a name (fastav models), a local folder, or a hub id like owner/name"
 
 
 def model_name(model: Any) -> str:
-    """What names a model, as text.  Raises: FastAVError for anything else."""
+    """The name, folder or hub id of a model as text.  Raises: FastAVError for anything else."""
     if isinstance(model, str | PathLike):
         return str(fspath(model))
     raise FastAVError(
-        f"a model is given by its name, its folder or a hub id, got {type(model).__name__}",
-        "for a model that is loaded already: with fastav.prune(model, plan): model.generate(...)",
+        f"a model must be a name, a folder or a hub id, got {type(model).__name__}",
+        "to prune a loaded model: with fastav.prune(model, plan): model.generate(...)",
     )
 
 
 def find_source(model: str) -> str:
-    """The folder or hub id of a model that is none of the known names; a hub that does not answer is not asked twice.
+    """The folder or hub id of a model that is not in the registry.
 
-    Raises: UnknownName for a word that is no folder; CheckpointError if there is no such folder, or the hub cannot be
-    reached and its cache has no copy.
+    A hub that does not answer is asked only once. Raises: UnknownName for a word that is no folder; CheckpointError if
+    the folder does not exist, or if the hub cannot be reached and its cache has no copy.
     """
     if not model.strip():
         raise UnknownName("the name of the model is empty", NAMING_HINT)
@@ -42,16 +42,16 @@ def find_source(model: str) -> str:
     if HUB_ID.fullmatch(model):
         return reachable(model)
     if "/" in model or "\\" in model:
-        raise CheckpointError(f"there is no folder {model!r}", NAMING_HINT)
+        raise CheckpointError(f"the folder {model!r} does not exist", NAMING_HINT)
     error = unknown_name("model", model, MODELS)
     separator = " If not, " if error.hint.endswith("?") else "; "
     raise UnknownName(error.message, error.hint + separator + NAMING_HINT)
 
 
 def reachable(hub_id: str, revision: str | None = None) -> str:
-    """The hub id if the hub answers at all, else the folder that its cache has of it.
+    """The hub id if the hub answers; otherwise the folder of the hub's cache.
 
-    transformers asks a hub that cannot be reached six times for every file; here it is asked once.
+    transformers asks an unreachable hub six times per file; this function asks once.
     Raises: CheckpointError if the hub does not answer and the cache has no copy.
     """
     if Path(hub_id).is_dir():
@@ -62,9 +62,9 @@ def reachable(hub_id: str, revision: str | None = None) -> str:
         get_hf_file_metadata(hf_hub_url(hub_id, "config.json", revision=revision), timeout=timeout)
     except HfHubHTTPError as error:
         if error.response.status_code < 500 and error.response.status_code not in RETRY_LATER:
-            return hub_id  # it says no, which transformers words better
+            return hub_id  # the hub refuses; transformers has the better error message
         reason = reason_of(error)
-    except Exception as error:  # of whichever library the hub's client speaks HTTP by
+    except Exception as error:  # the hub's client can use different HTTP libraries
         reason = reason_of(error)
     else:
         return hub_id

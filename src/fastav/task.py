@@ -1,4 +1,4 @@
-"""A task: questions about clips, and how answers are graded."""
+"""Tasks: questions about clips, and the grading of answers."""
 
 import math
 from abc import ABC, abstractmethod
@@ -15,10 +15,10 @@ from fastav.media import AudioTrack, Clip
 class Sample:
     """One question about one clip.
 
-    id: of the sample, unique in its task. clip: a file, opened only when it is asked about, or a clip in memory.
-    question: all that the model is told, options and instruction included. answer: the right one, a letter where there
-    are options. family: what results are broken down by. use: which tracks must be shown; a clip that lacks one is an
-    error. sound: a file whose sound is heard instead of the clip's; a still picture then lasts as long as its sound.
+    id: unique in its task. clip: a file, which is opened on request, or a clip in memory. question: the whole text for
+    the model, including options and instruction. answer: the correct answer; a letter if there are options. family: the
+    group of samples in reports. use: the tracks to show; a clip without one of them is an error. sound: a file whose
+    sound replaces that of the clip; a still picture then lasts as long as the sound.
     """
 
     id: str
@@ -32,7 +32,7 @@ class Sample:
     sound: Path | None = None
 
     def request(self) -> Request:
-        """The request that a model is asked.  Raises: MediaError if the clip cannot be read."""
+        """The request for the model.  Raises: MediaError if the clip cannot be read."""
         clip = self.clip if isinstance(self.clip, Clip) else Clip.open(self.clip)
         if self.sound is not None:
             clip = _replace_sound(clip, Clip.open(self.sound).require_audio())
@@ -41,9 +41,10 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """How good an answer is.
+    """The grade of an answer.
 
-    score: in [0, 1]. parsed: whether the answer could be read as one at all; if not, it scores 0 and is counted apart.
+    score: in [0, 1]. parsed: whether the answer could be read; if not, the score is 0 and the answer counts as
+    unparsed.
     """
 
     score: float | int
@@ -54,19 +55,20 @@ def _replace_sound(clip: Clip, sound: AudioTrack) -> Clip:
     """The clip with this sound instead of its own."""
     video = clip.require_video()
     if video.frames == 1:
-        # some models hear no more than the video lasts
+        # some models cut the sound at the end of the video
         video = replace(video, fps=1 / sound.duration, duration=sound.duration)
     return replace(clip, video=video, audio=sound)
 
 
 GradedAnswer = tuple[Sample, str, Grade]
-"""A question, the answer that was given, and how good it is."""
+"""A sample, the text of an answer to it, and its grade."""
 
 
 class Task(ABC):
-    """One benchmark.
+    """A benchmark.
 
-    name: in the registry. source: where it is described. needs_folder: whether its clips and annotations must be given.
+    name: its name in the registry. source: where it is described. needs_folder: whether it needs a folder with clips
+    and annotations.
     """
 
     name: ClassVar[str]
@@ -74,22 +76,23 @@ class Task(ABC):
     needs_folder: ClassVar[bool] = True
 
     def __init__(self, folder: Path | None = None) -> None:
-        """folder: with the benchmark's annotations and clips, in its published form.  Raises: TaskError."""
+        """folder: the benchmark's annotations and clips, in their published form.  Raises: TaskError."""
         self.folder = folder
 
     @abstractmethod
     def samples(self) -> Iterator[Sample]:
-        """All questions, in a fixed order.  Raises: TaskError if an annotation is missing or malformed."""
+        """All samples, in a fixed order.  Raises: TaskError if an annotation is missing or malformed."""
 
     @abstractmethod
     def grade(self, sample: Sample, text: str) -> Grade:
-        """How good this answer to the sample is, by the metric of the benchmark's paper."""
+        """The grade of an answer to a sample, by the metric of the benchmark's paper."""
 
     def metrics(self, answers: Sequence[GradedAnswer]) -> dict[str, float | int]:
-        """What is reported of these answers, which are those of one family or all of them; there is at least one.
+        """The metrics of the answers of one family, or of all; there is at least one answer.
 
-        By default `accuracy`, the mean score; `stderr`, its standard error if questions were independent (those about
-        one clip are not); `n`, how many; `unparsed`, how many could not be read as answers (they score 0).
+        By default these are `accuracy`, the mean score; `stderr`, its standard error if questions were independent
+        (questions about one clip are not); `n`, the number of answers; `unparsed`, the number of unreadable answers,
+        which score 0.
         """
         scores = [grade.score for _, _, grade in answers]
         mean = sum(scores) / len(scores)
@@ -98,7 +101,7 @@ class Task(ABC):
         return {"accuracy": mean, "stderr": math.sqrt(variance / len(scores)), "n": len(scores), "unparsed": unparsed}
 
     def report(self, answers: Sequence[GradedAnswer]) -> dict[str, dict[str, float | int]]:
-        """The metrics of each family, in the order in which families come up, after those of `all` answers."""
+        """The metrics of `all` answers, and of each family in order of appearance."""
         families: dict[str, list[GradedAnswer]] = {"all": list(answers)} if answers else {}
         for one in answers:
             families.setdefault(one[0].family, []).append(one)

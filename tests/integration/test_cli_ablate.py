@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import fastav
 from fastav.cli import main
 from fastav.evaluate import read
 from fastav.models.tiny import TinyAdapter
+from fastav.tasks import toy_world
 from support.command import failure, stdout
 from support.little_task import REFERENCE
 
@@ -22,8 +24,16 @@ TOY = ("ablate", "tiny", "toy-world", "--device", "cpu", "--limit", "2")
 pytestmark = pytest.mark.usefixtures("little")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _rendered_once():
+    """Each command renders all clips of the toy world."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toy_world, "clip", cache(toy_world.clip))
+        yield
+
+
 @pytest.fixture(scope="module")
-def made(little, tmp_path_factory) -> Path:
+def made(little, _rendered_once, tmp_path_factory) -> Path:
     """The rows of all tables of the toy world, two samples of each."""
     path = tmp_path_factory.mktemp("made") / "rows.jsonl"
     assert main([*TOY, "--out", str(path)]) == 0
@@ -120,7 +130,7 @@ def test_a_finished_ablation_loads_no_model(made, capsys, monkeypatch):
 def test_other_tables_are_refused_a_file(made, capsys, tmp_path):
     path = shutil.copy(made, tmp_path / "rows.jsonl")
     before = path.read_bytes()
-    assert "holds rows of other plans" in failure(capsys, *TOY, "--tables", "fine", "--out", str(path))
+    assert "has rows of other plans" in failure(capsys, *TOY, "--tables", "fine", "--out", str(path))
     assert path.read_bytes() == before
 
 
@@ -146,9 +156,9 @@ def test_a_plan_of_one_s_own_is_varied(capsys, tmp_path):
     ("arguments", "found"),
     [
         (["tiny", "toy-world", "--tables", "fine,gobal"], "no table is called 'gobal'"),
-        (["tiny", "toy-world", "--tables", ","], "no table to make"),
+        (["tiny", "toy-world", "--tables", ","], "no table is given"),
         (["tiny", "toy-wolrd"], "no task is called 'toy-wolrd'"),
-        (["./no-such-model", "toy-world"], "there is no folder './no-such-model'"),
+        (["./no-such-model", "toy-world"], "the folder './no-such-model' does not exist"),
         (["tiny", "toy-world", "--plan", "fastv"], "the plan 'fastv' cannot be ablated"),
         (["tiny", "toy-world", "--plan", "fastaw"], "no plan of tiny is called 'fastaw'"),
         (["tiny", "toy-world", "--families", "smell"], "no family of samples is called 'smell'"),

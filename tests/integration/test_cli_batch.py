@@ -135,8 +135,8 @@ def test_ctrl_c_leaves_a_file_that_goes_on(asked, tmp_path, capsys, monkeypatch)
 def test_what_failed_is_tried_again(tmp_path, capsys):
     clip = tmp_path / "late.mp4"
     asked = written(tmp_path / "questions.jsonl", {"clip": "late.mp4", "question": "which color moves?"}, QUESTIONS[0])
-    assert run(asked, tmp_path / "a.jsonl") == batch.SOME_FAILED == 1
-    assert "1 could not be answered; the first is 1: " in capsys.readouterr().err
+    assert run(asked, tmp_path / "a.jsonl") == batch.EXIT_SOME_FAILED == 1
+    assert "1 failed; the first is 1: " in capsys.readouterr().err
     failed = answers(tmp_path / "a.jsonl")
     assert "late.mp4" in failed[1]["error"]
     assert set(failed[1]) == {"id", "error", "model", "plan", "fingerprint"}
@@ -161,17 +161,20 @@ def test_answers_of_another_model_or_plan_are_not_mixed(asked, tmp_path, capsys)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "holds no questions"),
-        ("\n\n", "holds no questions"),
+        ("", "has no questions"),
+        ("\n\n", "has no questions"),
         ('{"clip": "a", "question": "b"}\n{"clip": "a", ', "line 2 of"),
         ('{"clip": "a", "question": "b"}\n[]', "line 2 of"),
-        ('{"clip": "a"}', "question must be a text"),
+        ('{"clip": "a"}', "question must be a string"),
         ('{"clip": "a", "question": ""}', "the question is empty"),
         ('{"clip": "a", "question": " "}', "the question is empty"),
-        ('{"clip": 3, "question": "b"}', "clip must be a text, got 3"),
+        ('{"clip": 3, "question": "b"}', "clip must be a string, got 3"),
         ('{"clip": "a", "question": "b", "use": "smell"}', "use must be"),
         ('{"clip": "a", "question": "b", "id": true}', "id must be"),
-        ('{"clip": "a", "question": "b", "id": 2}\n{"clip": "a", "question": "b"}', "the id 2 is line 1's already"),
+        (
+            '{"clip": "a", "question": "b", "id": 2}\n{"clip": "a", "question": "b"}',
+            "the id 2 is already used on line 1",
+        ),
     ],
 )
 def test_questions_that_cannot_be_read(content, message, tmp_path, capsys):
@@ -190,12 +193,12 @@ def test_a_file_that_is_no_text_or_not_there(tmp_path, capsys):
 
 def test_answers_that_have_no_place(asked, tmp_path, capsys):
     assert "is a folder" in failure(capsys, "batch", str(asked), "--out", str(tmp_path))
-    assert "there is no folder" in failure(capsys, "batch", str(asked), "--out", str(tmp_path / "no" / "a.jsonl"))
+    assert "does not exist" in failure(capsys, "batch", str(asked), "--out", str(tmp_path / "no" / "a.jsonl"))
 
 
 def test_questions_are_not_written_over(asked, capsys):
     before = asked.read_bytes()
-    assert "no answer of fastav batch" in failure(capsys, "batch", str(asked), "--out", str(asked))
+    assert "not an answer of fastav batch" in failure(capsys, "batch", str(asked), "--out", str(asked))
     assert asked.read_bytes() == before
 
 

@@ -60,8 +60,8 @@ def test_the_same_command_looks_at_nothing_twice_and_other_rules_use_what_was_se
     assert main(command(folder, "--json")) == 0
     first = json.loads(capsys.readouterr().out)
     looked = []
-    plain = Calibration._looked_at
-    monkeypatch.setattr(Calibration, "_looked_at", lambda self, *what: looked.append(what) or plain(self, *what))
+    plain = Calibration._trace
+    monkeypatch.setattr(Calibration, "_trace", lambda self, *what: looked.append(what) or plain(self, *what))
     assert main(command(folder, "--json")) == 0
     again = json.loads(capsys.readouterr().out)
     for report in (first, again):
@@ -91,7 +91,7 @@ def test_a_clip_that_fails_is_named_and_skipped_only_if_asked(folder, capsys):
 def test_nothing_but_broken_clips_gives_no_plan(folder, capsys):
     for path in (folder / "clips").iterdir():
         path.write_bytes(b"no clip")
-    assert "no prompt could be looked at" in failure(capsys, *command(folder, "--keep-going"))
+    assert "no prompt could be traced" in failure(capsys, *command(folder, "--keep-going"))
     assert not (folder / "plan.json").exists()
 
 
@@ -148,7 +148,7 @@ def test_ctrl_c_loses_nothing_that_was_seen(folder):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert "the same command goes on from there" in err
+    assert "run the same command again to continue" in err
     assert "Traceback" not in err
     assert not (folder / "plan.json").exists()
     assert not list(prompts.glob("*.part"))
@@ -164,6 +164,6 @@ def test_a_full_disk_is_no_clips_fault(folder, capsys, monkeypatch):
     monkeypatch.setattr("fastav.calibrate.store.np.savez", full)
     err = failure(capsys, *command(folder, "--keep-going"))
     assert "No space left on device" in err
-    assert "make room" in err
+    assert "free some disk space" in err
     assert not list((folder / "plan.calibration" / "prompts").iterdir())
     assert not (folder / "plan.json").exists()

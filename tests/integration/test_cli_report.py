@@ -31,9 +31,9 @@ def test_it_writes_the_page_into_the_folder_and_says_where(folder, capsys):
 def test_bad_folders_end_with_one_error_and_nothing_written(folder, tmp_path, capsys):
     out = tmp_path / "page.html"
     for arguments, said in (
-        (["report", str(tmp_path / "nowhere")], "holds no finished calibration"),
+        (["report", str(tmp_path / "nowhere")], "has no finished calibration"),
         (["report", str(folder / "calibration.json")], "cannot read"),
-        (["report", str(tmp_path), "--out", str(out)], "holds no finished calibration"),
+        (["report", str(tmp_path), "--out", str(out)], "has no finished calibration"),
     ):
         assert main(arguments) == 2
         printed, error = capsys.readouterr()

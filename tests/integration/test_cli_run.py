@@ -112,7 +112,7 @@ def test_a_plan_file_runs(capsys, tmp_path):
         (("--plan", "no.json"), "no.json"),
         (("--plan", "none", "--compare"), "nothing to compare"),
         (("--plan", "fastav,none", "--compare"), "nothing to compare"),
-        (("--plan", "fastav,fastav", "--compare"), "one name"),
+        (("--plan", "fastav,fastav", "--compare"), "the same name"),
         (("--plan", "fastav,nope", "--compare"), "no plan"),
         (("--plan", "fastav,fastav-plus"), "no plan"),
         (("--model", "no/such/folder"), "no/such/folder"),
@@ -191,7 +191,7 @@ def test_flops_draws(capsys, monkeypatch):
         (("no/such/folder",), "no/such/folder"),
         (("--drop", "100"), "--drop"),
         (("--start", "28"), "28"),
-        (("--keep-audio", "1", "--before", "2"), "two wordings"),
+        (("--keep-audio", "1", "--before", "2"), "both set the global cut"),
         (("--plan", "none", "--drop", "2"), "no global cut"),
     ],
 )

@@ -186,7 +186,7 @@ def test_names_of_tables():
     assert [table.name for table in tables(PRESET, DEPTH, ["drop", "fine", "drop"])] == ["drop", "fine"]
     with pytest.raises(UnknownName, match=r"no table is called 'gobal' \(did you mean global"):
         tables(PRESET, DEPTH, ["fine", "gobal"])
-    with pytest.raises(PlanError, match="no table to make"):
+    with pytest.raises(PlanError, match="no table is given"):
         tables(PRESET, DEPTH, [])
     with pytest.raises(PlanError, match="do not exist in a decoder of 12 layers"):
         tables(presets.fastav(Keep(audio=Tokens(10)), start=14), 12)

@@ -251,8 +251,8 @@ def test_the_start_by_concentration_is_where_it_stays_high():
     ("options", "said"),
     [
         ({"budget": 1.2}, "budget must be in"),
-        ({"budget": None}, "either a budget"),
-        ({"budget": 0.5, "tokens": 4}, "either a budget"),
+        ({"budget": None}, "either a FLOPs budget"),
+        ({"budget": 0.5, "tokens": 4}, "either a FLOPs budget"),
         ({"budget": None, "tokens": 0}, "at least 1"),
         ({"drop": 1.0}, "drop must be in"),
         ({"rule": "evne"}, "no rule 'evne'"),
@@ -335,11 +335,11 @@ def test_a_store_gives_back_what_it_was_given(tmp_path):
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     store = Store(tmp_path)
     (tmp_path / "mine.txt").write_text("x")
-    with pytest.raises(CalibrationError, match="holds other files"):
+    with pytest.raises(CalibrationError, match="has other files"):
         store.begin({"model": "tiny"})
     other = Store(tmp_path / "kept")
     other.begin({"model": "tiny", "alpha": 0.5})
-    with pytest.raises(CalibrationError, match=r"with alpha 0\.5, this has 0\.6"):
+    with pytest.raises(CalibrationError, match=r"with alpha 0\.5, not 0\.6"):
         other.begin({"model": "tiny", "alpha": 0.6})
     with pytest.raises(CalibrationError, match="no finished calibration"):
         other.result()
@@ -385,9 +385,9 @@ def test_bad_prompts_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     bad = tmp_path / "bad.json"
     for said, call in {
-        "there is no clip": lambda: prompts_of([tmp_path / "c.mp4"], ()),
+        "the clip .* does not exist": lambda: prompts_of([tmp_path / "c.mp4"], ()),
         "no video or audio files": lambda: prompts_of([tmp_path / "empty"], ()),
-        "there are no clips": lambda: prompts_of([], ()),
+        "no clips are given": lambda: prompts_of([], ()),
         "no question about a": lambda: prompts_of([tmp_path / "a.mp4"], {"b.mp4": ["?"]}),
         "must be a list": lambda: prompts_of([tmp_path / "a.mp4"], "why?"),
         "cannot read the questions": lambda: read_questions(tmp_path / "none.txt"),
@@ -396,10 +396,10 @@ def test_bad_prompts_are_refused(tmp_path):
             call()
     for text, said in {
         "{": "cannot read",
-        "[]": "holds no questions",
+        "[]": "has no questions",
         "[3]": "must be a string",
-        '["\\ud800"]': "half a character",
-        '"a"': "holds no",
+        '["\\ud800"]': "half of a character",
+        '"a"': "has no",
         '["what?", " "]': "a question is empty",
         '{"a.mp4": ["what?", {"question": ""}]}': "a question is empty",
     }.items():

@@ -207,7 +207,11 @@ def test_other_steps_stay():
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"keep_audio": 1, "before": 2}, "two wordings"), ({"start": "center"}, "--start"), ({"start": "-1"}, "--start")],
+    [
+        ({"keep_audio": 1, "before": 2}, "both set the global cut"),
+        ({"start": "center"}, "--start"),
+        ({"start": "-1"}, "--start"),
+    ],
 )
 def test_contradictory_or_unreadable_settings(settings, message):
     with pytest.raises(PlanError, match=message):
@@ -314,7 +318,7 @@ def test_numbers_have_three_digits_and_a_unit(shown, text):
 
 def test_every_budget_has_words():
     keep = Keep(audio=Tokens(10), video=Share(0.5)).to_dict()
-    assert _render._budget_lines(keep) == "audio: 10 tokens\nvideo: 50 % of what is left"
+    assert _render._budget_lines(keep) == "audio: 10 tokens\nvideo: 50 % of the remaining tokens"
 
 
 # --- help in groups, completion, plurals
@@ -330,8 +334,8 @@ def test_every_command_stands_under_a_heading_of_its_own(capsys):
 def test_options_of_one_kind_stand_together(capsys):
     assert main(["run", "--help"]) == 0
     out = capsys.readouterr().out
-    assert re.findall(r"^(\S.*):$", out, re.M) == ["Arguments", "Options", "How tokens are chosen", "Where it runs"]
-    assert out.index("How tokens") < out.index("--top-p") < out.index("Where it runs") < out.index("--device")
+    assert re.findall(r"^(\S.*):$", out, re.M) == ["Arguments", "Options", "Sampling", "Hardware"]
+    assert out.index("Sampling:") < out.index("--top-p") < out.index("Hardware:") < out.index("--device")
 
 
 @pytest.mark.parametrize(

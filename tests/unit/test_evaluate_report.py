@@ -136,7 +136,7 @@ def test_files_of_one_model_and_task_are_one():
 def test_two_plans_of_one_name_are_refused():
     other = stored()
     plans = other.runs[0]["plans"] | {"half": {"fingerprint": "else", "steps": ["..."]}}
-    with pytest.raises(FastAVError, match="two different plans are called 'half'"):
+    with pytest.raises(FastAVError, match="two different plans have the name 'half'"):
         merge([stored(), replace(other, runs=({**other.runs[0], "plans": plans},))])
 
 

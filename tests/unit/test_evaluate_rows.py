@@ -124,9 +124,9 @@ def test_one_gpu_is_as_good_as_another(tmp_path):
 def test_any_other_file_is_refused_and_left_alone(tmp_path, content):
     path = tmp_path / "novel.txt"
     path.write_bytes(content)
-    with pytest.raises(FastAVError, match=r"is no file of rows"), open_rows(path, RUN):
+    with pytest.raises(FastAVError, match=r"is not a file of rows"), open_rows(path, RUN):
         pytest.fail("opened")
-    with pytest.raises(FastAVError, match=r"is no file of rows"):
+    with pytest.raises(FastAVError, match=r"is not a file of rows"):
         read(path)
     assert path.read_bytes() == content
 
@@ -153,7 +153,7 @@ def test_a_broken_line_is_refused_by_its_number(path, line):
 def test_an_empty_file_is_a_new_one_but_has_no_rows(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.touch()
-    with pytest.raises(FastAVError, match="holds no rows"):
+    with pytest.raises(FastAVError, match="has no rows"):
         read(path)
     with open_rows(path, RUN) as file:
         assert file.rows == ()

@@ -156,7 +156,7 @@ def test_reading_past_the_cut_says_at_which_second_the_video_ends(tmp_path: Path
 
 @pytest.mark.parametrize("name", ["", " "])
 def test_a_clip_without_a_name_is_no_folder(name: str) -> None:
-    with pytest.raises(UnreadableMedia, match="its path is empty"):
+    with pytest.raises(UnreadableMedia, match="the path of the clip is empty"):
         Clip.open(name)
 
 

@@ -122,7 +122,7 @@ def test_a_url_is_loaded(film: Path, host: str) -> None:
         ("/endless", {"max_bytes": 10**6}, r"is larger than 1,000,000 bytes"),
         ("/endless", {"max_bytes": 10**12, "max_seconds": 0.3}, r"could not be loaded within 0\.3 s"),
         ("/hangs?token=secret", {"max_seconds": 0.3}, r"could not be loaded within 0\.3 s"),
-        ("/a.mp4", {"urls": False}, "URLs are off here"),
+        ("/a.mp4", {"urls": False}, "URLs are disabled here"),
         ("/a.mp4", {"hosts": frozenset({"example.org"})}, "not an allowed host"),
         ("/to/http://example.org/a.mp4", {"hosts": frozenset({"127.0.0.1"})}, "example.org is not an allowed host"),
         ("/to/file:///etc/passwd", {}, "cannot be loaded|not an http address"),
@@ -139,7 +139,7 @@ def test_a_url_that_cannot_be_loaded_says_why(path: str, options: dict[str, Any]
 def test_a_policy_may_forbid_files(film: Path) -> None:
     policy = MediaPolicy(files=False)
     for given in (film, str(film), film.as_uri()):
-        with pytest.raises(UnreadableMedia, match="files are off here"):
+        with pytest.raises(UnreadableMedia, match="files are disabled here"):
             Clip.open(given, policy=policy)
     same(Clip.open(film.read_bytes(), policy=policy), "the clip")
     with pytest.raises(UnreadableMedia, match="larger than 1,000 bytes"):
@@ -154,7 +154,7 @@ def test_a_policy_may_forbid_files(film: Path) -> None:
         (StringIO("text"), "gives str and not bytes"),
         (7, "cannot be opened from int"),
         ("s3://bucket/a.mp4", "s3:// cannot be opened"),
-        ("data:video/mp4;base64,???", "holds no clip"),
+        ("data:video/mp4;base64,???", "has no clip"),
         ("http://", "is not an http address"),
         ("http://127.0.0.1:1/a.mp4", "cannot be loaded"),
     ],

@@ -70,7 +70,7 @@ def test_no_name_at_all_is_no_model(name):
 
 def test_a_folder_that_is_not_there_is_said_to_be_none():
     for path in ("./tiny", "/no/such/folder", "a/b/c"):
-        with pytest.raises(CheckpointError, match="there is no folder"):
+        with pytest.raises(CheckpointError, match=r"the folder .* does not exist"):
             find_source(path)
 
 

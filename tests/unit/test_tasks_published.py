@@ -276,7 +276,7 @@ def test_a_bad_line_is_named_by_its_number(folder):
 def test_without_pyarrow_it_says_what_to_install(folder, monkeypatch):
     folder.write("videomme/test-0.parquet", [mme()])
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(InstallationError, match="takes pyarrow") as caught:
+    with pytest.raises(InstallationError, match="needs pyarrow") as caught:
         folder.task("video-mme").samples()
     assert "pip install '.[eval]'" in caught.value.hint
 
@@ -293,8 +293,8 @@ def test_a_pyarrow_that_does_not_import_says_why(folder, monkeypatch, tmp_path):
 
 
 MALFORMED = [
-    ("avqa", avqa(answer=4), "'answer' must be a whole number from 0 to 3, got 4"),
-    ("avqa", avqa(answer=True), "'answer' must be a whole number"),
+    ("avqa", avqa(answer=4), "'answer' must be an integer from 0 to 3, got 4"),
+    ("avqa", avqa(answer=True), "'answer' must be an integer"),
     ("avqa", avqa(multi_choice="Dog"), "'multi_choice' must be a list of texts"),
     ("avqa", avqa(question_text=" "), "'question_text' must be text"),
     ("music-avqa", music(templ_values="[]"), "1 slots in .* and 0 values"),
@@ -324,7 +324,7 @@ def test_an_id_that_comes_twice_is_an_error(folder, name):
     file, content, clips = EVERY[name]
     folder.write(file, content * 2)
     folder.clips(*clips)
-    with pytest.raises(TaskError, match="1 ids come more than once, the first is"):
+    with pytest.raises(TaskError, match="1 ids are repeated; the first is"):
         folder.task(name).samples()
 
 

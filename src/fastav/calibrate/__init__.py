@@ -1,6 +1,6 @@
-"""From a few clips to a plan, with the evidence to look at.
+"""Calibration: from a few clips to a plan, with the evidence for it.
 
-Source: arXiv:2601.13143, section 3, whose fixed rules are read off rollouts made beforehand.
+Source: arXiv:2601.13143, section 3, whose fixed rules come from rollouts computed beforehand.
 """
 
 from fastav.calibrate.calibration import Calibration, Failure

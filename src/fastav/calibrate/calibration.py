@@ -1,4 +1,4 @@
-"""Looking at prompts one by one, and what follows from them."""
+"""Tracing prompts one by one, and choosing a plan."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,14 +27,14 @@ from fastav.pruning.rollout import ALPHA
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A prompt that could not be looked at, and why."""
+    """A prompt that could not be traced, and why."""
 
     prompt: Prompt
     reason: str
 
 
 class Calibration:
-    """Prompts, a model, and the folder that keeps what was seen.  Made by `Calibration.of`.
+    """Prompts, a model, and the folder that stores their traces.  Made by `Calibration.of`.
 
     prompts: in order. shape: of the model's decoder.
     """
@@ -67,12 +67,12 @@ class Calibration:
         device: str | None = None,
         dtype: str | None = None,
     ) -> "Calibration":
-        """A calibration, or the one in this folder, to go on with.
+        """A new calibration, or the one in this folder to continue.
 
-        model, device, dtype: as `fastav.pipeline` takes them. clips, questions: as `prompts_of`. folder: keeps what was
-        seen of every prompt, so that none is looked at twice. alpha: of the rollout.
+        model, device, dtype: as for `fastav.pipeline`. clips, questions: as for `prompts_of`. folder: stores the
+        traces, so that no prompt is traced twice. alpha: of the rollout.
 
-        Raises: CalibrationError if the folder holds another calibration; as `prompts_of`, `fastav.pipelines.resolve`.
+        Raises: CalibrationError if the folder has another calibration; as `prompts_of`, `fastav.pipelines.resolve`.
         """
         if not 0 < alpha <= 1:
             raise CalibrationError(f"alpha must be in (0, 1], got {alpha:g}", "0.5 is usual")
@@ -95,18 +95,17 @@ class Calibration:
         return cls(model, adapter, shape, prompts, store, alpha=alpha, device=str(placement), dtype=dtype)
 
     def remaining(self) -> list[Prompt]:
-        """Prompts that were not looked at yet."""
+        """The prompts without a trace."""
         return [prompt for prompt in self.prompts if not self.store.has(prompt.key)]
 
     def run(self, *, keep_going: bool = False) -> Iterator[Prompt | Failure]:
-        """Look at what is left, one prompt after another.
+        """Trace the remaining prompts, one after another.
 
-        keep_going: yield failures instead of raising them.
-        Raises: CalibrationError naming the clip, caused by what went wrong; as `fastav.pipeline`; OSError if what was
-        seen cannot be written.
+        keep_going: yield failures instead of raising them. Raises: CalibrationError with the clip's name and the
+        original error as its cause; as `fastav.pipeline`; OSError if a trace cannot be written.
         """
         if remaining := self.remaining():
-            self._pipe()  # what keeps the model from loading is no clip's fault
+            self._pipe()  # an error while loading the model is no failure of a clip
         for prompt in remaining:
             try:
                 record = self._trace(prompt, NONE)
@@ -122,14 +121,14 @@ class Calibration:
                 yield prompt
 
     def evidence(self) -> Evidence:
-        """Statistics over the prompts that were looked at.  Raises: CalibrationError if there are none."""
+        """Statistics over the traced prompts.  Raises: CalibrationError if there are none."""
         evidence = evidence_of(self.store.load(one.key).trace for one in self.prompts if self.store.has(one.key))
         if not evidence.layouts:
-            raise CalibrationError("no prompt could be looked at", "see why each of them failed")
+            raise CalibrationError("no prompt could be traced", "see why each of them failed")
         return evidence
 
     def finish(self, criterion: Criterion, *, failures: Sequence[Failure] = (), max_new_tokens: int = 64) -> Choice:
-        """Choose a plan, try it on the first prompt that was looked at, and write all of it down.
+        """Choose a plan, try it on the first traced prompt, and store the result.
 
         Raises: as `choose`.
         """

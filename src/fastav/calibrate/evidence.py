@@ -1,4 +1,4 @@
-"""What many prompts show together: means and spreads of attention and rollout, one prompt at a time."""
+"""Statistics of attention and rollout over many prompts, updated one prompt at a time."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -12,15 +12,15 @@ from fastav.trace import Trace
 KINDS = ("attention", "rollout")
 AXES = ("position", "order", "frame", "second")
 TOP = 0.1
-"""Concentration is the share of the weight of all audio and video that this share of their tokens holds."""
+"""Concentration is the share of the weight of audio and video that this share of their tokens, the heaviest, has."""
 
 
 @dataclass(slots=True)
 class Moments:
-    """Mean and spread of arrays that come one by one, each with its own number of bins.
+    """Mean and spread of arrays that are added one by one, each with its own set of bins.
 
-    mean, squares: [..., bins], float64, squares being sums of squared differences from the mean. count: of the arrays
-    that had a bin.  Source: Welford's recurrence.
+    mean, squares: [..., bins], float64; squares are the sums of squared differences from the mean. count: for each bin,
+    the number of arrays that have it.  Source: Welford's recurrence.
     """
 
     mean: np.ndarray
@@ -29,11 +29,11 @@ class Moments:
 
     @classmethod
     def empty(cls, *shape: int) -> "Moments":
-        """Of no array, without any bin."""
+        """Moments of no array, without any bin."""
         return cls(np.zeros((*shape, 0)), np.zeros((*shape, 0)), np.zeros(0, np.int64))
 
     def add(self, values: np.ndarray, bins: Int[np.ndarray, " here"]) -> None:
-        """One array, [..., here], of these bins (each once)."""
+        """Add one array, [..., here], with the bin of each column; bins must be unique."""
         if (missing := int(bins.max(initial=-1)) + 1 - len(self.count)) > 0:
             wider = [(0, 0)] * (self.mean.ndim - 1) + [(0, missing)]
             self.mean, self.squares = np.pad(self.mean, wider), np.pad(self.squares, wider)
@@ -45,7 +45,7 @@ class Moments:
 
     @property
     def spread(self) -> np.ndarray:
-        """The standard deviation over arrays (n - 1); NaN where there is one only."""
+        """The standard deviation over arrays (n - 1); NaN for bins of only one array."""
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.where(self.count > 1, np.sqrt(self.squares / (self.count - 1)), np.nan)
 
@@ -54,11 +54,10 @@ class Moments:
 class Evidence:
     """Statistics over the prompts added so far.
 
-    Of every kind (`KINDS`), query (`fastav.trace.QUERIES`) and layer: by position in the prompt, and of each modality
-    by order (the k-th of its tokens), frame and second of the clip, the mean weight of a token; the weight of every
-    modality as a whole; and how concentrated that of audio and video is. All are [kinds, queries, layers, bins].
-
-    layouts: of the prompts, in order.
+    profiles: the mean weight of a token, by position in the prompt, and for each modality by order (its k-th token),
+    frame and second of the clip. modalities: the weight of each modality as a whole. concentration: of the weight of
+    audio and video. All are [kinds, queries, layers, bins], with `KINDS` and `fastav.trace.QUERIES`. layouts: of the
+    prompts, in order.
     """
 
     profiles: dict[tuple[str, Modality | None], Moments] = field(default_factory=dict)
@@ -67,7 +66,7 @@ class Evidence:
     layouts: list[Layout] = field(default_factory=list)
 
     def add(self, trace: Trace) -> None:
-        """One prompt."""
+        """Add one prompt."""
         weights = np.stack([trace.attention, trace.rollout]).astype(np.float64)
         if not self.layouts:
             self.modalities, self.concentration = Moments.empty(*weights.shape[:3]), Moments.empty(*weights.shape[:3])
@@ -84,12 +83,12 @@ class Evidence:
         self.layouts.append(trace.layout)
 
     def present(self) -> tuple[Modality, ...]:
-        """Modalities that any prompt has."""
+        """The modalities that any prompt has."""
         return tuple(m for m in Modality if len(self.modalities.count) > m and self.modalities.count[m])
 
 
 def evidence_of(traces: Iterable[Trace]) -> Evidence:
-    """Statistics of these prompts; one at a time is held."""
+    """Statistics of these traces; only one trace is in memory at a time."""
     evidence = Evidence()
     for trace in traces:
         evidence.add(trace)
@@ -99,7 +98,7 @@ def evidence_of(traces: Iterable[Trace]) -> Evidence:
 def _bins(
     layout: Layout,
 ) -> Iterator[tuple[str, Modality | None, Int[np.ndarray, " here"], Int[np.ndarray, " here"]]]:
-    """Axis, modality, tokens and the bin of each of them."""
+    """Axis, modality, token indices, and the bin of each token."""
     positions = np.arange(len(layout))
     yield "position", None, positions, positions
     for m in MEDIA:
@@ -115,7 +114,7 @@ def _bins(
 
 
 def _concentration(weights: Float[np.ndarray, "kinds queries layers tokens"]) -> np.ndarray:
-    """Share of the weight that the `TOP` heaviest tokens hold, at least one of them."""
+    """The share of the weight that the `TOP` heaviest tokens have, at least one token."""
     count = max(1, round(TOP * weights.shape[-1]))
     top = -np.partition(-weights, count - 1, axis=-1)[..., :count]
     return (top.sum(-1) / np.maximum(weights.sum(-1), 1e-30))[..., None]

@@ -1,4 +1,4 @@
-"""Which question is asked about which clip."""
+"""The prompts of a calibration: questions about clips."""
 
 import json
 import os
@@ -20,7 +20,7 @@ SUFFIXES = frozenset(f"{VIDEO} {AUDIO}".split())
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One question about one file.  key: names what was seen of it."""
+    """One question about one file.  key: the name of its trace."""
 
     clip: Path
     question: str
@@ -28,7 +28,7 @@ class Prompt:
 
     @classmethod
     def of(cls, clip: Path, question: str) -> "Prompt":
-        """A question about a file as it is now: other files, by path, size and time of change, have other keys."""
+        """A prompt for the current content of a file. The key depends on path, size, modification time and question."""
         stat = clip.stat()
         parts = (
             os.fsencode(clip.resolve()),
@@ -40,30 +40,30 @@ class Prompt:
 
 
 def prompts_of(clips: Sequence[str | Path], questions: Sequence[str] | Mapping[str, Sequence[str]]) -> list[Prompt]:
-    """Every question about every clip, or of each clip its own; each pair once.
+    """All pairs of a clip and a question, each once.
 
-    clips: files, and folders whose media files are taken. questions: for all clips (none: `QUESTION`), or by file name.
-    Raises: CalibrationError for a clip that is not there, a folder without any, or a clip without a question;
-    FastAVError for an empty question.
+    clips: files, or folders with media files. questions: for all clips (empty: `QUESTION`), or by file name. Raises:
+    CalibrationError for a missing clip, a folder without clips, or a clip without a question; FastAVError for an empty
+    question.
     """
     if isinstance(questions, str):
-        raise CalibrationError("questions must be a list", "put the question into one")
+        raise CalibrationError("questions must be a list, got a string", "write [question]")
     files = [clip for path in clips for clip in _files(Path(path))]
     if not files:
-        raise CalibrationError("there are no clips", "give files or folders")
+        raise CalibrationError("no clips are given", "give files or folders")
     for question in chain(*questions.values()) if isinstance(questions, Mapping) else questions:
         question_of(question)
     by_name = questions if isinstance(questions, Mapping) else {clip.name: questions or (QUESTION,) for clip in files}
     if without_question := [clip.name for clip in files if not by_name.get(clip.name)]:
         raise CalibrationError(
-            f"there is no question about {without_question[0]}", "the questions' keys are names of files"
+            f"there is no question about {without_question[0]}", "the keys of questions must be file names"
         )
     prompts = (Prompt.of(clip, question) for clip in files for question in by_name[clip.name])
     return list({prompt.key: prompt for prompt in prompts}.values())
 
 
 def read_questions(path: str | Path) -> list[str] | dict[str, list[str]]:
-    """A text file with a question on every line; or JSON, a list of questions or an object that has one by file name.
+    """The questions in a file: text with a question per line, or JSON with a list of questions or lists by file name.
 
     A question in JSON is a string, or an object with the key `question`.
     Raises: CalibrationError.
@@ -88,12 +88,14 @@ def _questions(path: Path, entries: Any) -> Iterator[str]:
         if not isinstance(text, str):
             raise CalibrationError(f"{path}: a question must be a string, got {text!r}")
         if not text.isascii() and text.encode(errors="replace").decode() != text:
-            raise CalibrationError(f"{path}: a question holds half a character: {text!r}")
+            raise CalibrationError(f"{path}: a question has an unpaired surrogate (half of a character): {text!r}")
         if not text.strip():
-            raise CalibrationError(f"{path}: a question is empty", "ask something about the clip")
+            raise CalibrationError(f"{path}: a question is empty", "write a question about the clip")
         yield text.strip()
     if not isinstance(entries, list) or not entries:
-        raise CalibrationError(f"{path} holds no questions", "one a line, or a JSON list, or an object of lists")
+        raise CalibrationError(
+            f"{path} has no questions", "write one per line, or a JSON list, or a JSON object of lists"
+        )
 
 
 def _files(path: Path) -> list[Path]:
@@ -102,5 +104,5 @@ def _files(path: Path) -> list[Path]:
             return media_files
         raise CalibrationError(f"there are no video or audio files in {str(path)!r}")
     if not path.is_file():
-        raise CalibrationError(f"there is no clip {str(path)!r}")
+        raise CalibrationError(f"the clip {str(path)!r} does not exist")
     return [path]

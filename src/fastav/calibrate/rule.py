@@ -1,7 +1,7 @@
-"""From evidence to a plan: where to cut, which tokens stay, how many.
+"""From evidence to a plan: at which layer to cut, which tokens stay, and how many.
 
 Source: arXiv:2601.13143, section 3: attention concentrates from the middle layers on, rollout shows on which tokens,
-and a fixed rule is read off it. How the paper reads it is not stated; the criteria here are ours.
+and a fixed rule follows from it. The paper does not say how it derives the rule; the criteria here are ours.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,21 +23,20 @@ STARTS = ("middle", "concentration")
 
 @dataclass(frozen=True, kw_only=True)
 class Criterion:
-    """How a plan is read off evidence.
+    """How a plan follows from evidence.
 
-    budget: FLOPs of the prefill to reach, as a share of the unpruned model's. tokens: instead of `budget`, how many
-    tokens of audio and video are to stay at the global cut, as a mean over prompts.
-    start: the layer of the global cut. `concentration`: the layer behind the first one from which on the attention of
-    the last query is never less concentrated (`fastav.calibrate.evidence.TOP`) than half-way from its least to its
-    greatest.
-    rule: `even`: of each modality the first tokens that hold the same share of its rollout. `first`: of each modality
-    the first tokens, split so that they hold the most rollout together. `frames`: what belongs to the first frames.
-    `before`: what stands before a position. `auto`: that of the last three whose tokens hold the most; of these a
-    modality that has little may go whole. `rollout`: no fixed rule; of each modality the same share, by the rollout of
-    the prompt at hand.
-    drop: share of what is left that goes entering every later layer, by the last query.
+    budget: the target FLOPs of the prefill, as a share of the unpruned model's. tokens: instead of `budget`, the number
+    of audio and video tokens that stay at the global cut, as a mean over prompts. start: the layer of the global cut.
+    `middle`: half the depth. `concentration`: find the first layer from which on the last query's attention stays above
+    the middle of its lowest and highest concentration (`fastav.calibrate.evidence.TOP`); the cut is at the layer after
+    it. rule: the tokens that stay. `even`: the first tokens of each modality, with the same share of its rollout.
+    `first`: the first tokens of each modality, split so that together they have the most rollout. `frames`: the tokens
+    of the first frames. `before`: the tokens before a position. `auto`: the one of the last three whose tokens have the
+    most rollout; it can drop a modality with little rollout entirely. `rollout`: no fixed rule; the same share of each
+    modality, by the rollout of each prompt. drop: the share of the remaining tokens that is dropped at every later
+    layer, by the last query.
 
-    Raises: CalibrationError for a share outside of (0, 1), both budgets or neither.
+    Raises: CalibrationError for a share outside (0, 1), and for both budgets or neither.
     """
 
     budget: float | None = 0.56
@@ -48,13 +47,13 @@ class Criterion:
 
     def __post_init__(self) -> None:
         if (self.budget is None) == (self.tokens is None):
-            raise CalibrationError("give either a budget of FLOPs or a number of tokens")
+            raise CalibrationError("give either a FLOPs budget or a number of tokens")
         if self.budget is not None and not 0 < self.budget < 1:
             raise CalibrationError(f"a budget must be in (0, 1), got {self.budget:g}", "0.56 is 56 % of the FLOPs")
         if self.tokens is not None and self.tokens < 1:
             raise CalibrationError(f"the number of tokens must be at least 1, got {self.tokens}")
         if self.rule not in RULES:
-            raise CalibrationError(f"there is no rule {self.rule!r}", f"rules: {', '.join(RULES)}")
+            raise CalibrationError(f"there is no rule {self.rule!r}", f"the rules are {', '.join(RULES)}")
         if self.start not in STARTS and (not isinstance(self.start, int) or self.start is True):
             raise CalibrationError(f"start must be a layer, middle or concentration, got {self.start!r}")
         if not 0 <= self.drop < 1:
@@ -63,12 +62,12 @@ class Criterion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """A plan and what speaks for it.
+    """A plan, and the evidence for it.
 
-    held: of the rollout that audio and video have where the global cut is made, the share on tokens that stay, by means
-    over prompts (of the rule `rollout`, what the heaviest tokens of each prompt hold is not known from means: None).
-    flops: of the prefill, a share of the unpruned model's. tokens: of audio and video that stay at the global cut. Both
-    are means over prompts.
+    held: the share of the rollout of audio and video at the global cut that is on tokens that stay, from means over
+    prompts; None for the rule `rollout`, because means do not know the heaviest tokens of each prompt. flops: of the
+    prefill, as a share of the unpruned model's. tokens: audio and video tokens that stay at the global cut. Both are
+    means over prompts.
     """
 
     plan: Plan
@@ -80,19 +79,18 @@ class Choice:
 
 
 def choose(evidence: Evidence, shape: DecoderShape, criterion: Criterion) -> Choice:
-    """The plan that a criterion reads off evidence.
+    """The plan that follows from evidence by a criterion.
 
-    Raises: CalibrationError if the budget cannot be reached, the layer does not exist, or the prompts have no audio or
-    video.
+    Raises: CalibrationError if the budget cannot be reached, the layer does not exist, or no prompt has audio or video.
     """
     if not any(layout.count(*MEDIA) for layout in evidence.layouts):
-        raise CalibrationError("none of the prompts has audio or video", "give clips")
+        raise CalibrationError("none of the prompts has audio or video", "give clips with video or sound")
     start = start_layer(evidence, shape.layers, criterion.start)
     rules = ("first", "frames", "before") if criterion.rule == "auto" else (criterion.rule,)
     choices = [choice for rule in rules if (choice := _fit_rule(evidence, shape, criterion, rule, start)) is not None]
     if not choices:
         raise CalibrationError(*_unreachable(evidence, shape, criterion, rules, start))
-    return max(choices, key=lambda choice: round(choice.held or 0.0, 9))  # of equals the first
+    return max(choices, key=lambda choice: round(choice.held or 0.0, 9))  # the first of equals
 
 
 def start_layer(evidence: Evidence, depth: int, start: str | int) -> int:
@@ -105,20 +103,20 @@ def start_layer(evidence: Evidence, depth: int, start: str | int) -> int:
         return start
     concentration = evidence.concentration.mean[KINDS.index("attention"), QUERIES.index("last"), :, 0]
     high = concentration >= (concentration.min() + concentration.max()) / 2
-    steady = int(np.flatnonzero(~high).max(initial=-1)) + 1  # the first layer from which on it is always high
+    steady = int(np.flatnonzero(~high).max(initial=-1)) + 1  # from this layer on it is always high
     return min(steady + 1, depth - 1)
 
 
-Settings = Sequence[Keep] | None  # of a rule, from that which keeps least; None where it does not fit
+Settings = Sequence[Keep] | None  # settings of a rule, smallest first; None if the rule does not fit
 
 
 def _fit_rule(evidence: Evidence, shape: DecoderShape, criterion: Criterion, rule: str, start: int) -> Choice | None:
-    """The most that a rule can keep within the budget; None if even the least is too much, or the rule does not fit."""
+    """The largest setting of a rule within the budget; None if there is none, or if the rule does not fit."""
     settings, plan = _settings(evidence, rule, start), _plan_maker(criterion, rule, start)
     if settings is None or not _is_within(evidence, shape, criterion, plan(settings[0]), start):
         return None
     low, high = 0, len(settings) - 1
-    while low < high:  # what is kept grows from setting to setting
+    while low < high:  # settings are in ascending order
         middle = (low + high + 1) // 2
         if _is_within(evidence, shape, criterion, plan(settings[middle]), start):
             low = middle
@@ -130,9 +128,9 @@ def _fit_rule(evidence: Evidence, shape: DecoderShape, criterion: Criterion, rul
 
 
 def costs(layouts: Sequence[Layout], shape: DecoderShape, plan: Plan, start: int) -> tuple[float, float]:
-    """FLOPs of the prefill as a share of the unpruned model's, and audio and video tokens left from layer `start` on.
+    """FLOPs of the prefill as a share of the unpruned model's, and the audio and video tokens from layer `start` on.
 
-    Means over prompts.
+    Both are means over prompts.
     """
     ratios, counts = [], []
     for layout in layouts:
@@ -174,14 +172,14 @@ def _settings(evidence: Evidence, rule: str, start: int) -> Settings:
             frames = max(int(layout.frame.max(initial=-1)) for layout in evidence.layouts)
             in_frames = all(
                 _all_in_frames(layout) for layout in evidence.layouts
-            )  # what belongs to none would go whole
+            )  # tokens without a frame would all be dropped
             return [Keep(media=Frames(number)) for number in range(1, frames + 1)] or None if in_frames else None
         case "before":
             first = min(int(np.isin(layout.modality, MEDIA).argmax()) for layout in evidence.layouts)
             return [
                 Keep(media=Before(positions)) for positions in range(first + 1, max(map(len, evidence.layouts)))
             ] or None
-    raise CalibrationError(f"there is no rule {rule!r}", f"rules: {', '.join(RULES)}")
+    raise CalibrationError(f"there is no rule {rule!r}", f"the rules are {', '.join(RULES)}")
 
 
 def _all_in_frames(layout: Layout) -> bool:
@@ -193,30 +191,30 @@ def _keep_each(budgets: Mapping[Modality, Budget]) -> Keep:
 
 
 def _by_share(gains: Mapping[Modality, np.ndarray]) -> list[Modality]:
-    """Whose next token is kept, one after another, so that all modalities keep the same share of what each holds."""
+    """The modality whose next token stays, step by step, so that all modalities keep the same share of their weight."""
     shares = ((m, gain.cumsum() / max(gain.sum(), 1e-30)) for m, gain in gains.items())
     return [m for _, m in sorted((share, m) for m, cumulative in shares for share in cumulative.tolist())]
 
 
 def _by_weight(gains: Mapping[Modality, np.ndarray]) -> list[Modality]:
-    """Whose next token is kept, one after another, so that what is kept holds the most.
+    """The modality whose next token stays, step by step, so that the tokens that stay have the most weight.
 
-    Taking the token that holds most keeps every split best as long as weights fall; where they rise again, whole runs
-    are taken by what they hold on average.
+    If weights fall from token to token, taking the heaviest next token is optimal for every number of tokens. Where
+    weights rise again, runs of tokens are taken as a whole, by their mean.
     """
     runs = sorted((run for m, gain in gains.items() for run in _runs(m, gain)), key=lambda run: -run[2])
     return [m for m, length, _ in runs for _ in range(length)]
 
 
 def _gains(evidence: Evidence, modality: Modality, start: int) -> np.ndarray:
-    """Of the k-th token of a modality, the rollout that it holds where the cut is made, as a mean over all prompts."""
+    """The rollout of the k-th token of a modality at the global cut, as a mean over all prompts."""
     moments = evidence.profiles["order", modality]
     mean = moments.mean[KINDS.index("rollout"), QUERIES.index("last"), start - 1]
     return mean * moments.count / len(evidence.layouts)
 
 
 def _runs(modality: Modality, gains: np.ndarray) -> list[tuple[Modality, int, float]]:
-    """Lengths and means of the runs whose means fall: the steps of the least concave function above the sum."""
+    """Lengths and means of runs with falling means: the steps of the least concave function above the running sum."""
     runs: list[tuple[int, float]] = []
     for gain in gains:
         length, total = 1, float(gain)
@@ -228,7 +226,7 @@ def _runs(modality: Modality, gains: np.ndarray) -> list[tuple[Modality, int, fl
 
 
 def _rollout_share(evidence: Evidence, start: int, keep: Keep) -> float:
-    """Share of the rollout of audio and video, where the cut is made, that is on the first tokens that stay."""
+    """The share of the rollout of audio and video at the global cut that is on the first tokens that stay."""
     kept_weight, total = 0.0, 0.0
     for layout in evidence.layouts:
         positions = {m: np.flatnonzero(layout.modality == m) for m in MEDIA if layout.count(m)}
@@ -247,7 +245,7 @@ def _rollout_share(evidence: Evidence, start: int, keep: Keep) -> float:
 def _unreachable(
     evidence: Evidence, shape: DecoderShape, criterion: Criterion, rules: Sequence[str], start: int
 ) -> tuple[str, str]:
-    """Why no rule keeps so little, and what could be asked for."""
+    """The error message and hint for a budget that no rule can reach."""
     settings_by_rule = {rule: settings for rule in rules if (settings := _settings(evidence, rule, start)) is not None}
     if not settings_by_rule:
         return f"the rule {rules[0]} does not fit these prompts", "try the rule even"

@@ -1,4 +1,4 @@
-"""A calibration on disk: what was asked for, a file for every prompt, and what came of it."""
+"""A calibration on disk: its settings, a file per prompt, and the result."""
 
 import json
 from collections.abc import Mapping
@@ -20,10 +20,10 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Preview:
-    """What a clip looks and sounds like, small.
+    """A small preview of a clip.
 
-    frames: pictures at `moments`, in seconds. peaks: the waveform's least and greatest value in equal parts of
-    `duration`, which is in seconds. Both may be empty.
+    frames: pictures at `moments`, in seconds. peaks: the lowest and highest value of the waveform in equal parts of
+    `duration`, which is in seconds. Both can be empty.
     """
 
     frames: UInt8[np.ndarray, "pictures height width 3"]
@@ -34,7 +34,7 @@ class Preview:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Record:
-    """One prompt that was looked at."""
+    """A traced prompt."""
 
     clip: str
     question: str
@@ -43,52 +43,52 @@ class Record:
 
 
 class Store:
-    """A folder.  Files in it are whole or not there."""
+    """The folder of a calibration.  Its files are written atomically."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def begin(self, head: Mapping[str, Any]) -> None:
-        """Claim the folder for calibrations of this kind.
+        """Reserve the folder for a calibration with these settings.
 
-        Raises: CalibrationError if it holds one of another kind, or other files.
+        Raises: CalibrationError if it has a calibration with other settings, or other files.
         """
         if (path := self.folder / "calibration.json").exists():
             existing = self.head()
             if changed := [key for key, value in head.items() if existing.get(key) != value]:
                 key = changed[0]
                 raise CalibrationError(
-                    f"{self.folder} holds a calibration with {key} {existing.get(key)!r}, this has {head[key]!r}",
+                    f"{self.folder} has a calibration with {key} {existing.get(key)!r}, not {head[key]!r}",
                     "give another folder, or delete that one",
                 )
             return
         if self.folder.exists() and not self.folder.is_dir():
             raise CalibrationError(f"{self.folder} is a file", "give a folder")
         if self.folder.exists() and any(one.suffix != ".part" for one in self.folder.iterdir()):
-            raise CalibrationError(f"{self.folder} holds other files", "give an empty folder, or a new one")
+            raise CalibrationError(f"{self.folder} has other files", "give an empty folder, or a new one")
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as part:
             part.write_text(json.dumps({"fastav_calibration": VERSION, **head}, indent=2) + "\n", encoding="utf-8")
 
     def head(self) -> dict[str, Any]:
-        """What `begin` was given.  Raises: CalibrationError."""
+        """The settings that `begin` stored.  Raises: CalibrationError."""
         return self._json("calibration.json")
 
     def result(self) -> dict[str, Any]:
-        """What `finish` was given.  Raises: CalibrationError."""
+        """The result that `finish` stored.  Raises: CalibrationError."""
         return self._json("result.json")
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Write down what came of it."""
+        """Store the result."""
         with atomic_write(self.folder / "result.json") as part:
             part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
     def has(self, key: str) -> bool:
-        """Whether a prompt was looked at."""
+        """Whether a prompt has a trace."""
         return self._path(key).exists()
 
     def save(self, key: str, record: Record) -> None:
-        """Keep a prompt."""
+        """Store the record of a prompt."""
         trace, preview = record.trace, record.preview
         fields = {"clip": record.clip, "question": record.question, "seconds": dict(trace.seconds)}
         arrays = {f"layout_{name}": getattr(trace.layout, name) for name in Layout.__slots__}
@@ -100,7 +100,7 @@ class Store:
             np.savez(file, told=json.dumps(fields), duration=preview.duration, **arrays)
 
     def load(self, key: str) -> Record:
-        """A prompt that was kept.  Raises: CalibrationError if its file cannot be read."""
+        """The record of a prompt.  Raises: CalibrationError if its file cannot be read."""
         try:
             with self._path(key).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 fields = json.loads(str(file["told"]))
@@ -132,15 +132,13 @@ class Store:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise CalibrationError(
-                f"{self.folder} holds no finished calibration", "fastav calibrate makes one"
-            ) from None
+            raise CalibrationError(f"{self.folder} has no finished calibration", "run fastav calibrate") from None
         except (OSError, ValueError) as error:
             raise CalibrationError(
                 f"cannot read {path}: {reason_of(error)}", "delete the folder and calibrate again"
             ) from None
         if not isinstance(data, dict):
-            raise CalibrationError(f"{path} holds no calibration", "delete the folder and calibrate again")
+            raise CalibrationError(f"{path} is not a calibration", "delete the folder and calibrate again")
         if name == "calibration.json" and data.get("fastav_calibration") != VERSION:
-            raise CalibrationError(f"{path} is of version {data.get('fastav_calibration')!r}, not {VERSION}")
+            raise CalibrationError(f"{path} has the format version {data.get('fastav_calibration')!r}, not {VERSION}")
         return data

@@ -1,4 +1,4 @@
-"""A clip made small, to be drawn beside what a plan keeps of it."""
+"""Small previews of clips, for reports."""
 
 from itertools import pairwise
 
@@ -15,7 +15,7 @@ RATE = 16_000  # Hz
 
 
 def make_preview(clip: Clip, trace: Trace) -> Preview:
-    """The frames that a prompt shows, `PICTURES` of them at most, `WIDTH` pixels wide, and the waveform's outline."""
+    """The frames of a prompt, at most `MAX_FRAMES` and `WIDTH` pixels wide, and the outline of the waveform."""
     frames, moments = np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0)
     is_visual = np.isin(trace.layout.modality, (Modality.VIDEO, Modality.IMAGE))
     seconds = np.unique(trace.layout.second[is_visual])

@@ -1,11 +1,11 @@
-"""The command line. torch, transformers and numpy are imported inside the commands, for a quick `--help`."""
+"""The command line. Commands import torch, transformers and numpy themselves, so that `--help` is fast."""
 
 import errno
 import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -31,8 +31,11 @@ from fastav.cli._text import print_error
 from fastav.errors import FastAVError, reason_of
 from fastav.installation import importable
 
-# typer brings its own click or needs the real one, by its version; either way this is the root of usage errors
-UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+# typer bundles click or depends on it, by version; this is the base class of usage errors in both cases
+if TYPE_CHECKING:
+    UsageError = typer.BadParameter
+else:
+    UsageError = typer.BadParameter.__bases__[0]
 
 app = typer.Typer(
     name="fastav",
@@ -44,7 +47,7 @@ app = typer.Typer(
 )
 COMMANDS = {
     "Answer questions": {"run": run.run, "batch": batch.batch},
-    "Plans and what they cost": {
+    "Plans and their costs": {
         "flops": flops.flops,
         "plan": plan.app,
         "models": models.models,
@@ -57,7 +60,7 @@ COMMANDS = {
         "leaderboard": leaderboard.leaderboard,
         "bench": bench.bench,
     },
-    "Read a plan off your own clips": {"calibrate": calibrate.calibrate, "report": report.report},
+    "Derive a plan from your own clips": {"calibrate": calibrate.calibrate, "report": report.report},
     "Serve": {"serve-config": serve_config.serve_config},
 }
 for heading, commands in COMMANDS.items():
@@ -85,21 +88,21 @@ def fastav(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code is 2 for what the user can mend, 130 after Ctrl-C."""
+    """Run the command line and return its exit code: 2 for user errors, 130 after Ctrl-C."""
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
-            reconfigure(errors="replace")  # a terminal that lacks a character is no reason to fail
+            reconfigure(errors="replace")  # a character that the terminal cannot show must not end the command
     try:
         arguments = sys.argv[1:] if arguments is None else arguments
         with importable():
             code = app(arguments or ["--help"], prog_name="fastav", standalone_mode=False)
         if sys.stdout is not None:
-            sys.stdout.flush()  # a full disk shows here rather than at the interpreter's exit
+            sys.stdout.flush()  # a full disk fails here rather than at the interpreter's exit
     except FastAVError as error:
         return print_error(error.message, error.hint)
     except UsageError as error:
-        command = error.ctx.command_path if error.ctx else "fastav"  # pyright: ignore[reportAttributeAccessIssue]
-        return print_error(error.format_message(), f"{command} --help")  # pyright: ignore[reportAttributeAccessIssue]
+        command = error.ctx.command_path if error.ctx else "fastav"
+        return print_error(error.format_message(), f"{command} --help")
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except OSError as error:
@@ -107,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError):
             return 1
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        return print_error(_reason(error), "make room, then run it again" if full else "")
+        return print_error(_reason(error), "free some disk space, then run the command again" if full else "")
     if code == 130:
         print("\ninterrupted", file=sys.stderr)
     return code or 0
@@ -118,6 +121,6 @@ def _reason(error: OSError) -> str:
 
 
 def _abandon_stdout() -> None:
-    """Send what is still buffered nowhere, so that the interpreter's last flush does not fail again."""
+    """Redirect stdout to the null device, so that the interpreter's last flush does not fail again."""
     with suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""The chart of tokens per layer: a letter and a colour for every kind, so that it reads as well without colour."""
+"""The chart of tokens per layer. Kinds of tokens have a letter and a colour, so it is readable without colour."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
@@ -23,11 +23,14 @@ COLOURS = {
     "all": "color(225) on color(96)",
 }
 
-Layers = Sequence[Mapping[str, int]]  # tokens by kind that each layer runs on
+Layers = Sequence[Mapping[str, int]]  # of each layer, the tokens that it processes, by kind
 
 
 def chart(plans: Mapping[str, Layers], *, every_layer: bool = False) -> RenderableType:
-    """Tokens per layer and kind: bars and numbers, like layers joined to a range."""
+    """The chart of tokens per layer and kind, as bars and numbers.
+
+    Consecutive layers with equal counts share one line, unless `every_layer` is set.
+    """
     layers = [layer for plan in plans.values() for layer in plan]
     kinds = [kind for kind in KINDS if any(layer.get(kind) for layer in layers)]
     largest = max(sum(layer.values()) for layer in layers)
@@ -49,12 +52,12 @@ def chart(plans: Mapping[str, Layers], *, every_layer: bool = False) -> Renderab
             table.add_row(*names, span, Bar(layer, largest), number(sum(layer.values())), *counts)
             label = ""
     pools = " and ".join(kind for kind in kinds if kind in ("clip", "media", "all"))
-    note = Text(f"{pools}: kinds counted together; the scores decide how many of which", "dim")
+    note = Text(f"{pools}: kinds with one common budget; the scores decide the split", "dim")
     return Group(table, note) if pools else table
 
 
 class Bar:
-    """Letters for tokens by kind, as wide as the column allows at `most` tokens."""
+    """A row of letters for tokens by kind; `largest` tokens fill the column."""
 
     def __init__(self, tokens: Mapping[str, int], largest: int) -> None:
         self.tokens, self.largest = tokens, largest
@@ -69,7 +72,7 @@ class Bar:
 
 
 def letters(tokens: Mapping[str, int], largest: int, width: int) -> dict[str, int]:
-    """How many letters stand for each kind, where `most` tokens fill `width`; what is there gets at least one."""
+    """The number of letters per kind, where `most` tokens fill `width`; at least one for every kind present."""
     kinds = [kind for kind in KINDS if tokens.get(kind)]
     cells = {kind: max(1, round(tokens[kind] * width / largest)) for kind in kinds}
     while sum(cells.values()) > max(width, len(kinds)):

@@ -1,26 +1,29 @@
-"""Arguments and options that several commands take."""
+"""Arguments and options that several commands share."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from fastav.cli import _help
+from fastav.cli._types import Sampling
 
-MACHINE, SAMPLING, SETTINGS = "Where it runs", "How tokens are chosen", "FastAV's settings"  # headings of the help
+MACHINE, SAMPLING, SETTINGS = "Hardware", "Sampling", "FastAV settings"  # headings in the help
 
 Device = Annotated[
-    str | None, typer.Option(rich_help_panel=MACHINE, help="cpu, cuda, cuda:1, ...  [default: cuda where there is one]")
+    str | None, typer.Option(rich_help_panel=MACHINE, help="cpu, cuda, cuda:1, ...  [default: cuda if available]")
 ]
 Dtype = Annotated[
     Literal["float32", "bfloat16", "float16"] | None,
-    typer.Option(rich_help_panel=MACHINE, help="Type of the weights.  [default: bfloat16 on cuda, float32 on cpu]"),
+    typer.Option(
+        rich_help_panel=MACHINE, help="Data type of the weights.  [default: bfloat16 on cuda, float32 on cpu]"
+    ),
 ]
 DtypeOrAuto = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"] | None,
     typer.Option(
         rich_help_panel=MACHINE,
-        help="Type of the weights; auto: the checkpoint's.  [default: bfloat16 on cuda, float32 on cpu]",
+        help="Data type of the weights; auto is the checkpoint's.  [default: bfloat16 on cuda, float32 on cpu]",
     ),
 ]
 Engine = Annotated[
@@ -29,10 +32,10 @@ Engine = Annotated[
         metavar="ENGINE",
         autocompletion=_help.engines,
         rich_help_panel=MACHINE,
-        help="transformers, or vllm (docs/vllm.md), which is quickest with large batches.",
+        help="transformers, or vllm, which is fastest with large batches (docs/vllm.md).",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 Model = Annotated[
     str,
     typer.Option(
@@ -45,69 +48,84 @@ PlanName = Annotated[
         "--plan",
         metavar="PLAN",
         autocompletion=_help.plans,
-        help="A preset (fastav models), a recipe (fastav recipes), or a plan's .json file.",
+        help="A preset (fastav models), a recipe (fastav recipes), or the .json file of a plan.",
     ),
 ]
 
-# what a model is asked, and where its answers go
+# models, benchmarks, and files of answers
 ModelName = Annotated[
     str,
     typer.Argument(
         metavar="MODEL", autocompletion=_help.models, help="A name (fastav models), a local folder, or a hub id."
     ),
 ]
-TaskName = Annotated[str, typer.Argument(metavar="TASK", autocompletion=_help.tasks, help="A benchmark's name.")]
-Folder = Annotated[Path | None, typer.Option(metavar="DIR", help="With the benchmark's annotations, clips.")]
+TaskName = Annotated[
+    str, typer.Argument(metavar="TASK", autocompletion=_help.tasks, help="Name of a benchmark (docs/tasks.md).")
+]
+Folder = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Folder with the annotations and clips of the benchmark.")
+]
 Limit = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Only so many samples, from the families by turns.")
+    int | None, typer.Option(min=1, metavar="N", help="Use at most N samples, taken from the families in turn.")
 ]
 Families = Annotated[
-    list[str] | None, typer.Option(metavar="A,B,...", help="Only samples of these families. May be given again.")
+    list[str] | None, typer.Option(metavar="A,B,...", help="Use samples of these families only. Can be repeated.")
 ]
 Jobs = Annotated[
-    int, typer.Option(min=1, max=256, metavar="N", rich_help_panel=MACHINE, help="Processes; each loads the model.")
+    int,
+    typer.Option(
+        min=1, max=256, metavar="N", rich_help_panel=MACHINE, help="Number of processes; each loads the model."
+    ),
 ]
 Rows = Annotated[
     Path | None,
-    typer.Option("--out", metavar="FILE", help="Where rows go as they come; what is there is not done again."),
+    typer.Option(
+        "--out", metavar="FILE", help="File of rows. New rows are appended; existing ones are not computed again."
+    ),
 ]
-KeepGoing = Annotated[bool, typer.Option("--keep-going", help="Write samples that fail down as errors, and go on.")]
+KeepGoing = Annotated[bool, typer.Option("--keep-going", help="Record samples that fail as errors, and continue.")]
 
-# a question, and how its answer's tokens are chosen
+# tracks of a clip, and sampling
 Use = Annotated[
-    Literal["auto", "both", "video", "audio"], typer.Option(help="Tracks to show the model; auto: those there are.")
+    Literal["auto", "both", "video", "audio"],
+    typer.Option(help="Tracks to show the model; auto uses all that the clip has."),
 ]
-MaxNewTokens = Annotated[int, typer.Option(min=1, metavar="N", rich_help_panel=SAMPLING, help="Longest answer.")]
+MaxNewTokens = Annotated[
+    int, typer.Option(min=1, metavar="N", rich_help_panel=SAMPLING, help="Maximum length of an answer in tokens.")
+]
 Temperature = Annotated[
     float,
     typer.Option(
-        metavar="T", rich_help_panel=SAMPLING, help="Draw tokens, the more evenly the higher; 0: take the likeliest."
+        metavar="T", rich_help_panel=SAMPLING, help="Sampling temperature; 0 always takes the most likely token."
     ),
 ]
 TopP = Annotated[
     float,
     typer.Option(
-        metavar="P", rich_help_panel=SAMPLING, help="Draw among the likeliest tokens with this share together."
+        metavar="P", rich_help_panel=SAMPLING, help="Sample from the most likely tokens with total probability P."
     ),
 ]
 TopK = Annotated[
-    int | None, typer.Option(metavar="N", rich_help_panel=SAMPLING, help="Draw among so many tokens.  [default: all]")
+    int | None,
+    typer.Option(metavar="N", rich_help_panel=SAMPLING, help="Sample from the N most likely tokens.  [default: all]"),
 ]
 RepetitionPenalty = Annotated[
     float | None,
     typer.Option(
         metavar="X",
         rich_help_panel=SAMPLING,
-        help="Divide logits of tokens that occurred.  [default: as the model says]",
+        help="Divide the logits of earlier tokens by X.  [default: the model's setting]",
     ),
 ]
 Stop = Annotated[
     list[str] | None,
-    typer.Option(metavar="TEXT", rich_help_panel=SAMPLING, help="End an answer before this text. May be given again."),
+    typer.Option(metavar="TEXT", rich_help_panel=SAMPLING, help="End an answer before this text. Can be repeated."),
 ]
 Seed = Annotated[
     int | None,
-    typer.Option(min=0, max=2**63 - 1, metavar="N", rich_help_panel=SAMPLING, help="Of the draws.  [default: chance]"),
+    typer.Option(
+        min=0, max=2**63 - 1, metavar="N", rich_help_panel=SAMPLING, help="Seed for sampling.  [default: random]"
+    ),
 ]
 
 
@@ -118,8 +136,8 @@ def sampling(
     repetition_penalty: float | None,
     stop: list[str] | None,
     seed: int | None,
-) -> Any:
-    """These options as the library takes them.  Raises: FastAVError."""
+) -> Sampling:
+    """The sampling options as a `fastav.Sampling`.  Raises: FastAVError."""
     from fastav.engine import Sampling
 
     return Sampling(
@@ -132,23 +150,28 @@ def sampling(
     )
 
 
-# the settings of FastAV
+# settings of FastAV plans
 Drop = Annotated[
     str | None,
     typer.Option(
         metavar="P",
         rich_help_panel=SETTINGS,
-        help="Drop P of what is left entering every later layer: 20 (percent), 20% or 0.2.",
+        help="Drop the share P of the remaining tokens at every later layer: 20 (percent), 20% or 0.2.",
     ),
 ]
 Start = Annotated[
     str | None,
-    typer.Option(metavar="LAYER", rich_help_panel=SETTINGS, help="Layer of the global cut: a number, or middle."),
+    typer.Option(
+        metavar="LAYER", rich_help_panel=SETTINGS, help="Layer of the global cut: a number, or middle (half the depth)."
+    ),
 ]
 KeepAudio = Annotated[
     int | None,
     typer.Option(
-        min=0, metavar="N", rich_help_panel=SETTINGS, help="Global cut: keep the first N audio tokens (and all video)."
+        min=0,
+        metavar="N",
+        rich_help_panel=SETTINGS,
+        help="At the global cut, keep the first N audio tokens and all video.",
     ),
 ]
 Before = Annotated[
@@ -157,7 +180,7 @@ Before = Annotated[
         min=0,
         metavar="POSITION",
         rich_help_panel=SETTINGS,
-        help="Global cut: keep what stands before this position of the prompt.",
+        help="At the global cut, keep the tokens before this position of the prompt.",
     ),
 ]
 ExemptText = Annotated[
@@ -165,8 +188,8 @@ ExemptText = Annotated[
     typer.Option(
         "--exempt-text/--no-exempt-text",
         rich_help_panel=SETTINGS,
-        help="Whether the later cuts spare the text.  [default: spare]",
+        help="Whether later cuts keep all text.  [default: they do]",
     ),
 ]
 
-TEXT_TOKENS = 44  # of VideoLLaMA2's prompt with a short question
+TEXT_TOKENS = 44  # text tokens of VideoLLaMA2's prompt with a short question

@@ -1,4 +1,4 @@
-"""What `--json` prints."""
+"""JSON output and output files of the commands."""
 
 import json
 from collections.abc import Mapping
@@ -9,16 +9,16 @@ from fastav.errors import FastAVError
 from fastav.files import atomic_write
 
 SCHEMA_VERSION = 1
-"""Of what every command prints; it goes up when a key is renamed, leaves, or means something else."""
+"""The version of all `--json` output. It increases when a key is renamed, removed, or changes its meaning."""
 
 
 def print_json(report: Mapping[str, Any]) -> None:
-    """Print one object, headed by its `schema_version`."""
+    """Print a report as one JSON object that starts with its `schema_version`."""
     print(json.dumps({"schema_version": SCHEMA_VERSION, **report}, indent=2))
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Write a whole file or none: what was there before stays until all is on disk.  Raises: FastAVError."""
+    """Write a complete file or none: the old content stays until the new content is on disk.  Raises: FastAVError."""
     try:
         with atomic_write(path) as part:
             part.write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -1,12 +1,11 @@
-"""Plans as the command line names and varies them."""
+"""Options of the command line that change a plan."""
 
-from typing import Any
-
+from fastav.cli._types import Plan, PreTrainedConfig, Step
 from fastav.errors import PlanError
 
 
 def share(text: str) -> float:
-    """A share of 1, from `20`, `20%` or `0.2`; from 1 on a bare number is a percentage.  Raises: PlanError."""
+    """A share in [0, 1) from `20`, `20%` or `0.2`. A number of 1 or more is a percentage.  Raises: PlanError."""
     number = text.strip()
     try:
         value = float(number.removesuffix("%"))
@@ -19,30 +18,30 @@ def share(text: str) -> float:
 
 
 def tune(
-    plan: Any,
+    plan: Plan,
     *,
     drop: str | None = None,
     start: str | None = None,
     keep_audio: int | None = None,
     before: int | None = None,
     exempt_text: bool | None = None,
-) -> Any:
-    """The plan with some of FastAV's settings changed; its steps by other methods stay as they are.
+) -> Plan:
+    """The plan with some of FastAV's settings changed. Steps with other methods stay unchanged.
 
-    Raises: PlanError if settings contradict each other, or the plan has no global cut to change.
+    Raises: PlanError if settings contradict each other, or if the plan has no global cut to change.
     """
     from fastav import presets
     from fastav.plan import Before, Keep, Plan, Tokens
 
     if keep_audio is not None and before is not None:
-        raise PlanError("--keep-audio and --before are two wordings of the same cut", "give one of them")
+        raise PlanError("--keep-audio and --before both set the global cut", "give only one of them")
     if all(setting is None for setting in (drop, start, keep_audio, before, exempt_text)):
         return plan
     global_cut = next((step for step in plan.steps if step.method == "position"), None)
     fine_cuts = next((step for step in plan.steps if step.method == "last-query"), None)
     if global_cut is None:
         raise PlanError(
-            f"the plan {plan.name or plan.fingerprint!r} has no global cut to vary",
+            f"the plan {plan.name or plan.fingerprint!r} has no global cut to change",
             "--drop, --start, --keep-audio, --before and --no-exempt-text change FastAV plans only",
         )
     keep = global_cut.keep
@@ -60,14 +59,14 @@ def tune(
     return Plan((*others, *new.steps), plan.name)
 
 
-def check_runnable(plan: Any, config: Any) -> None:
-    """Refuse a plan that could not run.  Raises: PlanError, UnsupportedPlan, UnsupportedModel."""
+def check_runnable(plan: Plan, config: PreTrainedConfig) -> None:
+    """Refuse a plan that cannot run on the model.  Raises: PlanError, UnsupportedPlan, UnsupportedModel."""
     from fastav.method import method_of
     from fastav.registry import ENGINES
 
     for step in plan.steps:
         method_of(step)
-    if not any(step.method == "given" for step in plan.steps):  # whose scores only a caller can bring
+    if not any(step.method == "given" for step in plan.steps):  # its scores come from a caller in Python
         ENGINES["transformers"].check(config, plan)
 
 
@@ -79,7 +78,12 @@ def _parse_layer(text: str) -> int | str:
     return int(text)
 
 
-def _dropped_share(fine_cuts: Any) -> float:
+def _dropped_share(fine_cuts: Step | None) -> float:
+    from fastav.plan import Share
+
     if fine_cuts is None:
         return 0.0
-    return round(1 - (fine_cuts.keep.media or fine_cuts.keep.clip or fine_cuts.keep.all).share, 12)
+    budget = fine_cuts.keep.media or fine_cuts.keep.clip or fine_cuts.keep.all
+    if not isinstance(budget, Share):
+        raise PlanError("the fine cuts of the plan do not keep a share of the tokens", "give --drop")
+    return round(1 - budget.share, 12)

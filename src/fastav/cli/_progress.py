@@ -1,10 +1,9 @@
-"""Silence and signs of life while a command works."""
+"""Spinners, progress bars and warnings of the commands."""
 
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
 
 from rich.progress import (
     BarColumn,
@@ -18,18 +17,19 @@ from rich.progress import (
 from rich.text import Text
 
 from fastav.cli._text import printable, stderr
+from fastav.cli._types import Status
 
 
 @contextmanager
-def spinner(text: str) -> Iterator[Any]:
-    """Show a spinner, on a terminal only."""
+def spinner(text: str) -> Iterator[Status | None]:
+    """Show a spinner on stderr if that is a terminal."""
     with stderr().status(Text(text)) if sys.stderr.isatty() else nullcontext() as status:
         yield status
 
 
 @contextmanager
 def progress(text: str, steps: int) -> Iterator[Callable[[], None]]:
-    """Show a progress bar, on a terminal only; call what this yields after every step."""
+    """Show a progress bar on stderr if that is a terminal. Call the yielded function after every step."""
     counts = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
     columns = SpinnerColumn(), TextColumn("{task.description}"), *counts
     with Progress(*columns, console=stderr(), transient=True, disable=not sys.stderr.isatty()) as bar:
@@ -39,9 +39,9 @@ def progress(text: str, steps: int) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def suppress_warnings(*, downloads: bool = False) -> Iterator[None]:
-    """Keep warnings and the progress bars of transformers off the screen; fastav's own warnings are one line each.
+    """Hide warnings and progress bars of transformers; fastav's own warnings print as one line each.
 
-    downloads: let the bars of the hub through, on a terminal.
+    downloads: show the hub's progress bars on a terminal.
     """
     from huggingface_hub.utils import enable_progress_bars
     from huggingface_hub.utils import logging as hub
@@ -65,8 +65,8 @@ def suppress_warnings(*, downloads: bool = False) -> Iterator[None]:
         (logging.enable_progress_bar if bars else logging.disable_progress_bar)()
 
 
-def _show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    """Print a warning of ours; those of other libraries are for their users."""
+def _show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    """Print a warning of fastav; warnings of other libraries are meant for their developers."""
     if category.__module__.startswith("fastav."):
         line = Text.assemble(("warning: ", "bold yellow"), printable(" ".join(str(message).split())))
         stderr().print(line, soft_wrap=True)

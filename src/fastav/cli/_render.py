@@ -1,6 +1,6 @@
-"""Tables and whole screens, drawn from what the JSON holds."""
+"""Tables and screens of the commands, drawn from the data that `--json` prints."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ PHASES = ("media", "encode", "prefill", "decode")
 
 
 def plan(report: Mapping[str, Any], *, every_layer: bool) -> None:
-    """The screen of `fastav plan show`."""
+    """Print the screen of `fastav plan show`."""
     depth = len(report["tokens_per_layer"])
     console = stdout()
     console.print(Text.assemble((report["plan"]["name"] or "plan", "bold"), f"  {report['fingerprint']}"))
@@ -26,12 +26,10 @@ def plan(report: Mapping[str, Any], *, every_layer: bool) -> None:
         for step in report["plan"]["steps"]
     ]
     if rows:
-        console.print("", listing(["entering layer", "method", "options", "what stays"], rows), "", sep="\n")
+        console.print("", listing(["layers", "method", "options", "tokens kept"], rows), "", sep="\n")
     else:
         console.print("prunes nothing")
-    console.print(
-        f"{report['model']}, {plural(depth, 'layer')}, an example prompt: {prompt(report['prompt_tokens'])}\n"
-    )
+    console.print(f"{report['model']}, {plural(depth, 'layer')}, example prompt: {prompt(report['prompt_tokens'])}\n")
     console.print(chart({"": report["tokens_per_layer"]}, every_layer=every_layer))
 
 
@@ -41,9 +39,9 @@ def _settings(method: Mapping[str, Any]) -> str:
 
 def _budget_lines(keep: Mapping[str, Mapping[str, Any]]) -> str:
     templates = {
-        "share": lambda value: f"{100 * value:g} % of what is left",
+        "share": lambda value: f"{100 * value:g} % of the remaining tokens",
         "tokens": lambda value: plural(value, "token"),
-        "before": lambda value: f"as many as stand before position {number(value)}",
+        "before": lambda value: f"as many as there are before position {number(value)}",
         "frames": lambda value: f"as many as the first {plural(value, 'frame')} {'has' if value == 1 else 'have'}",
         "unpadded": lambda _: "as many as are not padding",
     }
@@ -51,25 +49,25 @@ def _budget_lines(keep: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def flops(report: Mapping[str, Any]) -> None:
-    """The screen of `fastav flops`."""
+    """Print the screen of `fastav flops`."""
     decoder, console = report["decoder"], stdout()
     heads = f"{plural(decoder['heads'], 'head')} ({decoder['kv_heads']} for keys and values)"
     console.print(Text.assemble((report["model"], "bold"), "  plan ", (report["plan"]["name"] or "plan", "bold")))
     console.print(
         f"{plural(decoder['layers'], 'layer')}, {decoder['hidden']} wide, MLP {decoder['intermediate']}, {heads}"
     )
-    console.print(f"prompt, assumed: {prompt(report['prompt_tokens'])}")
+    console.print(f"example prompt: {prompt(report['prompt_tokens'])}")
     rows = [
         ("FLOPs, the paper's formula", report["paper_flops"], ""),
         ("FLOPs, counted exactly", report["flops"], ""),
         (f"KV cache, {report['kv_bytes']['dtype']}", report["kv_bytes"], "B"),
     ]
-    note = "(the paper's formula counts multiply-accumulates of a plain transformer; its ratio is what its tables show)"
+    note = "The paper's formula counts multiply-accumulates of a plain transformer; the paper's tables show its ratio."
     console.print("", costs(rows), Text(note, "dim"), "", chart({"": report["tokens_per_layer"]}), sep="\n")
 
 
 def comparison(report: Mapping[str, Any]) -> None:
-    """The screen of `fastav run --compare`."""
+    """Print the screen of `fastav run --compare`."""
     plans, console = report["plans"], stdout()
     versions = " · ".join(f"{name} {version}" for name, version in report["versions"].items())
     runs = f"{plural(report['repeat'], 'run')} each after a warm-up, medians"
@@ -82,7 +80,7 @@ def comparison(report: Mapping[str, Any]) -> None:
 
 
 def listing(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Rows of text under a heading; the first column names them."""
+    """A table of texts with headings; the first column has the names."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
     for index, column in enumerate(columns):
         table.add_column(column, style="bold" if index == 0 else "", no_wrap=index == 0)
@@ -92,7 +90,7 @@ def listing(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
 
 
 def cards(entries: Sequence[Mapping[str, str]]) -> RenderableType:
-    """Entries under each other, with a line for every property; the first names the entry."""
+    """A list of entries, one below the other, with a line per property. The first property is the name."""
     grid = Table.grid(padding=(0, 2, 0, 0))
     for entry in entries:
         (_, name), *properties = entry.items()
@@ -103,7 +101,7 @@ def cards(entries: Sequence[Mapping[str, str]]) -> RenderableType:
 
 
 def costs(rows: Sequence[tuple[str, Mapping[str, Any], str]]) -> Table:
-    """Costs without and with a plan, and their ratio."""
+    """A table of costs without a plan, with it, and their ratio."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
     for column in ("", "unpruned", "pruned", "pruned / unpruned"):
         table.add_column(column, justify="right" if column else "left")
@@ -116,7 +114,7 @@ def costs(rows: Sequence[tuple[str, Mapping[str, Any], str]]) -> Table:
 
 
 def summary(answer: Mapping[str, Any]) -> Table:
-    """What one answer cost, in four lines."""
+    """The costs of one answer, in four lines."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column()
@@ -128,12 +126,12 @@ def summary(answer: Mapping[str, Any]) -> Table:
         f"{_pruned_of_full(answer['flops'], scaled, 'FLOPs')} · KV cache {_pruned_of_full(answer['kv_bytes'], size)}",
     )
     grid.add_row("time", f"{times} ({plural(len(answer['token_ids']), 'token')})")
-    grid.add_row("memory", f"{size(answer['peak_bytes'])} at most")
+    grid.add_row("memory", f"{size(answer['peak_bytes'])} at the peak")
     return grid
 
 
 def _comparison_table(plans: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Answers and their costs side by side, the unpruned one first; the others' costs also in percent of its."""
+    """A table of answers and costs side by side. Costs of pruned answers are also given in percent of the unpruned."""
     (reference, full), *others = plans.items()
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold", width=width())
     table.add_column("", style="dim", no_wrap=True)
@@ -155,7 +153,7 @@ def _comparison_table(plans: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
-def _against_first(values: Sequence[float | int], format_value: Any) -> list[str]:
+def _against_first(values: Sequence[float | int], format_value: Callable[[Any], str]) -> list[str]:
     first, *others = values
     return [
         format_value(first),
@@ -163,7 +161,7 @@ def _against_first(values: Sequence[float | int], format_value: Any) -> list[str
     ]
 
 
-def _pruned_of_full(saving: Mapping[str, Any], format_value: Any, unit: str = "") -> str:
+def _pruned_of_full(saving: Mapping[str, Any], format_value: Callable[[Any], str], unit: str = "") -> str:
     return (
         f"{format_value(saving['pruned'])}{unit} of {format_value(saving['full'])}{unit} ({percent(saving['ratio'])})"
     )

@@ -1,4 +1,4 @@
-"""The tables of an evaluation, from what its JSON holds."""
+"""The tables of an evaluation, drawn from the data that `--json` prints."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,20 +10,20 @@ from rich.text import Text
 
 from fastav.cli._text import number, printable, stdout
 
-MAX_COLUMNS = 4  # plans, or metrics, side by side: 80 columns hold no more
+MAX_COLUMNS = 4  # plans or metrics side by side that fit into 80 columns
 NOTE = (
-    "score: points of 100, Wilson's 95 % interval; against unpruned: on the same samples, 95 % interval, exact McNemar "
-    "p; FLOPs and KV cache: of the unpruned prefill; prefill and decode: median"
+    "score: of 100 points, with Wilson's 95 % interval; against unpruned: difference on the same samples with its 95 % "
+    "interval; p: exact McNemar test; FLOPs and KV cache: of the unpruned prefill; prefill and decode: median"
 )
 
 
 def show(report: Mapping[str, Any]) -> None:
-    """The screen of `fastav eval`: quality, cost, the task's own metrics, families, circumstances."""
+    """Print the screen of `fastav eval`: quality, cost, the task's own metrics, families, and provenance."""
     screen(report, _tables(report), NOTE)
 
 
 def screen(report: Mapping[str, Any], parts: Iterable[RenderableType], note: str) -> None:
-    """What was asked, tables of what was found, what is missing, what the columns are, and circumstances."""
+    """Print a title, tables, missing answers, a note about the columns, and the provenance."""
     from fastav.evaluate import formatting
 
     console = stdout()
@@ -78,7 +78,7 @@ def _chunks(names: Sequence[str]) -> Iterator[Sequence[str]]:
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """The first column left, the others right; what is too long for the screen goes on below."""
+    """A table with its first column aligned left and the others right. Long texts wrap."""
     grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
     for index, heading in enumerate(headings):
         name = index == 0

@@ -1,4 +1,4 @@
-"""Where the commands print, how they complain, and how they write numbers."""
+"""Console output: streams, error messages and number formats."""
 
 import sys
 from collections.abc import Mapping
@@ -8,27 +8,27 @@ from rich.text import Text
 
 from fastav.formatting import plural
 
-WIDTH = 110  # wider terminals gain nothing
-KINDS = ("video", "audio", "image", "clip", "media", "text", "all")  # of tokens, in the order shown
+WIDTH = 110  # columns that are used at most
+KINDS = ("video", "audio", "image", "clip", "media", "text", "all")  # kinds of tokens, in display order
 
 
 def stdout() -> Console:
-    """Where results go."""
+    """The console for results."""
     return Console(highlight=False, markup=False, emoji=False)
 
 
 def width() -> int:
-    """Columns that a screen may fill."""
+    """The number of columns to use on the terminal."""
     return min(WIDTH, stdout().width)
 
 
 def stderr() -> Console:
-    """Where everything else goes."""
+    """The console for everything but results."""
     return Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def print_error(message: str, hint: str = "") -> int:
-    """Print an error on one line and its remedy on another; returns the exit code."""
+    """Print an error on one line and its hint on another; return the exit code."""
     for style, label, text in (("bold red", "error", message), ("bold", "hint", hint)):
         if text:
             line = Text.assemble((f"{label}: ", style), printable(" ".join(text.split())))
@@ -37,13 +37,13 @@ def print_error(message: str, hint: str = "") -> int:
 
 
 def print_note(text: str) -> None:
-    """Print a line to stderr, if there is one."""
+    """Print a line to stderr, if the process has one."""
     if sys.stderr is not None:
         stderr().print(printable(text), soft_wrap=True)
 
 
 def printable(text: str) -> str:
-    """The text without what could steer a terminal."""
+    """The text without characters that could control a terminal."""
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 

@@ -13,13 +13,10 @@ from fastav.cli._progress import spinner, suppress_warnings
 from fastav.cli._text import number, width
 from fastav.cli.evaluate import load_task, run_evaluation, split_commas
 
-FIXED_WIDTH, FAMILY_WIDTH = (
-    60,
-    22,
-)  # columns of the screen that a table takes without families, and that each of them takes
+FIXED_WIDTH, FAMILY_WIDTH = 60, 22  # screen columns of a table without families, and of one family
 NOTE = (
-    "* what FastAV does; a strategy is called by what it removes; FLOPs: of the unpruned prefill; score: points of "
-    "100, Wilson's 95 % interval; mean: over all samples"
+    "* FastAV's own setting; a strategy is named after what it removes; FLOPs: of the unpruned prefill; score: of 100 "
+    "points, with Wilson's 95 % interval; mean: over all samples"
 )
 
 
@@ -27,7 +24,7 @@ def ablate(
     model: _options.ModelName,
     task: _options.TaskName,
     tables: Annotated[
-        list[str], typer.Option(metavar="A,B,...", help="Of global, fine, start and drop. May be given again.")
+        list[str], typer.Option(metavar="A,B,...", help="Tables: global, fine, start, drop. Can be repeated.")
     ] = ["global,fine,start,drop"],  # noqa: B006  # typer takes the default of a list as a list
     plan: _options.PlanName = "fastav",
     folder: _options.Folder = None,
@@ -42,12 +39,12 @@ def ablate(
 ) -> None:
     """Rerun the paper's ablations of FastAV on any model and benchmark.
 
-    global: the global cut alone, by what it removes. fine: the fine cuts after it, by what they remove. start: the
-    layer of the global cut. drop: P, the share that every fine cut removes. In the first two all rows cost the same.
+    There are four tables. global: the global cut alone, by what it removes. fine: the fine cuts after the global cut,
+    by what they remove. start: the layer of the global cut. drop: the share P that every fine cut removes. All rows of
+    the first two tables cost the same.
 
-    Every plan answers the same clips, greedily, and one that stands in several tables once. --out FILE keeps every
-    answer as fastav eval does; the same command again goes on where the last one was stopped. docs/ablations.md
-    defines the rows.
+    Every plan answers the same clips with greedy decoding. A plan that is in several tables runs once. --out FILE
+    stores every answer as fastav eval does; run the same command again to continue. docs/ablations.md defines the rows.
     """
     with spinner(f"reading {task}"), suppress_warnings():
         from fastav import ablations, pipelines
@@ -82,14 +79,14 @@ def ablate(
 
 
 def _titled_tables(report: Mapping[str, Any]) -> Iterator[RenderableType]:
-    """The tables, each under its title."""
+    """The tables, each below its title."""
     for table in report["tables"]:
         yield Text(table["title"], "bold")
         yield from _family_tables(table, report["plans"])
 
 
 def _family_tables(table: Mapping[str, Any], plans: Mapping[str, Any]) -> Iterator[RenderableType]:
-    """One table as the paper lays it out; families that the screen has no room for go on in others."""
+    """One table in the paper's layout. Families that do not fit the screen go to further tables."""
     from fastav.evaluate import formatting
 
     labels = [row["label"] + " *" * row["fastav"] for row in table["rows"]]

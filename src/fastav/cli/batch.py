@@ -15,6 +15,7 @@ from fastav.cli import _options
 from fastav.cli._output import print_json
 from fastav.cli._progress import progress, spinner, suppress_warnings
 from fastav.cli._text import duration, number, print_note
+from fastav.cli._types import Answer, Clip, Request
 from fastav.cli.run import DEFAULT_MODEL, load_pipeline, out_of_memory_as_error
 from fastav.errors import FastAVError
 from fastav.files import atomic_write
@@ -24,14 +25,14 @@ EXIT_SOME_FAILED = 1  # the exit code
 
 
 def batch(
-    questions: Annotated[Path, typer.Argument(metavar="QUESTIONS", help="A file of JSON lines: clip, question, ...")],
+    questions: Annotated[Path, typer.Argument(metavar="QUESTIONS", help="JSON lines file of questions.")],
     out: Annotated[
-        Path, typer.Option(metavar="FILE", help="Where answers go as they come; those that are there are not asked.")
+        Path, typer.Option(metavar="FILE", help="File of answers. New answers are appended; existing ones are kept.")
     ],
     model: _options.Model = DEFAULT_MODEL,
     plan: _options.PlanName = "fastav",
     batch_size: Annotated[
-        int, typer.Option("--batch", min=1, metavar="N", help="Questions answered together; with vllm 64 or more.")
+        int, typer.Option("--batch", min=1, metavar="N", help="Questions per batch; use 64 or more with vllm.")
     ] = 8,
     use: _options.Use = "auto",
     max_new_tokens: _options.MaxNewTokens = 128,
@@ -48,13 +49,17 @@ def batch(
 ) -> None:
     """Answer a file of questions about clips.
 
-    Each line of QUESTIONS is an object: clip (a path, seen from the file's folder), question, and if need be id
-    (otherwise the number of the line) and use. Each line of FILE is one too: id, text, finish, prompt_tokens,
-    new_tokens, flops, kv_bytes, model, plan, fingerprint; or id and error, and the last three. Answers come in any
-    order; --json prints how many came in this run. The same command goes on where the last one was stopped, and tries
-    again what has failed. docs/batches.md
+    Each line of QUESTIONS is a JSON object with clip (a path relative to the file's folder) and question. It can also
+    have id (default: the line number) and use.
 
-    The exit code is 1 if some questions could not be answered.
+    Each line of FILE is a JSON object with id, text, finish, prompt_tokens, new_tokens, flops, kv_bytes, model, plan
+    and fingerprint. For a question that failed it has id, error, model, plan and fingerprint. Answers come in any
+    order.
+
+    Run the same command again to continue and to retry failed questions. --json prints the counts of this run. See
+    docs/batches.md.
+
+    The exit code is 1 if some questions failed.
     """
     all_questions = _read_questions(questions, use)
     sampling = _options.sampling(temperature, top_p, top_k, repetition_penalty, stop, seed)
@@ -97,7 +102,7 @@ def batch(
         )
     print_note(f"{plural(len(remaining) - len(failures), 'answer')} in {duration(seconds)}: {out}")
     if failures:
-        print_note(f"{number(len(failures))} could not be answered; the first is {failures[0]}")
+        print_note(f"{number(len(failures))} failed; the first is {failures[0]}")
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
@@ -113,7 +118,7 @@ class _Question:
 
 
 def _read_questions(path: Path, use: str) -> list[_Question]:
-    """All questions of a file.  Raises: FastAVError."""
+    """The questions of a file.  Raises: FastAVError."""
     try:
         lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except OSError as error:
@@ -130,48 +135,50 @@ def _read_questions(path: Path, use: str) -> list[_Question]:
         except ValueError as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
             raise FastAVError(
-                f"line {line} of {path}: {reason}", 'a line is like {"clip": "a.mp4", "question": "What is heard?"}'
+                f"line {line} of {path}: {reason}", 'a line is like {"clip": "a.mp4", "question": "What do you hear?"}'
             ) from None
         if question.id in questions:
-            raise FastAVError(f"line {line} of {path}: the id {question.id!r} is line {numbers[question.id]}'s already")
+            raise FastAVError(
+                f"line {line} of {path}: the id {question.id!r} is already used on line {numbers[question.id]}"
+            )
         questions[question.id], numbers[question.id] = question, line
     if not questions:
-        raise FastAVError(f"{path} holds no questions")
+        raise FastAVError(f"{path} has no questions")
     return list(questions.values())
 
 
 def _parse_question(entry: Any, line: int, folder: Path, use: str) -> _Question:
     """Raises: ValueError."""
     if not isinstance(entry, dict):
-        raise ValueError("it is no object")
-    for id_ in ("clip", "question"):
-        if not isinstance(entry.get(id_), str):
-            raise ValueError(f"{id_} must be a text, got {entry.get(id_)!r}")
-        if not entry[id_].strip():
-            raise ValueError(f"the {id_} is empty")
+        raise ValueError("it is not an object")
+    for name in ("clip", "question"):
+        if not isinstance(entry.get(name), str):
+            raise ValueError(f"{name} must be a string, got {entry.get(name)!r}")
+        if not entry[name].strip():
+            raise ValueError(f"the {name} is empty")
     id_, question_use = entry.get("id", line), entry.get("use", use)
     if type(id_) not in (str, int):
-        raise ValueError(f"id must be a text or a whole number, got {id_!r}")
+        raise ValueError(f"id must be a string or an integer, got {id_!r}")
     if question_use not in ("auto", "both", "video", "audio"):
         raise ValueError(f"use must be auto, both, video or audio, got {question_use!r}")
     clip = entry["clip"] if "://" in entry["clip"] else str(folder / entry["clip"])
     return _Question(id=id_, clip=clip, text=entry["question"], use=question_use)
 
 
-def _make_request(question: _Question) -> Any:
-    """The request, or the error that says why there is none."""
+def _make_request(question: _Question) -> Request | FastAVError:
+    """The request for a question, or the error that prevents it."""
     from fastav.adapter import Request, Use
     from fastav.batches import as_failure
 
     try:
         return Request(clip=_open_clip(question.clip), question=question.text, use=Use(question.use))
-    except Exception as error:  # whatever a file does to whatever reads it, the others are answered
+    except Exception as error:  # one bad file must not stop the other questions
         return as_failure(error)
 
 
 @lru_cache(maxsize=64)
-def _open_clip(clip: str) -> Any:
-    """A clip, looked into once for questions that stand together."""
+def _open_clip(clip: str) -> Clip:
+    """The clip, cached because neighbouring questions often share one."""
     from fastav.media import Clip
 
     return Clip.open(clip)
@@ -181,7 +188,7 @@ def _open_clip(clip: str) -> Any:
 
 
 def _plan_fields(model: str, plan: str) -> dict[str, str]:
-    """What every line says of where its answer is from."""
+    """The fields of every line that identify the model and the plan."""
     with spinner(f"reading {model}"), suppress_warnings():
         from fastav import pipelines
 
@@ -191,14 +198,14 @@ def _plan_fields(model: str, plan: str) -> dict[str, str]:
 
 
 def _read_answers(path: Path, plan_fields: Mapping[str, str]) -> dict[str | int, bytes]:
-    """The lines of a file that hold answers, by id; failures, and a last line that was cut off, do not count.
+    """The lines of a file with answers, by id, without failures and without an incomplete last line.
 
-    Raises: FastAVError if it holds anything but answers, or those of another model or plan, or cannot be a file.
+    Raises: FastAVError if the file has anything but answers, has answers of another model or plan, or is no file.
     """
     if path.is_dir():
-        raise FastAVError(f"{path} is a folder", "--out names a file")
+        raise FastAVError(f"{path} is a folder", "--out must be a file")
     if not path.parent.is_dir():
-        raise FastAVError(f"there is no folder {path.parent}", "make it, or give another --out")
+        raise FastAVError(f"the folder {path.parent} does not exist", "create it, or give another --out")
     if not path.is_file():
         return {}
     answers: dict[str | int, bytes] = {}
@@ -208,13 +215,13 @@ def _read_answers(path: Path, plan_fields: Mapping[str, str]) -> dict[str | int,
             model, plan, fingerprint, name = (entry[key] for key in (*plan_fields, "id"))
         except (ValueError, TypeError, KeyError):
             raise FastAVError(
-                f"line {line} of {path} is no answer of fastav batch", "delete that line, or give another --out"
+                f"line {line} of {path} is not an answer of fastav batch", "delete that line, or give another --out"
             ) from None
         if model != plan_fields["model"]:
-            raise FastAVError(f"{path} holds answers of {model}, not {plan_fields['model']}", "give another --out")
+            raise FastAVError(f"{path} has answers of {model}, not {plan_fields['model']}", "give another --out")
         if fingerprint != plan_fields["fingerprint"]:
             actual = f"{plan} ({fingerprint}), not {plan_fields['plan']} ({plan_fields['fingerprint']})"
-            raise FastAVError(f"{path} holds answers by the plan {actual}", "give another --out")
+            raise FastAVError(f"{path} has answers of the plan {actual}", "give another --out")
         if "error" not in entry:
             answers[name] = text + b"\n"
     return answers
@@ -222,7 +229,7 @@ def _read_answers(path: Path, plan_fields: Mapping[str, str]) -> dict[str | int,
 
 @contextmanager
 def _answer_writer(path: Path, before: Iterable[bytes]) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """What writes a line to a file, behind those that it is to keep; after Ctrl-C it is said how to go on."""
+    """A function that appends a line to a file, after the lines in `before`. After Ctrl-C it prints how to continue."""
     if path.is_file():
         with atomic_write(path) as part:
             part.write_bytes(b"".join(before))
@@ -230,7 +237,7 @@ def _answer_writer(path: Path, before: Iterable[bytes]) -> Iterator[Callable[[Ma
         try:
             yield partial(_append, file)
         except KeyboardInterrupt:
-            print_note(f"\nanswers so far are in {path}; the same command goes on from there")
+            print_note(f"\nthe answers so far are in {path}; run the same command again to continue")
             raise
 
 
@@ -239,8 +246,8 @@ def _append(file: BinaryIO, line: Mapping[str, Any]) -> None:
     file.flush()
 
 
-def _outcome_fields(outcome: Any) -> dict[str, Any]:
-    """What a line says of an answer, or of why there is none."""
+def _outcome_fields(outcome: Answer | FastAVError) -> dict[str, Any]:
+    """The fields of a line that describe an answer or a failure."""
     if isinstance(outcome, FastAVError):
         return {"error": str(outcome)}
     return {

@@ -13,6 +13,7 @@ from fastav.cli import _help, _options, _scores
 from fastav.cli._output import print_json
 from fastav.cli._progress import progress, spinner, suppress_warnings
 from fastav.cli._text import print_note
+from fastav.cli._types import Evaluation, Plan, RowFile, Task
 from fastav.errors import PlanError, TaskError
 from fastav.formatting import plural
 
@@ -25,7 +26,7 @@ def evaluate(
         typer.Option(
             metavar="A,B,...",
             autocompletion=_help.plans,
-            help="Presets, recipes, .json files, folders of them. May be given again.",
+            help="Presets, recipes, .json files, or folders of them. Can be repeated.",
         ),
     ] = ["none,fastav"],  # noqa: B006  # typer takes the default of a list as a list
     folder: _options.Folder = None,
@@ -38,10 +39,10 @@ def evaluate(
     dtype: _options.Dtype = None,
     as_json: _options.Json = False,
 ) -> None:
-    """Ask a model a benchmark's questions under several plans, and compare scores and costs.
+    """Ask a model the questions of a benchmark under several plans, and compare scores and costs.
 
-    Every plan answers the same clips, greedily. --out FILE keeps every answer; the same command again goes on where
-    the last one was stopped, and fastav leaderboard draws such files. docs/eval.md defines the statistics.
+    Every plan answers the same clips with greedy decoding. --out FILE stores every answer. Run the same command again
+    to continue. fastav leaderboard draws such files. docs/eval.md defines the statistics.
     """
     with spinner(f"reading {task}"), suppress_warnings():
         from fastav import evaluate as library
@@ -62,8 +63,8 @@ def evaluate(
         _scores.show(report)
 
 
-def run_evaluation(evaluation: Any, *, jobs: int, keep_going: bool, out: Path | None) -> dict[str, Any]:
-    """What the file says once the missing rows are in it; `out` is None for a file that nobody keeps."""
+def run_evaluation(evaluation: Evaluation, *, jobs: int, keep_going: bool, out: Path | None) -> dict[str, Any]:
+    """The report of an evaluation after all missing rows are computed. Without `out`, the rows are not stored."""
     from fastav import evaluate as library
 
     with _rows_path(out) as path, library.open_rows(path, evaluation.head()) as file:
@@ -71,23 +72,25 @@ def run_evaluation(evaluation: Any, *, jobs: int, keep_going: bool, out: Path | 
         return library.report(file.results, evaluation.metrics(file.rows))
 
 
-def load_task(name: str, folder: Path | None) -> Any:
-    """Raises: UnknownName, TaskError."""
+def load_task(name: str, folder: Path | None) -> Task:
+    """The task of this name.  Raises: UnknownName, TaskError."""
     from fastav.registry import TASKS
 
     kind = TASKS[name]
     if kind.needs_folder and folder is None:
-        raise TaskError(f"{name} needs its annotations and clips", f"--folder DIR; {kind.source} has them")
+        raise TaskError(
+            f"{name} needs its annotations and clips", f"give --folder DIR; you can get them from {kind.source}"
+        )
     return kind(folder)
 
 
 def split_commas(values: Sequence[str]) -> list[str]:
-    """The parts of values that may hold several, separated by commas."""
+    """The parts of values that can each have several parts, separated by commas."""
     return [part for value in values for part in map(str.strip, value.split(",")) if part]
 
 
-def _write_rows(evaluation: Any, file: Any, *, jobs: int, keep_going: bool, out: Path | None) -> None:
-    """Write the missing rows, with a bar on a terminal; after Ctrl-C say how to go on."""
+def _write_rows(evaluation: Evaluation, file: RowFile, *, jobs: int, keep_going: bool, out: Path | None) -> None:
+    """Write the missing rows, with a progress bar on a terminal. After Ctrl-C, print how to continue."""
     remaining = sum(len(plans) for _, plans in evaluation.remaining(file.rows))
     if file.rows:
         print_note(f"{out} has {plural(len(file.rows), 'answer')}; {remaining:,} missing")
@@ -97,14 +100,14 @@ def _write_rows(evaluation: Any, file: Any, *, jobs: int, keep_going: bool, out:
                 file.append(row)
                 step()
     except KeyboardInterrupt:
-        after = f"are in {out}; the same command goes on from there" if out else "are lost; --out FILE keeps them"
+        after = f"are in {out}; run the same command again to continue" if out else "are lost; --out FILE stores them"
         print_note(f"\n{plural(len(file.rows), 'answer')} {after}")
         raise
 
 
 @contextmanager
 def _rows_path(out: Path | None) -> Iterator[Path]:
-    """The file, or one that nobody keeps."""
+    """The path for rows: `out`, or a temporary file."""
     if out is not None:
         yield out
     else:
@@ -112,20 +115,20 @@ def _rows_path(out: Path | None) -> Iterator[Path]:
             yield Path(folder, "rows.jsonl")
 
 
-def _plans(model: str, names: Sequence[str]) -> dict[str, Any]:
-    """Plans by the names that rows carry: as given, or a file's without .json; a folder holds several.
+def _plans(model: str, names: Sequence[str]) -> dict[str, Plan]:
+    """The plans by the names that rows carry: as given, or a file's name without .json. A folder means all its plans.
 
-    Raises: PlanError if two plans have one name, or a folder holds none; as `pipelines.plan_named`.
+    Raises: PlanError if two plans have one name or a folder has no plans; as `pipelines.plan_named`.
     """
     from fastav import pipelines
 
     adapter, _, _ = pipelines.resolve(model)
-    plans: dict[str, Any] = {}
+    plans: dict[str, Plan] = {}
     for name in chain.from_iterable(map(_expand_folder, names)):
         label = Path(name).stem if name.endswith(".json") else name
         plan = pipelines.plan_named(name, adapter)
         if plans.setdefault(label, plan) != plan:
-            raise PlanError(f"two plans are called {label!r}", "rename one of the files")
+            raise PlanError(f"two plans have the name {label!r}", "rename one of the files")
     return plans
 
 

@@ -1,6 +1,7 @@
 """`fastav flops`."""
 
 import json
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -8,6 +9,7 @@ import typer
 from fastav.cli import _help, _options, _plans, _render
 from fastav.cli._output import print_json
 from fastav.cli._progress import spinner, suppress_warnings
+from fastav.cli._types import DecoderShape, Layout, Plan
 
 MOST_TOKENS = 1_000_000
 MOST_SECONDS = 86_400
@@ -28,24 +30,34 @@ def flops(
     exempt_text: _options.ExemptText = None,
     seconds: Annotated[
         float | None,
-        typer.Option(min=0.1, max=MOST_SECONDS, metavar="S", help="Of a 720p clip with sound.  [default: a usual one]"),
+        typer.Option(
+            min=0.1, max=MOST_SECONDS, metavar="S", help="Length of a 720p clip with sound.  [default: a typical one]"
+        ),
     ] = None,
     video_tokens: Annotated[
-        int | None, typer.Option(min=0, max=MOST_TOKENS, metavar="N", help="Of the prompt.  [default: a clip's]")
+        int | None,
+        typer.Option(
+            min=0, max=MOST_TOKENS, metavar="N", help="Video tokens of the prompt.  [default: those of the clip]"
+        ),
     ] = None,
     audio_tokens: Annotated[
-        int | None, typer.Option(min=0, max=MOST_TOKENS, metavar="N", help="Of the prompt.  [default: a clip's]")
+        int | None,
+        typer.Option(
+            min=0, max=MOST_TOKENS, metavar="N", help="Audio tokens of the prompt.  [default: those of the clip]"
+        ),
     ] = None,
     text_tokens: Annotated[
-        int, typer.Option(min=1, max=MOST_TOKENS, metavar="N", help="Of the prompt.")
+        int, typer.Option(min=1, max=MOST_TOKENS, metavar="N", help="Text tokens of the prompt.")
     ] = _options.TEXT_TOKENS,
     as_json: _options.Json = False,
 ) -> None:
-    """Count a prefill's FLOPs and KV bytes, with and without a plan.
+    """Compute the FLOPs and KV cache bytes of a prefill, with and without a plan.
 
-    From the configuration alone, without weights: by the paper's formula, and exactly (grouped-query attention, SwiGLU,
-    causal). The default prompt is an example of the model, --seconds another. VideoLLaMA2's of 676 video + 1,496 audio
-    + 44 text tokens reproduces the paper's column for P = 0, 10, 20, 30: --drop 0, 10, 20, 30.
+    Only the configuration is needed, no weights. FLOPs are computed by the paper's formula, and exactly (grouped-query
+    attention, SwiGLU, causal mask).
+
+    The default prompt is a typical one of the model; --seconds gives one for a clip of another length. For VideoLLaMA2
+    it has 676 video, 1,496 audio and 44 text tokens, and --drop 0, 10, 20 and 30 reproduce the paper's FLOPs column.
     """
     with spinner(f"reading {model}"), suppress_warnings():
         from fastav import pipelines
@@ -68,8 +80,8 @@ def flops(
         _render.flops(report)
 
 
-def costs(shape: Any, plan: Any, layout: Any) -> dict[str, Any]:
-    """What a plan saves on a prompt, as the JSON holds it."""
+def costs(shape: DecoderShape, plan: Plan, layout: Layout) -> dict[str, Any]:
+    """The costs of a prompt with and without a plan, in the form of the JSON output."""
     from dataclasses import asdict
 
     from fastav.flops import kv_bytes, paper_flops, prefill_flops
@@ -77,7 +89,7 @@ def costs(shape: Any, plan: Any, layout: Any) -> dict[str, Any]:
     full, pruned = [len(layout)] * shape.layers, plan.tokens(layout, shape.layers)
     cached = plan.cache_tokens(layout, shape.layers)
 
-    def saving(cost: Any, tokens: Any = pruned) -> dict[str, Any]:
+    def saving(cost: Callable[[DecoderShape, Sequence[int]], int], tokens: Sequence[int] = pruned) -> dict[str, Any]:
         before, after = cost(shape, full), cost(shape, tokens)
         return {"full": before, "pruned": after, "ratio": after / before}
 

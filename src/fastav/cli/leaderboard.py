@@ -10,15 +10,15 @@ from fastav.cli._output import print_json, write_file
 
 
 def leaderboard(
-    rows: Annotated[list[Path], typer.Argument(metavar="ROWS", help="Files that fastav eval --out wrote.")],
+    rows: Annotated[list[Path], typer.Argument(metavar="ROWS", help="Files that fastav eval --out has written.")],
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw score against FLOPs (.svg, .png).")] = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE.md", help="Write the tables as Markdown.")] = None,
     as_json: _options.Json = False,
 ) -> None:
     """Compare the plans in files of rows, as tables and as a chart.
 
-    Files of the same model and task are taken together; others get a panel and tables of their own. FILE and FILE.md
-    are overwritten.
+    Files of the same model, task, device and data type are merged; other files get tables and a chart panel of their
+    own. FILE and FILE.md are overwritten.
     """
     from fastav import evaluate as library
 

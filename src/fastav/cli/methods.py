@@ -6,10 +6,11 @@ from fastav.cli import _options, _render
 from fastav.cli._output import print_json
 from fastav.cli._progress import spinner
 from fastav.cli._text import stdout
+from fastav.cli._types import Method
 
 
 def methods(as_json: _options.Json = False) -> None:
-    """List the methods that decide which tokens stay."""
+    """List the methods that score tokens."""
     from fastav.registry import METHODS
 
     with spinner("looking"):
@@ -29,12 +30,13 @@ def methods(as_json: _options.Json = False) -> None:
         stdout().print(_render.listing(["method", "summary", "options", "needs"], rows))
 
 
-def _describe(name: str, method: type) -> dict[str, Any]:
-    from dataclasses import MISSING, fields
+def _describe(name: str, method: type[Method]) -> dict[str, Any]:
+    from dataclasses import MISSING, fields, is_dataclass
 
+    assert is_dataclass(method)
     return {
         "name": name,
         "summary": (method.__doc__ or "").partition("\n")[0],
         "options": {f.name: None if f.default is MISSING else f.default for f in fields(method)},
-        "needs": sorted(method.needs),  # pyright: ignore[reportAttributeAccessIssue]
+        "needs": sorted(method.needs),
     }

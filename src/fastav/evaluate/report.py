@@ -1,4 +1,4 @@
-"""From rows to what is shown: by plan and family, with statistics, as JSON holds it."""
+"""The report of an evaluation: statistics of its rows by plan and family, ready for JSON."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -14,9 +14,9 @@ Metrics = Mapping[str, Mapping[str, Mapping[str, float | int]]]  # by plan, then
 
 
 def report(results: Results, metrics: Metrics | None = None) -> dict[str, Any]:
-    """What an evaluation found: what was evaluated where, and by plan the statistics of all samples and each family.
+    """The report of an evaluation: its setting, and the statistics of every plan for all samples and for each family.
 
-    metrics: further ones, which the task defines. A plan that prunes nothing is what the others are compared with.
+    metrics: further metrics, which the task defines. The reference for differences is the plan that prunes nothing.
     """
     first = results.runs[0]
     plans: Mapping[str, Mapping[str, Any]] = first["plans"]
@@ -52,7 +52,7 @@ def report(results: Results, metrics: Metrics | None = None) -> dict[str, Any]:
 
 
 def merge(files: Iterable[Results]) -> list[Results]:
-    """Files of the same task, model, device and dtype as one; of the same sample and plan, the later row counts.
+    """Merge files of the same task, model, device and dtype. For the same sample and plan, the later row counts.
 
     Raises: FastAVError if two plans of the same name differ.
     """
@@ -70,7 +70,8 @@ def _merge_group(group: Sequence[Results]) -> Results:
         for name, plan in results.runs[0]["plans"].items():
             if plans.setdefault(name, plan)["fingerprint"] != plan["fingerprint"]:
                 raise FastAVError(
-                    f"two different plans are called {name!r}", "draw them apart, or evaluate one under another name"
+                    f"two different plans have the name {name!r}",
+                    "use separate reports, or evaluate one under another name",
                 )
     rows = {row.key: row for results in group for row in results.rows}
     runs = tuple({**run, "plans": plans} for results in group for run in results.runs)

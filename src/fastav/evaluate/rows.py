@@ -1,4 +1,4 @@
-"""The file of an evaluation: a line for every run that added to it, and one for every answer, as they come."""
+"""The file of an evaluation: one JSON line per run that added to it, and one per answer."""
 
 import json
 import re
@@ -11,17 +11,17 @@ from typing import Any, BinaryIO
 from fastav.errors import FastAVError, reason_of
 
 VERSION = 1
-KEY = "fastav_eval"  # what the line of a run begins with
+KEY = "fastav_eval"  # first key in the line of a run
 _PREFIX = f'{{"{KEY}": '.encode()
-_RUN_KEYS = ("task", "model", "device", "dtype")  # in all runs of a file, and the plans
+_RUN_KEYS = ("task", "model", "device", "dtype")  # equal in all runs of a file, like the plans
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What one plan answered to one sample.
+    """The answer of one plan to one sample.
 
     gold: the sample's answer. score: in [0, 1]. prompt_tokens: by modality, before pruning. flops, kv_bytes: of the
-    prefill, `full` and `pruned`. seconds: by phase. error: why there is no answer; all that follows `gold` is then
+    prefill, `full` and `pruned`. seconds: by phase. error: why there is no answer; the fields after `gold` are then
     empty.
     """
 
@@ -43,15 +43,15 @@ class Row:
 
     @property
     def key(self) -> tuple[str, str]:
-        """Sample and plan, which name a row."""
+        """Sample and plan, which identify a row."""
         return self.sample, self.plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
-    """What a file holds.
+    """The content of a file of rows.
 
-    runs: what each run that added to it says of itself, the first one first. rows: the last of every (sample, plan).
+    runs: the description of each run that added to it, first to last. rows: the last row of every (sample, plan).
     """
 
     runs: tuple[Mapping[str, Any], ...]
@@ -59,7 +59,7 @@ class Results:
 
 
 class RowFile:
-    """An evaluation's file, open for more rows.  Made by `opened`."""
+    """The file of an evaluation, open for further rows.  Made by `open_rows`."""
 
     def __init__(self, file: BinaryIO, runs: Iterable[Mapping[str, Any]], rows: Iterable[Row]) -> None:
         self._file, self._runs = file, tuple(runs)
@@ -72,11 +72,11 @@ class RowFile:
 
     @property
     def results(self) -> Results:
-        """What the file holds now."""
+        """The current content of the file."""
         return Results(runs=self._runs, rows=self.rows)
 
     def append(self, row: Row) -> None:
-        """Write a row, at once.  Raises: OSError."""
+        """Write a row immediately.  Raises: OSError."""
         self._write(asdict(row))
         self._rows[row.key] = row
 
@@ -87,10 +87,10 @@ class RowFile:
 
 @contextmanager
 def open_rows(path: Path, run: Mapping[str, Any]) -> Iterator[RowFile]:
-    """A file to which this run appends its rows; what is there already is kept, but for a last line that was cut off.
+    """Open a file to append the rows of this run. Existing rows are kept, except an incomplete last line.
 
-    run: what `Evaluation.head` says.
-    Raises: FastAVError if the file is no evaluation's, or another's; OSError.
+    run: as `Evaluation.head` returns it.
+    Raises: FastAVError if the file is of another evaluation, or of none; OSError.
     """
     previous = Results(runs=(), rows=())
     if path.is_file():
@@ -107,22 +107,22 @@ def open_rows(path: Path, run: Mapping[str, Any]) -> Iterator[RowFile]:
 
 
 def read(path: Path) -> Results:
-    """What a file of rows holds.  Raises: FastAVError."""
+    """The content of a file of rows.  Raises: FastAVError."""
     try:
         results = _parse(path.read_bytes(), path)
     except OSError as error:
         raise FastAVError(f"cannot read {path}: {error.strerror}") from None
     if not results.runs:
-        raise FastAVError(f"{path} holds no rows", "fastav eval --out writes them")
+        raise FastAVError(f"{path} has no rows", "fastav eval --out writes them")
     return results
 
 
 def _parse(data: bytes, path: Path) -> Results:
-    """Whole lines; behind the last line break stands at most the beginning of one, which does not count."""
+    """The complete lines of a file. An incomplete last line is ignored."""
     *lines, rest = data.split(b"\n")
     first = lines[0] if lines else rest
     if not (first.startswith(_PREFIX) or (not lines and _PREFIX.startswith(first))):
-        raise FastAVError(f"{path} is no file of rows", "name a file that is not there yet, or one of fastav eval")
+        raise FastAVError(f"{path} is not a file of rows", "give a new file, or one of fastav eval")
     runs: list[Mapping[str, Any]] = []
     rows: dict[tuple[str, str], Row] = {}
     for number, line in enumerate(lines, 1):
@@ -159,17 +159,17 @@ def _require_same(old: Mapping[str, Any], new: Mapping[str, Any], path: Path) ->
     for name in _RUN_KEYS:
         if _without_index(old[name]) != _without_index(new[name]):
             raise FastAVError(
-                f"{path} holds rows of the {name} {old[name]!r}, not {new[name]!r}", "give another --out, or delete it"
+                f"{path} has rows of the {name} {old[name]!r}, not {new[name]!r}", "give another --out, or delete it"
             )
     previous, now = ({(name, plan["fingerprint"]) for name, plan in run["plans"].items()} for run in (old, new))
     if previous != now:
         changed = ", ".join(sorted({name for name, _ in previous ^ now}))
         raise FastAVError(
-            f"{path} holds rows of other plans (they differ in {changed})",
+            f"{path} has rows of other plans (they differ in {changed})",
             "give another --out, or the same plans as before",
         )
 
 
 def _without_index(value: Any) -> Any:
-    """`cuda:1` is as good as `cuda:0`."""
+    """The value; `cuda:1` and `cuda:0` are equal for this purpose."""
     return re.sub(r"^cuda:\d+$", "cuda", value) if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""What scores say, and how sure of it one can be.  Pure functions, defined in docs/eval.md."""
+"""Statistics of scores and their uncertainty.  Pure functions; docs/eval.md defines them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ Scores = Sequence[float | int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """How much better a plan scores than another on the same samples, in points of 100.
+    """The difference of a plan's scores to another plan's on the same samples, of 100 points.
 
-    n: samples. low, high: 95 % interval. p: of the exact McNemar test; None where scores are not all 0 or 1.
+    n: samples. low, high: 95 % interval. p: of the exact McNemar test; None if scores are not all 0 or 1.
     """
 
     n: int
@@ -33,7 +33,7 @@ def mean(scores: Scores) -> float:
 
 
 def standard_error(scores: Scores) -> float | None:
-    """Of the mean: binomial if all scores are 0 or 1, else the sample's; None of a single other score."""
+    """The standard error of the mean: binomial if all scores are 0 or 1, else the sample's; None for a single score."""
     n, m = len(scores), mean(scores)
     if _is_binary(scores):
         return sqrt(m * (1 - m) / n)
@@ -43,8 +43,9 @@ def standard_error(scores: Scores) -> float | None:
 def interval(scores: Scores) -> tuple[float, float]:
     """Wilson's 95 % score interval of the mean of at least one score in [0, 1].
 
-    It lies in [0, 1], holds the mean, and has a width for all right and all wrong too. Scores between 0 and 1 vary less
-    than zeros and ones of the same mean, for which the interval is made: for them it is too wide, never too narrow.
+    It lies in [0, 1], contains the mean, and has a positive width also if all answers are right or all wrong. It is
+    made for zeros and ones. Scores in between vary less than zeros and ones of the same mean, so for them it is too
+    wide, never too narrow.
     """
     n, m = len(scores), mean(scores)
     middle, half = m + Z * Z / (2 * n), Z * sqrt(m * (1 - m) / n + Z * Z / (4 * n * n))
@@ -53,7 +54,7 @@ def interval(scores: Scores) -> tuple[float, float]:
 
 
 def difference(scores: Scores, reference: Scores) -> Difference:
-    """Of two plans' scores on the same samples, in the same order."""
+    """The difference of two plans' scores on the same samples, in the same order."""
     gains = np.subtract(scores, reference, dtype=np.float64)
     low, high = paired_interval(gains)
     binary = _is_binary(scores) and _is_binary(reference)
@@ -67,10 +68,10 @@ def difference(scores: Scores, reference: Scores) -> Difference:
 
 
 def paired_interval(gains: Float[np.ndarray, " n"]) -> tuple[float, float]:
-    """The 95 % interval of the mean of gains in [-1, 1]: Wald's, of the gains and of one +1 and one -1 more.
+    """The 95 % interval of the mean of gains in [-1, 1]: Wald's, after adding one gain of +1 and one of -1.
 
-    It holds the mean, and has a width where all gains are the same. Where gains are differences of zeros and ones it is
-    the interval of Bonett and Price (2012, Journal of Educational and Behavioral Statistics 37).
+    It contains the mean, and has a positive width if all gains are equal. For differences of zeros and ones it is the
+    interval of Bonett and Price (2012, Journal of Educational and Behavioral Statistics 37).
     """
     adjusted, m = np.concatenate([gains, [1.0, -1.0]]), float(gains.mean())
     middle, half = float(adjusted.mean()), Z * float(adjusted.std()) / sqrt(len(adjusted))
@@ -78,12 +79,12 @@ def paired_interval(gains: Float[np.ndarray, " n"]) -> tuple[float, float]:
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Two-sided p of as uneven a split or more, if each sample on which two plans differ were a fair coin's toss.
+    """The two-sided p value of the exact McNemar test: of a split as uneven or more, if a fair coin decided each one.
 
-    gained, lost: samples that only the one, or only the other, gets right.
+    gained, lost: the numbers of samples that only the one plan, or only the other, answers correctly.
     """
     n = gained + lost
-    tail = term = 1  # C(n, k) of k = 0, and their sum up to the smaller
+    tail = term = 1  # C(n, k) at k = 0, and the sum of C(n, k) so far
     for k in range(min(gained, lost)):
         term = term * (n - k) // (k + 1)
         tail += term

@@ -1,8 +1,8 @@
-"""Clips: frames and sound of a media file, or of arrays, decoded only where asked for."""
+"""Clips: frames and sound of a media file or of arrays, decoded on demand."""
 
 from fastav.compatibility import require_tested
 
-require_tested("av", "numpy")  # before modules that a release outside the range may not have
+require_tested("av", "numpy")  # before imports that fail with other releases
 
 from fastav.media._open import MediaWarning  # noqa: E402
 from fastav.media.audio import AudioTrack  # noqa: E402

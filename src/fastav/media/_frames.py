@@ -1,4 +1,4 @@
-"""Where the frames of a video track come from: an array, a file scanned whole, or a long file that is jumped in."""
+"""Sources of video frames: an array, a file whose packets were all scanned, or a long file with seeks."""
 
 import re
 from collections.abc import Iterator
@@ -16,30 +16,30 @@ from fastav.media._source import Source
 from fastav.media._timeline import SampleTable, Timeline, packets, seek_and_decode
 
 MAX_UNKNOWN_KINDS = 64
-"""Kinds of side data without a name that a frame may have."""
+"""How many kinds of side data that PyAV does not know a frame may have."""
 
 JUMP_SECONDS = 4.0
-"""In a long file, a frame this far ahead is sought; a nearer one is reached by decoding on."""
+"""In a long file, frames further ahead than this are reached by a seek; nearer ones by decoding."""
 
 Frame = UInt8[np.ndarray, "height width 3"]
 
 
 @runtime_checkable
 class FrameSource(Protocol):
-    """Frames by index. `indices` is sorted, without repeats and within the track."""
+    """Frames by index. `indices` are sorted, unique and within the track."""
 
     def pick(self, indices: list[int]) -> Iterator[Frame]:
         """The pictures, in the order of `indices`."""
         ...
 
     def seconds(self, indices: list[int]) -> Float[np.ndarray, " indices"]:
-        """When each frame is shown, from the clip's start."""
+        """The time of each frame, in seconds from the start of the clip."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ArrayFrames:
-    """Frames that are already in memory."""
+    """Frames in memory."""
 
     pictures: UInt8[np.ndarray, "frames height width 3"]
     fps: float
@@ -54,13 +54,13 @@ class ArrayFrames:
 
 
 class StreamInfo(NamedTuple):
-    """How the pictures of one track in a file become arrays.
+    """How the pictures of a video stream become arrays.
 
     stream: index of the stream in its container.
-    width, height: as stored, before turning, in pixels.
+    width, height: as stored, before rotation, in pixels.
     matrix: the 2 x 2 part of the display matrix, row by row.
-    tick: seconds per unit of time.
-    start: seconds from the clip's start to the time 0 of the track.
+    tick: seconds per time unit of the stream.
+    start: seconds from the start of the clip to time 0 of the stream.
     fps: average frames per second.
     """
 
@@ -75,40 +75,40 @@ class StreamInfo(NamedTuple):
 
     @property
     def swaps_sides(self) -> bool:
-        """Whether showing the pictures swaps width and height."""
+        """Whether the rotation swaps width and height."""
         a, b, _, _ = self.matrix
         return abs(b) > abs(a)
 
     def track(self, container: "av.container.InputContainer") -> "av.VideoStream":
-        """The track in its opened container, ready to decode."""
+        """The stream in its open container, ready to decode."""
         stream = container.streams[self.stream]
         assert isinstance(stream, av.VideoStream)
         return select_stream(stream)
 
     def picture(self, index: int, frame: "av.VideoFrame") -> Frame:
-        """A decoded frame, as RGB and upright."""
+        """A decoded frame as upright RGB."""
         if frame.is_corrupt:
             raise UnreadableMedia(f"frame {index} of {self.source.name} is damaged", "is the file complete?")
-        # left to itself, PyAV starts threads for each picture, which takes longer than converting it
+        # by default PyAV starts threads for each picture, which takes longer than the conversion
         rgb = frame.to_ndarray(format="rgb24", width=self.width, height=self.height, threads=1)
         return upright(np.asarray(rgb, np.uint8), self.matrix)
 
     def end_error(self, index: int, end: float | None) -> UnreadableMedia:
-        """The error for a frame that should be there and is not."""
+        """The error for a frame that the file should have, but does not."""
         position = "" if end is None else f": its video ends at {max(0.0, end):.2f} s"
         message = f"frame {index} of {self.source.name} cannot be decoded{position}"
         return UnreadableMedia(message, "the file is cut short or damaged: copy or record it again")
 
     def seconds_at(self, ticks: int) -> float:
-        """Seconds from the clip's start."""
+        """The time in seconds from the start of the clip."""
         return float(ticks * self.tick) + self.start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ScannedFrames:
-    """Frames of a file whose every packet was looked at, so indices are exact.
+    """Frames of a file whose packets were all scanned; indices are exact.
 
-    timeline: None where the packets do not tell the order; then frames are counted while decoding from the start.
+    timeline: None if the packets do not tell the order; then frames are counted while decoding from the start.
     """
 
     info: StreamInfo
@@ -137,7 +137,7 @@ class ScannedFrames:
         return np.array([self.info.seconds_at(int(pts[min(i, last)])) for i in indices]) + extra
 
     def _seek(self, indices: list[int], timeline: Timeline) -> Iterator[Frame]:
-        """Jump from keyframe to keyframe; stop early if the decoder's frames are not those the packets promised."""
+        """Seek from keyframe to keyframe; stop early if the decoder's frames are not those of the packets."""
         pts = timeline.pts
         with open_container(self.info.source) as container:
             stream = self.info.track(container)
@@ -156,7 +156,7 @@ class ScannedFrames:
                 yield self.info.picture(index, frame)
 
     def _decode_and_count(self, indices: list[int]) -> Iterator[Frame]:
-        """Decode from the start and count."""
+        """Decode from the start and count frames."""
         end = None
         remaining = iter(indices)
         index = next(remaining)
@@ -172,10 +172,10 @@ class ScannedFrames:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SeekedFrames:
-    """Frames of a file too long to scan.
+    """Frames of a file that is too long to scan.
 
-    table: the sample table; with it indices are exact. Without one, frame i is what is shown at i / fps seconds.
-    first: when the first frame is shown, in ticks.
+    table: the sample table; with it indices are exact. Without it, frame i is the one displayed at i / fps seconds.
+    first: the time of the first frame, in ticks.
     """
 
     info: StreamInfo
@@ -213,7 +213,7 @@ class SeekedFrames:
     def _targets(
         self, container: "av.container.InputContainer", stream: "av.VideoStream", indices: list[int]
     ) -> list[int]:
-        """When to look for each frame, in ticks: exactly, or the middle of its nominal time."""
+        """The time of each frame in ticks: exact, or the middle of its nominal interval."""
         if self.table is None:
             return [nominal_ticks(i, self.first, self.info.fps, self.info.tick) for i in indices]
         targets = []
@@ -228,7 +228,7 @@ class SeekedFrames:
         return [target - int(back / self.info.tick) for back in (0, 1, 10, 60)]
 
     def _check(self, index: int, target: int, current: "av.VideoFrame", next_frame: "av.VideoFrame | None") -> None:
-        """Refuse a frame that is not the one asked for: the stream ended before it, or the table was wrong."""
+        """Refuse a wrong frame: the stream ended before it, or the table is wrong."""
         lag = float((target - (current.pts or 0)) * self.info.tick)
         if (self.table is not None and lag) or (next_frame is None and lag > 2 / self.info.fps):
             raise self.info.end_error(index, self.info.seconds_at(current.pts or 0))
@@ -236,9 +236,9 @@ class SeekedFrames:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class DelayedFrames:
-    """Frames of a track that starts late: before its own there are `lead` times the first.
+    """Frames of a track that starts late; the first picture is repeated `lead` times before it.
 
-    seconds_before: how late it starts.
+    seconds_before: the delay in seconds.
     """
 
     source: FrameSource
@@ -266,16 +266,16 @@ class DelayedFrames:
 
 
 def nominal_ticks(frame: int, first: int, fps: float, tick: Fraction) -> int:
-    """The middle of the time that a frame of a constant-rate track is shown, in ticks."""
+    """The middle of the display interval of a frame at a constant rate, in ticks."""
     return first + int((frame + 0.5) / fps / tick)
 
 
 def upright(
     picture: UInt8[np.ndarray, "rows columns 3"], matrix: tuple[int, int, int, int]
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Turn and mirror a picture by multiples of 90 degrees, as the 2 x 2 part of a display matrix says.
+    """Rotate and mirror a picture in steps of 90 degrees, by the 2 x 2 part of a display matrix.
 
-    The matrix (a, b, c, d) sends column x and row y to column a x + c y and row b x + d y.
+    The matrix (a, b, c, d) maps column x and row y to column a x + c y and row b x + d y.
     """
     a, b, c, d = matrix
     if abs(b) > abs(a):
@@ -284,7 +284,7 @@ def upright(
 
 
 def display_matrix(frame: "av.VideoFrame") -> tuple[int, int, int, int]:
-    """The 2 x 2 part of a frame's display matrix; the identity where it has none."""
+    """The 2 x 2 part of a frame's display matrix; the identity if it has none."""
     data = _side_data(frame).get(av.sidedata.sidedata.Type.DISPLAYMATRIX)
     if data is None:
         return 1, 0, 0, 1
@@ -293,10 +293,10 @@ def display_matrix(frame: "av.VideoFrame") -> tuple[int, int, int, int]:
 
 
 def _side_data(frame: "av.VideoFrame") -> Any:
-    """What is said of a frame beside its pixels, as far as PyAV has a name for it.
+    """The side data of a frame, as far as PyAV knows its kinds.
 
-    PyAV before 19 raises for all of it where FFmpeg knows one kind more than PyAV, such as EXIF. A filter of FFmpeg's
-    then takes that kind away.
+    PyAV before 19 raises if a frame has a kind that only FFmpeg knows, such as EXIF. A filter of FFmpeg then removes
+    that kind.
     """
     for _ in range(MAX_UNKNOWN_KINDS):
         try:
@@ -310,7 +310,7 @@ def _side_data(frame: "av.VideoFrame") -> Any:
 
 
 def _without(frame: "av.VideoFrame", kind: str) -> "av.VideoFrame":
-    """The frame without side data of a kind, named by its number in FFmpeg."""
+    """The frame without side data of a kind, given by its number in FFmpeg."""
     graph = av.filter.Graph()
     source = graph.add_buffer(
         width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1, 25)

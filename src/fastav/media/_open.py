@@ -1,4 +1,4 @@
-"""Opening files: the only place that turns FFmpeg's errors into ours."""
+"""Opening files. Only this module turns FFmpeg's errors into fastav's."""
 
 import re
 from collections.abc import Iterator
@@ -12,29 +12,29 @@ from fastav.media._pyav import av
 from fastav.media._source import Source
 
 MAX_SCAN_SECONDS = 600.0
-"""Tracks up to this long are scanned or decoded whole; in longer ones, and only there, reading jumps."""
+"""Tracks up to this duration are scanned or decoded entirely; longer ones are read with seeks."""
 
 MAX_SIDE = 16_384
-"""Frames wider or higher than this are refused, in pixels."""
+"""Maximum width and height of frames, in pixels."""
 
 MAX_BYTES = 2**32
-"""No single read returns more than this."""
+"""Maximum size of a single read."""
 
-# FFmpeg draws text as video, and follows playlists to other files: neither is what "open this clip" means
+# FFmpeg renders text as video and follows playlists to other files; a clip is neither
 NOT_MEDIA = frozenset({"tty", "ansi", "bin", "hls", "concat", "dash", "imf", "ffmetadata"})
 
 AnyStream = TypeVar("AnyStream", bound="av.stream.Stream")
 
 
 class MediaWarning(UserWarning):
-    """A clip that can be used, but not as its file promises."""
+    """A clip that can be used, but is not as its file says."""
 
 
 @contextmanager
 def open_container(source: Source) -> "Iterator[av.container.InputContainer]":
-    """The file as a container, closed on leaving.
+    """The file as a container, which is closed at the end of the block.
 
-    Raises: UnreadableMedia if the file is not there, not media or cut short, or if FFmpeg fails inside the block.
+    Raises: UnreadableMedia if the file is missing, not media or truncated, or if FFmpeg fails inside the block.
     """
     source.check()
     try:
@@ -46,8 +46,8 @@ def open_container(source: Source) -> "Iterator[av.container.InputContainer]":
 
 
 def _container(source: Source) -> "av.container.InputContainer":
-    # "file:" keeps a name such as "concat:a|b" a name; the whitelist keeps FFmpeg off the network, and what is in
-    # memory off other files
+    # with "file:" a name such as "concat:a|b" stays a name; the whitelist forbids the network, and for clips in memory
+    # also other files
     file = source.stream() if source.path is None else f"file:{source.path}"
     options = {"protocol_whitelist": "none" if source.path is None else "file"}
     try:
@@ -61,7 +61,7 @@ def _container(source: Source) -> "av.container.InputContainer":
 
 
 def select_stream(stream: AnyStream) -> AnyStream:
-    """The stream, set to decode on several threads, with every other stream of its container skipped unread."""
+    """The stream, set up for threaded decoding; all other streams of its container are skipped."""
     for other in stream.container.streams:
         other.discard = av.stream.Discard.default if other.index == stream.index else av.stream.Discard.all
     stream.codec_context.thread_type = "AUTO"
@@ -69,7 +69,7 @@ def select_stream(stream: AnyStream) -> AnyStream:
 
 
 def declared_seconds(container: "av.container.InputContainer", stream: "av.stream.Stream") -> float | None:
-    """How long the file says the track is: by its header, by Matroska's tag for it, or as the whole container."""
+    """The duration of the track that the file declares: in its header, in Matroska's tag, or for the container."""
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
     tag = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
@@ -80,12 +80,12 @@ def declared_seconds(container: "av.container.InputContainer", stream: "av.strea
 
 
 def container_seconds(container: "av.container.InputContainer") -> float | None:
-    """How long the file says it is."""
+    """The duration of the file that its container declares."""
     return None if container.duration is None else container.duration / 1e6
 
 
 def tolerance(seconds: float) -> float:
-    """How far a stated length may be off before it counts as wrong, in seconds."""
+    """The error of a declared duration that is still accepted, in seconds."""
     return max(0.5, 0.01 * seconds)
 
 
@@ -104,5 +104,5 @@ def _not_media(source: Source) -> UnreadableMedia:
 
 @cache
 def _text_options() -> dict[str, Any]:
-    """Replace what is not UTF-8 in a file's texts; PyAV 19 does so by itself and no longer takes the option."""
+    """The option to replace invalid UTF-8 in metadata; PyAV 19 always does so, and no longer accepts the option."""
     return {"metadata_errors": "replace"} if int(version("av").partition(".")[0]) < 19 else {}

@@ -1,4 +1,4 @@
-"""Where the sound of an audio track comes from, and how it becomes arrays."""
+"""Sources of sound, and its conversion to arrays."""
 
 import struct
 from collections.abc import Iterable, Iterator
@@ -15,23 +15,23 @@ from fastav.media._pyav import av
 from fastav.media._source import Source
 
 BLOCK = 65_536
-"""Samples per frame made from an array."""
+"""Samples per frame of an array."""
 
 SKIP_SAMPLES = "skip_samples"
-"""Side data of a packet: samples to drop at its start and at its end (AV_PKT_DATA_SKIP_SAMPLES)."""
+"""Side data of a packet: the numbers of samples to drop at its start and end (AV_PKT_DATA_SKIP_SAMPLES)."""
 
 SEEKABLE_FORMATS = frozenset(["mov", "matroska", "wav", "flac", "ogg", "avi", "mpegts", "flv", "aac", "mp3"])
-"""Formats, by the first name that FFmpeg gives them, whose times lead to a place in the sound. In others, such as raw
-AC-3, whose times FFmpeg works out from the rate of bits, they drift."""
+"""Formats, by FFmpeg's first name, whose times determine positions in the sound. In others times drift, for example in
+raw AC-3, where FFmpeg computes them from the bit rate."""
 
 WARM_UP = 0.5
-"""Seconds decoded and dropped before a window, for decoders that build on earlier packets."""
+"""Seconds to decode and drop before a window, for decoders that depend on earlier packets."""
 
 TIME_ROUNDING = 0.002
-"""Seconds by which the difference of two times may be off that are rounded to 1 ms."""
+"""Maximum error of the difference of two times that are rounded to 1 ms, in seconds."""
 
 MARGIN = 0.1
-"""Seconds given to the resampler on either side of a span, for its filter."""
+"""Extra seconds on both sides of a span, for the filter of the resampler."""
 
 
 @runtime_checkable
@@ -40,7 +40,7 @@ class SoundSource(Protocol):
 
     @property
     def name(self) -> str:
-        """What to call the clip in messages."""
+        """The name of the clip for messages."""
         ...
 
     @property
@@ -50,7 +50,7 @@ class SoundSource(Protocol):
 
     @property
     def seekable(self) -> bool:
-        """Whether `window` takes less time the shorter it is."""
+        """Whether a shorter `window` takes less time."""
         ...
 
     def frames(self) -> "Iterator[av.AudioFrame]":
@@ -58,13 +58,13 @@ class SoundSource(Protocol):
         ...
 
     def window(self, first: int, stop: int) -> "Iterator[av.AudioFrame]":
-        """The track from sample `first` up to at least sample `stop`, or to the end of the data."""
+        """The track from sample `first` to at least sample `stop`, or to the end of the data."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ArraySound:
-    """Sound that is already in memory."""
+    """Sound in memory."""
 
     name: str
     waveform: Float[np.ndarray, "channels samples"]
@@ -86,7 +86,7 @@ class ArraySound:
 class FileSound:
     """Sound of one stream of a file.
 
-    placed: whether reading may begin in the middle; else what comes before is decoded, too.
+    seekable: whether reading can start in the middle; otherwise everything before is decoded too.
     """
 
     source: Source
@@ -126,8 +126,8 @@ class FileSound:
 
     def _enter(
         self, container: "av.container.InputContainer", stream: "av.AudioStream", timing: "AudioTiming", first: int
-    ) -> "tuple[int, Iterator[av.AudioFrame]]":
-        """Seek to before sample `first`; return where decoding begins, in samples, and the frames from there."""
+    ) -> tuple[int, Iterator["av.AudioFrame"]]:
+        """Seek to before sample `first`. Returns the index of the first decoded sample, and the frames from there."""
         guide = seek_stream(container, stream)
         for back in (WARM_UP, 10, 60):
             target = timing.origin + first / self.sample_rate - back
@@ -145,15 +145,15 @@ class FileSound:
 
 
 def mono(frames: "Iterable[av.AudioFrame]", sample_rate: int) -> Float32[np.ndarray, " samples"]:
-    """Mix, resample and round to 16 bits as FFmpeg does by itself; values in [-1, 1)."""
+    """Mix, resample and round to 16 bits as FFmpeg does by default; values are in [-1, 1)."""
     parts = [samples_of(frame)[0].astype(np.float32) for frame in convert(frames, "s16", "mono", sample_rate)]
     return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
 
 def mono_span(source: SoundSource, rate: int, start: int, end: int) -> Float32[np.ndarray, " samples"]:
-    """Samples `start` to `end` of `mono(source.frames(), rate)`, decoding little else.
+    """Samples `start` to `end` of `mono(source.frames(), rate)`, with little extra decoding.
 
-    The resampler is started on a sample that both rates share, so that its filter meets the same samples.
+    The resampler starts at a sample that both rates share, so that its filter gets the same samples.
     """
     native = source.sample_rate
     common_rate = gcd(native, rate)
@@ -166,14 +166,14 @@ def mono_span(source: SoundSource, rate: int, start: int, end: int) -> Float32[n
 def convert(
     frames: "Iterable[av.AudioFrame]", sample_format: str | None, layout: str | None, rate: int | None
 ) -> "Iterator[av.AudioFrame]":
-    """Pass frames through FFmpeg's resampler, starting afresh where a stream changes its format."""
+    """Pass frames through FFmpeg's resampler, with a new one whenever the format of the stream changes."""
     resampler, last = None, None
     for frame in frames:
         kind = (frame.format.name, frame.layout.name, frame.sample_rate)
         if resampler is None or kind != last:
             if resampler is not None:
                 yield from resampler.resample(None)
-            # planar arrays of 8 channels and more cannot be taken out of PyAV, so everything is packed first
+            # PyAV cannot export planar arrays of 8 channels and more, so all frames become packed
             resampler, last = av.AudioResampler(sample_format or frame.format.packed.name, layout, rate), kind
         yield from resampler.resample(frame)
     if resampler is not None:
@@ -181,12 +181,12 @@ def convert(
 
 
 def interleave(frames: "Iterable[av.AudioFrame]") -> "Iterator[av.AudioFrame]":
-    """The same samples with the channels interleaved."""
+    """The same samples with interleaved channels."""
     return convert(frames, None, None, None)
 
 
 def samples_of(frame: "av.AudioFrame") -> Float64[np.ndarray, "channels samples"]:
-    """The samples of a packed frame in [-1, 1], whatever their stored type; exact."""
+    """The samples of a packed frame in [-1, 1], for any sample type; exact."""
     samples = frame.to_ndarray().reshape(-1, frame.layout.nb_channels).T
     if samples.dtype == np.uint8:
         return (samples.astype(np.float64) - 128) / 128
@@ -205,7 +205,7 @@ def drop_start(frame: "av.AudioFrame", skip: int) -> "av.AudioFrame":
 def frame_of(
     samples: Num[np.ndarray, "channels samples"], packed_format: str, layout: str, rate: int
 ) -> "av.AudioFrame":
-    """A packed frame of these samples."""
+    """A packed frame with these samples."""
     interleaved = np.ascontiguousarray(samples.T).reshape(1, -1)
     frame = av.AudioFrame.from_ndarray(interleaved, format=packed_format, layout=layout)
     frame.sample_rate = rate
@@ -213,7 +213,7 @@ def frame_of(
 
 
 def decode_sound(container: "av.container.InputContainer", stream: "av.AudioStream") -> "Iterator[av.AudioFrame]":
-    """Every frame from here on. Packets that do not decode are left out, as FFmpeg's own tools do."""
+    """Every frame from here on. Packets that do not decode are skipped, as in FFmpeg's own tools."""
     try:
         for packet in container.demux(stream):
             try:
@@ -225,10 +225,10 @@ def decode_sound(container: "av.container.InputContainer", stream: "av.AudioStre
 
 
 def _keep_end_padding(packet: "av.Packet", container: "av.container.InputContainer") -> "av.Packet":
-    """A packet of which nothing at its end is dropped in MP4 and MOV.
+    """The packet; in MP4 and MOV without the mark that drops samples at its end.
 
-    There FFmpeg 9 drops what the last packet holds beyond the track's stated length. FFmpeg up to 8 plays it, and with
-    it the models were trained; their originals' inputs hold it.
+    FFmpeg 9 drops the samples of the last packet beyond the track's declared length, FFmpeg 8 and earlier keep them.
+    The models were trained with these samples, and the inputs of their original code have them.
     """
     if "mp4" not in container.format.name or not packet.has_sidedata(SKIP_SAMPLES):
         return packet
@@ -243,17 +243,18 @@ def _keep_end_padding(packet: "av.Packet", container: "av.container.InputContain
 def seek_stream(
     container: "av.container.InputContainer", stream: "av.AudioStream"
 ) -> "av.AudioStream | av.VideoStream":
-    """The stream whose index leads to a place in the sound: Matroska keeps one for the video only."""
+    """The stream whose index is used to seek sound: in Matroska only the video has one."""
     if "matroska" not in container.format.name:
         return stream
     return next((s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic), stream)
 
 
 class AudioTiming(NamedTuple):
-    """How a track's frames follow one another.
+    """The timing of a track's frames.
 
-    origin: when its first sample is heard, by the container's clock. head: samples of its first frame, of which an
-    encoder's padding may be gone. step: of its second, and in most codecs of all later ones; 0 if there is none.
+    origin: the time of its first sample, on the container's clock. head: samples of its first frame, from which encoder
+    padding may have been removed. step: samples of the second frame, and in most codecs of all later ones; 0 if there
+    is none.
     """
 
     origin: float
@@ -262,19 +263,19 @@ class AudioTiming(NamedTuple):
 
     @classmethod
     def of(cls, frames: "Iterator[av.AudioFrame]") -> "AudioTiming | None":
-        """By the first two of a track's frames; None if there is none."""
+        """From the first two frames of a track; None if it has none."""
         first, second = next(frames, None), next(frames, None)
         if first is None:
             return None
         if second is None or second.pts is None or not first.sample_rate:
             return cls(_seconds(first), first.samples, 0)
-        # the second frame's time tells: that of the first is off where padding is gone
+        # the time of the first frame is wrong if padding was removed, so the second frame's time is used
         return cls(_seconds(second) - first.samples / first.sample_rate, first.samples, second.samples)
 
     def sample_index(self, frame: "av.AudioFrame", rate: int) -> int:
-        """How many samples of the track come before a frame.
+        """The number of samples of the track before a frame.
 
-        Containers that round times to 1 ms are read to the sample where all frames are of one size.
+        If all frames have one size, the result is exact also in containers that round times to 1 ms.
         """
         position = (_seconds(frame) - self.origin) * rate
         if frame.samples == self.step > 4 * TIME_ROUNDING * rate:
@@ -285,7 +286,7 @@ class AudioTiming(NamedTuple):
 
 
 def is_seekable(container: "av.container.InputContainer") -> bool:
-    """Whether the times of the container's packets lead to a place in the sound."""
+    """Whether the times of the container's packets determine positions in the sound."""
     return container.format.name.partition(",")[0] in SEEKABLE_FORMATS
 
 

@@ -1,4 +1,4 @@
-"""What a clip is read from: a file by its path, or bytes in memory."""
+"""Sources of clips: a file by its path, or bytes in memory."""
 
 import binascii
 import os
@@ -17,14 +17,14 @@ from fastav.errors import UnreadableMedia, reason_of
 from fastav.media.policy import MediaPolicy, fetch, without_query
 
 UNKNOWN_SIZE = 0x7FFF_0000
-"""Sizes from here on, in the header of a RIFF file, stand for one that is not known."""
+"""Sizes in the header of a RIFF file from here on mean that the size is unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """A media file.
 
-    name: what to call it in messages. path: where it is, or None where `data` are its bytes.
+    name: its name in messages. path: its path, or None if `data` has its bytes.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Source:
     data: bytes = field(default=b"", repr=False)
 
     def check(self) -> None:
-        """Raises: UnreadableMedia if there is no file that can be read, or nothing in it."""
+        """Raise UnreadableMedia if there is no readable file, or if it is empty."""
         size = len(self.data) if self.path is None else _size(self.path)
         if size == 0:
             raise UnreadableMedia(f"{self.name} is empty (0 bytes)", "was the download or copy interrupted?")
@@ -45,22 +45,22 @@ class Source:
             return file.read(count)
 
     def truncation(self) -> tuple[int, int] | None:
-        """How many bytes there are and should be, of a WAV, AVI or WebP that is cut short; None for a whole one."""
+        """The actual and the expected number of bytes of a truncated WAV, AVI or WebP file; None for a complete one."""
         kind, size = struct.unpack("<4sI", self.head(8).ljust(8, b"\0"))
         have = len(self.data) if self.path is None else self.path.stat().st_size
-        # recorders that do not know the size yet write one that is close to the largest
+        # recorders write a size near the maximum if they do not know it yet
         if kind != b"RIFF" or size >= UNKNOWN_SIZE or have >= 0.99 * (size + 8):
             return None
         return have, size + 8
 
     def stream(self) -> BytesIO:
-        """The bytes as a file, whose name has the ending by which FFmpeg tells formats apart, and no more."""
+        """The bytes as a file object; its name has only the suffix that FFmpeg needs to detect the format."""
         stream = _NamedBytes(self.data)
         stream.name = "clip" + (re.search(r"\.\w{1,5}$", self.name) or [""])[0]
         return stream
 
     def bytes(self) -> bytes:
-        """All of it.  Raises: OSError."""
+        """All bytes.  Raises: OSError."""
         return self.data if self.path is None else self.path.read_bytes()
 
 
@@ -69,11 +69,10 @@ class _NamedBytes(BytesIO):
 
 
 def source_of(source: Any, policy: MediaPolicy) -> Source:
-    """The source that a user names.
+    """The source for what a user gives.
 
-    given: a path, a URL (`file:`, `http:`, `https:`, `data:`), the bytes of a media file, or a binary file object,
-    which is read to its end.
-    Raises: UnreadableMedia.
+    source: a path, a URL (`file:`, `http:`, `https:`, `data:`), the bytes of a media file, or a binary file object,
+    which is read to its end. Raises: UnreadableMedia.
     """
     if isinstance(source, bytes | bytearray | memoryview):
         return Source(name="the clip", data=bytes(source))
@@ -87,7 +86,7 @@ def source_of(source: Any, policy: MediaPolicy) -> Source:
             "give a path, a URL, the bytes of a media file, or a file opened with 'rb'",
         ) from None
     if not text.strip():
-        raise UnreadableMedia("no clip is named: its path is empty", "give a path, or a URL")
+        raise UnreadableMedia("the path of the clip is empty", "give a path, or a URL")
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", text) if isinstance(source, str) else None
     match scheme and scheme[1].lower():
         case "http" | "https":
@@ -101,9 +100,9 @@ def source_of(source: Any, policy: MediaPolicy) -> Source:
         case other if text.startswith(f"{scheme and scheme[0]}//"):
             raise UnreadableMedia(f"{other}:// cannot be opened", "give a path, file://, http:// or https://")
         case _:
-            path = Path(text)  # a file whose name has a colon
+            path = Path(text)  # a file name with a colon
     if not policy.files:
-        raise UnreadableMedia(f"{path.name} is not opened: files are off here", "send the clip itself")
+        raise UnreadableMedia(f"{path.name} is not opened: files are disabled here", "send the content of the clip")
     return Source(name=path.name, path=path)
 
 
@@ -125,8 +124,10 @@ def _file_url_path(url: str) -> Path:
     """The path of a `file:` URL."""
     parts = urlsplit(url, allow_fragments=False)
     if parts.netloc not in ("", "localhost"):
-        raise UnreadableMedia(f"{url} is on another machine ({parts.netloc})", "three slashes: file:///folder/clip.mp4")
-    query = f"?{parts.query}" if parts.query else ""  # of no meaning here, so part of the name
+        raise UnreadableMedia(
+            f"{url} is on another machine ({parts.netloc})", "use three slashes: file:///folder/clip.mp4"
+        )
+    query = f"?{parts.query}" if parts.query else ""  # file URLs have no queries, so it is part of the name
     return Path(url2pathname(parts.path + query))
 
 
@@ -138,20 +139,20 @@ def _decode_data_url(url: str) -> bytes:
             raise ValueError("it has no comma")
         return b64decode(unquote(content), validate=True) if kind.endswith(";base64") else unquote_to_bytes(content)
     except (binascii.Error, ValueError) as error:
-        raise UnreadableMedia(f"the data: URL holds no clip: {error}", "data:video/mp4;base64,...") from None
+        raise UnreadableMedia(f"the data: URL has no clip: {error}", "write data:video/mp4;base64,...") from None
 
 
 def _url_name(url: str) -> str:
-    shown = without_query(url)
-    return unquote(shown.rstrip("/").rpartition("/")[2]) or shown
+    address = without_query(url)
+    return unquote(address.rstrip("/").rpartition("/")[2]) or address
 
 
 def _size(path: Path) -> int:
-    """Raises: UnreadableMedia if there is no file that can be read."""
+    """The size of a file.  Raises: UnreadableMedia if there is no readable file."""
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
-            raise UnreadableMedia(f"{path} is a directory", "name one media file")
+            raise UnreadableMedia(f"{path} is a directory", "give one media file")
         if not stat.S_ISREG(status.st_mode):
             raise UnreadableMedia(f"{path} is not a regular file", "save the clip to a file first")
         with path.open("rb"):

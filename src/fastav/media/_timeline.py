@@ -1,4 +1,4 @@
-"""Which frame is when: the frames of a track in the order they are shown, found without decoding them."""
+"""The times of a track's frames, in display order, without decoding."""
 
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -10,20 +10,20 @@ from jaxtyping import Int
 from fastav.media._pyav import av
 
 BACK_SECONDS = (0, 10, 100, 1000, 10_000, 100_000, 1_000_000)
-"""How far before the end of a file the last packet of a track is looked for."""
+"""How far before the end of a file to search for the last packet of a track."""
 
 REORDER = 64
-"""Packets read past a frame so that none shown before it is missed; codecs reorder by 16 at most."""
+"""Packets to read beyond a frame, to find all that are displayed before it; codecs reorder by at most 16."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Timeline:
-    """Every frame of a track, in the order shown, and where decoding may start; times in ticks of the stream.
+    """The frames of a track in display order, and its keyframes; times are in ticks of the stream.
 
-    pts: when each frame is shown.
-    keys, key_rank: when the keyframes are shown, and how many frames are shown before each.
-    end: when the last frame ends.
-    complete_until: no frame before this time can be missing, even if packets are missing from the end.
+    pts: the display time of each frame.
+    keys, key_rank: the display time of each keyframe, and the number of frames displayed before it.
+    end: the end of the last frame.
+    complete_until: no frame before this time is missing, even if packets are missing at the end.
     """
 
     pts: Int[np.ndarray, " frames"]
@@ -33,24 +33,24 @@ class Timeline:
     complete_until: int
 
     def complete_part(self) -> "Timeline":
-        """What is left of a file that is cut: the frames of which none before is lost."""
+        """The part of a truncated file in which no frame is missing."""
         return replace(self, pts=self.pts[self.pts <= self.complete_until], end=self.complete_until)
 
     def entries(self, frame: int) -> list[int]:
-        """Keyframes to start decoding from for this frame, the nearest first, in case a seek lands late."""
+        """Keyframes to decode this frame from, nearest first; the others serve if a seek lands late."""
         nearest = self.nearest_key(frame)
         return [int(self.keys[max(0, nearest - back)]) for back in (0, 1, 4, 16)]
 
     def nearest_key(self, frame: int) -> int:
-        """The last keyframe shown no later than this frame."""
+        """The last keyframe that is displayed no later than this frame."""
         return max(0, bisect_right(self.key_rank, frame) - 1)
 
 
 def packets(container: "av.container.InputContainer", stream: "av.VideoStream") -> "Iterator[av.Packet]":
-    """The packets of a track, with the times at which their pictures are shown.
+    """The packets of a track with display times.
 
-    AVI states when each frame is decoded alone, which is also when it is shown if none is moved. FFmpeg 8 makes up
-    other times for H.264: those of the frame after.
+    AVI has decoding times only, which are the display times if no frame is reordered. FFmpeg 8 invents wrong ones for
+    H.264: those of the next frame.
     """
     in_order = container.format.name == "avi" and not stream.codec_context.has_b_frames
     for packet in container.demux(stream):
@@ -60,14 +60,14 @@ def packets(container: "av.container.InputContainer", stream: "av.VideoStream") 
 
 
 def scan(container: "av.container.InputContainer", stream: "av.VideoStream") -> Timeline | None:
-    """The timeline of a whole track, from its packets; None where packets do not tell the order of frames."""
-    # AVI stores no presentation times, so with B-frames the ones FFmpeg makes up are wrong
+    """The timeline of a whole track from its packets; None if the packets do not tell the order of frames."""
+    # AVI stores no display times, and with B-frames those that FFmpeg computes are wrong
     if container.format.name == "avi" and stream.codec_context.has_b_frames:
         return None
     displayed_packets = (
         p for p in packets(container, stream) if p.size and not p.is_corrupt and is_displayed(p, stream)
     )
-    # only facts are kept: the packets together would hold the whole file
+    # packets are not stored, because together they have the whole file in memory
     facts = [(p.pts, p.dts or 0, p.duration or 0, p.is_keyframe, not p.is_discard) for p in displayed_packets]
     if not facts or not facts[0][3] or any(pts is None for pts, *_ in facts):
         return None
@@ -82,17 +82,17 @@ def scan(container: "av.container.InputContainer", stream: "av.VideoStream") -> 
 
 
 def is_displayed(packet: "av.Packet", stream: "av.VideoStream") -> bool:
-    """False for VP8's alternative references, which are decoded but never shown (RFC 6386, section 9.1)."""
+    """Whether a packet is displayed; VP8's alternative references are only decoded (RFC 6386, section 9.1)."""
     return stream.codec_context.name != "vp8" or bool(bytes(packet)[0] & 0x10)
 
 
 def track_end(
     container: "av.container.InputContainer", stream: "av.stream.Stream", guide: "av.stream.Stream | None" = None
 ) -> int | None:
-    """When the track ends, in ticks, read from its tail; None if its end cannot be reached.
+    """The end of the track in ticks, from its last packets; None if they cannot be reached.
 
-    The search goes back from the end of the file, which may be long after that of the track.
-    guide: the stream whose index is sought in, if that of `stream` has none.
+    The search goes back from the end of the file, which can be much later than that of the track.
+    guide: the stream whose index is used to seek, if `stream` has none.
     """
     length = (container.duration or 0) + (container.start_time or 0)
     for back in BACK_SECONDS:
@@ -112,7 +112,7 @@ def track_end(
 
 
 def avi_timeline(container: "av.container.InputContainer", stream: "av.VideoStream") -> Timeline | None:
-    """The timeline of an AVI by its index, which lists every frame that is there; None where the index cannot tell."""
+    """The timeline of an AVI from its index, which lists every frame; None if the index is not sufficient."""
     if container.format.name != "avi" or stream.codec_context.has_b_frames:
         return None
     entries = [entry for entry in stream.index_entries if entry.size]
@@ -125,9 +125,9 @@ def avi_timeline(container: "av.container.InputContainer", stream: "av.VideoStre
 
 
 def decode_from_key(container: "av.container.InputContainer", stream: "av.VideoStream") -> "Iterator[av.VideoFrame]":
-    """Frames from the next keyframe on, in the order shown, until the data end or cannot be decoded.
+    """Frames from the next keyframe on in display order, until the data end or cannot be decoded.
 
-    Frames shown before that keyframe are left out: they may need frames from before it.
+    Frames displayed before that keyframe are skipped, because they may need earlier frames.
     """
     start = None
     try:
@@ -146,7 +146,7 @@ def seek_and_decode(
 ) -> "tuple[av.VideoFrame, Iterator[av.VideoFrame]] | None":
     """Seek to the first of `entries` (ticks) from which decoding starts no later than `target`.
 
-    Returns the first frame and an iterator over the following ones; None if no entry will do.
+    Returns the first frame and an iterator over the following ones; None if no entry works.
     """
     for entry in entries:
         try:
@@ -162,10 +162,10 @@ def seek_and_decode(
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SampleTable:
-    """The sample table of an MP4 or MOV: every frame in decoding order, also where the data behind it are cut off.
+    """The sample table of an MP4 or MOV: every frame in decoding order, even if the file's data are truncated.
 
     times: decoding times of the keyframes, in ticks.
-    n_before: shown frames that are decoded before each keyframe.
+    n_before: for each keyframe, the number of displayed frames that are decoded before it.
     """
 
     times: Int[np.ndarray, " keys"]
@@ -174,7 +174,7 @@ class SampleTable:
 
     @classmethod
     def of(cls, container: "av.container.InputContainer", stream: "av.VideoStream") -> "SampleTable | None":
-        """The index, or None where the container keeps none: in other formats, and in MP4s written in fragments."""
+        """The table; None for other formats and for fragmented MP4s, which have none."""
         if "mp4" not in container.format.name or not stream.frames:
             return None
         entries = list(stream.index_entries)
@@ -185,9 +185,9 @@ class SampleTable:
         return cls(times=times[keys], n_before=n_before[keys].astype(np.int64), frames=int(displayed.sum()))
 
     def pts_of(self, container: "av.container.InputContainer", stream: "av.VideoStream", frame: int) -> int | None:
-        """When a frame is shown, in ticks, by reading only the packets from the keyframe before it.
+        """The display time of a frame in ticks, read from the packets after its keyframe.
 
-        A frame decoded before a keyframe is also shown before it, so frames need ordering only from there on.
+        A frame decoded before a keyframe is also displayed before it, so only frames from there on need ordering.
         """
         key = bisect_right(self.n_before, frame) - 1
         while key >= 0:

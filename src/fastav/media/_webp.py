@@ -1,4 +1,4 @@
-"""Animated WebP, which FFmpeg shows no frame of: read by Pillow."""
+"""Animated WebP, which FFmpeg cannot decode; Pillow reads it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ from fastav.media._open import MAX_SIDE
 from fastav.media._source import Source
 from fastav.media.video import VideoTrack
 
-ANIMATED = 0x02  # among the flags of the chunk VP8X
-MIN_SECONDS, DEFAULT_SECONDS = 0.011, 0.1  # seconds: browsers show frames that are said to last less for the usual time
+ANIMATED = 0x02  # a flag of the chunk VP8X
+MIN_SECONDS, DEFAULT_SECONDS = 0.011, 0.1  # like browsers, show frames with a shorter duration for the default duration
 
 
 def is_animated_webp(head: bytes) -> bool:
-    """Whether a file that begins like this is an animated WebP."""
+    """Whether a file with these first bytes is an animated WebP."""
     return head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and len(head) > 20 and bool(head[20] & ANIMATED)
 
 
 def probe_webp(source: Source) -> VideoTrack:
-    """The frames of an animated WebP and their times.  Decodes all, one at a time.
+    """The track of an animated WebP. All frames are decoded once, one at a time.
 
     Raises: UnreadableMedia.
     """
@@ -45,7 +45,7 @@ def probe_webp(source: Source) -> VideoTrack:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class WebpFrames:
-    """Frames of an animated WebP, each of which is drawn over those before it.  times: when each is shown."""
+    """Frames of an animated WebP; each is drawn over the previous ones.  times: the display time of each."""
 
     source: Source
     times: Float[np.ndarray, " frames"]
@@ -65,7 +65,7 @@ class WebpFrames:
 
 
 class _PillowErrors:
-    """Turns Pillow's errors, which are of many kinds, into ours."""
+    """Turns Pillow's errors, which have many types, into UnreadableMedia."""
 
     def __init__(self, source: Source) -> None:
         self._source = source

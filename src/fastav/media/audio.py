@@ -32,11 +32,11 @@ Mono = Float32[np.ndarray, " samples"]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class AudioTrack:
-    """What is known of an audio track without decoding it, and how to read its sound.
+    """An audio track: its properties, which need no decoding, and its sound.
 
-    samples: how many per channel, as the container says; decoding may give a little more, from the encoder's padding.
-    sample_rate: in Hz. duration: in seconds. start: seconds from the clip's start to the first sample.
-    silence: seconds of silence that stand before the file's own first sample, and count as the track's.
+    samples: per channel, as the container declares; decoding can give slightly more because of encoder padding.
+    sample_rate: in Hz. duration: in seconds. start: seconds from the start of the clip to the first sample.
+    silence: seconds of silence that are inserted before the file's first sample and count as part of the track.
     """
 
     samples: int
@@ -54,7 +54,7 @@ class AudioTrack:
         return summary_repr(self, *known, approximate="samples")
 
     def from_start(self) -> "AudioTrack":
-        """The track from the clip's start on, with silence until its own."""
+        """The track from the start of the clip on, with silence before its own start."""
         lead = round(self.start * self.sample_rate)
         if lead <= 0:
             return self
@@ -71,10 +71,10 @@ class AudioTrack:
         """Return the track, or spans of it, as mono in [-1, 1) at `sample_rate` Hz.
 
         The samples are those of `ffmpeg -ac 1 -ar <sample_rate> -f s16le`, divided by 32768: FFmpeg mixes the channels,
-        resamples and rounds to 16 bits. A span is (start, end), counted in samples at `sample_rate` from the first
-        sample; what lies past the end of the data is left out. In tracks over 10 minutes only the spans are decoded,
-        placed as exactly as the container's times allow: to the sample, but MKV, WebM and FLV to 1 ms where packets are
-        not all of one size. Formats whose times drift (raw AC-3, MPEG program streams) are decoded whole.
+        resamples and rounds to 16 bits. A span is (start, end) in samples at `sample_rate` from the first sample;
+        samples past the end of the data are left out. In tracks over 10 minutes only the spans are decoded. Their
+        positions are exact to the sample, except in MKV, WebM and FLV with packets of different sizes, where they are
+        exact to 1 ms. Formats whose times drift (raw AC-3, MPEG program streams) are decoded entirely.
 
         Raises: ValueError if a span is not 0 <= start <= end. UnreadableMedia if nothing decodes, or if the result
         takes over 4.3 GB.
@@ -93,7 +93,7 @@ class AudioTrack:
         return samples if spans is None else [samples[slice(*_check_span(span))] for span in spans]
 
     def _span(self, rate: int, lead: int, start: int, end: int) -> Mono:
-        """One span of a long track, decoding little else."""
+        """One span of a long track, with little extra decoding."""
         silence = np.zeros(max(0, min(end, lead) - start), np.float32)
         if end <= lead:
             return silence
@@ -101,7 +101,7 @@ class AudioTrack:
         return np.concatenate([silence, sound]) if len(silence) else sound
 
     def length(self, sample_rate: int) -> int:
-        """How many samples `read(sample_rate)` gives: exact up to 10 minutes, else from the duration."""
+        """The number of samples that `read(sample_rate)` returns: exact up to 10 minutes, else from the duration."""
         if self.duration > MAX_SCAN_SECONDS:
             return round(self.duration * sample_rate)
         return len(self.read(sample_rate))
@@ -111,7 +111,7 @@ class AudioTrack:
     ) -> Float64[np.ndarray, "channels samples"] | Float64[np.ndarray, " samples"]:
         """Return the first `max_seconds` of one channel, or of all, in [-1, 1] at the track's own rate.
 
-        Nothing is mixed, resampled or rounded: 16-bit samples are divided by 32768, exactly.
+        Nothing is mixed, resampled or rounded; 16-bit samples are divided by 32768, exactly.
 
         Raises: IndexError if there is no such channel. UnreadableMedia as for `read`.
         """
@@ -139,10 +139,10 @@ class AudioTrack:
 
 
 def probe_audio(source: Source, stream_index: int) -> AudioTrack:
-    """Find out what the track is.
+    """The audio track of a file.
 
-    Its packets are read to find out how much there is, in a long file those at the end; two are decoded. Where no more
-    is missing than an encoder's padding, the duration is what the file says.
+    All packets are read to measure its duration, in a long file only those at the end; two packets are decoded. If no
+    more than encoder padding is missing, the duration is the declared one.
     """
     with open_container(source) as container:
         stream = select_stream(_audio(container, stream_index))
@@ -163,7 +163,7 @@ def probe_audio(source: Source, stream_index: int) -> AudioTrack:
         channels=channels,
         duration=duration,
         source=FileSound(source=source, stream=stream_index, sample_rate=rate, seekable=seekable),
-        start=first,  # by the container's clock, until the clip's start is known
+        start=first,  # on the container's clock, until the start of the clip is known
     )
 
 
@@ -176,7 +176,7 @@ def _audio(container: "av.container.InputContainer", index: int) -> "av.AudioStr
 def _tail_seconds(
     container: "av.container.InputContainer", stream: "av.AudioStream", declared: float | None, first: float
 ) -> float | None:
-    """How much sound there is in a long track, by its last packets; None for others, and where times do not tell."""
+    """The duration of a long track from its last packets; None for other tracks, and if times do not tell."""
     if declared is None or declared <= MAX_SCAN_SECONDS or not is_seekable(container):
         return None
     end = track_end(container, stream, seek_stream(container, stream))
@@ -184,21 +184,21 @@ def _tail_seconds(
 
 
 def _packet_seconds(container: "av.container.InputContainer", stream: "av.AudioStream", first: float) -> float:
-    """How much sound there is, by all packets."""
+    """The duration of a track from all its packets."""
     tick = stream.time_base or Fraction(1)
     ticks, end = 0, None
     for packet in container.demux(stream):
         ticks += packet.duration or 0
         if packet.pts is not None:
             end = max(end or 0, packet.pts + (packet.duration or 0))
-    # a track with gaps lasts longer than its packets together; one without times, as long as they
+    # a track with gaps is longer than the sum of its packets; a track without times is as long as the sum
     return max(float(ticks * tick), 0.0 if end is None else float(end * tick) - first)
 
 
 def audio_of_array(
     waveform: Float[np.ndarray, "channels samples"] | Float[np.ndarray, " samples"], sample_rate: int | None, name: str
 ) -> AudioTrack:
-    """A track of sound in memory. Raises: UnreadableMedia if it is empty or misshapen, or has no sample rate."""
+    """A track of sound in memory.  Raises: UnreadableMedia if it is empty or misshapen, or has no sample rate."""
     if sample_rate is None or sample_rate <= 0:
         raise UnreadableMedia(f"a waveform needs its sample rate in Hz, got {sample_rate}", "pass sample_rate=16000")
     if waveform.dtype.kind != "f" or waveform.ndim not in (1, 2) or not waveform.size:

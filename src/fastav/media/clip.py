@@ -18,18 +18,18 @@ from fastav.media.policy import OPEN, MediaPolicy
 from fastav.media.video import VideoTrack, probe_video
 
 MAX_OFFSET = 6 * 3600.0
-"""Seconds by which one track may start later than the other."""
+"""Maximum seconds by which one track may start after the other."""
 
 FORMATS_WITH_DURATION = frozenset(["mov", "matroska", "avi", "wav", "flac", "mp3", "aiff"])
-"""Formats whose header tells how long each track is, or the file if its tracks end together."""
+"""Formats whose header declares the duration of each track, or of the file if its tracks end together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Clip:
     """A video with or without sound, or sound alone.
 
-    A clip keeps no file open: each read of a track opens the file anew, so clips are cheap and safe across threads.
-    It starts where the earlier of its tracks starts, each of which knows how much later it does.
+    A clip keeps no file open: each read of a track opens the file again, so clips are cheap and thread-safe. A clip
+    starts with the earlier of its tracks; each track knows its own start.
     """
 
     name: str
@@ -43,17 +43,16 @@ class Clip:
         *,
         policy: MediaPolicy = OPEN,
     ) -> "Clip":
-        """Find out what is in a media file.
+        """Open a media file.
 
         A few frames are decoded; a clip of up to 10 minutes is also scanned for the times of its frames. A cover
-        picture is no video track. Of several tracks, FFmpeg's choice is taken. A file that ends well before it says it
-        does is opened with a `MediaWarning`.
+        picture is not a video track. If there are several tracks, FFmpeg's choice is used. A file that ends much
+        earlier than it declares is opened with a `MediaWarning`.
 
-        source: a path, a URL (`file://`, `http://`, `https://`, `data:`), the bytes of a media file, or a file that is
-        opened in binary mode, which is read to its end. What is no path is held in memory.
-        policy: what may be opened, and how much is loaded.
-        Raises: UnreadableMedia if the source is missing, forbidden, no media, cut short, without a track, or absurdly
-        large.
+        source: a path, a URL (`file://`, `http://`, `https://`, `data:`), the bytes of a media file, or a file opened
+        in binary mode, which is read to its end. Everything but a file on disk is kept in memory. policy: what may be
+        opened, and how much is loaded. Raises: UnreadableMedia if the source is missing, forbidden, not media,
+        truncated, without a track, or too large.
         """
         return _open_clip(source_of(source, policy))
 
@@ -69,9 +68,9 @@ class Clip:
     ) -> "Clip":
         """A clip of RGB frames, of sound in [-1, 1] at `sample_rate` Hz, or of both.
 
-        frames: uint8 [frames, height, width, 3]. waveform: float [channels, samples] or [samples]. Either is an array
-        or a tensor of torch, on any device.
-        Raises: UnreadableMedia if both are missing, an array is empty or misshapen, or `sample_rate` is missing.
+        frames: uint8 [frames, height, width, 3]. waveform: float [channels, samples] or [samples]. Each is an array, or
+        a torch tensor on any device. Raises: UnreadableMedia if both are missing, an array is empty or misshapen, or
+        `sample_rate` is missing.
         """
         if frames is None and waveform is None:
             raise UnreadableMedia("a clip needs frames or a waveform, got neither", "pass one of them")
@@ -83,14 +82,14 @@ class Clip:
 
     @property
     def duration(self) -> float:
-        """From the clip's start to the end of the track that ends last, in seconds."""
+        """Seconds from the start of the clip to the end of its longest track."""
         return max(track.start + track.duration for track in (self.video, self.audio) if track is not None)
 
     def aligned(self) -> "Clip":
         """The clip with both tracks from its start on, as a player shows it.
 
-        Sound that starts late has silence before it; before a video that starts late its first picture is shown.
-        Raises: UnreadableMedia if the tracks lie so far apart that the file's times cannot be right.
+        Before sound that starts late there is silence; before a video that starts late its first picture is repeated.
+        Raises: UnreadableMedia if the tracks start so far apart that the times of the file must be wrong.
         """
         starts = [track.start for track in (self.video, self.audio) if track is not None]
         if max(starts) > MAX_OFFSET:
@@ -119,7 +118,7 @@ class Clip:
 
 
 def _open_clip(source: Source) -> Clip:
-    """Raises: UnreadableMedia."""
+    """The clip of a source.  Raises: UnreadableMedia."""
     source.check()
     if is_animated_webp(source.head(32)):
         clip = Clip(name=source.name, video=probe_webp(source), audio=None)
@@ -143,13 +142,13 @@ def _open_clip(source: Source) -> Clip:
 
 
 def _warn_if_truncated(source: Source, clip: Clip, declared: float | None) -> None:
-    """Tell if there is much less than the file says, in bytes or seconds."""
+    """Warn if a file has much less than it declares, in bytes or seconds."""
     message = None
     if (truncated := source.truncation()) is not None:
         have, size = (n // 1000 for n in truncated)
         message = f"{source.name} has {have} of {size} kB: it is cut short"
     elif declared is not None and declared - clip.duration > tolerance(declared):
-        # one track may well be shorter than the file; one of the two lasts as long
+        # one track can be shorter than the file, but not both
         what = "sound" if clip.video is None else "video" if clip.audio is None else "video and sound"
         ends = "end" if clip.video and clip.audio else "ends"
         reason = f"the {what} of {source.name} {ends} at {clip.duration:.1f} s, but the file says {declared:.1f} s"
@@ -159,7 +158,7 @@ def _warn_if_truncated(source: Source, clip: Clip, declared: float | None) -> No
 
 
 def _choose_stream(container: "av.container.InputContainer", kind: Literal["video", "audio"]) -> int | None:
-    """Index of the stream to use: FFmpeg's choice unless that is a cover picture or has no decoder."""
+    """The index of the stream to use: FFmpeg's choice, unless that is a cover picture or has no decoder."""
     disposition = av.stream.Disposition
     pictures = disposition.attached_pic | disposition.timed_thumbnails
 
@@ -171,10 +170,10 @@ def _choose_stream(container: "av.container.InputContainer", kind: Literal["vide
 
 
 def array_of(values: Any) -> np.ndarray:
-    """An array of whatever numpy makes one of, and of tensors: on any device, with a gradient, in bfloat16."""
+    """A numpy array from any array or from a tensor on any device, with a gradient, or in bfloat16."""
     if hasattr(values, "detach"):
         values = values.detach().cpu()
-        if "bfloat16" in str(values.dtype):  # which numpy does not have
+        if "bfloat16" in str(values.dtype):  # numpy has no bfloat16
             values = values.float()
         values = values.numpy()
     return np.asarray(values)

@@ -1,4 +1,4 @@
-"""What a clip may be opened from, and loading clips over http."""
+"""Limits on the sources of clips, and download over HTTP."""
 
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPMessage
@@ -14,18 +14,18 @@ from fastav.errors import UnreadableMedia, reason_of
 
 CHUNK = 65_536
 STEP_SECONDS = 20.0
-"""Longest wait for a single answer of the network."""
+"""Timeout for a single network operation, in seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaPolicy:
     """What `Clip.open` may read.
 
-    A server whose clients name clips wants `MediaPolicy(files=False, urls=False)`, or `urls=True` with `hosts`.
+    On a server whose clients choose clips, use `MediaPolicy(files=False, urls=False)`, or `urls=True` with `hosts`.
 
-    files: whether paths and `file://` are opened. urls: whether `http://` and `https://` are loaded, into memory.
-    hosts: the only ones that are loaded from, redirects included; None for any.
-    max_bytes, max_seconds: of a clip that is loaded over http, in all; and the most bytes of a file object.
+    files: whether paths and `file://` are allowed. urls: whether `http://` and `https://` are allowed; their content is
+    loaded into memory. hosts: the allowed hosts, also for redirects; None for all.
+    max_bytes, max_seconds: limits of a download; max_bytes also limits file objects.
     """
 
     files: bool = True
@@ -35,7 +35,7 @@ class MediaPolicy:
     max_seconds: float | int = 120.0
 
     def check_url(self, url: str) -> None:
-        """Raises: UnreadableMedia if this may not be loaded."""
+        """Raise UnreadableMedia if the policy forbids this URL."""
         try:
             parts = urlsplit(url)
             scheme, host = parts.scheme.lower(), parts.hostname
@@ -44,7 +44,7 @@ class MediaPolicy:
         if scheme not in ("http", "https") or not host:
             raise UnreadableMedia(f"{without_query(url)} is not an http address", "use http:// or https://")
         if not self.urls:
-            raise UnreadableMedia(f"{without_query(url)} is not loaded: URLs are off here", "give a file")
+            raise UnreadableMedia(f"{without_query(url)} is not loaded: URLs are disabled here", "give a file")
         if self.hosts is not None and host not in self.hosts:
             raise UnreadableMedia(
                 f"{without_query(url)} is not loaded: {host} is not an allowed host",
@@ -58,11 +58,11 @@ OPEN = MediaPolicy()
 def fetch(url: str, policy: MediaPolicy) -> bytes:
     """The content of a URL.
 
-    Raises: UnreadableMedia if the policy forbids it, it cannot be loaded whole, or it takes too many bytes or too long.
+    Raises: UnreadableMedia if the policy forbids it, the download fails or is incomplete, or it exceeds a limit.
     """
     policy.check_url(url)
     outcomes: SimpleQueue[bytes | Exception] = SimpleQueue()
-    # a thread, because no timeout of a socket bounds all there is: names, handshakes, headers that come by the letter
+    # a thread, because socket timeouts do not limit the total time of name lookup, handshake and slow headers
     Thread(target=lambda: outcomes.put(_download(url, policy)), daemon=True, name="fastav-fetch").start()
     try:
         outcome = outcomes.get(timeout=policy.max_seconds)
@@ -74,12 +74,12 @@ def fetch(url: str, policy: MediaPolicy) -> bytes:
 
 
 def without_query(url: str) -> str:
-    """A URL as messages show it: what follows the path may be a secret."""
+    """A URL for messages, without the parts after the path, which can have secrets."""
     return url.partition("?")[0].partition("#")[0]
 
 
 def _download(url: str, policy: MediaPolicy) -> bytes | Exception:
-    shown, end = without_query(url), monotonic() + policy.max_seconds
+    address, end = without_query(url), monotonic() + policy.max_seconds
     try:
         opener = build_opener(_Redirects(policy))
         request = Request(url, headers={"User-Agent": "fastav", "Accept": "*/*", "Accept-Encoding": "identity"})
@@ -97,22 +97,22 @@ def _download(url: str, policy: MediaPolicy) -> bytes | Exception:
                     return _timeout_error(url, policy)
         if size is not None and len(content) < size:
             reason = f"the connection ended after {len(content):,} of {size:,} bytes"
-            return UnreadableMedia(f"{shown} cannot be loaded: {reason}", "try again")
+            return UnreadableMedia(f"{address} cannot be loaded: {reason}", "try again")
         return bytes(content)
     except UnreadableMedia as error:
         return error.with_traceback(None)
     except HTTPError as error:
-        return UnreadableMedia(f"{shown} cannot be loaded: HTTP {error.code} {error.reason}", "check the address")
+        return UnreadableMedia(f"{address} cannot be loaded: HTTP {error.code} {error.reason}", "check the address")
     except (URLError, HTTPException, OSError, ValueError) as error:
         if isinstance(getattr(error, "reason", error), TimeoutError):
             return _timeout_error(url, policy)
-        return UnreadableMedia(f"{shown} cannot be loaded: {reason_of(error)}", "check the address")
-    except Exception as error:  # whoever waits is told
+        return UnreadableMedia(f"{address} cannot be loaded: {reason_of(error)}", "check the address")
+    except Exception as error:  # the waiting thread raises it
         return error
 
 
 class _Redirects(HTTPRedirectHandler):
-    """Goes only where the policy allows."""
+    """Follows only redirects that the policy allows."""
 
     def __init__(self, policy: MediaPolicy) -> None:
         self._policy = policy

@@ -30,12 +30,12 @@ Indices = Sequence[int] | Int[np.ndarray, " picked"]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class VideoTrack:
-    """What is known of a video track without decoding it, and how to read its frames.
+    """A video track: its properties, which need no decoding, and its frames.
 
-    frames: how many there are, by the data; in MP4 and MOV by their frame table.
+    frames: their number, from the data; in MP4 and MOV from the frame table.
     fps: average frames per second. duration: in seconds.
-    width, height: in pixels, upright (after the rotation that the file asks for).
-    start: seconds from the clip's start to the first frame. origin: when the clip starts by the file's own clock.
+    width, height: in pixels, after the file's rotation.
+    start: seconds from the start of the clip to the first frame. origin: the start of the clip on the file's own clock.
     """
 
     frames: int
@@ -51,7 +51,7 @@ class VideoTrack:
         return summary_repr(self, "frames", "fps", "duration", "width", "height", "start")
 
     def from_start(self) -> "VideoTrack":
-        """The track from the clip's start on, with its first picture until its own start, repeated at its rate."""
+        """The track from the start of the clip on; before its own start, its first picture is repeated at its rate."""
         lead = round(self.start * self.fps)
         if lead <= 0:
             return self
@@ -64,11 +64,11 @@ class VideoTrack:
         )
 
     def read(self, indices: Indices) -> UInt8[np.ndarray, "picked height width 3"]:
-        """Return these frames as RGB, in the order given; repeats are decoded once.
+        """Return these frames as RGB, in the order given; repeated indices are decoded once.
 
-        An index counts frames in the order shown, so `read(indices)` is what decoding everything and indexing gives.
-        In a file over 10 minutes whose container has no frame table (all but MP4, MOV and AVI), frame i is the one
-        shown i / fps seconds after the first.
+        Indices count frames in display order, so `read(indices)` is the same as decoding all frames and indexing. In a
+        file over 10 minutes without a frame table (all formats but MP4, MOV and AVI), frame i is the one displayed i /
+        fps seconds after the first.
 
         Raises: IndexError if an index is not in [0, frames). UnreadableMedia if the file ends before a frame or the
         frame is damaged, or if the frames together take over 4.3 GB.
@@ -84,19 +84,19 @@ class VideoTrack:
         return pictures
 
     def each(self, indices: Indices) -> Iterator[Frame]:
-        """Yield these frames as `read` returns them, one at a time, each when it is decoded.
+        """Yield these frames as `read` returns them, each as soon as it is decoded.
 
-        Raises: ValueError if an index is lower than the one before it; else as `read`, however many bytes they are.
+        Raises: ValueError if indices are not in ascending order; else as `read`, but without the limit on bytes.
         """
         unique, inverse = self._unique(indices)
         if (np.diff(inverse) < 0).any():
-            raise ValueError("indices of frames that are taken one at a time must not fall")
+            raise ValueError("indices must be in ascending order to yield frames one at a time")
         if unique:
             for picture, times in zip(self.source.pick(unique), np.bincount(inverse), strict=True):
                 yield from repeat(picture, times)
 
     def seconds(self, indices: Indices) -> Float[np.ndarray, " picked"]:
-        """When these frames are shown, in seconds from the start of the clip.
+        """The display times of these frames, in seconds from the start of the clip.
 
         Raises: IndexError if an index is not in [0, frames).
         """
@@ -112,10 +112,10 @@ class VideoTrack:
 
 
 def probe_video(source: Source, stream_index: int, audio_start: float) -> VideoTrack:
-    """Find out what the track is, decoding one frame.
+    """The video track of a file. One frame is decoded.
 
-    heard_from: when its sound starts, by the container's clock; infinity if it has none. The clip starts with the
-    earlier of the two.
+    audio_start: the start of its sound on the container's clock; infinity if there is none. The clip starts with the
+    earlier of the two tracks.
     Raises: UnreadableMedia if no frame decodes, or frames are too large.
     """
     with open_container(source) as container:
@@ -148,7 +148,7 @@ def _video(container: "av.container.InputContainer", index: int) -> "av.VideoStr
 def _stream_info(
     source: Source, container: "av.container.InputContainer", stream: "av.VideoStream", audio_start: float
 ) -> tuple[StreamInfo, int]:
-    """How to make arrays of the track's pictures, and when its first frame is shown, in ticks."""
+    """How the track's pictures become arrays, and the time of its first frame in ticks."""
     frame = _first_frame(container, stream)
     if frame is None:
         raise _no_frame_error(source)
@@ -160,7 +160,7 @@ def _stream_info(
         width=frame.width,
         height=frame.height,
         matrix=display_matrix(frame),
-        tick=Fraction(tick.numerator, tick.denominator),  # PyAV 19 has a class of its own
+        tick=Fraction(tick.numerator, tick.denominator),  # PyAV 19 has its own Fraction class
         start=-min(audio_start, float((frame.pts or 0) * (stream.time_base or 0))),
         fps=float(stream.average_rate or stream.guessed_rate or 25),
     )
@@ -172,7 +172,7 @@ def _no_frame_error(source: Source) -> UnreadableMedia:
 
 
 def _scanned_track(info: StreamInfo, timeline: Timeline | None, table_frames: int) -> VideoTrack:
-    """The track of a file all of whose packets are known; `counted` is the length of its frame table, if it has one."""
+    """The track of a file whose packets are all known.  table_frames: the length of its frame table, or 0."""
     if timeline is None:
         with open_container(info.source) as container:
             n_frames = sum(1 for _ in decode_all(container, info.track(container)))
@@ -183,7 +183,7 @@ def _scanned_track(info: StreamInfo, timeline: Timeline | None, table_frames: in
     seconds = float((timeline.end - first) * info.tick)
     info = info._replace(fps=_average_rate(info.fps, timeline, seconds))
     if table_frames - frames > max(2, table_frames / 100):
-        # tables are often off by a frame or two; by more, the file is cut, and reading past the cut must fail
+        # tables are often wrong by a frame or two; otherwise the file is truncated, and reading past its end must fail
         frames, timeline = table_frames, timeline.complete_part()
     return _track(info, frames, seconds, ScannedFrames(info=info, timeline=timeline), max(0.0, info.seconds_at(first)))
 
@@ -203,13 +203,13 @@ def _track(info: StreamInfo, frames: int, duration: float, source: FrameSource, 
 
 
 def _average_rate(declared: float, timeline: Timeline, seconds: float) -> float:
-    """The container's rate if the frames bear it out within 1 %, else frames per second as counted."""
+    """The container's frame rate if it is within 1 % of the measured rate, else the measured rate."""
     measured = len(timeline.pts) / seconds if seconds > 0 else declared
     return declared if abs(measured / declared - 1) < 0.01 else measured
 
 
 def _first_frame(container: "av.container.InputContainer", stream: "av.VideoStream") -> "av.VideoFrame | None":
-    """The first frame that decodes: a recording may begin in the middle of a group of pictures."""
+    """The first frame that decodes; a recording can start in the middle of a group of pictures."""
     for packet in packets(container, stream):
         try:
             frames = packet.decode()

@@ -1,6 +1,6 @@
-"""The report of a calibration: one HTML page that needs nothing else.
+"""The report of a calibration: one self-contained HTML page.
 
-Takes matplotlib and jinja2 (the extra `report`); without them importing this raises an InstallationError.
+It needs matplotlib and jinja2 (the extra `report`); without them the import raises an InstallationError.
 """
 
 from fastav.report.page import page

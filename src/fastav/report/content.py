@@ -1,4 +1,4 @@
-"""What a calibration's folder holds, read, checked, and made ready to be drawn."""
+"""The content of a report: a calibration's folder, read, checked and prepared for drawing."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from fastav.layout import MEDIA, Layout, Modality
 from fastav.plan import Plan
 from fastav.trace import QUERIES
 
-COLUMNS = 600  # that a picture of a long prompt has
+COLUMNS = 600  # columns at most in a picture of a long prompt
 LAST = QUERIES.index("last")
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerSummary:
-    """An answer: its text, tokens by modality that each layer ran on, and costs as shares of the unpruned model's."""
+    """An answer: its text, the tokens of each layer by modality, and its costs as shares of the unpruned model's."""
 
     text: str
     layers: tuple[Mapping[str, int], ...]
@@ -29,7 +29,7 @@ class AnswerSummary:
 
     @classmethod
     def of(cls, answer: Mapping[str, Any]) -> "AnswerSummary":
-        """From what `fastav.Answer.to_dict` gave."""
+        """From the result of `fastav.Answer.to_dict`."""
         return cls(
             str(answer["text"]),
             tuple(
@@ -44,9 +44,9 @@ class AnswerSummary:
 class Content:
     """A finished calibration.
 
-    head, origin: what it was begun with, and what its plan was made from. start, held, flops, tokens: as
-    `fastav.calibrate.Choice`. unpruned, pruned: the answers to the prompt that is shown, and shown what the plan left
-    of it.
+    head: the settings of the calibration. origin: the origin of its plan. start, held, flops, tokens: as in
+    `fastav.calibrate.Choice`. example: the prompt that the report shows, traced with the plan. unpruned, pruned: the
+    answers to it.
     """
 
     head: Mapping[str, Any]
@@ -65,17 +65,17 @@ class Content:
 
     @property
     def depth(self) -> int:
-        """Layers of the decoder."""
+        """Number of decoder layers."""
         return self.head["layers"]
 
     @property
     def before(self) -> int:
-        """The last layer that runs before the global cut, whose weights the rule reads."""
+        """The last layer before the global cut; the rule uses its weights."""
         return self.start - 1
 
 
 def read(folder: Path) -> Content:
-    """What is in a folder.  Raises: CalibrationError, PlanError."""
+    """The content of a folder.  Raises: CalibrationError, PlanError."""
     store = Store(folder)
     head, result = store.head(), store.result()
     try:
@@ -105,19 +105,19 @@ def read(folder: Path) -> Content:
 
 
 def binned(values: Float[np.ndarray, "... tokens"], most: int = COLUMNS) -> Float[np.ndarray, "... columns"]:
-    """Means of neighbours, where there are more than `most`."""
+    """Means of neighbouring values, if there are more than `most`."""
     edges = np.linspace(0, values.shape[-1], min(values.shape[-1], most) + 1).round().astype(int)
     return np.add.reduceat(values, edges[:-1], axis=-1) / np.diff(edges)
 
 
 def maps(evidence: Evidence) -> dict[str, Float[np.ndarray, "layers columns"]]:
-    """Of each kind the weight of a token by layer and position, mean over the prompts that are so long."""
+    """For each kind, the weight of a token by layer and position; a mean over the prompts that reach the position."""
     mean = evidence.profiles["position", None].mean
     return {kind: binned(mean[index, LAST]) for index, kind in enumerate(KINDS)}
 
 
 def tracks(evidence: Evidence) -> dict[Modality, Float[np.ndarray, " columns"]]:
-    """Of each modality the share that it has at every position, over the prompts that are so long."""
+    """For each modality, its share of the tokens at every position, over the prompts that reach the position."""
     counts = np.zeros((len(Modality), max(map(len, evidence.layouts))))
     for layout in evidence.layouts:
         counts[layout.modality.astype(int), np.arange(len(layout))] += 1
@@ -127,7 +127,7 @@ def tracks(evidence: Evidence) -> dict[Modality, Float[np.ndarray, " columns"]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """Weights of the tokens of a modality: mean and spread over prompts (NaN where there is one), from edge to edge."""
+    """Weights of the tokens of a modality: mean and spread over prompts (NaN for a single prompt), between edges."""
 
     edges: Float[np.ndarray, " edges"]
     mean: Float[np.ndarray, " bins"]
@@ -135,7 +135,7 @@ class Curve:
 
 
 def curves(content: Content, axis: str) -> dict[tuple[str, Modality], Curve]:
-    """Of each kind and modality that has this axis, at the last layer before the cut."""
+    """The curves of each kind and modality along this axis, at the last layer before the cut."""
     profiles = content.evidence.profiles
     return {
         (kind, m): _curve(profiles[axis, m], index, content.before)
@@ -146,7 +146,7 @@ def curves(content: Content, axis: str) -> dict[tuple[str, Modality], Curve]:
 
 
 def _curve(moments: Moments, kind: int, layer: int) -> Curve:
-    occupied = np.flatnonzero(moments.count)  # no token may start in a second
+    occupied = np.flatnonzero(moments.count)  # skips seconds in which no token starts
     mean, spread = (values[kind, LAST, layer, occupied] for values in (moments.mean, moments.spread))
     edges = np.linspace(0, len(occupied), min(len(occupied), COLUMNS) + 1).round().astype(int)
     return Curve(
@@ -156,11 +156,11 @@ def _curve(moments: Moments, kind: int, layer: int) -> Curve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModalityCut:
-    """What the global cut leaves of a modality, over prompts.
+    """The effect of the global cut on a modality, over prompts.
 
-    kept, there: tokens, of each prompt. seconds: of the clip, where the first token that goes starts, of the prompts
-    where one goes and that is known. ordered: whether it is the first tokens that stay. kept is empty if the plan does
-    not tell (the scores do).
+    remaining, total: tokens of each prompt after and before the cut. remaining is empty if scores decide, not the plan
+    alone. seconds: the start of the first dropped token in the clip, of the prompts where it is known. is_prefix:
+    whether the first tokens are those that stay.
     """
 
     remaining: Int[np.ndarray, " prompts"]
@@ -170,7 +170,7 @@ class ModalityCut:
 
 
 def modality_cuts(content: Content) -> dict[Modality, ModalityCut]:
-    """Of each modality of audio, video and images that is present."""
+    """The effect of the cut on audio, video and images, as far as they are present."""
     plan, layouts = content.plan, content.evidence.layouts
     methods = {step.method for layer, step in plan.cuts(content.depth) if layer <= content.start}
     is_prefix = methods <= {"position"}
@@ -199,15 +199,15 @@ def modality_cuts(content: Content) -> dict[Modality, ModalityCut]:
 
 
 def _first_tokens(layout: Layout, budgets: Mapping[frozenset[Modality], int]) -> Int[np.ndarray, " kept"]:
-    """The tokens that stay where of each pool the earliest do."""
+    """The tokens that stay if the earliest of each pool do."""
     pools = (np.flatnonzero(np.isin(layout.modality, list(pool)))[:count] for pool, count in budgets.items())
     return np.concatenate([*pools, np.zeros(0, np.int64)])
 
 
 def weight_shares(content: Content, kind: str) -> dict[Modality, float]:
-    """Of each modality the share of the weight that its tokens hold together at the last layer before the cut.
+    """For each modality, the share of the weight that its tokens have together at the last layer before the cut.
 
-    Means over the prompts that have it.
+    Means over the prompts with this modality.
     """
     moments = content.evidence.modalities
     return {m: float(moments.mean[KINDS.index(kind), LAST, content.before, m]) for m in content.evidence.present()}
@@ -215,7 +215,7 @@ def weight_shares(content: Content, kind: str) -> dict[Modality, float]:
 
 @dataclass(frozen=True, slots=True)
 class FrameTokens:
-    """A frame, its place in the clip, and how many of its tokens stay."""
+    """A frame, its second in the clip, and how many of its tokens remain."""
 
     index: int
     second: float
@@ -224,7 +224,7 @@ class FrameTokens:
 
 
 def remaining_tokens(record: Record, start: int) -> Bool[np.ndarray, " tokens"]:
-    """The tokens of the prompt that are there from the global cut on."""
+    """A mask of the prompt's tokens that remain after the global cut."""
     mask = np.ones(len(record.trace.layout), bool)
     for layer, selected in record.trace.selections:
         if layer <= start:
@@ -233,14 +233,14 @@ def remaining_tokens(record: Record, start: int) -> Bool[np.ndarray, " tokens"]:
 
 
 def frame_tokens(record: Record, start: int) -> list[FrameTokens]:
-    """The frames that were kept as pictures and that the model saw, each with the tokens that start nearest to it."""
+    """The frames of the preview that the model used, each with the tokens that start nearest to it."""
     layout, moments = record.trace.layout, record.preview.moments
     is_visual = np.isin(layout.modality, (Modality.VIDEO, Modality.IMAGE)) & np.isfinite(layout.second)
     if not (is_visual.any() and len(moments)):
         return []
     starts = np.unique(layout.second[is_visual])
     mask = remaining_tokens(record, start)
-    nearest_frame: dict[int, int] = {}  # the start of a frame's tokens, and the picture nearest to it
+    nearest_frame: dict[int, int] = {}  # from the start of a frame's tokens to the nearest picture
     for index, moment in enumerate(moments):
         nearest = int(np.abs(starts - moment).argmin())
         current = nearest_frame.get(nearest)
@@ -254,7 +254,9 @@ def frame_tokens(record: Record, start: int) -> list[FrameTokens]:
 
 
 def audio_segments(record: Record, start: int) -> Iterator[tuple[float, float, float]]:
-    """Stretches of the sound, from second to second, and the share of their tokens that stays; like ones joined."""
+    """Segments of the sound as start and end in seconds, with the share of their tokens that remains; equal ones are
+    joined.
+    """
     layout, end = record.trace.layout, record.preview.duration
     is_audio = (layout.modality == Modality.AUDIO) & np.isfinite(layout.second)
     starts, inverse, counts = np.unique(layout.second[is_audio], return_inverse=True, return_counts=True)
@@ -268,6 +270,6 @@ def audio_segments(record: Record, start: int) -> Iterator[tuple[float, float, f
 
 
 def token_counts(layout: Layout, modalities: Sequence[Modality], mask: Bool[np.ndarray, " tokens"]) -> tuple[int, int]:
-    """How many of these stay, and how many there are."""
+    """The number of tokens of these modalities that remain, and their total."""
     is_counted = np.isin(layout.modality, modalities)
     return int(mask[is_counted].sum()), int(is_counted.sum())

@@ -1,6 +1,6 @@
-"""The drawings, as SVG to stand in HTML: without namespaces, in the page's own type, colours as its variables.
+"""The figures of a report, as SVG inside HTML: without namespaces, with the page's font and colour variables.
 
-Every drawing is made twice, wide and narrow, because a wide one cannot be read on a phone.
+Every figure is drawn in a wide and a narrow version, because a wide one is unreadable on a phone.
 """
 
 import re
@@ -23,16 +23,16 @@ from fastav.report.content import Curve, ModalityCut
 
 INK, SOFT, GRID, HATCH, PAPER = "#1f2328", "#59636e", "#d8dee4", "#a9b3bd", "#fffffe"
 VARIABLES = {INK: "ink", SOFT: "soft", GRID: "grid", HATCH: "hatch", PAPER: "paper"}
-# between light and dark, so that they show on either paper
+# of medium brightness, so that they are visible in both themes
 COLOURS = {Modality.TEXT: "#7d8590", Modality.AUDIO: "#d0660a", Modality.VIDEO: "#2f7fd6", Modality.IMAGE: "#1f9d6b"}
 HATCHES = {Modality.TEXT: "", Modality.AUDIO: "////", Modality.VIDEO: "", Modality.IMAGE: "...."}
 HEADS = {"attention": "Attention of the last query", "rollout": "Rollout of the last query"}
 HEAT = "magma"
 WIDE, NARROW = 960, 350
-FONT = "DejaVu Sans"  # that matplotlib brings; widths are taken from it, and the page's own is narrower
+FONT = "DejaVu Sans"  # comes with matplotlib; used to measure texts, and wider than the page's own font
 SIZED = ("font.", "axes.title", "axes.label", "xtick.label", "ytick.label", "legend.font")
-LETTER, MARGIN = 6.4, 70  # how wide a bold letter is on average, and what labels take beside a panel
-DECADES = 4  # that a heat map shows at most
+LETTER, MARGIN = 6.4, 70  # mean width of a bold letter, and the width of labels beside a panel, in pixels
+DECADES = 4  # range of a heat map at most
 STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fastav",
@@ -76,7 +76,7 @@ def heat(
     *,
     narrow: bool,
 ) -> str:
-    """A heat map for every kind, one above the other, and below them where the modalities stand."""
+    """A heat map for each kind, one above the other, and the modalities of the positions below."""
     depth = len(next(iter(maps.values())))
     high = float(np.clip(13 * depth, 130, 260))
 
@@ -100,7 +100,7 @@ def _heat_map(
     highest = float(weights.max(initial=0)) or 1.0
     positive = weights[weights > 0]
     lowest = max(float(np.quantile(positive, 0.02)) if len(positive) else 0.0, highest * 10.0**-DECADES)
-    lowest = min(lowest, highest / 2)  # also where all are the same
+    lowest = min(lowest, highest / 2)  # also if all values are equal
     image = axes.imshow(
         np.maximum(weights, lowest),
         cmap=HEAT,
@@ -112,7 +112,7 @@ def _heat_map(
     for colour, width, dashes in ((PAPER, 3.2, "-"), (INK, 1.4, (0, (4, 2.5)))):
         axes.axhline(start - 0.5, color=colour, linewidth=width, linestyle=dashes)
     mark = axes.annotate("◂ cut", (1, start - 0.5), (4, 0), ("axes fraction", "data"), "offset points", va="center")
-    mark.set_in_layout(False)  # it stands in the gap before the colour bar
+    mark.set_in_layout(False)  # it is in the gap before the colour bar
     axes.set_ylabel("layer")
     axes.yaxis.set_major_locator(_layers(depth))
     axes.tick_params(labelbottom=False)
@@ -125,7 +125,7 @@ def _heat_map(
 
 
 def _tracks(axes: Any, tracks: Mapping[Modality, Float[np.ndarray, " columns"]], positions: int) -> None:
-    """One line for each modality, as strong as its share of the prompts at that position."""
+    """A line for each modality, with its share of the prompts at each position as opacity."""
     for line, (modality, share) in enumerate(tracks.items()):
         pixels = np.ones((1, len(share), 4))
         pixels[..., :3] = to_rgb(COLOURS[modality])
@@ -147,7 +147,7 @@ def curves(
 ) -> str:
     """Panels of weight by order or by second, one for each kind and modality.
 
-    cut_texts: of each modality, what stays of it.
+    cut_texts: for each modality, the effect of the cut.
     """
     modalities = list(dict.fromkeys(m for _, m in curves_by_kind))
     kinds = list(dict.fromkeys(kind for kind, _ in curves_by_kind))
@@ -176,13 +176,13 @@ def curves(
 
 
 def _title(label: str, text: str, room: float | int) -> str:
-    """On two lines where one would not fit."""
+    """The title on one line, or on two if it is too long."""
     line = f"{label}: {text}" if text else label
     return line if len(line) * LETTER < room - MARGIN else f"{label}:\n{text}"
 
 
 def _bounds(curves: Sequence[Curve]) -> tuple[float, float]:
-    """Of a logarithmic axis."""
+    """The limits of a logarithmic axis."""
     values = np.concatenate([curve.mean for curve in curves])
     tops = np.concatenate([curve.mean + np.nan_to_num(curve.spread) for curve in curves])
     highest = float(tops.max()) or 1.0
@@ -196,7 +196,7 @@ def _curve(axes: Any, curve: Curve, modality: Modality, low: float, high: float)
     axes.set_yscale("log")
     axes.set_xlim(0, curve.edges[-1])
     axes.set_ylim(low, high)
-    if len(mean) <= 40:  # steps, so that few values are not joined to a line that nothing measured
+    if len(mean) <= 40:  # few values are drawn as steps, because a line would suggest values in between
         options = {"step": "post"}
         x, mean, down, up = curve.edges, *(np.append(values, values[-1:]) for values in (mean, down, up))
     else:
@@ -212,7 +212,7 @@ def _curve(axes: Any, curve: Curve, modality: Modality, low: float, high: float)
 
 
 def _decades(low: float, high: float) -> FixedLocator:
-    """Powers of ten, at most five; where there is no more than one, their halves and fifths too."""
+    """Powers of ten, at most five; if there is only one or none, also 2 and 5 times powers of ten."""
     powers = np.arange(np.ceil(np.log10(low)), np.floor(np.log10(high)) + 1)
     if len(powers) < 2:
         ticks = np.array([f * 10.0**p for p in np.arange(np.floor(np.log10(low)), np.log10(high)) for f in (1, 2, 5)])
@@ -221,7 +221,7 @@ def _decades(low: float, high: float) -> FixedLocator:
 
 
 def _hatch_dropped(axes: Any, curve: Curve, cut: ModalityCut, *, seconds: bool) -> None:
-    """Hatch what goes; where the cut differs between prompts, from its mean on."""
+    """Hatch the dropped tokens; if the cut differs between prompts, from its mean on."""
     places = (
         cut.seconds if seconds else cut.remaining[cut.remaining < cut.total] if len(cut.remaining) else cut.remaining
     )
@@ -235,7 +235,7 @@ def _hatch_dropped(axes: Any, curve: Curve, cut: ModalityCut, *, seconds: bool) 
 def concentration(
     mean: Float[np.ndarray, "kinds layers"], spread: Float[np.ndarray, "kinds layers"], start: int, *, narrow: bool
 ) -> str:
-    """By layer, the share of the weight that the heaviest tokens hold."""
+    """The share of the weight that the heaviest tokens have, by layer."""
     depth = mean.shape[1]
 
     def draw(figure: Any) -> None:
@@ -256,7 +256,7 @@ def concentration(
                 clip_on=False,
             )
             axes.plot([], [], color=colour, linestyle=dashes, marker=marker, markersize=4, label=kind)
-        axes.axhline(TOP, color=SOFT, linewidth=1, linestyle=":", label=f"if all held the same ({_percent(TOP)})")
+        axes.axhline(TOP, color=SOFT, linewidth=1, linestyle=":", label=f"if all were equal ({_percent(TOP)})")
         axes.axvline(start - 0.5, color=INK, linewidth=1.4, linestyle=(0, (4, 2.5)))
         axes.annotate("cut", (start - 0.5, 1), (0, 4), ("data", "axes fraction"), "offset points", ha="center")
         axes.set_xlim(-0.5, depth - 0.5)
@@ -278,7 +278,7 @@ def waveform(
     *,
     narrow: bool,
 ) -> str:
-    """The sound, what stays of it in colour with a bar below; without stretches, all of it plain."""
+    """The waveform. The parts that remain are coloured, with a bar below; without segments all is plain."""
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
@@ -303,11 +303,11 @@ def waveform(
 def _remaining_runs(
     moments: Float[np.ndarray, " parts"], segments: Sequence[tuple[float, float, float]]
 ) -> Iterator[tuple[slice, float]]:
-    """Runs of moments between which the same share stays, in steps of 5 %, without those where nothing does."""
+    """Runs of moments with an equal remaining share, in steps of 5 %; runs with a share of 0 are left out."""
     if not segments:
         return
     begins, ends, shares = map(np.array, zip(*segments, strict=True))
-    cumulative = np.append(0, np.cumsum((ends - begins) * shares))  # how much has stayed up to the end of each stretch
+    cumulative = np.append(0, np.cumsum((ends - begins) * shares))  # remaining seconds up to the end of each segment
     shares_between = np.diff(np.interp(moments, np.append(begins, ends[-1]), cumulative)) / np.diff(moments)
     shares_between = np.round(shares_between * 20) / 20
     first = np.flatnonzero(np.diff(shares_between, prepend=-1.0))
@@ -319,7 +319,7 @@ def _remaining_runs(
 def layers(
     pruned: Sequence[Mapping[str, int]], unpruned: Sequence[Mapping[str, int]], start: int, *, narrow: bool
 ) -> str:
-    """Tokens of every layer by modality, with the plan, under the outline of what there is without."""
+    """Tokens of every layer by modality with the plan, and the outline of those without it."""
     depth = len(pruned)
     present = [m for m in Modality if any(layer.get(m.label) for layer in unpruned)]
     unpruned_totals = [sum(layer.values()) for layer in unpruned]
@@ -381,7 +381,7 @@ def _layers(depth: int) -> MaxNLocator | FixedLocator:
 
 
 def _share(value: float | int, _: int | None = None) -> str:
-    """A tick of a logarithmic axis: `0.1 %`, or a power of ten."""
+    """The label of a tick on a logarithmic axis: `0.1 %`, or a power of ten."""
     if value >= 9.9e-6:
         return f"{100 * value:.4g} %"
     return "10" + "".join("⁰¹²³⁴⁵⁶⁷⁸⁹"[int(digit)] if digit != "-" else "⁻" for digit in f"{np.log10(value):.0f}")
@@ -396,14 +396,14 @@ def _percent(value: float | int, _: int | None = None) -> str:
 
 
 def _svg(name: str, narrow: bool, height: float | int, draw: Draw) -> str:
-    """Draw, so many pixels high, and make the SVG fit to stand among others in HTML."""
+    """Draw a figure of this height in pixels, as SVG for use inside HTML."""
     size, width = (11.5, NARROW) if narrow else (12.5, WIDE)
     sizes = dict.fromkeys([f"{part}size" for part in SIZED], size)
     with style.context(["default", {**STYLE, **sizes}]):
         figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
         draw(figure)
         file = StringIO()
-        FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})  # savefig would draw it all twice
+        FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})  # savefig would draw twice
     return _inline_svg(file.getvalue(), f"{name}-{'narrow' if narrow else 'wide'}")
 
 

@@ -1,4 +1,4 @@
-"""Plans, rules and numbers as a page says them."""
+"""Plans, rules and numbers as text for the page."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -9,30 +9,30 @@ from fastav.plan import Before, Budget, Frames, Keep, Plan, Share, Step, Tokens,
 
 SPACE = "\N{NO-BREAK SPACE}"
 RULES = {
-    "even": "the first tokens of each modality that hold the same share of its rollout",
-    "first": "the first tokens of each modality, as many of each as hold the most rollout together",
+    "even": "the first tokens of each modality with the same share of its rollout",
+    "first": "the first tokens of each modality, split so that they have the most rollout together",
     "frames": "the tokens of the first frames",
     "before": "the tokens before one position",
     "rollout": "the same share of each modality, by the rollout of the prompt at hand",
 }
-METHOD_TEXTS = {  # how a method picks among the tokens that have a budget
+METHOD_TEXTS = {  # which tokens a method keeps
     "rollout": "those that reach the last query most (rollout)",
     "last-query": "those that the last query attends to most",
 }
 
 
 def percent(share: float) -> str:
-    """`59.9 %`."""
+    """A share in percent: `59.9 %`."""
     return f"{100 * share:.1f}{SPACE}%"
 
 
 def number(value: float) -> str:
-    """`1,496`, or `35.4` where it is a mean that is not whole."""
+    """A number: `1,496`, or `35.4` for a mean that is no integer."""
     return f"{value:,.0f}" if abs(value - round(value)) < 0.05 else f"{value:,.1f}"
 
 
 def second(value: float) -> str:
-    """`2.13 s`, `178 s`."""
+    """Seconds: `2.13 s`, `178 s`."""
     return f"{round(value, 2):,g}{SPACE}s"
 
 
@@ -42,12 +42,12 @@ def plural(count: int, noun: str) -> str:
 
 
 def join_list(items: Sequence[str], last: str = "and") -> str:
-    """`audio, video and image`."""
+    """A list in English: `audio, video and image`."""
     return f" {last} ".join(part for part in (", ".join(items[:-1]), items[-1]) if part) if items else ""
 
 
 def plan(plan: Plan, depth: int, present: Sequence[Modality]) -> list[str]:
-    """A sentence for every step of a plan, in a decoder of this depth, for prompts that have these modalities."""
+    """A sentence for every step of a plan, in a decoder of this depth, for prompts with these modalities."""
     return [sentence for step in plan.steps if (sentence := _step(step, depth, present))]
 
 
@@ -85,7 +85,7 @@ def _step(step: Step, depth: int, present: Sequence[Modality]) -> str:
 
 
 def _removal_text(keep: Keep, method: str, present: Sequence[Modality]) -> str | None:
-    """A cut that drops a small share of everything is told by what goes."""
+    """The sentence of a cut that drops a small share of one pool: it names the dropped tokens."""
     (pool, budget), *more = keep.pools().items()
     if more or not isinstance(budget, Share) or budget.share < 0.5 or method == "rollout":
         return None
@@ -125,30 +125,30 @@ def _names(pool: frozenset[Modality]) -> str:
 
 
 def budget(criterion: Mapping[str, Any]) -> str:
-    """What was asked for."""
+    """The budget of the calibration."""
     if criterion["tokens"] is not None:
         return f"{plural(criterion['tokens'], 'token')} of audio and video at the cut"
     return f"{_share(criterion['budget'])} of the FLOPs of the prefill"
 
 
 def rule(requested: str, chosen: str) -> str:
-    """The rule that was taken."""
-    return f"{RULES[chosen]} (“{chosen}”{', which of the fixed rules holds the most' if requested == 'auto' else ''})"
+    """The rule that was used."""
+    return f"{RULES[chosen]} (“{chosen}”{', the fixed rule with the most rollout' if requested == 'auto' else ''})"
 
 
 def start(requested: Any, layer: int) -> str:
-    """Where the cut is made, and why there."""
+    """The layer of the cut, and the reason for it."""
     why = {"middle": "half the depth", "concentration": "where attention has concentrated"}
     return f"layer {layer} ({why.get(requested, 'as asked')})"
 
 
 def machine(machine: Mapping[str, Any], head: Mapping[str, Any]) -> str:
-    """`AMD EPYC, 2 cores; weights in float32 on cpu`."""
+    """The machine: `AMD EPYC, 2 cores; weights in float32 on cpu`."""
     parts = [machine.get("gpu"), machine.get("cpu"), plural(machine["cores"], "core") if machine.get("cores") else None]
     return f"{', '.join(part for part in parts if part)}; weights in {head['dtype']} on {head['device']}"
 
 
 def date(text: str) -> str:
-    """`21 November 2026, 17:15 UTC`."""
+    """A date: `21 November 2026, 17:15 UTC`."""
     moment = datetime.fromisoformat(text)
     return f"{moment.day} {moment:%B %Y, %H:%M} {moment.tzname() or ''}".strip()

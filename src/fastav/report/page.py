@@ -1,4 +1,4 @@
-"""The page: what a calibration found, as one HTML text without a reference to anything outside of it."""
+"""The report as one HTML page without external references."""
 
 import base64
 from collections import Counter
@@ -38,12 +38,12 @@ try:
 
     from fastav.report import figures
 except ImportError as error:
-    raise InstallationError(f"a report takes {error.name}, which is not installed", install_hint("report")) from None
+    raise InstallationError(f"a report needs {error.name}, which is not installed", install_hint("report")) from None
 
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """One figure, for wide screens and narrow ones, and what it shows in words."""
+    """A figure for wide screens, for narrow ones, and as a text."""
 
     wide: str
     narrow: str
@@ -53,9 +53,8 @@ class Drawing:
 def page(folder: str | Path) -> str:
     """The report of a finished calibration as HTML.
 
-    folder: what `fastav.calibrate.Calibration` was given; it is read only.
-    Raises: CalibrationError if there is no finished calibration, or its files cannot be read; PlanError if its plan
-    cannot be read.
+    folder: the folder of `fastav.calibrate.Calibration`; it is only read. Raises: CalibrationError if there is no
+    finished calibration, or its files cannot be read; PlanError if its plan cannot be read.
     """
     content = read(Path(folder))
     template = resources.files("fastav.report").joinpath("page.html").read_text(encoding="utf-8")
@@ -98,17 +97,17 @@ def _context(content: Content) -> dict[str, Any]:
 
 
 def _numbers(content: Content) -> Iterator[tuple[str, str, str]]:
-    """The large ones: value, what it is, and of what."""
+    """The large numbers at the top: value, name, and explanation."""
     prompts, n_media = len(content.evidence.layouts), _mean_media(content)
-    yield formatting.percent(content.flops), "prefill FLOPs", "against the unpruned model; mean over prompts"
-    yield formatting.percent(content.kv), "KV cache", "against the unpruned model; mean over prompts"
-    note = f"of {formatting.number(n_media)} audio and video tokens, from the cut on; mean over prompts"
+    yield formatting.percent(content.flops), "prefill FLOPs", "of the unpruned model; mean over prompts"
+    yield formatting.percent(content.kv), "KV cache", "of the unpruned model; mean over prompts"
+    note = f"of {formatting.number(n_media)} audio and video tokens, after the cut; mean over prompts"
     yield formatting.number(content.tokens), "tokens stay", note
     if content.held is not None:
         yield (
             formatting.percent(content.held),
             "of the rollout stays",
-            "of what audio and video have where the cut is made",
+            "of the rollout of audio and video at the cut",
         )
     clips = content.origin.get("clips")
     yield (
@@ -144,7 +143,7 @@ def _small_print(content: Content) -> list[tuple[str, str]]:
 
 
 def _cut_text(cut: ModalityCut) -> str:
-    """`the first 35 of 64 stay`, where numbers differ between prompts from least to most."""
+    """The effect of a cut as text: `the first 35 of 64 stay`; a range if it differs between prompts."""
     if not len(cut.remaining):
         return "the scores decide"
     total = _range(cut.total)
@@ -161,7 +160,7 @@ def _range(counts: np.ndarray) -> str:
 
 
 def _weight_rows(content: Content) -> list[tuple[str, list[float]]]:
-    """Of each modality, its share of every kind's weight."""
+    """For each modality, its share of the weight of every kind."""
     shares = [weight_shares(content, kind) for kind in KINDS]
     return [(m.label, [share[m] for share in shares]) for m in content.evidence.present()]
 
@@ -180,7 +179,7 @@ def _drawings(
         "heat": both_widths(
             f"Two heat maps, {content.depth} layers by {longest:,} positions, of attention and of rollout of the last "
             f"query, and below them which modality stands where. A dashed line before layer {start} marks the cut. "
-            "The table that follows tells whose tokens hold the weight.",
+            "The table that follows has the shares of the modalities.",
             figures.heat,
             maps(evidence),
             tracks(evidence),
@@ -188,7 +187,7 @@ def _drawings(
             start,
         ),
         "concentration": both_widths(
-            f"Lines by layer of the share that the heaviest {TOP:.0%} of the audio and video tokens hold, for "
+            f"Lines by layer of the share that the heaviest {TOP:.0%} of the audio and video tokens have, for "
             "attention and for rollout. The table that follows has the numbers.",
             figures.concentration,
             *_concentration_by_layer(content),
@@ -268,7 +267,7 @@ def _data_uri(record: Record, index: int) -> str:
 
 
 def _layers(content: Content) -> dict[str, Any]:
-    """Tokens by modality of ranges of like layers."""
+    """Tokens by modality, with consecutive equal layers joined."""
     present = [m.label for m in Modality if any(layer.get(m.label) for layer in content.unpruned.layers)]
     rows: list[tuple[int, int, list[int]]] = []
     for layer, counts in enumerate(content.pruned.layers):

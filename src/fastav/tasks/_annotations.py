@@ -1,4 +1,4 @@
-"""Annotations of a benchmark: the rows of JSON, JSON lines or Parquet files."""
+"""Annotations of benchmarks, from JSON, JSON lines or Parquet files."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,34 +12,34 @@ from fastav.installation import is_installed
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """One annotation. file, number: where it stands, counted from 1. columns: by name."""
+    """One row of a file of annotations.  file, number: its place, counted from 1. columns: by name."""
 
     file: str
     number: int
     columns: Mapping[str, Any]
 
     def error(self, what: str) -> TaskError:
-        """The error that this row is malformed."""
+        """The error for a malformed row."""
         return TaskError(
             f"{self.file}, row {self.number}: {what}", "is this the published annotation, whole and unchanged?"
         )
 
     def text(self, column: str) -> str:
-        """A text that is not blank; numbers are written out.  Raises: TaskError."""
+        """A non-blank text; numbers are converted.  Raises: TaskError."""
         value = self._value(column)
         if not _is_text(value) or not str(value).strip():
             raise self.error(f"{column!r} must be text, got {value!r}")
         return str(value).strip()
 
     def texts(self, column: str) -> tuple[str, ...]:
-        """A list of texts, at least one.  Raises: TaskError."""
+        """A list of at least one text.  Raises: TaskError."""
         value = self._value(column)
         if not isinstance(value, list) or not value or not all(map(_is_text, value)):
             raise self.error(f"{column!r} must be a list of texts, got {value!r}")
         return tuple(str(one).strip() for one in value)
 
     def json_list(self, column: str) -> tuple[str, ...]:
-        """A list of texts that is itself written as text, in JSON; may be empty.  Raises: TaskError."""
+        """A list of texts that is stored as a JSON string; can be empty.  Raises: TaskError."""
         text_ = self.text(column)
         try:
             value = json.loads(text_)
@@ -50,16 +50,16 @@ class Annotation:
         return tuple(map(str, value))
 
     def optional_texts(self, column: str) -> tuple[str, ...]:
-        """The texts that are there: of a list with gaps, of a single text, of a column that is missing."""
+        """The non-blank texts of a column: from a list with gaps, a single text, or a missing column."""
         value = self.columns.get(column)
         values = value if isinstance(value, list) else [value]
         return tuple(one.strip() for one in values if isinstance(one, str) and one.strip())
 
     def index(self, column: str, size: int) -> int:
-        """A whole number in [0, size).  Raises: TaskError."""
+        """An integer in [0, size).  Raises: TaskError."""
         value = self._value(column)
         if type(value) is not int or not 0 <= value < size:
-            raise self.error(f"{column!r} must be a whole number from 0 to {size - 1}, got {value!r}")
+            raise self.error(f"{column!r} must be an integer from 0 to {size - 1}, got {value!r}")
         return value
 
     def _value(self, column: str) -> Any:
@@ -71,11 +71,10 @@ class Annotation:
 def read(
     folder: Path, places: Sequence[str], rows_of: Callable[[Any], Any] = lambda content: content
 ) -> list[Annotation]:
-    """The rows of the first of these places that is there.
+    """The rows of the first of these places that exists.
 
-    places: paths in the folder without suffix, with `*` for files that belong together. rows_of: makes a list of what
-    a file holds if that is not one.
-    Raises: TaskError if none is there, or one cannot be read or holds no rows.
+    places: paths in the folder without suffix; `*` matches files that belong together. rows_of: extracts the list of
+    rows from the content of a file. Raises: TaskError if no place exists, or if a file cannot be read or has no rows.
     """
     for place in places:
         for suffix, load in LOADERS.items():
@@ -83,7 +82,7 @@ def read(
                 return [row for path in paths for row in _annotations(path, rows_of(load(path)))]
     searched = " or ".join(f"{place}{{{','.join(LOADERS)}}}" for place in places)
     raise TaskError(
-        f"there are no annotations in {folder}: looked for {searched}", "docs/tasks.md says where to get them"
+        f"there are no annotations in {folder}; expected {searched}", "docs/tasks.md says where to get them"
     )
 
 
@@ -112,7 +111,7 @@ def _parquet(path: Path) -> list[Any]:
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
         need, alternative = (
-            f"reading {path.name} takes pyarrow, which",
+            f"reading {path.name} needs pyarrow, which",
             "export the same columns to JSON lines (.jsonl)",
         )
         if is_installed("pyarrow"):

@@ -1,4 +1,4 @@
-"""CIDEr-D: how close a caption is to its reference, by the word groups that few references share."""
+"""CIDEr-D: the similarity of a caption to its reference, weighted towards word groups that few references share."""
 
 import math
 import re
@@ -18,13 +18,13 @@ class CiderD:
     """
 
     def __init__(self, references: Sequence[str]) -> None:
-        """references: the corpus that says how common a group of words is."""
+        """references: the corpus for the frequency of word groups."""
         groups = [grams for reference in references for grams in map(set, _grams(reference))]
         self._frequency = Counter(gram for grams in groups for gram in grams)
         self._log_references = math.log(max(1, len(references)))
 
     def score(self, caption: str, reference: str) -> float:
-        """How close the caption is to the reference."""
+        """The similarity of the caption to the reference."""
         pairs = zip(_grams(caption), _grams(reference), strict=True)
         difference = len(words(caption)) - len(words(reference))
         penalty = math.exp(-(difference**2) / (2 * SIGMA**2))

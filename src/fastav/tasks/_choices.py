@@ -1,4 +1,4 @@
-"""Multiple choice: how options are shown, and how the letter of an answer is read."""
+"""Multiple choice: formatting options, and parsing the letter of an answer."""
 
 import re
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ _LINE = re.compile(_PREFIX + r"(?:\(([a-z])\)[.:]?|([a-z])[.:)])\s+(.+)", re.DOT
 
 
 def parse(text: str, options: Sequence[str]) -> str | None:
-    """The letter that an answer names, or None if it names none.
+    """The letter of an answer, or None.
 
-    That is a letter of an option (`B`, `b.`, `(B)`, `Answer: B`, `The answer is B`), alone or as `B. ` before that
-    option's own text, or the text of one option, word for word. Case, and spaces, quotes, asterisks and full stops at
-    the ends, do not matter.
+    Accepted are a letter of an option (`B`, `b.`, `(B)`, `Answer: B`, `The answer is B`), alone or as `B. ` before that
+    option's own text, and the exact text of one option. Case is ignored, and so are spaces, quotes, asterisks and full
+    stops at the ends.
     """
     answer, plain = _plain(text), [_plain(option) for option in options]
     if match := _LETTER.fullmatch(answer):
@@ -38,13 +38,13 @@ def parse(text: str, options: Sequence[str]) -> str | None:
 
 
 def strip_letters(options: Sequence[str]) -> tuple[str, ...]:
-    """Options without the letters ("A. ", "B) ", ...) that they begin with, if all begin with their own."""
+    """Options without their leading letters ("A. ", "B) ", ...), if every option starts with its own letter."""
     matches = [re.fullmatch(rf"\(?{LETTERS[i]}[.:)]\s*(.*)", option, re.DOTALL) for i, option in enumerate(options)]
     return tuple(match[1].strip() for match in matches if match) if all(matches) else tuple(options)
 
 
 def format_question(question: str, options: Sequence[str], before: str = "", after: str = INSTRUCTION) -> str:
-    """The question, its options with their letters, one a line, and instructions before and after."""
+    """The question, its options with letters, one per line, and instructions before and after."""
     lettered = [f"{LETTERS[i]}. {option}" for i, option in enumerate(options)]
     return "\n".join(part for part in (before, question, *lettered, after) if part)
 
@@ -58,9 +58,9 @@ def answer_letter(row: Annotation, column: str, options: Sequence[str]) -> str:
 
 
 class ChoiceTask(PublishedTask):
-    """A benchmark whose questions have options; an answer is right if it names the right letter.
+    """A benchmark with options; an answer is correct if it names the right letter.
 
-    Deviation: an answer that names none is unparsed and scores 0, where some harnesses take it for "A".
+    Deviation: an answer without a letter is unparsed and scores 0; some harnesses count it as "A".
     """
 
     def grade(self, sample: Sample, text: str) -> Grade:

@@ -12,8 +12,8 @@ class AVOdysseyTask(ChoiceTask):
     """The questions about one sound and one picture or video, by the seven attributes of sound.
 
     Source: Gong et al., arXiv:2412.02611, section 4. Deviation: questions about several sounds or pictures are left
-    out, because a request is about one clip; and the sound and the picture stand before the text, which names them
-    where the benchmark would put them. A picture is shown as a video of one frame.
+    out, because a request is about one clip. The sound and the picture come before the text, which refers to them where
+    the benchmark would insert them. A picture is a video of one frame.
     """
 
     name = "av-odyssey"

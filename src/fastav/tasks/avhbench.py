@@ -1,4 +1,4 @@
-"""AVHBench: does a model hear what it only sees, or see what it only hears?"""
+"""AVHBench: audio-visual hallucination. Does a model hear what it only sees, or see what it only hears?"""
 
 import re
 from collections.abc import Sequence
@@ -15,9 +15,10 @@ CAPTIONS = "AV Captioning"
 
 
 class AVHBenchTask(PublishedTask):
-    """Both tasks of hallucination and that of matching, answered yes or no, and captions; families are the four tasks.
+    """The two hallucination tasks and the matching task, answered yes or no, and captioning; families are the four
+    tasks.
 
-    Reads the file of all questions, or one file for each video (AVHBench v0). Captions are graded by CIDEr-D; METEOR,
+    It reads the file of all questions, or one file per video (AVHBench v0). Captions are graded by CIDEr-D. METEOR,
     which needs WordNet, and GAVIE, which needs GPT-4, are left out.
 
     Source: Sung-Bin et al., arXiv:2410.18325, section 5.
@@ -47,17 +48,18 @@ class AVHBenchTask(PublishedTask):
         )
 
     def grade(self, sample: Sample, text: str) -> Grade:
-        """1 for the right one of yes and no, the first word of the answer; a caption's CIDEr-D over 10."""
+        """For yes and no, 1 if the first word of the answer is correct; for a caption, CIDEr-D divided by 10."""
         if sample.family == CAPTIONS:
             return Grade(self._cider.score(text, sample.answer) / 10, parsed=bool(text.strip()))
         is_yes = parse_yes_no(text)
         return Grade(0, parsed=False) if is_yes is None else Grade(int(is_yes == (sample.answer == "Yes")))
 
     def metrics(self, answers: Sequence[GradedAnswer]) -> dict[str, float | int]:
-        """Of yes and no: accuracy, `precision`, `recall` and `f1` of yes, and `yes`, the share of it among all answers.
+        """For yes and no: accuracy, `precision`, `recall` and `f1` of yes, and `yes`, the share of yes among all
+        answers.
 
-        An unparsed answer is neither yes nor no. Captions alone: `cider_d`, its `stderr`, `n` and `unparsed`; among
-        others they are passed over.
+        An unparsed answer is neither yes nor no. For captions alone: `cider_d`, its `stderr`, `n` and `unparsed`; in a
+        mix with other families, captions are ignored.
         """
         yes_no_answers = [answer for answer in answers if answer[0].family != CAPTIONS]
         if yes_no_answers:
@@ -67,12 +69,12 @@ class AVHBenchTask(PublishedTask):
 
     @cached_property
     def _cider(self) -> CiderD:
-        """CIDEr-D as the corpus of all reference captions makes it."""
+        """CIDEr-D with the corpus of all reference captions."""
         return CiderD([sample.answer for sample in self.samples() if sample.family == CAPTIONS])
 
 
 def parse_yes_no(text: str) -> bool | None:
-    """Whether the answer's first word is yes or no; None if it is neither."""
+    """Whether the first word of the answer is yes; None if it is neither yes nor no."""
     match = re.match(r"\W*(yes|no)\b", text, re.IGNORECASE)
     return None if match is None else match[1].lower() == "yes"
 

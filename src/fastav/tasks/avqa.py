@@ -1,4 +1,4 @@
-"""AVQA: multiple choice about everyday clips whose questions need picture and sound."""
+"""AVQA: multiple choice about everyday clips, with questions that need picture and sound."""
 
 from fastav.adapter import Use
 from fastav.task import Sample
@@ -7,9 +7,9 @@ from fastav.tasks._choices import LETTERS, ChoiceTask, format_question
 
 
 class AVQATask(ChoiceTask):
-    """The validation split, which papers report, by the eight types of question.
+    """The validation split, which papers report, by the eight question types.
 
-    Clips are those of VGG-Sound, 10 s each. Source: Yang et al., "AVQA", ACM Multimedia 2022, section 3 (data), 5
+    The clips are from VGG-Sound, 10 s each. Source: Yang et al., "AVQA", ACM Multimedia 2022, section 3 (data), 5
     (accuracy).
     """
 

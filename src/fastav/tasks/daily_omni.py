@@ -1,4 +1,4 @@
-"""Daily-Omni: multiple choice about daily life, where sound and picture must be brought together in time."""
+"""Daily-Omni: multiple choice about daily life, with questions that need sound and picture aligned in time."""
 
 from fastav.adapter import Use
 from fastav.task import Sample
@@ -7,7 +7,7 @@ from fastav.tasks._choices import ChoiceTask, answer_letter, format_question, st
 
 
 class DailyOmniTask(ChoiceTask):
-    """All 1,197 questions about videos of 30 and 60 s, by the six types of question.
+    """All 1,197 questions about videos of 30 and 60 s, by the six question types.
 
     Source: Zhou et al., arXiv:2505.17862.
     """

@@ -1,4 +1,4 @@
-"""MUSIC-AVQA: questions about musical performances, answered in a word."""
+"""MUSIC-AVQA: questions about musical performances with one-word answers."""
 
 import re
 
@@ -9,10 +9,11 @@ from fastav.tasks._published import PublishedTask
 
 
 class MusicAVQATask(PublishedTask):
-    """The test split, by the nine types of question ("Audio-Visual Counting").
+    """The test split, by the nine question types ("Audio-Visual Counting").
 
-    An answer is right if it is the annotated word but for case and full stops at its end, as in the evaluation of
-    VideoLLaMA2. Source: Li et al., "Learning to Answer Questions in Dynamic Audio-Visual Scenarios", CVPR 2022.
+    An answer is correct if it equals the annotated word; case and full stops at the end are ignored, as in the
+    evaluation of VideoLLaMA2. Source: Li et al., "Learning to Answer Questions in Dynamic Audio-Visual Scenarios", CVPR
+    2022.
     """
 
     name = "music-avqa"
@@ -27,7 +28,9 @@ class MusicAVQATask(PublishedTask):
     clips = ("data/video", "videos", "video", "")
 
     def sample(self, row: Annotation) -> Sample:
-        """One row of avqa-test.json; "<Object>" and its like in the question stand for the template's values."""
+        """One row of avqa-test.json; placeholders such as "<Object>" in the question are filled with the template's
+        values.
+        """
         question = _fill_template(row)
         return Sample(
             id=row.text("question_id"),
@@ -39,7 +42,7 @@ class MusicAVQATask(PublishedTask):
         )
 
     def grade(self, sample: Sample, text: str) -> Grade:
-        """1 for the annotated word, else 0; not parsed if there is no answer at all."""
+        """1 for the annotated word, else 0; not parsed if the answer is empty."""
         answer = _normalize(text)
         return Grade(int(answer == _normalize(sample.answer)), parsed=bool(answer))
 

@@ -1,4 +1,4 @@
-"""OmniBench: multiple choice about a picture and a sound that belong together."""
+"""OmniBench: multiple choice about a picture and a matching sound."""
 
 from fastav.adapter import Use
 from fastav.task import Sample
@@ -7,10 +7,10 @@ from fastav.tasks._choices import LETTERS, ChoiceTask, format_question
 
 
 class OmniBenchTask(ChoiceTask):
-    """All 1,142 questions, by the types of task; the picture is shown as a video of one frame.
+    """All 1,142 questions, by task type; the picture is a video of one frame.
 
-    Source: Li et al., arXiv:2409.15272. Deviation: the model names a letter, where the paper's own evaluation looks for
-    the text of an option.
+    Source: Li et al., arXiv:2409.15272. Deviation: the model names a letter; the paper's evaluation searches for the
+    text of an option.
     """
 
     name = "omnibench"

@@ -1,4 +1,4 @@
-"""The toy world: questions about a moving shape and beeps, for the model that comes with the package."""
+"""The toy world: questions about a moving shape and beeps, for the embedded model."""
 
 import re
 from collections.abc import Iterator
@@ -14,14 +14,14 @@ from fastav.world.questions import NOTHING, NUMBERS
 from fastav.world.scene import COLOURS, DIRECTIONS, PITCHES, SHAPES, TIMBRES
 
 SLOTS = (COLOURS, SHAPES, DIRECTIONS, NUMBERS, PITCHES, (*TIMBRES, NOTHING))
-"""What a caption tells, in the order in which it does."""
+"""The facts of a caption, in their order."""
 
 
 class ToyWorldTask(Task):
-    """One question of every kind about each of some scenes of the held-out split, by family.
+    """One question of every kind about each of some held-out scenes, by family.
 
-    An answer of one word is right if it is that word but for case and marks around it. Of a caption the score is the
-    share of what it tells (colour, shape, direction, number, pitch, timbre) that is right.
+    A one-word answer is correct if it equals the word; case and punctuation around it are ignored. The score of a
+    caption is the share of its facts (colour, shape, direction, number, pitch, timbre) that are correct.
     """
 
     name = "toy-world"
@@ -30,12 +30,12 @@ class ToyWorldTask(Task):
     seconds: ClassVar[int] = SECONDS
 
     def __init__(self, folder: Path | None = None, *, scenes: int = 100, seed: int = 2601) -> None:
-        """folder: has no effect, nothing is read."""
+        """folder: ignored; nothing is read from disk."""
         super().__init__(folder)
         self.scenes, self.seed = scenes, seed
 
     def samples(self) -> Iterator[Sample]:
-        """The questions about a scene come one after another and share one clip in memory."""
+        """The samples; questions about the same scene follow each other and share one clip in memory."""
         for number in range(self.scenes):
             rng = np.random.default_rng((self.seed, number))
             scene = Scene.draw(rng, held_out=True, seconds=self.seconds)
@@ -52,7 +52,7 @@ class ToyWorldTask(Task):
                 )
 
     def grade(self, sample: Sample, text: str) -> Grade:
-        """1 or 0 for one word, the share of right slots for a caption; not parsed if there is no word at all."""
+        """1 or 0 for one word, the share of correct slots for a caption; not parsed if the answer has no word."""
         answer, expected = _words(text), _words(sample.answer)
         if sample.family != "caption":
             return Grade(int(answer == expected), parsed=bool(answer))
@@ -66,6 +66,6 @@ def _words(text: str) -> list[str]:
 
 
 def _slots(words: list[str]) -> list[str | None]:
-    """The word that fills each slot, None where none or more than one does."""
+    """The word that fills each slot; None if no word or several do."""
     matches = [[word for word in words if word in slot] for slot in SLOTS]
     return [words_[0] if len(words_) == 1 else None for words_ in matches]

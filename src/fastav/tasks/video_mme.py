@@ -1,11 +1,11 @@
-"""Video-MME: multiple choice about videos from seconds to an hour, here with their sound."""
+"""Video-MME: multiple choice about videos from seconds to an hour, here with sound."""
 
 from fastav.adapter import Use
 from fastav.task import Sample
 from fastav.tasks._annotations import Annotation
 from fastav.tasks._choices import ChoiceTask, answer_letter, format_question, strip_letters
 
-# the benchmark's own wording for frames with audio, https://github.com/BradyFU/Video-MME
+# the benchmark's own prompt for frames with audio, https://github.com/BradyFU/Video-MME
 BEFORE = (
     "Select the best answer to the following multiple-choice question based on the video. "
     "Respond with only the letter (A, B, C, or D) of the correct option."
@@ -14,9 +14,9 @@ AFTER = "The best answer is:"
 
 
 class VideoMMETask(ChoiceTask):
-    """All 2,700 questions about 900 videos, by how long the videos are (short, medium, long); no subtitles.
+    """All 2,700 questions about 900 videos, by the duration of the videos (short, medium, long); without subtitles.
 
-    Source: Fu et al., arXiv:2405.21075, section 4 and the instruction of the project's repository.
+    Source: Fu et al., arXiv:2405.21075, section 4, and the instruction in the project's repository.
     """
 
     name = "video-mme"

@@ -1,4 +1,4 @@
-"""WorldSense: multiple choice about real-world videos that take picture and sound together."""
+"""WorldSense: multiple choice about real-world videos, with questions that need picture and sound."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from fastav.tasks._choices import ChoiceTask, answer_letter, format_question, st
 
 
 class WorldSenseTask(ChoiceTask):
-    """All 3,172 questions about 1,662 videos, by the 26 types of task.
+    """All 3,172 questions about 1,662 videos, by the 26 task types.
 
-    Reads `worldsense_qa.json` of the authors, or the table of lmms-lab/WorldSense. Subtitles are not shown.
+    It reads the authors' `worldsense_qa.json`, or the table of lmms-lab/WorldSense. Subtitles are not shown.
     Source: Hong et al., arXiv:2502.04326, section 3.
     """
 
@@ -20,7 +20,7 @@ class WorldSenseTask(ChoiceTask):
     annotations = ("worldsense_qa", "data/test-*", "test-*")
 
     def annotation_list(self, content: Any) -> Any:
-        """The authors' file is a table of videos, whose tasks (`task0`, ...) are the questions."""
+        """The questions of the authors' file, which is a table of videos with tasks (`task0`, ...)."""
         if not isinstance(content, dict):
             return content
         return [

@@ -1,4 +1,4 @@
-"""A toy world: a moving shape and beeps, questions about them, and what is true."""
+"""A toy world: a moving shape and beeps, and questions about them with answers."""
 
 from fastav.world.questions import FAMILIES, KINDS, Question, ask, caption, kinds, sentences
 from fastav.world.render import clip, frames, waveform, write

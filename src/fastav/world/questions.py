@@ -20,7 +20,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "order": ("rest", "knock", "when"),
     "caption": ("caption",),
 }
-"""Kinds of questions by family, named after what the benchmarks of the field ask."""
+"""Kinds of questions by family, named after those of the field's benchmarks."""
 KINDS: dict[str, str] = {kind: family for family, kinds in FAMILIES.items() for kind in kinds}
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -45,7 +45,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """One question about a scene.  kind, family: as in `FAMILIES`. answer: all of it, in lower case."""
+    """One question about a scene.  kind, family: as in `FAMILIES`. answer: the full answer, in lower case."""
 
     kind: str
     text: str
@@ -58,7 +58,7 @@ class Question:
 
 
 def ask(kind: str, scene: Scene, rng: np.random.Generator) -> Question:
-    """A question of this kind; probes are as often true as false where the scene allows it."""
+    """A question of this kind. Yes/no questions are equally often true and false, if the scene allows it."""
     text = str(rng.choice(TEMPLATES[kind]))
     if kind == "see":
         visual, true = _object(scene, rng)
@@ -75,7 +75,7 @@ def ask(kind: str, scene: Scene, rng: np.random.Generator) -> Question:
 
 
 def kinds(seconds: int) -> list[str]:
-    """What is asked about clips of this length: of rests in short ones, in long ones what comes first."""
+    """The kinds of questions about clips of this length: rests only in short clips, order only in long ones."""
     return [kind for kind in KINDS if kind != ("when" if seconds == SECONDS else "rest")]
 
 
@@ -90,7 +90,7 @@ def caption(scene: Scene) -> str:
 
 
 def sentences() -> Iterator[str]:
-    """Sentences that hold every word of this world."""
+    """Sentences that contain every word of this world."""
     for kind in KINDS:
         for template in TEMPLATES[kind]:
             yield template.format("shape")
@@ -128,7 +128,9 @@ def _audible(scene: Scene) -> list[str]:
 
 
 def _object(scene: Scene, rng: np.random.Generator) -> tuple[str, bool]:
-    """An object to ask for, and whether it is there; those that are not mostly share colour or shape with one."""
+    """An object to ask for, and whether it is in the scene; if not, it mostly shares colour or shape with the moving
+    one.
+    """
     objects = scene.picture.objects
     if rng.random() < 0.5:
         colour, shape = objects[0] if rng.random() < 0.75 else objects[-1]

@@ -1,4 +1,4 @@
-"""A scene as frames and a waveform, in memory or as a video file."""
+"""Rendering a scene as frames and a waveform, in memory or as a video file."""
 
 import heapq
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ KNOCK_SECONDS = 0.05
 def frames(
     picture: Picture, which: Int[np.ndarray, " picked"] | None = None
 ) -> UInt8[np.ndarray, "picked side side 3"]:
-    """The frames of these numbers, of all if None."""
+    """The frames with these numbers; all if None."""
     which = np.arange(picture.seconds * FPS) if which is None else which
     rng = np.random.default_rng(picture.seed)
     pattern = rng.standard_normal((SIDE // 4, SIDE // 4, 3), np.float32).repeat(4, 0).repeat(4, 1)
@@ -44,7 +44,9 @@ def frames(
     if picture.chroma:
         images = _coarse_chroma(images)
     grain = np.float32(picture.grain) * rng.standard_normal((SIDE, SIDE, 3), np.float32)
-    for frame, number in zip(images, which, strict=True):  # one field of noise, shifted, looks new in every frame
+    for frame, number in zip(
+        images, which, strict=True
+    ):  # one noise field, shifted by a different amount in every frame
         frame += np.roll(grain, (7 * number % SIDE, 13 * number % SIDE), (0, 1))
     return (np.clip(images, 0, 1) * 255).astype(np.uint8)
 
@@ -69,7 +71,7 @@ def clip(scene: Scene, name: str = "toy") -> Clip:
 
 
 def write(scene: Scene, path: str | PathLike[str]) -> None:
-    """The scene as an MP4 file: H.264 and AAC."""
+    """Write the scene to an MP4 file with H.264 and AAC."""
     with av.open(str(path), "w") as container:
         video: Any = container.add_stream("libx264", rate=FPS, options={"crf": "20"})
         video.width, video.height, video.pix_fmt = SIDE, SIDE, "yuv420p"
@@ -110,7 +112,7 @@ def _paint(
 
 
 def _distance(shape: str, x: np.ndarray, y: np.ndarray, radius: np.float32) -> np.ndarray:
-    """About how far each point is outside of the shape around the origin; y points down."""
+    """The approximate distance of each point from the outside of the shape around the origin; y points down."""
     if shape == "circle":
         return np.hypot(x, y) - radius
     if shape == "square":
@@ -122,7 +124,7 @@ def _distance(shape: str, x: np.ndarray, y: np.ndarray, radius: np.float32) -> n
 
 
 def _coarse_chroma(images: Float[np.ndarray, "moments side side 3"]) -> Float[np.ndarray, "moments side side 3"]:
-    """Colour at half the resolution of brightness, as 4:2:0 has it."""
+    """Frames with colour at half the resolution of brightness, as in 4:2:0 video."""
     brightness = images.mean(-1, keepdims=True)
     colour = (images - brightness).reshape(len(images), SIDE // 2, 2, SIDE // 2, 2, 3).mean((2, 4))
     return brightness + colour.repeat(2, 1).repeat(2, 2)

@@ -1,6 +1,6 @@
-"""What happens in a clip of the toy world: one coloured shape that moves, and beeps.
+"""Scenes of the toy world: one moving coloured shape, and beeps.
 
-All of it happens within four seconds: the whole of a short clip, a part of a long one.
+All events are within four seconds: the whole of a short clip, or a part of a long one.
 """
 
 from dataclasses import dataclass
@@ -18,15 +18,15 @@ TIMBRES = ("tone", "buzz", "chirp", "hiss")
 PITCHES = ("low", "mid", "high")
 MOST_BEEPS = 4
 FITS: dict[str, str] = dict(zip(SHAPES, TIMBRES, strict=True))
-"""Which sound belongs to which shape: the one fact of this world that neither track shows by itself."""
+"""The sound that belongs to each shape. It is the one fact of this world that no track shows on its own."""
 
-HELD_OUT = 8  # one in so many combinations is kept from training
-LAST_SOUND = 3.7  # seconds; later sound would end in the rest that fills no patch of the filter bank
+HELD_OUT = 8  # one in 8 combinations is excluded from training
+LAST_SOUND = 3.7  # seconds; later sound would end in the last part, which is too short for a patch of the filter bank
 
 When = Literal["before", "after", "together", "never"]
 Rest = Literal["first", "last", "never"]
 Knock = Literal["before", "after", "never"]
-RESTS: tuple[Rest, ...] = ("never", "never", "first", "last")  # as often as drawn
+RESTS: tuple[Rest, ...] = ("never", "never", "first", "last")  # each is drawn equally often
 KNOCKS: tuple[Knock, ...] = ("never", "never", "before", "after")
 
 
@@ -43,14 +43,13 @@ class Distractor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """What is seen.
+    """The visual part of a scene.
 
-    seconds: of the clip; in a long one the shape moves within the `SECONDS` from second `begins` on, and stands still
+    seconds: of the clip. In a long clip the shape moves within the `SECONDS` after second `offset`, and stands still
     before and after. rest: whether the shape rests before or after it moves, for `still` seconds; never in a long clip.
-    radius, travel: as shares of the picture's side. lane: where it moves, across its direction. middle: where its way
-    is half done.
-    background: red, green, blue in [0, 1]. texture, grain: how strong a fixed pattern and noise are.
-    chroma: whether colours are as coarse as in a video file. seed: of pattern and noise.
+    radius, travel: as shares of the picture's side. lane: the position across the direction of motion. middle: the
+    position at half the way. background: red, green, blue in [0, 1]. texture, grain: strength of a fixed pattern and of
+    noise. chroma: whether colours are as coarse as in a video file. seed: of pattern and noise.
     """
 
     colour: str
@@ -73,7 +72,7 @@ class Picture:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, seconds: int = SECONDS) -> "Picture":
-        """Any picture of this world, of a clip of this length (a multiple of `SECONDS`)."""
+        """A random picture of this world, for a clip of this length (a multiple of `SECONDS`)."""
         offset = _draw_offset(rng, seconds)
         colour, shape, direction = (str(rng.choice(names)) for names in (COLOURS, SHAPES, DIRECTIONS))
         rest: Rest = RESTS[rng.integers(len(RESTS) if seconds == SECONDS else 1)]
@@ -102,12 +101,12 @@ class Picture:
 
     @property
     def objects(self) -> tuple[tuple[str, str], ...]:
-        """Colour and shape of everything that is seen, the moving shape first."""
+        """Colour and shape of all objects, the moving shape first."""
         other = () if self.distractor is None else ((self.distractor.colour, self.distractor.shape),)
         return ((self.colour, self.shape), *other)
 
     def centre(self, seconds: np.ndarray) -> np.ndarray:
-        """Where the moving shape is [moments, 2 (x, y)], as shares of the picture's side."""
+        """The position of the moving shape [moments, 2 (x, y)], as shares of the picture's side."""
         start, end = self.motion_span
         done = np.clip((seconds - start) / (end - start), 0, 1) - 0.5
         sign = 1 if self.direction in ("right", "down") else -1
@@ -117,7 +116,7 @@ class Picture:
 
     @property
     def motion_span(self) -> tuple[float, float]:
-        """From which second to which the shape moves."""
+        """The seconds at which the motion starts and ends."""
         start = self.still if self.rest == "first" else 0.0
         end = SECONDS - self.still if self.rest == "last" else float(SECONDS)
         return self.offset + start, self.offset + end
@@ -125,11 +124,11 @@ class Picture:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sound:
-    """What is heard.
+    """The audible part of a scene.
 
-    beeps: start and length of each, in seconds. knock: whether one knock comes before or after the beeps, at second
-    `knock_at`. detune: times the pitch's frequency. loudness, floor: amplitudes of the beeps and of the noise.
-    seed: of the noise. seconds, begins: all is silent but for the `SECONDS` from second `begins` on.
+    beeps: start and length of each, in seconds. knock: whether a knock comes before or after the beeps, at second
+    `knock_at`. detune: factor of the pitch's frequency. loudness, floor: amplitudes of the beeps and of the noise.
+    seed: of the noise. seconds, offset: of the clip; beeps and knock are within the `SECONDS` after second `offset`.
     """
 
     timbre: str
@@ -146,7 +145,7 @@ class Sound:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, timbre: str | None = None, seconds: int = SECONDS) -> "Sound":
-        """Any sound of this world, silence included; of this timbre if one is given, then never silent."""
+        """A random sound of this world, which can be silent. With a given timbre it is never silent."""
         offset = _draw_offset(rng, seconds)
         silent = timbre is None and rng.random() < 0.06
         count = 0 if silent else int(rng.integers(1, MOST_BEEPS + 1))
@@ -174,13 +173,13 @@ class Sound:
 
     @property
     def silent(self) -> bool:
-        """Whether there is no beep."""
+        """Whether there are no beeps."""
         return not self.beeps
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A picture and a sound of one length that are shown together."""
+    """A picture and a sound of the same length."""
 
     picture: Picture
     sound: Sound
@@ -189,7 +188,7 @@ class Scene:
     def draw(
         cls, rng: np.random.Generator, *, held_out: bool, fitting: bool | None = None, seconds: int = SECONDS
     ) -> "Scene":
-        """A scene of the test split or of the training split; one in two fits unless `fitting` decides."""
+        """A scene of the test split or of the training split. Half of the scenes fit, unless `fitting` decides."""
         fits = bool(rng.random() < 0.5) if fitting is None else fitting
         while True:
             picture = Picture.draw(rng, seconds)
@@ -200,12 +199,12 @@ class Scene:
 
     @property
     def fits(self) -> bool:
-        """Whether sound and shape belong together."""
+        """Whether the sound belongs to the shape."""
         return not self.sound.silent and FITS[self.picture.shape] == self.sound.timbre
 
     @property
     def seconds(self) -> int:
-        """Of the clip."""
+        """Length of the clip in seconds."""
         return self.picture.seconds
 
     @property
@@ -219,24 +218,24 @@ class Scene:
 
     @property
     def combination(self) -> tuple[str, ...]:
-        """What a caption of the scene tells."""
+        """The facts in a caption of the scene."""
         visual = (self.picture.colour, self.picture.shape, self.picture.direction)
         audible = () if self.sound.silent else (self.sound.timbre, self.sound.pitch, str(len(self.sound.beeps)))
         return visual + audible
 
     @property
     def held_out(self) -> bool:
-        """Whether this combination is kept from training, with all questions about it."""
+        """Whether this combination, with all questions about it, is excluded from training."""
         return crc32(" ".join(self.combination).encode()) % HELD_OUT == 0
 
 
 def _draw_offset(rng: np.random.Generator, seconds: int) -> int:
-    """The second at which the part begins in which everything happens."""
+    """The second at which the part with all events starts."""
     return 0 if seconds == SECONDS else SECONDS * int(rng.integers(seconds // SECONDS))
 
 
 def _distractor(rng: np.random.Generator, colour: str, direction: str, lane: float) -> Distractor:
-    """A still shape of another colour, off the moving shape's way."""
+    """A still shape of another colour that is not in the way of the moving shape."""
     along = float(rng.choice([0.13, 0.87]))
     across = 0.13 if lane > 0.5 else 0.87
     x, y = (along, across) if direction in ("left", "right") else (across, along)
