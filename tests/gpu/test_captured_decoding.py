@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastav.engines.transformers import Decoding, prune
-from fastav.engines.transformers import decoding as loop
+from fastav.engines.transformers.generation import loop
 from fastav.presets import NONE
 from support.cases import PLAN, ROWS
 from support.tiny import TinyAdapter, pad_left, tiny_model

@@ -131,14 +131,14 @@ def test_what_fails_fails_alone(pipe, asked, alone):
 
 @pytest.mark.parametrize("fault", [FastAVError("it is too much"), torch.OutOfMemoryError("it is too much")])
 def test_a_batch_that_fails_while_it_runs_is_tried_in_halves(pipe, asked, alone, monkeypatch, fault):
-    answers = TransformersEngine._answers
+    answers = TransformersEngine._answer_batch
 
     def limited(engine: Any, batch: Any, *options: Any) -> Any:
         if len(batch.prepared.layouts) > 2 or "video" not in batch.prepared.layouts[0].by_modality():
             raise fault
         return answers(engine, batch, *options)
 
-    monkeypatch.setattr(TransformersEngine, "_answers", limited)
+    monkeypatch.setattr(TransformersEngine, "_answer_batch", limited)
     found = answered(pipe.map(asked, batch=8))
     for place, request in enumerate(asked):
         if request.use is Use.AUDIO:
@@ -151,7 +151,7 @@ def test_a_batch_that_fails_while_it_runs_is_tried_in_halves(pipe, asked, alone,
 def test_any_error_is_its_request_s_own(pipe, asked, alone, monkeypatch, stage):
     """A processor's ValueError, a bug's KeyError: the others are answered, and the cause is told."""
     victim, place = asked[4], 4
-    prepare, answers = type(pipe.adapter).prepare, TransformersEngine._answers
+    prepare, answers = type(pipe.adapter).prepare, TransformersEngine._answer_batch
     fault = KeyError("no such thing") if stage == "answer" else ValueError("absolute aspect ratio must be below 200")
 
     def failing(adapter: Any, processor: Any, requests: Sequence[Request]) -> Any:
@@ -165,7 +165,7 @@ def test_any_error_is_its_request_s_own(pipe, asked, alone, monkeypatch, stage):
         return answers(engine, batch, *options)
 
     monkeypatch.setattr(type(pipe.adapter), "prepare", failing)
-    monkeypatch.setattr(TransformersEngine, "_answers", failing_late)
+    monkeypatch.setattr(TransformersEngine, "_answer_batch", failing_late)
     found = answered(pipe.map(asked, batch=4))
     assert len(found) == len(asked)
     for number, outcome in enumerate(found):
@@ -179,7 +179,7 @@ def test_any_error_is_its_request_s_own(pipe, asked, alone, monkeypatch, stage):
 
 
 def test_a_device_that_fails_ends_the_set_and_loses_no_answer(pipe, asked, alone, monkeypatch):
-    answers, calls = TransformersEngine._answers, []
+    answers, calls = TransformersEngine._answer_batch, []
 
     def failing(engine: Any, batch: Any, *options: Any) -> Any:
         calls.append(batch)
@@ -187,7 +187,7 @@ def test_a_device_that_fails_ends_the_set_and_loses_no_answer(pipe, asked, alone
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         return answers(engine, batch, *options)
 
-    monkeypatch.setattr(TransformersEngine, "_answers", failing)
+    monkeypatch.setattr(TransformersEngine, "_answer_batch", failing)
     found = []
     with pytest.raises(FastAVError, match="the device has failed: CUDA error"):  # noqa: PT012
         for outcome in pipe.map(asked, batch=2):
@@ -249,7 +249,7 @@ def test_ctrl_c_leaves_no_thread(pipe, asked, monkeypatch):
     def interrupted(*_: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(TransformersEngine, "_answers", interrupted)
+    monkeypatch.setattr(TransformersEngine, "_answer_batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         list(pipe.map(asked, batch=2))
 
@@ -312,7 +312,7 @@ def test_encoders_that_ran_ahead_change_nothing(name):
     ran = []
     for encoder in encoders:
         encoder.register_forward_hook(lambda module, *_: ran.append(vars(module).get("forward")))
-    with encoded[0].given(encoders):
+    with encoded[0].replay(encoders):
         found = said(prepared)
     assert ran
     assert all(ran)
@@ -328,7 +328,7 @@ def test_other_threads_are_not_given_what_was_encoded(pipe):
     other = adapter.prepare(processor, [scene_request(seed=6)])
     with torch.inference_mode():
         expected, found = model(**other.inputs).logits, []
-    with encoded.given(adapter.encoders(model)):
+    with encoded.replay(adapter.encoders(model)):
 
         def run() -> None:
             with torch.inference_mode():

@@ -115,6 +115,6 @@ def test_what_makes_no_sense_is_refused():
         twice.cache_cuts(6)
     sliding = tiny_model(layer_types=["full_attention"] * 3 + ["sliding_attention"] * 3, use_sliding_window=True)
     with pytest.raises(UnsupportedPlan, match="layer 3 attends within a window"):
-        TransformersEngine.check(sliding.config, ALONE)
+        TransformersEngine.check(sliding.config, ALONE, adapter=TinyAdapter())
     with pytest.raises(PlanError, match="cache_only must be true or false"):
         Plan.from_json(ALONE.to_json().replace('"cache_only": true', '"cache_only": 1'))

@@ -151,7 +151,7 @@ def test_answers_of_another_model_or_plan_are_not_mixed(asked, tmp_path, capsys)
     assert run(asked, out) == 0
     capsys.readouterr()
     arguments = ("batch", str(asked), "--out", str(out))
-    assert "by the plan fastav (" in failure(capsys, *arguments, "--plan", "none")
+    assert "of the plan fastav (" in failure(capsys, *arguments, "--plan", "none")
     assert "answers of tiny, not tiny-long" in failure(capsys, *arguments, "--model", "tiny-long")
 
 

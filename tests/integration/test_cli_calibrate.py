@@ -125,7 +125,7 @@ def test_bad_settings_are_refused_in_one_line(folder, capsys, options, said):
 def test_other_settings_of_the_rollout_need_another_folder(folder, capsys):
     assert main(command(folder)) == 0
     capsys.readouterr()
-    assert "with alpha 0.5, this has 0.8" in failure(capsys, *command(folder, "--alpha", "0.8"))
+    assert "with alpha 0.5, not 0.8" in failure(capsys, *command(folder, "--alpha", "0.8"))
     assert main(command(folder, "--alpha", "0.8", "--work", str(folder / "other"))) == 0
 
 

@@ -75,4 +75,4 @@ def test_the_command_line_finds_it_lists_it_and_counts_with_it(installed, tmp_pa
 
     err = failure(capsys, *by_path)  # here, without the package
     assert "no adapter knows the architecture DummyAVForCausalLM" in err
-    assert "how to write one" in " ".join(err.split())
+    assert "how to write an adapter" in " ".join(err.split())

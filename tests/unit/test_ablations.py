@@ -78,7 +78,7 @@ def test_what_is_removed_goes_and_the_rest_stays(strategy, row, keeps_highest):
     with prune(tiny_model(), by_label(SMALL, "global", 6)[strategy].plan, adapter=TinyAdapter()) as pruning:
         with torch.no_grad():
             pruning.model(ids)
-        _, kept = pruning._local.kept
+        kept = pruning.slots()
     (_, slots) = kept[-1]
     assert sorted(set(slots[0].tolist()) & set(media)) == sorted(stay)
 

@@ -20,7 +20,7 @@ from fastav.pruning.state import PruningState
 PARTS: Mapping[str, tuple[tuple[Any, str], ...]] = {  # the functions of the engine that make up a cut
     "score": ((PruningState, "cut"), (PruningState, "select_in_cache"), (PruningState, "observe")),
     "select": ((PruningState, "_select"),),
-    "gather": ((indexing, "take"), (PruningState, "_keep"), (LayerInputs, "arguments"), (LayerInputs, "restored")),
+    "gather": ((indexing, "take"), (PruningState, "_keep"), (LayerInputs, "arguments"), (LayerInputs, "restore")),
 }
 
 
