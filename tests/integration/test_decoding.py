@@ -243,7 +243,7 @@ def test_what_a_device_decodes_too_much_is_not_told(monkeypatch):
 
 REFUSED = {
     "beams": ({"num_beams": 2}, "beams"),
-    "a cache that is in use": ({"cache": "used"}, "holds something"),
+    "a cache that is in use": ({"cache": "used"}, "not empty"),
     "maps": ({"output_attentions": True}, "maps"),
 }
 

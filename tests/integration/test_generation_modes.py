@@ -123,7 +123,7 @@ REFUSED = {
     "assisted": ({"assistant_model": "itself"}, "draft tokens"),
     "lookup": ({"prompt_lookup_num_tokens": 2}, "draft tokens"),
     "chunked": ({"prefill_chunk_size": 8}, "chunk"),
-    "uncached": ({"use_cache": False}, "prune anew"),
+    "uncached": ({"use_cache": False}, "prune again"),
     "guided": ({"guidance_scale": 1.5}, "a second prompt"),
     "static": ({"cache_implementation": "static"}, "different lengths"),
 }
@@ -156,9 +156,9 @@ def test_forward_refuses_what_cannot_be_exact(model):
     with torch.no_grad():
         model(IDS[:, :4], **as_argument(foreign))
     refuse("without this plan", lambda: model(IDS[:, 4:], **as_argument(foreign)), model=model)
-    refuse("called by itself", lambda: model.model(IDS), model=model)
+    refuse("called without its model", lambda: model.model(IDS), model=model)
     embeds = model.model.embed_tokens(IDS)
-    refuse("tell audio from text", lambda: model(inputs_embeds=embeds), model=model)
+    refuse("show which tokens are audio", lambda: model(inputs_embeds=embeds), model=model)
     right = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS).index_fill(1, torch.tensor([N - 1]), 0)}
     refuse("pad on the left", lambda: model(**right), model=model)
     refuse("without a prompt", lambda: model(), model=model)
@@ -197,11 +197,11 @@ def test_entering_twice_is_refused(model):
 
 def test_plans_that_cannot_be_carried_out_are_refused_on_entry(model):
     last = Plan((Step(layers="0", method="last-query", keep=Keep(media=Share(0.5))),))
-    refuse("no layer has attended", lambda: None, model=model, plan=last)
+    refuse("layer 0 has no preceding layer", lambda: None, model=model, plan=last)
     given = Plan((Step(layers="0", method="given", keep=Keep(media=Share(0.5))),))
-    refuse("none are given", lambda: None, model=model, plan=given)
+    refuse("you passed none", lambda: None, model=model, plan=given)
     bad = torch.full((1, N), torch.nan)
-    refuse("not finite", lambda: None, model=model, plan=given, scores=bad, error=PlanError)
+    refuse("must be finite", lambda: None, model=model, plan=given, scores=bad, error=PlanError)
     deep = Plan((Step(layers="6", method="position", keep=Keep(media=Share(0.5))),))
     refuse("do not exist", lambda: None, model=model, plan=deep, error=PlanError)
 
@@ -213,7 +213,7 @@ def test_attention_without_a_tap_is_refused():
 def test_layers_that_mix_neighbours_are_refused():
     model = tiny_model()
     model.config.layer_types = ["full_attention"] * 3 + ["linear_attention"] * 3
-    refuse("entering layer 3: a recurrent state", lambda: None, model=model, error=UnsupportedModel)
+    refuse("before layer 3: a recurrent state", lambda: None, model=model, error=UnsupportedModel)
 
 
 SLIDING = ["full_attention", "sliding_attention", "sliding_attention"] * 2
@@ -261,7 +261,7 @@ FIRST = Keep(audio=Tokens(4), video=Tokens(14))
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"use_cache": False}, "prune anew"),
+        ({"use_cache": False}, "prune again"),
         ({"prompt_lookup_num_tokens": 1}, "draft tokens"),
         ({"prefill_chunk_size": 33}, "chunk"),
         ({"cache_implementation": "static"}, "different lengths"),
@@ -288,7 +288,7 @@ def test_an_assistant_is_refused_however_it_comes():
 def test_holes_in_the_attention_mask_are_refused(model):
     mask = torch.ones_like(IDS)
     mask[0, 1] = 0
-    refuse("without holes", lambda: model(IDS, attention_mask=mask), model=model)
+    refuse("without gaps", lambda: model(IDS, attention_mask=mask), model=model)
 
 
 def test_layouts_must_be_those_of_the_prompt(model):
@@ -299,7 +299,7 @@ def test_layouts_must_be_those_of_the_prompt(model):
     refuse("1 layouts for 2 prompts", lambda: model(IDS.repeat(2, 1)), model=model, layouts=one)
     refuse("0 layouts for 1 prompts", lambda: model(IDS), model=model, layouts=[])
     four = torch.ones(1, 1, N, N, dtype=torch.bool).tril()
-    refuse("does not tell padding", lambda: model(IDS, attention_mask=four), model=model)
+    refuse("does not show padding", lambda: model(IDS, attention_mask=four), model=model)
 
 
 @pytest.mark.parametrize("audio", [6, 0])
@@ -332,7 +332,7 @@ def test_a_cache_that_a_failed_crop_tore_is_refused(model):
             cache.crop(-2)
         model(IDS[:, :1], **as_argument(cache))
 
-    refuse("come apart", tear, model=model)
+    refuse("differ in length", tear, model=model)
 
 
 def test_what_asks_for_dropped_places_is_refused(model):
@@ -458,7 +458,7 @@ def test_after_a_failed_forward_the_decoder_by_itself_is_still_refused():
         handle.remove()
         model.model(IDS)
 
-    refuse("called by itself", twice, model=model)
+    refuse("called without its model", twice, model=model)
 
 
 @pytest.mark.parametrize("copies", [1, 2])

@@ -158,7 +158,7 @@ def test_phi_4_with_a_window():
 def test_what_a_window_forbids_is_refused_in_every_style(style):
     model = built(style)
     last = Plan((Step(layers="3", method="last-query", keep=HALF),))
-    for plan, reason in ((last, "cannot score all tokens"), (CACHES, "its cache holds no more")):
+    for plan, reason in ((last, "cannot score all tokens"), (CACHES, "its cache holds only the window")):
         with pytest.raises(UnsupportedPlan, match=reason), prune(model, plan, adapter=TinyAdapter()):
             pass
         with pytest.raises(UnsupportedPlan, match=reason):
@@ -196,7 +196,7 @@ def test_a_model_that_does_otherwise_than_its_configuration_says_is_refused(monk
     model = built("a window for all layers", attention)
     model.config.sliding_window = true
     monkeypatch.setattr(decoder_layers, "windows", lambda _: tuple(told))
-    with pytest.raises(UnsupportedModel, match="the model itself does not"):
+    with pytest.raises(UnsupportedModel, match="the model's own masks differ"):
         model.generate(ROWS[0], max_new_tokens=4, do_sample=False, custom_generate=Decoding(TinyAdapter()))
 
 
