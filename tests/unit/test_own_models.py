@@ -10,6 +10,7 @@ from transformers import AutoModel
 
 from fastav.cache_argument import as_argument, of_output
 from fastav.errors import CheckpointError, MediaError
+from fastav.models.video_salmonn2 import VideoSalmonn2Model
 from support.native import FAMILIES, assert_same_weights, attention
 
 RANDOM = np.random.default_rng(0)
@@ -56,7 +57,7 @@ def test_weights_in_memory_load_without_a_checkpoint(family: Any) -> None:
     assert_same_weights(type(model).from_pretrained(None, config=model.config, state_dict=whole), model)
     if base is not VideoSalmonn2Model:  # whose whole model holds encoders beside it
         ours = base.from_pretrained(None, config=model.config, state_dict=whole)
-        prefix = "model." if base is VideoLlama2Model else ""
+        prefix = "" if hasattr(model, "visual") else "model."
         assert {prefix + name for name in ours.state_dict()} == set(whole) - {"lm_head.weight"}
         assert all(torch.equal(value, whole[prefix + name]) for name, value in ours.state_dict().items())
     own = base(model.config)
