@@ -4,10 +4,12 @@ import errno
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 import pytest
 import typer
@@ -16,6 +18,7 @@ from fastav import presets
 from fastav.cli import COMMANDS as HEADINGS
 from fastav.cli import _chart, _help, _plans, _render, _text, main
 from fastav.cli._output import write_file
+from fastav.cli._progress import progress
 from fastav.cli.run import out_of_memory_as_error
 from fastav.errors import FastAVError, PlanError
 from fastav.formatting import plural
@@ -383,3 +386,14 @@ def test_several_plans_complete_one_after_another():
 def test_one_is_no_plural():
     assert [plural(n, "token") for n in (0, 1, 2216)] == ["0 tokens", "1 token", "2,216 tokens"]
     assert _text.prompt({"text": 1}) == "1 text = 1 token"
+
+
+def test_a_lost_ctrl_c_ends_the_command_after_the_step():
+    with progress("counting", 2) as step:
+        with suppress(KeyboardInterrupt):  # as PyAV does while it builds an exception of its own
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            step()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with progress("counting", 1) as step:
+        step()

@@ -1,6 +1,8 @@
 """Spinners, progress bars and warnings of the commands."""
 
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -29,12 +31,49 @@ def spinner(text: str) -> Iterator[Status | None]:
 
 @contextmanager
 def progress(text: str, steps: int) -> Iterator[Callable[[], None]]:
-    """Show a progress bar on stderr if that is a terminal. Call the yielded function after every step."""
+    """Show a progress bar on stderr if that is a terminal. Call the yielded function after every step.
+
+    The function raises KeyboardInterrupt if a Ctrl-C was lost during the step.
+    """
     counts = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
     columns = SpinnerColumn(), TextColumn("{task.description}"), *counts
-    with Progress(*columns, console=stderr(), transient=True, disable=not sys.stderr.isatty()) as bar:
+    bar = Progress(*columns, console=stderr(), transient=True, disable=not sys.stderr.isatty())
+    with bar, _keep_interrupts() as check:
         task = bar.add_task(text, total=steps)
-        yield lambda: bar.advance(task)
+
+        def step() -> None:
+            bar.advance(task)
+            check()
+
+        yield step
+
+
+@contextmanager
+def _keep_interrupts() -> Iterator[Callable[[], None]]:
+    """Keep a Ctrl-C that is lost; the yielded function raises KeyboardInterrupt if there was one.
+
+    A signal that arrives while PyAV builds an exception of its own raises a KeyboardInterrupt that PyAV discards.
+    """
+    interrupted = False
+
+    def handle(*_: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if interrupted:
+            raise KeyboardInterrupt
+
+    is_main = threading.current_thread() is threading.main_thread()
+    if not (is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler):
+        yield check
+        return
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager
