@@ -117,13 +117,13 @@ def test_seconds_are_those_of_frames_and_of_pieces(tiny, adapter):
     assert np.allclose(layout.second[audio], [*(np.arange(750) * 0.04), *(30 + np.arange(25) * 0.04)])
 
 
-def test_a_rest_of_sound_that_fills_no_token_is_left_out(tiny, adapter):
+def test_a_last_piece_too_short_for_a_token_is_left_out(tiny, adapter):
     def count(samples):
         request = Request(clip=clip_of(samples=samples), question="?", use=Use.AUDIO)
         return adapter.prepare(tiny[1], [request]).layouts[0].count(Modality.AUDIO)
 
     assert count(480_000) == count(481_599) < count(481_600)
-    with pytest.raises(MediaError, match=r"under 0\.1 s of sound"):
+    with pytest.raises(MediaError, match=r"less than 0\.1 s of audio"):
         count(1_599)
 
 

@@ -91,7 +91,7 @@ def seconds_of(layout: Layout, modality: Modality) -> np.ndarray:
 def test_audio_tokens_start_where_the_encoder_s_halvings_put_them(family, columns):
     expected = starts(family.adapter.name, columns)
     assert family.adapter.n_audio_tokens(columns) == len(expected)
-    assert np.allclose(family.adapter.starts(len(expected)), expected)
+    assert np.allclose(family.adapter.audio_starts(len(expected)), expected)
     (layout,) = family.prepare(ask(0, sound=columns / 100)).layouts
     assert np.allclose(seconds_of(layout, Modality.AUDIO), expected, atol=1e-6)
 
@@ -135,8 +135,8 @@ def test_use_says_what_is_shown(family):
 @pytest.mark.parametrize(
     ("seconds", "most", "spacing"), [(2.1, 768, 1.05), (8, 768, 1.0), (8, 4, 4.0), (0.2, 768, 0.2)]
 )
-def test_the_model_is_told_how_far_apart_the_frames_are(family, monkeypatch, seconds, most, spacing):
-    monkeypatch.setattr(family.processor.video_processor, "max_frames", most)
+def test_the_model_is_told_how_far_apart_the_frames_are(family, monkeypatch, seconds, max_frames, spacing):
+    monkeypatch.setattr(family.processor.video_processor, "max_frames", max_frames)
     prepared = family.prepare(ask(seconds, sound=seconds))
     assert prepared.inputs["video_second_per_grid"].tolist() == pytest.approx([spacing])
     shown = np.unique(seconds_of(prepared.layouts[0], Modality.VIDEO))
@@ -193,7 +193,7 @@ def test_the_release_s_configuration_is_a_thinker_s(family):
     expected = {"qwen2-5-omni": [151646, 151647, 151652], "qwen3-omni": [151675, 151669, 151652]}
     assert marks == expected[family.adapter.name]
     assert config.video_token_id == 151656
-    assert config.position_id_per_seconds == family.adapter.positions
+    assert config.position_id_per_seconds == family.adapter.positions_per_second
     assert config.vision_config.patch_size == PATCHES[family.adapter.name]
     assert config.vision_config.out_hidden_size == config.audio_config.output_dim == config.text_config.hidden_size
 

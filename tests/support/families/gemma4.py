@@ -15,7 +15,7 @@ from transformers import (
     ProcessorMixin,
 )
 
-from fastav.models.gemma4.adapter import by_tower
+from fastav.models.gemma4.adapter import attention_by_tower
 from fastav.plan import Keep, Plan, Share, Step
 from support.families._tiny import TEXT, byte_tokenizer, randomized, template
 
@@ -105,5 +105,5 @@ def _mended(model: Any) -> PreTrainedModel:
         return features(pixel_values_videos, video_position_ids, num_frames_per_video=frames, **more)
 
     model.model.get_video_features = with_frames
-    model.set_attn_implementation = lambda attention: choose(by_tower(attention))
+    model.set_attn_implementation = lambda attention: choose(attention_by_tower(attention))
     return model
