@@ -3,7 +3,7 @@
 A family is a module of `support.families` with `build(attention)`; it is tested without a line here. It may name a
 `PLAN` of its own where its layers do not allow the usual one, the `PADDING` that its layouts know, the clips' frames a
 second (`FPS`) where each frame that is shown costs hundreds of tokens, and how many samples of `SOUND` each clip has
-where a batch of sounds of different length is heard otherwise than each sound alone.
+where a batch of sounds of different length gives other encoder outputs than each sound alone.
 """
 
 import importlib
@@ -203,7 +203,7 @@ def test_media_have_seconds_within_the_clip_and_frames_in_order(family):
         assert (layout.frame[seen] >= 0).all()
 
 
-def test_a_model_that_hears_has_audio_tokens_and_one_that_does_not_refuses_to(family):
+def test_a_model_has_audio_tokens_or_refuses_requests_for_audio(family):
     heard = [layout.count(Modality.AUDIO) for layout in family.prepared.layouts]
     if family.adapter.supports_audio:
         assert all(heard)

@@ -34,7 +34,7 @@ def piece_lengths(seconds: float | int) -> list[int]:
 
 
 def token_runs(mask: Bool[np.ndarray, " tokens"]) -> tuple[Int[np.ndarray, " tokens"], Int[np.ndarray, " tokens"]]:
-    """Of each token in the mask: the number of its run of consecutive tokens, and its index there; -1 outside the mask."""
+    """For each token of the mask, the number of its run of consecutive tokens and its index in it; -1 elsewhere."""
     starts = mask & ~np.concatenate([[False], mask[:-1]])
     number = np.cumsum(starts) - 1
     index = np.arange(len(mask)) - np.flatnonzero(starts)[number] if starts.any() else number

@@ -1,4 +1,4 @@
-"""Recording of the hidden states and attention maps of encoder layers, for `output_hidden_states` and `output_attentions`."""
+"""Hidden states and attention maps of encoder layers, for `output_hidden_states` and `output_attentions`."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager

@@ -24,7 +24,7 @@ from fastav.media import VideoTrack
 from fastav.models._checkpoint import HUB_OPTIONS, read_processor, readable, refuse_differences
 
 CHANNELS_LAST = "channels_last"
-"""The axis order of frames. Processors must be told: their guess is wrong for a frame that is 1 or 3 pixels high."""
+"""The axis order of frames, which processors infer wrongly for a frame that is 1 or 3 pixels high."""
 
 TOKEN_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
 """The inputs that have one value per prompt token, [1, tokens]."""

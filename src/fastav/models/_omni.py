@@ -74,11 +74,11 @@ class OmniAdapter(OfficialAdapter):
         """Start of each of a clip's audio tokens, in seconds."""
 
     @abstractmethod
-    def order_key(self, position: Float[np.ndarray, " tokens"]) -> Float[np.ndarray, " tokens"]:
+    def sort_key(self, position: Float[np.ndarray, " tokens"]) -> Float[np.ndarray, " tokens"]:
         """The sort key of a clip's tokens, from their positions in time; where keys are equal, video comes first."""
 
     def config(self, source: str | None = None) -> PreTrainedConfig:
-        """The thinker's configuration in a folder or hub id of a full model or a thinker; None for the released model's."""
+        """The thinker's configuration, in a folder or hub id of a full model or thinker; None for the release's."""
         return super().config() if source is None else self._thinker(source)
 
     def load(self, source: str, **options: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -111,7 +111,7 @@ class OmniAdapter(OfficialAdapter):
         video_with_audio = {request.tracks[1] for request in requests if request.tracks[0]}
         if len(video_with_audio) == 2:
             raise MediaError(
-                f"{self.name} cannot take videos with and without sound in one batch",
+                f"{self.name} cannot take videos with and without audio in one batch",
                 "put them in separate batches, or pass use='video' (--use video) for all",
             )
         return super().prepare(processor, requests)
@@ -127,7 +127,7 @@ class OmniAdapter(OfficialAdapter):
             # by default the extractor cuts off audio after `chunk_length`
             media |= {"audio": [sample.audio], "audio_kwargs": {"truncation": False}}
         if sample.has_both:
-            media |= _interleaving(processor)
+            media |= _interleave_options(processor)
         inputs = dict(processor(text=[sample.text], **media, return_tensors="pt"))
         if sample.has_both:
             inputs["use_audio_in_video"] = True
@@ -147,27 +147,27 @@ class OmniAdapter(OfficialAdapter):
     def vllm_inputs(self, processor: ProcessorMixin, request: Request) -> VllmInputs:
         """A request as vLLM takes it: one video, one audio track, and whether both are of the same clip."""
         self.check_requests(processor, [request])
-        own_processor: Any = processor
-        sample = self._sample(own_processor, request)
+        family_processor: Any = processor
+        sample = self._sample(family_processor, request)
         media: dict[str, Any] = {}
         options: dict[str, Any] = {}
         if sample.video is not None:
             media["video"] = (sample.video.frames, vllm_metadata(sample.video))
-            options |= _video_options(own_processor, sample.video)
+            options |= _video_options(family_processor, sample.video)
         if sample.audio is not None:
             media["audio"] = (sample.audio, RATE)
         if sample.has_both:
             assert sample.video is not None
             # vLLM interleaves audio and video before the processor reports the duration of a time step
-            step = own_processor.video_processor.temporal_patch_size / sample.video.fps
+            step = family_processor.video_processor.temporal_patch_size / sample.video.fps
             options |= {"use_audio_in_video": True, "second_per_grid_ts": [step]}
         return VllmInputs(text=sample.text, media=media, options=options)
 
     def _sample(self, processor: Any, request: Request) -> "_SampledRequest":
         """Decode and sample a request."""
-        marks = ("image_token", "video_token", "audio_token", "vision_bos_token", "vision_eos_token")
-        marks += ("audio_bos_token", "audio_eos_token")
-        refuse_placeholders(request.question, [getattr(processor, mark) for mark in marks])
+        placeholders = ("image_token", "video_token", "audio_token", "vision_bos_token", "vision_eos_token")
+        placeholders += ("audio_bos_token", "audio_eos_token")
+        refuse_placeholders(request.question, [getattr(processor, mark) for mark in placeholders])
         has_video, has_audio = request.tracks
         content = [{"type": "video" if has_video else "audio"}, {"type": "text", "text": request.question}]
         clip = request.aligned_clip
@@ -184,7 +184,7 @@ class OmniAdapter(OfficialAdapter):
         return with_seconds(layout, second)
 
     def layouts(self, config: PreTrainedConfig, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
-        """The layout of each row, from the arguments of `forward` alone; seconds are unsettings."""
+        """The layout of each row, from the arguments of `forward` alone; seconds are unknown."""
         settings: Any = config
         media_tokens = MediaTokens(
             video=settings.video_token_id,
@@ -204,7 +204,7 @@ class OmniAdapter(OfficialAdapter):
         video: int | None = None,
         text: int,
     ) -> Layout:
-        """A typical prompt: text, a clip (30 s unless `seconds` is set) of 1280 x 720 with audio, the rest of the text."""
+        """A typical prompt: text, a 1280 x 720 clip (30 s unless `seconds` is set) with audio, more text."""
         seconds = EXAMPLE_SECONDS if seconds is None else seconds
         time, height, width = self.grids.grid(seconds, 720, 1280)
         n_video = time * height * width if video is None else video
@@ -213,15 +213,15 @@ class OmniAdapter(OfficialAdapter):
         position = np.concatenate(
             [frame * seconds / self.grids.frames(seconds) * self.positions_per_second, np.arange(n_audio)]
         )
-        order = np.argsort(self.order_key(position), kind="stable")
+        order = np.argsort(self.sort_key(position), kind="stable")
         is_video = order < n_video
         last_frame = np.maximum.accumulate(np.where(is_video, np.append(frame, np.zeros(n_audio, int))[order], -1))
-        before = min(self.prefix, text)
+        prefix = min(self.prefix, text)
         return Layout.join(
             [
-                Layout.of(Modality.TEXT, before),
+                Layout.of(Modality.TEXT, prefix),
                 layout_from_masks(is_video, ~is_video, frame=last_frame),
-                Layout.of(Modality.TEXT, text - before),
+                Layout.of(Modality.TEXT, text - prefix),
             ]
         )
 
@@ -258,8 +258,9 @@ class WindowedAttention(AudioAttention):
     def scores(
         self, attention: nn.Module, encoder_inputs: Mapping[str, Any], attention_inputs: Mapping[str, Any]
     ) -> Float[Tensor, " tokens"]:
-        """The attention that each audio token receives: the mean over heads and its window, and, if pooled, two positions.
+        """The attention that each audio token receives, [tokens]: the mean over heads and its window.
 
+        If the encoder pools its output, it is also the mean over a token's two positions.
         It waits for the device to read the lengths of windows and tracks, as the tower does anyway.
         """
         module: Any = attention
@@ -306,7 +307,7 @@ def _video_options(processor: Any, video: SampledVideo) -> dict[str, Any]:
     return arguments | pixel_cap(processor.video_processor)
 
 
-def _interleaving(processor: Any) -> dict[str, Any]:
+def _interleave_options(processor: Any) -> dict[str, Any]:
     """The processor's arguments to interleave audio and video; newer ones need the index of the audio's video, too."""
     if hasattr(processor, "_resolve_audio_from_video"):
         return {"load_audio_from_video": True, "audio_from_video_indices": [0]}

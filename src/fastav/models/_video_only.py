@@ -75,8 +75,8 @@ class VideoOnlyAdapter(OfficialAdapter):
     def vllm_inputs(self, processor: ProcessorMixin, request: Request) -> VllmInputs:
         """A request as vLLM takes it: one video."""
         self.check_requests(processor, [request])
-        own_processor: Any = processor
-        sample, video_processor = self._sample(own_processor, request), own_processor.video_processor
+        family_processor: Any = processor
+        sample, video_processor = self._sample(family_processor, request), family_processor.video_processor
         frames = _pad_frames(sample.video.frames, video_processor.temporal_patch_size)
         options = {"do_sample_frames": False, "input_data_format": CHANNELS_LAST, **pixel_cap(video_processor)}
         return VllmInputs(text=sample.text, media={"video": (frames, vllm_metadata(sample.video))}, options=options)
@@ -90,7 +90,7 @@ class VideoOnlyAdapter(OfficialAdapter):
         )
 
     def layouts(self, config: PreTrainedConfig, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
-        """The layout of each row, from the arguments of `forward` alone; seconds are unsettings."""
+        """The layout of each row, from the arguments of `forward` alone; seconds are unknown."""
         settings: Any = config
         merge = getattr(settings.vision_config, "spatial_merge_size", 1)
         temporal = getattr(settings.vision_config, "temporal_patch_size", 1)
@@ -112,18 +112,18 @@ class VideoOnlyAdapter(OfficialAdapter):
         video: int | None = None,
         text: int,
     ) -> Layout:
-        """A typical prompt: text, a clip (30 s unless `seconds` is set) of 1280 x 720 as one block, the rest of the text."""
+        """A typical prompt: text, a 1280 x 720 clip (30 s unless `seconds` is set) in one block, more text."""
         if audio:
             raise no_audio(self)
         time, height, width = self.release_grid(EXAMPLE_SECONDS if seconds is None else seconds, 720, 1280)
         tokens = time * height * width if video is None else video
         frame = np.arange(tokens) // (height * width) * self.temporal
-        before = min(self.prefix, text)
+        prefix = min(self.prefix, text)
         return Layout.join(
             [
-                Layout.of(Modality.TEXT, before),
+                Layout.of(Modality.TEXT, prefix),
                 Layout.of(Modality.VIDEO, tokens, frame=frame),
-                Layout.of(Modality.TEXT, text - before),
+                Layout.of(Modality.TEXT, text - prefix),
             ]
         )
 

@@ -1,4 +1,4 @@
-"""Whisper's input: log mel spectrograms of pieces of 30 s, computed in float64 so that all CPUs give the same result."""
+"""Whisper's input: log mel spectrograms of pieces of 30 s, in float64 so that all CPUs give the same result."""
 
 import math
 from functools import cache
@@ -24,15 +24,15 @@ def pieces(samples: float | int) -> int:
 
 
 def spectrograms(
-    sound: Float[np.ndarray, " samples"], bins: int = 128
+    waveform: Float[np.ndarray, " samples"], bins: int = 128
 ) -> tuple[Float[Tensor, "pieces bins columns"], Bool[Tensor, "pieces columns"]]:
     """The log mel spectrogram of each piece of the audio, and a mask of the columns that are not padding.
 
-    sound: mono samples at 16 kHz in [-1, 1].
+    waveform: mono samples at 16 kHz in [-1, 1].
     """
-    count = pieces(len(sound))
-    padded = np.pad(np.asarray(sound, np.float32), (0, count * PIECE - len(sound))).reshape(count, PIECE)
-    is_sound = torch.arange(count * COLUMNS) * HOP < len(sound)
+    count = pieces(len(waveform))
+    padded = np.pad(np.asarray(waveform, np.float32), (0, count * PIECE - len(waveform))).reshape(count, PIECE)
+    is_sound = torch.arange(count * COLUMNS) * HOP < len(waveform)
     return log_mel_spectrogram(padded, bins), is_sound.reshape(count, COLUMNS)
 
 
@@ -45,9 +45,9 @@ def log_mel_spectrogram(pieces: Float[np.ndarray, "pieces samples"], bins: int) 
     Differs: computed in float64 and rounded to float32 once. In float32 the quietest energies, eight powers of ten
     below the loudest, are wrong in their fourth digit, and differently on every CPU.
     """
-    sound = torch.from_numpy(np.asarray(pieces, np.float64))
+    waveform = torch.from_numpy(np.asarray(pieces, np.float64))
     window = torch.hann_window(WINDOW, dtype=torch.float64)
-    spectrum = torch.stft(sound, WINDOW, HOP, window=window, return_complex=True)[..., :-1]
+    spectrum = torch.stft(waveform, WINDOW, HOP, window=window, return_complex=True)[..., :-1]
     energies = mel_filters(bins) @ spectrum.abs().square()
     levels = energies.clamp(min=FLOOR).log10()
     levels = levels.maximum(levels.amax((1, 2), keepdim=True) - RANGE)

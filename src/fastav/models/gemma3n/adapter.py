@@ -66,13 +66,13 @@ class Gemma3nAdapter(OfficialAdapter):
             raise MissingTrack(f"{request.clip.name} has neither a video nor an audio track")
         track = request.clip.require_video() if has_video else None
         indices = [] if track is None else frame_indices(track.frames, track.duration, max_frames=MAX_FRAMES)
-        sounds = audio_pieces(request.clip) if has_audio else []
-        content = [{"type": "image"} for _ in indices] + [{"type": "audio"} for _ in sounds]
+        pieces = audio_pieces(request.clip) if has_audio else []
+        content = [{"type": "image"} for _ in indices] + [{"type": "audio"} for _ in pieces]
         inputs = processor(
             text=[render_chat(processor, [*content, {"type": "text", "text": request.question}])],
             images=None if track is None else list(track.read(indices)),
             images_kwargs={"input_data_format": CHANNELS_LAST},
-            audio=sounds or None,
+            audio=pieces or None,
             audio_kwargs={"padding": "max_length"},
             return_tensors="pt",
         )
@@ -87,7 +87,7 @@ class Gemma3nAdapter(OfficialAdapter):
         return PreparedRequest(dict(inputs), with_seconds(layout, second))
 
     def layouts(self, config: PreTrainedConfig, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
-        """The layout of each row, from the arguments of `forward` alone; seconds are unsettings."""
+        """The layout of each row, from the arguments of `forward` alone; seconds are unknown."""
         settings: Any = config
         return tuple(_layouts(settings.image_token_id, settings.audio_token_id, inputs))
 
@@ -100,21 +100,21 @@ class Gemma3nAdapter(OfficialAdapter):
         video: int | None = None,
         text: int,
     ) -> Layout:
-        """A typical prompt: text, images of a clip (30 s unless `seconds` is set), its audio, the rest of the text."""
+        """A typical prompt: text, images of a clip (30 s unless `seconds` is set), its audio, more text."""
         seconds = EXAMPLE_SECONDS if seconds is None else seconds
         images = len(frame_indices(ceil(25 * seconds), seconds, max_frames=MAX_FRAMES))
         tokens = images * FRAME_TOKENS if video is None else video
         starts = np.arange(PIECE_TOKENS) * STRIDE * HOP
         padding = np.concatenate([starts >= samples for samples in piece_lengths(seconds)])
-        before = min(PREFIX, text)
+        prefix = min(PREFIX, text)
         return Layout.join(
             [
-                Layout.of(Modality.TEXT, before),
+                Layout.of(Modality.TEXT, prefix),
                 Layout.of(Modality.IMAGE, tokens, frame=np.arange(tokens) // FRAME_TOKENS),
                 Layout.of(Modality.AUDIO, len(padding), padding=padding)
                 if audio is None
                 else Layout.of(Modality.AUDIO, audio),
-                Layout.of(Modality.TEXT, text - before),
+                Layout.of(Modality.TEXT, text - prefix),
             ]
         )
 
@@ -136,8 +136,8 @@ class Gemma3nAdapter(OfficialAdapter):
 
 
 def _layouts(image_id: int, audio_id: int, inputs: Mapping[str, Any]) -> Iterator[Layout]:
-    """The layout of each prompt, in which an image or a piece of audio is a run of tokens between start and end marks."""
-    sounds = iter_rows(inputs, "input_features_mask")
+    """The layout of each prompt. An image or a piece of audio is a run of tokens between start and end marks."""
+    masks = iter_rows(inputs, "input_features_mask")
     for ids in prompt_ids(inputs):
         image, audio = ids == image_id, ids == audio_id
         frame, _ = token_runs(image)
@@ -145,12 +145,12 @@ def _layouts(image_id: int, audio_id: int, inputs: Mapping[str, Any]) -> Iterato
         padding = np.zeros(len(ids), bool)
         for piece in range(number.max() + 1):
             run = number == piece
-            if (mask := next(sounds, None)) is not None:
+            if (mask := next(masks, None)) is not None:
                 padding[run] = _silent(mask.astype(bool), int(run.sum()))
         yield layout_from_masks(np.zeros_like(image), audio, image=image, frame=frame, padding=padding)
 
 
 def _silent(mask: Bool[np.ndarray, " mels"], tokens: int) -> Bool[np.ndarray, " tokens"]:
-    """Which tokens of a piece are padding, from the mask of its mel frames: a token is judged by its first mel frame."""
+    """Which tokens of a piece are padding, from the mask of its mel frames: the first one of a token decides."""
     first = np.arange(tokens) * STRIDE
     return (first >= len(mask)) | ~mask[np.minimum(first, len(mask) - 1)]

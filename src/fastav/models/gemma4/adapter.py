@@ -33,7 +33,7 @@ EXAMPLE_SECONDS = 30.0
 
 
 class Gemma4Adapter(OfficialAdapter):
-    """Gemma 4 in the sizes that take audio, E2B and E4B: 32 frames, then the audio in pieces of 30 s, then the question.
+    """Gemma 4 E2B and E4B, the sizes that take audio: 32 frames, then the audio in pieces of 30 s, then the question.
 
     The paper has no settings for this model. The preset `fastav` keeps the first 10 audio tokens and all video, as the
     paper does for VideoLLaMA2, where video also comes before audio. The last 18 of the 42 layers read the keys and
@@ -67,7 +67,9 @@ class Gemma4Adapter(OfficialAdapter):
     }
 
     def load(self, source: str, **options: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
-        """Model (in evaluation mode) and processor from a local folder or a hub id; `attention_by_tower` selects the attention.
+        """Model (in evaluation mode) and processor from a local folder or a hub id.
+
+        `attn_implementation` becomes what `attention_by_tower` returns for it.
 
         Raises: CheckpointError if keys are missing, unexpected, or of another shape, or files cannot be read.
         """
@@ -87,15 +89,15 @@ class Gemma4Adapter(OfficialAdapter):
             raise MissingTrack(f"{request.clip.name} has neither a video nor an audio track")
         clip = request.aligned_clip
         video = sample_video(clip.require_video(), processor.video_processor, fps=1) if has_video else None
-        sounds = audio_pieces(clip) if has_audio else []
-        content = [{"type": "video"}] * has_video + [{"type": "audio"}] * len(sounds)
+        pieces = audio_pieces(clip) if has_audio else []
+        content = [{"type": "video"}] * has_video + [{"type": "audio"}] * len(pieces)
         options: dict[str, Any] = {}
         if video is not None:
             options = {"videos": [video.frames], "video_metadata": [video.metadata], "do_sample_frames": False}
             options["input_data_format"] = CHANNELS_LAST
         inputs = processor(
             text=[render_chat(processor, [*content, {"type": "text", "text": request.question}])],
-            audio=sounds or None,
+            audio=pieces or None,
             audio_kwargs={"max_length": PIECE},  # the extractor's own, which a reloaded processor does not pass
             return_tensors="pt",
             **options,
@@ -105,7 +107,7 @@ class Gemma4Adapter(OfficialAdapter):
         return PreparedRequest(dict(inputs), _with_seconds(layout, None if video is None else video.seconds, start))
 
     def layouts(self, config: PreTrainedConfig, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
-        """The layout of each row, from the arguments of `forward` alone; seconds are unsettings."""
+        """The layout of each row, from the arguments of `forward` alone; seconds are unknown."""
         settings: Any = config
         return tuple(_layouts(settings.video_token_id, settings.image_token_id, settings.audio_token_id, inputs))
 
@@ -118,19 +120,19 @@ class Gemma4Adapter(OfficialAdapter):
         video: int | None = None,
         text: int,
     ) -> Layout:
-        """A typical prompt: text, a clip (30 s unless `seconds` is set) of 1280 x 720 with audio, the rest of the text.
+        """A typical prompt: text, a 1280 x 720 clip (30 s unless `seconds` is set), its audio, more text.
 
         The timestamps between frames are not included.
         """
-        sounds = [n // STEP for n in piece_lengths(EXAMPLE_SECONDS if seconds is None else seconds)]
+        piece_tokens = [n // STEP for n in piece_lengths(EXAMPLE_SECONDS if seconds is None else seconds)]
         frames = FRAMES * FRAME_TOKENS if video is None else video
-        before = min(PREFIX, text)
+        prefix = min(PREFIX, text)
         return Layout.join(
             [
-                Layout.of(Modality.TEXT, before),
+                Layout.of(Modality.TEXT, prefix),
                 Layout.of(Modality.VIDEO, frames, frame=np.arange(frames) // FRAME_TOKENS),
-                Layout.of(Modality.AUDIO, sum(sounds) if audio is None else audio),
-                Layout.of(Modality.TEXT, text - before),
+                Layout.of(Modality.AUDIO, sum(piece_tokens) if audio is None else audio),
+                Layout.of(Modality.TEXT, text - prefix),
             ]
         )
 
@@ -160,7 +162,7 @@ def attention_by_tower(attention: str) -> dict[str, str]:
 
 
 def _layouts(video_id: int, image_id: int, audio_id: int, inputs: Mapping[str, Any]) -> Iterator[Layout]:
-    """The layout of each prompt, in which a frame is a run of video tokens: text, at least an end mark, follows each."""
+    """The layout of each prompt. A frame is a run of video tokens: text, at least an end mark, follows each."""
     for ids in prompt_ids(inputs):
         video = ids == video_id
         frame, _ = token_runs(video)

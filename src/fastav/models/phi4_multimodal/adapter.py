@@ -140,7 +140,7 @@ class Phi4MultimodalAdapter(OfficialAdapter):
         return waveform
 
     def layouts(self, config: PreTrainedConfig, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
-        """The layout of each row, from the arguments of `forward` alone; seconds are unsettings."""
+        """The layout of each row, from the arguments of `forward` alone; seconds are unknown."""
         settings: Any = config
         return tuple(_layouts(settings.vision_config.image_token_id, settings.audio_config.audio_token_id, inputs))
 
@@ -161,10 +161,10 @@ class Phi4MultimodalAdapter(OfficialAdapter):
             if video is None
             else video
         )
-        before = min(PREFIX, text)
+        prefix = min(PREFIX, text)
         return Layout.join(
             [
-                Layout.of(Modality.TEXT, before),
+                Layout.of(Modality.TEXT, prefix),
                 Layout.of(
                     Modality.IMAGE,
                     tokens,
@@ -172,7 +172,7 @@ class Phi4MultimodalAdapter(OfficialAdapter):
                     padding=np.resize(padding, tokens),
                 ),
                 Layout.of(Modality.AUDIO, _audio_tokens(round(seconds * RATE)) if audio is None else audio),
-                Layout.of(Modality.TEXT, text - before),
+                Layout.of(Modality.TEXT, text - prefix),
             ]
         )
 

@@ -77,7 +77,7 @@ class Qwen25OmniAdapter(OmniAdapter):
         """Start of each of a clip's audio tokens, in seconds: 25 tokens per second."""
         return np.arange(tokens) / self.positions_per_second
 
-    def order_key(self, position: Float[np.ndarray, " tokens"]) -> Float[np.ndarray, " tokens"]:
+    def sort_key(self, position: Float[np.ndarray, " tokens"]) -> Float[np.ndarray, " tokens"]:
         """The number of the 2 s chunk of each of a clip's tokens."""
         return position // (CHUNK_SECONDS * self.positions_per_second)
 

@@ -83,7 +83,7 @@ class Qwen3OmniAdapter(OmniAdapter):
     prefix = 5  # the starts of the user's message and of the vision and audio blocks
 
     def n_audio_tokens(self, columns: int) -> int:
-        """Number of audio tokens of a spectrogram: 13 per 100 columns, and one per started 8 of the remaining columns."""
+        """Number of audio tokens of a spectrogram: 13 per 100 columns, and one per started 8 of the rest."""
         return columns // MEL_FRAMES * self.positions_per_second + -(-(columns % MEL_FRAMES) // STRIDE)
 
     def audio_starts(self, tokens: int) -> Float[np.ndarray, " tokens"]:
@@ -91,7 +91,7 @@ class Qwen3OmniAdapter(OmniAdapter):
         number = np.arange(tokens)
         return number // self.positions_per_second + number % self.positions_per_second * STRIDE / MEL_FRAMES
 
-    def order_key(self, position: Float[np.ndarray, " tokens"]) -> Float[np.ndarray, " tokens"]:
+    def sort_key(self, position: Float[np.ndarray, " tokens"]) -> Float[np.ndarray, " tokens"]:
         """The positions themselves."""
         return position
 
