@@ -54,7 +54,7 @@ def test_frames_a_few_pixels_high_or_wide_keep_their_color(name: str, size: int)
 def test_a_clip_that_a_processor_does_not_take_is_refused(name: str) -> None:
     processor, adapter = family(name)
     clip = Clip.from_arrays(frames=np.zeros((4, 16, 4000, 3), np.uint8), fps=2.0, name="banner")
-    with pytest.raises(MediaError, match="banner cannot be shown to") as caught:
+    with pytest.raises(MediaError, match="cannot process banner") as caught:
         adapter.prepare(processor, [Request(clip=clip, question="What?", use=Use.VIDEO)])
     assert isinstance(caught.value.__cause__, ValueError)
 

@@ -3,7 +3,7 @@
 A family is a module of `support.families` with `build(attention)`; it is tested without a line here. It may name a
 `PLAN` of its own where its layers do not allow the usual one, the `PADDING` that its layouts know, the clips' frames a
 second (`FPS`) where each frame that is shown costs hundreds of tokens, and how many samples of `SOUND` each clip has
-where a batch of sounds of different length is heard otherwise than each sound alone.
+where a batch of sounds of different length gives other encoder outputs than each sound alone.
 """
 
 import importlib
@@ -203,14 +203,14 @@ def test_media_have_seconds_within_the_clip_and_frames_in_order(family):
         assert (layout.frame[seen] >= 0).all()
 
 
-def test_a_model_that_hears_has_audio_tokens_and_one_that_does_not_refuses_to(family):
+def test_a_model_has_audio_tokens_or_refuses_requests_for_audio(family):
     heard = [layout.count(Modality.AUDIO) for layout in family.prepared.layouts]
     if family.adapter.supports_audio:
         assert all(heard)
         return
     assert not any(heard)
     for use in (Use.BOTH, Use.AUDIO):
-        with pytest.raises(MediaError, match="does not hear"):
+        with pytest.raises(MediaError, match="does not take audio"):
             family.prepare(Request(clip=_clips(True)[0].clip, question="?", use=use))
     with_sound = family.prepare(Request(clip=_clips(True)[0].clip, question="?"))
     assert with_sound.layouts[0].count(Modality.AUDIO) == 0
@@ -230,7 +230,7 @@ def test_clips_of_few_frames_are_shown(family, frames):
 @pytest.mark.parametrize(("rate", "channels"), [(8_000, 1), (96_000, 2), (44_100, 6)])
 def test_sound_of_any_rate_and_channels_is_heard(family, rate, channels):
     if not family.adapter.supports_audio:
-        pytest.skip("it does not hear")
+        pytest.skip("it takes no audio")
     wave = np.sin(np.arange(2 * rate) / rate * 2_000).astype(np.float32)[None].repeat(channels, 0) / 4
     frames = np.full((20, 24, 32, 3), 90, np.uint8)
     at = Clip.from_arrays(frames=frames, fps=10, waveform=wave, sample_rate=rate)

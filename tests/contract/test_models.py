@@ -52,7 +52,7 @@ def test_presets_are_there_fit_the_release_and_travel(adapter):
 def test_an_example_has_the_tokens_asked_for(adapter, counts):
     audio, video, text = counts
     if audio and not adapter.supports_audio:
-        with pytest.raises(MediaError, match="does not hear"):
+        with pytest.raises(MediaError, match="does not take audio"):
             adapter.example(adapter.config(), audio=audio, video=video, text=text)
         return
     layout = adapter.example(adapter.config(), audio=audio, video=video, text=text)

@@ -1,4 +1,4 @@
-"""What the contract does not cover of Gemma 3n: the release's numbers, padding, seconds, and loading."""
+"""Gemma 3n beyond the contract tests: the release's numbers, padding, seconds, and loading."""
 
 import numpy as np
 import pytest
@@ -24,11 +24,11 @@ def tiny():
 
 
 def clip_of(*, frames=None, samples=None):
-    make = np.random.default_rng(1)
+    rng = np.random.default_rng(1)
     return Clip.from_arrays(
-        frames=None if frames is None else make.integers(0, 256, (frames, 24, 32, 3), dtype=np.uint8),
+        frames=None if frames is None else rng.integers(0, 256, (frames, 24, 32, 3), dtype=np.uint8),
         fps=10,
-        waveform=None if samples is None else make.uniform(-0.5, 0.5, samples).astype(np.float32),
+        waveform=None if samples is None else rng.uniform(-0.5, 0.5, samples).astype(np.float32),
         sample_rate=None if samples is None else 16_000,
     )
 
@@ -56,19 +56,19 @@ def test_tokens_of_clips_of_720p(adapter, seconds, images, audio, padding):
 
 
 @pytest.mark.parametrize("samples", [1_600, 20_000, 160_000, 480_000, 640_000])
-def test_padding_is_where_the_model_puts_what_stands_for_nothing(tiny, adapter, samples):
+def test_padding_is_where_the_model_masks_its_audio_features(tiny, adapter, samples):
     model, processor = tiny
     request = Request(clip=clip_of(samples=samples), question="?", use=Use.AUDIO)
     prepared = adapter.prepare(processor, [request])
     inputs, (layout,) = prepared.inputs, prepared.layouts
     with torch.no_grad():
-        heard = model.model.get_audio_features(
+        features = model.model.get_audio_features(
             inputs["input_features"], ~inputs["input_features_mask"], return_dict=True
         )
-    beyond = [[*mask, *[True] * (188 - len(mask))] for mask in heard.audio_mel_mask.tolist()]
-    assert np.array_equal(layout.padding[layout.modality == Modality.AUDIO], np.concatenate(beyond))
+    expected = [[*mask, *[True] * (188 - len(mask))] for mask in features.audio_mel_mask.tolist()]
+    assert np.array_equal(layout.padding[layout.modality == Modality.AUDIO], np.concatenate(expected))
     example = adapter.example(adapter.config(), seconds=samples / 16_000, text=4)
-    assert np.array_equal(example.padding[example.modality == Modality.AUDIO], np.concatenate(beyond))
+    assert np.array_equal(example.padding[example.modality == Modality.AUDIO], np.concatenate(expected))
 
 
 def test_seconds_are_those_of_frames_and_of_pieces(tiny, adapter):
@@ -76,8 +76,8 @@ def test_seconds_are_those_of_frames_and_of_pieces(tiny, adapter):
     (layout,) = adapter.prepare(tiny[1], [request]).layouts
     image, audio = layout.modality == Modality.IMAGE, layout.modality == Modality.AUDIO
     assert np.allclose(np.unique(layout.second[image]), [0.4, 1.2, 2.0])  # frames 4, 12, 20 of 25
-    heard = layout.second[audio & ~layout.padding]
-    assert np.allclose(heard, [*(np.arange(188) * 0.16), *(30 + np.arange(7) * 0.16)])
+    audio_seconds = layout.second[audio & ~layout.padding]
+    assert np.allclose(audio_seconds, [*(np.arange(188) * 0.16), *(30 + np.arange(7) * 0.16)])
 
 
 # --- loading

@@ -1,4 +1,4 @@
-"""What the contract does not cover of Gemma 4: the release's numbers, seconds of tokens, and loading."""
+"""Gemma 4 beyond the contract tests: the release's numbers, seconds of tokens, and loading."""
 
 import numpy as np
 import pytest
@@ -33,11 +33,11 @@ def tiny():
 
 
 def clip_of(*, frames=None, samples=None, fps=10):
-    make = np.random.default_rng(1)
+    rng = np.random.default_rng(1)
     return Clip.from_arrays(
-        frames=None if frames is None else make.integers(0, 256, (frames, 24, 32, 3), dtype=np.uint8),
+        frames=None if frames is None else rng.integers(0, 256, (frames, 24, 32, 3), dtype=np.uint8),
         fps=fps,
-        waveform=None if samples is None else make.uniform(-0.5, 0.5, samples).astype(np.float32),
+        waveform=None if samples is None else rng.uniform(-0.5, 0.5, samples).astype(np.float32),
         sample_rate=None if samples is None else 16_000,
     )
 
@@ -92,8 +92,8 @@ def test_tokens_of_clips_of_720p(adapter, seconds, audio):
 
 
 def test_a_frame_of_720p_has_as_many_tokens_as_the_processor_says(adapter):
-    made = Gemma4VideoProcessor()(np.zeros((1, 720, 1280, 3), np.uint8), do_sample_frames=False, return_tensors="pt")
-    assert made["num_soft_tokens_per_video"].tolist() == [66]
+    outputs = Gemma4VideoProcessor()(np.zeros((1, 720, 1280, 3), np.uint8), do_sample_frames=False, return_tensors="pt")
+    assert outputs["num_soft_tokens_per_video"].tolist() == [66]
 
 
 @pytest.mark.parametrize("samples", [1_600, 16_000, 160_000, 479_999, 480_000])
@@ -117,13 +117,13 @@ def test_seconds_are_those_of_frames_and_of_pieces(tiny, adapter):
     assert np.allclose(layout.second[audio], [*(np.arange(750) * 0.04), *(30 + np.arange(25) * 0.04)])
 
 
-def test_a_rest_of_sound_that_fills_no_token_is_left_out(tiny, adapter):
+def test_a_last_piece_too_short_for_a_token_is_left_out(tiny, adapter):
     def count(samples):
         request = Request(clip=clip_of(samples=samples), question="?", use=Use.AUDIO)
         return adapter.prepare(tiny[1], [request]).layouts[0].count(Modality.AUDIO)
 
     assert count(480_000) == count(481_599) < count(481_600)
-    with pytest.raises(MediaError, match=r"under 0\.1 s of sound"):
+    with pytest.raises(MediaError, match=r"less than 0\.1 s of audio"):
         count(1_599)
 
 

@@ -27,7 +27,7 @@ PATCHES = {"qwen2-5-omni": 14, "qwen3-omni": 16}
 
 
 class Family:
-    """Adapter, tiny thinker, processor, and the module that makes them."""
+    """An adapter, its tiny thinker and processor, and the module that builds them."""
 
     def __init__(self, name: str) -> None:
         self.module: Any = FAMILIES[name]
@@ -40,7 +40,7 @@ class Family:
         return self.adapter.prepare(self.processor, requests)
 
     def logits(self, prepared: Prepared, model: Any = None) -> torch.Tensor:
-        """Those of each prompt's last token."""
+        """The logits of each prompt's last token."""
         with torch.no_grad():
             return (model or self.model)(**prepared.inputs).logits[:, -1]
 
@@ -60,19 +60,19 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
-def ask(
+def request_for(
     seconds: float, *, sound: float | None = None, use: Use = Use.AUTO, fps: int = 10, size: tuple[int, int] = (24, 32)
 ) -> Request:
-    """A question about a clip of so many seconds of video (0: none) and of sound (None: none)."""
-    make = np.random.default_rng(1)
-    frames = make.integers(0, 256, (round(seconds * fps), *size, 3), dtype=np.uint8) if seconds else None
-    wave = None if sound is None else make.uniform(-0.5, 0.5, round(sound * 16_000)).astype(np.float32)
+    """A question about a clip.  seconds: of video (0: none). sound: seconds of audio (None: none)."""
+    rng = np.random.default_rng(1)
+    frames = rng.integers(0, 256, (round(seconds * fps), *size, 3), dtype=np.uint8) if seconds else None
+    wave = None if sound is None else rng.uniform(-0.5, 0.5, round(sound * 16_000)).astype(np.float32)
     clip = Clip.from_arrays(frames=frames, fps=fps, waveform=wave, sample_rate=16_000)
     return Request(clip=clip, question="What?", use=use)
 
 
-def starts(name: str, columns: int) -> np.ndarray:
-    """When each audio token of a spectrogram of 100 columns a second starts: every halving keeps every second."""
+def expected_starts(name: str, columns: int) -> np.ndarray:
+    """Start of each audio token of a spectrogram of 100 columns per second: a halving keeps every second column."""
     column = np.arange(columns)
     if name == "qwen2-5-omni":
         halved = column[::2]
@@ -89,65 +89,65 @@ def seconds_of(layout: Layout, modality: Modality) -> np.ndarray:
 
 @pytest.mark.parametrize("columns", [4, 8, 99, 100, 101, 109, 200, 1234])
 def test_audio_tokens_start_where_the_encoder_s_halvings_put_them(family, columns):
-    expected = starts(family.adapter.name, columns)
+    expected = expected_starts(family.adapter.name, columns)
     assert family.adapter.n_audio_tokens(columns) == len(expected)
-    assert np.allclose(family.adapter.starts(len(expected)), expected)
-    (layout,) = family.prepare(ask(0, sound=columns / 100)).layouts
+    assert np.allclose(family.adapter.audio_starts(len(expected)), expected)
+    (layout,) = family.prepare(request_for(0, sound=columns / 100)).layouts
     assert np.allclose(seconds_of(layout, Modality.AUDIO), expected, atol=1e-6)
 
 
-def test_sound_longer_than_the_extractor_s_window_is_heard_to_its_end(family):
+def test_sound_longer_than_the_extractor_s_window_is_used_to_its_end(family):
     assert family.processor.feature_extractor.chunk_length == 5
-    for request in (ask(0, sound=12), ask(12, sound=12)):
+    for request in (request_for(0, sound=12), request_for(12, sound=12)):
         (layout,) = family.prepare(request).layouts
-        assert layout.count(Modality.AUDIO) == len(starts(family.adapter.name, 1200))
+        assert layout.count(Modality.AUDIO) == len(expected_starts(family.adapter.name, 1200))
         assert seconds_of(layout, Modality.AUDIO)[-1] > 11.9
 
 
 @pytest.mark.parametrize("sound", [0.001, 0.01, 0.039])
 def test_the_shortest_sound_is_one_token(family, sound):
-    prepared = family.prepare(ask(0, sound=sound))
+    prepared = family.prepare(request_for(0, sound=sound))
     assert prepared.layouts[0].count(Modality.AUDIO) == 1
     assert family.logits(prepared).isfinite().all()
 
 
 def test_video_and_sound_alternate_in_time(family):
-    (layout,) = family.prepare(ask(8, sound=8)).layouts
+    (layout,) = family.prepare(request_for(8, sound=8)).layouts
     media = layout.modality[layout.modality != Modality.TEXT]
-    turns = np.flatnonzero(np.diff(media)) + 1
-    second = np.concatenate([part[:1] for part in np.split(layout.second[~np.isnan(layout.second)], turns)])
+    changes = np.flatnonzero(np.diff(media)) + 1
+    second = np.concatenate([part[:1] for part in np.split(layout.second[~np.isnan(layout.second)], changes)])
     assert media[0] == Modality.VIDEO
     step = {"qwen2-5-omni": 2, "qwen3-omni": 1}[family.adapter.name]
     assert second.tolist() == np.repeat(np.arange(0, 8, step), 2).tolist()
 
 
-def test_use_says_what_is_shown(family):
+def test_use_selects_the_tracks(family):
     for use, video, audio in ((Use.VIDEO, True, False), (Use.AUDIO, False, True), (Use.BOTH, True, True)):
-        prepared = family.prepare(ask(3, sound=3, use=use))
+        prepared = family.prepare(request_for(3, sound=3, use=use))
         (layout,) = prepared.layouts
         assert (layout.count(Modality.VIDEO) > 0, layout.count(Modality.AUDIO) > 0) == (video, audio)
         assert prepared.inputs.get("use_audio_in_video", False) == (video and audio)
         assert family.logits(prepared).isfinite().all()
     with pytest.raises(MissingTrack):
-        family.prepare(ask(3, use=Use.AUDIO))
+        family.prepare(request_for(3, use=Use.AUDIO))
 
 
 @pytest.mark.parametrize(
-    ("seconds", "most", "spacing"), [(2.1, 768, 1.05), (8, 768, 1.0), (8, 4, 4.0), (0.2, 768, 0.2)]
+    ("seconds", "max_frames", "spacing"), [(2.1, 768, 1.05), (8, 768, 1.0), (8, 4, 4.0), (0.2, 768, 0.2)]
 )
-def test_the_model_is_told_how_far_apart_the_frames_are(family, monkeypatch, seconds, most, spacing):
-    monkeypatch.setattr(family.processor.video_processor, "max_frames", most)
-    prepared = family.prepare(ask(seconds, sound=seconds))
+def test_the_model_gets_the_spacing_of_the_frames(family, monkeypatch, seconds, max_frames, spacing):
+    monkeypatch.setattr(family.processor.video_processor, "max_frames", max_frames)
+    prepared = family.prepare(request_for(seconds, sound=seconds))
     assert prepared.inputs["video_second_per_grid"].tolist() == pytest.approx([spacing])
-    shown = np.unique(seconds_of(prepared.layouts[0], Modality.VIDEO))
-    assert np.allclose(np.diff(shown), spacing, atol=0.11)
+    frame_seconds = np.unique(seconds_of(prepared.layouts[0], Modality.VIDEO))
+    assert np.allclose(np.diff(frame_seconds), spacing, atol=0.11)
 
 
 def test_an_example_is_laid_out_as_the_processor_does(family):
     patch = PATCHES[family.adapter.name]
     _, processor = family.module.build()
     processor.video_processor = Qwen2VLVideoProcessor(patch_size=patch, cap_pixels_per_frame=True)
-    request = ask(5, sound=5, fps=2, size=(720, 1280))
+    request = request_for(5, sound=5, fps=2, size=(720, 1280))
     (real,) = family.adapter.prepare(processor, [request]).layouts
     layout = family.adapter.example(family.adapter.config(), seconds=5, text=20)
     for name in ("modality", "frame"):
@@ -158,7 +158,7 @@ def test_an_example_is_laid_out_as_the_processor_does(family):
 def test_a_question_cannot_open_a_block_of_media(family):
     for mark in ("vision_bos_token", "audio_eos_token"):
         word = getattr(family.processor, mark)
-        request = Request(clip=ask(1).clip, question=f"What is {word}?")
+        request = Request(clip=request_for(1).clip, question=f"What is {word}?")
         with pytest.raises(MediaError, match="stands for media"):
             family.prepare(request)
 
@@ -167,16 +167,16 @@ def test_a_question_cannot_open_a_block_of_media(family):
 
 
 def test_videos_with_and_without_sound_are_refused_in_one_batch(family):
-    loud, silent = ask(3, sound=3), ask(2)
-    with pytest.raises(MediaError, match="with and without sound in one batch"):
+    loud, silent = request_for(3, sound=3), request_for(2)
+    with pytest.raises(MediaError, match="with and without audio in one batch"):
         family.prepare(loud, silent)
-    with pytest.raises(MediaError, match="with and without sound in one batch"):
-        family.prepare(loud, ask(3, sound=3, use=Use.VIDEO))
+    with pytest.raises(MediaError, match="with and without audio in one batch"):
+        family.prepare(loud, request_for(3, sound=3, use=Use.VIDEO))
 
 
 @pytest.mark.parametrize("videos", [(3.0, 3.0), (3.0, None)])
 def test_sound_alone_is_answered_beside_any_video_as_by_itself(family, videos):
-    requests = [ask(videos[0], sound=videos[1]), ask(0, sound=2.3)]
+    requests = [request_for(videos[0], sound=videos[1]), request_for(0, sound=2.3)]
     together = family.logits(family.prepare(*requests))
     for row, request in zip(together, requests, strict=True):
         alone = family.logits(family.prepare(request))[0]
@@ -193,7 +193,7 @@ def test_the_release_s_configuration_is_a_thinker_s(family):
     expected = {"qwen2-5-omni": [151646, 151647, 151652], "qwen3-omni": [151675, 151669, 151652]}
     assert marks == expected[family.adapter.name]
     assert config.video_token_id == 151656
-    assert config.position_id_per_seconds == family.adapter.positions
+    assert config.position_id_per_seconds == family.adapter.positions_per_second
     assert config.vision_config.patch_size == PATCHES[family.adapter.name]
     assert config.vision_config.out_hidden_size == config.audio_config.output_dim == config.text_config.hidden_size
 
@@ -213,14 +213,14 @@ def test_a_thinker_is_loaded_from_its_own_folder_and_from_a_whole_model_s(family
     model.save_pretrained(tmp_path)
     family.processor.save_pretrained(tmp_path)
     source = str(tmp_path)
-    found, _, config = resolve(source)
-    assert type(found) is type(family.adapter)
+    adapter, _, config = resolve(source)
+    assert type(adapter) is type(family.adapter)
     assert type(config).__name__ == family.adapter.config_class
     assert set(config.architectures or ()) <= family.adapter.architectures
     loaded, processor = family.adapter.load(source, dtype=torch.float32, attn_implementation="sdpa")
     assert type(loaded).__name__ == family.adapter.model_class
     assert not loaded.training
-    request = ask(3, sound=3)
+    request = request_for(3, sound=3)
     theirs = family.adapter.prepare(processor, [request])
     assert torch.equal(theirs.inputs["input_ids"], family.prepare(request).inputs["input_ids"])
     expected = family.logits(theirs, family.adapter.language_model(model))
@@ -228,7 +228,7 @@ def test_a_thinker_is_loaded_from_its_own_folder_and_from_a_whole_model_s(family
 
 
 def test_a_whole_model_is_pruned_in_its_thinker(family):
-    plan, prepared = fastav(Keep(media=Share(0.5))), family.prepare(ask(3, sound=3))
+    plan, prepared = fastav(Keep(media=Share(0.5))), family.prepare(request_for(3, sound=3))
     model = family.module.whole()
     inside = family.adapter.language_model(model)
     answers = []

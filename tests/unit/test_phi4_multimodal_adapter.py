@@ -1,4 +1,4 @@
-"""What the contract does not cover of Phi-4-multimodal: the release's numbers, padding, seconds, and loading."""
+"""Phi-4-multimodal beyond the contract tests: the release's numbers, padding, seconds, and loading."""
 
 import json
 
@@ -12,7 +12,7 @@ from fastav.errors import CheckpointError, MediaError
 from fastav.layout import Modality
 from fastav.media import Clip
 from fastav.models.phi4_multimodal import Phi4MultimodalAdapter
-from fastav.models.phi4_multimodal.adapter import picture_padding
+from fastav.models.phi4_multimodal.adapter import image_padding
 from support.families import phi4_multimodal
 
 RANK, ALPHA = 2, 4
@@ -29,11 +29,11 @@ def tiny():
 
 
 def clip_of(frames, size, *, fps=10, samples=None):
-    make = np.random.default_rng(1)
+    rng = np.random.default_rng(1)
     return Clip.from_arrays(
-        frames=make.integers(0, 256, (frames, *size, 3), dtype=np.uint8),
+        frames=rng.integers(0, 256, (frames, *size, 3), dtype=np.uint8),
         fps=fps,
-        waveform=None if samples is None else make.uniform(-0.5, 0.5, samples).astype(np.float32),
+        waveform=None if samples is None else rng.uniform(-0.5, 0.5, samples).astype(np.float32),
         sample_rate=None if samples is None else 16_000,
     )
 
@@ -43,8 +43,8 @@ def prepared(adapter, tiny):
     return adapter.prepare(tiny[1], [Request(clip=clip_of(15, (36, 64), samples=30_000), question="What?")])
 
 
-def write_changes(folder, model, names, *, seed=0, **settings):
-    """A folder of low-rank changes, as the peft library writes it."""
+def write_lora(folder, model, names, *, seed=0, **settings):
+    """Write a folder with a vision LoRA, as the peft library does."""
     torch.manual_seed(seed)
     tensors = {}
     for name in names:
@@ -63,7 +63,7 @@ NAMES = ["model.layers.0.self_attn.qkv_proj", "model.layers.3.mlp.down_proj"]
 
 @pytest.fixture
 def checkpoint(tiny, tmp_path):
-    """A folder of weights to which the changes for vision have not been added."""
+    """A folder of weights without the vision LoRA merged."""
     model, processor = tiny
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -93,19 +93,19 @@ def test_an_image_of_the_release_has_as_many_tokens_as_the_processor_says(adapte
 
     read = Phi4MultimodalImageProcessor()
     for height, width in ((720, 1280), (1280, 720), (448, 448), (300, 1000)):
-        made = read(np.zeros((height, width, 3), np.uint8), dynamic_hd=1, return_tensors="pt")
-        kept = made["image_attention_mask"][0, 1, ::2, ::2]
-        rows, columns = int(kept[:, 0].sum()), int(kept[0].sum())
-        empty = picture_padding(rows=1, columns=1, height=rows, width=columns)
-        assert len(empty) == int(made["num_img_tokens"][0])
+        outputs = read(np.zeros((height, width, 3), np.uint8), dynamic_hd=1, return_tensors="pt")
+        is_picture = outputs["image_attention_mask"][0, 1, ::2, ::2]
+        rows, columns = int(is_picture[:, 0].sum()), int(is_picture[0].sum())
+        empty = image_padding(rows=1, columns=1, height=rows, width=columns)
+        assert len(empty) == int(outputs["num_img_tokens"][0])
         # of the whole, the lines and columns that the one crop leaves out, and their ends
         assert empty.sum() == (16 - rows) * 17 + rows * (16 - columns)
 
 
 def test_padding_of_an_image_of_several_crops_is_where_its_smaller_whole_is_white(adapter, tiny):
     model, processor = tiny
-    picture = np.zeros((100, 130, 3), np.uint8)  # 2 x 3 crops of 64 pixels, of which 128 x 166 pixels are filled
-    inputs = processor(text=["<|image|>"], images=[picture], images_kwargs={"dynamic_hd": 36}, return_tensors="pt")
+    image = np.zeros((100, 130, 3), np.uint8)  # 2 x 3 crops of 64 pixels, of which 128 x 166 pixels are filled
+    inputs = processor(text=["<|image|>"], images=[image], images_kwargs={"dynamic_hd": 36}, return_tensors="pt")
     (layout,) = adapter.layouts(model.config, inputs)
     whole = layout.padding[-16 * 17 :].reshape(16, 17)
     white = (inputs["image_pixel_values"][0, 0] == 1).all(0).numpy().reshape(16, 4, 16, 4).all((1, 3))
@@ -139,23 +139,23 @@ def test_a_batch_of_sounds_is_what_the_official_processor_makes_of_it(adapter, t
     assert torch.equal(inputs["audio_input_features"][mask], official["audio_input_features"][mask])
 
 
-def test_sound_alone_is_refused(adapter, tiny):
+def test_audio_alone_is_refused(adapter, tiny):
     request = Request(clip=clip_of(5, (24, 32), samples=30_000), question="?", use=Use.AUDIO)
-    with pytest.raises(MediaError, match="sound alone"):
+    with pytest.raises(MediaError, match="audio alone"):
         adapter.prepare(tiny[1], [request])
 
 
-def test_too_little_sound_is_refused(adapter, tiny):
-    with pytest.raises(MediaError, match="under 25 ms"):
+def test_too_short_audio_is_refused(adapter, tiny):
+    with pytest.raises(MediaError, match="less than 25 ms of audio"):
         adapter.prepare(tiny[1], [Request(clip=clip_of(5, (24, 32), samples=399), question="?")])
 
 
 # --- loading
 
 
-def test_the_changes_for_vision_are_added_once(adapter, tiny, checkpoint, prepared, tmp_path_factory):
+def test_the_vision_lora_is_merged_once(adapter, tiny, checkpoint, prepared, tmp_path_factory):
     model, _ = tiny
-    tensors = write_changes(checkpoint, model, NAMES)
+    tensors = write_lora(checkpoint, model, NAMES)
     loaded, processor = adapter.load(str(checkpoint))
     for name in NAMES:
         a, b = (tensors[f"base_model.model.{name}.lora_{x}.weight"] for x in "AB")
@@ -171,7 +171,7 @@ def test_the_changes_for_vision_are_added_once(adapter, tiny, checkpoint, prepar
         assert not torch.allclose(loaded(**prepared.inputs).logits, model(**prepared.inputs).logits)
 
 
-def test_a_checkpoint_without_its_changes_for_vision_is_refused(adapter, checkpoint):
+def test_a_checkpoint_without_its_vision_lora_is_refused(adapter, checkpoint):
     with pytest.raises(CheckpointError, match="vision-lora"):
         adapter.load(str(checkpoint))
 
@@ -180,12 +180,12 @@ def test_a_checkpoint_without_its_changes_for_vision_is_refused(adapter, checkpo
     ("names", "settings", "message"),
     [
         (["model.norm", *NAMES], {}, "other shapes for 1 key: model.norm"),
-        (NAMES, {"use_dora": True}, "sets use_dora"),
+        (NAMES, {"use_dora": True}, "unsupported settings: use_dora"),
     ],
 )
-def test_changes_that_are_not_plain_are_refused(adapter, tiny, checkpoint, names, settings, message):
+def test_a_lora_with_unsupported_settings_or_shapes_is_refused(adapter, tiny, checkpoint, names, settings, message):
     model, _ = tiny
-    tensors = write_changes(checkpoint, model, NAMES, **settings)
+    tensors = write_lora(checkpoint, model, NAMES, **settings)
     if "model.norm" in names:
         tensors["base_model.model.model.norm.lora_A.weight"] = torch.randn(RANK, 3)
         tensors["base_model.model.model.norm.lora_B.weight"] = torch.randn(3, RANK)
@@ -194,21 +194,21 @@ def test_changes_that_are_not_plain_are_refused(adapter, tiny, checkpoint, names
         adapter.load(str(checkpoint))
 
 
-def test_changes_for_unknown_modules_or_of_one_half_are_refused(adapter, tiny, checkpoint):
+def test_a_lora_for_unknown_modules_or_with_one_factor_is_refused(adapter, tiny, checkpoint):
     model, _ = tiny
-    tensors = write_changes(checkpoint, model, NAMES)
+    tensors = write_lora(checkpoint, model, NAMES)
     file = checkpoint / "vision-lora" / "adapter_model.safetensors"
     save_file({**tensors, "base_model.model.model.nowhere.lora_A.weight": torch.zeros(2, 2)}, file)
     with pytest.raises(CheckpointError, match=r"unknown 1 key: model\.nowhere"):
         adapter.load(str(checkpoint))
     tensors.pop(f"base_model.model.{NAMES[0]}.lora_B.weight")
     save_file(tensors, file)
-    with pytest.raises(CheckpointError, match=f"lacks half of 1 key: {NAMES[0]}"):
+    with pytest.raises(CheckpointError, match=f"lacks one LoRA factor of 1 key: {NAMES[0]}"):
         adapter.load(str(checkpoint))
 
 
 def test_a_missing_key_is_refused(adapter, tiny, checkpoint):
-    write_changes(checkpoint, tiny[0], NAMES)
+    write_lora(checkpoint, tiny[0], NAMES)
     tensors = load_file(checkpoint / "model.safetensors")
     tensors.pop("model.layers.2.mlp.down_proj.weight")
     save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})

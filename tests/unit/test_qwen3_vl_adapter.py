@@ -85,11 +85,11 @@ def test_examples_agree_with_the_official_processor(seconds, size):
         temporal_factor=2,
         cap_pixels_per_frame=True,
     )
-    assert ADAPTER.released_grid(seconds, *size) == (-(-frames // 2), scaled.shape[-2] // 32, scaled.shape[-1] // 32)
+    assert ADAPTER.release_grid(seconds, *size) == (-(-frames // 2), scaled.shape[-2] // 32, scaled.shape[-1] // 32)
 
 
 def test_sound_is_refused_in_examples():
-    with pytest.raises(MediaError, match="does not hear"):
+    with pytest.raises(MediaError, match="does not take audio"):
         ADAPTER.example(ADAPTER.config(), audio=3, text=5)
 
 

@@ -88,11 +88,11 @@ def test_examples_agree_with_the_official_processor(seconds, size):
         PILImageResampling.BICUBIC,
         factor=28,
     )
-    assert ADAPTER.released_grid(seconds, *size) == (frames, scaled.shape[-2] // 28, scaled.shape[-1] // 28)
+    assert ADAPTER.release_grid(seconds, *size) == (frames, scaled.shape[-2] // 28, scaled.shape[-1] // 28)
 
 
 def test_sound_is_refused_in_examples():
-    with pytest.raises(MediaError, match="does not hear"):
+    with pytest.raises(MediaError, match="does not take audio"):
         ADAPTER.example(ADAPTER.config(), audio=3, text=5)
 
 

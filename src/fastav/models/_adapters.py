@@ -1,4 +1,4 @@
-"""What the adapters share: presets, host arrays, layouts and the shape of a Qwen2-like decoder."""
+"""Helpers of all adapters: presets, numpy arrays, layouts and the shape of Qwen2-like decoders."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -15,30 +15,30 @@ from fastav.presets import fastav, plus, trim
 
 
 def preset_plans(keep: Keep) -> dict[str, Plan]:
-    """The plans of a family.  keep: what stays at the global cut of `fastav`."""
+    """The preset plans of a family.  keep: what stays at the global cut of `fastav`."""
     return {"fastav": fastav(keep), "fastav-plus": plus(), "fastav-trim": trim()}
 
 
-def host(values: Any) -> np.ndarray:
-    """A tensor, or whatever numpy understands, as an array in host memory."""
+def to_numpy(values: Any) -> np.ndarray:
+    """A tensor, or anything that numpy accepts, as an array in host memory."""
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
-def prompts_of(inputs: Mapping[str, Any]) -> Iterator[np.ndarray]:
+def prompt_ids(inputs: Mapping[str, Any]) -> Iterator[np.ndarray]:
     """The token ids of each prompt of a batch, without padding."""
-    ids = host(inputs["input_ids"])
-    mask = np.ones_like(ids) if inputs.get("attention_mask") is None else host(inputs["attention_mask"])
-    for row, real in zip(ids, mask[:, -ids.shape[1] :].astype(bool), strict=True):
-        yield row[real]
+    ids = to_numpy(inputs["input_ids"])
+    mask = np.ones_like(ids) if inputs.get("attention_mask") is None else to_numpy(inputs["attention_mask"])
+    for row, is_token in zip(ids, mask[:, -ids.shape[1] :].astype(bool), strict=True):
+        yield row[is_token]
 
 
-def rows_of(inputs: Mapping[str, Any], name: str) -> Iterator[np.ndarray]:
-    """The rows of an input, none if it is missing."""
+def iter_rows(inputs: Mapping[str, Any], name: str) -> Iterator[np.ndarray]:
+    """The rows of an input; none if the input is missing."""
     value = inputs.get(name)
-    return iter([] if value is None else host(value))
+    return iter([] if value is None else to_numpy(value))
 
 
-def of_places(
+def layout_from_masks(
     video: np.ndarray,
     audio: np.ndarray,
     *,
@@ -46,7 +46,7 @@ def of_places(
     frame: np.ndarray | None = None,
     padding: np.ndarray | None = None,
 ) -> Layout:
-    """The layout of a prompt by where its video, audio and images are, all of [tokens]; seconds are unknown."""
+    """The layout of a prompt, from masks of its video, audio and image tokens, each [tokens]; seconds are unknown."""
     modality = np.where(video, Modality.VIDEO, np.where(audio, Modality.AUDIO, Modality.TEXT)).astype(np.int8)
     if image is not None:
         modality[image] = Modality.IMAGE
@@ -54,12 +54,12 @@ def of_places(
 
 
 def with_seconds(layout: Layout, second: np.ndarray) -> Layout:
-    """The layout with the second of each token; padding has none."""
+    """The layout with the seconds of its tokens; NaN for padding."""
     return replace(layout, second=np.where(layout.padding, np.nan, second).astype(np.float32))
 
 
 def qwen2_shape(config: PreTrainedConfig) -> DecoderShape:
-    """The dimensions of the Qwen2 or Qwen2.5 decoder of a configuration, or of its part for text."""
+    """The dimensions of a Qwen2-like decoder, from a configuration or its text part."""
     text: Any = config.get_text_config(decoder=True)
     return DecoderShape(
         layers=text.num_hidden_layers,
@@ -73,18 +73,18 @@ def qwen2_shape(config: PreTrainedConfig) -> DecoderShape:
 
 
 def sparse_shape(config: PreTrainedConfig) -> DecoderShape:
-    """`qwen2_shape`, of a decoder whose MLPs are mixtures of experts, all or some: what is active for one token.
+    """`qwen2_shape` for a decoder with mixtures of experts in all or some layers: the part that is active per token.
 
-    Each token runs through its experts and no shared one; the router, under 1 % of that, is left out.
+    A token passes through its experts and no shared one. The router, under 1 % of that, is not counted.
     """
     text: Any = config.get_text_config(decoder=True)
-    shape, active = qwen2_shape(config), text.num_experts_per_tok * text.moe_intermediate_size
+    shape, expert_width = qwen2_shape(config), text.num_experts_per_tok * text.moe_intermediate_size
     dense, stride = set(getattr(text, "mlp_only_layers", None) or ()), getattr(text, "decoder_sparse_step", 1)
     widths = [
-        active if index not in dense and (index + 1) % stride == 0 else text.intermediate_size
+        expert_width if index not in dense and (index + 1) % stride == 0 else text.intermediate_size
         for index in range(shape.layers)
     ]
     by_layer = tuple(
         LayerShape(intermediate=width, kv_heads=shape.kv_heads, head_dim=shape.head_dim) for width in widths
     )
-    return replace(shape, intermediate=active, by_layer=by_layer if len(set(widths)) > 1 else ())
+    return replace(shape, intermediate=expert_width, by_layer=by_layer if len(set(widths)) > 1 else ())

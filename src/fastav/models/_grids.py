@@ -1,4 +1,4 @@
-"""Videos whose tokens stand on a grid of time, height and width, as in the Qwen-VL line."""
+"""Videos whose tokens form a grid of time, height and width, as in the Qwen-VL families."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,33 +10,33 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from fastav.errors import MediaError, reason_of
 from fastav.layout import Layout, Modality
-from fastav.models._adapters import of_places, prompts_of, rows_of, with_seconds
+from fastav.models._adapters import iter_rows, layout_from_masks, prompt_ids, with_seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grids:
-    """How frames become tokens.
+    """The settings by which frames become tokens.
 
-    patch: pixels a side. merge: patches a side of a token. temporal: frames that a token shows. fps: sampled frames a
-    second, between `least` and `most` of them. min_pixels, max_pixels: of a frame after scaling.
-    video_tokens: most tokens of a video, which more frames share (None: no such limit).
+    patch: pixels per side. merge: patches per side of a token. temporal: frames per token. fps: sampled frames per
+    second, `min_frames` to `max_frames` in all. min_pixels, max_pixels: of a frame after resizing. video_tokens: the
+    maximum per video, shared by its frames (None: no such limit).
     """
 
     patch: int
     merge: int
     temporal: int
     fps: float | int
-    least: int
-    most: int
+    min_frames: int
+    max_frames: int
     min_pixels: int
     max_pixels: int
     video_tokens: int | None = None
 
     def frames(self, seconds: float | int, fps: float | int = 25) -> int:
-        """How many frames are sampled of a video of this length and rate."""
-        there = max(1, round(seconds * fps))
-        wanted = min(max(seconds * self.fps, self.least), self.most, there)
-        return max(self.temporal, int(wanted) // self.temporal * self.temporal)
+        """The number of frames that are sampled from a video of this length and rate."""
+        available = max(1, round(seconds * fps))
+        sampled = min(max(seconds * self.fps, self.min_frames), self.max_frames, available)
+        return max(self.temporal, int(sampled) // self.temporal * self.temporal)
 
     def grid(self, seconds: float | int, height: int, width: int) -> tuple[int, int, int]:
         """Tokens along time, height and width of a video of this length and size.  Raises: MediaError."""
@@ -51,26 +51,28 @@ class Grids:
         return frames // self.temporal, height // side, width // side
 
 
-def frames_of(tokens: int, grids: Iterator[Iterable[int]], *, merge: int, temporal: int) -> Int[np.ndarray, " tokens"]:
-    """The first sampled frame of each of a prompt's video tokens, by the grids (in patches) of its videos.
+def token_frames(
+    tokens: int, grids: Iterator[Iterable[int]], *, merge: int, temporal: int
+) -> Int[np.ndarray, " tokens"]:
+    """The first sampled frame of each of a prompt's video tokens, from the grids (in patches) of its videos.
 
-    Later videos of a prompt count on from earlier ones. -1 everywhere if the grids are not those of the tokens.
+    Frame numbers continue from one video of a prompt to the next. All are -1 if grids and tokens do not match.
     """
-    parts: list[np.ndarray] = []
-    done = steps = 0
-    while done < tokens and (grid := next(grids, None)) is not None:
+    frames: list[np.ndarray] = []
+    count = steps = 0
+    while count < tokens and (grid := next(grids, None)) is not None:
         time, height, width = (int(n) for n in grid)
-        each = height * width // merge**2
-        parts.append(np.repeat(np.arange(steps, steps + time) * temporal, each))
-        done, steps = done + time * each, steps + time
-    return np.concatenate(parts) if parts and done == tokens else np.full(tokens, -1)
+        step_tokens = height * width // merge**2
+        frames.append(np.repeat(np.arange(steps, steps + time) * temporal, step_tokens))
+        count, steps = count + time * step_tokens, steps + time
+    return np.concatenate(frames) if frames and count == tokens else np.full(tokens, -1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Places:
-    """Ids that stand for media, and how many patches (a side) and frames a video token shows.
+class MediaTokens:
+    """The token ids of media, and how many patches per side and how many frames a video token covers.
 
-    audio: None for families that do not hear.
+    audio: None for families that take no audio.
     """
 
     video: int
@@ -80,26 +82,26 @@ class Places:
     temporal: int
 
 
-def grid_layouts(places: Places, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
+def grid_layouts(media_tokens: MediaTokens, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
     """The layout of each prompt of a batch, from the arguments of `forward` alone; seconds are unknown.
 
-    An audio token accompanies the frame of the last video token before it.
+    An audio token has the frame of the last video token before it.
     """
-    grids, layouts = rows_of(inputs, "video_grid_thw"), []
-    for ids in prompts_of(inputs):
-        video = ids == places.video
-        audio = np.zeros_like(video) if places.audio is None else ids == places.audio
-        shown = frames_of(int(video.sum()), grids, merge=places.merge, temporal=places.temporal)
-        latest = np.concatenate([[-1], shown])[np.cumsum(video)]
-        frame = np.where(video | audio, latest, -1)
-        layouts.append(of_places(video, audio, image=ids == places.image, frame=frame))
+    grids, layouts = iter_rows(inputs, "video_grid_thw"), []
+    for ids in prompt_ids(inputs):
+        video = ids == media_tokens.video
+        audio = np.zeros_like(video) if media_tokens.audio is None else ids == media_tokens.audio
+        video_frames = token_frames(int(video.sum()), grids, merge=media_tokens.merge, temporal=media_tokens.temporal)
+        last_frame = np.concatenate([[-1], video_frames])[np.cumsum(video)]
+        frame = np.where(video | audio, last_frame, -1)
+        layouts.append(layout_from_masks(video, audio, image=ids == media_tokens.image, frame=frame))
     return tuple(layouts)
 
 
-def timed(layout: Layout, *, frames: Float[np.ndarray, " frames"], audio_rate: float | int = 0) -> Layout:
+def with_frame_seconds(layout: Layout, *, frames: Float[np.ndarray, " frames"], audio_rate: float | int = 0) -> Layout:
     """The layout of a prompt about one clip, with seconds.
 
-    frames: when each sampled frame is shown. audio_rate: audio tokens a second.
+    frames: start of each sampled frame, in seconds. audio_rate: audio tokens per second (0: their seconds are unknown).
     """
     second = np.array(layout.second)
     video, audio = layout.modality == Modality.VIDEO, layout.modality == Modality.AUDIO

@@ -26,7 +26,7 @@ from fastav.adapter import ModelAdapter, Prepared, Request
 from fastav.errors import CheckpointError
 from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
-from fastav.models._adapters import of_places, prompts_of, qwen2_shape, with_seconds
+from fastav.models._adapters import layout_from_masks, prompt_ids, qwen2_shape, with_seconds
 from fastav.models._checkpoint import load, readable
 
 
@@ -101,7 +101,9 @@ class NativeAdapter(ModelAdapter):
         known: Any = processor
         if not isinstance(known, self.processor_class):
             wanted, given = self.processor_class.__name__, type(known).__name__
-            raise CheckpointError(f"{self.name} needs a {wanted}, got {given}", "use the one `load` gave")
+            raise CheckpointError(
+                f"{self.name} needs a {wanted}, got {given}", "use the processor that `load` returned"
+            )
         clips = [known.read(request) for request in requests]
         prompts = [
             known.prompt(request.question, video=clip["video"] is not None, audio=clip["audio"] is not None)
@@ -153,7 +155,7 @@ class NativeAdapter(ModelAdapter):
         steps, silence = self.step_tokens(scheme, inputs), self.silence(scheme, inputs)
         sounds, size = iter(silence), silence.shape[1]
         layouts = []
-        for ids in prompts_of(inputs):
+        for ids in prompt_ids(inputs):
             video, audio = ids == scheme.video_token_id, ids == scheme.audio_token_id
             frame, padding = np.full(len(ids), -1), np.zeros(len(ids), bool)
             if step := next(steps, 0) if video.any() else 0:
@@ -164,7 +166,7 @@ class NativeAdapter(ModelAdapter):
             known = list(islice(sounds, count))
             if count and not rest and len(known) == count:
                 padding[audio] = np.concatenate(known)
-            layouts.append(of_places(video, audio, frame=frame, padding=padding))
+            layouts.append(layout_from_masks(video, audio, frame=frame, padding=padding))
         return tuple(layouts)
 
 

@@ -1,1 +1,1 @@
-"""One module per family: a tiny random model of it, and its official processor with a tiny tokenizer."""
+"""One module per family: a tiny random model and the official processor with a tiny tokenizer."""

@@ -1,4 +1,4 @@
-"""What the tiny families share: a tokenizer of bytes, random weights with clear attention, and loading."""
+"""Code shared by the tiny families: a byte tokenizer, a chat template and random weights with clear attention."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ TEMPLATE = (  # a chat template of the form that all of these models use
 
 
 def template(*, video: str = "", audio: str = "", image: str = "") -> str:
-    """A chat template in which these words stand for media."""
+    """A chat template with these placeholders for media."""
     return TEMPLATE % {"video": video, "audio": audio, "image": image}
 
 
@@ -47,7 +47,7 @@ def byte_tokenizer(*special: str, **named: str) -> Qwen2Tokenizer:
 
 
 def randomized(model: PreTrainedModel, attention: str, *, scale: float = 0.25, seed: int = 0) -> PreTrainedModel:
-    """The model with random weights, whose attention is far from uniform so that scores differ clearly."""
+    """The model with random weights whose attention is far from uniform, so that scores differ clearly."""
     torch.manual_seed(seed)
     for parameter in model.parameters():
         parameter.data.normal_(0, scale if parameter.ndim == 2 else 0.1)

@@ -1,6 +1,6 @@
 """A tiny Gemma 3n: layers of both kinds, a window shorter than a prompt, and layers that share keys and values.
 
-Its vision tower is of the timm library; a small ConvNeXt takes the place of MobileNet-v5.
+Its vision tower is from the timm library; a small ConvNeXt takes the place of MobileNet-v5.
 """
 
 from transformers import (
@@ -21,7 +21,7 @@ SIDE, TOKENS = 128, 16  # pixels a side of an image, and its tokens
 
 
 def plan(first: float, later: float) -> Plan:
-    """One cut by position, and fine ones where a layer of full attention has scored."""
+    """One cut by position, and fine cuts after layers of full attention."""
     cut = Step(layers="8", method="position", keep=Keep(media=Share(first)))
     fine = (Step(layers=n, method="last-query", keep=Keep(media=Share(later))) for n in ("10", "15"))
     return Plan((cut, *fine), "tiny")
@@ -34,9 +34,9 @@ def build(attention: str = "sdpa") -> tuple[PreTrainedModel, ProcessorMixin]:
     tokenizer = byte_tokenizer(
         boi_token="<image>",
         boa_token="<audio>",
-        eoi_token="</image>",  # from here on tokens of images, of which each tower embeds its own
+        eoi_token="</image>",  # first token of images; each tower embeds its own tokens
         image_token="<|image|>",
-        eoa_token="</audio>",  # from here on tokens of sound
+        eoa_token="</audio>",  # first token of audio
         audio_token="<|audio|>",
     )
     images, sounds = tokenizer.eoi_token_id, tokenizer.eoa_token_id
@@ -50,7 +50,7 @@ def build(attention: str = "sdpa") -> tuple[PreTrainedModel, ProcessorMixin]:
     config = Gemma3nConfig(
         text_config={
             **TEXT,
-            "vocab_size": len(tokenizer) + 1,  # the last stands for what is beyond the sound
+            "vocab_size": len(tokenizer) + 1,  # the last one is audio padding
             "num_hidden_layers": DEPTH,
             "head_dim": 16,
             "layer_types": [*["sliding_attention"] * 4, "full_attention"] * (DEPTH // 5),

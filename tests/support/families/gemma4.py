@@ -15,7 +15,7 @@ from transformers import (
     ProcessorMixin,
 )
 
-from fastav.models.gemma4.adapter import by_tower
+from fastav.models.gemma4.adapter import attention_by_tower
 from fastav.plan import Keep, Plan, Share, Step
 from support.families._tiny import TEXT, byte_tokenizer, randomized, template
 
@@ -23,7 +23,7 @@ DEPTH, SHARED, WINDOW = 24, 4, 24
 
 
 def plan(first: float, later: float) -> Plan:
-    """One cut by position, and fine ones where a layer of full attention has scored."""
+    """One cut by position, and fine cuts after layers of full attention."""
     cut = Step(layers="10", method="position", keep=Keep(media=Share(first)))
     return Plan(
         (cut, *(Step(layers=n, method="last-query", keep=Keep(media=Share(later))) for n in ("12", "18"))), "tiny"
@@ -87,15 +87,15 @@ def build(attention: str = "sdpa", **options: Any) -> tuple[PreTrainedModel, Pro
         video_token_id=processor.video_token_id,
         audio_token_id=tokenizer.audio_token_id,
     )
-    return randomized(_mended(Gemma4ForConditionalGeneration(config)), attention), processor
+    return randomized(_patched(Gemma4ForConditionalGeneration(config)), attention), processor
 
 
-def _mended(model: Any) -> PreTrainedModel:
-    """The model without two faults of transformers 5.19, which would hide what is tested.
+def _patched(model: Any) -> PreTrainedModel:
+    """The model without two bugs of transformers 5.19, which would hide what is tested.
 
-    `forward` does not pass on where one video of a batch ends, without which no video is taken; the number matters to
-    neither it nor `generate`, which passes it on. With eager attention the audio tower sees what its mask hides, and
-    nothing else; it stays with sdpa, as the adapter loads it.
+    `forward` does not pass on the number of frames per video, without which it accepts no video; its value matters to
+    neither `forward` nor `generate`, which passes it on. With eager attention the audio tower reads its mask as the
+    opposite; it stays with sdpa, as the adapter loads it.
     """
     features, choose = model.model.get_video_features, model.set_attn_implementation
 
@@ -105,5 +105,5 @@ def _mended(model: Any) -> PreTrainedModel:
         return features(pixel_values_videos, video_position_ids, num_frames_per_video=frames, **more)
 
     model.model.get_video_features = with_frames
-    model.set_attn_implementation = lambda attention: choose(by_tower(attention))
+    model.set_attn_implementation = lambda attention: choose(attention_by_tower(attention))
     return model

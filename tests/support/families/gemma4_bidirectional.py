@@ -1,4 +1,4 @@
-"""A tiny Gemma 4 as the larger sizes are: tokens of one frame see each other, and no layers share keys and values."""
+"""A tiny Gemma 4 like the larger sizes: tokens of a frame attend to each other, no layers share keys and values."""
 
 from transformers import PreTrainedModel, ProcessorMixin
 

@@ -1,4 +1,4 @@
-"""A tiny Phi-4-multimodal. Its processor counts on 16 x 16 tokens of a crop, so that a crop has 32 x 32 patches."""
+"""A tiny Phi-4-multimodal. Its processor assumes 16 x 16 tokens per crop, so a crop has 32 x 32 patches."""
 
 from transformers import (
     Phi4MultimodalConfig,
@@ -12,8 +12,8 @@ from transformers import (
 
 from support.families._tiny import TEXT, byte_tokenizer, randomized, template
 
-SOUND = 33_600  # samples of each clip: a batch of sounds of different length is heard otherwise than each alone
-FPS = 20  # so that two frames of one clip and one of the other are shown, of some 500 tokens each
+SOUND = 33_600  # samples of each clip: the encoder's output for audio depends on other lengths in the batch
+FPS = 20  # gives two images of one clip and one of the other, with some 500 tokens each
 
 
 def build(attention: str = "sdpa") -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -49,6 +49,6 @@ def build(attention: str = "sdpa") -> tuple[PreTrainedModel, ProcessorMixin]:
             "input_size": 16,
             "audio_token_id": tokenizer.audio_token_id,
         },
-        merged_adapter="vision-lora",  # its weights need no changes for vision
+        merged_adapter="vision-lora",  # its weights need no vision LoRA
     )
     return randomized(Phi4MultimodalForCausalLM(config), attention), processor

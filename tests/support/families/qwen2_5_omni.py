@@ -45,7 +45,7 @@ def processor() -> ProcessorMixin:
 
 
 def thinker() -> dict[str, Any]:
-    """The arguments of the thinker's configuration."""
+    """Arguments of the thinker's configuration."""
     tokenizer = byte_tokenizer(**MARKS)
     image, audio, video, start, end, begin, stop = tokenizer.convert_tokens_to_ids(list(MARKS.values()))
     return {
@@ -88,7 +88,7 @@ def build(attention: str = "sdpa") -> tuple[PreTrainedModel, ProcessorMixin]:
 
 
 def whole() -> PreTrainedModel:
-    """A tiny whole model, which also speaks."""
+    """A tiny full model, with a talker."""
     small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 16}
     talker = {
         **small,

@@ -1,4 +1,4 @@
-"""Gemma 3n, by transformers' own classes."""
+"""Gemma 3n, with transformers' classes."""
 
 from fastav.models.gemma3n.adapter import Gemma3nAdapter
 

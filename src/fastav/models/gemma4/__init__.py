@@ -1,4 +1,4 @@
-"""Gemma 4, by transformers' own classes."""
+"""Gemma 4, with transformers' classes."""
 
 from fastav.models.gemma4.adapter import Gemma4Adapter
 

@@ -1,4 +1,4 @@
-"""Phi-4-multimodal, by transformers' own classes."""
+"""Phi-4-multimodal, with transformers' classes."""
 
 from fastav.models.phi4_multimodal.adapter import Phi4MultimodalAdapter
 

@@ -1,4 +1,4 @@
-"""What the rest of fastav must know about Phi-4-multimodal."""
+"""The adapter of Phi-4-multimodal."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
@@ -15,36 +15,36 @@ from fastav.adapter import Prepared, Request
 from fastav.errors import MediaError
 from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
-from fastav.models._adapters import of_places, prompts_of, qwen2_shape, rows_of, with_seconds
+from fastav.models._adapters import iter_rows, layout_from_masks, prompt_ids, qwen2_shape, with_seconds
 from fastav.models._checkpoint import HUB_OPTIONS, readable
-from fastav.models._official import CHANNELS_LAST, OfficialAdapter, Row, refuse_written_placeholders, rendered
-from fastav.models._pictures import frame_indices
+from fastav.models._frame_sampling import frame_indices
+from fastav.models._official import CHANNELS_LAST, OfficialAdapter, PreparedRequest, refuse_placeholders, render_chat
 from fastav.models.phi4_multimodal.lora import merge
 from fastav.plan import Keep, Plan, Tokens
 from fastav.presets import fastav, plus, trim
 
-MOST = 16  # frames, of which there is one for every second begun
+MAX_FRAMES = 16  # one per started second
 RATE = 16_000
-WINDOW, HOP, STRIDE = 400, 160, 8  # samples of a mel frame, samples between two, and mel frames of a token
-SIDE = 16  # tokens a side of a crop, which the processor counts on
-PREFIX = 2  # tokens before the clip: who speaks
+WINDOW, HOP, STRIDE = 400, 160, 8  # samples per mel frame, samples between mel frames, and mel frames per token
+SIDE = 16  # tokens per side of a crop, which is fixed in the processor
+PREFIX = 2  # tokens before the clip: the role
 EXAMPLE_SECONDS = 30.0
-REVISION = "refs/pr/70"  # where the weights in transformers' own format are
+REVISION = "refs/pr/70"  # the weights in transformers' format
 VISION = "vision-lora"
-LENGTHS = "audio_frames"  # of each sound; not an argument of forward
+LENGTHS = "audio_frames"  # an input of one prompt that is not an argument of `forward`
 
 
 class Phi4MultimodalAdapter(OfficialAdapter):
-    """Phi-4-multimodal: frames of a video as images, then its sound.
+    """Phi-4-multimodal: frames of a video as images, then the audio.
 
-    It takes no videos; a clip is one image for every second begun, at most 16, each in the middle of its part of the
-    clip. An image is one crop, and once more the whole.
+    The model takes no videos: a clip becomes one image per started second, at most 16, each from the middle of its part
+    of the clip. An image is encoded as one crop, and a second time as a whole.
 
-    The decoder's changes for vision, which the checkpoint keeps apart, are added to its weights when it is loaded: the
-    authors use them whenever there is an image, also with sound. Sound alone needs other changes; it is refused.
+    The decoder's vision LoRA, a separate folder of the checkpoint, is merged into the weights on loading: the authors
+    use it whenever there is an image, with or without audio. Audio alone needs another LoRA and is refused.
 
-    The paper has no settings for it; the preset `fastav` does as the paper does for VideoLLaMA2, whose video stands
-    before its sound, too: it keeps the first 10 tokens of sound and all images at the middle layer.
+    The paper has no settings for this model. The preset `fastav` keeps the first 10 audio tokens and all images at the
+    middle layer, as the paper does for VideoLLaMA2, where video also comes before audio.
     """
 
     name = "phi4-multimodal"
@@ -68,19 +68,19 @@ class Phi4MultimodalAdapter(OfficialAdapter):
     }
 
     def config(self, source: str | None = None) -> PreTrainedConfig:
-        """The configuration in a local folder or hub id; of the release, without any download, if None."""
+        """The configuration in a local folder or hub id; None for the released model's, without any download."""
         if source is None or source != self.checkpoint:
             return super().config(source)
         with readable(source):
             return transformers.Phi4MultimodalConfig.from_pretrained(source, revision=REVISION)
 
     def load(self, source: str, **options: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
-        """Model (in evaluation mode), with its changes for vision, and processor from a local folder or a hub id.
+        """Model (in evaluation mode), with its vision LoRA merged, and processor from a local folder or a hub id.
 
-        Of the released hub id, the revision in transformers' own format is taken unless `options` names another.
+        For the released hub id, the revision in transformers' format is loaded unless `options` names another.
 
-        Raises: CheckpointError if keys are missing, left over, or of another shape, files cannot be read, or there is
-        no folder of changes for vision in a checkpoint whose weights do not hold them yet.
+        Raises: CheckpointError if keys are missing, unexpected, or of another shape, if files cannot be read, or if the
+        checkpoint's weights do not include the vision LoRA and it has no folder with it.
         """
         if source == self.checkpoint:
             options = {"revision": self.revision, **options}
@@ -88,61 +88,61 @@ class Phi4MultimodalAdapter(OfficialAdapter):
         if getattr(model.config, "merged_adapter", None) != VISION:
             with readable(f"{source}/{VISION}"):
                 merge(model, source, VISION, {name: options[name] for name in HUB_OPTIONS if name in options})
-            model.config.merged_adapter = VISION  # saved with the weights, so that they are not added twice
+            model.config.merged_adapter = VISION  # saved with the weights, so that the LoRA is not merged twice
         return model, processor
 
     def prepare(self, processor: ProcessorMixin, requests: Sequence[Request]) -> Prepared:
         """Decode, sample and tokenize a batch of requests.
 
-        Raises: CheckpointError for another model's processor; MissingTrack for a clip without a track that is asked
-        for; MediaError for sound alone, or too little of it.
+        Raises: CheckpointError for another model's processor; MissingTrack for a clip without a track that its request
+        requires; MediaError for audio without video, or less than 25 ms of audio.
         """
         prepared = super().prepare(processor, requests)
         inputs = dict(prepared.inputs)
         lengths = inputs.pop(LENGTHS, None)
-        if lengths is not None and len(lengths) > 1:  # as the processor does; a single sound has no mask
+        if lengths is not None and len(lengths) > 1:  # as the processor does: one audio track has no mask
             inputs["audio_attention_mask"] = torch.arange(int(lengths.max()))[None] < lengths[:, None]
         return Prepared(inputs=inputs, layouts=prepared.layouts)
 
-    def row(self, processor: Any, request: Request) -> Row:
-        """The processor's tensors for one request, the length of its sound's features, and its layout."""
-        refuse_written_placeholders(request.question, [processor.image_token, processor.audio_token])
-        seen, heard = request.tracks
-        if not seen:
+    def prepare_request(self, processor: Any, request: Request) -> PreparedRequest:
+        """The processor's tensors for one request, the number of its mel frames, and its layout."""
+        refuse_placeholders(request.question, [processor.image_token, processor.audio_token])
+        has_video, has_audio = request.tracks
+        if not has_video:
             raise MediaError(
-                f"{self.name} cannot answer about sound alone: its decoder is set for images, with or without sound",
-                "show the video too: use='both' (--use both)",
+                f"{self.name} cannot answer about audio alone: its decoder has the vision LoRA merged",
+                "use the video too: use='both' (--use both)",
             )
         track = request.clip.require_video()
-        indices = frame_indices(track.frames, track.duration, most=MOST)
-        content = processor.image_token * len(indices) + processor.audio_token * heard + request.question
+        indices = frame_indices(track.frames, track.duration, max_frames=MAX_FRAMES)
+        content = processor.image_token * len(indices) + processor.audio_token * has_audio + request.question
         inputs = processor(
-            text=[rendered(processor.tokenizer, content)],  # the processor loses its template when it is read
+            text=[render_chat(processor.tokenizer, content)],  # a reloaded processor lacks the template
             images=list(track.read(indices)),
-            audio=[self._sound(request)] if heard else None,
+            audio=[self._waveform(request)] if has_audio else None,
             images_kwargs={"dynamic_hd": 1, "input_data_format": CHANNELS_LAST},
             audio_kwargs={"sampling_rate": RATE},
             return_tensors="pt",
         )
-        if heard:
+        if has_audio:
             inputs[LENGTHS] = torch.tensor([inputs["audio_input_features"].shape[1]])
         (layout,) = _layouts(processor.image_token_id, processor.audio_token_id, inputs)
         second, audio = np.array(layout.second), layout.modality == Modality.AUDIO
         second[layout.frame >= 0] = track.seconds(indices)[layout.frame[layout.frame >= 0]]
-        if heard:
+        if has_audio:
             second[audio] = request.clip.require_audio().start + np.arange(audio.sum()) * STRIDE * HOP / RATE
-        return Row(dict(inputs), with_seconds(layout, second))
+        return PreparedRequest(dict(inputs), with_seconds(layout, second))
 
-    def _sound(self, request: Request) -> np.ndarray:
-        sound = np.asarray(request.clip.require_audio().read(RATE))
-        if len(sound) < WINDOW:
-            raise MediaError(f"{request.clip.name} has under 25 ms of sound", "ask with use='video' (--use video)")
-        return sound
+    def _waveform(self, request: Request) -> np.ndarray:
+        waveform = np.asarray(request.clip.require_audio().read(RATE))
+        if len(waveform) < WINDOW:
+            raise MediaError(f"{request.clip.name} has less than 25 ms of audio", "ask with use='video' (--use video)")
+        return waveform
 
     def layouts(self, config: PreTrainedConfig, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
         """The layout of each row, from the arguments of `forward` alone; seconds are unknown."""
-        known: Any = config
-        return tuple(_layouts(known.vision_config.image_token_id, known.audio_config.audio_token_id, inputs))
+        settings: Any = config
+        return tuple(_layouts(settings.vision_config.image_token_id, settings.audio_config.audio_token_id, inputs))
 
     def example(
         self,
@@ -153,22 +153,26 @@ class Phi4MultimodalAdapter(OfficialAdapter):
         video: int | None = None,
         text: int,
     ) -> Layout:
-        """A typical prompt: some text, 16 images of a clip of 30 s at 1280 x 720, its sound, the rest of the text."""
+        """A typical prompt: text, images of a 1280 x 720 clip (30 s unless `seconds` is set), its audio, more text."""
         seconds = EXAMPLE_SECONDS if seconds is None else seconds
-        empty = picture_padding(rows=1, columns=1, height=SIDE * 9 // 16, width=SIDE)
-        tokens = len(frame_indices(ceil(25 * seconds), seconds, most=MOST)) * len(empty) if video is None else video
-        before = min(PREFIX, text)
+        padding = image_padding(rows=1, columns=1, height=SIDE * 9 // 16, width=SIDE)
+        tokens = (
+            len(frame_indices(ceil(25 * seconds), seconds, max_frames=MAX_FRAMES)) * len(padding)
+            if video is None
+            else video
+        )
+        prefix = min(PREFIX, text)
         return Layout.join(
             [
-                Layout.of(Modality.TEXT, before),
+                Layout.of(Modality.TEXT, prefix),
                 Layout.of(
                     Modality.IMAGE,
                     tokens,
-                    frame=np.arange(tokens) // len(empty),
-                    padding=np.resize(empty, tokens),
+                    frame=np.arange(tokens) // len(padding),
+                    padding=np.resize(padding, tokens),
                 ),
                 Layout.of(Modality.AUDIO, _audio_tokens(round(seconds * RATE)) if audio is None else audio),
-                Layout.of(Modality.TEXT, text - before),
+                Layout.of(Modality.TEXT, text - prefix),
             ]
         )
 
@@ -185,44 +189,46 @@ class Phi4MultimodalAdapter(OfficialAdapter):
         return (model.get_submodule("model.embed_tokens_extend"),)
 
 
-def picture_padding(*, rows: int, columns: int, height: int, width: int) -> Bool[np.ndarray, " tokens"]:
-    """Which tokens of an image show nothing but the white that fills its last crops.
+def image_padding(*, rows: int, columns: int, height: int, width: int) -> Bool[np.ndarray, " tokens"]:
+    """Which tokens of an image are padding: they cover only the white that fills up the image to whole crops.
 
-    rows, columns: its crops. height, width: its tokens in all crops together, without those of the filling.
-    An image is these tokens with one more at the end of each line, one that separates, and the whole once more as one
-    crop with its filling.
+    rows, columns: numbers of crops. height, width: tokens of the picture in all crops together, without padding.
+    An image is these tokens with one more at the end of each line, then one separator, then the whole image as one
+    crop with its padding.
     """
-    empty = np.zeros((SIDE, SIDE + 1), bool)
-    empty[np.arange(SIDE) * rows >= height] = True
-    empty[:, :SIDE][:, np.arange(SIDE) * columns >= width] = True
-    return np.concatenate([np.zeros(height * (width + 1) + 1, bool), empty.ravel()])
+    padding = np.zeros((SIDE, SIDE + 1), bool)
+    padding[np.arange(SIDE) * rows >= height] = True
+    padding[:, :SIDE][:, np.arange(SIDE) * columns >= width] = True
+    return np.concatenate([np.zeros(height * (width + 1) + 1, bool), padding.ravel()])
 
 
-def _picture_padding(size: Int[np.ndarray, " 2"], mask: np.ndarray, crop: int) -> Bool[np.ndarray, " tokens"]:
-    """As `picture_padding`, from `image_sizes` and `image_attention_mask`, whose first crop is the whole."""
+def _image_padding(size: Int[np.ndarray, " 2"], mask: np.ndarray, crop: int) -> Bool[np.ndarray, " tokens"]:
+    """`image_padding` from `image_sizes` and `image_attention_mask`; the mask's first crop is the whole image."""
     rows, columns = (int(pixels) // crop for pixels in size)
-    kept = mask[1 : rows * columns + 1, ::2, ::2].reshape(rows, columns, SIDE, SIDE)
-    height, width = kept[:, 0, :, 0].sum(), kept[0, :, 0].sum()
-    return picture_padding(rows=rows, columns=columns, height=int(height), width=int(width))
+    is_picture = mask[1 : rows * columns + 1, ::2, ::2].reshape(rows, columns, SIDE, SIDE)
+    height, width = is_picture[:, 0, :, 0].sum(), is_picture[0, :, 0].sum()
+    return image_padding(rows=rows, columns=columns, height=int(height), width=int(width))
 
 
 def _layouts(image_id: int, audio_id: int, inputs: Mapping[str, Any]) -> Iterator[Layout]:
     pixels = inputs.get("image_pixel_values")
     crop = 1 if pixels is None else pixels.shape[-1]
-    images = zip(rows_of(inputs, "image_sizes"), rows_of(inputs, "image_attention_mask"), strict=True)
-    pictures = (_picture_padding(size, mask, crop) for size, mask in images)
-    for ids in prompts_of(inputs):
+    images = zip(iter_rows(inputs, "image_sizes"), iter_rows(inputs, "image_attention_mask"), strict=True)
+    paddings = (_image_padding(size, mask, crop) for size, mask in images)
+    for ids in prompt_ids(inputs):
         image, audio = ids == image_id, ids == audio_id
         frame, padding = np.full(len(ids), -1), np.zeros(len(ids), bool)
-        parts: list[np.ndarray] = []
-        while sum(map(len, parts)) < image.sum() and (part := next(pictures, None)) is not None:
-            parts.append(part)
-        if parts and sum(map(len, parts)) == image.sum():
-            frame[image] = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-            padding[image] = np.concatenate(parts)
-        yield of_places(np.zeros_like(image), audio, image=image, frame=frame, padding=padding)
+        prompt_paddings: list[np.ndarray] = []
+        while sum(map(len, prompt_paddings)) < image.sum() and (image_mask := next(paddings, None)) is not None:
+            prompt_paddings.append(image_mask)
+        if prompt_paddings and sum(map(len, prompt_paddings)) == image.sum():
+            frame[image] = np.repeat(
+                np.arange(len(prompt_paddings)), [len(image_mask) for image_mask in prompt_paddings]
+            )
+            padding[image] = np.concatenate(prompt_paddings)
+        yield layout_from_masks(np.zeros_like(image), audio, image=image, frame=frame, padding=padding)
 
 
 def _audio_tokens(samples: int) -> int:
-    """How many tokens so much sound gives."""
+    """The number of tokens of audio of this many samples."""
     return ceil(((samples - WINDOW) // HOP + 1) / STRIDE)

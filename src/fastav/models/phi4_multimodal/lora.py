@@ -1,4 +1,4 @@
-"""Low-rank changes to a decoder's weights that lie beside them in a checkpoint."""
+"""Merging of a LoRA that a checkpoint stores beside the decoder's weights."""
 
 import json
 from collections.abc import Mapping
@@ -13,37 +13,40 @@ from transformers.utils.hub import cached_file
 from fastav.errors import CheckpointError
 from fastav.models._checkpoint import refuse
 
-PREFIX = "base_model.model."  # what the peft library writes before the name of a module
+PREFIX = "base_model.model."  # the peft library's prefix of module names
 VARIANTS = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save")
 
 
 def merge(model: PreTrainedModel, source: str, folder: str, hub: Mapping[str, Any]) -> None:
-    """Add the changes in a folder of a checkpoint to the weights they are for: each is B A alpha / r.
+    """Merge the LoRA in a folder of a checkpoint into the model: add B A alpha / r to each weight.
 
     hub: options of the download.
-    Raises: OSError if there is no such folder; CheckpointError if it holds anything but pairs for the model's weights.
+    Raises: OSError if the folder does not exist; CheckpointError if it contains anything but pairs of LoRA factors for
+    the model's weights.
     """
     settings, pairs = _read(source, folder, hub)
-    known: dict[str, Any] = dict(model.named_modules())
-    weights = {name: known[name].weight.data for name in pairs if hasattr(known.get(name), "weight")}
+    modules: dict[str, Any] = dict(model.named_modules())
+    weights = {name: modules[name].weight.data for name in pairs if hasattr(modules.get(name), "weight")}
     refuse("has unknown", sorted(pairs.keys() - weights.keys()), f"{source}/{folder}")
-    refuse("lacks half of", sorted(name for name, pair in pairs.items() if len(pair) < 2), f"{source}/{folder}")
+    refuse(
+        "lacks one LoRA factor of", sorted(name for name, pair in pairs.items() if len(pair) < 2), f"{source}/{folder}"
+    )
     shapes = {name: (pair["lora_B"].shape[0], pair["lora_A"].shape[1]) for name, pair in pairs.items()}
     misfits = sorted(name for name, shape in shapes.items() if tuple(weights[name].shape) != shape)
     refuse("has other shapes for", misfits, f"{source}/{folder}")
     scale = settings["lora_alpha"] / settings["r"]
     for name, pair in pairs.items():
-        change = scale * (pair["lora_B"].float() @ pair["lora_A"].float())
-        weights[name].copy_(weights[name].float() + change.to(weights[name].device))
+        delta = scale * (pair["lora_B"].float() @ pair["lora_A"].float())
+        weights[name].copy_(weights[name].float() + delta.to(weights[name].device))
 
 
 def _read(source: str, folder: str, hub: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
-    """The settings, and the two factors by the name of their module."""
-    at = {**hub, "subfolder": str(Path(hub.get("subfolder") or "", folder))}
-    files = [cached_file(source, name, **at) for name in ("adapter_config.json", "adapter_model.safetensors")]
+    """The LoRA's settings, and its two factors by module name."""
+    options = {**hub, "subfolder": str(Path(hub.get("subfolder") or "", folder))}
+    files = [cached_file(source, name, **options) for name in ("adapter_config.json", "adapter_model.safetensors")]
     settings = json.loads(Path(str(files[0])).read_text(encoding="utf-8"))
-    if found := [name for name in VARIANTS if settings.get(name)]:
-        raise CheckpointError(f"the adapter {source}/{folder} is not plain: it sets {', '.join(found)}")
+    if unsupported := [name for name in VARIANTS if settings.get(name)]:
+        raise CheckpointError(f"the LoRA {source}/{folder} has unsupported settings: {', '.join(unsupported)}")
     pairs: dict[str, dict[str, Tensor]] = {}
     for key, tensor in load_file(str(files[1])).items():
         module, _, factor = key.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")

@@ -1,4 +1,4 @@
-"""Qwen2.5-Omni's thinker, by transformers' own classes."""
+"""Qwen2.5-Omni's thinker, with transformers' classes."""
 
 from fastav.models.qwen2_5_omni.adapter import Qwen25OmniAdapter
 

@@ -1,4 +1,4 @@
-"""What the rest of fastav must know about Qwen2.5-Omni."""
+"""The adapter of Qwen2.5-Omni."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -10,18 +10,18 @@ from transformers import PreTrainedConfig
 from fastav.flops import DecoderShape
 from fastav.models._adapters import qwen2_shape
 from fastav.models._grids import Grids
-from fastav.models._omni import FPS, KEPT, OmniAdapter
+from fastav.models._omni import FPS, KEEP_SHARE, OmniAdapter
 from fastav.plan import Keep, Plan, Share
 from fastav.presets import fastav, plus, trim
 
-CHUNK_SECONDS = 2  # of video, then its sound, then the next
+CHUNK_SECONDS = 2  # of video, then of its audio, then the next chunk
 
 
 class Qwen25OmniAdapter(OmniAdapter):
-    """The thinker of Qwen2.5-Omni: 2 s of video, their sound, the next 2 s, and so on.
+    """The thinker of Qwen2.5-Omni: 2 s of video, the audio of these 2 s, the next 2 s, and so on.
 
-    The paper has no settings for it; as video and sound alternate by time, as in video-SALMONN 2, the preset `fastav`
-    keeps what the paper keeps there, the first 40 % of the clip.
+    The paper has no settings for this model. Video and audio alternate by time, as in video-SALMONN 2, so the preset
+    `fastav` keeps what the paper keeps there: the first 40 % of the clip.
     """
 
     name = "qwen2-5-omni"
@@ -30,12 +30,12 @@ class Qwen25OmniAdapter(OmniAdapter):
     )
     checkpoint = "Qwen/Qwen2.5-Omni-7B"
     presets: ClassVar[Mapping[str, Plan]] = {
-        "fastav": fastav(Keep(clip=Share(KEPT))),
+        "fastav": fastav(Keep(clip=Share(KEEP_SHARE))),
         "fastav-plus": plus(),
         "fastav-trim": trim(),
     }
     config_class = "Qwen2_5OmniThinkerConfig"
-    whole_class = "Qwen2_5OmniConfig"
+    full_config_class = "Qwen2_5OmniConfig"
     model_class = "Qwen2_5OmniThinkerForConditionalGeneration"
     processor_class = "Qwen2_5OmniProcessor"
     release: ClassVar[Mapping[str, Any]] = {
@@ -59,27 +59,27 @@ class Qwen25OmniAdapter(OmniAdapter):
         merge=2,
         temporal=2,
         fps=FPS,
-        least=4,
-        most=768,
+        min_frames=4,
+        max_frames=768,
         min_pixels=128 * 28 * 28,
         max_pixels=768 * 28 * 28,
         video_tokens=128_000,
     )
-    positions = 25
+    positions_per_second = 25
     pooled = True
-    prefix = 16  # the system message, the start of the user's, and of the blocks of vision and sound
+    prefix = 16  # the system message, and the starts of the user's message and of the vision and audio blocks
 
     def n_audio_tokens(self, columns: int) -> int:
-        """Audio tokens of a spectrogram of so many columns: two halvings."""
+        """Number of audio tokens of a spectrogram with this many columns, which the encoder halves twice."""
         return ((columns - 1) // 2 + 1 - 2) // 2 + 1
 
-    def starts(self, tokens: int) -> Float[np.ndarray, " tokens"]:
-        """When each of a clip's audio tokens starts, in seconds: 25 a second."""
-        return np.arange(tokens) / self.positions
+    def audio_starts(self, tokens: int) -> Float[np.ndarray, " tokens"]:
+        """Start of each of a clip's audio tokens, in seconds: 25 tokens per second."""
+        return np.arange(tokens) / self.positions_per_second
 
-    def turn(self, position: Float[np.ndarray, " tokens"]) -> Float[np.ndarray, " tokens"]:
-        """The chunk of 2 s that each token of a clip is in."""
-        return position // (CHUNK_SECONDS * self.positions)
+    def sort_key(self, position: Float[np.ndarray, " tokens"]) -> Float[np.ndarray, " tokens"]:
+        """The number of the 2 s chunk of each of a clip's tokens."""
+        return position // (CHUNK_SECONDS * self.positions_per_second)
 
     def shape(self, config: PreTrainedConfig) -> DecoderShape:
         """The dimensions of the Qwen2.5 decoder."""

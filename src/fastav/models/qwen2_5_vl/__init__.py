@@ -1,4 +1,4 @@
-"""Qwen2.5-VL, by transformers' own classes."""
+"""Qwen2.5-VL, with transformers' classes."""
 
 from fastav.models.qwen2_5_vl.adapter import Qwen25VLAdapter
 

@@ -1,26 +1,26 @@
-"""What the rest of fastav must know about Qwen2.5-VL."""
+"""The adapter of Qwen2.5-VL."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from fastav.models._grids import Grids
-from fastav.models._sight import SightAdapter
+from fastav.models._video_only import VideoOnlyAdapter
 
-RELEASED = Grids(
+RELEASE = Grids(
     patch=14,
     merge=2,
     temporal=2,
     fps=2.0,
-    least=4,
-    most=768,
+    min_frames=4,
+    max_frames=768,
     min_pixels=128 * 28 * 28,
     max_pixels=768 * 28 * 28,
     video_tokens=128_000,
 )
 
 
-class Qwen25VLAdapter(SightAdapter):
-    """Qwen2.5-VL: it sees and does not hear."""
+class Qwen25VLAdapter(VideoOnlyAdapter):
+    """Qwen2.5-VL: video, no audio."""
 
     name = "qwen2-5-vl"
     architectures = frozenset({"Qwen2_5_VLForConditionalGeneration"})
@@ -40,10 +40,10 @@ class Qwen25VLAdapter(SightAdapter):
         },
         "vision_config": {"hidden_size": 1280, "out_hidden_size": 3584, "tokens_per_second": 2},
     }
-    fps = 2.0  # of the authors' own preparation
-    prefix = 15  # the system message, the start of the user's, and of the vision block
+    fps = 2.0  # of the authors' preprocessing
+    prefix = 15  # the system message, and the starts of the user's message and of the vision block
     temporal = 2
 
-    def released_grid(self, seconds: float | int, height: int, width: int) -> tuple[int, int, int]:
-        """Tokens along time, height and width that the release makes of a video of this length and size."""
-        return RELEASED.grid(seconds, height, width)
+    def release_grid(self, seconds: float | int, height: int, width: int) -> tuple[int, int, int]:
+        """Tokens of a video of this length and size in the released model, along time, height and width."""
+        return RELEASE.grid(seconds, height, width)

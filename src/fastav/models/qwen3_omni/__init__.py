@@ -1,4 +1,4 @@
-"""Qwen3-Omni's thinker, a mixture of experts, by transformers' own classes."""
+"""Qwen3-Omni's thinker, a mixture of experts, with transformers' classes."""
 
 from fastav.models.qwen3_omni.adapter import Qwen3OmniAdapter
 

@@ -1,4 +1,4 @@
-"""What the rest of fastav must know about Qwen3-Omni."""
+"""The adapter of Qwen3-Omni."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -10,18 +10,18 @@ from transformers import PreTrainedConfig
 from fastav.flops import DecoderShape
 from fastav.models._adapters import sparse_shape
 from fastav.models._grids import Grids
-from fastav.models._omni import FPS, KEPT, MEL_FRAMES, OmniAdapter
+from fastav.models._omni import FPS, KEEP_SHARE, MEL_FRAMES, OmniAdapter
 from fastav.plan import Keep, Plan, Share
 from fastav.presets import fastav, plus, trim
 
-STRIDE = 8  # columns of the spectrogram from one audio token to the next, anew after each second
+STRIDE = 8  # columns of the spectrogram per audio token; every second starts a new token
 
 
 class Qwen3OmniAdapter(OmniAdapter):
-    """The thinker of Qwen3-Omni, a mixture of experts: video and sound in the order of their time, token by token.
+    """The thinker of Qwen3-Omni, a mixture of experts: video and audio tokens in order of time.
 
-    The paper has no settings for it; as video and sound alternate by time, as in video-SALMONN 2, the preset `fastav`
-    keeps what the paper keeps there, the first 40 % of the clip.
+    The paper has no settings for this model. Video and audio alternate by time, as in video-SALMONN 2, so the preset
+    `fastav` keeps what the paper keeps there: the first 40 % of the clip.
     """
 
     name = "qwen3-omni"
@@ -29,12 +29,12 @@ class Qwen3OmniAdapter(OmniAdapter):
     architectures = frozenset({"Qwen3OmniMoeForConditionalGeneration", "Qwen3OmniMoeThinkerForConditionalGeneration"})
     checkpoint = "Qwen/Qwen3-Omni-30B-A3B-Instruct"
     presets: ClassVar[Mapping[str, Plan]] = {
-        "fastav": fastav(Keep(clip=Share(KEPT))),
+        "fastav": fastav(Keep(clip=Share(KEEP_SHARE))),
         "fastav-plus": plus(),
         "fastav-trim": trim(),
     }
     config_class = "Qwen3OmniMoeThinkerConfig"
-    whole_class = "Qwen3OmniMoeConfig"
+    full_config_class = "Qwen3OmniMoeConfig"
     model_class = "Qwen3OmniMoeThinkerForConditionalGeneration"
     processor_class = "Qwen3OmniMoeProcessor"
     release: ClassVar[Mapping[str, Any]] = {
@@ -72,29 +72,29 @@ class Qwen3OmniAdapter(OmniAdapter):
         merge=2,
         temporal=2,
         fps=FPS,
-        least=4,
-        most=768,
+        min_frames=4,
+        max_frames=768,
         min_pixels=128 * 32 * 32,
         max_pixels=768 * 32 * 32,
         video_tokens=128_000,
     )
-    positions = 13
+    positions_per_second = 13
     pooled = False
-    prefix = 5  # the start of the user's message, and of the blocks of vision and sound
+    prefix = 5  # the starts of the user's message and of the vision and audio blocks
 
     def n_audio_tokens(self, columns: int) -> int:
-        """Audio tokens of a spectrogram of so many columns: 13 for every 100, one for every 8 begun of the rest."""
-        return columns // MEL_FRAMES * self.positions + -(-(columns % MEL_FRAMES) // STRIDE)
+        """Number of audio tokens of a spectrogram: 13 per 100 columns, and one per started 8 of the rest."""
+        return columns // MEL_FRAMES * self.positions_per_second + -(-(columns % MEL_FRAMES) // STRIDE)
 
-    def starts(self, tokens: int) -> Float[np.ndarray, " tokens"]:
-        """When each of a clip's audio tokens starts, in seconds: 80 ms apart, anew with each second."""
+    def audio_starts(self, tokens: int) -> Float[np.ndarray, " tokens"]:
+        """Start of each of a clip's audio tokens, in seconds: every 80 ms from the start of each second."""
         number = np.arange(tokens)
-        return number // self.positions + number % self.positions * STRIDE / MEL_FRAMES
+        return number // self.positions_per_second + number % self.positions_per_second * STRIDE / MEL_FRAMES
 
-    def turn(self, position: Float[np.ndarray, " tokens"]) -> Float[np.ndarray, " tokens"]:
-        """The position itself."""
+    def sort_key(self, position: Float[np.ndarray, " tokens"]) -> Float[np.ndarray, " tokens"]:
+        """The positions themselves."""
         return position
 
     def shape(self, config: PreTrainedConfig) -> DecoderShape:
-        """The dimensions of the Qwen3 decoder, whose MLP is what is active for a token."""
+        """The dimensions of the Qwen3 decoder; the MLP is the experts that are active per token."""
         return sparse_shape(config)

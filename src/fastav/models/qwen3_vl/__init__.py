@@ -1,4 +1,4 @@
-"""Qwen3-VL, dense and sparse, by transformers' own classes."""
+"""Qwen3-VL, dense and sparse, with transformers' classes."""
 
 from fastav.models.qwen3_vl.adapter import Qwen3VLAdapter
 

@@ -1,4 +1,4 @@
-"""What the rest of fastav must know about Qwen3-VL."""
+"""The adapter of Qwen3-VL."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -8,19 +8,19 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
 
 from fastav.flops import DecoderShape
 from fastav.models._adapters import qwen2_shape, sparse_shape
-from fastav.models._sight import SightAdapter
+from fastav.models._video_only import VideoOnlyAdapter
 
-# the released video processor
-FRAMES = (4, 768)  # least and most
-SIDE, TEMPORAL = 32, 2  # pixels a side, and frames, of a token
-PIXELS = (4_096, 25_165_824)  # least and most of all frames together
-FRAME_PIXELS = 768 * SIDE**2  # most of one frame
+# settings of the released video processor
+FRAMES = (4, 768)  # minimum and maximum
+SIDE, TEMPORAL = 32, 2  # pixels per side and frames per token
+PIXELS = (4_096, 25_165_824)  # minimum and maximum of all frames together
+FRAME_PIXELS = 768 * SIDE**2  # maximum of one frame
 
 
-class Qwen3VLAdapter(SightAdapter):
-    """Qwen3-VL, dense and sparse: it sees and does not hear.
+class Qwen3VLAdapter(VideoOnlyAdapter):
+    """Qwen3-VL, dense and sparse: video, no audio.
 
-    Its prompts write the time of every two frames as text before their tokens, which is text in layouts too.
+    Prompts contain the time of every two frames as text before their tokens; it is text in layouts, too.
     """
 
     name = "qwen3-vl"
@@ -56,15 +56,15 @@ class Qwen3VLAdapter(SightAdapter):
     prefix = 3  # the start of the user's message
     temporal = TEMPORAL
 
-    def released_grid(self, seconds: float | int, height: int, width: int) -> tuple[int, int, int]:
-        """Tokens along time, height and width that the release makes of a video of this length and size."""
-        there, (least, most) = round(seconds * 25), FRAMES
-        frames = max(TEMPORAL, min(max(int(there / 25 * self.fps), least), most, there))
+    def release_grid(self, seconds: float | int, height: int, width: int) -> tuple[int, int, int]:
+        """Tokens of a video of this length and size in the released model, along time, height and width."""
+        available, (min_frames, max_frames) = round(seconds * 25), FRAMES
+        frames = max(TEMPORAL, min(max(int(available / 25 * self.fps), min_frames), max_frames, available))
         pixels = frames * min(FRAME_PIXELS, PIXELS[1] // frames)
         height, width = smart_resize(frames, height, width, TEMPORAL, SIDE, PIXELS[0], pixels)
         return -(-frames // TEMPORAL), height // SIDE, width // SIDE
 
     def shape(self, config: PreTrainedConfig) -> DecoderShape:
-        """The dimensions of the Qwen3 decoder; of a sparse one, the MLP is the experts that a token passes through."""
+        """The dimensions of the Qwen3 decoder; if it is sparse, the MLP is the experts that are active per token."""
         text: Any = config.get_text_config(decoder=True)
         return sparse_shape(config) if getattr(text, "num_experts_per_tok", None) else qwen2_shape(config)

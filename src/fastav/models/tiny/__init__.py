@@ -1,4 +1,4 @@
-"""A small model of our own that comes with the package."""
+"""The embedded model: a small model in the package."""
 
 from fastav.models.tiny.adapter import TinyAdapter
 from fastav.models.tiny.modeling import FastAVTinyForConditionalGeneration

@@ -1,4 +1,4 @@
-"""What the rest of fastav must know about the model that comes with it."""
+"""The adapter of the embedded model."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -18,8 +18,8 @@ from fastav.plan import Keep, Plan, Share
 class TinyAdapter(VideoLlama2Adapter):
     """VideoLLaMA2's architecture at three million parameters, trained on the toy world; its weights are in the package.
 
-    The paper has no settings for it. As for VideoLLaMA2, all video stays at the global cut and of the audio the
-    beginning, but half of it: there a clip's last seconds are padding, here they may hold a beep.
+    The paper has no settings for this model. As for VideoLLaMA2, the global cut keeps all video and the first audio
+    tokens, but half of them: the last seconds of a clip are padding there, and may contain a beep here.
     """
 
     name = "tiny"
@@ -30,39 +30,39 @@ class TinyAdapter(VideoLlama2Adapter):
     model_class: ClassVar[type[FastAVTinyForConditionalGeneration]] = FastAVTinyForConditionalGeneration
 
     def config(self, source: str | None = None) -> VideoLlama2Config:
-        """The configuration in a local folder or hub id; of the model in the package if None."""
+        """The configuration in a local folder or hub id; None for the embedded model's."""
         return super().config(self.checkpoint if source is None else source)
 
     def prepare(self, processor: ProcessorMixin, requests: Sequence[Request]) -> Prepared:
-        """Decode, sample and tokenize a batch of requests; warns of words that the model was never taught."""
+        """Decode, sample and tokenize a batch of requests; warns about words that the model does not know."""
         for request in requests:
             self._warn(processor, request)
         return super().prepare(processor, requests)
 
     def vllm_inputs(self, processor: ProcessorMixin, request: Request) -> VllmInputs:
-        """What vLLM is given for a request; warns of words that the model was never taught."""
+        """A request as vLLM takes it; warns about words that the model does not know."""
         self._warn(processor, request)
         return super().vllm_inputs(processor, request)
 
     def _warn(self, processor: ProcessorMixin, request: Request) -> None:
         if words := unknown_words(processor, request.question):
-            named = ", ".join(map(repr, words))
-            some = "the word" if len(words) == 1 else "the words"
+            word_list = ", ".join(map(repr, words))
+            noun = "the word" if len(words) == 1 else "the words"
             warnings.warn(
-                f"{self.name} does not know {some} {named}, so its answer says nothing about that: "
-                "it knows the words of its toy world only (docs/tiny.md)",
+                f"{self.name} does not know {noun} {word_list}, so its answer ignores that: "
+                "it knows only the words of its toy world (docs/tiny.md)",
                 FastAVWarning,
                 stacklevel=3,
             )
 
 
 def unknown_words(processor: ProcessorMixin, question: str) -> list[str]:
-    """The words of a question that the tokenizer has no entry for, in their order, each once."""
-    tokenizer: Any = getattr(processor, "tokenizer")  # noqa: B009  (each processor has it, their base does not)
-    read = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)
+    """The words of a question that are not in the vocabulary, in order, each once."""
+    tokenizer: Any = getattr(processor, "tokenizer")  # noqa: B009  (every processor has it, their base class does not)
+    encoding = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)
     pieces = (
         question[start:end]
-        for token, (start, end) in zip(read["input_ids"], read["offset_mapping"], strict=True)
+        for token, (start, end) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
         if token == tokenizer.unk_token_id
     )
     return list(dict.fromkeys(word.casefold() for word in pieces if word[:1].isalnum()))

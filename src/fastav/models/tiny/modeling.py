@@ -4,4 +4,4 @@ from fastav.models.videollama2 import VideoLlama2ForConditionalGeneration
 
 
 class FastAVTinyForConditionalGeneration(VideoLlama2ForConditionalGeneration):
-    """VideoLLaMA2's architecture under a name of its own, which tells its checkpoints from the release."""
+    """VideoLLaMA2's architecture under its own name, which distinguishes its checkpoints from the released model's."""

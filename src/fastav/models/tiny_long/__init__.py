@@ -1,4 +1,4 @@
-"""The model that comes with the package, for clips of 32 s."""
+"""The embedded model for clips of 32 s."""
 
 from fastav.models.tiny_long.adapter import TinyLongAdapter
 from fastav.models.tiny_long.modeling import FastAVTinyLongForConditionalGeneration

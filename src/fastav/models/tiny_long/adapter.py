@@ -1,4 +1,4 @@
-"""What the rest of fastav must know about the embedded model for long clips."""
+"""The adapter of the embedded model for long clips."""
 
 from importlib.resources import files
 from typing import ClassVar
@@ -8,7 +8,7 @@ from fastav.models.tiny_long.modeling import FastAVTinyLongForConditionalGenerat
 
 
 class TinyLongAdapter(TinyAdapter):
-    """The weights of `tiny` with eight times as many frames and 32 s of sound: over a thousand tokens of a clip."""
+    """The weights of `tiny` with eight times as many frames and 32 s of audio: over a thousand tokens per clip."""
 
     name = "tiny-long"
     architectures = frozenset({FastAVTinyLongForConditionalGeneration.__name__})

@@ -4,4 +4,4 @@ from fastav.models.tiny import FastAVTinyForConditionalGeneration
 
 
 class FastAVTinyLongForConditionalGeneration(FastAVTinyForConditionalGeneration):
-    """The embedded model under another name, which tells checkpoints for long clips from those for short ones."""
+    """The embedded model under another name, which distinguishes checkpoints for long clips from the others."""

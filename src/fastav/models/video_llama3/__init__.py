@@ -1,4 +1,4 @@
-"""VideoLLaMA3, by transformers' own classes."""
+"""VideoLLaMA3, with transformers' classes."""
 
 from fastav.models.video_llama3.adapter import VideoLlama3Adapter
 

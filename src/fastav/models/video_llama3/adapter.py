@@ -1,4 +1,4 @@
-"""What the rest of fastav must know about VideoLLaMA3."""
+"""The adapter of VideoLLaMA3."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -10,27 +10,27 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from fastav.layout import Layout
-from fastav.models._adapters import host, of_places, prompts_of, rows_of
-from fastav.models._grids import Grids, Places
-from fastav.models._sight import SightAdapter
+from fastav.models._adapters import iter_rows, layout_from_masks, prompt_ids, to_numpy
+from fastav.models._grids import Grids, MediaTokens
+from fastav.models._video_only import VideoOnlyAdapter
 
-RELEASED = Grids(
+RELEASE = Grids(
     patch=14,
     merge=2,
     temporal=1,
     fps=1.0,
-    least=4,
-    most=180,
+    min_frames=4,
+    max_frames=180,
     min_pixels=12_544,
     max_pixels=12_845_056,  # of all frames together
 )
 
 
-class VideoLlama3Adapter(SightAdapter):
-    """VideoLLaMA3: it sees and does not hear.
+class VideoLlama3Adapter(VideoOnlyAdapter):
+    """VideoLLaMA3: video, no audio.
 
-    Patches that hardly differ from the frame before have no token, so the number of tokens depends on what is shown.
-    The time of every frame stands as text before its tokens, and is text in layouts too.
+    Patches that hardly differ from the previous frame have no token, so the number of tokens depends on the content.
+    Prompts contain the time of every frame as text before its tokens; it is text in layouts, too.
     """
 
     name = "video-llama3"
@@ -60,26 +60,26 @@ class VideoLlama3Adapter(SightAdapter):
         },
     }
 
-    fps = 1.0  # the released processor names no rate, its authors' examples ask for this one
+    fps = 1.0  # the authors' examples; the released processor defines no rate
     prefix = 3  # the start of the user's message
     temporal = 1
 
-    def released_grid(self, seconds: float | int, height: int, width: int) -> tuple[int, int, int]:
-        """Tokens along time, height and width of a video of this length and size, in which everything moves.
+    def release_grid(self, seconds: float | int, height: int, width: int) -> tuple[int, int, int]:
+        """Tokens of a video of this length and size in the released model, along time, height and width.
 
-        None of its tokens is left out for resembling the one before.
+        In this video everything moves, so that no token is removed for its similarity to the previous frame.
         """
-        each = RELEASED.max_pixels // RELEASED.frames(seconds)  # all frames share the pixels
-        return replace(RELEASED, max_pixels=each).grid(seconds, height, width)
+        frame_pixels = RELEASE.max_pixels // RELEASE.frames(seconds)  # all frames share the pixels
+        return replace(RELEASE, max_pixels=frame_pixels).grid(seconds, height, width)
 
-    def read(self, places: Places, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
-        """The layout of each row, given which ids stand for media."""
-        shown, layouts = _frames(inputs), []
-        for ids in prompts_of(inputs):
-            seen = ids == places.video
+    def read_layouts(self, media_tokens: MediaTokens, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
+        """The layout of each row, from the ids of media tokens."""
+        videos, layouts = _video_frames(inputs), []
+        for ids in prompt_ids(inputs):
+            video = ids == media_tokens.video
             frame = np.full(len(ids), -1)
-            frame[seen] = _next(shown, int(seen.sum()))
-            layouts.append(of_places(seen, np.zeros_like(seen), image=ids == places.image, frame=frame))
+            frame[video] = _prompt_frames(videos, int(video.sum()))
+            layouts.append(layout_from_masks(video, np.zeros_like(video), image=ids == media_tokens.image, frame=frame))
         return tuple(layouts)
 
     def encoders(self, model: PreTrainedModel) -> tuple[nn.Module, ...]:
@@ -87,26 +87,26 @@ class VideoLlama3Adapter(SightAdapter):
         return model.get_submodule("model.vision_model"), model.get_submodule("model.projector")
 
 
-def _frames(inputs: Mapping[str, Any]) -> Iterator[tuple[int, Int[np.ndarray, " kept"]]]:
-    """Of each video, how many frames it has, and which of them each token shows that is left of it."""
-    kept, done = inputs.get("video_compression_mask"), 0
-    kept = None if kept is None else host(kept)
-    for grid, merge in zip(rows_of(inputs, "video_grid_thw"), rows_of(inputs, "video_merge_sizes"), strict=True):
+def _video_frames(inputs: Mapping[str, Any]) -> Iterator[tuple[int, Int[np.ndarray, " remaining"]]]:
+    """Of each video: its number of frames, and the frame of each token that remains after compression."""
+    mask, start = inputs.get("video_compression_mask"), 0
+    mask = None if mask is None else to_numpy(mask)
+    for grid, merge in zip(iter_rows(inputs, "video_grid_thw"), iter_rows(inputs, "video_merge_sizes"), strict=True):
         time, height, width = (int(n) for n in grid)
         frame = np.repeat(np.arange(time), height * width // int(merge) ** 2)
-        yield time, frame if kept is None else frame[kept[done : done + len(frame)]]
-        done += len(frame)
+        yield time, frame if mask is None else frame[mask[start : start + len(frame)]]
+        start += len(frame)
 
 
-def _next(videos: Iterator[tuple[int, np.ndarray]], tokens: int) -> Int[np.ndarray, " tokens"]:
-    """The frames that a prompt's video tokens show; those of later videos count on from earlier ones.
+def _prompt_frames(videos: Iterator[tuple[int, np.ndarray]], tokens: int) -> Int[np.ndarray, " tokens"]:
+    """The frame of each of a prompt's video tokens; frame numbers continue from one video to the next.
 
-    -1 everywhere if the videos are not those of the tokens.
+    All are -1 if videos and tokens do not match.
     """
     parts: list[np.ndarray] = []
-    done = before = 0
-    while done < tokens and (video := next(videos, None)) is not None:
-        frames, frame = video
-        parts.append(frame + before)
-        done, before = done + len(frame), before + frames
-    return np.concatenate(parts) if parts and done == tokens else np.full(tokens, -1)
+    count = previous_frames = 0
+    while count < tokens and (video := next(videos, None)) is not None:
+        n_frames, frame = video
+        parts.append(frame + previous_frames)
+        count, previous_frames = count + len(frame), previous_frames + n_frames
+    return np.concatenate(parts) if parts and count == tokens else np.full(tokens, -1)

@@ -10,7 +10,7 @@ from transformers import ProcessorMixin
 
 from fastav.adapter import Request, VllmInputs
 from fastav.layout import Layout, Modality
-from fastav.models._adapters import host, preset_plans
+from fastav.models._adapters import preset_plans, to_numpy
 from fastav.models._native import NativeAdapter
 from fastav.models._native_processing import shown_whole
 from fastav.models._whisper import COLUMNS, HOP, PIECE_SECONDS, RATE, pieces
@@ -64,8 +64,8 @@ class VideoSalmonn2Adapter(NativeAdapter):
         columns, index = inputs.get("feature_attention_mask"), inputs.get("audio_index")
         if columns is None:
             return np.zeros((0, 1), bool)
-        silent = ~scheme.has_sound(host(columns).astype(bool))
-        return (silent if index is None else silent[host(index)])[:, None]
+        silent = ~scheme.has_sound(to_numpy(columns).astype(bool))
+        return (silent if index is None else silent[to_numpy(index)])[:, None]
 
     def starts(
         self, scheme: Scheme, inputs: Mapping[str, Any], clips: Sequence[Mapping[str, Any]], layouts: Sequence[Layout]
@@ -73,8 +73,8 @@ class VideoSalmonn2Adapter(NativeAdapter):
         """Each frame when it is shown, each audio token when its window starts."""
         windows = np.zeros(0)
         if "piece_index" in inputs:
-            starts = host(inputs["piece_index"])[:, None] * PIECE_SECONDS + scheme.piece_seconds()
-            windows = starts.ravel()[host(inputs["audio_index"])]
+            starts = to_numpy(inputs["piece_index"])[:, None] * PIECE_SECONDS + scheme.piece_seconds()
+            windows = starts.ravel()[to_numpy(inputs["audio_index"])]
         for layout, clip in zip(layouts, clips, strict=True):
             count = layout.count(Modality.AUDIO)
             yield clip["shown"][layout.frame[layout.modality == Modality.VIDEO]], clip["sound_start"] + windows[:count]

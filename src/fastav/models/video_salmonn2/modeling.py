@@ -16,12 +16,12 @@ from transformers.utils.generic import can_return_tuple
 
 from fastav.cache_argument import as_argument, either_name
 from fastav.models._checkpoint import refuse_differences
+from fastav.models._layer_outputs import output_flags, record_outputs
 from fastav.models._layers import SiglipTower, mlp
 from fastav.models._merging import encoded, merged, starts_prompt
 from fastav.models._native_configuration import mlp_depth
 from fastav.models._native_modeling import MediaDecoder, NativeGeneration, repeat_groups
 from fastav.models._qformer import Embeddings, QFormer
-from fastav.models._recording import recorded, wanted
 from fastav.models.video_salmonn2.configuration import VideoSalmonn2Config
 
 BERT_POSITIONS = 512
@@ -67,7 +67,7 @@ class VideoSalmonn2Model(MediaDecoder, VideoSalmonn2PreTrainedModel, Qwen2Model)
         That is [frames, tokens, hidden], row by row, a newline after each row.
         kwargs: `output_hidden_states` and `output_attentions`.
         """
-        with recorded(self.vision_tower.layers, **wanted(self.config.vision_config, kwargs)) as states:
+        with record_outputs(self.vision_tower.layers, **output_flags(self.config.vision_config, kwargs)) as states:
             patches = self.vision_tower(pixel_values_videos.to(self.dtype))
         pooled = self.pool(self.mm_projector(patches))
         newlines = self.image_newline.to(pooled).expand(*pooled.shape[:2], 1, -1)

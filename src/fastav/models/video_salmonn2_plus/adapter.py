@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from fastav.layout import Layout, Modality
-from fastav.models._adapters import host, preset_plans
+from fastav.models._adapters import preset_plans, to_numpy
 from fastav.models._native import NativeAdapter, repeated
 from fastav.models._whisper import COLUMNS, RATE
 from fastav.models.video_salmonn2_plus.configuration import VideoSalmonn2PlusConfig
@@ -49,13 +49,13 @@ class VideoSalmonn2PlusAdapter(NativeAdapter):
     def step_tokens(self, scheme: Scheme, inputs: Mapping[str, Any]) -> Iterator[int]:
         """Two frames are one step, whose size depends on the frames'."""
         sizes = inputs.get("video_grid_thw")
-        for _, height, width in [] if sizes is None else host(sizes).tolist():
+        for _, height, width in [] if sizes is None else to_numpy(sizes).tolist():
             yield height * width // scheme.merge**2
 
     def silence(self, scheme: Scheme, inputs: Mapping[str, Any]) -> Bool[np.ndarray, "sounds tokens"]:
         """A token is padding if no column of its half second holds sound."""
         mask = inputs.get("feature_attention_mask")
-        is_sound = np.zeros((0, COLUMNS), bool) if mask is None else host(mask).astype(bool)
+        is_sound = np.zeros((0, COLUMNS), bool) if mask is None else to_numpy(mask).astype(bool)
         return np.logical_not(is_sound.reshape(-1, PIECE_TOKENS, TOKEN_COLUMNS).any(2))
 
     def starts(

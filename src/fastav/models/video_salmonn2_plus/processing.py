@@ -20,7 +20,7 @@ from fastav.models._native_processing import (
     per_prompt,
     require_rate,
 )
-from fastav.models._pixels import resized
+from fastav.models._pixels import resize
 from fastav.models._whisper import RATE, spectrograms
 from fastav.models.video_salmonn2_plus.configuration import VideoSalmonn2PlusConfig
 from fastav.models.video_salmonn2_plus.positions import Grid, row_positions
@@ -129,7 +129,7 @@ class VideoSalmonn2PlusProcessor(ClipProcessor):
         if not lasting > 0:
             raise MediaError(f"a video must last more than 0 seconds, got {lasting}")
         size = scheme.size(count, height, width)
-        return _Video(resized(frames, size), scheme.grid(count, *size), scheme.step_seconds(count, lasting))
+        return _Video(resize(frames, size), scheme.grid(count, *size), scheme.step_seconds(count, lasting))
 
     def _ids(self, prompt: str, clip: _Video | None, sound: np.ndarray | None) -> list[int]:
         """Token ids with the media's placeholders; each side of the clip is tokenized by itself."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from fastav.media import VideoTrack
-from fastav.models._pixels import UNIT, resized
+from fastav.models._pixels import UNIT, resize
 from fastav.models.video_salmonn2_plus.scheme import Scheme
 
 GROUP = 32  # frames of a file that are scaled at once
@@ -30,7 +30,7 @@ def read_frames(track: VideoTrack, indices: Int[np.ndarray, " sampled"], scheme:
     size = scheme.size(len(indices), track.height, track.width)
     frames = track.each(indices)
     groups = iter(lambda: list(islice(frames, GROUP)), [])
-    return np.concatenate([resized(np.stack(group), size) for group in groups])
+    return np.concatenate([resize(np.stack(group), size) for group in groups])
 
 
 def patches(frames: Frames, scheme: Scheme) -> Float[Tensor, "patches values"]:

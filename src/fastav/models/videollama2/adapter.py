@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from fastav.adapter import AudioAttention, Request, VllmInputs
 from fastav.layout import Layout, Modality
-from fastav.models._adapters import host, preset_plans
+from fastav.models._adapters import preset_plans, to_numpy
 from fastav.models._native import NativeAdapter, repeated
 from fastav.models._native_processing import shown_whole
 from fastav.models.videollama2.beats import Beats, BeatsAttention
@@ -61,7 +61,7 @@ class VideoLlama2Adapter(NativeAdapter):
     def silence(self, scheme: Scheme, inputs: Mapping[str, Any]) -> Bool[np.ndarray, "sounds tokens"]:
         """A token is padding if no row of its patch holds sound."""
         mask = inputs.get("feature_attention_mask")
-        return _silence(scheme, np.zeros((0, scheme.fbank_rows), bool) if mask is None else host(mask).astype(bool))
+        return _silence(scheme, np.zeros((0, scheme.fbank_rows), bool) if mask is None else to_numpy(mask).astype(bool))
 
     def starts(
         self, scheme: Scheme, inputs: Mapping[str, Any], clips: Sequence[Mapping[str, Any]], layouts: Sequence[Layout]

@@ -13,11 +13,11 @@ from transformers.utils.generic import can_return_tuple
 
 from fastav.cache_argument import as_argument, either_name
 from fastav.models._checkpoint import HUB_OPTIONS, readable
+from fastav.models._layer_outputs import output_flags, record_outputs
 from fastav.models._layers import SiglipTower, mlp
 from fastav.models._merging import encoded, merged
 from fastav.models._native_configuration import mlp_depth
 from fastav.models._native_modeling import MediaDecoder, NativeGeneration
-from fastav.models._recording import recorded, wanted
 from fastav.models.videollama2.beats import Beats, BeatsAttention, PositionConv
 from fastav.models.videollama2.configuration import VideoLlama2Config
 from fastav.models.videollama2.connector import StcConnector
@@ -111,7 +111,7 @@ class VideoLlama2Model(MediaDecoder, VideoLlama2PreTrainedModel, Qwen2Model):
         kwargs: `output_hidden_states` and `output_attentions`, of the layers that are computed.
         """
         pixels = pixel_values_videos.to(self.dtype)
-        with recorded(self.vision_tower.layers, **wanted(self.config.vision_config, kwargs)) as states:
+        with record_outputs(self.vision_tower.layers, **output_flags(self.config.vision_config, kwargs)) as states:
             patches = self.vision_tower(pixels.flatten(0, 1))
         tokens = self.mm_projector(patches.unflatten(0, pixels.shape[:2]))
         return encoded(patches, tokens, **states)
@@ -125,7 +125,7 @@ class VideoLlama2Model(MediaDecoder, VideoLlama2PreTrainedModel, Qwen2Model):
         That is [audios, tokens, hidden], in the order time, frequency.
         kwargs: `output_hidden_states` and `output_attentions`.
         """
-        with recorded(self.audio_tower.encoder.layers, **wanted(self.config, kwargs)) as states:
+        with record_outputs(self.audio_tower.encoder.layers, **output_flags(self.config, kwargs)) as states:
             hidden = self.audio_tower(input_features.to(self.dtype))
         return encoded(hidden, self.mm_projector_a(hidden), **states)
 
