@@ -134,7 +134,7 @@ def test_pieces_and_servers_that_do_not_prune_refuse_plans_of_requests(omni, eng
     llm = engines(omni.folder, HALF, **SMALL)  # by the layout alone: prompts may come in pieces
     (output,) = llm.generate([LONG[0].for_vllm()], sampling(2, extra_args={"fastav": "none"}), use_tqdm=False)
     assert list(output.outputs[0].token_ids) == omni(LONG[0], Plan())[1][:2]
-    with pytest.raises(VLLMValidationError, match="chunked prefill shows it pieces"):
+    with pytest.raises(VLLMValidationError, match="chunked prefill runs pieces"):
         llm.generate([LONG[0].for_vllm()], sampling(2, extra_args={"fastav": "fastav"}), use_tqdm=False)
     llm = engines(omni.folder, None)
     with pytest.raises(VLLMValidationError, match="does not prune"):
