@@ -225,7 +225,7 @@ def test_plans_that_no_request_can_have_are_refused_at_once(pipe):
     plan = fastav.Plan((fastav.Step(layers="5", method="given", keep=keep),))
     with pytest.raises(UnsupportedPlan, match="Given reads given"):
         pipe.map(requests(), plan=plan)
-    with pytest.raises(UnsupportedPlan, match="does not show its attention"):
+    with pytest.raises(UnsupportedPlan, match="does not expose its attention"):
         pipe.engine.trace(requests()[0], pipe.plan)
 
 
