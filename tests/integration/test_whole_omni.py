@@ -18,7 +18,7 @@ TEXT_ONLY = {"qwen2_5_omni": {"generation_mode": "text", "speaker": "Nobody"}, "
 def case(request):
     """The whole model, a prompt about a clip with sound, and how to ask for text."""
     module = importlib.import_module(f"support.families.{request.param}")
-    whole, (_, processor) = module.whole(), module.build()
+    whole, (_, processor) = module.full_model(), module.build()
     if hasattr(whole, "speaker_map"):
         whole.speaker_map["Nobody"] = {}
     adapter = adapter_for([type(whole).__name__])

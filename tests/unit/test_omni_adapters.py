@@ -209,7 +209,7 @@ def test_the_shape_of_the_release():
 
 @pytest.mark.parametrize("kind", ["thinker", "whole"])
 def test_a_thinker_is_loaded_from_its_own_folder_and_from_a_whole_model_s(family, kind, tmp_path):
-    model = family.model if kind == "thinker" else family.module.whole()
+    model = family.model if kind == "thinker" else family.module.full_model()
     model.save_pretrained(tmp_path)
     family.processor.save_pretrained(tmp_path)
     source = str(tmp_path)
@@ -229,7 +229,7 @@ def test_a_thinker_is_loaded_from_its_own_folder_and_from_a_whole_model_s(family
 
 def test_a_whole_model_is_pruned_in_its_thinker(family):
     plan, prepared = fastav(Keep(media=Share(0.5))), family.prepare(request_for(3, sound=3))
-    model = family.module.whole()
+    model = family.module.full_model()
     inside = family.adapter.language_model(model)
     answers = []
     for pruned in (model, inside):
@@ -240,7 +240,7 @@ def test_a_whole_model_is_pruned_in_its_thinker(family):
 
 
 def test_what_a_checkpoint_lacks_or_has_too_much_is_named(family, tmp_path):
-    family.module.whole().save_pretrained(tmp_path)
+    family.module.full_model().save_pretrained(tmp_path)
     family.processor.save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     weights = load_file(file)

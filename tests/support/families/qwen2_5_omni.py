@@ -87,7 +87,7 @@ def build(attention: str = "sdpa") -> tuple[PreTrainedModel, ProcessorMixin]:
     return randomized(model, attention), processor()
 
 
-def whole() -> PreTrainedModel:
+def full_model() -> PreTrainedModel:
     """A tiny full model, with a talker."""
     small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 16}
     talker = {

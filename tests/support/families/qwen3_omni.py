@@ -98,7 +98,7 @@ def build(attention: str = "sdpa") -> tuple[PreTrainedModel, ProcessorMixin]:
     return randomized(model, attention), processor()
 
 
-def whole() -> PreTrainedModel:
+def full_model() -> PreTrainedModel:
     """A tiny full model, with a talker."""
     small = {
         "hidden_size": 32,
