@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -38,6 +38,12 @@ class Signal(StrEnum):
 
 LAYOUT_SIGNALS = frozenset({Signal.FRAMES, Signal.SECONDS})
 ATTENTION_SIGNALS = frozenset({Signal.LAST_QUERY, Signal.TEXT_QUERIES, Signal.WINDOW})  # rows of one layer's attention
+_PROPERTIES = {
+    Signal.FRAMES: "frame, view.place",
+    Signal.SECONDS: "second, view.last_second",
+    Signal.HIDDEN_STATES: "hidden",
+    Signal.KEYS: "keys",
+}
 DECODER_SIGNALS = ATTENTION_SIGNALS | {Signal.ROLLOUT, Signal.KEYS}  # computed by layers before the cut
 
 
@@ -83,8 +89,10 @@ class View:
         self.layer, self.slots = layer, slots
         self._layout, self._signals, self._needs = layout, signals, needs
 
-    def __getitem__(self, signal: Signal) -> Float[Tensor, "batch tokens"]:
-        """The scores that a signal gives.  Raises: UndeclaredSignal."""
+    def __getitem__(self, signal: Signal | str) -> Float[Tensor, "batch tokens"]:
+        """The scores of a signal.  Raises: UndeclaredSignal; PlanError for a signal that a property returns."""
+        if (signal := Signal(signal)) in _PROPERTIES:
+            raise PlanError(f"view[Signal.{signal.name}] is not a score", f"read view.{_PROPERTIES[signal]}")
         return self._read(signal)
 
     @property
@@ -191,12 +199,24 @@ class Method(ABC):
         return self.needs <= LAYOUT_SIGNALS
 
 
+def needs_of(name: str, method: type[Method]) -> frozenset[Signal]:
+    """The signals that a method declares.  Raises: PlanError if `needs` is no frozenset of `Signal` on the class."""
+    needs = cast(Any, method.needs)
+    if type(needs) is not frozenset or set(map(type, cast(frozenset[Any], needs))) - {Signal}:
+        raise PlanError(
+            f"method {name!r} must declare `needs` on its class, as a frozenset of fastav.Signal",
+            "for example needs: ClassVar[frozenset[Signal]] = frozenset({Signal.KEYS})",
+        )
+    return cast(frozenset[Signal], needs)
+
+
 def method_of(step: Step) -> Method:
     """The method that a step names, with its options.
 
-    Raises: UnknownName; PlanError if the method has no such option or refuses its value.
+    Raises: UnknownName; PlanError if the method has no such option, refuses its value, or does not declare `needs`.
     """
     method: type[Method] = METHODS[step.method]
+    needs_of(step.method, method)
     options: Mapping[str, Any] = step.options
     try:
         return method(**options)

@@ -183,3 +183,21 @@ def test_wrong_options_are_refused(options, message):
     step = Step(layers="1", method="random", options=options, keep=Keep(media=Share(0.5)))
     with pytest.raises(PlanError, match=message):
         method_of(step)
+
+
+@pytest.mark.parametrize("needs", [["keys"], frozenset({"hiden-states"}), None])
+def test_needs_that_are_no_signals_are_refused(monkeypatch, needs):
+    method = METHODS["position"]
+    monkeypatch.setattr(method, "needs", needs)
+    with pytest.raises(PlanError, match="must declare `needs`"):
+        method_of(Step(layers="1", method="position", keep=Keep(media=Share(0.5))))
+
+
+def test_a_view_takes_names_of_signals_and_refers_to_its_properties():
+    view = view_of(ROWS)
+    assert torch.equal(view["last-query"], view[Signal.LAST_QUERY])
+    with pytest.raises(PlanError, match="is not a score") as error:
+        view[Signal.FRAMES]
+    assert "view.place" in error.value.hint
+    with pytest.raises(UndeclaredSignal):
+        view_of(ROWS, needs=frozenset())["last-query"]

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fastav.engines.transformers import prune
+from fastav.errors import PlanError
 from fastav.method import Method, Signal, View
 from fastav.plan import Keep, Plan, Share, Step
 from fastav.pruning.state import WINDOW
@@ -80,3 +81,15 @@ def test_places_count_within_a_frame(monkeypatch):
     assert view.frame[0, video].tolist() == [i // 4 for i in range(16)]
     assert view.place[0, video].tolist() == [i % 4 for i in range(16)]
     assert view.question[0].tolist() == [i >= 31 for i in range(ROWS[0].shape[1])]
+
+
+def test_scores_of_another_shape_are_refused(monkeypatch):
+    class Short(Method):
+        def score(self, view):
+            return view.position[:, :3].float()
+
+    monkeypatch.setattr("fastav.pruning.compiled.method_of", lambda step: Short())
+    plan, model = Plan((Step(layers="3", method="position", keep=Keep(media=Share(0.7))),)), tiny_model()
+    pruned = prune(model, plan, adapter=TinyAdapter())
+    with torch.no_grad(), pruned, pytest.raises(PlanError, match="Short returned scores"):
+        model(**pad_left(ROWS))

@@ -33,10 +33,12 @@ def methods(as_json: _options.Json = False) -> None:
 def _describe(name: str, method: type[Method]) -> dict[str, Any]:
     from dataclasses import MISSING, fields, is_dataclass
 
-    assert is_dataclass(method)
+    from fastav.method import needs_of
+
+    options = fields(method) if is_dataclass(method) else ()
     return {
         "name": name,
         "summary": (method.__doc__ or "").partition("\n")[0],
-        "options": {f.name: None if f.default is MISSING else f.default for f in fields(method)},
-        "needs": sorted(method.needs),
+        "options": {f.name: None if f.default is MISSING else f.default for f in options},
+        "needs": sorted(needs_of(name, method)),
     }

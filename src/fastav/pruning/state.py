@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fastav.errors import UnsupportedModel, UnsupportedPlan
+from fastav.errors import PlanError, UnsupportedModel, UnsupportedPlan
 from fastav.layout import Layout, Modality
 from fastav.method import BatchLayout, Method, Signal, View
 from fastav.pruning import device_layout, indexing
@@ -137,7 +137,7 @@ class PruningState:
             if counts.width == self.slots.shape[1] and not counts.ragged and self.valid is None:
                 continue  # the cut drops nothing
             view = self._view(index, method, hidden)
-            indices, valid = self._select(counts, method.score(view))
+            indices, valid = self._select(counts, _scores(method, view))
             indices = indices if self.broadcast_indices is None else self.broadcast_indices(indices)
             if method.merges:
                 all_valid = torch.ones_like(indices, dtype=torch.bool)
@@ -161,7 +161,7 @@ class PruningState:
         self.move_to(hidden.device)
         index, method = self.compiled.cache_cuts[number]
         view = self._view(index, method, hidden)
-        return self._select(self.counts[len(self.compiled.cuts) + number], method.score(view))
+        return self._select(self.counts[len(self.compiled.cuts) + number], _scores(method, view))
 
     def _select(
         self, counts: CutCounts, scores: Float[Tensor, "batch tokens"]
@@ -261,3 +261,15 @@ class PruningState:
             self.keys = key
         if Signal.ROLLOUT in signals:
             self.attentions.append(self.layer_attention(index, query, key, mask, scaling))
+
+
+def _scores(method: Method, view: View) -> Float[Tensor, "batch tokens"]:
+    """A method's scores.  Raises: PlanError if they have another shape than the remaining tokens."""
+    scores = method.score(view)
+    if scores.shape != view.slots.shape:
+        raise PlanError(
+            f"{type(method).__name__} returned scores of shape {list(scores.shape)}, the remaining tokens have "
+            f"{list(view.slots.shape)}",
+            "return one score per remaining token",
+        )
+    return scores

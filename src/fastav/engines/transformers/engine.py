@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from threading import Lock
 from typing import Any, ClassVar
 
@@ -35,6 +35,8 @@ from fastav.pruning.rollout import ALPHA
 from fastav.request_lock import RequestLock
 from fastav.sources import reachable
 from fastav.trace import Trace
+
+MAX_PLANS = 64  # compiled plans to keep for each engine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +71,7 @@ class TransformersEngine(Engine):
         self.model, self.processor, self.adapter = model, processor, adapter
         self._encode_ahead = encode_ahead
         self._answering, self._preparing = RequestLock(), Lock()
-        self._compiled = lru_cache(maxsize=64)(self._compile)  # compiles each plan once
+        self._plans: dict[Plan, CompiledPlan] = {}
 
     @classmethod
     def load(
@@ -165,9 +167,14 @@ class TransformersEngine(Engine):
         with self._answering:
             return trace(self.model, compiled, inputs, prepared.layouts[0], alpha)
 
-    def _compile(self, plan: Plan) -> CompiledPlan:
-        """Compile a plan for this model.  Raises: PlanError, UnsupportedModel, UnsupportedPlan."""
-        return self.check(self.model.config, plan, adapter=self.adapter)
+    def _compiled(self, plan: Plan) -> CompiledPlan:
+        """Compile a plan, once.  Raises: PlanError, UnsupportedModel, UnsupportedPlan."""
+        if plan not in self._plans:
+            compiled = self.check(self.model.config, plan, adapter=self.adapter)
+            while len(self._plans) >= MAX_PLANS:
+                self._plans.pop(next(iter(self._plans)), None)
+            self._plans[plan] = compiled
+        return self._plans[plan]
 
     def _checked(self, plan: Plan, max_new_tokens: int) -> CompiledPlan:
         """The compiled plan, with arguments checked.  Raises: PlanError, UnsupportedModel, UnsupportedPlan."""
