@@ -25,7 +25,7 @@ DEFAULT_MODEL = "tiny"  # the model that comes with the package
 
 
 def run(
-    clip: Annotated[str, typer.Argument(metavar="CLIP", help="A video or audio file.")],
+    clip: Annotated[str, typer.Argument(metavar="CLIP", help="A video or audio file, or a URL.")],
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="A question about the clip.")],
     model: _options.Model = DEFAULT_MODEL,
     plan: _options.PlanName = "fastav",
