@@ -86,3 +86,13 @@ def test_versions_agree():
     citation = pages.text_of("CITATION.cff")
     assert newest[1] == __version__
     assert f"version: {__version__}\ndate-released: {newest[2]}\n" in citation
+
+
+def test_readme_names_the_first_commands_and_every_page_names_targets_that_exist():
+    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    used = {}
+    for page in [*pages.pages(), *OTHERS]:
+        text = pages.text_of(page)
+        used[page] = set(re.findall(r"(?:^|`)make ([a-z][a-z-]*)", text, re.MULTILINE))
+        assert used[page] <= targets, f"{page}: the Makefile has no {used[page] - targets}"
+    assert {"demo", "test"} <= used["README.md"]
