@@ -20,7 +20,7 @@ from fastav.errors import FastAVError, MissingTrack, PlanError, UnsupportedModel
 from fastav.flops import DecoderShape
 from fastav.formatting import plural
 from fastav.installation import importable
-from fastav.layout import Layout
+from fastav.layout import Layout, Modality
 from fastav.media import Clip
 from fastav.plan import Plan
 from fastav.presets import NONE
@@ -213,6 +213,7 @@ class ModelAdapter(ABC):
     supports_audio: ClassVar[bool] = True
     packages: ClassVar[tuple[str, ...]] = ()
     decode_syncs: ClassVar[bool] = True
+    prefix: ClassVar[int] = 0  # tokens of a typical prompt before the clip
     deepstack_method: ClassVar[str | None] = None
     stacks_hidden_states: ClassVar[bool] = False
     cache_limit: ClassVar[str] = ""
@@ -255,7 +256,6 @@ class ModelAdapter(ABC):
     def layouts(self, config: PreTrainedConfig, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
         """The layout of each row, from the arguments of `forward` alone."""
 
-    @abstractmethod
     def example(
         self,
         config: PreTrainedConfig,
@@ -270,6 +270,15 @@ class ModelAdapter(ABC):
         seconds: length of the clip (None: a length that is typical of the family). audio, video: numbers of tokens
         (None: those of such a clip). text: number of text tokens.
         """
+        prefix = min(self.prefix, text)
+        clip = self.example_clip(config, None if seconds is None else float(seconds), audio, video)
+        return Layout.join([Layout.of(Modality.TEXT, prefix), clip, Layout.of(Modality.TEXT, text - prefix)])
+
+    @abstractmethod
+    def example_clip(
+        self, config: PreTrainedConfig, seconds: float | None, audio: int | None, video: int | None
+    ) -> Layout:
+        """The clip in the prompt that `example` describes.  Arguments as for `example`."""
 
     @abstractmethod
     def shape(self, config: PreTrainedConfig) -> DecoderShape:

@@ -7,6 +7,7 @@ from fastav.engines.transformers import prune
 from fastav.errors import PlanError
 from fastav.method import Method, Signal, View
 from fastav.plan import Keep, Plan, Share, Step
+from fastav.pruning.compiled import compile_plan
 from fastav.pruning.state import WINDOW
 from support.cases import ROWS
 from support.tiny import TinyAdapter, pad_left, tiny_model
@@ -93,3 +94,13 @@ def test_scores_of_another_shape_are_refused(monkeypatch):
     pruned = prune(model, plan, adapter=TinyAdapter())
     with torch.no_grad(), pruned, pytest.raises(PlanError, match="Short returned scores"):
         model(**pad_left(ROWS))
+
+
+def test_a_plan_compiled_for_another_model_is_refused():
+    model, plan = tiny_model(), Plan((Step(layers="3", method="position", keep=Keep(media=Share(0.7))),))
+    own = compile_plan(plan, model.model.config, TinyAdapter())
+    with torch.no_grad(), prune(model, own) as pruning:
+        model(**pad_left(ROWS))
+    assert len(pruning.slots()) == 2
+    with pytest.raises(PlanError, match="compiled for another model"):
+        prune(tiny_model(), own)

@@ -43,14 +43,8 @@ class TinyAdapter(ModelAdapter):
         real = torch.ones_like(ids) if mask is None else mask[:, -ids.shape[1] :].cpu()
         return tuple(layout_of(row[keep.bool()]) for row, keep in zip(ids, real, strict=True))
 
-    def example(
-        self,
-        config: PreTrainedConfig,
-        *,
-        seconds: float | int | None = None,
-        audio: int | None = None,
-        video: int | None = None,
-        text: int,
+    def example_clip(
+        self, config: PreTrainedConfig, seconds: float | None, audio: int | None, video: int | None
     ) -> Layout:
         raise AssertionError("not used")
 

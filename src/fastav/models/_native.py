@@ -43,7 +43,7 @@ class NativeAdapter(ModelAdapter):
     """A family whose configuration, model and processor are fastav's own.
 
     config_class, model_class, processor_class: its classes. original: the architecture that checkpoints of the original
-    name. encoder_names: submodules of the model. prefix: tokens of a typical prompt before the clip.
+    name. encoder_names: submodules of the model.
     interleaved: whether audio tokens stand between frames, so that each has the index of the frame before it.
     """
 
@@ -53,7 +53,6 @@ class NativeAdapter(ModelAdapter):
     processor_class: ClassVar[Any]
     original: ClassVar[str]
     encoder_names: ClassVar[tuple[str, ...]]
-    prefix: ClassVar[int]
     interleaved: ClassVar[bool] = True
 
     @abstractmethod
@@ -69,10 +68,6 @@ class NativeAdapter(ModelAdapter):
         self, scheme: Any, inputs: Mapping[str, Any], clips: Sequence[Mapping[str, Any]], layouts: Sequence[Layout]
     ) -> Iterator[tuple[Any, Any]]:
         """Of each row: the seconds at which its video tokens and its audio tokens start.  clips: as `read` gives."""
-
-    @abstractmethod
-    def example_clip(self, scheme: Any, seconds: float | None, audio: int | None, video: int | None) -> Layout:
-        """The clip of a typical prompt; arguments as `example`."""
 
     def config(self, source: str | None = None) -> Any:
         """The configuration in a local folder or hub id; of the release, without any download, if None."""
@@ -90,7 +85,7 @@ class NativeAdapter(ModelAdapter):
 
     def build(self, config: PreTrainedConfig) -> PreTrainedModel:
         """A model of this configuration whose weights are not loaded."""
-        self._scheme(config)
+        self.scheme_of(config)
         return self.model_class(config)
 
     def prepare(self, processor: ProcessorMixin, requests: Sequence[Request]) -> Prepared:
@@ -116,21 +111,7 @@ class NativeAdapter(ModelAdapter):
 
     def layouts(self, config: PreTrainedConfig, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
         """The layout of each row, from the arguments of `forward` alone; seconds are unknown."""
-        return self._layouts(self._scheme(config), inputs)
-
-    def example(
-        self,
-        config: PreTrainedConfig,
-        *,
-        seconds: float | int | None = None,
-        audio: int | None = None,
-        video: int | None = None,
-        text: int,
-    ) -> Layout:
-        """A typical prompt: some text, the clip that `example_clip` describes, the rest of the text."""
-        before = min(self.prefix, text)
-        clip = self.example_clip(self._scheme(config), None if seconds is None else float(seconds), audio, video)
-        return Layout.join([Layout.of(Modality.TEXT, before), clip, Layout.of(Modality.TEXT, text - before)])
+        return self._layouts(self.scheme_of(config), inputs)
 
     def shape(self, config: PreTrainedConfig) -> DecoderShape:
         """The dimensions of the Qwen2 or Qwen2.5 decoder."""
@@ -144,7 +125,7 @@ class NativeAdapter(ModelAdapter):
         """The submodules that `encoder_names` lists: encoders and what projects their output to the decoder."""
         return tuple(model.get_submodule(name) for name in self.encoder_names)
 
-    def _scheme(self, config: PreTrainedConfig) -> Any:
+    def scheme_of(self, config: PreTrainedConfig) -> Any:
         """How a clip becomes tokens.  Raises: CheckpointError for another family's configuration."""
         known: Any = config
         if not isinstance(known, self.config_class):

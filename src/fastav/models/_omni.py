@@ -54,7 +54,6 @@ class OmniAdapter(OfficialAdapter):
     full_config_class: ClassVar[str]
     grids: ClassVar[Grids]
     positions_per_second: ClassVar[int]
-    prefix: ClassVar[int]
     pooled: ClassVar[bool]
     unused_prefixes = ("talker.", "token2wav.", "code2wav.")
 
@@ -195,16 +194,10 @@ class OmniAdapter(OfficialAdapter):
         )
         return grid_layouts(media_tokens, inputs)
 
-    def example(
-        self,
-        config: PreTrainedConfig,
-        *,
-        seconds: float | int | None = None,
-        audio: int | None = None,
-        video: int | None = None,
-        text: int,
+    def example_clip(
+        self, config: PreTrainedConfig, seconds: float | None, audio: int | None, video: int | None
     ) -> Layout:
-        """A typical prompt: text, a 1280 x 720 clip (30 s unless `seconds` is set) with audio, more text."""
+        """A 1280 x 720 clip (30 s unless `seconds` is set) with its audio between the frames."""
         seconds = EXAMPLE_SECONDS if seconds is None else seconds
         time, height, width = self.grids.grid(seconds, 720, 1280)
         n_video = time * height * width if video is None else video
@@ -216,14 +209,7 @@ class OmniAdapter(OfficialAdapter):
         order = np.argsort(self.sort_key(position), kind="stable")
         is_video = order < n_video
         last_frame = np.maximum.accumulate(np.where(is_video, np.append(frame, np.zeros(n_audio, int))[order], -1))
-        prefix = min(self.prefix, text)
-        return Layout.join(
-            [
-                Layout.of(Modality.TEXT, prefix),
-                layout_from_masks(is_video, ~is_video, frame=last_frame),
-                Layout.of(Modality.TEXT, text - prefix),
-            ]
-        )
+        return layout_from_masks(is_video, ~is_video, frame=last_frame)
 
     def language_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """The thinker: the model itself, or the part of a full model that writes text."""

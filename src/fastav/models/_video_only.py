@@ -45,7 +45,6 @@ class VideoOnlyAdapter(OfficialAdapter):
     supports_audio = False
     presets: ClassVar[Mapping[str, Plan]] = preset_plans(Keep(clip=Share(KEEP_SHARE)))
     fps: ClassVar[float]
-    prefix: ClassVar[int]
     temporal: ClassVar[int]
 
     @abstractmethod
@@ -103,29 +102,16 @@ class VideoOnlyAdapter(OfficialAdapter):
         """The layout of each row, from the ids of media tokens."""
         return grid_layouts(media_tokens, inputs)
 
-    def example(
-        self,
-        config: PreTrainedConfig,
-        *,
-        seconds: float | int | None = None,
-        audio: int | None = None,
-        video: int | None = None,
-        text: int,
+    def example_clip(
+        self, config: PreTrainedConfig, seconds: float | None, audio: int | None, video: int | None
     ) -> Layout:
-        """A typical prompt: text, a 1280 x 720 clip (30 s unless `seconds` is set) in one block, more text."""
+        """A 1280 x 720 clip (30 s unless `seconds` is set) in one block."""
         if audio:
             raise no_audio(self)
         time, height, width = self.release_grid(EXAMPLE_SECONDS if seconds is None else seconds, 720, 1280)
         tokens = time * height * width if video is None else video
         frame = np.arange(tokens) // (height * width) * self.temporal
-        prefix = min(self.prefix, text)
-        return Layout.join(
-            [
-                Layout.of(Modality.TEXT, prefix),
-                Layout.of(Modality.VIDEO, tokens, frame=frame),
-                Layout.of(Modality.TEXT, text - prefix),
-            ]
-        )
+        return Layout.of(Modality.VIDEO, tokens, frame=frame)
 
     def shape(self, config: PreTrainedConfig) -> DecoderShape:
         """The dimensions of the text model."""

@@ -116,14 +116,20 @@ class TransformersEngine(Engine):
     ) -> CompiledPlan:
         """Compile a plan for a model, and refuse a plan that cannot be exact in it."""
         adapter = adapter or adapter_for(config.architectures or (), config.to_dict())
-        compiled = compile_plan(plan, config.get_text_config(decoder=True), adapter)
+        compiled = cls._compile(config.get_text_config(decoder=True), plan, adapter)
+        if attention is not None and compiled.first_layer < compiled.depth:
+            guards.check_attention(compiled.config, attention, compiled.first_layer)
+        return compiled
+
+    @classmethod
+    def _compile(cls, decoder: PreTrainedConfig, plan: Plan, adapter: ModelAdapter) -> CompiledPlan:
+        """Compile a plan for a decoder's configuration.  Raises: PlanError, UnsupportedModel, UnsupportedPlan."""
+        compiled = compile_plan(plan, decoder, adapter)
         if missing := compiled.needs - cls.provides:
             raise PlanError(
                 f"the plan needs {', '.join(missing)} scores, which only a caller can pass",
                 "prune the model yourself: fastav.prune(model, plan, scores=...)",
             )
-        if attention is not None and compiled.first_layer < compiled.depth:
-            guards.check_attention(compiled.config, attention, compiled.first_layer)
         return compiled
 
     def generate(
@@ -168,13 +174,14 @@ class TransformersEngine(Engine):
             return trace(self.model, compiled, inputs, prepared.layouts[0], alpha)
 
     def _compiled(self, plan: Plan) -> CompiledPlan:
-        """Compile a plan, once.  Raises: PlanError, UnsupportedModel, UnsupportedPlan."""
-        if plan not in self._plans:
-            compiled = self.check(self.model.config, plan, adapter=self.adapter)
+        """Compile a plan for the loaded model, once.  Raises: PlanError, UnsupportedModel, UnsupportedPlan."""
+        if (compiled := self._plans.get(plan)) is None:
+            decoder: Any = self.adapter.decoder(self.adapter.language_model(self.model))
+            compiled = self._compile(decoder.config, plan, self.adapter)
             while len(self._plans) >= MAX_PLANS:
                 self._plans.pop(next(iter(self._plans)), None)
             self._plans[plan] = compiled
-        return self._plans[plan]
+        return compiled
 
     def _checked(self, plan: Plan, max_new_tokens: int) -> CompiledPlan:
         """The compiled plan, with arguments checked.  Raises: PlanError, UnsupportedModel, UnsupportedPlan."""

@@ -61,8 +61,8 @@ def prune(
 
     model: may be wrapped by PEFT (LoRA) or DDP, whose `generate` and `forward` then prune too. In a model that also
     speaks (Qwen-Omni), the thinker is pruned; ask the complete model for text only.
-    plan: a `Plan`; the name of one of the model's presets, of a recipe (`fastv@0.25`) or of a JSON file; or a plan that
-    an engine's `check` has compiled for this model.
+    plan: a `Plan`; the name of one of the model's presets, of a recipe (`fastv@0.25`) or of a JSON file; or a plan
+    that is compiled for this model.
     layouts: one per prompt of the batch. None to read them from `input_ids`, which on a GPU waits for the device once
     per prefill.
     scores: one per prompt token, shaped like `input_ids`, for plans with the method `given`.
@@ -77,6 +77,9 @@ def prune(
     guards.check_model(model)
     if isinstance(plan, CompiledPlan):
         compiled, part = plan, plan.adapter.language_model(model)
+        decoder: Any = compiled.adapter.decoder(part)
+        if decoder.config is not compiled.config:
+            raise PlanError("the plan was compiled for another model", "pass the plan itself")
     else:
         architectures = {*(model.config.architectures or ()), type(model).__name__}
         adapter = adapter or adapter_for(architectures, model.config.to_dict())

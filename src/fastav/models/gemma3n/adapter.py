@@ -23,7 +23,6 @@ from fastav.presets import plus, trim
 MAX_FRAMES = 32  # one per started second
 FRAME_TOKENS, PIECE_TOKENS = 256, 188
 HOP, STRIDE = 160, 16  # samples between mel frames, and mel frames per token
-PREFIX = 4  # tokens before the clip: start of text, and the role
 EXAMPLE_SECONDS = 30.0
 
 
@@ -41,6 +40,7 @@ class Gemma3nAdapter(OfficialAdapter):
     """
 
     name = "gemma3n"
+    prefix = 4  # start of text, and the role
     stacks_hidden_states = True
     architectures = frozenset({"Gemma3nForConditionalGeneration"})
     checkpoint = "google/gemma-3n-E4B-it"
@@ -91,30 +91,21 @@ class Gemma3nAdapter(OfficialAdapter):
         settings: Any = config
         return tuple(_layouts(settings.image_token_id, settings.audio_token_id, inputs))
 
-    def example(
-        self,
-        config: PreTrainedConfig,
-        *,
-        seconds: float | int | None = None,
-        audio: int | None = None,
-        video: int | None = None,
-        text: int,
+    def example_clip(
+        self, config: PreTrainedConfig, seconds: float | None, audio: int | None, video: int | None
     ) -> Layout:
-        """A typical prompt: text, images of a clip (30 s unless `seconds` is set), its audio, more text."""
+        """Images of a clip (30 s unless `seconds` is set), then its audio."""
         seconds = EXAMPLE_SECONDS if seconds is None else seconds
         images = len(frame_indices(ceil(25 * seconds), seconds, max_frames=MAX_FRAMES))
         tokens = images * FRAME_TOKENS if video is None else video
         starts = np.arange(PIECE_TOKENS) * STRIDE * HOP
         padding = np.concatenate([starts >= samples for samples in piece_lengths(seconds)])
-        prefix = min(PREFIX, text)
         return Layout.join(
             [
-                Layout.of(Modality.TEXT, prefix),
                 Layout.of(Modality.IMAGE, tokens, frame=np.arange(tokens) // FRAME_TOKENS),
                 Layout.of(Modality.AUDIO, len(padding), padding=padding)
                 if audio is None
                 else Layout.of(Modality.AUDIO, audio),
-                Layout.of(Modality.TEXT, text - prefix),
             ]
         )
 

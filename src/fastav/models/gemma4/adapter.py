@@ -28,7 +28,6 @@ from fastav.presets import plus, trim
 
 FRAMES, FRAME_TOKENS = 32, 66  # per video, and per frame at 1280 x 720
 STEP = 640  # samples per audio token
-PREFIX = 4  # tokens before the clip: start of text, and the role
 EXAMPLE_SECONDS = 30.0
 
 
@@ -42,6 +41,7 @@ class Gemma4Adapter(OfficialAdapter):
     """
 
     name = "gemma4"
+    prefix = 4  # start of text, and the role
     architectures = frozenset({"Gemma4ForConditionalGeneration"})
     checkpoint = "google/gemma-4-E4B-it"
     presets: ClassVar[Mapping[str, Plan]] = {
@@ -111,28 +111,16 @@ class Gemma4Adapter(OfficialAdapter):
         settings: Any = config
         return tuple(_layouts(settings.video_token_id, settings.image_token_id, settings.audio_token_id, inputs))
 
-    def example(
-        self,
-        config: PreTrainedConfig,
-        *,
-        seconds: float | int | None = None,
-        audio: int | None = None,
-        video: int | None = None,
-        text: int,
+    def example_clip(
+        self, config: PreTrainedConfig, seconds: float | None, audio: int | None, video: int | None
     ) -> Layout:
-        """A typical prompt: text, a 1280 x 720 clip (30 s unless `seconds` is set), its audio, more text.
-
-        The timestamps between frames are not included.
-        """
+        """A 1280 x 720 clip (30 s unless `seconds` is set), then its audio; without the timestamps between frames."""
         piece_tokens = [n // STEP for n in piece_lengths(EXAMPLE_SECONDS if seconds is None else seconds)]
         frames = FRAMES * FRAME_TOKENS if video is None else video
-        prefix = min(PREFIX, text)
         return Layout.join(
             [
-                Layout.of(Modality.TEXT, prefix),
                 Layout.of(Modality.VIDEO, frames, frame=np.arange(frames) // FRAME_TOKENS),
                 Layout.of(Modality.AUDIO, sum(piece_tokens) if audio is None else audio),
-                Layout.of(Modality.TEXT, text - prefix),
             ]
         )
 

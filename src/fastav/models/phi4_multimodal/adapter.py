@@ -27,7 +27,6 @@ MAX_FRAMES = 16  # one per started second
 RATE = 16_000
 WINDOW, HOP, STRIDE = 400, 160, 8  # samples per mel frame, samples between mel frames, and mel frames per token
 SIDE = 16  # tokens per side of a crop, which is fixed in the processor
-PREFIX = 2  # tokens before the clip: the role
 EXAMPLE_SECONDS = 30.0
 REVISION = "refs/pr/70"  # the weights in transformers' format
 VISION = "vision-lora"
@@ -48,6 +47,7 @@ class Phi4MultimodalAdapter(OfficialAdapter):
     """
 
     name = "phi4-multimodal"
+    prefix = 2  # the role
     cache_limit = " (its code does so where prompt and answer pass 4,096 tokens)"
     architectures = frozenset({"Phi4MultimodalForCausalLM"})
     checkpoint = "microsoft/Phi-4-multimodal-instruct"
@@ -144,16 +144,10 @@ class Phi4MultimodalAdapter(OfficialAdapter):
         settings: Any = config
         return tuple(_layouts(settings.vision_config.image_token_id, settings.audio_config.audio_token_id, inputs))
 
-    def example(
-        self,
-        config: PreTrainedConfig,
-        *,
-        seconds: float | int | None = None,
-        audio: int | None = None,
-        video: int | None = None,
-        text: int,
+    def example_clip(
+        self, config: PreTrainedConfig, seconds: float | None, audio: int | None, video: int | None
     ) -> Layout:
-        """A typical prompt: text, images of a 1280 x 720 clip (30 s unless `seconds` is set), its audio, more text."""
+        """Images of a 1280 x 720 clip (30 s unless `seconds` is set), then its audio."""
         seconds = EXAMPLE_SECONDS if seconds is None else seconds
         padding = image_padding(rows=1, columns=1, height=SIDE * 9 // 16, width=SIDE)
         tokens = (
@@ -161,10 +155,8 @@ class Phi4MultimodalAdapter(OfficialAdapter):
             if video is None
             else video
         )
-        prefix = min(PREFIX, text)
         return Layout.join(
             [
-                Layout.of(Modality.TEXT, prefix),
                 Layout.of(
                     Modality.IMAGE,
                     tokens,
@@ -172,7 +164,6 @@ class Phi4MultimodalAdapter(OfficialAdapter):
                     padding=np.resize(padding, tokens),
                 ),
                 Layout.of(Modality.AUDIO, _audio_tokens(round(seconds * RATE)) if audio is None else audio),
-                Layout.of(Modality.TEXT, text - prefix),
             ]
         )
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Bool
-from transformers import ProcessorMixin
+from transformers import PreTrainedConfig, ProcessorMixin
 
 from fastav.adapter import Request, VllmInputs
 from fastav.layout import Layout, Modality
@@ -80,8 +80,11 @@ class VideoSalmonn2Adapter(NativeAdapter):
             yield clip["shown"][layout.frame[layout.modality == Modality.VIDEO]], clip["sound_start"] + windows[:count]
             windows = windows[count:]
 
-    def example_clip(self, scheme: Scheme, seconds: float | None, audio: int | None, video: int | None) -> Layout:
+    def example_clip(
+        self, config: PreTrainedConfig, seconds: float | None, audio: int | None, video: int | None
+    ) -> Layout:
         """A clip of 10 s with its sound: frames, each followed by its share of the audio tokens."""
+        scheme: Scheme = self.scheme_of(config)
         seconds = EXAMPLE_SECONDS if seconds is None else seconds
         frames = len(sample_frames(max(1, round(seconds * EXAMPLE_FPS)), EXAMPLE_FPS, scheme))
         video = frames * scheme.frame_tokens if video is None else video

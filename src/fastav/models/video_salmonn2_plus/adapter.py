@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Bool
+from transformers import PreTrainedConfig
 
 from fastav.layout import Layout, Modality
 from fastav.models._adapters import preset_plans, to_numpy
@@ -66,8 +67,11 @@ class VideoSalmonn2PlusAdapter(NativeAdapter):
             sound = np.arange(layout.count(Modality.AUDIO)) / TOKENS_PER_SECOND
             yield repeated(clip["step_starts"], layout.count(Modality.VIDEO)), sound
 
-    def example_clip(self, scheme: Scheme, seconds: float | None, audio: int | None, video: int | None) -> Layout:
+    def example_clip(
+        self, config: PreTrainedConfig, seconds: float | None, audio: int | None, video: int | None
+    ) -> Layout:
         """A clip of 40 s at 1280 x 720 with its sound."""
+        scheme: Scheme = self.scheme_of(config)
         seconds = EXAMPLE_SECONDS if seconds is None else seconds
         frames = scheme.frames(seconds)
         steps, height, width = scheme.grid(frames, *scheme.size(frames, *EXAMPLE_SIZE))

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from fastav.adapter import AudioAttention, Request, VllmInputs
 from fastav.layout import Layout, Modality
@@ -73,8 +73,11 @@ class VideoLlama2Adapter(NativeAdapter):
                 repeated(clip["sound_seconds"], layout.count(Modality.AUDIO)),
             )
 
-    def example_clip(self, scheme: Scheme, seconds: float | None, audio: int | None, video: int | None) -> Layout:
+    def example_clip(
+        self, config: PreTrainedConfig, seconds: float | None, audio: int | None, video: int | None
+    ) -> Layout:
         """Video, then audio. A clip of any length gives as many tokens; of its audio, 16 s are sound."""
+        scheme: Scheme = self.scheme_of(config)
         is_sound = np.arange(scheme.fbank_rows) < scheme.audio_clips * scheme.clip_seconds * RATE // SHIFT
         padding = _silence(scheme, is_sound[None])[0] if audio is None else None
         tokens = scheme.video_tokens(min(scheme.num_frames, scheme.most_frames)) if video is None else video
