@@ -34,6 +34,7 @@ sys.exit(main(["run", str(files("fastav") / "assets" / "clips" / "triangle.mp4")
 
 IN_SDIST = (
     "benchmarks/load/__main__.py",
+    "tests/vllm/site/sitecustomize.py",
     "README.md",
     "CHANGELOG.md",
     "CITATION.cff",

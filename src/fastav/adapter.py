@@ -199,10 +199,8 @@ class ModelAdapter(ABC):
     name: the registry's name of the family. architectures: class names in a configuration's `architectures`.
     checkpoint: hub id of the released weights. revision: revision of the checkpoint, None for the main one. presets:
     plans by name. supports_audio: whether the model takes sound. packages: required packages besides transformers.
-    decode_syncs: whether a decoding step reads values from the device, so that it cannot be captured. deepstack_method:
-    the decoder's method that adds visual features after early layers. stacks_hidden_states: whether layers pass on
-    several hidden states per token (AltUp). cache_limit: when the model's own code drops its cache during an answer,
-    for messages.
+    decode_syncs: whether a decoding step reads values from the device, so that it cannot be captured. cache_limit: when
+    the model's own code drops its cache during an answer, for messages.
     """
 
     name: ClassVar[str]
@@ -214,8 +212,6 @@ class ModelAdapter(ABC):
     packages: ClassVar[tuple[str, ...]] = ()
     decode_syncs: ClassVar[bool] = True
     prefix: ClassVar[int] = 0  # tokens of a typical prompt before the clip
-    deepstack_method: ClassVar[str | None] = None
-    stacks_hidden_states: ClassVar[bool] = False
     cache_limit: ClassVar[str] = ""
 
     def preset(self, name: str) -> Plan:
@@ -299,13 +295,29 @@ class ModelAdapter(ABC):
     def encoders(self, model: PreTrainedModel) -> tuple[nn.Module, ...]:
         """The modules that turn audio and video into embeddings, projectors included; `Answer.seconds` times them."""
 
+    # What follows reads transformers' conventions. A family that does these things in another way overrides it.
+
+    def deepstack_method(self, decoder: nn.Module) -> str | None:
+        """The name of the decoder's method that adds visual features after early layers; None if it has none."""
+        return "_deepstack_process" if hasattr(decoder, "_deepstack_process") else None
+
+    def stacks_hidden_states(self, config: PreTrainedConfig) -> bool:
+        """Whether layers pass on several hidden states of each token (AltUp).  config: the decoder's."""
+        return getattr(config, "altup_num_inputs", 1) > 1
+
     def attending_hidden(self, hidden: Tensor) -> Float[Tensor, "batch tokens features"]:
-        """The hidden states that a layer's attention reads, out of those that layers pass on per token."""
-        return hidden
+        """The hidden states that a layer's attention reads: the first, if layers pass on several of each token.
+
+        hidden: [batch, tokens, features] or [states, batch, tokens, features].
+        """
+        return hidden if hidden.ndim == 3 else hidden[0]
 
     def text_only_hint(self, model: PreTrainedModel, arguments: Mapping[str, Any]) -> str | None:
         """A hint how to make `generate` return text alone, if it would also speak with these arguments; else None."""
-        return None
+        text = arguments.get("return_audio") is False or arguments.get("generation_mode") in ("text", False)
+        if text or not getattr(model, "has_talker", False):
+            return None
+        return "ask for text only: generation_mode='text' (Qwen2.5-Omni), return_audio=False (Qwen3-Omni)"
 
     def audio_attention(self) -> AudioAttention | None:
         """The audio encoder's attention, for `Signal.ENCODER`; None if this adapter does not provide it."""

@@ -37,7 +37,7 @@ class Signal(StrEnum):
 
 
 LAYOUT_SIGNALS = frozenset({Signal.FRAMES, Signal.SECONDS})
-ATTENTION_SIGNALS = frozenset({Signal.LAST_QUERY, Signal.TEXT_QUERIES, Signal.WINDOW})  # rows of one layer's attention
+ATTENTION_SIGNALS = frozenset({Signal.LAST_QUERY, Signal.TEXT_QUERIES, Signal.WINDOW})  # means over heads
 _PROPERTIES = {
     Signal.FRAMES: "frame, view.place",
     Signal.SECONDS: "second, view.last_second",
@@ -165,7 +165,8 @@ class View:
 class Method(ABC):
     """The base class of methods, which score tokens: those with the highest scores are kept.
 
-    Subclasses are frozen dataclasses whose fields are their options.
+    Subclasses are frozen dataclasses whose fields are their options. They keep no state: an engine makes one instance
+    per step of a plan, and uses it for all requests, from any thread.
 
     needs: every signal that `score` and `merge` read. Engines compute these and no others, and derive from them what a
     method can be combined with: chunked prefill, for example, requires `layout_only`.

@@ -14,6 +14,7 @@ from fastav.batches import outcomes
 from fastav.engine import GREEDY, Answer, Engine, Sampling
 from fastav.errors import CheckpointError, FastAVError, reason_of
 from fastav.media import Clip
+from fastav.media._pyav import require_pyav
 from fastav.plan import Plan
 from fastav.registry import ENGINES, MODELS
 from fastav.sources import find_source, model_name
@@ -181,13 +182,14 @@ def pipeline(
     attention: transformers' `attn_implementation`; the engine vllm chooses its own.
 
     Raises, before weights load: UnknownName, PlanError, UnsupportedModel, UnsupportedPlan, and FastAVError for a device
-    or dtype that cannot be used; CheckpointError.
+    or dtype that cannot be used; CheckpointError; InstallationError.
     """
+    require_pyav()
     model = model_name(model)
     adapter, source, config = resolve(model)
     resolved = plan_named(plan, adapter)
     engine_class: type[Engine] = ENGINES[engine]
-    engine_class.check(config, resolved, attention)
+    engine_class.check(config, resolved, attention, adapter=adapter)
     dtype_name = None if dtype is None else str(dtype).removeprefix("torch.")
     loaded_engine = engine_class.load(adapter, source, resolved, device=device, dtype=dtype_name, attention=attention)
     return Pipeline(loaded_engine, resolved, adapter)

@@ -16,7 +16,7 @@ from fastav.recipes import recipe
 from support import flash
 from support.cases import ROWS, STEPS
 from support.masked import masked_logits
-from support.tiny import AUDIO_ID, VIDEO_ID, StackedAdapter, TinyAdapter, layout_of, pad_left, tiny_model
+from support.tiny import AUDIO_ID, VIDEO_ID, TinyAdapter, layout_of, pad_left, tiny_model
 
 KEPT = 4  # of the audio
 ATTENTION = ["sdpa", "eager", flash.NAME]
@@ -152,7 +152,7 @@ def test_stacked_hidden_states_are_not_merged():
         activation_sparsity_pattern=[0.0] * 4,
     )
     with pytest.raises(UnsupportedPlan, match="stacks several hidden states"):
-        TransformersEngine.check(config, recipe("omnizip"), adapter=StackedAdapter())
-    model, adapter = Gemma3nForCausalLM(config), StackedAdapter()
+        TransformersEngine.check(config, recipe("omnizip"), adapter=TinyAdapter())
+    model, adapter = Gemma3nForCausalLM(config), TinyAdapter()
     with pytest.raises(UnsupportedPlan, match="stacks several"), prune(model, recipe("omnizip"), adapter=adapter):
         pass

@@ -16,7 +16,7 @@ from fastav.errors import PlanNotApplied
 from fastav.plan import Keep, Plan, Share, Step
 from integration.test_shared_keys import DEPTH, TEXT
 from support.families._tiny import randomized
-from support.tiny import StackedAdapter, TinyAdapter, pad_left, prompt, tiny_model
+from support.tiny import TinyAdapter, pad_left, prompt, tiny_model
 
 HALF = Keep(media=Share(0.5))
 PLANS = {
@@ -64,8 +64,8 @@ def lose_the_name(model: Any, pruning: Any, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @contextmanager
-def pruned(model: Any, plan: Plan, adapter: TinyAdapter = TinyAdapter()) -> Iterator[Pruning]:  # noqa: B008
-    with prune(model, plan, adapter=adapter) as pruning, torch.inference_mode():
+def pruned(model: Any, plan: Plan) -> Iterator[Pruning]:
+    with prune(model, plan, adapter=TinyAdapter()) as pruning, torch.inference_mode():
         yield pruning
 
 
@@ -121,13 +121,13 @@ def test_layers_that_share_keys_or_slide_are_known(monkeypatch: pytest.MonkeyPat
     model = randomized(Gemma3nForCausalLM(config), "sdpa")
     for layer in (0, 2, 5):
         plan = Plan((Step(layers=str(layer), method="position", keep=HALF),))
-        with pruned(model, plan, StackedAdapter()):
+        with pruned(model, plan):
             for way in ("generate", "Decoding", "forward"):
                 WAYS[way](model, BATCHES["padded"])
             model.model.layers[layer]._forward_pre_hooks.clear()
             with pytest.raises(PlanNotApplied, match="did not take effect"):
                 model.generate(**BATCHES["padded"], **NEW)
-    with pruned(model, Plan((Step(layers="3", method="last-query", keep=HALF, cache_only=True),)), StackedAdapter()):
+    with pruned(model, Plan((Step(layers="3", method="last-query", keep=HALF, cache_only=True),))):
         WAYS["generate"](model, BATCHES["padded"])
         lose_the_name(model, None, monkeypatch)
         with pytest.raises(PlanNotApplied, match="did not take effect"):

@@ -13,7 +13,7 @@ from fastav.layout import MEDIA
 from fastav.plan import Keep, Plan, Share, Step
 from support.families._tiny import randomized
 from support.masked import masked_logits, rules_of
-from support.tiny import StackedAdapter, TinyAdapter, pad_left, prompt
+from support.tiny import TinyAdapter, pad_left, prompt
 
 DEPTH, SHARED = 12, 4  # layers 8 to 11 share those of 6 and 7
 HALF = Keep(media=Share(0.5))
@@ -56,15 +56,12 @@ def gemma4(attention: str) -> Any:
     return randomized(Gemma4ForCausalLM(Gemma4TextConfig(**TEXT, global_head_dim=32)), attention)
 
 
-ADAPTERS = {gemma3n: StackedAdapter(), gemma4: TinyAdapter()}
-
-
 @pytest.mark.parametrize("make", [gemma3n, gemma4])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("rows", [ROWS[:1], ROWS])
 @pytest.mark.parametrize("name", PLANS)
 def test_every_step_equals_the_masked_model(make, attention, rows, name):
-    model, inputs, adapter = make(attention), pad_left(rows), ADAPTERS[make]
+    model, inputs, adapter = make(attention), pad_left(rows), TinyAdapter()
     with prune(model, PLANS[name], adapter=adapter) as pruning:
         out = model.generate(
             **inputs, max_new_tokens=4, do_sample=False, output_logits=True, return_dict_in_generate=True
@@ -84,7 +81,7 @@ def test_every_step_equals_the_masked_model(make, attention, rows, name):
 
 @pytest.mark.parametrize("make", [gemma3n, gemma4])
 def test_logits_of_text_at_the_end_are_exact_when_more_than_one_is_asked_for(make):
-    model, ids, adapter = make("sdpa"), ROWS[0], ADAPTERS[make]
+    model, ids, adapter = make("sdpa"), ROWS[0], TinyAdapter()
     (layout,) = adapter.layouts(model.config, {"input_ids": ids})
     with prune(model, PLANS["between"], adapter=adapter), torch.no_grad():
         logits = model(input_ids=ids, logits_to_keep=3).logits[0]
@@ -106,7 +103,7 @@ def test_a_step_in_layers_that_share_is_refused():
 @pytest.mark.parametrize("make", [gemma3n, gemma4])
 def test_a_sliding_layer_holds_no_more_than_its_window(make):
     model, plan = make("sdpa"), PLANS["before all"]
-    with prune(model, plan, adapter=ADAPTERS[make]):
+    with prune(model, plan, adapter=TinyAdapter()):
         cache = of_output(model.generate(**pad_left(ROWS), max_new_tokens=1, return_dict_in_generate=True))
     held = [layer.keys.shape[-2] for layer in cache.layers[: DEPTH - SHARED]]
     assert max(len(row[0]) for row in ROWS) - 14 > 12

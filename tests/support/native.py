@@ -189,6 +189,7 @@ def assert_same_samples(clip: Clip, original: np.ndarray) -> None:
     """The clip's sound is the original's: decoded samples may differ by 2, and in number by the encoder's padding."""
     sound = clip.require_audio().read(16_000)
     assert abs(len(sound) - len(original)) <= 2048
+    assert abs(clip.require_audio().length(16_000) - len(original)) <= 2048
     shared = min(len(sound), len(original))
     assert np.percentile(np.abs(sound[:shared] - original[:shared]), 99) <= 2 / 32768
 

@@ -61,15 +61,6 @@ class TinyAdapter(ModelAdapter):
         return Ears()
 
 
-class StackedAdapter(TinyAdapter):
-    """Of decoders whose layers pass on several hidden states of each token (Gemma 3n)."""
-
-    stacks_hidden_states = True
-
-    def attending_hidden(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden[0]
-
-
 class Ears(AudioAttention):
     """The decoder has no encoders: here its embedding stands for one, and attention goes up and down with time."""
 

@@ -397,3 +397,16 @@ def test_a_lost_ctrl_c_ends_the_command_after_the_step():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     with progress("counting", 1) as step:
         step()
+
+
+def test_a_lost_ctrl_c_counts_though_the_step_fails():
+    def fail():
+        with progress("counting", 1), suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with progress("counting", 1):
+            with suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            raise FastAVError("the clip is damaged")
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen2Config
+from transformers import Qwen2_5_VLConfig, Qwen2Config
 
 from fastav.adapter import Use, adapter_for
 from fastav.errors import CheckpointError, MissingTrack
@@ -91,9 +91,11 @@ def test_prepared_clips_run(family: Family, processor: Any) -> None:
 def test_others_processors_and_configurations_are_refused(family: Family) -> None:
     with pytest.raises(CheckpointError, match=f"needs a {family.processor_class.__name__}, got OtherProcessor"):
         family.adapter.prepare(OtherProcessor(), requests(SILENT))
+    stock = Qwen2_5_VLConfig if family is VIDEO_SALMONN2_PLUS else Qwen2Config  # as the release's config.json says
     for use in (family.adapter.build, lambda config: family.adapter.layouts(config, {})):
-        with pytest.raises(CheckpointError, match=f"needs a {family.config_class.__name__}, got Qwen2Config"):
-            use(Qwen2Config())
+        for other in {Qwen2Config, stock}:
+            with pytest.raises(CheckpointError, match=f"needs a {family.config_class.__name__}, got {other.__name__}"):
+                use(other())
 
 
 def test_clip_without_tracks_is_refused(family: Family, processor: Any) -> None:

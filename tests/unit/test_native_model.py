@@ -83,16 +83,17 @@ def test_media_are_repeated_with_their_prompts(case: Case) -> None:
 
 def test_generating_without_a_cache_or_from_embeddings_gives_the_same(case: Case) -> None:
     family, model, made = case
-    inputs = made(BOTH)
-    wanted = generated(model, inputs).tolist()
-    assert generated(model, inputs, use_cache=False).tolist() == wanted
-    media = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
-    del media["feature_attention_mask"]
-    placed = {name: media.pop(name) for name in ("position_ids",) if name in media}
-    with torch.no_grad():
-        embeds = (model.model if family is VL2 else model).embed(inputs["input_ids"], **media)
-    ids = model.generate(inputs_embeds=embeds, max_new_tokens=5, do_sample=False, **placed)
-    assert ids.tolist() == wanted
+    for row in (SILENT, BOTH):
+        inputs = made(row)
+        wanted = generated(model, inputs).tolist()
+        assert generated(model, inputs, use_cache=False).tolist() == wanted
+        media = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
+        media.pop("feature_attention_mask", None)
+        placed = {name: media.pop(name) for name in ("position_ids",) if name in media}
+        with torch.no_grad():
+            embeds = (model.model if family is VL2 else model).embed(inputs["input_ids"], **media)
+        ids = model.generate(inputs_embeds=embeds, max_new_tokens=5, do_sample=False, **placed)
+        assert ids.tolist() == wanted
 
 
 @pytest.mark.parametrize("family", [VL2, S2], ids=lambda family: family.name)

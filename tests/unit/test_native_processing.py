@@ -10,13 +10,17 @@ from transformers import AutoProcessor, AutoTokenizer
 
 from fastav.errors import CheckpointError, MediaError
 from fastav.models._native_processing import QWEN2_TEMPLATE
-from support.native import VIDEO_SALMONN2_PLUS, VIDEOLLAMA2, Family, each_family
+from support.native import VIDEO_SALMONN2, VIDEO_SALMONN2_PLUS, VIDEOLLAMA2, Family, each_family
 
 pytestmark = each_family
 RANDOM = np.random.default_rng(0)
 FRAMES = RANDOM.integers(0, 256, (8, 56, 84, 3), dtype=np.uint8)
 SOUND = RANDOM.uniform(-0.5, 0.5, 70_000).astype(np.float32)
 ANSWER = {VIDEO_SALMONN2_PLUS.name: "<|im_start|>as"}  # three tokens of the answer's header, which are all of Qwen's
+COUNTS = {VIDEOLLAMA2.name: (16, 1496), VIDEO_SALMONN2.name: (3 * 20, 3 * 20), VIDEO_SALMONN2_PLUS.name: (4 * 6, 60)}
+NEWLINES = {VIDEOLLAMA2.name: "\n", VIDEO_SALMONN2.name: "\n\n", VIDEO_SALMONN2_PLUS.name: "\n"}
+PADDED = {VIDEOLLAMA2.name: 6, VIDEO_SALMONN2.name: 9, VIDEO_SALMONN2_PLUS.name: 9}  # "Hello there" against "Hi"
+ENTRIES = {VIDEOLLAMA2.name: 156, VIDEO_SALMONN2.name: 259, VIDEO_SALMONN2_PLUS.name: 264}  # of the tokenizers
 LENGTH = {"video_salmonn2": "video_seconds", "video_salmonn2_plus": "seconds"}  # how long a video lasts
 
 
@@ -39,16 +43,23 @@ def test_saving_and_loading_changes_nothing(family: Family, processor: Any, tmp_
 
 @pytest.mark.parametrize("question", ["", "What is <video>?", "<audio>", "\nWhy?", "<video><video>\n<audio>"])
 def test_places_in_a_question_are_plain_text(family: Family, processor: Any, question: str) -> None:
-    inputs = processor(processor.prompt(question, video=True), videos=FRAMES, audio=SOUND)
-    ids, scheme = inputs["input_ids"][0], processor.media
-    silent = processor(processor.prompt("?", video=True), videos=FRAMES, audio=SOUND)["input_ids"][0]
-    clip = (ids == scheme.video_token_id) | (ids == scheme.audio_token_id)
-    assert clip.sum() == ((silent == scheme.video_token_id) | (silent == scheme.audio_token_id)).sum() > 0
-    if family is VIDEO_SALMONN2_PLUS:
-        clip = ids == scheme.vision_end_token_id
-    after = processor.tokenizer.decode(ids[int(clip.nonzero()[-1]) + 1 :])
-    newlines = processor.places["video"].removeprefix("<video>")
-    assert after == f"{newlines}{question}<|im_end|>\n{ANSWER.get(family.name, '<|im_start|>assistant' + chr(10))}"
+    frames, scheme, (video, audio) = (
+        FRAMES[:3] if family is VIDEO_SALMONN2 else FRAMES,
+        processor.media,
+        COUNTS[family.name],
+    )
+    for sound in (
+        (SOUND,) if family is VIDEO_SALMONN2 else (SOUND, None)
+    ):  # silent frames there have their times between
+        ids = processor(processor.prompt(question, video=True), videos=[frames], audio=[sound])["input_ids"][0]
+        assert int((ids == scheme.video_token_id).sum()) == video
+        assert int((ids == scheme.audio_token_id).sum()) == (0 if sound is None else audio)
+        clip = (ids == scheme.video_token_id) | (ids == scheme.audio_token_id)
+        if family is VIDEO_SALMONN2_PLUS:
+            clip = ids == scheme.vision_end_token_id
+        after = processor.tokenizer.decode(ids[int(clip.nonzero()[-1]) + 1 :])
+        answer = ANSWER.get(family.name, "<|im_start|>assistant\n")
+        assert after == f"{NEWLINES[family.name]}{question}<|im_end|>\n{answer}"
 
 
 def test_text_alone_needs_no_clip(family: Family, processor: Any) -> None:
@@ -57,6 +68,9 @@ def test_text_alone_needs_no_clip(family: Family, processor: Any) -> None:
     assert set(inputs) == {"input_ids", "attention_mask"} | placed
     placeholders = [processor.scheme[name] for name in family.config_class.placeholder_names]
     assert not torch.isin(inputs["input_ids"], torch.tensor(placeholders)).any()
+    if not placed:  # whose placeholders have the largest ids
+        least = processor.media.video_token_id if family is VIDEOLLAMA2 else processor.media.blank_token_id
+        assert not (inputs["input_ids"] >= least).any()
     if placed:
         assert (inputs["position_ids"][:, 0] == torch.arange(inputs["input_ids"].shape[1])).all()
 
@@ -66,7 +80,7 @@ def test_prompts_are_padded_at_the_left(family: Family, processor: Any) -> None:
     inputs, alone = processor(prompts), processor(prompts[0])
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     padded = int((mask[0] == 0).sum())
-    assert padded == ids.shape[1] - alone["input_ids"].shape[1] > 0
+    assert padded == ids.shape[1] - alone["input_ids"].shape[1] == PADDED[family.name]
     assert not mask[0, :padded].any()
     assert mask[0, padded:].all()
     assert (ids[0, :padded] == processor.tokenizer.pad_token_id).all()
@@ -85,7 +99,7 @@ def test_prompts_are_padded_at_the_left(family: Family, processor: Any) -> None:
         ({"videos": FRAMES, "audio": [np.stack([SOUND, SOUND])]}, "mono float samples"),
         ({"videos": FRAMES, "audio": [np.zeros(9, np.int16)]}, "mono float samples"),
         ({"videos": FRAMES, "audio": SOUND, "sampling_rate": 44_100}, "must be at 16000 Hz, got 44100"),
-        ({"audio": SOUND}, "no <audio> for its clip|only along with a picture"),
+        ({"audio": SOUND}, "no <audio> for its clip"),
         ({"videos": FRAMES, "return_tensors": "np"}, "PyTorch tensors only"),
         ({"videos": FRAMES, "padding": False}, "PyTorch tensors only"),
     ],
@@ -93,8 +107,15 @@ def test_prompts_are_padded_at_the_left(family: Family, processor: Any) -> None:
 def test_media_that_do_not_fit_are_an_error(
     family: Family, processor: Any, arguments: dict[str, Any], message: str
 ) -> None:
+    if family is VIDEO_SALMONN2_PLUS and "videos" not in arguments:
+        message = "only along with a picture"
     with pytest.raises(MediaError, match=message):
         processor(processor.prompt("?", video=True), **arguments)
+    alone = {name: value for name, value in arguments.items() if name != "videos"}
+    any_rate = family is VIDEOLLAMA2 and "sampling_rate" in alone  # a file's own, which it resamples
+    if "audio" in alone and "videos" in arguments and "audio" in processor.places and not any_rate:
+        with pytest.raises(MediaError, match=message):
+            processor(processor.prompt("?", video=False, audio=True), **alone)
 
 
 def test_a_prompt_without_place_for_its_clip_is_an_error(family: Family, processor: Any) -> None:
@@ -103,12 +124,12 @@ def test_a_prompt_without_place_for_its_clip_is_an_error(family: Family, process
 
 
 def test_tokenizer_that_does_not_fit_the_placeholders_ids_is_an_error(family: Family, processor: Any) -> None:
-    entries = len(processor.tokenizer)
+    entries = ENTRIES[family.name]
     if family is VIDEO_SALMONN2_PLUS:
-        scheme, message = None, f"has {entries} entries, but placeholders go up to 151656"
+        scheme, message = None, f"the tokenizer has {entries} entries, but placeholders go up to 151656"
     else:
         scheme = processor.scheme | {min(family.config_class.placeholder_names, key=processor.scheme.get): 10}
-        message = f"has {entries} entries, but ids from 10 on must be free"
+        message = f"the tokenizer has {entries} entries, but ids from 10 on must be free"
     with pytest.raises(CheckpointError, match=message):
         family.processor_class(processor.tokenizer, scheme=scheme)
 

@@ -23,6 +23,11 @@ def tiny() -> Any:
     return FAMILY.model()
 
 
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
 def test_unused_buffer_may_be_absent(tiny: Any, tmp_path: Path) -> None:
     assert_same_weights(FAMILY.model(variant(FAMILY, tmp_path, without(UNUSED))), tiny)
 

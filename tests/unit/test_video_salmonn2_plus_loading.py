@@ -28,6 +28,11 @@ def tiny() -> Any:
     return FAMILY.model()
 
 
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
 def test_auto_classes_take_the_originals_format_with_our_configuration(
     tiny: Any,
 ) -> None:

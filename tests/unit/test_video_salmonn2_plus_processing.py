@@ -212,5 +212,12 @@ def test_a_video_has_a_length(processor: Any) -> None:
 
 
 def test_the_position_rule_is_saved(tmp_path: Path) -> None:
-    FAMILY.processor(positions="dataset").save_pretrained(tmp_path)
-    assert AutoProcessor.from_pretrained(tmp_path).media.positions == "dataset"
+    ours = FAMILY.processor(positions="dataset")
+    ours.save_pretrained(tmp_path)
+    again = AutoProcessor.from_pretrained(tmp_path)
+    assert again.media == ours.media
+    assert again.media.positions == "dataset"
+    prompt = ours.prompt("What moves?")
+    one, other = (p(prompt, videos=FRAMES, audio=SOUND, seconds=3.3) for p in (ours, again))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)

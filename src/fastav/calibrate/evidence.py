@@ -10,7 +10,6 @@ from fastav.layout import MEDIA, Layout, Modality
 from fastav.trace import Trace
 
 KINDS = ("attention", "rollout")
-AXES = ("position", "order", "frame", "second")
 TOP = 0.1
 """Concentration is the share of the weight of audio and video that this share of their tokens, the heaviest, has."""
 

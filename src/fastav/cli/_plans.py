@@ -1,6 +1,6 @@
 """Options of the command line that change a plan."""
 
-from fastav.cli._types import Plan, PreTrainedConfig, Step
+from fastav.cli._types import ModelAdapter, Plan, PreTrainedConfig, Step
 from fastav.errors import PlanError
 
 
@@ -59,15 +59,14 @@ def tune(
     return Plan((*others, *new.steps), plan.name)
 
 
-def check_runnable(plan: Plan, config: PreTrainedConfig) -> None:
+def check_runnable(plan: Plan, config: PreTrainedConfig, adapter: ModelAdapter) -> None:
     """Refuse a plan that cannot run on the model.  Raises: PlanError, UnsupportedPlan, UnsupportedModel."""
-    from fastav.method import method_of
+    from fastav.method import Signal, method_of
     from fastav.registry import ENGINES
 
-    for step in plan.steps:
-        method_of(step)
-    if not any(step.method == "given" for step in plan.steps):  # its scores come from a caller in Python
-        ENGINES["transformers"].check(config, plan)
+    methods = [method_of(step) for step in plan.steps]
+    if not any(Signal.GIVEN in method.needs for method in methods):  # scores that come from a caller in Python
+        ENGINES["transformers"].check(config, plan, adapter=adapter)
 
 
 def _parse_layer(text: str) -> int | str:

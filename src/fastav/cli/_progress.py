@@ -72,6 +72,9 @@ def _keep_interrupts() -> Iterator[Callable[[], None]]:
     signal.signal(signal.SIGINT, handle)
     try:
         yield check
+    except Exception:
+        check()  # the step failed after the signal
+        raise
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from typer._click.core import Command
     from typer._click.formatting import HelpFormatter
 
-    from fastav.adapter import Request
+    from fastav.adapter import ModelAdapter, Request
     from fastav.calibrate import Calibration, Choice
     from fastav.calibrate import Failure as CalibrationFailure
     from fastav.engine import Answer, Sampling
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fastav.task import Task
 else:
     Answer = Calibration = CalibrationFailure = Choice = Clip = Command = Context = DecoderShape = Any
-    Evaluation = HelpFormatter = Layout = Method = Pipeline = Plan = PreTrainedConfig = Any
+    Evaluation = HelpFormatter = Layout = Method = ModelAdapter = Pipeline = Plan = PreTrainedConfig = Any
     Request = RowFile = Sampling = Status = Step = Task = Any
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "HelpFormatter",
     "Layout",
     "Method",
+    "ModelAdapter",
     "Pipeline",
     "Plan",
     "PreTrainedConfig",

@@ -125,7 +125,8 @@ def _make_folder(folder: Path | None) -> None:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise FastAVError(f"cannot write into {str(folder)!r}: {error.strerror or error}", "name a folder") from None
+        reason = error.strerror or error
+        raise FastAVError(f"cannot write into {str(folder)!r}: {reason}", "give another folder") from None
 
 
 def _command_line(values: Mapping[str, Any]) -> list[str]:

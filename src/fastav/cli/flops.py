@@ -71,7 +71,7 @@ def flops(
             before=before,
             exempt_text=exempt_text,
         )
-        _plans.check_runnable(tuned_plan, config)
+        _plans.check_runnable(tuned_plan, config, adapter)
         layout = adapter.example(config, seconds=seconds, audio=audio_tokens, video=video_tokens, text=text_tokens)
         report = {"model": model, **costs(adapter.shape(config), tuned_plan, layout)}
     if as_json:

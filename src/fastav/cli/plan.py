@@ -34,7 +34,7 @@ def show(
 
         adapter, _, config = pipelines.resolve(model)
         resolved = pipelines.plan_named(plan, adapter)
-        _plans.check_runnable(resolved, config)
+        _plans.check_runnable(resolved, config, adapter)
         layout = adapter.example(config, audio=None, video=None, text=_options.TEXT_TOKENS)
         tokens = resolved.by_layer(layout, adapter.shape(config).layers)
     report = {
@@ -88,7 +88,7 @@ def write(
             before=before,
             exempt_text=exempt_text,
         )
-        _plans.check_runnable(resolved, config)
+        _plans.check_runnable(resolved, config, adapter)
     write_file(out, resolved.to_json() + "\n")
     report: dict[str, Any] = {"path": str(out), "fingerprint": resolved.fingerprint}
     if as_json:

@@ -123,7 +123,7 @@ def load_pipeline(
                 raise PlanError(
                     f"the plan {name!r} prunes nothing, so there is nothing to compare", "e.g. --plan fastav"
                 )
-            ENGINES[engine].check(config, plan)
+            ENGINES[engine].check(config, plan, adapter=adapter)
         if len({_label(plan) for plan in resolved}) < len(resolved):
             raise PlanError("two of the plans have the same name", "give each plan once")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for answers

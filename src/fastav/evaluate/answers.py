@@ -152,6 +152,8 @@ def _serve(connection: Connection, setup: Setup, threads: int) -> None:
                 while pending:
                     connection.send(pending.popleft())
                 connection.send(outcome)
+            while pending:
+                connection.send(pending.popleft())
 
 
 def _collect_warnings() -> deque[Warning | str]:

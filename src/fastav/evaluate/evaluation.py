@@ -53,9 +53,9 @@ class Evaluation:
         """
         if not plans:
             raise PlanError("there is no plan to evaluate")
-        _, _, config = resolve(model)
+        adapter, _, config = resolve(model)
         for plan in plans.values():
-            ENGINES["transformers"].check(config, plan)
+            ENGINES["transformers"].check(config, plan, adapter=adapter)
         run_device, precision = resolve_device(device, dtype)
         all_samples = _by_id(task)
         return cls(

@@ -33,7 +33,10 @@ def mean(scores: Scores) -> float:
 
 
 def standard_error(scores: Scores) -> float | None:
-    """The standard error of the mean: binomial if all scores are 0 or 1, else the sample's; None for a single score."""
+    """The standard error of the mean: binomial if all scores are 0 or 1, else the sample's.
+
+    None for a single score between 0 and 1.
+    """
     n, m = len(scores), mean(scores)
     if _is_binary(scores):
         return sqrt(m * (1 - m) / n)

@@ -37,10 +37,11 @@ def open_container(source: Source) -> "Iterator[av.container.InputContainer]":
     Raises: UnreadableMedia if the file is missing, not media or truncated, or if FFmpeg fails inside the block.
     """
     source.check()
+    failure = av.error.FFmpegError
     try:
         with _container(source) as container:
             yield container
-    except av.error.FFmpegError as error:
+    except failure as error:
         reason = error.strerror or reason_of(error)
         raise UnreadableMedia(f"{source.name} cannot be read: {reason}", "is the file complete?") from error
 

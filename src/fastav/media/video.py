@@ -86,11 +86,11 @@ class VideoTrack:
     def each(self, indices: Indices) -> Iterator[Frame]:
         """Yield these frames as `read` returns them, each as soon as it is decoded.
 
-        Raises: ValueError if indices are not in ascending order; else as `read`, but without the limit on bytes.
+        Raises: ValueError if indices decrease; else as `read`, but without the limit on bytes.
         """
         unique, inverse = self._unique(indices)
         if (np.diff(inverse) < 0).any():
-            raise ValueError("indices must be in ascending order to yield frames one at a time")
+            raise ValueError("indices must not decrease, to yield frames one at a time")
         if unique:
             for picture, times in zip(self.source.pick(unique), np.bincount(inverse), strict=True):
                 yield from repeat(picture, times)

@@ -98,13 +98,13 @@ def grid_layouts(media_tokens: MediaTokens, inputs: Mapping[str, Any]) -> tuple[
     return tuple(layouts)
 
 
-def with_frame_seconds(layout: Layout, *, frames: Float[np.ndarray, " frames"], audio_rate: float | int = 0) -> Layout:
+def with_frame_seconds(layout: Layout, *, frames: Float[np.ndarray, " frames"]) -> Layout:
     """The layout of a prompt about one clip, with seconds.
 
-    frames: start of each sampled frame, in seconds. audio_rate: audio tokens per second (0: their seconds are unknown).
+    frames: start of each sampled frame, in seconds. The seconds of audio tokens are unknown.
     """
     second = np.array(layout.second)
     video, audio = layout.modality == Modality.VIDEO, layout.modality == Modality.AUDIO
     second[video] = frames[layout.frame[video]]
-    second[audio] = np.arange(audio.sum()) / audio_rate if audio_rate else np.nan
+    second[audio] = np.nan
     return with_seconds(layout, second)

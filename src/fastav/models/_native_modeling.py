@@ -37,8 +37,10 @@ class MediaDecoder(StrictLoading):
 
         input_ids: [batch, prompt], one placeholder id per media token. inputs_embeds: in their place; without media,
         they are merged already. position_ids: counted from each row's first unmasked token, unless given. kwargs: the
-        media, as the whole model's forward takes them, and what the decoder takes.
+        media that `embedded` names, and what the decoder takes.
         """
+        if isinstance(use_cache, Tensor):
+            raise TypeError(f"pass media by name ({', '.join(self.embedded)}); the sixth argument is use_cache")
         model: Any = self
         media = {name: kwargs.pop(name, None) for name in self.embedded}
         kwargs.pop("feature_attention_mask", None)  # for layouts

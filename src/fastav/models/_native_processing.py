@@ -97,8 +97,12 @@ class ClipProcessor(ProcessorMixin, ABC):
         """Arguments of `__call__` for what `read` gave, one for each prompt, None where it has no clip."""
         return {argument: [clip and clip[name] for clip in clips] for argument, name in self.clip_arguments.items()}
 
-    def prompt(self, question: str, *, video: bool = True, audio: bool = False) -> str:
-        """One question about a clip, rendered up to where the model answers."""
+    def prompt(self, question: str, *, video: bool | None = None, audio: bool = False) -> str:
+        """One question about a clip, rendered up to where the model answers.
+
+        video, audio: what the clip shows; None for video unless it is audio alone.
+        """
+        video = not audio if video is None else video
         parts = [{"type": "video" if video else "audio"}] if video or audio else []
         content = [*parts, {"type": "text", "text": question}]
         return self.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)

@@ -57,13 +57,6 @@ class OmniAdapter(OfficialAdapter):
     pooled: ClassVar[bool]
     unused_prefixes = ("talker.", "token2wav.", "code2wav.")
 
-    def text_only_hint(self, model: PreTrainedModel, arguments: Mapping[str, Any]) -> str | None:
-        """A hint how to make `generate` return text alone, if it would also speak with these arguments; else None."""
-        is_text_only = arguments.get("return_audio") is False or arguments.get("generation_mode") in ("text", False)
-        if is_text_only or not getattr(model, "has_talker", False):
-            return None
-        return "generate text only: generation_mode='text' (Qwen2.5-Omni), return_audio=False (Qwen3-Omni)"
-
     @abstractmethod
     def n_audio_tokens(self, columns: int) -> int:
         """Number of audio tokens of a spectrogram with this many columns."""

@@ -139,7 +139,7 @@ def _check_cuts(compiled: CompiledPlan) -> None:
                 f"{compiled.n_kv_layers}, so it would still attend to dropped tokens",
                 f"place the last step at layer {compiled.n_kv_layers - 1} or before",
             )
-        if method.merges and compiled.adapter.stacks_hidden_states:
+        if method.merges and compiled.adapter.stacks_hidden_states(compiled.config):
             raise UnsupportedPlan(
                 f"{type(method).__name__} merges tokens, and this decoder stacks several hidden states per token",
                 "choose a method that only drops tokens",

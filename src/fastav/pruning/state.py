@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fastav.errors import PlanError, UnsupportedModel, UnsupportedPlan
+from fastav.errors import PlanError, UnsupportedPlan
 from fastav.layout import Layout, Modality
 from fastav.method import BatchLayout, Method, Signal, View
 from fastav.pruning import device_layout, indexing
@@ -200,13 +200,7 @@ class PruningState:
             start[:, self.length - 1] = 1.0
             self.signals[Signal.ROLLOUT] = rollout_row(self.attentions, start).gather(1, self.slots)
         signals = dict(self.signals)
-        signals[Signal.HIDDEN_STATES] = attending = self.compiled.adapter.attending_hidden(hidden)
-        if attending.ndim != 3:
-            raise UnsupportedModel(
-                f"layers pass on hidden states of shape {list(hidden.shape)}, and the adapter of "
-                f"{self.compiled.adapter.name} does not select those that attend",
-                "implement ModelAdapter.attending_hidden",
-            )
+        signals[Signal.HIDDEN_STATES] = self.compiled.adapter.attending_hidden(hidden)
         if self.keys is not None:
             signals[Signal.KEYS] = self.keys
         return View(layer=index, layout=self.layout, slots=self.slots, signals=signals, needs=method.needs)

@@ -26,7 +26,7 @@ LAST_SOUND = 3.7  # seconds; later sound would end in the last part, which is to
 When = Literal["before", "after", "together", "never"]
 Rest = Literal["first", "last", "never"]
 Knock = Literal["before", "after", "never"]
-RESTS: tuple[Rest, ...] = ("never", "never", "first", "last")  # each is drawn equally often
+RESTS: tuple[Rest, ...] = ("never", "never", "first", "last")  # each entry is as likely: `never` in half of the clips
 KNOCKS: tuple[Knock, ...] = ("never", "never", "before", "after")
 
 

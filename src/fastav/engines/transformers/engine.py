@@ -71,7 +71,7 @@ class TransformersEngine(Engine):
         self.model, self.processor, self.adapter = model, processor, adapter
         self._encode_ahead = encode_ahead
         self._answering, self._preparing = RequestLock(), Lock()
-        self._plans: dict[Plan, CompiledPlan] = {}
+        self._compiling, self._plans = Lock(), dict[str, CompiledPlan]()  # by the plan's JSON, as plans can be changed
 
     @classmethod
     def load(
@@ -175,13 +175,15 @@ class TransformersEngine(Engine):
 
     def _compiled(self, plan: Plan) -> CompiledPlan:
         """Compile a plan for the loaded model, once.  Raises: PlanError, UnsupportedModel, UnsupportedPlan."""
-        if (compiled := self._plans.get(plan)) is None:
-            decoder: Any = self.adapter.decoder(self.adapter.language_model(self.model))
-            compiled = self._compile(decoder.config, plan, self.adapter)
-            while len(self._plans) >= MAX_PLANS:
-                self._plans.pop(next(iter(self._plans)), None)
-            self._plans[plan] = compiled
-        return compiled
+        key = plan.to_json()
+        with self._compiling:
+            if key not in self._plans:
+                decoder: Any = self.adapter.decoder(self.adapter.language_model(self.model))
+                compiled = self._compile(decoder.config, plan, self.adapter)
+                while len(self._plans) >= MAX_PLANS:
+                    del self._plans[next(iter(self._plans))]
+                self._plans[key] = compiled
+            return self._plans[key]
 
     def _checked(self, plan: Plan, max_new_tokens: int) -> CompiledPlan:
         """The compiled plan, with arguments checked.  Raises: PlanError, UnsupportedModel, UnsupportedPlan."""

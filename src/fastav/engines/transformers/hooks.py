@@ -76,6 +76,8 @@ def prune(
     model = base_model(model)
     guards.check_model(model)
     if isinstance(plan, CompiledPlan):
+        if adapter not in (None, plan.adapter):
+            raise PlanError("a compiled plan has an adapter of its own, and another one was passed", "pass one of them")
         compiled, part = plan, plan.adapter.language_model(model)
         decoder: Any = compiled.adapter.decoder(part)
         if decoder.config is not compiled.config:
@@ -217,6 +219,11 @@ class Pruning:
     # --- checks and hooks
 
     def _check(self) -> None:
+        if len(self._layers) != self.compiled.depth:
+            raise UnsupportedModel(
+                f"the decoder has {len(self._layers)} layers, its configuration says {self.compiled.depth}",
+                "set num_hidden_layers in the configuration to the number of layers",
+            )
         guards.check_layers(self._layers[self._first :])
         if self._first < len(self._layers):
             first = 0 if Signal.ROLLOUT in self.compiled.needs else self._first
@@ -251,7 +258,7 @@ class Pruning:
                 stack.callback(self._layers[index].register_forward_hook(after, with_kwargs=True).remove)
             if self.compiled.cuts:
                 stack.callback(self._layers[-1].register_forward_hook(uncompiled(self._after_last_layer)).remove)
-            if (name := self.compiled.adapter.deepstack_method) is not None:
+            if (name := self.compiled.adapter.deepstack_method(self._decoder)) is not None:
                 add = partial(self._add_visual, getattr(self._decoder, name))
                 enter(guards.patched(self._decoder, name, add))
             if Signal.ENCODER in self.compiled.needs:

@@ -5,8 +5,8 @@ from math import ceil
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from jaxtyping import Bool
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from fastav.adapter import Request
@@ -41,7 +41,6 @@ class Gemma3nAdapter(OfficialAdapter):
 
     name = "gemma3n"
     prefix = 4  # start of text, and the role
-    stacks_hidden_states = True
     architectures = frozenset({"Gemma3nForConditionalGeneration"})
     checkpoint = "google/gemma-3n-E4B-it"
     presets: ClassVar[Mapping[str, Plan]] = {
@@ -108,10 +107,6 @@ class Gemma3nAdapter(OfficialAdapter):
                 else Layout.of(Modality.AUDIO, audio),
             ]
         )
-
-    def attending_hidden(self, hidden: Tensor) -> Float[Tensor, "batch tokens features"]:
-        """The first of the hidden states [states, batch, tokens, features]: the one that attends in AltUp."""
-        return hidden[0]
 
     def shape(self, config: PreTrainedConfig) -> DecoderShape:
         """The dimensions of the decoder, without AltUp, LAuReL and per-layer inputs."""

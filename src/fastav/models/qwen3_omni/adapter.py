@@ -25,7 +25,6 @@ class Qwen3OmniAdapter(OmniAdapter):
     """
 
     name = "qwen3-omni"
-    deepstack_method = "_deepstack_process"
     architectures = frozenset({"Qwen3OmniMoeForConditionalGeneration", "Qwen3OmniMoeThinkerForConditionalGeneration"})
     checkpoint = "Qwen/Qwen3-Omni-30B-A3B-Instruct"
     presets: ClassVar[Mapping[str, Plan]] = {

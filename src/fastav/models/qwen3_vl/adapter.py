@@ -24,7 +24,6 @@ class Qwen3VLAdapter(VideoOnlyAdapter):
     """
 
     name = "qwen3-vl"
-    deepstack_method = "_deepstack_process"
     architectures = frozenset({"Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration"})
     checkpoint = "Qwen/Qwen3-VL-8B-Instruct"
     config_class = "Qwen3VLConfig"

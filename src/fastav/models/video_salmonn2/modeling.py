@@ -204,14 +204,15 @@ class VideoSalmonn2ForConditionalGeneration(NativeGeneration, VideoSalmonn2PreTr
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple:
-        """Logits [batch, last, vocab].
+        """Logits [batch, kept, vocab].
 
         input_ids: [batch, prompt], one placeholder id per media token. pixel_values_videos: [frames, 3, S, S], of all
         videos. input_features: [pieces, bins, columns], of all sounds. feature_attention_mask: [pieces, columns], True
         where a column holds sound; unused, for layouts. audio_index: [audio placeholders], which token of which piece
         each stands for, counted through all pieces (a token may be repeated); by default all, in order.
         piece_index: [pieces], the number of each in its sound; by default there is one sound.
-        labels: [batch, prompt], -100 where there is none (media and padding). logits_to_keep: only the last so many.
+        labels: [batch, prompt], -100 where there is none (media and padding).
+        logits_to_keep: the last so many, or those at these indices.
         """
         inputs_embeds = self.embed(
             input_ids,

@@ -257,9 +257,10 @@ class VideoSalmonn2PlusForConditionalGeneration(MediaGeneration, VideoSalmonn2Pl
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple:
-        """Logits [batch, last, vocab]; arguments as `VideoSalmonn2PlusModel.forward`.
+        """Logits [batch, kept, vocab]; arguments as `VideoSalmonn2PlusModel.forward`.
 
-        labels: [batch, prompt], -100 where there is none (media and padding). logits_to_keep: only the last so many.
+        labels: [batch, prompt], -100 where there is none (media and padding).
+        logits_to_keep: the last so many, or those at these indices.
         """
         outputs: Any = super().forward(
             input_ids=input_ids,

@@ -188,12 +188,13 @@ class VideoLlama2ForConditionalGeneration(NativeGeneration, VideoLlama2PreTraine
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple:
-        """Logits [batch, last, vocab].
+        """Logits [batch, kept, vocab].
 
         input_ids: [batch, prompt], one placeholder id per media token. pixel_values_videos: [videos, frames, 3, S, S].
         input_features: [audios, rows, bins]. feature_attention_mask: [audios, rows], True where a row holds sound;
         unused, for layouts. position_ids: counted from each row's first unmasked token, unless given.
-        labels: [batch, prompt], -100 where there is none (media and padding). logits_to_keep: only the last so many.
+        labels: [batch, prompt], -100 where there is none (media and padding).
+        logits_to_keep: the last so many, or those at these indices.
         """
         outputs = self.model(
             input_ids=input_ids,

@@ -16,8 +16,9 @@ from fastav.engines.vllm.plugin.packed_batch import BatchRow, PackedBatch
 from fastav.engines.vllm.plugin.request_state import PlanCache, RequestState
 from fastav.engines.vllm.plugin.requests import layout_inputs, plan_cache, plan_override
 from fastav.engines.vllm.plugin.step_check import ExpectedStep, StepRecord, require_step
-from fastav.engines.vllm.plugin.tensor_parallel import HEAD_MEANS, TensorParallel
+from fastav.engines.vllm.plugin.tensor_parallel import TensorParallel
 from fastav.errors import UnsupportedModel, UnsupportedPlan
+from fastav.method import ATTENTION_SIGNALS
 
 
 def prune_decoder(runner: Any, config: Any) -> "DecoderPruner":
@@ -188,10 +189,10 @@ class DecoderPruner:
                 x.view(-1, heads, attention.head_dim)
                 for x, heads in zip(inputs, (attention.num_heads, attention.num_kv_heads), strict=False)
             )
-            if means := signals & HEAD_MEANS:
+            if means := signals & ATTENTION_SIGNALS:
                 batch.observe(index, means, query, key, attention.scaling)
                 batch.average(index, means, ranks.mean)
-            if others := signals - HEAD_MEANS:
+            if others := signals - ATTENTION_SIGNALS:
                 query = ranks.gather_heads(query, attention.total_num_heads)
                 key = ranks.gather_heads(key, attention.total_num_kv_heads)
                 batch.observe(index, others, query, key, attention.scaling)

@@ -1,6 +1,6 @@
 """Tensor parallelism: each rank has some of the heads, and all ranks must drop the same tokens.
 
-A mean over heads is the mean of the ranks' means, so the signals `HEAD_MEANS` are reduced as one row of scores. For
+A mean over heads is the mean of the ranks' means, so `ATTENTION_SIGNALS` are reduced as one row of scores. For
 other signals all heads are gathered. Where methods read the layout alone nothing is sent.
 """
 
@@ -8,10 +8,6 @@ from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor
-
-from fastav.method import Signal
-
-HEAD_MEANS = frozenset({Signal.LAST_QUERY, Signal.TEXT_QUERIES, Signal.WINDOW})  # signals that are means over heads
 
 
 class TensorParallel:
