@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastav.engines.transformers import prune
-from fastav.errors import PlanError
+from fastav.errors import PlanError, UnsupportedModel
 from fastav.method import Method, Signal, View
 from fastav.plan import Keep, Plan, Share, Step
 from fastav.pruning.compiled import compile_plan
@@ -104,3 +104,10 @@ def test_a_plan_compiled_for_another_model_is_refused():
     assert len(pruning.slots()) == 2
     with pytest.raises(PlanError, match="compiled for another model"):
         prune(tiny_model(), own)
+
+
+def test_a_decoder_of_another_depth_than_its_configuration_is_refused():
+    model, plan = tiny_model(), Plan((Step(layers="3", method="position", keep=Keep(media=Share(0.7))),))
+    del model.model.layers[-1]
+    with pytest.raises(UnsupportedModel, match="has 5 layers, its configuration says 6"):
+        prune(model, plan, adapter=TinyAdapter())

@@ -8,8 +8,10 @@ import pytest
 
 import fastav
 from fastav.adapter import Request
-from fastav.errors import FastAVError
+from fastav.engines.transformers.engine import MAX_PLANS
+from fastav.errors import FastAVError, PlanError
 from fastav.media import Clip
+from fastav.plan import Keep, Plan, Share, Step
 from fastav.request_lock import RequestLock
 
 CLIP = Clip.open(Path(fastav.__file__).parent / "assets" / "clips" / "triangle.mp4")
@@ -77,3 +79,18 @@ def test_threads_have_the_lock_one_at_a_time():
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(work, range(8)))
     assert most == [1] * 8
+
+
+def test_an_engine_compiles_a_plan_once_and_a_changed_one_anew(pipe):
+    keep, compiled = Keep(media=Share(0.5)), pipe.engine._compiled
+    plan = Plan((Step(layers="2", method="random", options={"seed": 1}, keep=keep),))
+    assert compiled(plan) is compiled(plan)
+    assert compiled(Plan(plan.steps)) is compiled(plan)
+    plan.steps[0].options["seed"] = 5
+    assert [method.seed for method in compiled(plan).methods] == [5]
+    compiled(Plan((Step(layers="2", method="last-query", options={"lowest": True}, keep=keep),)))
+    with pytest.raises(PlanError, match="lowest"):  # though 1 == True
+        compiled(Plan((Step(layers="2", method="last-query", options={"lowest": 1}, keep=keep),)))
+    for seed in range(MAX_PLANS + 3):
+        compiled(Plan((Step(layers="2", method="random", options={"seed": seed}, keep=keep),)))
+    assert len(pipe.engine._plans) == MAX_PLANS

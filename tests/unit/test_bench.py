@@ -556,6 +556,17 @@ else:
     assert run.returncode == 0, run.stderr[-2000:]
 
 
+def test_without_pyav_a_set_of_questions_ends_before_its_first_answer(tmp_path):
+    questions, out = tmp_path / "q.jsonl", tmp_path / "a.jsonl"
+    questions.write_text('{"clip": "clip.mp4", "question": "Why?"}\n', encoding="utf-8")
+    arguments = ["batch", str(questions), "--out", str(out)]
+    code = f"{WITHOUT_PYAV}from fastav.cli import main; sys.exit(main({arguments}))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
+    assert run.returncode == 2
+    assert run.stderr.startswith("error: clips need PyAV, which cannot be imported: No module named 'av'")
+    assert not out.exists()
+
+
 # files
 
 
