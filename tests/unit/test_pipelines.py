@@ -23,7 +23,7 @@ BUNDLE = Path(__file__).parents[1] / "reference" / "videollama2"
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"plan": "fastaw"}, UnknownName, "did you mean fastav"),
+        ({"plan": "fastaw"}, UnknownName, "did you mean 'fastav'"),
         ({"plan": "missing.json"}, PlanError, "No such file"),
         ({"engine": "tensorflow"}, UnknownName, "no engine is called"),
         ({"device": "tpu"}, FastAVError, "device"),
@@ -103,7 +103,7 @@ def test_a_track_that_is_not_there_is_missed():
     with pytest.raises(MissingTrack, match=r"sound.wav has no video track"):
         pipe(sound, "What?", use="both")
     assert pipe(sound, "Please describe the audio:", max_new_tokens=1).prompt_tokens.keys() == {"text", "audio"}
-    with pytest.raises(UnknownName, match="did you mean audio"):
+    with pytest.raises(UnknownName, match="did you mean 'audio'"):
         pipe(sound, "What?", use="adio")
     with pytest.raises(FastAVError, match="exceed the model's 32768"):
         pipe(sound, "What?", max_new_tokens=32768)
