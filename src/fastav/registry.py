@@ -26,7 +26,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownName:
     near = [normalized[one] for one in difflib.get_close_matches(_normalized(name), normalized, n=3, cutoff=0.4)]
     if _normalized(name) in normalized:
         near = near[:1]
-    hint = f"did you mean {join_or([repr(one) for one in near])}?" if near else f"known: {', '.join(known)}"
+    hint = f"did you mean {join_or([repr(str(one)) for one in near])}?" if near else f"known: {', '.join(known)}"
     return UnknownName(f"no {kind} is called {name!r}", hint)
 
 

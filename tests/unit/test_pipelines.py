@@ -33,7 +33,11 @@ BUNDLE = Path(__file__).parents[1] / "reference" / "videollama2"
             PlanError,
             "do not exist",
         ),
-        ({"plan": Plan((Step(layers="1", method="given", keep=Keep(media=Share(0.5))),))}, PlanError, "scores="),
+        (
+            {"plan": Plan((Step(layers="1", method="given", keep=Keep(media=Share(0.5))),))},
+            PlanError,
+            "the method 'given', whose scores only a caller can pass.*scores=",
+        ),
         (
             {"plan": Plan((Step(layers="1", method="random", options={"sed": 1}, keep=Keep(media=Share(0.5))),))},
             PlanError,
