@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastav.adapter import ModelAdapter, Prepared, Request, Use, adapter_for
+from fastav.adapter import ModelAdapter, Prepared, adapter_for
 from fastav.engines.transformers import Decoding, TransformersEngine, prune
 from fastav.errors import CheckpointError, MediaError, UnsupportedPlan
 from fastav.flops import prefill_flops
@@ -29,6 +29,7 @@ from fastav.pipelines import pipeline
 from fastav.plan import Keep, Plan, Share, Step
 from fastav.presets import NONE, fastav, plus
 from fastav.recipes import recipe
+from fastav.request import Request, Use
 from media_files import tone, write_clip
 from support import families
 from support.costs import answered, cached_alone, counted_flops

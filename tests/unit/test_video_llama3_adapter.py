@@ -8,7 +8,6 @@ from transformers import VideoLlama3VideoProcessor
 from transformers.image_utils import PILImageResampling, SizeDict
 from transformers.video_utils import VideoMetadata
 
-from fastav.adapter import Request
 from fastav.engines.transformers import prune
 from fastav.errors import CheckpointError, MediaError
 from fastav.layout import Modality
@@ -16,6 +15,7 @@ from fastav.media import Clip
 from fastav.models.video_llama3 import VideoLlama3Adapter
 from fastav.plan import Keep, Share
 from fastav.presets import fastav
+from fastav.request import Request
 from support.families import video_llama3
 from support.masked import masked_logits, rules_of
 
