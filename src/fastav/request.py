@@ -54,8 +54,8 @@ class Request:
 
     @property
     def text(self) -> str:
-        """The texts of all messages, joined."""
-        return "".join(message.text for message in self.messages)
+        """The texts of all messages, one per line."""
+        return "\n".join(message.text for message in self.messages)
 
     @property
     def tracks(self) -> tuple[bool, bool]:

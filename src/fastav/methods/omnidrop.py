@@ -40,7 +40,7 @@ class Omnidrop(Method):
 
     def score(self, view: View) -> Float[Tensor, "batch tokens"]:
         """Minus the rank: first all other tokens, then candidates by their raised score."""
-        attention = view[Signal.TEXT_QUERIES]
+        attention = view[Signal.TEXT_QUERIES].double()  # beside distances, float32 would lose small differences
         media = view.modality > 0
         ranked = ranks(attention, media)
         n_dropped = (ranked.size.double() * self.drop + 1e-6).floor()
@@ -55,4 +55,4 @@ class Omnidrop(Method):
         ranked = ranks(attention, torch.where(media, view.item, -1))
         key = ranked.order.gather(1, ranked.order.argsort(dim=1) - ranked.rank)  # the first of each token's clip
         last = torch.floor(view.last_second / self.chunk).nan_to_num(nan=0.0).clamp(min=1)
-        return ((chunk - chunk.gather(1, key)).abs() / last).nan_to_num(nan=0.0)
+        return ((chunk - chunk.gather(1, key)).abs().double() / last).nan_to_num(nan=0.0)
