@@ -151,7 +151,7 @@ def messages_of(messages: Any, *, use: Use = Use.AUTO, policy: MediaPolicy = OPE
 
     Raises: FastAVError, MediaError: each with the place in the messages, as in `messages[0].content[1]`.
     """
-    if isinstance(messages, Mapping | Message) or not isinstance(messages, list | tuple):
+    if not isinstance(messages, list | tuple):
         raise FastAVError(f"messages must be a list of messages, got {type(messages).__name__}", _EXAMPLE)
     conversation = tuple(
         message if isinstance(message, Message) else _message(message, f"messages[{index}]", use, policy)

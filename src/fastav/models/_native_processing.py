@@ -111,7 +111,7 @@ class ClipProcessor(ProcessorMixin, ABC):
         shown = request.media[:1]  # where the clip stands; a sound of its own beside it has no place
         parts = [{"type": "audio" if media is not None and media.kind is Kind.AUDIO else "video"}]
         messages = [message.to_dict(lambda one: parts if one in shown else []) for message in request.messages]
-        options = {"tools": list(request.tools)} if request.tools else {}
+        options: dict[str, Any] = {"tools": list(request.tools)} if request.tools else {}
         return self.apply_chat_template(messages, add_generation_prompt=True, **options)
 
     def prompt(self, question: str, *, video: bool | None = None, audio: bool = False) -> str:
