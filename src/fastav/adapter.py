@@ -6,7 +6,7 @@ A family is a folder `models/<name>/` that exports `<Name>Adapter`; fastav finds
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from jaxtyping import Float
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fastav import token_mixing
 from fastav.compatibility import require_tested
-from fastav.errors import PlanError, UnsupportedModel
+from fastav.errors import FastAVError, PlanError, UnsupportedModel
 from fastav.flops import DecoderShape
 from fastav.installation import importable
 from fastav.layout import Layout, Modality
@@ -36,6 +36,33 @@ class Prepared:
 
     inputs: Mapping[str, Any]
     layouts: tuple[Layout, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Transcript:
+    """A conversation as its model's chat template has it.
+
+    messages: for the template, with stand-ins for media. text: rendered, up to the start of the next answer or message.
+    tools: for the template.
+    """
+
+    messages: tuple[Mapping[str, Any], ...] = ()
+    text: str = ""
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+    def answered(self, text: str) -> "Transcript":
+        """The transcript with an answer to its last message."""
+        message = {"role": "assistant", "content": text}
+        return replace(self, messages=(*self.messages, message), text=self.text + text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PreparedTurn:
+    """What a request adds to a conversation: arguments of `forward` and their layout; and the whole transcript."""
+
+    inputs: Mapping[str, Any]
+    layout: Layout
+    transcript: Transcript
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -120,6 +147,14 @@ class ModelAdapter(ABC):
     def prepare(self, processor: ProcessorMixin, requests: Sequence[Request]) -> Prepared:
         """Decode, sample and tokenize a batch of requests."""
 
+    def prepare_turn(self, processor: ProcessorMixin, request: Request, earlier: Transcript) -> PreparedTurn:
+        """Decode, sample and tokenize the new messages of a conversation.  earlier: up to its last answer.
+
+        Raises: UnsupportedModel if this family has no conversations; FastAVError if the chat template renders earlier
+        messages in another way than before; otherwise as `prepare`.
+        """
+        raise UnsupportedModel(f"{self.name} has no conversations", "pass all messages to the pipeline")
+
     def vllm_inputs(self, processor: ProcessorMixin, request: Request) -> VllmInputs:
         """Decode and sample a request as `prepare` does, for vLLM to tokenize.
 
@@ -201,6 +236,19 @@ class ModelAdapter(ABC):
     def audio_attention(self) -> AudioAttention | None:
         """The audio encoder's attention, for `Signal.ENCODER`; None if this adapter does not provide it."""
         return None
+
+
+def rest_of(text: str, earlier: Transcript) -> str:
+    """What a rendered conversation adds to its earlier part.
+
+    Raises: FastAVError if the template has rendered the earlier messages in another way than before.
+    """
+    if not text.startswith(earlier.text):
+        raise FastAVError(
+            "the chat template renders earlier messages in another way once others follow, so the cache does not fit",
+            "chat.ask(..., replan=True) prefills the whole conversation",
+        )
+    return text[len(earlier.text) :]
 
 
 def adapter_for(architectures: Collection[str], config: Mapping[Any, Any] | None = None) -> ModelAdapter:

@@ -22,7 +22,7 @@ from transformers import (
     ProcessorMixin,
 )
 
-from fastav.adapter import ModelAdapter, Prepared
+from fastav.adapter import ModelAdapter, Prepared, PreparedTurn, Transcript, rest_of
 from fastav.errors import CheckpointError
 from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
@@ -101,12 +101,23 @@ class NativeAdapter(ModelAdapter):
             raise CheckpointError(
                 f"{self.name} needs a {wanted}, got {given}", "use the processor that `load` returned"
             )
-        clips = [None if (media := only_clip(request)) is None else known.read(media) for request in requests]
-        prompts = [known.render(request) for request in requests]
-        inputs = dict(known(prompts, **known.media_arguments(clips)))
-        layouts = self._layouts(known.media, inputs)
+        clips = [_read(known, request) for request in requests]
+        return self._prepared(known, [known.render(request) for request in requests], clips)
+
+    def prepare_turn(self, processor: ProcessorMixin, request: Request, earlier: Transcript) -> PreparedTurn:
+        """Decode, sample and tokenize the new messages of a conversation, which has one clip."""
+        known: Any = processor
+        clip = _read(known, request)
+        transcript = known.transcript(request, earlier)
+        prepared = self._prepared(known, [rest_of(transcript.text, earlier)], [clip])
+        return PreparedTurn(inputs=prepared.inputs, layout=prepared.layouts[0], transcript=transcript)
+
+    def _prepared(self, processor: Any, prompts: Sequence[str], clips: Sequence[Mapping[str, Any] | None]) -> Prepared:
+        """The inputs of rendered prompts and the clips that they show, as `read` gives them."""
+        inputs = dict(processor(list(prompts), **processor.media_arguments(clips)))
+        layouts = self._layouts(processor.media, inputs)
         with_clip = [(clip, layout) for clip, layout in zip(clips, layouts, strict=True) if clip is not None]
-        starts = self.starts(known.media, inputs, *zip(*with_clip, strict=True)) if with_clip else iter(())
+        starts = self.starts(processor.media, inputs, *zip(*with_clip, strict=True)) if with_clip else iter(())
         return Prepared(
             inputs=inputs,
             layouts=tuple(
@@ -155,6 +166,12 @@ class NativeAdapter(ModelAdapter):
                 padding[audio] = np.concatenate(known)
             layouts.append(layout_from_masks(video, audio, frame=frame, padding=padding))
         return tuple(layouts)
+
+
+def _read(processor: Any, request: Request) -> Mapping[str, Any] | None:
+    """The clip of a request as its processor reads it; None if it has none."""
+    media = only_clip(request)
+    return None if media is None else processor.read(media)
 
 
 def _timed(layout: Layout, starts: tuple[Any, Any]) -> Layout:

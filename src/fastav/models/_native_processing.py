@@ -15,7 +15,7 @@ from transformers import ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _get_template_variables
 
-from fastav.adapter import VllmInputs
+from fastav.adapter import Transcript, VllmInputs
 from fastav.errors import CheckpointError, FastAVError, MediaError
 from fastav.messages import Kind, Media
 from fastav.models._checkpoint import HUB_OPTIONS
@@ -100,19 +100,26 @@ class ClipProcessor(ProcessorMixin, ABC):
         return {argument: [clip and clip[name] for clip in clips] for argument, name in self.clip_arguments.items()}
 
     def render(self, request: Request) -> str:
-        """The conversation of a request, rendered up to where the model answers.
+        """The conversation of a request, rendered up to where the model answers.  Raises: as `transcript`."""
+        return self.transcript(request, Transcript()).text
+
+    def transcript(self, request: Request, earlier: Transcript) -> Transcript:
+        """The conversation, rendered up to where the model answers.
 
         Raises: MediaError for several clips, images, and texts that hold the words of a clip's place; FastAVError for
         tools if the template takes none.
         """
-        if request.tools and "tools" not in self._template(None):
+        tools = request.tools or earlier.tools
+        if tools and "tools" not in self._template(None):
             raise FastAVError("this model's chat template takes no tools", "describe them in a message")
         media = only_clip(request)
         shown = request.media[:1]  # where the clip stands; a sound of its own beside it has no place
         parts = [{"type": "audio" if media is not None and media.kind is Kind.AUDIO else "video"}]
-        messages = [message.to_dict(lambda one: parts if one in shown else []) for message in request.messages]
-        options: dict[str, Any] = {"tools": list(request.tools)} if request.tools else {}
-        return self.apply_chat_template(messages, add_generation_prompt=True, **options)
+        new = (message.to_dict(lambda one: parts if one in shown else []) for message in request.messages)
+        messages = (*earlier.messages, *new)
+        options: dict[str, Any] = {"tools": list(tools)} if tools else {}
+        text = self.apply_chat_template(list(messages), add_generation_prompt=True, **options)
+        return Transcript(messages=messages, text=text, tools=tools)
 
     def prompt(self, question: str, *, video: bool | None = None, audio: bool = False) -> str:
         """One question about a clip, rendered up to where the model answers.

@@ -6,6 +6,7 @@ defined here.
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.video_utils import VideoMetadata
 
-from fastav.adapter import ModelAdapter, Prepared
+from fastav.adapter import ModelAdapter, Prepared, PreparedTurn, Transcript, rest_of
 from fastav.errors import CheckpointError, FastAVError, MediaError, reason_of
 from fastav.installation import require_packages
 from fastav.layout import Layout, Modality
@@ -114,9 +115,15 @@ class OfficialAdapter(ModelAdapter):
         return Prepared(inputs=inputs, layouts=tuple(one.layout for one in prepared))
 
     def _prepare_request(self, processor: Any, request: Request) -> PreparedRequest:
-        try:
+        with self._as_media_error(request):
             return self.prepare_request(processor, request)
-        except (ValueError, ArithmeticError) as error:  # from the processor, for a clip that it rejects
+
+    @contextmanager
+    def _as_media_error(self, request: Request) -> Iterator[None]:
+        """Raise errors of the processor, for a clip that it rejects, as MediaError."""
+        try:
+            yield
+        except (ValueError, ArithmeticError) as error:
             names = ", ".join(media.name for media in request.media) or "this text"
             message = f"{self.name} cannot process {names}: {reason_of(error)}"
             raise MediaError(message, "crop the clip, or use another model") from error
@@ -137,21 +144,43 @@ class OfficialAdapter(ModelAdapter):
 
     def prepare_request(self, processor: Any, request: Request) -> PreparedRequest:
         """The processor's tensors for one request, and its layout."""
+        turn = self._prepare_turn(processor, request, Transcript())
+        return PreparedRequest(turn.inputs, turn.layout)
+
+    def prepare_turn(self, processor: ProcessorMixin, request: Request, earlier: Transcript) -> PreparedTurn:
+        """Decode, sample and tokenize the new messages of a conversation.  earlier: up to its last answer.
+
+        Raises: FastAVError if the chat template renders earlier messages in another way than before; otherwise as
+        `prepare`.
+        """
+        self.check_requests(processor, [request])
+        with self._as_media_error(request):
+            return self._prepare_turn(processor, request, earlier)
+
+    def _prepare_turn(self, processor: Any, request: Request, earlier: Transcript) -> PreparedTurn:
         samples = [self.sample(processor, media) for media in request.media]
-        inputs = self.process(processor, self.text(processor, request, samples), samples)
+        transcript = self.transcript(processor, request, samples, earlier)
+        inputs = self.process(processor, rest_of(transcript.text, earlier), samples)
         frames = {VIDEO_FRAMES: [len(video.frames) for sample in samples for video in sample.videos]}
         (pieces,) = self.pieces(self.media_tokens(processor), {**inputs, **frames})
-        return PreparedRequest(inputs, self._with_seconds(pieces, samples))
+        return PreparedTurn(inputs=inputs, layout=self._with_seconds(pieces, samples), transcript=transcript)
 
-    def text(self, processor: Any, request: Request, samples: Sequence[Sample]) -> str:
+    def transcript(
+        self, processor: Any, request: Request, samples: Sequence[Sample], earlier: Transcript
+    ) -> Transcript:
         """The conversation, rendered up to the start of the answer, with the family's placeholders for media.
 
         Raises: MediaError for a text that contains such a placeholder; otherwise as `render_chat`.
         """
         refuse_placeholders(request, self.placeholders(processor))
         parts = {id(media): sample.parts for media, sample in zip(request.media, samples, strict=True)}
-        messages = [message.to_dict(lambda media: parts[id(media)]) for message in request.messages]
-        return render_chat(processor, messages, request.tools)
+        new = (message.to_dict(lambda media: parts[id(media)]) for message in request.messages)
+        messages, tools = (*earlier.messages, *new), request.tools or earlier.tools
+        return Transcript(messages=messages, text=self.render(processor, messages, tools), tools=tools)
+
+    def render(self, processor: Any, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> str:
+        """Messages with stand-ins for media, rendered by the chat template.  Raises: as `render_chat`."""
+        return render_chat(processor, messages, tools)
 
     def layouts(self, config: PreTrainedConfig, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
         """The layout of each row, from the arguments of `forward` alone; seconds are unknown.

@@ -18,7 +18,7 @@ from jaxtyping import Float, Float32, Int
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from fastav.adapter import AudioAttention, Prepared, VllmInputs
+from fastav.adapter import AudioAttention, Prepared, Transcript, VllmInputs
 from fastav.errors import MediaError, UnsupportedModel
 from fastav.installation import require_packages
 from fastav.layout import Layout
@@ -192,7 +192,8 @@ class OmniAdapter(OfficialAdapter):
             # vLLM interleaves audio and video before the processor reports the duration of a time step
             step = family_processor.video_processor.temporal_patch_size / videos[0].fps
             options |= {"use_audio_in_video": True, "second_per_grid_ts": [step]}
-        return VllmInputs(text=self.text(family_processor, request, samples), media=media, options=options)
+        text = self.transcript(family_processor, request, samples, Transcript()).text
+        return VllmInputs(text=text, media=media, options=options)
 
     def _marks(self, processor: Any) -> tuple[list[str], list[str]]:
         """The placeholders of media, and the marks that end a block of media."""

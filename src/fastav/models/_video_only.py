@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from fastav.adapter import VllmInputs
+from fastav.adapter import Transcript, VllmInputs
 from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
 from fastav.messages import Kind, Media
@@ -87,7 +87,7 @@ class VideoOnlyAdapter(OfficialAdapter):
             **pixel_cap(family_processor.video_processor),
         }
         return VllmInputs(
-            text=self.text(family_processor, request, samples),
+            text=self.transcript(family_processor, request, samples, Transcript()).text,
             media=vllm_media(video=videos, image=[image for sample in samples for image in sample.images]),
             options=options if videos else {},
         )

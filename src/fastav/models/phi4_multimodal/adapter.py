@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from fastav.adapter import Prepared
+from fastav.adapter import Prepared, Transcript
 from fastav.errors import MediaError
 from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
@@ -20,7 +20,7 @@ from fastav.models._adapters import iter_rows, prompt_ids, qwen2_shape
 from fastav.models._checkpoint import HUB_OPTIONS, readable
 from fastav.models._frame_sampling import frame_indices
 from fastav.models._grids import MediaTokens, image_tokens
-from fastav.models._official import CHANNELS_LAST, OfficialAdapter, concatenate, refuse_placeholders, render_chat
+from fastav.models._official import CHANNELS_LAST, OfficialAdapter, concatenate, render_chat
 from fastav.models._pieces import Pieces, Sample, follows_frame, pieces_of_lengths
 from fastav.models.phi4_multimodal.lora import merge
 from fastav.plan import Keep, Plan, Tokens
@@ -127,7 +127,9 @@ class Phi4MultimodalAdapter(OfficialAdapter):
             start=media.clip.require_audio().start if has_audio else 0.0,
         )
 
-    def text(self, processor: Any, request: Request, samples: Sequence[Sample]) -> str:
+    def transcript(
+        self, processor: Any, request: Request, samples: Sequence[Sample], earlier: Transcript
+    ) -> Transcript:
         """The conversation, whose contents the template takes as strings.
 
         Raises: MediaError for sound without a picture, and for images beside videos.
@@ -143,13 +145,16 @@ class Phi4MultimodalAdapter(OfficialAdapter):
                 f"{self.name} cannot take images beside a video: its processor cuts all pictures of a prompt alike",
                 "ask about the images, or about the video",
             )
-        refuse_placeholders(request, self.placeholders(processor))
-        parts = {id(media): sample.parts for media, sample in zip(request.media, samples, strict=True)}
-        messages = [message.to_dict(lambda media: parts[id(media)]) for message in request.messages]
-        for message in messages:
-            if not isinstance(content := message["content"], str):
-                message["content"] = "".join(part["text"] for part in content)
-        return render_chat(processor.tokenizer, messages, request.tools)  # a reloaded processor lacks the template
+        return super().transcript(processor, request, samples, earlier)
+
+    def render(self, processor: Any, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> str:
+        """Messages, rendered by the tokenizer's chat template: a reloaded processor lacks it."""
+        flat = [
+            {**message, "content": content if isinstance(content, str) else "".join(part["text"] for part in content)}
+            for message in messages
+            for content in [message["content"]]
+        ]
+        return render_chat(processor.tokenizer, flat, tools)
 
     def process(self, processor: Any, text: str, samples: Sequence[Sample]) -> dict[str, Any]:
         """The processor's tensors for a rendered conversation and its media.
