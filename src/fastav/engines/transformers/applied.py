@@ -47,6 +47,8 @@ def _check_cache(state: PruningState, runs_on: list[int], cache: Cache) -> None:
     layers: list[Any] = cache.layers[: compiled.n_kv_layers]
     for number, (layer, _) in enumerate(compiled.cache_cuts, len(compiled.cuts)):
         planned[layer] = state.counts[number].width
+    for layer, tokens in enumerate(state.cached):
+        planned[layer] += tokens.slots.shape[1]
     stored = [0 if layer.keys is None else layer.keys.shape[-2] for layer in layers]
     for index in range(min(len(layers), compiled.first_layer)):
         if getattr(layers[index], "is_sliding", False):

@@ -222,9 +222,10 @@ def text_only(model: PreTrainedModel, adapter: ModelAdapter) -> Iterator[None]:
         yield
 
 
-def check_mask(mask: Tensor | None, layouts: Sequence[Layout], length: int, *, wait: bool) -> None:
+def check_mask(mask: Tensor | None, layouts: Sequence[Layout], length: int, *, past: int = 0, wait: bool) -> None:
     """Refuse a batch whose rows do not end in as many real tokens as their layouts have.
 
+    length: columns of the prompts. past: columns before them.
     wait: whether the check may wait for the device; otherwise a GPU checks by itself, and fails if they disagree.
 
     Raises: UnsupportedPlan.
@@ -239,6 +240,12 @@ def check_mask(mask: Tensor | None, layouts: Sequence[Layout], length: int, *, w
         return
     if mask.ndim != 2:
         return  # a custom mask, which is only accepted together with layouts
+    if past and mask.shape[1] != past + length:
+        raise UnsupportedPlan(
+            f"the attention mask has {mask.shape[1]} columns, the cache and the new tokens {past} + {length}",
+            "pass the attention mask of the whole conversation",
+        )
+    mask = mask[:, past:]
     expected = torch.arange(length)[None] >= length - torch.tensor(lengths)[:, None]
     if mask.is_cpu or wait:
         if mask.shape != expected.shape or not torch.equal(mask.bool().cpu(), expected):

@@ -1,6 +1,6 @@
 """A cache layer that stores only the kept tokens, and reports the length of the unpruned sequence."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from fastav.errors import UnsupportedPlan
+from fastav.pruning.indexing import TokenSubset
 
 
 class PrunedLayer(DynamicLayer):
@@ -17,10 +18,10 @@ class PrunedLayer(DynamicLayer):
     The layer reports the length of the unpruned sequence, so that positions and masks are made as for the unpruned
     model; the engine then gathers the columns of the mask that are stored here (`positions`).
 
-    slots: column in the padded prompt of every kept token; `prompt` for the padding of a row that keeps fewer tokens
-    than the longest row. valid: False for that padding; None if there is none. prompt: length of the padded prompt.
-    owner: fingerprint of the plan. window: the layer's window in tokens, a later query included, so that one prompt
-    token less is stored; None for full attention.
+    slots: column in the unpruned sequence of every token stored by the last prefill; of rows that keep fewer tokens
+    than the longest row, the padding has any. valid: False for that padding; None if there is none. prompt: length of
+    the unpruned sequence at the end of the last prefill. owner: fingerprint of the plan. window: the layer's window in
+    tokens, a later query included, so that one prompt token less is stored; None for full attention.
     expects_update: set by the engine before an update whose mask it adapts.
     """
 
@@ -39,6 +40,14 @@ class PrunedLayer(DynamicLayer):
         self.owner = owner
         self.window = window
         self.expects_update = True
+        self._expected: tuple[TokenSubset, int] | None = None
+
+    def expect_prefill(self, tokens: TokenSubset, length: int) -> None:
+        """Expect an update by a prefill of a later turn.
+
+        tokens: all that are stored after it, by column. length: of the unpruned sequence after it.
+        """
+        self.expects_update, self._expected = True, (tokens, length)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append keys and values, and return all that these queries may see.
@@ -55,14 +64,26 @@ class PrunedLayer(DynamicLayer):
             self.slots = self.slots.to(key_states.device)
             self.valid = None if self.valid is None else self.valid.to(key_states.device)
         keys, values = super().update(key_states, value_states, *args, **kwargs)
-        if is_first and self.window is not None and 0 < self.window - 1 < self.slots.shape[1]:
+        expected, self._expected = self._expected, None
+        if expected is not None:
+            (self.slots, self.valid), self.prompt = expected
+        if (is_first or expected is not None) and self.window is not None and 0 < self.window - 1 < self.slots.shape[1]:
             self._keep_last(self.window - 1)
         return keys, values
 
-    def keep(self, index: Int[Tensor, "batch kept"], valid: Bool[Tensor, "batch kept"] | None) -> None:
-        """Keep only these of the stored tokens.  valid: which indices stand for a token (None: all)."""
+    def keep(
+        self, index: Int[Tensor, "batch kept"], valid: Bool[Tensor, "batch kept"] | None, *, earlier: int = 0
+    ) -> None:
+        """Keep only these of the tokens that the last prefill stored, and all before them.
+
+        valid: which indices stand for a token (None: all). earlier: the number of tokens stored before that prefill.
+        """
         assert self.keys is not None
         assert self.values is not None
+        if earlier:
+            first = torch.arange(earlier, device=index.device).expand(len(index), -1)
+            real = self.valid if self.valid is None else self.valid[:, :earlier]
+            index, valid = TokenSubset(first, real).followed_by(TokenSubset(index, valid), earlier)
         expanded = index[:, None, :, None].expand(-1, self.keys.shape[1], -1, self.keys.shape[3])
         self.keys = self.keys.gather(2, expanded)
         self.values = self.values.gather(2, expanded[..., : self.values.shape[3]].contiguous())
@@ -79,12 +100,16 @@ class PrunedLayer(DynamicLayer):
 
     @property
     def n_generated(self) -> int:
-        """The number of stored tokens after the prompt."""
+        """The number of stored tokens after the last prefill."""
         return super().get_seq_length() - self.slots.shape[1] if self.is_initialized else 0
 
     def get_seq_length(self) -> int:
         """The length of the unpruned sequence."""
         return self.prompt + self.n_generated if self.is_initialized else 0
+
+    def tokens(self) -> TokenSubset:
+        """The stored tokens, by column of the unpruned sequence."""
+        return TokenSubset(self.positions(0), self.validity(0))
 
     def positions(self, n_new: int) -> Int[Tensor, "batch stored"]:
         """The column in the unpruned sequence of every stored token, and of `n_new` tokens to be stored next."""
@@ -116,7 +141,7 @@ class PrunedLayer(DynamicLayer):
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last `-tokens_to_remove` generated tokens.
 
-        Raises: UnsupportedPlan if positive, or if it reaches into the prompt, whose dropped tokens are lost.
+        Raises: UnsupportedPlan if positive, or if it reaches into a prompt, whose dropped tokens are lost.
         """
         if tokens_to_remove > 0 or -tokens_to_remove > self.n_generated:
             raise UnsupportedPlan(
@@ -129,3 +154,35 @@ class PrunedLayer(DynamicLayer):
         self.slots = change(self.slots)
         if self.valid is not None:
             self.valid = change(self.valid)
+
+
+def cached_tokens(layers: Sequence[Any], past: int, mask: Tensor | None) -> list[TokenSubset]:
+    """The tokens that each layer of a cache holds, by column of the unpruned sequence.
+
+    past: length of the unpruned sequence. mask: [batch, columns] of the whole sequence, of which 0 hides a token; None
+    or of more axes if it hides none. Layers that hold the same tokens share one result. Reading a mask waits for the
+    device, once.
+    """
+    hides = mask is not None and mask.ndim == 2 and not bool(mask[:, :past].all())
+    known: dict[Any, tuple[Any, TokenSubset]] = {}
+    result: list[TokenSubset] = []
+    for layer in layers:
+        stored = layer.keys.shape[-2]
+        pruned = isinstance(layer, PrunedLayer)
+        key = (id(layer.slots), id(layer.valid), stored) if pruned else (layer.keys.device, stored)
+        if key not in known:
+            tokens = layer.tokens() if pruned else _last_columns(layer.keys, past)
+            known[key] = layer, _without_hidden(tokens, mask) if hides and mask is not None else tokens
+        result.append(known[key][1])
+    return result
+
+
+def _last_columns(keys: Tensor, past: int) -> TokenSubset:
+    batch, _, stored, _ = keys.shape
+    return TokenSubset(torch.arange(past - stored, past, device=keys.device).expand(batch, -1), None)
+
+
+def _without_hidden(tokens: TokenSubset, mask: Tensor) -> TokenSubset:
+    slots, valid = tokens
+    real = mask.to(slots.device).bool().gather(1, slots.clamp(max=mask.shape[1] - 1))
+    return TokenSubset(slots, real if valid is None else real & valid)

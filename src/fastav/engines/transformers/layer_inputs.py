@@ -35,9 +35,12 @@ class LayerInputs:
         state, compiled = self.state, self.state.compiled
         tokens = state.enter_layer(index)
         if index < compiled.n_kv_layers and (cache := cache_argument.in_arguments(kwargs)) is not None:
-            layer = PrunedLayer(state.slots, state.valid, state.length, compiled.fingerprint, compiled.windows[index])
-            cache.layers[index : index + 1] = [layer]
-        if state.is_full and tokens.slots.shape[1] == state.length:
+            if state.cached:
+                cache.layers[index].expect_prefill(tokens, state.total)
+            else:
+                layer = PrunedLayer(*tokens, state.length, compiled.fingerprint, compiled.windows[index])
+                cache.layers[index : index + 1] = [layer]
+        if state.is_full and tokens.valid is None and tokens.slots.shape[1] == state.total:
             return kwargs
         if self._slots is not state.slots:
             self._slots = state.slots
@@ -95,9 +98,10 @@ class LayerInputs:
             value = value.to(index.device)  # the decoder creates masks and positions on its first layer's device
         match name, value:
             case "attention_mask", _ if self.only_last_rows:
-                return last_rows_mask(value, keys, state.length, kind=kind, dtype=dtype)
+                return last_rows_mask(value, keys, state.total, kind=kind, dtype=dtype)
             case "attention_mask", _:
-                return prefill_mask(value, TokenSubset(state.slots, state.valid), keys, kind=kind, dtype=dtype)
+                rows = TokenSubset(state.slots, state.valid)
+                return prefill_mask(value, rows, keys, past=state.past, kind=kind, dtype=dtype)
             case "position_ids" | "cache_position", Tensor():
                 # at batch size 1, flash attention interprets gaps as packed sequences; RoPE reads position_embeddings
                 return None if "flash" in kind else indexing.take_positions(torch.atleast_2d(value), index)
