@@ -21,7 +21,7 @@ class Evidence:
     """What the layers so far computed of the whole conversation.
 
     maps: attention [tokens, tokens] of each layer, mean over heads. gone: [tokens], what each of them hid. keys: of the
-    last layer, [kv_heads, tokens, head]. hidden: [tokens, features], what the next layer receives; rules may change it.
+    last layer, [kv_heads, tokens, head]. hidden: [tokens, features], its output, which rules may change.
     """
 
     hidden: Tensor
@@ -91,12 +91,12 @@ def conversation_logits(
         seen.maps.append(torch.empty(0))
         for turn in (*turns, None):  # a turn's rows are final once the caches of those before it are cut
             weights = logits.masked_fill(~visible, float("-inf")).softmax(-1)
+            output = hidden + attention.o_proj((weights @ v).transpose(1, 2).reshape(1, n, -1))
             seen.maps[-1] = weights[0].mean(0)
+            seen.hidden = (output + layer.mlp(layer.post_attention_layernorm(output)))[0]
             if turn is not None and index in turn.cache_rules:
                 late = turn.cache_rules[index](seen, gone[turn.start : turn.end].clone())
                 visible[turn.end :, turn.start : turn.end] &= ~late
-        hidden = hidden + attention.o_proj((weights @ v).transpose(1, 2).reshape(1, n, -1))
-        seen.hidden = (hidden + layer.mlp(layer.post_attention_layernorm(hidden)))[0]
     return model.lm_head(model.model.norm(seen.hidden))
 
 

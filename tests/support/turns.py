@@ -126,28 +126,31 @@ class Conversation:
 
 @torch.no_grad()
 def converse(
-    model: Qwen2ForCausalLM,
-    pruning: Pruning,
+    model: Any,
+    pruning: Pruning | None,
     prompts: Sequence[Sequence[Tensor]],
     answers: Sequence[Sequence[int]],
     *,
+    cache: Any = None,
     read: bool = False,
     scores: Sequence[Tensor | None] | None = None,
+    **options: Any,
 ) -> Conversation:
     """Prompts [1, tokens] by turn and row, each answered greedily by so many tokens, over one cache.
 
     Rows of one turn are padded on the left, and answers that are shorter than others at the right. Turns without media
-    are plain forwards, as they always were. read: whether turns read their layouts from the ids. scores: by turn.
+    are plain forwards, as they always were. pruning: None to run unpruned. read: whether turns read their layouts from
+    the ids. scores: by turn. options: of every forward of a prompt.
     """
-    rows, cache = range(len(prompts[0])), DynamicCache(config=model.config)
+    rows, cache = range(len(prompts[0])), DynamicCache(config=model.config) if cache is None else cache
     said = Conversation([torch.zeros(0, dtype=torch.long) for _ in rows], [[] for _ in rows], [[] for _ in rows])
     mask = torch.zeros(len(rows), 0, dtype=torch.long)
 
-    def forward(ids: Tensor, real: Tensor) -> Tensor:
+    def forward(ids: Tensor, real: Tensor, **options: Any) -> Tensor:
         nonlocal mask
         mask = torch.cat([mask, real], dim=1)
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        out = model(ids, attention_mask=mask, position_ids=positions, **as_argument(cache)).logits
+        out = model(ids, attention_mask=mask, position_ids=positions, **as_argument(cache), **options).logits
         for row in rows:
             said.ids[row] = torch.cat([said.ids[row], ids[row][real[row].bool()]])
         return out[:, -1]
@@ -160,8 +163,8 @@ def converse(
         layouts = None if read else [layout_of(ids[0]) for ids in turn]
         is_text = number > 0 and not any(bool((ids >= AUDIO_ID).any()) for ids in turn)
         given = None if scores is None else scores[number]
-        with nullcontext() if is_text else pruning.turn(layouts, scores=given):
-            last = forward(padded["input_ids"], padded["attention_mask"])
+        with nullcontext() if is_text or pruning is None else pruning.turn(layouts, scores=given):
+            last = forward(padded["input_ids"], padded["attention_mask"], **options)
         for step in range(max(lengths)):
             going = torch.tensor([[step < length] for length in lengths])
             for row in rows:

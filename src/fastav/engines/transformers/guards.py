@@ -260,6 +260,25 @@ def check_mask(mask: Tensor | None, layouts: Sequence[Layout], length: int, *, p
     check(is_equal, "the attention mask and the layouts passed to fastav.prune disagree")
 
 
+def check_token_types(model: PreTrainedModel, inputs: Mapping[str, Any], total: int) -> None:
+    """Refuse a later turn whose images a model would not recognise in its mask, if they attend in both directions.
+
+    Such models find the tokens of an image by their column among the token types, which have to be of the whole
+    sequence. total: its length.  Raises: UnsupportedPlan.
+    """
+    make_masks = getattr(model, "create_masks_for_generate", None)
+    names = {"token_type_ids", "mm_token_type_ids"} & set(signature(make_masks).parameters) if make_masks else ()
+    is_causal = getattr(model.config.get_text_config(), "use_bidirectional_attention", "unknown") is None
+    for name in () if is_causal else names:
+        types = inputs.get(name)
+        if not isinstance(types, Tensor) or types.shape[-1] != total:
+            raise UnsupportedPlan(
+                "attention within the images of a later turn would not be in both directions, because transformers "
+                f"looks up {name} by the column of the whole conversation",
+                f"pass {name} of all {total} tokens to forward; generate passes those of the new ones alone",
+            )
+
+
 @contextmanager
 def patched(module: nn.Module, name: str, value: Any) -> Iterator[None]:
     """Set an attribute of the instance while the context lasts."""

@@ -413,8 +413,10 @@ class Pruning:
         layouts = self._layouts_of(turn, inputs, batch, length, past)
         decoder_layers.check_length(self._config, past + length)
         if cache is not None:
-            mask = inputs.get("attention_mask")
-            cached = cached_tokens(cache.layers[: self.compiled.n_kv_layers], past, mask)
+            if any(layout.count(*MEDIA) for layout in layouts):
+                guards.check_token_types(self.model, inputs, past + length)
+            layers: list[Any] = cache.layers[: self.compiled.n_kv_layers]
+            cached = cached_tokens(layers, past, inputs.get("attention_mask"))
         state = PruningState.start(self.compiled, layouts, length, tokens.device, past=past, cached=cached)
         self._local.history = (state.layout, state.history)
         if turn.scores is not None:
