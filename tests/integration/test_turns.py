@@ -1,9 +1,15 @@
 """Later turns that bring new media: every step equals the oracle over the whole conversation."""
 
+from threading import Thread
 from typing import Any
 
 import pytest
 import torch
+from test_shared_keys import DEPTH as SHARING_DEPTH
+from test_shared_keys import PLANS as SHARING_PLANS
+from test_shared_keys import gemma3n, gemma4
+from test_windows import DEPTH as SLIDING_DEPTH
+from test_windows import GLOBAL, built
 from transformers import DynamicCache
 
 from fastav.cache_argument import as_argument
@@ -18,13 +24,8 @@ from fastav.registry import METHODS
 from support import flash
 from support.cases import PLAN, ROWS
 from support.masked import masked_conversation, rules_of
-from support.tiny import TinyAdapter, layout_of, pad_left, prompt, tiny_model
+from support.tiny import TinyAdapter, layout_of, prompt, tiny_model
 from support.turns import Conversation, converse, expected
-from test_shared_keys import DEPTH as SHARING_DEPTH
-from test_shared_keys import PLANS as SHARING_PLANS
-from test_shared_keys import gemma3n, gemma4
-from test_windows import DEPTH as SLIDING_DEPTH
-from test_windows import GLOBAL, built
 
 ATTENTION = ["sdpa", "eager", flash.NAME]
 HALF, MOST = Keep(media=Share(0.5)), Keep(media=Share(0.7))
@@ -237,59 +238,93 @@ def test_beams_and_samples_of_a_turn_are_copies_of_it():
 # --- what is refused
 
 
-def first_turn(model: Any, pruning: Pruning, rows: Any = MEDIA[:1]) -> Any:
-    cache = DynamicCache(config=model.config)
-    with torch.no_grad(), pruning.turn():
-        model(**pad_left(rows), **as_argument(cache))
-    return cache
-
-
-def test_what_a_turn_cannot_be_is_refused():
+@pytest.fixture
+def begun() -> Any:
+    """A model that is being pruned, the pruning, and a cache with a first turn."""
     model = tiny_model()
     with torch.no_grad(), prune(model, PLAN, adapter=TinyAdapter()) as pruning:
-        cache = first_turn(model, pruning)
-        with pytest.raises(UnsupportedPlan, match="would not be pruned"):
-            model(MEDIA[1], **as_argument(cache))
-        with pytest.raises(UnsupportedPlan, match="nothing was prefilled"), pruning.turn():
-            pass
-        with pytest.raises(UnsupportedPlan, match="waiting for its prefill"), pruning.turn(), pruning.turn():
-            pass
-        with pytest.raises(UnsupportedPlan, match=r"their layouts \[10\]"), pruning.turn([text_of(10)]):
-            model(MEDIA[1], **as_argument(cache))
-        with pytest.raises(UnsupportedPlan, match=r"25 columns, the cache and the new tokens 36 \+ 25"), pruning.turn():
-            model(MEDIA[1], attention_mask=torch.ones_like(MEDIA[1]), **as_argument(cache))
-        with pytest.raises(PlanError, match="scores must have the prompts' shape"):
-            with pruning.turn(scores=torch.ones(1, 3)):
-                model(MEDIA[1], **as_argument(cache))
-        with pytest.raises(UnsupportedPlan, match="2 layouts for 1 prompts"), pruning.turn([text_of(25)] * 2):
-            model(MEDIA[1], **as_argument(cache))
-        with pruning.turn():  # a refusal leaves nothing behind
-            model(MEDIA[1], **as_argument(cache))
-    with prune(model, steps((2, "given", False)), adapter=TinyAdapter(), scores=torch.ones(1, 36)) as pruning:
-        with pytest.raises(UnsupportedPlan, match="needs your own scores"), pruning.turn():
-            pass
+        yield model, pruning, first_turn(model, pruning)
+
+
+def first_turn(model: Any, pruning: Pruning) -> Any:
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad(), pruning.turn():
+        model(MEDIA[0], **as_argument(cache))
+    return cache
 
 
 def text_of(tokens: int) -> Layout:
     return Layout.of(Modality.TEXT, tokens)
 
 
-def test_another_plans_cache_is_refused_in_a_turn_too():
-    model = tiny_model()
-    with torch.no_grad(), prune(model, PLAN, adapter=TinyAdapter()) as pruning:
-        cache = first_turn(model, pruning)
-    with torch.no_grad(), prune(model, steps((2, "position", False)), adapter=TinyAdapter()) as pruning:
-        with pytest.raises(UnsupportedPlan, match="without this plan"), pruning.turn():
-            model(MEDIA[1], **as_argument(cache))
+def test_media_outside_of_a_turn_are_refused(begun):
+    model, pruning, cache = begun
+    with pytest.raises(UnsupportedPlan, match=r"would not be pruned \(prefill them in `with pruning.turn"):
+        model(MEDIA[1], **as_argument(cache))
+    with pytest.raises(UnsupportedPlan, match="inputs_embeds after the first prefill"):
+        model(inputs_embeds=model.model.embed_tokens(MEDIA[1]), **as_argument(cache))
+    with pruning.turn():  # a refusal leaves nothing behind
+        model(MEDIA[1], **as_argument(cache))
 
 
-def test_a_turn_in_one_thread_is_not_anothers():
-    from threading import Thread
+def test_a_turn_without_a_prefill_is_refused(begun):
+    _, pruning, _ = begun
+    with pytest.raises(UnsupportedPlan, match="nothing was prefilled"), pruning.turn():
+        pass
+    with pytest.raises(UnsupportedPlan, match="waiting for its prefill"), pruning.turn(), pruning.turn():
+        pass
+    with pytest.raises(KeyError), pruning.turn():  # the caller's own error is the one to see
+        raise KeyError
 
-    model, seen = tiny_model(), []
-    with prune(model, PLAN, adapter=TinyAdapter()) as pruning:
-        with pytest.raises(UnsupportedPlan, match="nothing was prefilled"), pruning.turn():
-            other = Thread(target=lambda: seen.append(first_turn(model, pruning)))
-            other.start()
-            other.join()
-    assert len(seen) == 1
+
+REFUSED = {
+    "short": ({"layouts": [text_of(10)]}, {}, r"their layouts \[10\]"),
+    "many": ({"layouts": [text_of(25)] * 2}, {}, "2 layouts for 1 prompts"),
+    "mask": ({}, {"attention_mask": torch.ones_like(MEDIA[1])}, r"25 columns, the cache and the new tokens 36 \+ 25"),
+    "padding": ({}, {"attention_mask": torch.ones(1, 61).index_fill(1, torch.tensor([40]), 0)}, "without gaps"),
+    "embeds": ({}, {"input_ids": None, "inputs_embeds": torch.zeros(1, 25, 64)}, "do not show which tokens"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_fit_the_turn_is_refused(begun, case):
+    model, pruning, cache = begun
+    turn, inputs, reason = REFUSED[case]
+    with pytest.raises(UnsupportedPlan, match=reason), pruning.turn(**turn):
+        model(**{"input_ids": MEDIA[1], **inputs}, **as_argument(cache))
+
+
+def test_given_scores_that_do_not_fit_the_turn_are_refused(begun):
+    model, pruning, cache = begun
+    with pytest.raises(PlanError, match="scores must have the prompts' shape"), pruning.turn(scores=torch.ones(1, 3)):
+        model(MEDIA[1], **as_argument(cache))
+    with pytest.raises(PlanError, match="must be finite"), pruning.turn(scores=torch.full((1, 25), torch.nan)):
+        pass
+
+
+def test_a_turn_needs_scores_of_its_own():
+    plan, scores = steps((2, "given", False)), torch.ones(1, 36)
+    pruning = prune(tiny_model(), plan, adapter=TinyAdapter(), scores=scores)
+    refused = pytest.raises(UnsupportedPlan, match=r"needs your own scores.*pass scores= to turn")
+    with pruning, refused, pruning.turn():
+        pass
+
+
+def test_another_plans_cache_is_refused_in_a_turn_too(begun):
+    model, pruning, cache = begun
+    pruning.remove()
+    other = prune(model, steps((2, "position", False)), adapter=TinyAdapter())
+    with other, pytest.raises(UnsupportedPlan, match="without this plan"), other.turn():
+        model(MEDIA[1], **as_argument(cache))
+
+
+def test_a_turn_is_of_one_thread(begun):
+    model, pruning, cache = begun
+    seen: list[Any] = []
+    with pruning.turn():
+        other = Thread(target=lambda: seen.append(first_turn(model, pruning)))
+        other.start()
+        other.join()
+        model(MEDIA[1], **as_argument(cache))
+    assert seen[0].get_seq_length() == MEDIA[0].shape[1]
+    assert cache.get_seq_length() == MEDIA[0].shape[1] + MEDIA[1].shape[1]
