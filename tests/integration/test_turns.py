@@ -267,6 +267,22 @@ def test_media_outside_of_a_turn_are_refused(begun):
         model(MEDIA[1], **as_argument(cache))
 
 
+def test_a_prefill_that_fails_at_its_first_layer_leaves_the_cache_as_it_was(monkeypatch):
+    model = tiny_model()
+    with torch.no_grad(), prune(model, plus(), adapter=TinyAdapter()) as pruning:
+        cache = first_turn(model, pruning)
+        with monkeypatch.context() as broken, pytest.raises(RuntimeError, match="no memory"), pruning.turn():
+            broken.setattr(model.model.layers[0].self_attn, "forward", _fail)
+            model(MEDIA[1], **as_argument(cache))
+        found = model(TEXT, **as_argument(cache)).logits
+        whole = first_turn(model, pruning)
+        assert torch.equal(found, model(TEXT, **as_argument(whole)).logits)
+
+
+def _fail(*args: Any, **kwargs: Any) -> Any:
+    raise RuntimeError("no memory")
+
+
 def test_a_turn_without_a_prefill_is_refused(begun):
     _, pruning, _ = begun
     with pytest.raises(UnsupportedPlan, match="nothing was prefilled"), pruning.turn():

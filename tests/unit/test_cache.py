@@ -18,7 +18,7 @@ def layer():
     layer.update(states, states)
     with pytest.raises(UnsupportedPlan, match="used without pruning"):
         layer.update(states[:, :, :2], states[:, :, :2])
-    layer.expects_update = True
+    layer.expect_tokens()
     layer.update(states[:, :, :2], states[:, :, :2])
     return layer
 
@@ -102,7 +102,7 @@ def test_a_window_keeps_every_token_that_a_later_query_may_see(seed):
             columns |= {past + column for column in row}
         past += length
         for _ in range(int(make.integers(0, 3))):
-            layer.expects_update = True
+            layer.expect_tokens()
             layer.update(*[torch.zeros(2, 1, 1, 4)] * 2)
             for columns in kept:
                 columns.add(past)

@@ -504,7 +504,7 @@ class Pruning:
         if not isinstance(layer, PrunedLayer):
             return kwargs  # it reads the cache of an unpruned layer
         if index < self.compiled.n_kv_layers:
-            layer.expects_update = True
+            layer.expect_tokens()
             n_unstored = n_new
         else:
             n_unstored = 0  # the layer whose keys it reads has stored the new ones already

@@ -42,6 +42,10 @@ class PrunedLayer(DynamicLayer):
         self.expects_update = True
         self._expected: tuple[TokenSubset, int] | None = None
 
+    def expect_tokens(self) -> None:
+        """Expect an update by tokens that are all kept."""
+        self.expects_update, self._expected = True, None
+
     def expect_prefill(self, tokens: TokenSubset, length: int) -> None:
         """Expect an update by a prefill of a later turn.
 
@@ -60,14 +64,13 @@ class PrunedLayer(DynamicLayer):
                 "decode in a context with the same plan",
             )
         self.expects_update = False
-        if is_first := not self.is_initialized:  # hidden states may come from another device than the layer's
-            self.slots = self.slots.to(key_states.device)
-            self.valid = None if self.valid is None else self.valid.to(key_states.device)
+        is_prefill = not self.is_initialized or self._expected is not None
         keys, values = super().update(key_states, value_states, *args, **kwargs)
-        expected, self._expected = self._expected, None
-        if expected is not None:
-            (self.slots, self.valid), self.prompt = expected
-        if (is_first or expected is not None) and self.window is not None and 0 < self.window - 1 < self.slots.shape[1]:
+        if self._expected is not None:
+            ((self.slots, self.valid), self.prompt), self._expected = self._expected, None
+        if is_prefill:  # hidden states may come from another device than the layer's
+            self._rows(lambda t: t.to(key_states.device))
+        if is_prefill and self.window is not None and 0 < self.window - 1 < self.slots.shape[1]:
             self._keep_last(self.window - 1)
         return keys, values
 
