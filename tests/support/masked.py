@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from fastav.cache_argument import as_argument
 from fastav.layout import Layout
 from fastav.plan import Plan
 from support.oracle import Rule
@@ -63,6 +64,26 @@ def masked_conversation(
             return model(**inputs, use_cache=False).logits[0]
     finally:
         model.set_attn_implementation(before)
+
+
+def masked_steps(
+    model: PreTrainedModel, layers: Sequence[Any], steps: Sequence[tuple[Tensor, Mapping[int, Rule] | None]], cache: Any
+) -> list[Tensor]:
+    """Logits [tokens, vocab] of forwards over one cache, which holds all tokens: what is dropped is hidden by masks.
+
+    The model uses eager attention. steps: ids [1, tokens] of each forward, and the rules of the turn that it begins.
+    """
+    hidden, logits, length = _HiddenInCache(), [], 0
+    with ExitStack() as stack, torch.no_grad():
+        for index, layer in enumerate(layers):
+            stack.callback(layer.self_attn.register_forward_pre_hook(hidden.mask(index), with_kwargs=True).remove)
+            stack.callback(layer.self_attn.register_forward_hook(hidden.score).remove)
+        for ids, rules in steps:
+            hidden.begin(ids.shape[1], rules or {})
+            length += ids.shape[1]
+            mask = torch.ones(1, length, dtype=torch.long)
+            logits.append(model(ids, attention_mask=mask, **as_argument(cache)).logits[0])
+    return logits
 
 
 def rules_of(plan: Plan, layout: Layout, depth: int) -> dict[int, Rule]:
@@ -136,3 +157,30 @@ class _Hidden:
 
     def score(self, module: Any, args: Any, output: Any) -> None:
         self.attention = output[1][0].mean(0)
+
+
+class _HiddenInCache:
+    """What every layer hides of the tokens so far, forward by forward."""
+
+    def __init__(self) -> None:
+        self.at: dict[int, Tensor] = {}
+
+    def begin(self, new: int, rules: Mapping[int, Rule]) -> None:
+        self.hide, self.rules = torch.zeros(new, dtype=torch.bool), rules
+        self.latest: Tensor | None = None
+
+    def mask(self, index: int) -> Any:
+        def before(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            if index in self.rules:
+                self.hide = self.rules[index](self.latest, self.hide.clone())
+            earlier = self.at.get(index, self.hide[:0])
+            self.at[index] = gone = torch.cat([earlier, self.hide])
+            given = kwargs["attention_mask"]
+            itself = torch.cat([torch.zeros(len(self.hide), len(earlier)), torch.eye(len(self.hide))], dim=1).bool()
+            kwargs["attention_mask"] = given.masked_fill(gone[None] & ~itself, torch.finfo(given.dtype).min)
+            return args, kwargs
+
+        return before
+
+    def score(self, module: Any, args: Any, output: Any) -> None:
+        self.latest = output[1][0, :, -1, -len(self.hide) :].mean(0)

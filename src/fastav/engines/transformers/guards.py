@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache, DynamicCache, HQQQuantizedLayer, QuantizedCache
 
 from fastav import token_mixing
 from fastav.adapter import ModelAdapter
 from fastav.engines.transformers.generation.buffers import StepCache
 from fastav.errors import UnsupportedModel, UnsupportedPlan
 from fastav.layout import Layout
+from fastav.pruning.compiled import CompiledPlan
 from fastav.pruning.decoder_layers import layers_with_cache, narrow
 from fastav.pruning.device_layout import upload
 
@@ -37,7 +38,7 @@ _REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {  # settings of genera
     ),
     "use_cache": (lambda value: value is False, "without a cache every token would prune again, by another last query"),
     "cache_implementation": (
-        lambda value: value not in (None, "dynamic", "hybrid"),
+        lambda value: value not in (None, "dynamic", "hybrid", "offloaded", "quantized"),
         "this cache cannot hold layers of different lengths",
     ),
 }
@@ -80,14 +81,33 @@ def check_attention(config: PreTrainedConfig, implementation: str | None, first:
         )
 
 
-def check_cache(cache: Cache | None) -> None:
-    """Refuse caches whose layers must all have the same length or device.  Raises: UnsupportedPlan."""
-    if cache is None or isinstance(cache, StepCache):
+def check_cache(cache: Cache | None, compiled: CompiledPlan) -> None:
+    """Refuse caches whose layers must all have the same length, or that pack values of several tokens together.
+
+    Raises: UnsupportedPlan.
+    """
+    if cache is None or isinstance(cache, StepCache) or type(cache) is DynamicCache:
         return
-    if type(cache) is DynamicCache and not getattr(cache, "offloading", False):
-        return
-    kind = "an offloaded cache" if type(cache) is DynamicCache else type(cache).__name__
-    raise UnsupportedPlan(f"{kind} cannot hold layers of different lengths", "use a DynamicCache")
+    if type(cache) is not QuantizedCache:
+        raise UnsupportedPlan(f"{type(cache).__name__} cannot hold layers of different lengths", "use a DynamicCache")
+    layers: list[Any] = cache.layers[compiled.first_layer :]
+    if any(isinstance(layer, HQQQuantizedLayer) for layer in layers):
+        raise UnsupportedPlan(
+            "HQQ stops to improve its scales when the error over all tokens does, dropped ones included, so that "
+            "pruning changes how kept tokens are quantized",
+            'use QuantizedCache(backend="quanto")',
+        )
+    if any(layer.axis_key != 0 or layer.axis_value != 0 for layer in layers):
+        raise UnsupportedPlan(
+            "a quantized cache with axis -1 scales a channel of several tokens together, dropped ones with kept ones",
+            "use axis_key=0 and axis_value=0",
+        )
+    if compiled.cache_cuts:
+        raise UnsupportedPlan(
+            "a quantized cache has packed a layer's tokens before a cache-only step drops some, and unpacking and "
+            "packing the others again would round them twice",
+            "remove cache_only, or use a DynamicCache",
+        )
 
 
 def check_model(model: Any) -> None:

@@ -353,7 +353,7 @@ class Pruning:
         if self._first < len(self._layers):
             guards.check_call(inputs, self.model.config, self._decoder)
         cache = cache_argument.in_arguments(inputs)
-        guards.check_cache(cache)
+        guards.check_cache(cache, self.compiled)
         if isinstance(cache, StepCache):
             self._local.running = _Step()
             return
@@ -416,7 +416,7 @@ class Pruning:
             if any(layout.count(*MEDIA) for layout in layouts):
                 guards.check_token_types(self.model, inputs, past + length)
             layers: list[Any] = cache.layers[: self.compiled.n_kv_layers]
-            cached = cached_tokens(layers, past, inputs.get("attention_mask"))
+            cached = cached_tokens(layers, batch, past, inputs.get("attention_mask"))
         state = PruningState.start(self.compiled, layouts, length, tokens.device, past=past, cached=cached)
         self._local.history = (state.layout, state.history)
         if turn.scores is not None:

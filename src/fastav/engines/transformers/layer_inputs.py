@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from fastav import cache_argument
-from fastav.engines.transformers.kv_cache import PrunedLayer
+from fastav.engines.transformers.kv_cache import pruned_layer
 from fastav.engines.transformers.masks import last_rows_mask, prefill_mask
 from fastav.errors import UnsupportedModel, UnsupportedPlan
 from fastav.pruning import indexing
@@ -38,8 +38,9 @@ class LayerInputs:
             if state.cached:
                 cache.layers[index].expect_prefill(tokens, state.total)
             else:
-                layer = PrunedLayer(*tokens, state.length, compiled.fingerprint, compiled.windows[index])
-                cache.layers[index : index + 1] = [layer]
+                like = cache.layers[index] if index < len(cache.layers) else None
+                owner, window = compiled.fingerprint, compiled.windows[index]
+                cache.layers[index : index + 1] = [pruned_layer(like, tokens, state.length, owner, window)]
         if state.is_full and tokens.valid is None and tokens.slots.shape[1] == state.total:
             return kwargs
         if self._slots is not state.slots:
