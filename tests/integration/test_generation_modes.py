@@ -166,15 +166,6 @@ def test_forward_refuses_what_cannot_be_exact(model):
     refuse("do not fit", lambda: model(IDS[:, :8]), model=model, layouts=layouts)
 
 
-def test_media_in_a_later_turn_is_refused(model):
-    def later():
-        cache = DynamicCache(config=model.config)
-        model(**INPUTS, **as_argument(cache))
-        model(prompt(seed=4), **as_argument(cache))
-
-    refuse("after the first prefill", later, model=model)
-
-
 def test_another_plans_cache_is_refused(model):
     cache = DynamicCache(config=model.config)
     with torch.no_grad(), prune(model, PLAN, adapter=TinyAdapter()):

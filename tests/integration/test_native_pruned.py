@@ -1,16 +1,19 @@
 """Our own families on real files, pruned: presets against the oracle, layouts, and batches against single rows."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
+from transformers import DynamicCache
 
+from fastav.cache_argument import as_argument
 from fastav.engines.transformers import TransformersEngine, prune
 from fastav.layout import MEDIA, Modality
 from fastav.media import Clip
 from fastav.request import Request, Use
 from support.native import VIDEO_SALMONN2, VIDEO_SALMONN2_PLUS, VIDEOLLAMA2, Family, each_family
-from support.oracle import drop_lowest, keep_only_first, oracle_logits
+from support.oracle import conversation_logits, drop_lowest, keep_only_first, oracle_logits, turn_of
 
 SHOWN = {  # files, questions and tracks: another length each
     VIDEOLLAMA2.name: (
@@ -102,3 +105,38 @@ def test_the_engine_answers_a_batch_as_it_answers_one_by_one(family, loaded, req
     alone = [engine.generate([request], plan, max_new_tokens=8)[0] for request in requests]
     assert [answer.token_ids for answer in together] == [answer.token_ids for answer in alone]
     assert [answer.tokens_per_layer for answer in together] == [answer.tokens_per_layer for answer in alone]
+
+
+@pytest.mark.parametrize("family", [VIDEOLLAMA2, VIDEO_SALMONN2], ids=lambda family: family.name, scope="module")
+@pytest.mark.parametrize("name", ["fastav", "fastav-trim"])
+@torch.inference_mode()
+def test_clips_of_a_later_turn_equal_the_oracle(family, loaded, requests, name):
+    """A turn about one clip, its answer, and a turn about the next."""
+    adapter, (model, processor), plan = family.adapter, loaded, family.adapter.preset(name)
+    embed = model.model.embed if family is VIDEOLLAMA2 else model.embed
+    cache, ids, embeds, turns, found = DynamicCache(), [], [], [], []
+    with prune(model, plan) as pruning:
+        for request in requests[:2]:
+            prepared = adapter.prepare(processor, [request])
+            inputs, layout = dict(prepared.inputs), prepared.layouts[0]
+            start = sum(part.shape[1] for part in ids)
+            answer = inputs["input_ids"][:, -STEPS:]  # text
+            for step in (inputs, {"input_ids": answer}):
+                past, new = sum(part.shape[1] for part in ids), step["input_ids"].shape[1]
+                whole = {
+                    "attention_mask": torch.ones(1, past + new, dtype=torch.long),
+                    "position_ids": torch.arange(past, past + new)[None],
+                }
+                with pruning.turn([layout]) if step is inputs else nullcontext():
+                    found.append(model(**{**step, **whole}, **as_argument(cache)).logits[0, -STEPS:])
+                ids.append(step["input_ids"])
+            embeds += [
+                embed(*(inputs.get(argument) for argument in ARGUMENTS[family.name])),
+                model.model.embed_tokens(answer),
+            ]
+            rules = rules_of(family, layout, name, len(model.model.layers))
+            turns.append(turn_of(start, start + len(layout), rules))
+    expected = conversation_logits(model, torch.cat(ids, dim=1), turns, torch.cat(embeds, dim=1))
+    ends = [turn.end for turn in turns]
+    places = [place for end in ends for place in (*range(end - STEPS, end), *range(end, end + STEPS))]
+    assert (torch.cat(found) - expected[places]).abs().max() < 1e-4

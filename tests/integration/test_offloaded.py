@@ -20,6 +20,8 @@ from support.cases import PLAN, ROWS, rules_of
 from support.oracle import oracle_logits
 from support.tiny import TinyAdapter, pad_left, tiny_model
 from support.toy import scene_request
+from support.turns import converse
+from support.turns import expected as expected_of
 
 CPU = torch.device("cpu")
 BATCH = pad_left(ROWS)
@@ -90,6 +92,13 @@ def test_it_says_what_a_mask_does(offloaded: Any, plain: Any) -> None:
         logits = offloaded(input_ids=ids).logits[0, -1]
         expected = oracle_logits(plain, ids, ids.shape[1], rules_of(ids))[-1]
     assert (logits - expected).abs().max() < 1e-4
+
+
+def test_new_media_in_a_later_turn_are_those_of_the_whole_model(offloaded: Any, plain: Any) -> None:
+    with prune(offloaded, PLAN, adapter=TinyAdapter()) as pruning:
+        said = converse(offloaded, pruning, [ROWS[:1], ROWS[1:2]], [[2], [2]])
+    logits = expected_of(plain, said, 0, PLAN)
+    assert max((found - logits[place]).abs().max() for place, found in said.logits[0]) < 1e-4
 
 
 def test_a_cut_that_vanishes_is_an_error(offloaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 import fastav
 from fastav.adapter import plan_named
@@ -138,6 +139,21 @@ def test_a_later_turn_does(model: Any, plain: Any) -> None:
         with pretended(), torch.no_grad(), prune(model, PLAN, adapter=TinyAdapter()):
             cache = of_output(model(ROWS[0].to(FIRST), use_cache=True))
             return model(torch.tensor([[5, 6, 7]], device=FIRST), **as_argument(cache)).logits.cpu()
+
+    assert (turns(model) - turns(plain)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_new_media_in_a_later_turn_do(model: Any, plain: Any, plan: str) -> None:
+    def turns(model: Any) -> Tensor:
+        with pretended(), torch.no_grad(), prune(model, PLANS[plan], adapter=TinyAdapter()) as pruning:
+            cache, inputs = DynamicCache(config=model.config), there(BATCH)
+            model(**inputs, **as_argument(cache))
+            more = torch.cat([inputs["attention_mask"], inputs["attention_mask"]], dim=1)
+            with pruning.turn():
+                model(inputs["input_ids"], attention_mask=more, **as_argument(cache))
+            mask = torch.cat([more, more[:, -1:]], dim=1)
+            return model(inputs["input_ids"][:, -1:], attention_mask=mask, **as_argument(cache)).logits.cpu()
 
     assert (turns(model) - turns(plain)).abs().max() < 1e-5
 

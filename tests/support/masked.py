@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from fastav.cache_argument import as_argument
 from fastav.layout import Layout
 from fastav.plan import Plan
 from support.oracle import Rule
@@ -34,7 +35,20 @@ def masked_logits(
         if name != "input_ids" and isinstance(value, Tensor) and tuple(value.shape) == (1, prompt):
             filler = torch.full((1, new), int(name == "attention_mask"), dtype=value.dtype)
             whole[name] = torch.cat([value, filler], dim=1)
-    hidden = _Hidden(prompt, rules)
+    return masked_conversation(model, layers, whole, [(0, prompt, rules)])[prompt - 1 :]
+
+
+def masked_conversation(
+    model: PreTrainedModel,
+    layers: Sequence[Any],
+    inputs: Mapping[str, Any],
+    turns: Sequence[tuple[int, int, Mapping[int, Rule]]],
+) -> Tensor:
+    """Logits [tokens, vocab] of a whole conversation, and what each turn hides: of its tokens, start to before end.
+
+    inputs: arguments of `forward` for all tokens, a batch of one.
+    """
+    hidden = _Hidden(turns)
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
@@ -47,9 +61,29 @@ def masked_logits(
                 )
                 for handle in handles:
                     stack.callback(handle.remove)
-            return model(**whole, use_cache=False).logits[0, prompt - 1 :]
+            return model(**inputs, use_cache=False).logits[0]
     finally:
         model.set_attn_implementation(before)
+
+
+def masked_steps(
+    model: PreTrainedModel, layers: Sequence[Any], steps: Sequence[tuple[Tensor, Mapping[int, Rule] | None]], cache: Any
+) -> list[Tensor]:
+    """Logits [tokens, vocab] of forwards over one cache, which holds all tokens: what is dropped is hidden by masks.
+
+    The model uses eager attention. steps: ids [1, tokens] of each forward, and the rules of the turn that it begins.
+    """
+    hidden, logits, length = _HiddenInCache(), [], 0
+    with ExitStack() as stack, torch.no_grad():
+        for index, layer in enumerate(layers):
+            stack.callback(layer.self_attn.register_forward_pre_hook(hidden.mask(index), with_kwargs=True).remove)
+            stack.callback(layer.self_attn.register_forward_hook(hidden.score).remove)
+        for ids, rules in steps:
+            hidden.begin(ids.shape[1], rules or {})
+            length += ids.shape[1]
+            mask = torch.ones(1, length, dtype=torch.long)
+            logits.append(model(ids, attention_mask=mask, **as_argument(cache)).logits[0])
+    return logits
 
 
 def rules_of(plan: Plan, layout: Layout, depth: int) -> dict[int, Rule]:
@@ -108,21 +142,24 @@ def _source(layers: Sequence[Any], index: int) -> int:
 class _Hidden:
     """What every layer hides, while the model runs from the first to the last."""
 
-    def __init__(self, prompt: int, rules: Mapping[int, Rule]) -> None:
-        self.prompt, self.rules = prompt, rules
-        self.latest: Tensor | None = None
-        self.hide = torch.zeros(prompt, dtype=torch.bool)
+    def __init__(self, turns: Sequence[tuple[int, int, Mapping[int, Rule]]]) -> None:
+        self.turns = turns
+        self.attention: Tensor | None = None  # of the layer before, mean over heads
+        self.hide = torch.zeros(max(end for _, end, _ in turns), dtype=torch.bool)
         self.at: dict[int, Tensor] = {}
 
     def mask(self, index: int, source: int) -> Any:
         def before(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            if index in self.rules:
-                self.hide = self.rules[index](self.latest, self.hide.clone())
+            self.hide = self.hide.clone()
+            for start, end, rules in self.turns:
+                if index in rules:
+                    score = None if self.attention is None else self.attention[end - 1, start:end]
+                    self.hide[start:end] = rules[index](score, self.hide[start:end].clone())
             self.at[index] = self.hide
             given = kwargs.get("attention_mask")
             assert given is not None, "eager attention is given a mask"
             gone = torch.zeros(given.shape[-1], dtype=torch.bool)
-            gone[: self.prompt] = self.at[source]
+            gone[: len(self.hide)] = self.at[source]
             # a dropped token still sees itself, so that its own row is a number; nobody reads it
             unseen = gone[None] & ~torch.eye(len(gone), dtype=torch.bool)
             kwargs["attention_mask"] = given.masked_fill(unseen, torch.finfo(given.dtype).min)
@@ -131,4 +168,31 @@ class _Hidden:
         return before
 
     def score(self, module: Any, args: Any, output: Any) -> None:
-        self.latest = output[1][0, :, self.prompt - 1, : self.prompt].mean(0)
+        self.attention = output[1][0].mean(0)
+
+
+class _HiddenInCache:
+    """What every layer hides of the tokens so far, forward by forward."""
+
+    def __init__(self) -> None:
+        self.at: dict[int, Tensor] = {}
+
+    def begin(self, new: int, rules: Mapping[int, Rule]) -> None:
+        self.hide, self.rules = torch.zeros(new, dtype=torch.bool), rules
+        self.latest: Tensor | None = None
+
+    def mask(self, index: int) -> Any:
+        def before(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            if index in self.rules:
+                self.hide = self.rules[index](self.latest, self.hide.clone())
+            earlier = self.at.get(index, self.hide[:0])
+            self.at[index] = gone = torch.cat([earlier, self.hide])
+            given = kwargs["attention_mask"]
+            itself = torch.cat([torch.zeros(len(self.hide), len(earlier)), torch.eye(len(self.hide))], dim=1).bool()
+            kwargs["attention_mask"] = given.masked_fill(gone[None] & ~itself, torch.finfo(given.dtype).min)
+            return args, kwargs
+
+        return before
+
+    def score(self, module: Any, args: Any, output: Any) -> None:
+        self.latest = output[1][0, :, -1, -len(self.hide) :].mean(0)

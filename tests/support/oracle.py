@@ -1,10 +1,12 @@
 """An independent definition of pruning: nothing is removed; each layer hides what was dropped by an attention mask.
 
 It runs a Qwen2 decoder densely, without a cache, from its weights alone, one unpadded row at a time, and shares no code
-with the engine. Budgets come as plain functions so that it does not share the plan's arithmetic either.
+with the engine. Budgets come as plain functions so that it does not share the plan's arithmetic either. A conversation
+is one row: every turn's prompt has rules of its own, and what it drops is hidden from everything that follows.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,34 +16,88 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM, apply_rot
 Rule = Callable[[Tensor | None, Tensor], Tensor]
 
 
+@dataclass
+class Evidence:
+    """What the layers so far computed of the whole conversation.
+
+    maps: attention [tokens, tokens] of each layer, mean over heads. gone: [tokens], what each of them hid. keys: of the
+    last layer, [kv_heads, tokens, head]. hidden: [tokens, features], its output, which rules may change.
+    """
+
+    hidden: Tensor
+    maps: list[Tensor] = field(default_factory=list[Tensor])
+    gone: list[Tensor] = field(default_factory=list[Tensor])
+    keys: Tensor | None = None
+
+
+# what is known before a layer, and what is hidden of the turn so far -> what is hidden of it from now on
+TurnRule = Callable[[Evidence, Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """The prompt of one turn: tokens `start` to before `end`, and by layer what it hides.
+
+    rules: from this layer on. cache_rules: in this layer alone, from all tokens behind the prompt.
+    """
+
+    start: int
+    end: int
+    rules: Mapping[int, TurnRule]
+    cache_rules: Mapping[int, TurnRule] = field(default_factory=dict[int, TurnRule])
+
+
 def oracle_logits(
     model: Qwen2ForCausalLM, ids: Tensor, prompt: int, rules: Mapping[int, Rule], embeds: Tensor | None = None
 ) -> Tensor:
     """Logits [tokens, vocab] of one row whose first `prompt` tokens are the prompt and the rest generated."""
+    return conversation_logits(model, ids, [turn_of(0, prompt, rules)], embeds)
+
+
+def turn_of(start: int, end: int, rules: Mapping[int, Rule]) -> Turn:
+    """A turn whose rules read the attention of its last query alone."""
+
+    def with_score(rule: Rule) -> TurnRule:
+        return lambda seen, hide: rule(seen.maps[-1][end - 1, start:end] if seen.maps else None, hide)
+
+    return Turn(start=start, end=end, rules={layer: with_score(rule) for layer, rule in rules.items()})
+
+
+def conversation_logits(
+    model: Qwen2ForCausalLM, ids: Tensor, turns: Sequence[Turn], embeds: Tensor | None = None
+) -> Tensor:
+    """Logits [tokens, vocab] of one row: prompts of turns, and what follows each of them."""
     hidden = model.model.embed_tokens(ids) if embeds is None else embeds
     n = hidden.shape[1]
     cos, sin = model.model.rotary_emb(hidden, torch.arange(n)[None])
-    causal = torch.ones(n, n, dtype=torch.bool).tril()
-    hide = torch.zeros(prompt, dtype=torch.bool)
-    score = None
+    causal, itself = torch.ones(n, n, dtype=torch.bool).tril(), torch.eye(n, dtype=torch.bool)
+    gone, seen = torch.zeros(n, dtype=torch.bool), Evidence(hidden[0])
     for index, layer in enumerate(model.model.layers):
-        if index in rules:
-            hide = rules[index](score, hide.clone())
-        gone = torch.cat([hide, torch.zeros(n - prompt, dtype=torch.bool)])
+        gone = gone.clone()
+        for turn in turns:
+            if index in turn.rules:
+                gone[turn.start : turn.end] = turn.rules[index](seen, gone[turn.start : turn.end].clone())
+        hidden = seen.hidden[None]
         attention, x = layer.self_attn, layer.input_layernorm(hidden)
         heads = lambda t, d=attention.head_dim: t.view(1, n, -1, d).transpose(1, 2)  # noqa: E731
         q, k = apply_rotary_pos_emb(heads(attention.q_proj(x)), heads(attention.k_proj(x)), cos, sin)
-        groups = q.shape[1] // k.shape[1]
+        groups, seen.keys = q.shape[1] // k.shape[1], k[0]
         k, v = k.repeat_interleave(groups, 1), heads(attention.v_proj(x)).repeat_interleave(groups, 1)
         logits = (q @ k.transpose(-1, -2)) * attention.head_dim**-0.5
-        # a dropped token still sees itself, so that its own row is a number; nobody reads it
         near = causal if attention.sliding_window is None else causal.triu(1 - attention.sliding_window)
-        seen = (near & ~gone[None]) | torch.eye(n, dtype=torch.bool)
-        weights = logits.masked_fill(~seen, float("-inf")).softmax(-1)
-        score = weights[0, :, prompt - 1, :prompt].mean(0)
-        hidden = hidden + attention.o_proj((weights @ v).transpose(1, 2).reshape(1, n, -1))
-        hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
-    return model.lm_head(model.model.norm(hidden))[0]
+        # a dropped token still sees itself, so that its own row is a number; nobody reads it
+        visible = (near & ~gone[None]) | itself
+        seen.gone.append(gone)
+        seen.maps.append(torch.empty(0))
+        for turn in (*turns, None):  # a turn's rows are final once the caches of those before it are cut
+            weights = logits.masked_fill(~visible, float("-inf")).softmax(-1)
+            output = hidden + attention.o_proj((weights @ v).transpose(1, 2).reshape(1, n, -1))
+            seen.maps[-1] = weights[0].mean(0)
+            seen.hidden = (output + layer.mlp(layer.post_attention_layernorm(output)))[0]
+            if turn is not None and index in turn.cache_rules:
+                late = turn.cache_rules[index](seen, gone[turn.start : turn.end].clone())
+                visible[turn.end :, turn.start : turn.end] &= ~late
+    return model.lm_head(model.model.norm(seen.hidden))
 
 
 def drop_lowest(member: Tensor, share: float) -> Rule:

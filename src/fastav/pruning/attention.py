@@ -9,7 +9,7 @@ BLOCK_BYTES = {"cpu": 1 << 24, "cuda": 1 << 29}
 
 
 def last_query_attention(
-    query: Float[Tensor, "batch heads tokens features"],
+    query: Float[Tensor, "batch heads queries features"],
     key: Float[Tensor, "batch kv_heads tokens features"],
     mask: Tensor | None,
     valid: Bool[Tensor, "batch tokens"] | None,

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
@@ -32,8 +33,18 @@ def take_keys(
 class TokenSubset(NamedTuple):
     """The tokens that a layer runs on, or whose keys it stores.
 
-    slots: columns of the tokens in the padded prompt. valid: which of them are real (None: all).
+    slots: columns of the tokens, in the padded prompt or in the whole sequence. valid: which of them are real (None:
+    all); the slots of others are meaningless.
     """
 
     slots: Int[Tensor, "batch kept"]
     valid: Bool[Tensor, "batch kept"] | None
+
+    def followed_by(self, later: "TokenSubset", shift: int) -> "TokenSubset":
+        """These tokens, then later ones, whose slots are shifted; on the device of the later ones."""
+        parts, device = (self, later), later.slots.device
+        slots = torch.cat([self.slots.to(device), later.slots + shift], dim=1)
+        if self.valid is None and later.valid is None:
+            return TokenSubset(slots, None)
+        valid = [torch.ones_like(part.slots, dtype=torch.bool) if part.valid is None else part.valid for part in parts]
+        return TokenSubset(slots, torch.cat([one.to(device) for one in valid], dim=1))

@@ -31,12 +31,18 @@ _MOVED = ("layout", "slots", "valid", "columns", "counts", "groups", "layer_toke
 class PruningState:
     """The state of one running prefill of a batch; made by `start`.
 
+    A prefill of a later turn (new media after what a cache holds) is a prefill of the turn's tokens: all fields but
+    `cached` count its columns from the turn's first. No key of an earlier token is a candidate of its cuts.
+
     layout: all tokens of the batch. length: number of columns of the padded prompt. slots, valid: columns of the
     remaining tokens, and which of them are real (None: all). columns: slots, or any column for a slot without a token.
+    past: number of columns of the sequence before this prompt. cached: tokens that each layer's cache held before this
+    prefill, by column of the whole sequence; empty for a first prefill.
     counts: of every cut of tokens, then of every cut in a cache. max_question_len, n_audio_tokens: of the prompts.
     layer_tokens: the tokens of each layer so far, whose keys later layers may share. history: (layer, slots) after
     every cut. encoder_scores: attention that audio tokens receive in their encoder, in the order of the prompts.
-    groups: selection groups of all tokens, by pools. next_cut: index of the next cut.
+    groups: selection groups of all tokens, by pools. joined: results of `key_tokens`, with what they join. next_cut:
+    index of the next cut.
     """
 
     compiled: CompiledPlan
@@ -51,11 +57,14 @@ class PruningState:
     history: list[tuple[int, Tensor]]
     columns: Int[Tensor, "batch kept"]
     broadcast_indices: BroadcastIndices | None
+    past: int = 0
+    cached: Sequence[TokenSubset] = ()
     signals: dict[Signal, Tensor] = field(default_factory=dict[Signal, Tensor])
     keys: Tensor | None = None
     attentions: list[LayerAttention] = field(default_factory=list[LayerAttention])
     encoder_scores: list[Tensor] = field(default_factory=list[Tensor])
     groups: dict[Pools, SelectionGroups] = field(default_factory=dict[Pools, SelectionGroups])
+    joined: dict[Any, tuple[TokenSubset, TokenSubset, TokenSubset]] = field(default_factory=dict[Any, Any])
     next_cut: int = 0
 
     @classmethod
@@ -66,12 +75,14 @@ class PruningState:
         length: int,
         device: torch.device,
         *,
+        past: int = 0,
+        cached: Sequence[TokenSubset] = (),
         broadcast_indices: BroadcastIndices | None = None,
     ) -> "PruningState":
         """The state before the first layer.
 
-        length: number of columns of the padded prompts. broadcast_indices: makes all ranks of one model keep the same
-        tokens.
+        layouts, length: of the padded prompts alone, without what a cache holds. past, cached: as in the class.
+        broadcast_indices: makes all ranks of one model keep the same tokens.
         Raises: PlanError.
         """
         layout = device_layout.batch_layout(layouts, length, device)
@@ -91,7 +102,14 @@ class PruningState:
             layer_tokens=dict.fromkeys(range(compiled.first_layer), tokens),
             history=[(0, slots)],
             broadcast_indices=broadcast_indices,
+            past=past,
+            cached=cached,
         )
+
+    @property
+    def total(self) -> int:
+        """Number of columns of the whole sequence, at the end of this prompt."""
+        return self.past + self.length
 
     @property
     def is_full(self) -> bool:
@@ -244,7 +262,19 @@ class PruningState:
     def enter_layer(self, index: int) -> TokenSubset:
         """Record that a layer runs on the remaining tokens, and return the tokens whose keys it reads."""
         self.layer_tokens[index] = TokenSubset(self.slots, self.valid)
-        return self.layer_tokens[self.compiled.kv_sources[index]]
+        return self.key_tokens(index)
+
+    def key_tokens(self, index: int) -> TokenSubset:
+        """The tokens whose keys a layer reads, by column of the whole sequence: cached ones, then this prefill's."""
+        source = self.compiled.kv_sources[index]
+        tokens = self.layer_tokens[source]
+        if not self.cached:
+            return tokens
+        cached = self.cached[source]
+        key = (id(cached.slots), id(tokens.slots))
+        if key not in self.joined:
+            self.joined[key] = cached, tokens, cached.followed_by(tokens, self.past)
+        return self.joined[key][2]
 
     def layer_attention(
         self, index: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float
@@ -252,7 +282,11 @@ class PruningState:
         """The inputs of one layer's attention, with the tokens of its queries and keys."""
         self.move_to(query.device)
         key_slots = self.layer_tokens[self.compiled.kv_sources[index]].slots
-        return LayerAttention(query, key, mask, scaling, self.slots[:, -query.shape[2] :], key_slots, self.valid)
+        if self.cached:  # no earlier token attends to this prompt, so its share of the rollout is not needed
+            cached = key_slots.new_full((key_slots.shape[0], key.shape[2] - key_slots.shape[1]), self.length)
+            key_slots = torch.cat([cached, key_slots], dim=1)
+        slots = self.slots[:, -query.shape[2] :]
+        return LayerAttention(query, key, mask, scaling, slots, key_slots, self.key_tokens(index).valid)
 
     def replace_signal(self, signal: Signal, scores: Float[Tensor, "batch tokens"]) -> None:
         """Replace a signal that `observe` has computed, for example by its mean over ranks."""
@@ -263,18 +297,20 @@ class PruningState:
     ) -> None:
         """Compute signals for later cuts from one layer's attention."""
         self.move_to(query.device)
-        tokens = query.shape[2]
+        tokens, valid = query.shape[2], self.key_tokens(index).valid
+        scores: dict[Signal, Tensor] = {}  # of all keys, cached ones included
         if Signal.LAST_QUERY in signals:
-            self.signals[Signal.LAST_QUERY] = last_query_attention(query, key, mask, self.valid, scaling)
+            scores[Signal.LAST_QUERY] = last_query_attention(query, key, mask, valid, scaling)
         if Signal.TEXT_QUERIES in signals:
             first = max(0, tokens - self.max_question_len)
-            rows = attention_rows(query, key, mask, self.valid, scaling, first=first)
+            rows = attention_rows(query, key, mask, valid, scaling, first=first)
             weight = self.layout.question.gather(1, self.slots)[:, first:].float()
-            self.signals[Signal.TEXT_QUERIES] = torch.einsum("bq,bqt->bt", weight / weight.sum(1, keepdim=True), rows)
+            scores[Signal.TEXT_QUERIES] = torch.einsum("bq,bqt->bt", weight / weight.sum(1, keepdim=True), rows)
         if Signal.WINDOW in signals:
-            rows = attention_rows(query, key, mask, self.valid, scaling, first=max(0, tokens - WINDOW))
-            self.signals[Signal.WINDOW] = rows.sum(1) / rows.sum((1, 2))[:, None]
+            rows = attention_rows(query, key, mask, valid, scaling, first=max(0, tokens - WINDOW))
+            scores[Signal.WINDOW] = rows.sum(1) / rows.sum((1, 2))[:, None]
+        self.signals |= {signal: score[:, -tokens:] for signal, score in scores.items()}
         if Signal.KEYS in signals:
-            self.keys = key
+            self.keys = key[:, :, -tokens:]
         if Signal.ROLLOUT in signals:
             self.attentions.append(self.layer_attention(index, query, key, mask, scaling))

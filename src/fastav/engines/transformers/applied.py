@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers.cache_utils import Cache
 
-from fastav.engines.transformers.kv_cache import PrunedLayer
+from fastav.engines.transformers.kv_cache import PrunedLayer, n_stored
 from fastav.pruning.state import PruningState
 from fastav.pruning.verification import not_applied, require_applied
 
@@ -47,7 +47,9 @@ def _check_cache(state: PruningState, runs_on: list[int], cache: Cache) -> None:
     layers: list[Any] = cache.layers[: compiled.n_kv_layers]
     for number, (layer, _) in enumerate(compiled.cache_cuts, len(compiled.cuts)):
         planned[layer] = state.counts[number].width
-    stored = [0 if layer.keys is None else layer.keys.shape[-2] for layer in layers]
+    for layer, tokens in enumerate(state.cached):
+        planned[layer] += tokens.slots.shape[1]
+    stored = [n_stored(layer) for layer in layers]
     for index in range(min(len(layers), compiled.first_layer)):
         if getattr(layers[index], "is_sliding", False):
             planned[index] = stored[index]  # transformers' own window; pruning drops nothing in this layer

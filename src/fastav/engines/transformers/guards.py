@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache, DynamicCache, HQQQuantizedLayer, QuantizedCache
 
 from fastav import token_mixing
 from fastav.adapter import ModelAdapter
 from fastav.engines.transformers.generation.buffers import StepCache
 from fastav.errors import UnsupportedModel, UnsupportedPlan
 from fastav.layout import Layout
+from fastav.pruning.compiled import CompiledPlan
 from fastav.pruning.decoder_layers import layers_with_cache, narrow
 from fastav.pruning.device_layout import upload
 
@@ -37,7 +38,7 @@ _REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {  # settings of genera
     ),
     "use_cache": (lambda value: value is False, "without a cache every token would prune again, by another last query"),
     "cache_implementation": (
-        lambda value: value not in (None, "dynamic", "hybrid"),
+        lambda value: value not in (None, "dynamic", "hybrid", "offloaded", "quantized"),
         "this cache cannot hold layers of different lengths",
     ),
 }
@@ -80,14 +81,33 @@ def check_attention(config: PreTrainedConfig, implementation: str | None, first:
         )
 
 
-def check_cache(cache: Cache | None) -> None:
-    """Refuse caches whose layers must all have the same length or device.  Raises: UnsupportedPlan."""
-    if cache is None or isinstance(cache, StepCache):
+def check_cache(cache: Cache | None, compiled: CompiledPlan) -> None:
+    """Refuse caches whose layers must all have the same length, or that pack values of several tokens together.
+
+    Raises: UnsupportedPlan.
+    """
+    if cache is None or isinstance(cache, StepCache) or type(cache) is DynamicCache:
         return
-    if type(cache) is DynamicCache and not getattr(cache, "offloading", False):
-        return
-    kind = "an offloaded cache" if type(cache) is DynamicCache else type(cache).__name__
-    raise UnsupportedPlan(f"{kind} cannot hold layers of different lengths", "use a DynamicCache")
+    if type(cache) is not QuantizedCache:
+        raise UnsupportedPlan(f"{type(cache).__name__} cannot hold layers of different lengths", "use a DynamicCache")
+    layers: list[Any] = cache.layers[compiled.first_layer :]
+    if any(isinstance(layer, HQQQuantizedLayer) for layer in layers):
+        raise UnsupportedPlan(
+            "HQQ stops to improve its scales when the error over all tokens does, dropped ones included, so that "
+            "pruning changes how kept tokens are quantized",
+            'use QuantizedCache(backend="quanto")',
+        )
+    if any(layer.axis_key != 0 or layer.axis_value != 0 for layer in layers):
+        raise UnsupportedPlan(
+            "a quantized cache with axis -1 scales a channel of several tokens together, dropped ones with kept ones",
+            "use axis_key=0 and axis_value=0",
+        )
+    if compiled.cache_cuts:
+        raise UnsupportedPlan(
+            "a quantized cache has packed a layer's tokens before a cache-only step drops some, and unpacking and "
+            "packing the others again would round them twice",
+            "remove cache_only, or use a DynamicCache",
+        )
 
 
 def check_model(model: Any) -> None:
@@ -222,9 +242,10 @@ def text_only(model: PreTrainedModel, adapter: ModelAdapter) -> Iterator[None]:
         yield
 
 
-def check_mask(mask: Tensor | None, layouts: Sequence[Layout], length: int, *, wait: bool) -> None:
+def check_mask(mask: Tensor | None, layouts: Sequence[Layout], length: int, *, past: int = 0, wait: bool) -> None:
     """Refuse a batch whose rows do not end in as many real tokens as their layouts have.
 
+    length: columns of the prompts. past: columns before them.
     wait: whether the check may wait for the device; otherwise a GPU checks by itself, and fails if they disagree.
 
     Raises: UnsupportedPlan.
@@ -239,6 +260,12 @@ def check_mask(mask: Tensor | None, layouts: Sequence[Layout], length: int, *, w
         return
     if mask.ndim != 2:
         return  # a custom mask, which is only accepted together with layouts
+    if past and mask.shape[1] != past + length:
+        raise UnsupportedPlan(
+            f"the attention mask has {mask.shape[1]} columns, the cache and the new tokens {past} + {length}",
+            "pass the attention mask of the whole conversation",
+        )
+    mask = mask[:, past:]
     expected = torch.arange(length)[None] >= length - torch.tensor(lengths)[:, None]
     if mask.is_cpu or wait:
         if mask.shape != expected.shape or not torch.equal(mask.bool().cpu(), expected):
@@ -251,6 +278,25 @@ def check_mask(mask: Tensor | None, layouts: Sequence[Layout], length: int, *, w
     is_equal = (mask.bool() == upload(expected.numpy(), mask.device)).all()
     check: Any = torch._assert_async  # pyright: ignore[reportPrivateImportUsage]
     check(is_equal, "the attention mask and the layouts passed to fastav.prune disagree")
+
+
+def check_token_types(model: PreTrainedModel, inputs: Mapping[str, Any], total: int) -> None:
+    """Refuse a later turn whose images a model would not recognise in its mask, if they attend in both directions.
+
+    Such models find the tokens of an image by their column among the token types, which have to be of the whole
+    sequence. total: its length.  Raises: UnsupportedPlan.
+    """
+    make_masks = getattr(model, "create_masks_for_generate", None)
+    names = {"token_type_ids", "mm_token_type_ids"} & set(signature(make_masks).parameters) if make_masks else ()
+    is_causal = getattr(model.config.get_text_config(), "use_bidirectional_attention", "unknown") is None
+    for name in () if is_causal else names:
+        types = inputs.get(name)
+        if not isinstance(types, Tensor) or types.shape[-1] != total:
+            raise UnsupportedPlan(
+                "attention within the images of a later turn would not be in both directions, because transformers "
+                f"looks up {name} by the column of the whole conversation",
+                f"pass {name} of all {total} tokens to forward; generate passes those of the new ones alone",
+            )
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from inspect import signature
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakSet, finalize
 
 import torch
@@ -29,7 +29,7 @@ from fastav.engines.transformers.attention_hooks import observe_attention
 from fastav.engines.transformers.devices import ready_to_run
 from fastav.engines.transformers.generation.buffers import StepCache
 from fastav.engines.transformers.guards import GenerateCall
-from fastav.engines.transformers.kv_cache import PrunedLayer
+from fastav.engines.transformers.kv_cache import PrunedLayer, cached_tokens
 from fastav.engines.transformers.layer_inputs import LayerInputs
 from fastav.engines.transformers.masks import decode_mask
 from fastav.engines.transformers.wrapped import attention_of, base_model, parameters_of, unwrapped
@@ -108,6 +108,13 @@ def _warn_if_unused(used: list[bool], file: str, line: int) -> None:
         warnings.warn_explicit(message, UserWarning, file, line)
 
 
+class _Turn(NamedTuple):
+    """What the caller says of a prefill.  layouts, scores: as for `Pruning.turn`."""
+
+    layouts: Sequence[Layout] | None
+    scores: Float[Tensor, "batch tokens"] | None
+
+
 class _Decode:
     """A forward that continues from a pruned cache."""
 
@@ -132,7 +139,7 @@ class Pruning:
         self._parent = parent  # the model that was passed, of which `model` may be a part
         self._active: ExitStack | None = None
         self._used: list[bool] = []  # not empty after `apply`; outlives this object
-        self._layouts, self._scores = layouts, scores
+        self._first_turn = _Turn(layouts, scores)
         self._decoder = compiled.adapter.decoder(model)
         self._layers = list(self._decoder.layers)  # pyright: ignore[reportArgumentType]
         self._config: Any = self._decoder.config  # of the decoder
@@ -172,10 +179,47 @@ class Pruning:
     def __exit__(self, *_: object) -> None:
         self.remove()
 
+    # --- conversations
+
+    @contextmanager
+    def turn(
+        self, layouts: Sequence[Layout] | None = None, *, scores: Float[Tensor, "batch tokens"] | None = None
+    ) -> Iterator[None]:
+        """Make this thread's next forward a prefill, whose tokens are pruned by the plan, also behind a pruned cache.
+
+        A later turn of a conversation may so bring new audio, images and video: cuts choose among its tokens alone,
+        and earlier tokens stay as they were cut. Without this context, later forwards are text, and media in them are
+        refused. Rows of different length are padded on the left of the turn's tokens. Pass the attention mask of the
+        whole conversation, and the position ids of the new tokens if the model does not infer them.
+
+        layouts: of the turn's new tokens, one per row; None to read them from `input_ids`. scores: one per new token,
+        for plans with the method `given`.
+
+        Raises, at the end: UnsupportedPlan if nothing was prefilled.
+        """
+        if self._next_turn is not None:
+            raise UnsupportedPlan("a turn is waiting for its prefill already", "leave its context first")
+        _check_scores(self.compiled, scores, "turn")
+        self._local.next_turn = _Turn(layouts, scores)
+        try:
+            yield
+            if self._next_turn is not None:
+                raise UnsupportedPlan(
+                    "nothing was prefilled in this turn", "call the model in the context, with the turn's tokens"
+                )
+        finally:
+            self._local.next_turn = None
+
+    @property
+    def _next_turn(self) -> _Turn | None:
+        return getattr(self._local, "next_turn", None)
+
     # --- kept tokens
 
     def tokens(self) -> list[list[dict[str, int]]]:
         """The numbers of tokens by modality that each layer ran on in this thread's last prefill.
+
+        Of a later turn these are its own tokens, without the cached ones.
 
         Returns `[row][layer][label]`. On a GPU this waits for the device.
         """
@@ -199,7 +243,8 @@ class Pruning:
     def slots(self) -> list[tuple[int, Int[Tensor, "batch kept"]]]:
         """The columns of the padded prompts that remain after every cut of this thread's last prefill, by layer.
 
-        The first entry has all columns, at layer 0. The left end of rows with fewer tokens points behind the prompt.
+        The first entry has all columns, at layer 0. The left end of rows with fewer tokens points behind the prompt. Of
+        a later turn, columns count from its first token.
         """
         return list(self._local.history[1]) if hasattr(self._local, "history") else []
 
@@ -228,10 +273,7 @@ class Pruning:
         if self._first < len(self._layers):
             first = 0 if Signal.ROLLOUT in self.compiled.needs else self._first
             guards.check_attention(self._config, self._config._attn_implementation, first)
-        if Signal.GIVEN in self.compiled.needs and self._scores is None:
-            raise UnsupportedPlan("the plan needs your own scores, and you passed none", "pass scores= to prune")
-        if self._scores is not None and not bool(self._scores.isfinite().all()):
-            raise PlanError("scores must be finite")
+        _check_scores(self.compiled, self._first_turn.scores, "prune")
 
     def __deepcopy__(self, memo: Any) -> "Pruning":
         raise UnsupportedPlan("a model cannot be copied while it is being pruned", "leave the context first")
@@ -311,13 +353,19 @@ class Pruning:
         if self._first < len(self._layers):
             guards.check_call(inputs, self.model.config, self._decoder)
         cache = cache_argument.in_arguments(inputs)
-        guards.check_cache(cache)
+        guards.check_cache(cache, self.compiled)
         if isinstance(cache, StepCache):
             self._local.running = _Step()
-        elif cache is not None and cache.get_seq_length() > 0:
-            self._local.running = self._continue(cache, inputs)
+            return
+        continued = cache if cache is not None and cache.get_seq_length() > 0 else None
+        if continued is not None:
+            self._check_continued(continued)
+        if continued is None or self._next_turn is not None:
+            turn, self._local.next_turn = self._next_turn or self._first_turn, None
+            self._local.running = self._start(turn, inputs, continued)
         else:
-            self._local.running = self._start(inputs)
+            self._check_text(inputs)
+            self._local.running = _Decode()
 
     def _check_copies(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._call.copies > 1 and isinstance(self._running, LayerInputs):
@@ -328,7 +376,7 @@ class Pruning:
         if isinstance(running, LayerInputs) and output is not None:  # the output is None if the forward raised
             check_prefill(running.state, args, kwargs, output)
 
-    def _continue(self, cache: Cache, inputs: Mapping[str, Any]) -> _Decode:
+    def _check_continued(self, cache: Cache) -> None:
         layers: list[Any] = cache.layers[: self.compiled.n_kv_layers]
         owners = [layer.owner if isinstance(layer, PrunedLayer) else None for layer in layers]
         n_pruned = max(0, self.compiled.n_kv_layers - self._first)
@@ -338,48 +386,62 @@ class Pruning:
             )
         if len({layer.get_seq_length() for layer in layers}) > 1:
             raise UnsupportedPlan("the cache's layers differ in length, as after a failed crop", "prefill again")
+
+    def _check_text(self, inputs: Mapping[str, Any]) -> None:
+        """Refuse a forward behind a pruned cache that may bring media, outside of `turn`."""
         ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
         if self._first < len(self._layers) and ids is None and embeds is not None and embeds.shape[1] > 1:
-            raise UnsupportedPlan("inputs_embeds after the first prefill may hold audio or video", "pass input_ids")
+            raise UnsupportedPlan(
+                "inputs_embeds after the first prefill may hold audio or video",
+                "pass input_ids, or prefill them in `with pruning.turn(layouts):`",
+            )
         if ids is not None and ids.shape[1] > 1:
             config, chunk = self.model.config, {"input_ids": ids}
             if any(layout.count(*MEDIA) for layout in self.compiled.adapter.layouts(config, chunk)):
                 raise UnsupportedPlan(
-                    "audio or video after the first prefill is not supported while pruning", "start a new prompt"
+                    "audio or video after the first prefill would not be pruned",
+                    "prefill them in `with pruning.turn():`",
                 )
-        return _Decode()
 
-    def _start(self, inputs: Mapping[str, Any]) -> LayerInputs:
+    def _start(self, turn: _Turn, inputs: Mapping[str, Any], cache: Cache | None) -> LayerInputs:
+        """Begin a prefill.  cache: what it continues from; None for a first prefill."""
         tokens = inputs.get("inputs_embeds") if inputs.get("input_ids") is None else inputs["input_ids"]
         if tokens is None:
             raise UnsupportedPlan("the model was called without a prompt", "pass input_ids or inputs_embeds")
         batch, length = tokens.shape[:2]
-        layouts = self._layouts_of(inputs, batch, length)
-        decoder_layers.check_length(self._config, length)
-        state = PruningState.start(self.compiled, layouts, length, tokens.device)
+        past, cached = 0 if cache is None else cache.get_seq_length(), ()
+        layouts = self._layouts_of(turn, inputs, batch, length, past)
+        decoder_layers.check_length(self._config, past + length)
+        if cache is not None:
+            if any(layout.count(*MEDIA) for layout in layouts):
+                guards.check_token_types(self.model, inputs, past + length)
+            layers: list[Any] = cache.layers[: self.compiled.n_kv_layers]
+            cached = cached_tokens(layers, batch, past, inputs.get("attention_mask"))
+        state = PruningState.start(self.compiled, layouts, length, tokens.device, past=past, cached=cached)
         self._local.history = (state.layout, state.history)
-        if self._scores is not None:
-            state.signals[Signal.GIVEN] = self._given_scores(batch, length, tokens.device)
+        if turn.scores is not None:
+            state.signals[Signal.GIVEN] = _given_scores(turn.scores, batch, length, tokens.device)
         logits = inputs.get("logits_to_keep")
         return LayerInputs(state, last_only=type(logits) is int and logits == 1)
 
-    def _layouts_of(self, inputs: Mapping[str, Any], batch: int, length: int) -> list[Layout]:
+    def _layouts_of(self, turn: _Turn, inputs: Mapping[str, Any], batch: int, length: int, past: int) -> list[Layout]:
         mask = inputs.get("attention_mask")
-        if self._layouts is None:
+        if turn.layouts is None:
             if inputs.get("input_ids") is None:
                 raise UnsupportedPlan("inputs_embeds do not show which tokens are audio", "pass layouts= to prune")
             if isinstance(mask, Tensor) and mask.ndim != 2:
                 raise UnsupportedPlan(
                     f"a mask of shape {list(mask.shape)} does not show padding", "pass layouts= to prune"
                 )
-            layouts = list(self.compiled.adapter.layouts(self.model.config, self._layout_inputs(inputs, length)))
+            layout_inputs = self._layout_inputs(inputs, length, past)
+            layouts = list(self.compiled.adapter.layouts(self.model.config, layout_inputs))
         else:
-            layouts = list(self._layouts)
+            layouts = list(turn.layouts)
         copies = batch // max(1, len(layouts))
         if copies * len(layouts) != batch or (copies > 1 and not self._call.active):
             raise UnsupportedPlan(f"{len(layouts)} layouts for {batch} prompts", "pass one layout per prompt")
         layouts = [layout for layout in layouts for _ in range(copies)]
-        if length == 1 and self._call.active and hasattr(self._local, "history"):
+        if length == 1 and not past and self._call.active and hasattr(self._local, "history"):
             raise UnsupportedPlan(
                 f"the model dropped its cache in the middle of an answer{self.compiled.adapter.cache_limit}",
                 "ask for a shorter answer, or about a shorter part of the clip",
@@ -389,29 +451,25 @@ class Pruning:
                 f"layouts of {[len(layout) for layout in layouts]} tokens do not fit prompts of {length} tokens",
                 "prefill complete prompts",
             )
-        guards.check_mask(mask if isinstance(mask, Tensor) else None, layouts, length, wait=self._layouts is None)
+        mask = mask if isinstance(mask, Tensor) else None
+        guards.check_mask(mask, layouts, length, past=past, wait=turn.layouts is None)
         return layouts
 
-    def _layout_inputs(self, inputs: Mapping[str, Any], length: int) -> Mapping[str, Any]:
+    def _layout_inputs(self, inputs: Mapping[str, Any], length: int, past: int) -> Mapping[str, Any]:
         """The arguments to read layouts from: those of `generate`, if this forward runs on its prompt.
 
+        Ids and masks are those of the last `length` tokens.
         Only `generate` has the media of some models: it runs their encoders itself, and passes the outputs to the
         forward in place of the number of frames.
         """
         arguments = self._call.arguments
         ids, mask = arguments.get("input_ids", arguments.get("inputs")), arguments.get("attention_mask")
-        if not (isinstance(ids, Tensor) and ids.shape[1:] == (length,)):
-            return inputs
-        if mask is None and isinstance(repeated := inputs.get("attention_mask"), Tensor):
+        if not (isinstance(ids, Tensor) and ids.shape[1:] in ((length,), (past + length,))):
+            arguments, ids, mask = inputs, inputs["input_ids"], inputs.get("attention_mask")
+        elif mask is None and isinstance(repeated := inputs.get("attention_mask"), Tensor):
             mask = repeated[:: repeated.shape[0] // ids.shape[0]]  # `generate` infers the padding, and repeats rows
-        return {**arguments, "input_ids": ids, "attention_mask": mask}
-
-    def _given_scores(self, batch: int, length: int, device: torch.device) -> Tensor:
-        scores = self._scores
-        assert scores is not None
-        if batch % scores.shape[0] or scores.shape[1] != length:
-            raise PlanError(f"scores must have the prompts' shape [{batch}, {length}], got {list(scores.shape)}")
-        return scores.to(device).repeat_interleave(batch // scores.shape[0], dim=0)
+        mask = mask[:, -length:] if isinstance(mask, Tensor) else None
+        return {**arguments, "input_ids": ids[:, -length:], "attention_mask": mask}
 
     def _before_encoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._local.encoder_inputs = signature(module.forward).bind(*args, **kwargs).arguments
@@ -446,7 +504,7 @@ class Pruning:
         if not isinstance(layer, PrunedLayer):
             return kwargs  # it reads the cache of an unpruned layer
         if index < self.compiled.n_kv_layers:
-            layer.expects_update = True
+            layer.expect_tokens()
             n_unstored = n_new
         else:
             n_unstored = 0  # the layer whose keys it reads has stored the new ones already
@@ -485,7 +543,9 @@ class Pruning:
         cache, index = cache_argument.in_arguments(kwargs), self.compiled.cache_cuts[number][0]
         if isinstance(running := self._running, LayerInputs) and cache is not None:
             hidden = output[0] if isinstance(output, tuple) else output
-            cache.layers[index].keep(*running.state.select_in_cache(number, hidden))
+            state = running.state
+            earlier = state.cached[index].slots.shape[1] if state.cached else 0
+            cache.layers[index].keep(*state.select_in_cache(number, hidden), earlier=earlier)
 
     def _after_last_layer(self, module: Any, args: Any, output: Any) -> Any:
         running = self._running
@@ -500,3 +560,17 @@ class Pruning:
         if not isinstance(running, LayerInputs) or running.state.is_full:
             return original(hidden, mask, embeds)
         return running.add_visual(hidden, mask, embeds)
+
+
+def _check_scores(compiled: CompiledPlan, scores: Float[Tensor, "batch tokens"] | None, function: str) -> None:
+    """Refuse a plan without the scores that it needs, and scores that are not finite.  function: which takes them."""
+    if Signal.GIVEN in compiled.needs and scores is None:
+        raise UnsupportedPlan("the plan needs your own scores, and you passed none", f"pass scores= to {function}")
+    if scores is not None and not bool(scores.isfinite().all()):
+        raise PlanError("scores must be finite")
+
+
+def _given_scores(scores: Tensor, batch: int, length: int, device: torch.device) -> Tensor:
+    if batch % scores.shape[0] or scores.shape[1] != length:
+        raise PlanError(f"scores must have the prompts' shape [{batch}, {length}], got {list(scores.shape)}")
+    return scores.to(device).repeat_interleave(batch // scores.shape[0], dim=0)

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from fastav import cache_argument
-from fastav.engines.transformers.kv_cache import PrunedLayer
+from fastav.engines.transformers.kv_cache import pruned_layer
 from fastav.engines.transformers.masks import last_rows_mask, prefill_mask
 from fastav.errors import UnsupportedModel, UnsupportedPlan
 from fastav.pruning import indexing
@@ -35,9 +35,13 @@ class LayerInputs:
         state, compiled = self.state, self.state.compiled
         tokens = state.enter_layer(index)
         if index < compiled.n_kv_layers and (cache := cache_argument.in_arguments(kwargs)) is not None:
-            layer = PrunedLayer(state.slots, state.valid, state.length, compiled.fingerprint, compiled.windows[index])
-            cache.layers[index : index + 1] = [layer]
-        if state.is_full and tokens.slots.shape[1] == state.length:
+            if state.cached:
+                cache.layers[index].expect_prefill(tokens, state.total)
+            else:
+                like = cache.layers[index] if index < len(cache.layers) else None
+                owner, window = compiled.fingerprint, compiled.windows[index]
+                cache.layers[index : index + 1] = [pruned_layer(like, tokens, state.length, owner, window)]
+        if state.is_full and tokens.valid is None and tokens.slots.shape[1] == state.total:
             return kwargs
         if self._slots is not state.slots:
             self._slots = state.slots
@@ -95,9 +99,10 @@ class LayerInputs:
             value = value.to(index.device)  # the decoder creates masks and positions on its first layer's device
         match name, value:
             case "attention_mask", _ if self.only_last_rows:
-                return last_rows_mask(value, keys, state.length, kind=kind, dtype=dtype)
+                return last_rows_mask(value, keys, state.total, kind=kind, dtype=dtype)
             case "attention_mask", _:
-                return prefill_mask(value, TokenSubset(state.slots, state.valid), keys, kind=kind, dtype=dtype)
+                rows = TokenSubset(state.slots, state.valid)
+                return prefill_mask(value, rows, keys, past=state.past, kind=kind, dtype=dtype)
             case "position_ids" | "cache_position", Tensor():
                 # at batch size 1, flash attention interprets gaps as packed sequences; RoPE reads position_embeddings
                 return None if "flash" in kind else indexing.take_positions(torch.atleast_2d(value), index)

@@ -9,28 +9,36 @@ from torch import Tensor
 from fastav.pruning.indexing import TokenSubset
 
 
-def prefill_mask(mask: Any, rows: TokenSubset, columns: TokenSubset, *, kind: str, dtype: torch.dtype) -> Tensor | None:
+def prefill_mask(
+    mask: Any, rows: TokenSubset, columns: TokenSubset, *, past: int = 0, kind: str, dtype: torch.dtype
+) -> Tensor | None:
     """The mask of the remaining tokens in a prefill, from the model's own mask.
 
-    mask: None (plain causal), [batch or 1, heads or 1, tokens, tokens] (bool, or additive), or [batch, tokens] (flash).
-    rows: the queries. columns: the keys, which differ from the queries if a layer shares an earlier layer's keys.
-    kind: `attn_implementation`. Rows that are not real may attend to any token: nothing reads them, but a row without
-    any key would give NaN, which spreads.
+    mask: None (plain causal), [batch or 1, heads or 1, tokens, tokens] (bool, or additive), or [batch, tokens] (flash);
+    its columns are the last ones of the unpruned sequence. rows: the queries, by column of the prompt. columns: the
+    keys, by column of the sequence; they differ from the queries if a cache holds others, or if a layer shares an
+    earlier layer's keys. past: number of columns before the prompt. kind: `attn_implementation`. Rows that are not real
+    may attend to any token: nothing reads them, but a row without any key would give NaN, which spreads.
     """
     if "flash" in kind:
         return columns.valid
     if mask is None:
         if rows.slots is columns.slots and rows.valid is None:
             return None
-        allowed = rows.slots[:, None, :, None] >= columns.slots[:, None, None]
+        allowed = rows.slots[:, None, :, None] + past >= columns.slots[:, None, None]
         if columns.valid is not None:
             allowed = allowed & columns.valid[:, None, None]
         if rows.valid is not None:
             allowed = allowed | ~rows.valid[:, None, :, None]
         return _as_kind(allowed, kind, dtype)
-    mask = _columns(_columns(mask, _within(columns, mask)).transpose(-1, -2), _within(rows, mask)).transpose(-1, -2)
+    column = columns.slots - (past + mask.shape[-2] - mask.shape[-1])
+    mask = _columns(mask.transpose(-1, -2), rows.slots.clamp(max=mask.shape[-2] - 1)).transpose(-1, -2)
+    mask = _columns(mask, column.clamp(0, mask.shape[-1] - 1))
+    hidden = column < 0 if past else None
     if columns.valid is not None:
-        mask = _hide(mask, ~columns.valid[:, None, None])
+        hidden = ~columns.valid if hidden is None else hidden | ~columns.valid
+    if hidden is not None:
+        mask = _hide(mask, hidden[:, None, None])
     if rows.valid is not None:
         mask = mask.masked_fill(~rows.valid[:, None, :, None], True if mask.dtype == torch.bool else 0.0)
     return mask
@@ -60,7 +68,10 @@ def decode_mask(
     mask: as for `prefill_mask`; its columns are the last ones of the `total` positions of the unpruned sequence.
     """
     if "flash" in kind:
-        return valid
+        if mask is None:
+            return valid
+        real = mask.bool().gather(1, positions.clamp(max=total - 1))
+        return real if valid is None else real & valid
     if mask is None:
         if valid is None and n_new == 1:
             return None
@@ -71,11 +82,6 @@ def decode_mask(
     mask = _columns(mask, column.clamp(0, mask.shape[-1] - 1))
     hidden = column < 0 if valid is None else (column < 0) | ~valid
     return _hide(mask, hidden[:, None, None])
-
-
-def _within(tokens: TokenSubset, mask: Tensor) -> Int[Tensor, "batch kept"]:
-    """The tokens' slots, clamped to columns of the mask for slots without a token."""
-    return tokens.slots if tokens.valid is None else tokens.slots.clamp(max=mask.shape[-1] - 1)
 
 
 def _columns(mask: Tensor, index: Tensor) -> Tensor:
