@@ -186,7 +186,7 @@ class Pipeline:
         """A function that answers one request for a stream."""
         if is_list(clip) or is_list(question):
             raise FastAVError("a stream is one answer, and this is a list", "make one stream per question")
-        settings, resolved, use = check_settings(settings, stacklevel=4), self._plan(plan), Use(use)
+        settings, resolved, use = check_settings(settings), self._plan(plan), Use(use)
 
         def ask(on_text: Callable[[str], None], cancellation: Cancellation) -> Answer:
             request = request_of(clip, question, use)

@@ -25,6 +25,7 @@ class _Stream:
 
     def __init__(self, ask: Ask) -> None:
         self._ask, self._cancellation = ask, Cancellation()
+        self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
         self._answer: Answer | None = None  # at the end
 
@@ -51,12 +52,19 @@ class _Stream:
 
         Raises: FastAVError if the stream was started or closed before.
         """
-        if self._thread is not None or self._cancellation.is_cancelled:
-            raise FastAVError("a stream can be read once, and this one was", "make a new one: pipe.stream(...)")
-        work = (self._ask, self._cancellation, deliver)  # not `self`, which is to be freed when its reader drops it
-        self._thread = threading.Thread(target=_work, args=work, name=THREAD)
-        self._thread.start()
-        return self._thread
+        with self._starting:
+            if self._thread is not None or self._cancellation.is_cancelled:
+                raise FastAVError("a stream can be read once, and this one was", "make a new one: pipe.stream(...)")
+            work = (self._ask, self._cancellation, deliver)  # not `self`, which is to be freed when its reader drops it
+            self._thread = threading.Thread(target=_work, args=work, name=THREAD)
+            self._thread.start()
+            return self._thread
+
+    def _cancel(self) -> threading.Thread | None:
+        """Stop the thread within one token, and return it, if it was started."""
+        self._cancellation.cancel()
+        with self._starting:
+            return self._thread
 
 
 def _work(ask: Ask, cancellation: Cancellation, deliver: Callable[[Any], None]) -> None:
@@ -91,9 +99,8 @@ class TextStream(_Stream):
 
     def close(self) -> None:
         """Stop the answer within one token, and wait for that.  Further calls do nothing."""
-        self._cancellation.cancel()
-        if self._thread is not None:
-            self._thread.join()
+        if (thread := self._cancel()) is not None:
+            thread.join()
 
     def __enter__(self) -> "TextStream":
         return self
@@ -141,10 +148,9 @@ class AsyncTextStream(_Stream):
 
     async def aclose(self) -> None:
         """Stop the answer within one token, and wait for that.  Further calls do nothing."""
-        self._cancellation.cancel()
-        if self._thread is not None:
+        if (thread := self._cancel()) is not None:
             await self._ended.wait()
-            self._thread.join()
+            thread.join()
 
     async def __aenter__(self) -> "AsyncTextStream":
         return self

@@ -7,13 +7,14 @@ import warnings
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from inspect import currentframe
 from math import isfinite
 from typing import Any
 
 from transformers import GenerationConfig
 
 from fastav.engine import Sampling
-from fastav.errors import FastAVError, PlanError, reason_of
+from fastav.errors import FastAVError, PlanError, UnknownName, reason_of
 from fastav.registry import unknown_name
 
 MAX_NEW_TOKENS = (
@@ -32,6 +33,12 @@ _REFUSED = {  # names that `generate` has and a call of a pipeline has not, and 
     **dict.fromkeys(
         ("negative_prompt_ids", "negative_prompt_attention_mask", "assistant_tokenizer", "synced_gpus"), "leave it out"
     ),
+}
+_ELSEWHERE = {  # names of vLLM and of OpenAI's interface
+    "stop": "stop_strings",
+    "stop_token_ids": "eos_token_id",
+    "max_tokens": "max_new_tokens",
+    "min_tokens": "min_new_tokens",
 }
 
 
@@ -66,7 +73,7 @@ def greedy_settings() -> dict[str, Any]:
     return {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
 
 
-def check_settings(given: Mapping[str, Any], *, stacklevel: int = 3) -> dict[str, Any]:
+def check_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a call, with their names and values checked as far as no model is needed.
 
     `sampling`, a `Sampling`, gives a DeprecationWarning, and becomes the settings that it stands for.
@@ -75,9 +82,11 @@ def check_settings(given: Mapping[str, Any], *, stacklevel: int = 3) -> dict[str
     """
     settings = dict(given)
     if (sampling := settings.pop("sampling", None)) is not None:
-        settings = _from_sampling(sampling, stacklevel + 1) | settings
+        settings = _from_sampling(sampling) | settings
     known = [name for name in vars(GenerationConfig()) if not name.startswith("_")] + [*_ARGUMENTS, *_REFUSED]
     for name, value in settings.items():
+        if name in _ELSEWHERE:
+            raise UnknownName(f"no setting of generate is called {name!r}", f"did you mean {_ELSEWHERE[name]}?")
         if name not in known:
             raise unknown_name("setting of generate", name, sorted(known))
         if name in _REFUSED and not (name == "num_return_sequences" and value in (None, 1)):
@@ -134,7 +143,7 @@ def resolve_settings(given: Mapping[str, Any], model: GenerationConfig | None) -
 
     Raises: as `check_settings`; PlanError for what transformers refuses.
     """
-    given = check_settings(given, stacklevel=4)
+    given = check_settings(given)
     config: Any = GenerationConfig()
     for source in (model, given.get("generation_config")):
         for name, value in vars(source).items() if source is not None else ():
@@ -161,14 +170,23 @@ def _texts(value: Any) -> tuple[str, ...]:
     return () if value is None else (value,) if isinstance(value, str) else tuple(value)
 
 
-def _from_sampling(sampling: Any, stacklevel: int) -> dict[str, Any]:
+def _from_sampling(sampling: Any) -> dict[str, Any]:
     if not isinstance(sampling, Sampling):
         raise PlanError(f"sampling must be a fastav.Sampling, got {type(sampling).__name__}")
     settings = sampling.settings()
     words = ", ".join(f"{name}={value!r}" for name, value in settings.items() if value is not None)
-    warnings.warn(
+    warnings.warn_explicit(
         f"sampling= is deprecated and will be removed in fastav 0.4: pass the arguments of generate, here {words}",
         DeprecationWarning,
-        stacklevel=stacklevel,
+        *_caller(),
     )
     return settings
+
+
+def _caller() -> tuple[str, int, str, dict[str, Any]]:
+    """File, line, module and warnings of the innermost frame outside fastav and the wrappers that check types."""
+    frame: Any = currentframe()
+    while frame.f_globals.get("__name__", "").split(".")[0] in ("fastav", "jaxtyping", "beartype") and frame.f_back:
+        frame = frame.f_back
+    names = frame.f_globals
+    return frame.f_code.co_filename, frame.f_lineno, names["__name__"], names.setdefault("__warningregistry__", {})

@@ -273,7 +273,8 @@ class TransformersEngine(Engine):
         device = input_device(self.model)
         phases, memory = Phases(device), PeakMemory(*running_on(self.model))
         defaults = self._generation_config
-        arguments = call.arguments(defaults, tokenizer, self.adapter, stop, stream)
+        prompt = inputs["input_ids"].shape[1]
+        arguments = call.arguments(defaults, self.adapter, stop, stream, prompt=prompt)
         with (
             guards.patched(self.model, "generation_config", defaults),
             prune(self.model, compiled, layouts=prepared.layouts) as pruning,
@@ -286,7 +287,7 @@ class TransformersEngine(Engine):
         if encoded is not None:
             seconds["encode"] += encoded.seconds()
         ids = output if isinstance(output, Tensor) else output.sequences
-        new_ids, layer_tokens = ids[:, inputs["input_ids"].shape[1] :], pruning.tokens()
+        new_ids, layer_tokens = ids[:, prompt:], pruning.tokens()
         copies = len(layer_tokens) // len(prepared.layouts)  # of each prompt, for beams
         return tuple(
             self._answer(

@@ -1,13 +1,14 @@
 """One call of `generate`: its settings, and which loop decodes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from torch import Tensor
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.configuration_utils import GenerationMode
 
 from fastav.adapter import ModelAdapter
@@ -32,15 +33,19 @@ class Call:
     own_loop: bool
 
     def arguments(
-        self, model: GenerationConfig, tokenizer: Any, adapter: ModelAdapter, stop: Stop, stream: Stream | None
-    ) -> Mapping[str, Any]:
-        """The keyword arguments of `generate`, besides the model's inputs.  model: the model's generation config."""
+        self, model: GenerationConfig, adapter: ModelAdapter, stop: Stop, stream: Stream | None, *, prompt: int
+    ) -> dict[str, Any]:
+        """The keyword arguments of `generate`, besides the model's inputs.
+
+        model: the model's generation config. stop: finds the texts that end an answer, in both loops: transformers'
+        own criterion fails with some tokenizers. prompt: the columns of the prompts.
+        """
         arguments = {name: value for name, value in self.settings.given.items() if name != "seed"}
         changes: dict[str, Any] = {}
         if self.settings.config.max_new_tokens is None and self.settings.config.max_length is None:
             changes["max_new_tokens"] = MAX_NEW_TOKENS
-        if self.own_loop and stop.texts:
-            changes["stop_strings"] = None  # the loop finds them itself; `generate` would want a tokenizer
+        if stop.texts:
+            changes["stop_strings"] = None
         if (own := arguments.get("generation_config")) is None:
             arguments |= changes
         else:  # transformers warns of arguments next to a generation config
@@ -49,7 +54,21 @@ class Call:
             arguments |= {name: None for name in changes if name in arguments or getattr(model, name) is not None}
         if self.own_loop:
             return arguments | {"custom_generate": Decoding(adapter, streamer=stream, stop=stop)}
-        return arguments | ({"tokenizer": tokenizer} if stop.texts else {}) | ({"streamer": stream} if stream else {})
+        if stop.texts:
+            criteria = [*(arguments.get("stopping_criteria") or ()), _StopTexts(stop, prompt)]
+            arguments["stopping_criteria"] = StoppingCriteriaList(criteria)
+        return arguments if stream is None else arguments | {"streamer": stream}
+
+
+class _StopTexts(StoppingCriteria):
+    """Ends a row with the token that completes a stop text."""
+
+    def __init__(self, stop: Stop, prompt: int) -> None:
+        self._stop, self._prompt = stop, prompt
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        last = input_ids[:, self._prompt :][:, -self._stop.span :].tolist()
+        return torch.tensor([self._stop.reached(row) for row in last], device=input_ids.device)
 
 
 def checked_call(given: Mapping[str, Any], model: GenerationConfig, *, streams: bool = False) -> Call:
@@ -84,7 +103,7 @@ def _uses_own_loop(settings: GenerationSettings) -> bool:
 
 
 @contextmanager
-def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+def seeded(seed: int | None, device: torch.device) -> Generator[None]:
     """Seed torch's generators, and restore their state afterwards.  None changes nothing."""
     if seed is None:
         yield
