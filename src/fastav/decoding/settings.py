@@ -183,7 +183,7 @@ def _from_sampling(sampling: Any) -> dict[str, Any]:
     return settings
 
 
-def _caller() -> tuple[str, int, str, dict[str, Any]]:
+def _caller() -> tuple[str, int, str, dict[Any, Any]]:
     """File, line, module and warnings of the innermost frame outside fastav and the wrappers that check types."""
     frame: Any = currentframe()
     while frame.f_globals.get("__name__", "").split(".")[0] in ("fastav", "jaxtyping", "beartype") and frame.f_back:
