@@ -225,6 +225,7 @@ def test_a_model_without_a_length_has_ours(pipe, monkeypatch):
         ({"do_sample": 1}, PlanError, "do_sample must be True or False"),
         ({"max_new_tokens": 0}, PlanError, "max_new_tokens must be at least 1"),
         ({"max_new_tokens": True}, PlanError, "max_new_tokens must be"),
+        ({"min_new_tokens": 9, "max_new_tokens": 5}, PlanError, "min_new_tokens=9 is more than max_new_tokens=5"),
         ({"num_beams": 0}, PlanError, "num_beams must be"),
         ({"seed": -1}, PlanError, "seed must be"),
         ({"stop_strings": ["a", ""]}, PlanError, "stop_strings must be"),

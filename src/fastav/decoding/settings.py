@@ -153,6 +153,11 @@ def resolve_settings(given: Mapping[str, Any], model: GenerationConfig | None) -
         config.update(**{name: value for name, value in given.items() if name in vars(config)})
     except (ValueError, TypeError) as error:
         raise PlanError(f"transformers does not take these settings: {reason_of(error)}") from error
+    if (config.min_new_tokens or 0) > (config.max_new_tokens or float("inf")):
+        raise PlanError(
+            f"min_new_tokens={config.min_new_tokens} is more than max_new_tokens={config.max_new_tokens}",
+            "set both so that an answer is possible",
+        )
     return GenerationSettings(given=given, config=config)
 
 

@@ -18,6 +18,7 @@ from fastav.engine import Answer, Engine, Prepare, Run, Saving
 from fastav.engines.vllm import compat, guards, offline
 from fastav.engines.vllm.guards import PruningConfig
 from fastav.engines.vllm.offline import Generation, Offline
+from fastav.engines.vllm.sampling import sampling_arguments
 from fastav.errors import FastAVError
 from fastav.flops import kv_bytes, prefill_flops
 from fastav.layout import Layout
@@ -42,17 +43,15 @@ class _Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Call:
-    """A call with checked settings, and vLLM's parameters for it."""
+    """A call with checked settings.
+
+    arguments: vLLM's, besides the maximum length. is_stream: whether the answer is to come in pieces.
+    """
 
     plan: Plan
     settings: GenerationSettings
-    params: Any
-
-    def with_length(self, prompt: int) -> Any:
-        """The parameters for a prompt of this many tokens."""
-        params = self.params.clone()
-        params.max_tokens = self.settings.new_tokens(prompt)
-        return params
+    arguments: Mapping[str, Any]
+    is_stream: bool
 
 
 class VllmEngine(Engine):
@@ -153,7 +152,7 @@ class VllmEngine(Engine):
         """Raises: PlanError, UnsupportedPlan, FastAVError."""
         self.check(self._pruning.config, plan, adapter=self._pruning.adapter)
         resolved = resolve_settings(settings, self._vllm.generation_config)
-        return _Call(plan=plan, settings=resolved, params=self._vllm.params(resolved, plan, stream=stream))
+        return _Call(plan=plan, settings=resolved, arguments=sampling_arguments(resolved), is_stream=stream)
 
     def _batch(self, requests: Sequence[Request], call: _Call) -> _Batch:
         """Raises: MediaError, FastAVError for prompts that are too long."""
@@ -184,7 +183,8 @@ class VllmEngine(Engine):
         processor: Any = self._vllm.processor
         stop = Stop(processor.tokenizer, call.settings.stop_texts)
         stream = None if on_text is None else Stream(processor.tokenizer, on_text, stop, cancellation)
-        params = [call.with_length(len(layout)) for layout in batch.layouts]
+        lengths = [call.settings.new_tokens(len(layout)) for layout in batch.layouts]
+        params = [self._vllm.params(call.arguments, n, call.plan, stream=call.is_stream) for n in lengths]
         on_tokens = None if stream is None else _token_sink(stream)
         generations = self._vllm.generate(batch.prompts, params, on_tokens, cancellation)
         if stream is not None:

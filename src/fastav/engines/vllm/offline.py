@@ -13,11 +13,9 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedConfig, ProcessorMixin
 
 from fastav.adapter import VllmInputs
-from fastav.decoding.settings import GenerationSettings
 from fastav.engines.vllm import compat, guards
 from fastav.engines.vllm.plugin import register
 from fastav.engines.vllm.plugin.requests import prompt_inputs
-from fastav.engines.vllm.sampling import sampling_arguments
 from fastav.errors import EngineStopped, FastAVError, reason_of
 from fastav.plan import Plan
 from fastav.request_lock import Cancellation, RequestLock
@@ -90,15 +88,15 @@ class Offline:
         media = [item for items in rendered["mm_kwargs"].values() for item in items]
         return prompt_inputs(self.pruning.adapter, rendered["prompt_token_ids"], media)
 
-    def params(self, settings: GenerationSettings, plan: Plan, *, stream: bool = False) -> Any:
-        """vLLM's `SamplingParams`, without the maximum length, which depends on the prompt where `max_length` sets it.
+    def params(self, arguments: Mapping[str, Any], max_tokens: int, plan: Plan, *, stream: bool = False) -> Any:
+        """vLLM's `SamplingParams`.
 
-        stream: whether the answer is to come in pieces.
-        Raises: FastAVError for settings that vLLM does not have, would change or refuse.
+        arguments: as `sampling_arguments` gives them. stream: whether the answer is to come in pieces.
         """
         kind = compat.RequestOutputKind
         return compat.SamplingParams(
-            **sampling_arguments(settings),
+            **arguments,
+            max_tokens=max_tokens,
             output_kind=kind.DELTA if stream else kind.FINAL_ONLY,
             extra_args=None if plan.steps == self.pruning.plan.steps else {"fastav": plan.to_json()},
         )
