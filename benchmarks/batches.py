@@ -47,12 +47,12 @@ def toy_requests(folder: Path, scenes: int) -> list[Request]:
 
 def one_by_one(pipe: Pipeline, requests: Sequence[Request]) -> list[str]:
     """The answers, each generated alone."""
-    return [pipe.engine.generate([request], pipe.plan)[0].text for request in requests]
+    return [pipe(request, do_sample=False).text for request in requests]
 
 
 def in_batches(pipe: Pipeline, requests: Sequence[Request], batch: int) -> list[str]:
     """The answers, generated in batches."""
-    answers = dict(pipe.map(iter(requests), batch=batch))
+    answers = dict(pipe.map(iter(requests), batch=batch, do_sample=False))
     return [getattr(answers[place], "text", "failed") for place in range(len(requests))]
 
 

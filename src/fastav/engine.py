@@ -9,13 +9,14 @@ from typing import Any, ClassVar
 from transformers import PreTrainedConfig
 
 from fastav.adapter import ModelAdapter
-from fastav.errors import FastAVError, UnsupportedPlan
+from fastav.errors import FastAVError, UnsupportedModel, UnsupportedPlan
 from fastav.formatting import brief_repr, plural
 from fastav.method import Signal
 from fastav.plan import Plan
 from fastav.pruning.compiled import CompiledPlan
 from fastav.pruning.rollout import ALPHA
 from fastav.request import Request
+from fastav.request_lock import Cancellation
 from fastav.trace import Trace
 
 
@@ -38,7 +39,9 @@ class Saving:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """Settings for choosing tokens: by default greedy, with the penalties of the model's generation config.
+    """Deprecated: pass the keyword arguments of `generate` to the pipeline instead.  Will be removed in 0.4.
+
+    Settings for choosing tokens: by default greedy, with the penalties of the model's generation config.
 
     temperature: 0 for greedy decoding; higher values sample more evenly. top_p: sample from the most likely tokens
     whose probabilities add up to this. top_k: sample from this many most likely tokens (None: all).
@@ -73,8 +76,23 @@ class Sampling:
         if needs_sampling and not self.temperature:
             raise FastAVError("top_p, top_k and seed need temperature > 0", "set a temperature, e.g. 0.7")
 
-
-GREEDY = Sampling()
+    def settings(self) -> dict[str, Any]:
+        """The keyword arguments of `generate` that these settings stand for; without those that are the model's."""
+        is_on = self.temperature > 0
+        settings: dict[str, Any] = {
+            "do_sample": is_on,
+            "num_beams": 1,
+            "temperature": float(self.temperature) if is_on else None,
+            "top_p": float(self.top_p) if is_on else None,
+            "top_k": self.top_k or 0 if is_on else None,
+        }
+        if self.repetition_penalty is not None:
+            settings["repetition_penalty"] = float(self.repetition_penalty)
+        if self.stop:
+            settings["stop_strings"] = list(self.stop)
+        if self.seed is not None:
+            settings["seed"] = self.seed
+        return settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,12 +199,26 @@ class Engine(ABC):
         device: str | None = None,
         dtype: str | None = None,
         attention: str | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
     ) -> "Engine":
         """Load a model from a local folder or hub id, to run under a plan that `check` accepts.
 
-        device, dtype, attention: as for `fastav.pipeline`.
-        Raises: CheckpointError; FastAVError for a device, dtype or attention that cannot be used.
+        device, dtype, attention, model_kwargs: as for `fastav.pipeline`, which has refused those that contradict each
+        other.
+        Raises: CheckpointError; FastAVError for a device, dtype, attention or keyword that cannot be used.
         """
+
+    @classmethod
+    def from_model(cls, model: Any, processor: Any, plan: Plan | str) -> tuple["Engine", Plan, ModelAdapter]:
+        """An engine for a model that the caller has loaded, the plan, checked for it, and the model's adapter.
+
+        processor: None to load the one of the checkpoint that the model is from.
+        Raises: UnsupportedModel if this engine loads its models itself; otherwise as `check` and `load`.
+        """
+        raise UnsupportedModel(
+            f"{cls.__name__} cannot run a loaded model",
+            "pass the model's folder or hub id, or use engine='transformers'",
+        )
 
     def close(self) -> None:
         """Release what the engine holds outside this process.  A closed engine answers no more requests."""
@@ -198,17 +230,19 @@ class Engine(ABC):
         requests: Sequence[Request],
         plan: Plan,
         *,
-        max_new_tokens: int = 128,
-        sampling: Sampling = GREEDY,
         on_text: Callable[[str], None] | None = None,
+        cancellation: Cancellation | None = None,
+        **settings: Any,
     ) -> tuple[Answer, ...]:
         """Answer a batch of requests.
 
-        on_text: called with each piece of the answer as it is generated; for single requests only.
-        Raises: MediaError, PlanError, UnsupportedPlan.
+        on_text: called with each piece of the answer as it is generated; for single requests only. cancellation: is
+        checked before the request's turn and at every token; for requests with `on_text`. settings: keyword arguments
+        of transformers' `generate`, as `fastav.decoding.settings` resolves them.
+        Raises: MediaError, PlanError, UnsupportedPlan; Cancelled.
         """
 
-    def preparer(self, plan: Plan, *, max_new_tokens: int = 128, sampling: Sampling = GREEDY) -> Prepare:
+    def preparer(self, plan: Plan, **settings: Any) -> Prepare:
         """Return a function that prepares a batch ahead of its turn, and returns another that answers it.
 
         The first function may run in another thread than the one that answers, for one batch at a time, and raises what
@@ -218,7 +252,7 @@ class Engine(ABC):
         """
 
         def prepare(requests: Sequence[Request]) -> Run:
-            return partial(self.generate, requests, plan, max_new_tokens=max_new_tokens, sampling=sampling)
+            return partial(self.generate, requests, plan, **settings)
 
         return prepare
 

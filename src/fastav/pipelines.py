@@ -3,23 +3,30 @@
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from os import PathLike
+from pathlib import Path
 from typing import Any, overload
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PreTrainedConfig
+from torch import nn
+from transformers import PreTrainedConfig, ProcessorMixin
+from transformers.utils.hub import cached_file
 
 from fastav.adapter import ModelAdapter, adapter_for, plan_named
 from fastav.batches import outcomes
-from fastav.engine import GREEDY, Answer, Engine, Sampling
+from fastav.decoding.settings import check_settings
+from fastav.engine import Answer, Engine
 from fastav.errors import CheckpointError, FastAVError, reason_of
 from fastav.media import Clip
 from fastav.media._pyav import require_pyav
 from fastav.messages import Message
+from fastav.models._checkpoint import HUB_OPTIONS
 from fastav.plan import Plan
 from fastav.registry import ENGINES, MODELS
 from fastav.request import Request, Use, is_list, request_of, requests_of
+from fastav.request_lock import Cancellation
 from fastav.sources import find_source, model_name
+from fastav.streams import Ask, AsyncTextStream, TextStream
 
 Messages = Sequence[Mapping[str, Any] | Message]
 ClipLike = Clip | str | PathLike[str]  # a clip, or where to find it
@@ -55,10 +62,9 @@ class Pipeline:
         use: Use | str = ...,
         tools: Sequence[Mapping[str, Any]] | None = ...,
         plan: Plan | str | None = ...,
-        max_new_tokens: int = ...,
-        sampling: Sampling = ...,
         on_text: Callable[[str], None] | None = ...,
         batch: int = ...,
+        **settings: Any,
     ) -> Answer: ...
 
     @overload
@@ -70,10 +76,9 @@ class Pipeline:
         use: Use | str = ...,
         tools: Sequence[Mapping[str, Any]] | None = ...,
         plan: Plan | str | None = ...,
-        max_new_tokens: int = ...,
-        sampling: Sampling = ...,
         on_text: None = ...,
         batch: int = ...,
+        **settings: Any,
     ) -> list[Answer]: ...
 
     @overload
@@ -85,10 +90,9 @@ class Pipeline:
         use: Use | str = ...,
         tools: Sequence[Mapping[str, Any]] | None = ...,
         plan: Plan | str | None = ...,
-        max_new_tokens: int = ...,
-        sampling: Sampling = ...,
         on_text: None = ...,
         batch: int = ...,
+        **settings: Any,
     ) -> list[Answer]: ...
 
     def __call__(
@@ -99,10 +103,9 @@ class Pipeline:
         use: Use | str = Use.AUTO,
         tools: Sequence[Mapping[str, Any]] | None = None,
         plan: Plan | str | None = None,
-        max_new_tokens: int = 128,
-        sampling: Sampling = GREEDY,
         on_text: Callable[[str], None] | None = None,
         batch: int = 8,
+        **settings: Any,
     ) -> Answer | list[Answer]:
         """Answer a question about a clip, a conversation, or a list of these.
 
@@ -114,24 +117,25 @@ class Pipeline:
         use: the tracks to show; `auto` is all that the clip has. A `Request` has its own. plan: replaces the pipeline's
         plan for this call.
         tools: descriptions of tools, for messages to a model whose chat template takes them.
-        sampling: by default, greedy decoding.
         on_text: called with each new piece of the answer; for one request only.
         batch: how many requests of a list run together.
+        settings: keyword arguments of transformers' `generate`: `max_new_tokens` (128 if neither you nor the model set
+        a length), `do_sample`, `temperature`, `stop_strings`, `num_beams`, `generation_config`, ...; and `seed`, for
+        sampling (without it, torch's generator in its current state). What you leave out is what the model's
+        generation config says: a checkpoint that samples by default does so here (docs/decoding.md).
         Raises: MediaError, PlanError, UnsupportedPlan, FastAVError for lists that do not fit each other; the first
         error of a list.
         """
+        settings = check_settings(settings)
         if is_list(clip) or is_list(question):
             if on_text is not None:
                 raise FastAVError(
                     "on_text works for one answer, and this is a list", "call the pipeline once per question"
                 )
             requests = requests_of(clip, question, Use(use), tools)
-            options = {"batch": batch, "plan": plan, "max_new_tokens": max_new_tokens, "sampling": sampling}
-            return _in_order(self.map(requests, **options), len(requests))
+            return _in_order(self.map(requests, batch=batch, plan=plan, **settings), len(requests))
         request = request_of(clip, question, Use(use), tools)
-        resolved = self.plan if plan is None else plan_named(plan, self.adapter)
-        options = {"max_new_tokens": max_new_tokens, "sampling": sampling, "on_text": on_text}
-        return self.engine.generate([request], resolved, **options)[0]
+        return self.engine.generate([request], self._plan(plan), on_text=on_text, **settings)[0]
 
     def map(
         self,
@@ -139,8 +143,7 @@ class Pipeline:
         *,
         batch: int = 8,
         plan: Plan | str | None = None,
-        max_new_tokens: int = 128,
-        sampling: Sampling = GREEDY,
+        **settings: Any,
     ) -> Generator[tuple[int, Answer | FastAVError], None, None]:
         """Answer a set of requests in batches; results come in any order, each with the index of its request.
 
@@ -148,16 +151,62 @@ class Pipeline:
         and decodes the media of the next batch, no further ahead than it must. requests: any number; an error stands
         for a request that could not be made, and comes back as its result. batch: how many requests run together.
         Within a window of 8 batches, requests are grouped by their tracks, the length of these, and the length of the
-        question. plan, max_new_tokens, sampling: as for one request; sampled tokens depend on the other requests of a
-        batch.
+        question. plan, settings: as for one request; sampled tokens depend on the other requests of a batch.
 
         Raises, at once: PlanError, UnsupportedPlan, FastAVError for a batch size below 1.
         """
         if batch < 1:
             raise FastAVError(f"batch must be at least 1, got {batch}")
-        resolved = self.plan if plan is None else plan_named(plan, self.adapter)
-        prepare = self.engine.preparer(resolved, max_new_tokens=max_new_tokens, sampling=sampling)
+        prepare = self.engine.preparer(self._plan(plan), **check_settings(settings))
         return outcomes(requests, prepare, batch)
+
+    def stream(
+        self,
+        clip: ClipLike | Request,
+        question: str | None = None,
+        *,
+        use: Use | str = Use.AUTO,
+        plan: Plan | str | None = None,
+        **settings: Any,
+    ) -> TextStream:
+        """The answer to one question, piece by piece: `for piece in pipe.stream(clip, question): ...`.
+
+        Work starts when you iterate, in a thread of its own. When you leave the loop, it stops within one token. After
+        the loop the stream's `answer` is the `Answer`. Arguments: as for a call; the clip is opened in the thread.
+        Raises, at once: PlanError. In the loop: as a call.
+        """
+        return TextStream(self._asker(clip, question, use, plan, settings))
+
+    def astream(
+        self,
+        clip: ClipLike | Request,
+        question: str | None = None,
+        *,
+        use: Use | str = Use.AUTO,
+        plan: Plan | str | None = None,
+        **settings: Any,
+    ) -> AsyncTextStream:
+        """`stream` for asyncio: `async for piece in pipe.astream(clip, question): ...`.
+
+        The event loop goes on meanwhile. Cancelling the task stops the answer within one token.
+        """
+        return AsyncTextStream(self._asker(clip, question, use, plan, settings))
+
+    def _asker(self, clip: Any, question: Any, use: Use | str, plan: Any, settings: Mapping[str, Any]) -> Ask:
+        """A function that answers one request for a stream."""
+        if is_list(clip) or is_list(question):
+            raise FastAVError("a stream is one answer, and this is a list", "make one stream per question")
+        settings, resolved, use = check_settings(settings), self._plan(plan), Use(use)
+
+        def ask(on_text: Callable[[str], None], cancellation: Cancellation) -> Answer:
+            request = request_of(clip, question, use)
+            options = {"on_text": on_text, "cancellation": cancellation, **settings}
+            return self.engine.generate([request], resolved, **options)[0]
+
+        return ask
+
+    def _plan(self, plan: Plan | str | None) -> Plan:
+        return self.plan if plan is None else plan_named(plan, self.adapter)
 
 
 def _in_order(outcomes: Generator[tuple[int, Answer | FastAVError], None, None], number: int) -> list[Answer]:
@@ -172,51 +221,100 @@ def _in_order(outcomes: Generator[tuple[int, Answer | FastAVError], None, None],
 
 
 def pipeline(
-    model: str | PathLike[str] = "tiny",
+    model: str | PathLike[str] | nn.Module = "tiny",
     plan: Plan | str = "fastav",
     *,
+    processor: ProcessorMixin | None = None,
     engine: str = "transformers",
     device: str | None = None,
     dtype: str | torch.dtype | None = None,
     attention: str | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
 ) -> Pipeline:
-    """Load a model, ready to answer.
+    """Load a model, or take a loaded one, ready to answer.
 
     model: a name (`fastav models`), a local folder, or a hub id. `tiny` comes with the package, needs no network, and
-    knows only a toy world.
+    knows only a toy world. Or a model of transformers that you have loaded, on any device, with any adapter of PEFT,
+    quantized or not; of one that also speaks, the part that writes text answers. It stays where it is and as it is.
     plan: a `Plan`, the name of one of the model's presets, the path of a plan's JSON file, or a recipe (`fastv`,
     `fastv@0.25`).
+    processor: of a loaded model; None to load the one of the folder, or of the hub's cache, that the model is from.
     device: default `cuda` if available, else `cpu`. dtype: a name, a torch dtype, or `auto` for the checkpoint's;
     default `bfloat16` on a GPU, `float32` on a CPU.
     engine: `transformers`, or `vllm`, which is fastest for sets of questions (docs/vllm.md).
     attention: transformers' `attn_implementation`; the engine vllm chooses its own.
+    model_kwargs: more keyword arguments of `from_pretrained`: `device_map` (then without `device`),
+    `quantization_config`, `revision`, `local_files_only`, ...; for the engine vllm, of `vllm.LLM`.
 
     Raises, before weights load: UnknownName, PlanError, UnsupportedModel, UnsupportedPlan, and FastAVError for a device
-    or dtype that cannot be used; CheckpointError; InstallationError.
+    or dtype that cannot be used, and for arguments that contradict each other; CheckpointError; InstallationError.
     """
     require_pyav()
-    model = model_name(model)
-    adapter, source, config = resolve(model)
-    resolved = plan_named(plan, adapter)
     engine_class: type[Engine] = ENGINES[engine]
-    engine_class.check(config, resolved, attention, adapter=adapter)
-    dtype_name = None if dtype is None else str(dtype).removeprefix("torch.")
-    loaded_engine = engine_class.load(adapter, source, resolved, device=device, dtype=dtype_name, attention=attention)
-    return Pipeline(loaded_engine, resolved, adapter)
+    if isinstance(model, nn.Module):
+        options = {"device": device, "dtype": dtype, "attention": attention, "model_kwargs": model_kwargs}
+        if passed := [name for name, value in options.items() if value is not None]:
+            raise FastAVError(
+                f"{passed[0]} cannot be set for a model that is loaded already",
+                "leave it out, and load or move the model as you want it, e.g. model.to('cuda')",
+            )
+        return Pipeline(*engine_class.from_model(model, processor, plan))
+    model = model_name(model)
+    if processor is not None:
+        raise FastAVError(
+            f"processor goes with a loaded model, and {model!r} is loaded with its own", "leave processor out"
+        )
+    options = _load_options(device, dtype, attention, model_kwargs)
+    hub = {name: value for name, value in options["model_kwargs"].items() if name in HUB_OPTIONS}
+    adapter, source, config = resolve(model, **hub)
+    resolved = plan_named(plan, adapter)
+    engine_class.check(config, resolved, options["attention"], adapter=adapter)
+    return Pipeline(engine_class.load(adapter, source, resolved, **options), resolved, adapter)
 
 
-def resolve(model: str) -> tuple[ModelAdapter, str, PreTrainedConfig]:
+_OWN_ARGUMENTS = {"dtype": "dtype", "torch_dtype": "dtype", "attn_implementation": "attention"}
+"""Keyword arguments of `from_pretrained` that `pipeline` has under a name of its own."""
+
+
+def _load_options(
+    device: str | None,
+    dtype: str | torch.dtype | None,
+    attention: str | None,
+    model_kwargs: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """The options of `Engine.load`.  Raises: FastAVError for arguments that contradict each other."""
+    if not isinstance(model_kwargs, Mapping | None) or not all(isinstance(name, str) for name in model_kwargs or ()):
+        raise FastAVError("model_kwargs must be a mapping from the names of arguments to their values")
+    rest = dict(model_kwargs or {})
+    options: dict[str, Any] = {"device": device, "dtype": dtype, "attention": attention}
+    for name, own in _OWN_ARGUMENTS.items():
+        if (value := rest.pop(name, None)) is not None:
+            if options[own] is not None:
+                raise FastAVError(f"{own} and model_kwargs[{name!r}] are the same setting", "pass one of them")
+            options[own] = value
+    if device is not None and rest.get("device_map") is not None:
+        raise FastAVError(
+            f"device={device!r} and model_kwargs['device_map'] both say where the model goes", "pass one of them"
+        )
+    if options["dtype"] is not None:
+        options["dtype"] = str(options["dtype"]).removeprefix("torch.")
+    return {**options, "model_kwargs": rest}
+
+
+def resolve(model: str, **hub: Any) -> tuple[ModelAdapter, str, PreTrainedConfig]:
     """The adapter, weight source and configuration of a model, named as for `pipeline`.
 
+    hub: arguments of `from_pretrained` that say where and how to look: `revision`, `token`, `local_files_only`, ...
     Raises: UnknownName for a word that is neither a name nor a folder, UnsupportedModel if no adapter supports it,
     CheckpointError if the folder or hub id does not exist, or if the hub cannot be reached.
     """
     if model in MODELS:
         adapter: ModelAdapter = MODELS[model]()
         return adapter, adapter.checkpoint, adapter.config()
-    source = find_source(model)
+    source = find_source(model, hub.get("revision"), local=bool(hub.get("local_files_only")))
     try:
-        data, _ = PreTrainedConfig.get_config_dict(source)
+        data, _ = PreTrainedConfig.get_config_dict(source, **hub)
+        file = cached_file(source, "config.json", **hub) if hub else None
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"no model at {model!r}: {reason_of(error)}", f"give one of {', '.join(MODELS)}; a folder; or a hub id"
@@ -225,7 +323,7 @@ def resolve(model: str) -> tuple[ModelAdapter, str, PreTrainedConfig]:
         raise CheckpointError(f"no model at {model!r}: it has no config.json with an architecture")
     adapter = adapter_for(data["architectures"], data)
     try:
-        config = adapter.config(source)
+        config = adapter.config(source if file is None else str(Path(file).parent))
         adapter.shape(config)
         return adapter, source, config
     except (ValueError, TypeError, ArithmeticError, StrictDataclassError) as error:

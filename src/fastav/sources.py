@@ -22,16 +22,17 @@ def model_name(model: Any) -> str:
     if isinstance(model, str | PathLike):
         return str(fspath(model))
     raise FastAVError(
-        f"a model must be a name, a folder or a hub id, got {type(model).__name__}",
-        "to prune a loaded model: with fastav.prune(model, plan): model.generate(...)",
+        f"a model must be a name, a folder, a hub id, or a loaded model of transformers, got {type(model).__name__}",
+        NAMING_HINT,
     )
 
 
-def find_source(model: str) -> str:
+def find_source(model: str, revision: str | None = None, *, local: bool = False) -> str:
     """The folder or hub id of a model that is not in the registry.
 
-    A hub that does not answer is asked only once. Raises: UnknownName for a word that is no folder; CheckpointError if
-    the folder does not exist, or if the hub cannot be reached and its cache has no copy.
+    A hub that does not answer is asked only once. revision: of the checkpoint on the hub. local: whether to look at
+    local files only, and ask no hub. Raises: UnknownName for a word that is no folder; CheckpointError if the folder
+    does not exist, or if the hub cannot be reached and its cache has no copy.
     """
     if not model.strip():
         raise UnknownName("the name of the model is empty", NAMING_HINT)
@@ -40,7 +41,7 @@ def find_source(model: str) -> str:
     if Path(model).is_file():
         raise CheckpointError(f"{model!r} is a file", "give the folder of a checkpoint")
     if HUB_ID.fullmatch(model):
-        return reachable(model)
+        return model if local else reachable(model, revision)
     if "/" in model or "\\" in model:
         raise CheckpointError(f"the folder {model!r} does not exist", NAMING_HINT)
     error = unknown_name("model", model, MODELS)

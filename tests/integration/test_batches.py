@@ -11,7 +11,6 @@ import torch
 import fastav
 from contract.test_families import NAMES, family_of, generate
 from fastav import batches
-from fastav.engine import Sampling
 from fastav.engines.transformers import Decoding, TransformersEngine, prune
 from fastav.engines.transformers.prefetch import EncoderPrefetcher
 from fastav.errors import FastAVError, MissingTrack, PlanError
@@ -105,12 +104,10 @@ def test_a_batch_holds_prompts_of_about_one_length(pipe, asked, monkeypatch):
 
 
 def test_another_plan_and_sampling(pipe, asked):
-    options = {"plan": "none", "max_new_tokens": 3, "sampling": Sampling(temperature=1.0, seed=1)}
-    found = answered(pipe.map(asked[:2], batch=1, **options))
+    settings = {"max_new_tokens": 3, "do_sample": True, "temperature": 1.0, "seed": 1}
+    found = answered(pipe.map(asked[:2], batch=1, plan="none", **settings))
     for place in range(2):
-        expected = pipe.engine.generate(
-            [asked[place]], pipe.adapter.preset("none"), max_new_tokens=3, sampling=options["sampling"]
-        )
+        expected = pipe.engine.generate([asked[place]], pipe.adapter.preset("none"), **settings)
         assert found[place].token_ids == expected[0].token_ids
         assert found[place].plan == "none"
 

@@ -210,7 +210,7 @@ def test_questions_are_not_written_over(asked, capsys):
         (("--temperature", "1", "--top-p", "3"), "top_p must be"),
         (("--seed", "1"), "set a temperature"),
         (("--repetition-penalty", "0"), "repetition_penalty must be"),
-        (("--stop", ""), "stop must hold"),
+        (("--stop", ""), "stop_strings must be"),
     ],
 )
 def test_bad_sampling(command, options, message, asked, tmp_path, capsys):

@@ -36,7 +36,14 @@ def given():
     request = fastav.Request(clip=clip, question=QUESTION)
     engine = pipe.engine
     inputs = pipe.adapter.prepare(engine.processor, [request]).inputs
-    return {"fastav": fastav, "pipe": pipe, "model": engine.model, "inputs": inputs, "paths": [clip, clip]}
+    return {
+        "fastav": fastav,
+        "pipe": pipe,
+        "model": engine.model,
+        "processor": engine.processor,
+        "inputs": inputs,
+        "paths": [clip, clip],
+    }
 
 
 @pytest.fixture

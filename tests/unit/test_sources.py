@@ -107,8 +107,8 @@ def test_what_the_cache_has_is_used_while_the_hub_cannot_be_reached(no_hub):
 
 
 @pytest.mark.parametrize("model", [object(), None, 3])
-def test_a_model_object_is_referred_to_prune(model):
-    with pytest.raises(FastAVError, match=r"got (object|NoneType|int) .*fastav\.prune\(model"):
+def test_what_is_no_model_is_told_what_a_model_may_be(model):
+    with pytest.raises(FastAVError, match=r"or a loaded model of transformers, got (object|NoneType|int) .*a name"):
         unwrap(fastav.pipeline)(model)  # unwrapped: the tests check types before it can
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -17,7 +18,6 @@ import fastav
 from fastav.adapter import plan_named
 from fastav.cli import batch as command
 from fastav.cli import main
-from fastav.engine import Sampling
 from fastav.engines.transformers import TransformersEngine
 from fastav.errors import EngineStopped, FastAVError, MediaError, UnsupportedModel, UnsupportedPlan
 from fastav.media import Clip
@@ -100,20 +100,32 @@ def test_texts_that_stop_and_penalties_are_alike(pipe, plain):
     request = requests()[2]
     whole = pipe.engine.generate([request], pipe.plan, max_new_tokens=12)[0]
     word = whole.text[len(whole.text) // 2 :][:2]
-    for sampling in (Sampling(stop=(word,)), Sampling(repetition_penalty=0.3)):
-        (answer,) = pipe.engine.generate([request], pipe.plan, max_new_tokens=12, sampling=sampling)
-        same(answer, plain(request, pipe.plan, max_new_tokens=12, sampling=sampling))
+    for settings in ({"stop_strings": [word]}, {"repetition_penalty": 0.3}, {"max_new_tokens": 5}):
+        settings = {"max_new_tokens": 12, "do_sample": False} | settings
+        (answer,) = pipe.engine.generate([request], pipe.plan, **settings)
+        same(answer, plain(request, pipe.plan, **settings))
         assert answer.token_ids != whole.token_ids
 
 
 def test_draws_are_their_seed_s(pipe):
-    drawn = [
-        pipe(KNOCK, "what?", max_new_tokens=12, sampling=Sampling(temperature=2, seed=seed)).token_ids
-        for seed in (1, 1, 2)
-    ]
+    sampled = {"max_new_tokens": 12, "do_sample": True, "temperature": 2, "top_k": 0}
+    drawn = [pipe(KNOCK, "what?", **sampled, seed=seed).token_ids for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
     with pytest.raises(FastAVError, match=r"temperatures from 0\.01 to 2, got 3"):
-        pipe(KNOCK, "what?", sampling=Sampling(temperature=3))
+        pipe(KNOCK, "what?", do_sample=True, temperature=3)
+    with pytest.raises(UnsupportedPlan, match="the engine vllm has no num_beams"):
+        pipe(KNOCK, "what?", num_beams=2)
+
+
+def test_an_answer_streams_and_can_be_left(pipe):
+    whole = pipe(TRIANGLE, "which color moves?", max_new_tokens=60)
+    stream = pipe.stream(TRIANGLE, "which color moves?", max_new_tokens=60)
+    assert "".join(stream).strip() == whole.text == stream.answer.text
+    for _ in pipe.stream(TRIANGLE, "which color moves?", max_new_tokens=60):
+        break
+    assert not pipe.engine._vllm.llm.llm_engine.has_unfinished_requests()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("fastav-stream")]
+    assert pipe(TRIANGLE, "which color moves?", max_new_tokens=60).text == whole.text
 
 
 def test_a_request_that_cannot_be_answered_leaves_the_others(pipe, tmp_path):

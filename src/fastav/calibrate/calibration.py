@@ -14,6 +14,7 @@ from fastav.calibrate.prompts import Prompt, prompts_of
 from fastav.calibrate.rule import Choice, Criterion, choose
 from fastav.calibrate.store import Record, Store
 from fastav.calibrate.thumbnail import make_preview
+from fastav.decoding.settings import greedy_settings
 from fastav.device import resolve_device
 from fastav.errors import CalibrationError, FastAVError, reason_of
 from fastav.flops import DecoderShape, kv_bytes
@@ -183,4 +184,5 @@ class Calibration:
         return Record(clip=prompt.clip.name, question=prompt.question, trace=trace, preview=make_preview(clip, trace))
 
     def _answer(self, prompt: Prompt, plan: Plan, max_new_tokens: int) -> Any:
-        return self._pipe()(prompt.clip, prompt.question, plan=plan, max_new_tokens=max_new_tokens)
+        settings = {**greedy_settings(), "max_new_tokens": max_new_tokens}
+        return self._pipe()(prompt.clip, prompt.question, plan=plan, **settings)

@@ -1,12 +1,12 @@
 """Arguments and options that several commands share."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from fastav.cli import _help
-from fastav.cli._types import Sampling
+from fastav.errors import FastAVError
 
 MACHINE, SAMPLING, SETTINGS = "Hardware", "Sampling", "FastAV settings"  # headings in the help
 
@@ -107,7 +107,9 @@ TopP = Annotated[
 ]
 TopK = Annotated[
     int | None,
-    typer.Option(metavar="N", rich_help_panel=SAMPLING, help="Sample from the N most likely tokens.  [default: all]"),
+    typer.Option(
+        min=1, metavar="N", rich_help_panel=SAMPLING, help="Sample from the N most likely tokens.  [default: all]"
+    ),
 ]
 RepetitionPenalty = Annotated[
     float | None,
@@ -129,25 +131,24 @@ Seed = Annotated[
 ]
 
 
-def sampling(
+def generation_settings(
+    max_new_tokens: int,
     temperature: float,
     top_p: float,
     top_k: int | None,
     repetition_penalty: float | None,
     stop: list[str] | None,
     seed: int | None,
-) -> Sampling:
-    """The sampling options as a `fastav.Sampling`.  Raises: FastAVError."""
-    from fastav.engine import Sampling
+) -> dict[str, Any]:
+    """The sampling options as keyword arguments of `generate`.  Raises: FastAVError."""
+    from fastav.decoding.settings import check_settings, greedy_settings
 
-    return Sampling(
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        repetition_penalty=repetition_penalty,
-        stop=tuple(stop or ()),
-        seed=seed,
-    )
+    if not temperature and (top_p < 1 or top_k is not None or seed is not None):
+        raise FastAVError("--top-p, --top-k and --seed need --temperature > 0", "set a temperature, e.g. 0.7")
+    sampled = {"do_sample": True, "num_beams": 1, "temperature": temperature, "top_p": top_p, "top_k": top_k or 0}
+    optional = {"repetition_penalty": repetition_penalty, "stop_strings": stop, "seed": seed}
+    settings = {"max_new_tokens": max_new_tokens, **(sampled if temperature else greedy_settings())}
+    return check_settings(settings | {name: value for name, value in optional.items() if value is not None})
 
 
 # settings of FastAV plans

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fastav.adapter import ModelAdapter
     from fastav.calibrate import Calibration, Choice
     from fastav.calibrate import Failure as CalibrationFailure
-    from fastav.engine import Answer, Sampling
+    from fastav.engine import Answer
     from fastav.evaluate import Evaluation
     from fastav.evaluate.rows import RowFile
     from fastav.flops import DecoderShape
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 else:
     Answer = Calibration = CalibrationFailure = Choice = Clip = Command = Context = DecoderShape = Any
     Evaluation = HelpFormatter = Layout = Method = ModelAdapter = Pipeline = Plan = PreTrainedConfig = Any
-    Request = RowFile = Sampling = Status = Step = Task = Any
+    Request = RowFile = Status = Step = Task = Any
 
 __all__ = [
     "Answer",
@@ -47,7 +47,6 @@ __all__ = [
     "PreTrainedConfig",
     "Request",
     "RowFile",
-    "Sampling",
     "Status",
     "Step",
     "Task",

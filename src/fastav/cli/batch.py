@@ -62,7 +62,7 @@ def batch(
     The exit code is 1 if some questions failed.
     """
     all_questions = _read_questions(questions, use)
-    sampling = _options.sampling(temperature, top_p, top_k, repetition_penalty, stop, seed)
+    settings = _options.generation_settings(max_new_tokens, temperature, top_p, top_k, repetition_penalty, stop, seed)
     plan_fields = _plan_fields(model, plan)
     answers = _read_answers(out, plan_fields)
     remaining = [question for question in all_questions if question.id not in answers]
@@ -82,14 +82,13 @@ def batch(
         suppress_warnings(),
         _answer_writer(out, answers.values()) as append,
         progress(model, len(remaining)) as step,
+        closing(pipe.map(map(_make_request, remaining), batch=batch_size, **settings)) as outcomes,
     ):
-        options = {"batch": batch_size, "max_new_tokens": max_new_tokens, "sampling": sampling}
-        with closing(pipe.map(map(_make_request, remaining), **options)) as outcomes:
-            for index, outcome in outcomes:
-                if isinstance(outcome, FastAVError):
-                    failures.append(f"{remaining[index].id}: {' '.join(outcome.message.split())}")
-                append({"id": remaining[index].id} | _outcome_fields(outcome) | plan_fields)
-                step()
+        for index, outcome in outcomes:
+            if isinstance(outcome, FastAVError):
+                failures.append(f"{remaining[index].id}: {' '.join(outcome.message.split())}")
+            append({"id": remaining[index].id} | _outcome_fields(outcome) | plan_fields)
+            step()
     seconds = time.perf_counter() - start
     if as_json:
         print_json(

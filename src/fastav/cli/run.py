@@ -61,10 +61,10 @@ def run(
     if repeat is not None and not compare:
         raise PlanError("--repeat needs --compare", "give both or neither")
     opened_clip = _open_clip(clip, question, use)
-    sampling = _options.sampling(temperature, top_p, top_k, repetition_penalty, stop, seed)
+    settings = _options.generation_settings(max_new_tokens, temperature, top_p, top_k, repetition_penalty, stop, seed)
     plans = plan.split(",") if compare else [plan]
     pipe = load_pipeline(model, plans, device, dtype, engine, compare=compare)
-    ask = partial(pipe, opened_clip, question, use=use, max_new_tokens=max_new_tokens, sampling=sampling)
+    ask = partial(pipe, opened_clip, question, use=use, **settings)
     report = {"model": model, "clip": clip, "question": question, **_run_info(pipe)}
     with pipe, suppress_warnings(), out_of_memory_as_error():
         if compare:

@@ -3,25 +3,60 @@
 from collections.abc import Callable
 from typing import Any
 
-from transformers import TextStreamer
-
 from fastav.decoding.stopping import Stop
+from fastav.request_lock import Cancellation
+
+WINDOW = 64  # last tokens that are decoded again with each new one; at most twice as many
+INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # ends a text whose last token is part of a character
 
 
-class Stream(TextStreamer):
-    """A streamer that passes each finished piece of text to a function, up to the text that stops the answer."""
+class Stream:
+    """A streamer for `generate` that passes each new piece of text to a function, up to the text that stops the answer.
 
-    def __init__(self, tokenizer: Any, on_text: Callable[[str], None], stop: Stop) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._on_text, self._stop, self._pending, self._stopped = on_text, stop, "", False
+    The pieces joined are the text of the tokens. cancellation: is checked at every token, so that a cancelled request
+    ends within one.
+    Raises: Cancelled.
+    """
 
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Pass on whole words; transformers calls this.  Text that may begin a stop text waits for the next call."""
-        self._pending += text
+    def __init__(
+        self, tokenizer: Any, on_text: Callable[[str], None], stop: Stop, cancellation: Cancellation | None = None
+    ) -> None:
+        self._tokenizer, self._on_text, self._stop, self._cancellation = tokenizer, on_text, stop, cancellation
+        self._has_prompt = False
+        self._ids: list[int] = []  # of the answer, from some token on
+        self._decoded = ""  # the text of these tokens that is in `_pending` or passed on
+        self._pending, self._stopped = "", False
+
+    def put(self, value: Any) -> None:
+        """Take the next tokens, first the prompt's; `generate` calls this."""
+        if self._cancellation is not None:
+            self._cancellation.check()
+        if not self._has_prompt:
+            self._has_prompt = True
+            return
+        self._ids += value.flatten().tolist()
+        text = self._decode(self._ids)
+        if not text.endswith(INCOMPLETE):
+            self._pass_on(text)
+            if len(self._ids) > 2 * WINDOW:
+                self._ids = self._ids[-WINDOW:]
+                self._decoded = self._decode(self._ids)
+
+    def end(self) -> None:
+        """Pass on the rest of the text; `generate` calls this after the last token."""
+        self._pass_on(self._decode(self._ids), is_end=True)
+
+    def _pass_on(self, text: str, *, is_end: bool = False) -> None:
+        """Pass on what is new in the text.  What may be the start of a stop text waits."""
+        self._pending += text[len(self._decoded) :]
+        self._decoded = text
         stops = [self._pending.index(stop) for stop in self._stop.texts if stop in self._pending]
         longest = max((len(stop) for stop in self._stop.texts), default=1)
-        until = min(stops) if stops else len(self._pending) if stream_end else len(self._pending) - longest + 1
+        until = min(stops) if stops else len(self._pending) if is_end else len(self._pending) - longest + 1
         if until > 0 and not self._stopped:
             self._on_text(self._pending[:until])
             self._pending = self._pending[until:]
         self._stopped = self._stopped or bool(stops)
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True)

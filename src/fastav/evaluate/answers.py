@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
+from fastav.decoding.settings import greedy_settings
 from fastav.engine import Answer
 from fastav.errors import FastAVError, reason_of
 from fastav.pipelines import Pipeline, pipeline
@@ -70,7 +71,8 @@ def _answer_sample(
     for name in names:
         try:
             request = request or sample.request()
-            outcome = pipe.engine.generate([request], plans[name], max_new_tokens=sample.max_new_tokens)[0]
+            settings = {**greedy_settings(), "max_new_tokens": sample.max_new_tokens}
+            outcome = pipe.engine.generate([request], plans[name], **settings)[0]
         except Exception as error:  # the caller decides whether to continue
             message = str(error) if isinstance(error, FastAVError) else reason_of(error, with_type=True)
             outcome = Failure(" ".join(message.split()))

@@ -1,8 +1,8 @@
 """The engine that answers requests with a transformers model."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from threading import Lock
@@ -10,17 +10,17 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from fastav.adapter import ModelAdapter, Prepared, adapter_for
+from fastav.adapter import ModelAdapter, Prepared, adapter_for, plan_named
 from fastav.decoding.stopping import Stop
 from fastav.decoding.streaming import Stream
 from fastav.device import resolve_device, validate_attention
-from fastav.engine import GREEDY, Answer, Engine, Prepare, Run, Sampling, Saving
-from fastav.engines.transformers import guards
+from fastav.engine import Answer, Engine, Prepare, Run, Saving
+from fastav.engines.transformers import guards, loaded
 from fastav.engines.transformers.devices import input_device, running_on
-from fastav.engines.transformers.generation.loop import Decoding, release_steps
-from fastav.engines.transformers.generation.sampler import generate_settings
+from fastav.engines.transformers.generation.call import Call, checked_call, seeded
+from fastav.engines.transformers.generation.loop import release_steps
 from fastav.engines.transformers.hooks import prune
 from fastav.engines.transformers.prefetch import EncodedBatch, EncoderPrefetcher, on_device
 from fastav.engines.transformers.timing import PeakMemory, Phases
@@ -33,7 +33,7 @@ from fastav.plan import Plan
 from fastav.pruning.compiled import CompiledPlan, compile_plan
 from fastav.pruning.rollout import ALPHA
 from fastav.request import Request
-from fastav.request_lock import RequestLock
+from fastav.request_lock import Cancellation, RequestLock
 from fastav.sources import reachable
 from fastav.trace import Trace
 
@@ -69,7 +69,9 @@ class TransformersEngine(Engine):
         *,
         encode_ahead: bool | None = None,
     ) -> None:
-        self.model, self.processor, self.adapter = model, processor, adapter
+        part = adapter.language_model(model)
+        self.model, self.processor, self.adapter = part, processor, adapter
+        self._whole = model  # of which `self.model` is the part that writes text
         self._encode_ahead = encode_ahead
         self._answering, self._preparing = RequestLock(), Lock()
         self._compiling, self._plans = Lock(), dict[str, CompiledPlan]()  # by the plan's JSON, as plans can be changed
@@ -84,22 +86,55 @@ class TransformersEngine(Engine):
         device: str | None = None,
         dtype: str | None = None,
         attention: str | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
     ) -> "TransformersEngine":
-        """Load a model of transformers, or of fastav, onto a device."""
+        """Load a model of transformers, or of fastav, onto a device.
+
+        model_kwargs: of `from_pretrained`; with `device_map`, these say where the model goes.
+        """
+        options = dict(model_kwargs or {})
         target, dtype = resolve_device(device, dtype, auto=True)
         require_packages(adapter.name, adapter.packages, "transformers")  # before any network access
-        source = reachable(source, adapter.revision)
-        options: dict[str, Any] = {"dtype": getattr(torch, dtype, dtype)}
+        if not options.get("local_files_only"):
+            source = reachable(source, options.get("revision", adapter.revision))
+        options["dtype"] = getattr(torch, dtype, dtype)
         if attention is not None:
             options["attn_implementation"] = validate_attention(attention)
+        if options.get("quantization_config") is not None:
+            options.setdefault("device_map", {"": target})  # as quantized weights cannot be moved
         model: Any
-        model, processor = adapter.load(source, **options)
-        return cls(model.to(target), processor, adapter)
+        with loaded.as_load_error(source, options):
+            model, processor = adapter.load(source, **options)
+        if options.get("device_map") is None:
+            model = loaded.moved(model, target, is_required=device is not None)
+        return cls(model, processor, adapter)
+
+    @classmethod
+    def from_model(cls, model: Any, processor: Any, plan: Plan | str) -> tuple[Engine, Plan, ModelAdapter]:
+        """An engine for a loaded model, the plan, checked for it, and the model's adapter."""
+        model, adapter = loaded.usable(model)
+        resolved = plan_named(plan, adapter)
+        config: Any = adapter.decoder(adapter.language_model(model)).config
+        cls.check(config, resolved, config._attn_implementation, adapter=adapter)
+        return cls(model, loaded.processor_for(model, adapter, processor), adapter), resolved, adapter
 
     @property
     def device(self) -> str:
         """The device that the model takes its inputs on."""
         return str(input_device(self.model))
+
+    @property
+    def _generation_config(self) -> GenerationConfig:
+        """The generation config of the model; of one that also speaks, its thinker may lack some of it."""
+        part: Any = self.model.generation_config
+        if self._whole is self.model:
+            return part
+        config = GenerationConfig()
+        for source in (part, self._whole.generation_config):
+            for name, value in vars(source).items():
+                if value is not None:
+                    setattr(config, name, value)
+        return config
 
     @property
     def dtype(self) -> str:
@@ -140,29 +175,32 @@ class TransformersEngine(Engine):
         requests: Sequence[Request],
         plan: Plan,
         *,
-        max_new_tokens: int = 128,
-        sampling: Sampling = GREEDY,
         on_text: Callable[[str], None] | None = None,
+        cancellation: Cancellation | None = None,
+        **settings: Any,
     ) -> tuple[Answer, ...]:
-        """Answer a batch of requests, with the penalties of the model's generation config.
+        """Answer a batch of requests.  The tokens are those of the model's own `generate` with these settings.
 
-        The tokens are those of the model's own `generate`, chosen by `fastav.Decoding`.
+        `fastav.Decoding` chooses them where it gives the same tokens (docs/decoding.md), else transformers' own loop.
         """
-        compiled = self._checked(plan, max_new_tokens)
-        return self._answer_batch(self._batch(requests, max_new_tokens), compiled, max_new_tokens, sampling, on_text)
+        compiled = self._compiled(plan)
+        streams = on_text is not None and len(requests) == 1
+        call = checked_call(settings, self._generation_config, streams=streams)
+        batch = self._batch(requests, call)
+        return self._answer_batch(batch, compiled, call, on_text if streams else None, cancellation)
 
-    def preparer(self, plan: Plan, *, max_new_tokens: int = 128, sampling: Sampling = GREEDY) -> Prepare:
+    def preparer(self, plan: Plan, **settings: Any) -> Prepare:
         """Return a function that decodes and tokenizes a batch, in any thread, and runs its encoders if configured."""
-        compiled = self._checked(plan, max_new_tokens)
+        compiled, call = self._compiled(plan), checked_call(settings, self._generation_config)
         with self._answering:  # a model must not be copied while it answers
             prefetcher = EncoderPrefetcher(self.model, self.adapter) if self._encodes_ahead(compiled) else None
 
         def prepare(requests: Sequence[Request]) -> Run:
-            batch = self._batch(requests, max_new_tokens)
+            batch = self._batch(requests, call)
             if prefetcher is not None:
                 with suppress(torch.OutOfMemoryError):  # memory may be free again when it is this batch's turn
                     batch = replace(batch, encoded=prefetcher.encode(batch.prepared.inputs))
-            return partial(self._answer_batch, batch, compiled, max_new_tokens, sampling)
+            return partial(self._answer_batch, batch, compiled, call)
 
         return prepare
 
@@ -188,13 +226,6 @@ class TransformersEngine(Engine):
                 self._plans[key] = compiled
             return self._plans[key]
 
-    def _checked(self, plan: Plan, max_new_tokens: int) -> CompiledPlan:
-        """The compiled plan, with arguments checked.  Raises: PlanError, UnsupportedModel, UnsupportedPlan."""
-        compiled = self._compiled(plan)
-        if max_new_tokens < 1:
-            raise PlanError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-        return compiled
-
     def _encodes_ahead(self, compiled: CompiledPlan) -> bool:
         """Whether encoders run ahead: if configured, and if no method reads their attention."""
         is_on = input_device(self.model).type == "cuda" if self._encode_ahead is None else self._encode_ahead
@@ -202,65 +233,77 @@ class TransformersEngine(Engine):
             is_on and Signal.ENCODER not in compiled.needs and EncoderPrefetcher.is_supported(self.model, self.adapter)
         )
 
-    def _batch(self, requests: Sequence[Request], max_new_tokens: int) -> _Batch:
+    def _batch(self, requests: Sequence[Request], call: Call) -> _Batch:
         """Decode and tokenize requests.  Raises: MediaError, FastAVError for prompts that are too long."""
         start = time.perf_counter()
         prepared = self._prepared(requests)
-        self._require_room(max(map(len, prepared.layouts)), max_new_tokens)
+        longest = max(map(len, prepared.layouts))
+        self._require_room(longest, call.settings.new_tokens(longest))
         return _Batch(prepared=prepared, media=time.perf_counter() - start)
 
     def _answer_batch(
         self,
         batch: _Batch,
         compiled: CompiledPlan,
-        max_new_tokens: int,
-        sampling: Sampling,
+        call: Call,
         on_text: Callable[[str], None] | None = None,
+        cancellation: Cancellation | None = None,
     ) -> tuple[Answer, ...]:
         """Answer a batch; if memory runs out, free captured steps and try once more."""
         try:
-            with self._answering:
-                return self._generate(batch, compiled, max_new_tokens, sampling, on_text)
+            with self._answering.turn(cancellation):
+                return self._generate(batch, compiled, call, on_text, cancellation)
         except torch.OutOfMemoryError:
             if not release_steps(self.model):
                 raise
-        with self._answering:
-            return self._generate(replace(batch, encoded=None), compiled, max_new_tokens, sampling, on_text)
+        with self._answering.turn(cancellation):
+            return self._generate(replace(batch, encoded=None), compiled, call, on_text, cancellation)
 
     @torch.inference_mode()
     def _generate(
         self,
         batch: _Batch,
         compiled: CompiledPlan,
-        max_new_tokens: int,
-        sampling: Sampling,
+        call: Call,
         on_text: Callable[[str], None] | None,
+        cancellation: Cancellation | None,
     ) -> tuple[Answer, ...]:
         prepared, encoded, encoders = batch.prepared, batch.encoded, self.adapter.encoders(self.model)
         inputs = on_device(prepared.inputs, self.model) if encoded is None else encoded.inputs
         tokenizer: Any = getattr(self.processor, "tokenizer", None)
-        stop = Stop(tokenizer, sampling.stop)
-        streamer = Stream(tokenizer, on_text, stop) if on_text and len(prepared.layouts) == 1 else None
+        stop = Stop(tokenizer, call.settings.stop_texts)
+        stream = None if on_text is None else Stream(tokenizer, on_text, stop, cancellation)
         device = input_device(self.model)
         phases, memory = Phases(device), PeakMemory(*running_on(self.model))
+        defaults = self._generation_config
+        prompt = inputs["input_ids"].shape[1]
+        arguments = call.arguments(defaults, self.adapter, stop, stream, prompt=prompt)
         with (
+            guards.patched(self.model, "generation_config", defaults),
             prune(self.model, compiled, layouts=prepared.layouts) as pruning,
             nullcontext() if encoded is None else encoded.replay(encoders),
             phases.timing(self.model, encoders),
-            _seeded(sampling.seed, device),
+            seeded(call.settings.given.get("seed"), device),
         ):
-            ids: Any = self.model.generate(  # pyright: ignore[reportCallIssue]
-                **inputs,
-                **generate_settings(sampling),
-                max_new_tokens=max_new_tokens,
-                custom_generate=Decoding(self.adapter, streamer=streamer, stop=stop),
-            )
+            output: Any = self.model.generate(**inputs, **arguments)  # pyright: ignore[reportCallIssue]
         seconds = {"media": batch.media} | phases.seconds()
         if encoded is not None:
             seconds["encode"] += encoded.seconds()
-        new_ids, layer_tokens = ids[:, inputs["input_ids"].shape[1] :], pruning.tokens()
+        ids = output if isinstance(output, Tensor) else output.sequences
+        new_ids, layer_tokens = ids[:, prompt:], pruning.tokens()
+        copies = len(layer_tokens) // len(prepared.layouts)  # of each prompt, for beams
         return tuple(
-            self._answer(prepared, compiled.plan, stop, row, new_ids[row], layer_tokens[row], seconds, memory.bytes())
+            self._answer(
+                prepared,
+                compiled.plan,
+                stop,
+                call,
+                row,
+                new_ids[row],
+                layer_tokens[row * copies],
+                seconds,
+                memory.bytes(),
+            )
             for row in range(len(prepared.layouts))
         )
 
@@ -282,6 +325,7 @@ class TransformersEngine(Engine):
         prepared: Prepared,
         plan: Plan,
         stop: Stop,
+        call: Call,
         row: int,
         ids: Tensor,
         layer_tokens: Sequence[dict[str, int]],
@@ -292,12 +336,11 @@ class TransformersEngine(Engine):
         full = [len(layout)] * shape.layers
         pruned = [sum(layer.values()) for layer in layer_tokens]
         stored, itemsize = plan.cache_tokens(layout, shape.layers), self.model.dtype.itemsize
-        tokens, ended = self._until_end(ids.tolist())
-        tokens, text, stopped = stop.cut(tokens)
+        tokens, text, is_complete = _until_end(ids.tolist(), call, stop)
         return Answer(
             text=text.strip(),
             token_ids=tuple(tokens),
-            finish="stop" if ended or stopped else "length",
+            finish="stop" if is_complete or len(tokens) < call.settings.new_tokens(len(layout)) else "length",
             plan=plan.name or plan.fingerprint,
             prompt_tokens=layout.by_modality(),
             tokens_per_layer=tuple(layer_tokens),
@@ -307,20 +350,13 @@ class TransformersEngine(Engine):
             peak_bytes=peak,
         )
 
-    def _until_end(self, ids: list[int]) -> tuple[list[int], bool]:
-        """The tokens before the end marker, and whether there is one."""
-        end = self.model.generation_config.eos_token_id  # pyright: ignore[reportOptionalMemberAccess]
-        ends = set(end) if isinstance(end, list) else {end}
-        length = next((i for i, token in enumerate(ids) if token in ends), len(ids))
-        return ids[:length], length < len(ids)
 
-
-@contextmanager
-def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Seed torch's generators, and restore their state afterwards.  None changes nothing."""
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng(range(torch.cuda.device_count()) if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
+def _until_end(ids: list[int], call: Call, stop: Stop) -> tuple[Sequence[int], str, bool]:
+    """The tokens of an answer and its text, and whether an end marker or a stop text ended it."""
+    ends = call.settings.end_tokens
+    length = next((index for index, token in enumerate(ids) if token in ends), len(ids))
+    if length == len(ids) and call.settings.given.get("stopping_criteria"):
+        while length and ids[length - 1] == call.settings.config.pad_token_id:  # of a row that ended before others
+            length -= 1
+    tokens, text, is_stopped = stop.cut(ids[:length])
+    return tokens, text, length < len(ids) or is_stopped

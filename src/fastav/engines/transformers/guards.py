@@ -167,7 +167,7 @@ def guarded_generate(model: PreTrainedModel, call: GenerateCall) -> Iterator[Non
     def generate(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         arguments = signature(original).bind_partial(*args, **kwargs).arguments
         arguments = {**arguments, **arguments.get("kwargs", {})}
-        _refuse(arguments.get)
+        refuse_settings(arguments.get)
         if arguments.get("streamer") is not None and arguments.get("custom_generate") is not None:
             raise UnsupportedPlan("transformers passes no streamer to a custom loop", "pass it to fastav.Decoding")
         with call.run(arguments):
@@ -186,7 +186,7 @@ def guarded_generate(model: PreTrainedModel, call: GenerateCall) -> Iterator[Non
 
     def prepare(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         config, model_kwargs = original(*args, **kwargs)
-        _refuse(lambda name: getattr(config, name, None))
+        refuse_settings(lambda name: getattr(config, name, None))
         return config, model_kwargs
 
     def refuse_drafts(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -314,7 +314,8 @@ def patched(module: nn.Module, name: str, value: Any) -> Iterator[None]:
             attributes[name] = before
 
 
-def _refuse(setting: Callable[[str], Any]) -> None:
+def refuse_settings(setting: Callable[[str], Any]) -> None:
+    """Refuse settings of `generate` that cannot be exact.  setting: the value by name.  Raises: UnsupportedPlan."""
     for name, (is_refused, reason) in _REFUSED.items():
         if is_refused(value := setting(name)):
             text = repr(value) if isinstance(value, bool | int | str) else "'...'"

@@ -16,12 +16,12 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from transformers import PreTrainedModel
 
 from fastav.adapter import ModelAdapter
-from fastav.engine import GREEDY
+from fastav.decoding.settings import greedy_settings
 from fastav.engines.transformers.devices import input_device, is_dispatched
 from fastav.engines.transformers.generation.loop import Decoding
-from fastav.engines.transformers.generation.sampler import generate_settings
 from fastav.engines.transformers.guards import patched
 from fastav.engines.transformers.timing import Stopwatch
+from fastav.engines.transformers.wrapped import is_quantized
 
 
 class _StopBeforeDecoder(Exception):
@@ -126,8 +126,7 @@ class EncoderPrefetcher:
         )
         devices = {tensor.device for tensor in chain(model.parameters(), model.buffers())}
         is_spread = is_dispatched(model) or len(devices) > 1
-        is_quantized = bool(getattr(model, "is_quantized", False))
-        return not (is_patched or is_spread or is_quantized) and adapter.language_model(model) is model
+        return not (is_patched or is_spread or is_quantized(model)) and adapter.language_model(model) is model
 
     @torch.inference_mode()
     def encode(self, inputs: Mapping[str, Any]) -> EncodedBatch:
@@ -138,7 +137,11 @@ class EncoderPrefetcher:
             try:
                 with suppress(_StopBeforeDecoder):
                     self._model.generate(
-                        **moved, **generate_settings(GREEDY), max_new_tokens=1, custom_generate=self._decoding
+                        **moved,
+                        **greedy_settings(),
+                        stop_strings=None,
+                        max_new_tokens=1,
+                        custom_generate=self._decoding,
                     )
                 outputs = [deque(calls) for calls in self._calls]
             finally:

@@ -7,9 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fastav.engine import GREEDY
+from fastav.decoding.settings import greedy_settings
 from fastav.engines.transformers.devices import input_device
-from fastav.engines.transformers.generation.sampler import generate_settings
 from fastav.engines.transformers.hooks import prune
 from fastav.engines.transformers.timing import Stopwatch
 from fastav.layout import Layout
@@ -40,7 +39,7 @@ def trace(model: Any, compiled: CompiledPlan, inputs: Mapping[str, Any], layout:
     with prune(model, compiled, layouts=[layout]) as pruning:
         start = watch.now()
         with pruning.observe(record):
-            model.generate(**inputs, **generate_settings(GREEDY), max_new_tokens=1)
+            model.generate(**inputs, **greedy_settings(), stop_strings=None, max_new_tokens=1)
         end = watch.now()
         rows = rollout_rows(layers, starts(layout).to(device), alpha=alpha)
         attention, rollout = (part[:, 0, :, :-1].transpose(0, 1).cpu().numpy() for part in rows)

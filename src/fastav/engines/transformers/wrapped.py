@@ -4,7 +4,7 @@ import sys
 from inspect import signature
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastav.errors import UnsupportedModel
@@ -57,6 +57,12 @@ def base_model(model: Any) -> Any:
             model = model.base_model.model
         else:
             return model
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether a model's weights are quantized, by transformers or in place (torchao's `quantize_`)."""
+    by_transformers = getattr(model, "hf_quantizer", None) is not None or bool(getattr(model, "is_quantized", False))
+    return by_transformers or any(type(parameter.data) is not Tensor for parameter in model.parameters())
 
 
 def _is_of_peft(model: Any) -> bool:

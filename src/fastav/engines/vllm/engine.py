@@ -1,7 +1,7 @@
 """Requests in, answers out, by vLLM's own continuous batching."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -10,20 +10,23 @@ import torch
 from transformers import PreTrainedConfig
 
 from fastav.adapter import ModelAdapter, adapter_for
+from fastav.decoding.settings import GenerationSettings, resolve_settings
 from fastav.decoding.stopping import Stop
 from fastav.decoding.streaming import Stream
 from fastav.device import validate_dtype
-from fastav.engine import GREEDY, Answer, Engine, Prepare, Run, Sampling, Saving
+from fastav.engine import Answer, Engine, Prepare, Run, Saving
 from fastav.engines.vllm import compat, guards, offline
 from fastav.engines.vllm.guards import PruningConfig
 from fastav.engines.vllm.offline import Generation, Offline
-from fastav.errors import FastAVError, PlanError
+from fastav.engines.vllm.sampling import sampling_arguments
+from fastav.errors import FastAVError
 from fastav.flops import kv_bytes, prefill_flops
 from fastav.layout import Layout
 from fastav.method import Signal
 from fastav.plan import Plan
 from fastav.pruning.compiled import CompiledPlan
 from fastav.request import Request
+from fastav.request_lock import Cancellation
 from fastav.sources import reachable
 
 
@@ -37,6 +40,19 @@ class _Batch:
     prompts: tuple[Any, ...]
     layouts: tuple[Layout, ...]
     media: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Call:
+    """A call with checked settings.
+
+    arguments: vLLM's, besides the maximum length. is_stream: whether the answer is to come in pieces.
+    """
+
+    plan: Plan
+    settings: GenerationSettings
+    arguments: Mapping[str, Any]
+    is_stream: bool
 
 
 class VllmEngine(Engine):
@@ -61,10 +77,12 @@ class VllmEngine(Engine):
         device: str | None = None,
         dtype: str | None = None,
         attention: str | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
     ) -> "VllmEngine":
         """Start vLLM with its own defaults.
 
         device: `cpu` or `cuda`, for which vLLM must be built. attention: must be None, as vLLM chooses it.
+        model_kwargs: more arguments of `vllm.LLM`.
         """
         if attention is not None:
             raise FastAVError(
@@ -76,7 +94,8 @@ class VllmEngine(Engine):
             raise FastAVError(
                 f"this vLLM runs on {available}, not on {device}", "CUDA_VISIBLE_DEVICES selects one of several GPUs"
             )
-        return cls(offline.start(reachable(source, adapter.revision), plan, dtype))
+        revision = (model_kwargs or {}).get("revision", adapter.revision)
+        return cls(offline.start(reachable(source, revision), plan, dtype, model_kwargs))
 
     @property
     def device(self) -> str:
@@ -112,38 +131,38 @@ class VllmEngine(Engine):
         requests: Sequence[Request],
         plan: Plan,
         *,
-        max_new_tokens: int = 128,
-        sampling: Sampling = GREEDY,
         on_text: Callable[[str], None] | None = None,
+        cancellation: Cancellation | None = None,
+        **settings: Any,
     ) -> tuple[Answer, ...]:
-        """Answer requests at the same time, with the penalties of the model's generation config."""
-        params = self._params(plan, max_new_tokens, sampling, stream=on_text is not None and len(requests) == 1)
-        return self._answers(self._batch(requests, max_new_tokens), plan, params, sampling, on_text)
+        """Answer requests at the same time.  settings: those of `generate` that vLLM has, under the same names."""
+        is_stream = on_text is not None and len(requests) == 1
+        call = self._call(plan, settings, stream=is_stream)
+        return self._answers(self._batch(requests, call), call, on_text if is_stream else None, cancellation)
 
-    def preparer(self, plan: Plan, *, max_new_tokens: int = 128, sampling: Sampling = GREEDY) -> Prepare:
+    def preparer(self, plan: Plan, **settings: Any) -> Prepare:
         """A function that decodes a batch and runs vLLM's processor on it, in any thread."""
-        params = self._params(plan, max_new_tokens, sampling)
+        call = self._call(plan, settings)
 
         def prepare(requests: Sequence[Request]) -> Run:
-            return partial(self._answers, self._batch(requests, max_new_tokens), plan, params, sampling)
+            return partial(self._answers, self._batch(requests, call), call)
 
         return prepare
 
-    def _params(self, plan: Plan, max_new_tokens: int, sampling: Sampling, *, stream: bool = False) -> Any:
+    def _call(self, plan: Plan, settings: Mapping[str, Any], *, stream: bool = False) -> _Call:
         """Raises: PlanError, UnsupportedPlan, FastAVError."""
         self.check(self._pruning.config, plan, adapter=self._pruning.adapter)
-        if max_new_tokens < 1:
-            raise PlanError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-        return self._vllm.params(sampling, max_new_tokens, plan, stream=stream)
+        resolved = resolve_settings(settings, self._vllm.generation_config)
+        return _Call(plan=plan, settings=resolved, arguments=sampling_arguments(resolved), is_stream=stream)
 
-    def _batch(self, requests: Sequence[Request], max_new_tokens: int) -> _Batch:
+    def _batch(self, requests: Sequence[Request], call: _Call) -> _Batch:
         """Raises: MediaError, FastAVError for prompts that are too long."""
         start = time.perf_counter()
         adapter, prompts, layouts = self._pruning.adapter, [], []
         for request in requests:
             prompt = self._vllm.render(adapter.vllm_inputs(self._vllm.processor, request))
             (layout,) = adapter.layouts(self._pruning.config, self._vllm.layout_inputs(prompt))
-            self._require_room(len(layout), max_new_tokens)
+            self._require_room(len(layout), call.settings.new_tokens(len(layout)))
             prompts.append(prompt)
             layouts.append(layout)
         return _Batch(prompts=tuple(prompts), layouts=tuple(layouts), media=time.perf_counter() - start)
@@ -158,28 +177,30 @@ class VllmEngine(Engine):
     def _answers(
         self,
         batch: _Batch,
-        plan: Plan,
-        params: Any,
-        sampling: Sampling,
+        call: _Call,
         on_text: Callable[[str], None] | None = None,
+        cancellation: Cancellation | None = None,
     ) -> tuple[Answer, ...]:
         processor: Any = self._vllm.processor
-        stop = Stop(processor.tokenizer, sampling.stop)
-        stream = Stream(processor.tokenizer, on_text, stop) if on_text and len(batch.prompts) == 1 else None
-        generations = self._vllm.generate(batch.prompts, params, None if stream is None else _token_sink(stream))
+        stop = Stop(processor.tokenizer, call.settings.stop_texts)
+        stream = None if on_text is None else Stream(processor.tokenizer, on_text, stop, cancellation)
+        lengths = [call.settings.new_tokens(len(layout)) for layout in batch.layouts]
+        params = [self._vllm.params(call.arguments, n, call.plan, stream=call.is_stream) for n in lengths]
+        on_tokens = None if stream is None else _token_sink(stream)
+        generations = self._vllm.generate(batch.prompts, params, on_tokens, cancellation)
         if stream is not None:
             stream.end()
         return tuple(
-            self._answer(layout, plan, stop, generation, {"media": batch.media} | _seconds(generation.metrics))
+            self._answer(layout, call, stop, generation, {"media": batch.media} | _seconds(generation.metrics))
             for layout, generation in zip(batch.layouts, generations, strict=True)
         )
 
     def _answer(
-        self, layout: Layout, plan: Plan, stop: Stop, generation: Generation, seconds: dict[str, float]
+        self, layout: Layout, call: _Call, stop: Stop, generation: Generation, seconds: dict[str, float]
     ) -> Answer:
         shape, itemsize = self._pruning.adapter.shape(self._pruning.config), self._vllm.itemsize
+        plan, tokens, end_tokens = call.plan, generation.tokens, set(call.settings.end_tokens)
         full, kept = [len(layout)] * shape.layers, plan.tokens(layout, shape.layers)
-        tokens, end_tokens = generation.tokens, set(self._vllm.end_tokens)
         length = next((index for index, token in enumerate(tokens) if token in end_tokens), len(tokens))
         token_ids, text, stopped = stop.cut(tokens[:length])
         return Answer(

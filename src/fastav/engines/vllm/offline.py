@@ -13,15 +13,14 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedConfig, ProcessorMixin
 
 from fastav.adapter import VllmInputs
-from fastav.engine import Sampling
 from fastav.engines.vllm import compat, guards
 from fastav.engines.vllm.plugin import register
 from fastav.engines.vllm.plugin.requests import prompt_inputs
 from fastav.errors import EngineStopped, FastAVError, reason_of
 from fastav.plan import Plan
-from fastav.request_lock import RequestLock
+from fastav.request_lock import Cancellation, RequestLock
 
-MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 2.0  # that vLLM takes unchanged, besides 0
+OWN_ARGUMENTS = ("model", "limit_mm_per_prompt", "disable_log_stats", "additional_config", "worker_cls")  # of `LLM`
 MEDIA_LIMITS = {"video": 1, "audio": 1, "image": 0}  # per prompt: a request is about one clip
 
 
@@ -46,7 +45,7 @@ class Generation:
 class Offline:
     """One `LLM` that prunes.  Threads may share it: they take turns.
 
-    pruning: the plan that it runs by, where a request has none of its own.
+    pruning: the plan that it runs by, where a request has none of its own. generation_config: the model's.
     Raises: FastAVError if it was started without fastav.
     """
 
@@ -60,7 +59,7 @@ class Offline:
                 'LLM(..., additional_config={"fastav": {"plan": "fastav"}}); VLLM_PLUGINS must not leave fastav out',
             )
         self.pruning = pruning
-        self._generation_config = _generation_config(config.model_config, pruning.config)
+        self.generation_config = _generation_config(config.model_config, pruning.config)
         self._request_ids = count()
         self._render_lock, self._engine_lock = Lock(), RequestLock()
 
@@ -89,36 +88,14 @@ class Offline:
         media = [item for items in rendered["mm_kwargs"].values() for item in items]
         return prompt_inputs(self.pruning.adapter, rendered["prompt_token_ids"], media)
 
-    @property
-    def end_tokens(self) -> tuple[int, ...]:
-        """Tokens that end an answer, by the model's generation config."""
-        end = self._generation_config.eos_token_id
-        return tuple(end) if isinstance(end, list) else () if end is None else (end,)
-
-    def params(self, sampling: Sampling, max_tokens: int, plan: Plan, *, stream: bool = False) -> Any:
+    def params(self, arguments: Mapping[str, Any], max_tokens: int, plan: Plan, *, stream: bool = False) -> Any:
         """vLLM's `SamplingParams`.
 
-        stream: whether the answer is to come in pieces.
-        Raises: FastAVError for a temperature that vLLM would change or refuse.
+        arguments: as `sampling_arguments` gives them. stream: whether the answer is to come in pieces.
         """
-        if sampling.temperature and not MIN_TEMPERATURE <= sampling.temperature <= MAX_TEMPERATURE:
-            raise FastAVError(
-                f"vLLM samples at temperatures from {MIN_TEMPERATURE} to {MAX_TEMPERATURE:g}, "
-                f"got {sampling.temperature}",
-                "0 is greedy",
-            )
         kind = compat.RequestOutputKind
-        penalty = sampling.repetition_penalty or self._generation_config.repetition_penalty or 1.0
         return compat.SamplingParams(
-            temperature=float(sampling.temperature),
-            top_p=float(sampling.top_p),
-            top_k=sampling.top_k or 0,
-            min_p=float(self._generation_config.min_p or 0.0),
-            repetition_penalty=float(penalty),
-            seed=sampling.seed,
-            stop=list(sampling.stop),
-            stop_token_ids=list(self.end_tokens),
-            ignore_eos=True,  # the tokenizer's; those of the generation config are named above
+            **arguments,
             max_tokens=max_tokens,
             output_kind=kind.DELTA if stream else kind.FINAL_ONLY,
             extra_args=None if plan.steps == self.pruning.plan.steps else {"fastav": plan.to_json()},
@@ -145,24 +122,29 @@ class Offline:
         return rendered
 
     def generate(
-        self, prompts: Sequence[Any], params: Any, on_tokens: Callable[[Sequence[int]], None] | None = None
+        self,
+        prompts: Sequence[Any],
+        params: Sequence[Any],
+        on_tokens: Callable[[Sequence[int]], None] | None = None,
+        cancellation: Cancellation | None = None,
     ) -> tuple[Generation, ...]:
         """The answers to prompts that run at the same time.
 
-        on_tokens: called with each piece of an answer as it comes, if `params` want pieces.
-        Raises: FastAVError if vLLM refuses a request, EngineStopped if it has ended.
+        params: of each prompt. on_tokens: called with each piece of an answer as it comes, if `params` want pieces.
+        cancellation: is checked before the turn of these prompts.
+        Raises: FastAVError if vLLM refuses a request, EngineStopped if it has ended; Cancelled.
         """
-        with self._engine_lock:
+        with self._engine_lock.turn(cancellation):
             return self._run(prompts, params, on_tokens)
 
     def _run(
-        self, prompts: Sequence[Any], params: Any, on_tokens: Callable[[Sequence[int]], None] | None
+        self, prompts: Sequence[Any], params: Sequence[Any], on_tokens: Callable[[Sequence[int]], None] | None
     ) -> tuple[Generation, ...]:
         engine = self.llm.llm_engine
         generations = {str(next(self._request_ids)): Generation() for _ in prompts}
         try:
-            for request_id, prompt in zip(generations, prompts, strict=True):
-                self._add_request(request_id, prompt, params)
+            for request_id, prompt, own in zip(generations, prompts, params, strict=True):
+                self._add_request(request_id, prompt, own)
             while engine.has_unfinished_requests():
                 for output in engine.step():
                     tokens = generations[output.request_id].append(output)
@@ -187,25 +169,28 @@ class Offline:
         compat.cleanup_dist_env_and_memory()
 
 
-def start(source: str, plan: Plan, dtype: str | None = None) -> Any:
+def start(source: str, plan: Plan, dtype: str | None = None, model_kwargs: Mapping[str, Any] | None = None) -> Any:
     """An `LLM` that prunes.
 
-    dtype: of the weights (None: `bfloat16`, on a CPU `float32`).
-    Raises: FastAVError if vLLM is not installed, is an untested version, or does not start.
+    dtype: of the weights (None: `bfloat16`, on a CPU `float32`). model_kwargs: more arguments of `vllm.LLM`.
+    Raises: FastAVError if vLLM is not installed, is an untested version, or does not start; for arguments that are
+    fastav's to set.
     """
+    if own := [name for name in model_kwargs or () if name in OWN_ARGUMENTS]:
+        raise FastAVError(f"fastav sets {own[0]} of vllm.LLM itself", f"leave model_kwargs[{own[0]!r}] out")
     compat.require_vllm()
     compat.require_version()
     register.install()
     try:
         return compat.LLM(
             source,
+            **{"max_model_len": -1, **(model_kwargs or {})},  # by default as long as there is memory for
             dtype=dtype or ("float32" if compat.device_type() == "cpu" else "bfloat16"),
-            max_model_len=-1,  # as long as there is memory for
             limit_mm_per_prompt=MEDIA_LIMITS,
             disable_log_stats=False,  # which record the times of requests
             additional_config={"fastav": {"plan": json.loads(plan.to_json())}},
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, TypeError, ValueError, RuntimeError) as error:
         raise FastAVError(f"vLLM does not start: {reason_of(error)}", "its log says more") from error
 
 

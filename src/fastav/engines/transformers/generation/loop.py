@@ -26,7 +26,7 @@ from fastav.engines.transformers.generation import cuda_graphs
 from fastav.engines.transformers.generation.buffers import LayerKV
 from fastav.engines.transformers.generation.cuda_graphs import ROOM, DecodeStep, patched_attention
 from fastav.engines.transformers.generation.sampler import HostStream, TokenSampler
-from fastav.engines.transformers.wrapped import base_model
+from fastav.engines.transformers.wrapped import base_model, is_quantized
 from fastav.errors import UnsupportedPlan
 from fastav.pruning import decoder_layers
 
@@ -66,6 +66,19 @@ class Decoding:
     ) -> None:
         self._adapter, self._streamer, self._stop = adapter, streamer, stop
         self._capture, self._max_captures = capture, max_captures
+
+    @staticmethod
+    def unsupported(config: GenerationConfig) -> str | None:
+        """What in a generation config this loop does not support, where it would differ from `generate`; else None."""
+        checks = {
+            "beams and drafts": config.get_generation_mode()
+            not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE),
+            "a chunked prefill": config.prefill_chunk_size is not None,
+            "generation without a cache": config.use_cache is False,
+            "a cache of another kind": config.cache_implementation not in (None, "dynamic", "hybrid"),
+            "attention maps and hidden states": config.output_attentions or config.output_hidden_states,
+        }
+        return next((what for what, is_requested in checks.items() if is_requested), None)
 
     @torch.inference_mode()
     def __call__(
@@ -136,10 +149,9 @@ def _capturable(model: Any, adapter: ModelAdapter, inputs: Mapping[str, Any]) ->
 
     Quantized weights may wait for the device; adapters (LoRA) can be switched on and off without notice.
     """
-    is_quantized = getattr(model, "hf_quantizer", None) is not None or bool(getattr(model, "is_quantized", False))
     has_adapters = any(hasattr(module, "merged_adapters") for module in model.modules())  # PEFT's layers
     can_replay = not adapter.decode_syncs and inputs.get("position_ids") is not None
-    return cuda_graphs.captures(model) and can_replay and not (is_quantized or has_adapters)
+    return cuda_graphs.captures(model) and can_replay and not (is_quantized(model) or has_adapters)
 
 
 @contextmanager
@@ -189,19 +201,13 @@ def _decode_step(
 
 def _check(config: GenerationConfig, kwargs: Mapping[str, Any]) -> None:
     """Refuse settings with which this loop would differ from `generate`.  Raises: UnsupportedPlan."""
-    cache = cache_argument.in_arguments(kwargs)
-    refused = {
-        "beams and drafts": config.get_generation_mode() not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE),
-        "a chunked prefill": config.prefill_chunk_size is not None,
-        "generation without a cache": not config.use_cache,
-        "a cache that is not empty": cache is not None and cache.get_seq_length() > 0,
-        "a cache of another kind": cache is not None
-        and (type(cache) is not DynamicCache or bool(getattr(cache, "offloading", False))),
-        "attention maps and hidden states": config.output_attentions or config.output_hidden_states,
-    }
-    for what, is_requested in refused.items():
-        if is_requested:
-            raise UnsupportedPlan(f"Decoding does not support {what}", "remove custom_generate")
+    what, cache = Decoding.unsupported(config), cache_argument.in_arguments(kwargs)
+    if cache is not None and cache.get_seq_length() > 0:
+        what = "a cache that is not empty"
+    elif cache is not None and (type(cache) is not DynamicCache or bool(getattr(cache, "offloading", False))):
+        what = "a cache of another kind"
+    if what is not None:
+        raise UnsupportedPlan(f"Decoding does not support {what}", "remove custom_generate")
 
 
 def _first_step(model: Any, ids: Tensor, kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Sampling of the next token, detection of an answer's end, and copies of tokens to the host."""
+"""Choice of the next token, detection of an answer's end, and copies of tokens to the host."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -11,27 +11,8 @@ from transformers import GenerationConfig, LogitsProcessorList
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from fastav.decoding.stopping import Stop
-from fastav.engine import Sampling
 
 MAX_LAG = 4  # steps that may be queued on a GPU before the host reads an earlier token
-
-
-def generate_settings(sampling: Sampling) -> dict[str, Any]:
-    """Arguments of `generate` for these settings, without stop texts; None to use the model's own settings.
-
-    Greedy decoding sets no temperature, as transformers warns if a checkpoint's own file sets one.
-    """
-    do_sample = sampling.temperature > 0
-    settings: dict[str, Any] = {
-        "do_sample": do_sample,
-        "num_beams": 1,
-        "temperature": float(sampling.temperature) if do_sample else None,
-        "top_p": float(sampling.top_p) if do_sample else None,
-        "top_k": sampling.top_k or 0 if do_sample else None,
-    }
-    if sampling.repetition_penalty is not None:
-        settings["repetition_penalty"] = float(sampling.repetition_penalty)
-    return settings
 
 
 class TokenSampler:
