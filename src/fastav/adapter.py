@@ -5,7 +5,7 @@ A family is a folder `models/<name>/` that exports `<Name>Adapter`; fastav finds
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -38,12 +38,16 @@ class Prepared:
     layouts: tuple[Layout, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+Render = Callable[[Sequence[Mapping[str, Any]]], str]
+_ANSWER = "fastav-answer-goes-here"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Transcript:
     """A conversation as its model's chat template has it.
 
-    messages: for the template, with stand-ins for media. text: rendered, up to the start of the next answer or message.
-    tools: for the template.
+    messages: for the template, with stand-ins for media. text: rendered, up to the start of the last answer. tools: for
+    the template.
     """
 
     messages: tuple[Mapping[str, Any], ...] = ()
@@ -53,7 +57,26 @@ class Transcript:
     def answered(self, text: str) -> "Transcript":
         """The transcript with an answer to its last message."""
         message = {"role": "assistant", "content": text}
-        return replace(self, messages=(*self.messages, message), text=self.text + text)
+        return replace(self, messages=(*self.messages, message))
+
+    def continued(self, new: Sequence[Mapping[str, Any]], render: Render) -> "tuple[Transcript, str]":
+        """The transcript with new messages, and the text that they add, up to the start of the next answer.
+
+        render: the text of messages.
+        Raises: FastAVError if the template renders earlier messages in another way than before.
+        """
+        messages = (*self.messages, *new)
+        transcript = replace(self, messages=messages, text=render(messages))
+        if not self.messages:
+            return transcript, transcript.text
+        answer = {**self.messages[-1], "content": _ANSWER}  # templates may trim the text itself
+        start, mark, added = render((*self.messages[:-1], answer, *new)).partition(_ANSWER)
+        if not mark or start != self.text:
+            raise FastAVError(
+                "the chat template renders earlier messages in another way once others follow: the cache does not fit",
+                "pass replan=True to prefill the whole conversation",
+            )
+        return transcript, added
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -236,19 +259,6 @@ class ModelAdapter(ABC):
     def audio_attention(self) -> AudioAttention | None:
         """The audio encoder's attention, for `Signal.ENCODER`; None if this adapter does not provide it."""
         return None
-
-
-def rest_of(text: str, earlier: Transcript) -> str:
-    """What a rendered conversation adds to its earlier part.
-
-    Raises: FastAVError if the template has rendered the earlier messages in another way than before.
-    """
-    if not text.startswith(earlier.text):
-        raise FastAVError(
-            "the chat template renders earlier messages in another way once others follow, so the cache does not fit",
-            "chat.ask(..., replan=True) prefills the whole conversation",
-        )
-    return text[len(earlier.text) :]
 
 
 def adapter_for(architectures: Collection[str], config: Mapping[Any, Any] | None = None) -> ModelAdapter:

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
@@ -153,6 +154,37 @@ Run = Callable[[], tuple[Answer, ...]]  # answers a prepared batch
 Prepare = Callable[[Sequence[Request]], Run]
 
 
+class Conversation(ABC):
+    """Turns of one conversation, which continue from one cache.  Made by `Engine.conversation`."""
+
+    @abstractmethod
+    def ask(
+        self,
+        request: Request,
+        *,
+        anew: bool = False,
+        on_text: Callable[[str], None] | None = None,
+        cancellation: Cancellation | None = None,
+        **settings: Any,
+    ) -> Answer:
+        """Answer new messages, or, if `anew`, a whole conversation with a new cache.
+
+        After an error the conversation is as it was before. Arguments and errors: as for `Engine.generate`.
+        Raises also: FastAVError if the chat template changes earlier messages; PlanError for beams.
+        """
+
+    @abstractmethod
+    def save(self, path: Path, fields: Mapping[str, Any]) -> None:
+        """Write the conversation to a file.  fields: JSON, to store with it.  Raises: FastAVError."""
+
+    @abstractmethod
+    def load(self, path: Path) -> Mapping[str, Any]:
+        """Continue from a file that `save` wrote; returns the fields that were stored with it.
+
+        Raises: FastAVError if the file cannot be read, or is of another model, dtype or plan.
+        """
+
+
 class Engine(ABC):
     """A way to run models.
 
@@ -255,6 +287,16 @@ class Engine(ABC):
             return partial(self.generate, requests, plan, **settings)
 
         return prepare
+
+    def conversation(self, plan: Plan) -> Conversation:
+        """A new conversation under a plan.
+
+        Raises: PlanError, UnsupportedPlan; UnsupportedModel if this engine keeps no cache between requests.
+        """
+        raise UnsupportedModel(
+            f"{type(self).__name__} keeps no cache between requests",
+            "pass all messages in each call, or use the engine transformers",
+        )
 
     def trace(self, request: Request, plan: Plan, *, alpha: float = ALPHA) -> Trace:
         """Record the attention of one prefill under a plan, and its rollout with this alpha.

@@ -14,6 +14,7 @@ from transformers.utils.hub import cached_file
 
 from fastav.adapter import ModelAdapter, adapter_for, plan_named
 from fastav.batches import outcomes
+from fastav.chats import Chat
 from fastav.decoding.settings import check_settings
 from fastav.engine import Answer, Engine
 from fastav.errors import CheckpointError, FastAVError, reason_of
@@ -191,6 +192,25 @@ class Pipeline:
         The event loop goes on meanwhile. Cancelling the task stops the answer within one token.
         """
         return AsyncTextStream(self._asker(clip, question, use, plan, settings))
+
+    def chat(
+        self,
+        *,
+        system: str | None = None,
+        plan: Plan | str | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        resume: str | PathLike[str] | None = None,
+    ) -> Chat:
+        """A conversation whose clips are prefilled once: `chat = pipe.chat()`, then `chat.ask(clip, question)`.
+
+        system: the system message. plan: replaces the pipeline's plan. tools: for a chat template that takes them.
+        resume: a file that `chat.save` wrote, to continue from.
+        Raises: PlanError, UnsupportedPlan; UnsupportedModel with the engine vllm, which keeps no cache between
+        requests; FastAVError for a file of another model, dtype or plan.
+        """
+        resolved = self._plan(plan)
+        chat = Chat(self.engine.conversation(resolved), resolved, system=system, tools=tools)
+        return chat if resume is None else chat.resume(resume)
 
     def _asker(self, clip: Any, question: Any, use: Use | str, plan: Any, settings: Mapping[str, Any]) -> Ask:
         """A function that answers one request for a stream."""

@@ -22,7 +22,7 @@ from transformers import (
     ProcessorMixin,
 )
 
-from fastav.adapter import ModelAdapter, Prepared, PreparedTurn, Transcript, rest_of
+from fastav.adapter import ModelAdapter, Prepared, PreparedTurn, Transcript
 from fastav.errors import CheckpointError
 from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
@@ -108,8 +108,8 @@ class NativeAdapter(ModelAdapter):
         """Decode, sample and tokenize the new messages of a conversation, which has one clip."""
         known: Any = processor
         clip = _read(known, request)
-        transcript = known.transcript(request, earlier)
-        prepared = self._prepared(known, [rest_of(transcript.text, earlier)], [clip])
+        transcript, added = known.transcript(request, earlier)
+        prepared = self._prepared(known, [added], [clip])
         return PreparedTurn(inputs=prepared.inputs, layout=prepared.layouts[0], transcript=transcript)
 
     def _prepared(self, processor: Any, prompts: Sequence[str], clips: Sequence[Mapping[str, Any] | None]) -> Prepared:

@@ -4,7 +4,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from os import PathLike
 from typing import Any, ClassVar, NamedTuple, no_type_check
 
@@ -101,10 +101,10 @@ class ClipProcessor(ProcessorMixin, ABC):
 
     def render(self, request: Request) -> str:
         """The conversation of a request, rendered up to where the model answers.  Raises: as `transcript`."""
-        return self.transcript(request, Transcript()).text
+        return self.transcript(request, Transcript())[1]
 
-    def transcript(self, request: Request, earlier: Transcript) -> Transcript:
-        """The conversation, rendered up to where the model answers.
+    def transcript(self, request: Request, earlier: Transcript) -> tuple[Transcript, str]:
+        """A conversation with new messages, and the text that they add, up to where the model answers.
 
         Raises: MediaError for several clips, images, and texts that hold the words of a clip's place; FastAVError for
         tools if the template takes none.
@@ -115,11 +115,13 @@ class ClipProcessor(ProcessorMixin, ABC):
         media = only_clip(request)
         shown = request.media[:1]  # where the clip stands; a sound of its own beside it has no place
         parts = [{"type": "audio" if media is not None and media.kind is Kind.AUDIO else "video"}]
-        new = (message.to_dict(lambda one: parts if one in shown else []) for message in request.messages)
-        messages = (*earlier.messages, *new)
+        new = [message.to_dict(lambda one: parts if one in shown else []) for message in request.messages]
         options: dict[str, Any] = {"tools": list(tools)} if tools else {}
-        text = self.apply_chat_template(list(messages), add_generation_prompt=True, **options)
-        return Transcript(messages=messages, text=text, tools=tools)
+
+        def render(messages: Sequence[Mapping[str, Any]]) -> str:
+            return self.apply_chat_template(list(messages), add_generation_prompt=True, **options)
+
+        return replace(earlier, tools=tools).continued(new, render)
 
     def prompt(self, question: str, *, video: bool | None = None, audio: bool = False) -> str:
         """One question about a clip, rendered up to where the model answers.

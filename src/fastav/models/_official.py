@@ -7,7 +7,7 @@ defined here.
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.video_utils import VideoMetadata
 
-from fastav.adapter import ModelAdapter, Prepared, PreparedTurn, Transcript, rest_of
+from fastav.adapter import ModelAdapter, Prepared, PreparedTurn, Transcript
 from fastav.errors import CheckpointError, FastAVError, MediaError, reason_of
 from fastav.installation import require_packages
 from fastav.layout import Layout, Modality
@@ -159,24 +159,24 @@ class OfficialAdapter(ModelAdapter):
 
     def _prepare_turn(self, processor: Any, request: Request, earlier: Transcript) -> PreparedTurn:
         samples = [self.sample(processor, media) for media in request.media]
-        transcript = self.transcript(processor, request, samples, earlier)
-        inputs = self.process(processor, rest_of(transcript.text, earlier), samples)
+        transcript, added = self.transcript(processor, request, samples, earlier)
+        inputs = self.process(processor, added, samples)
         frames = {VIDEO_FRAMES: [len(video.frames) for sample in samples for video in sample.videos]}
         (pieces,) = self.pieces(self.media_tokens(processor), {**inputs, **frames})
         return PreparedTurn(inputs=inputs, layout=self._with_seconds(pieces, samples), transcript=transcript)
 
     def transcript(
         self, processor: Any, request: Request, samples: Sequence[Sample], earlier: Transcript
-    ) -> Transcript:
-        """The conversation, rendered up to the start of the answer, with the family's placeholders for media.
+    ) -> tuple[Transcript, str]:
+        """The conversation with new messages, and the text that they add, with the family's placeholders for media.
 
         Raises: MediaError for a text that contains such a placeholder; otherwise as `render_chat`.
         """
         refuse_placeholders(request, self.placeholders(processor))
         parts = {id(media): sample.parts for media, sample in zip(request.media, samples, strict=True)}
-        new = (message.to_dict(lambda media: parts[id(media)]) for message in request.messages)
-        messages, tools = (*earlier.messages, *new), request.tools or earlier.tools
-        return Transcript(messages=messages, text=self.render(processor, messages, tools), tools=tools)
+        new = [message.to_dict(lambda media: parts[id(media)]) for message in request.messages]
+        tools = request.tools or earlier.tools
+        return replace(earlier, tools=tools).continued(new, lambda messages: self.render(processor, messages, tools))
 
     def render(self, processor: Any, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> str:
         """Messages with stand-ins for media, rendered by the chat template.  Raises: as `render_chat`."""

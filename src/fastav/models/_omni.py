@@ -192,7 +192,7 @@ class OmniAdapter(OfficialAdapter):
             # vLLM interleaves audio and video before the processor reports the duration of a time step
             step = family_processor.video_processor.temporal_patch_size / videos[0].fps
             options |= {"use_audio_in_video": True, "second_per_grid_ts": [step]}
-        text = self.transcript(family_processor, request, samples, Transcript()).text
+        _, text = self.transcript(family_processor, request, samples, Transcript())
         return VllmInputs(text=text, media=media, options=options)
 
     def _marks(self, processor: Any) -> tuple[list[str], list[str]]:

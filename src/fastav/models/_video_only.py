@@ -87,7 +87,7 @@ class VideoOnlyAdapter(OfficialAdapter):
             **pixel_cap(family_processor.video_processor),
         }
         return VllmInputs(
-            text=self.transcript(family_processor, request, samples, Transcript()).text,
+            text=self.transcript(family_processor, request, samples, Transcript())[1],
             media=vllm_media(video=videos, image=[image for sample in samples for image in sample.images]),
             options=options if videos else {},
         )

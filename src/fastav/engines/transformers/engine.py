@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from threading import Lock
@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from fastav.adapter import ModelAdapter, Prepared, adapter_for, plan_named
+from fastav.adapter import ModelAdapter, Prepared, PreparedTurn, Transcript, adapter_for, plan_named
 from fastav.decoding.stopping import Stop
 from fastav.decoding.streaming import Stream
 from fastav.device import resolve_device, validate_attention
-from fastav.engine import Answer, Engine, Prepare, Run, Saving
+from fastav.engine import Answer, Conversation, Engine, Prepare, Run, Saving
 from fastav.engines.transformers import guards, loaded
+from fastav.engines.transformers.conversation import CachedConversation
 from fastav.engines.transformers.devices import input_device, running_on
-from fastav.engines.transformers.generation.call import Call, checked_call, seeded
+from fastav.engines.transformers.generation.call import Call, checked_call, seeded, until_end
 from fastav.engines.transformers.generation.loop import release_steps
 from fastav.engines.transformers.hooks import prune
 from fastav.engines.transformers.prefetch import EncodedBatch, EncoderPrefetcher, on_device
@@ -124,7 +125,7 @@ class TransformersEngine(Engine):
         return str(input_device(self.model))
 
     @property
-    def _generation_config(self) -> GenerationConfig:
+    def generation_config(self) -> GenerationConfig:
         """The generation config of the model; of one that also speaks, its thinker may lack some of it."""
         part: Any = self.model.generation_config
         if self._whole is self.model:
@@ -185,13 +186,13 @@ class TransformersEngine(Engine):
         """
         compiled = self._compiled(plan)
         streams = on_text is not None and len(requests) == 1
-        call = checked_call(settings, self._generation_config, streams=streams)
+        call = checked_call(settings, self.generation_config, streams=streams)
         batch = self._batch(requests, call)
         return self._answer_batch(batch, compiled, call, on_text if streams else None, cancellation)
 
     def preparer(self, plan: Plan, **settings: Any) -> Prepare:
         """Return a function that decodes and tokenizes a batch, in any thread, and runs its encoders if configured."""
-        compiled, call = self._compiled(plan), checked_call(settings, self._generation_config)
+        compiled, call = self._compiled(plan), checked_call(settings, self.generation_config)
         with self._answering:  # a model must not be copied while it answers
             prefetcher = EncoderPrefetcher(self.model, self.adapter) if self._encodes_ahead(compiled) else None
 
@@ -209,7 +210,7 @@ class TransformersEngine(Engine):
         """Record the attention of one prefill.  The host holds the queries and keys of all layers meanwhile."""
         compiled = self._compiled(plan)
         prepared = self._prepared([request])
-        self._require_room(len(prepared.layouts[0]), 1)
+        self.require_room(len(prepared.layouts[0]), 1)
         inputs = on_device(prepared.inputs, self.model)
         with self._answering:
             return trace(self.model, compiled, inputs, prepared.layouts[0], alpha)
@@ -238,7 +239,7 @@ class TransformersEngine(Engine):
         start = time.perf_counter()
         prepared = self._prepared(requests)
         longest = max(map(len, prepared.layouts))
-        self._require_room(longest, call.settings.new_tokens(longest))
+        self.require_room(longest, call.settings.new_tokens(longest))
         return _Batch(prepared=prepared, media=time.perf_counter() - start)
 
     def _answer_batch(
@@ -275,7 +276,7 @@ class TransformersEngine(Engine):
         stream = None if on_text is None else Stream(tokenizer, on_text, stop, cancellation)
         device = input_device(self.model)
         phases, memory = Phases(device), PeakMemory(*running_on(self.model))
-        defaults = self._generation_config
+        defaults = self.generation_config
         prompt = inputs["input_ids"].shape[1]
         arguments = call.arguments(defaults, self.adapter, stop, stream, prompt=prompt)
         with (
@@ -307,12 +308,26 @@ class TransformersEngine(Engine):
             for row in range(len(prepared.layouts))
         )
 
+    def conversation(self, plan: Plan) -> Conversation:
+        """A new conversation under a plan."""
+        return CachedConversation(self, self._compiled(plan))
+
+    def prepare_turn(self, request: Request, earlier: Transcript) -> PreparedTurn:
+        """The inputs of new messages, made by one thread at a time.  Raises: as `ModelAdapter.prepare_turn`."""
+        with self._preparing:
+            return self.adapter.prepare_turn(self.processor, request, earlier)
+
+    def answering(self, cancellation: Cancellation | None) -> AbstractContextManager[None]:
+        """Hold the model, for which other requests wait."""
+        return self._answering.turn(cancellation)
+
     def _prepared(self, requests: Sequence[Request]) -> Prepared:
         """The inputs of requests, made by one thread at a time: fast tokenizers hold their padding as state."""
         with self._preparing:
             return self.adapter.prepare(self.processor, requests)
 
-    def _require_room(self, prompt: int, new: int) -> None:
+    def require_room(self, prompt: int, new: int) -> None:
+        """Raise FastAVError for a prompt and an answer that are longer than the model's limit together."""
         config: Any = self.model.config.get_text_config(decoder=True)
         if prompt + new > config.max_position_embeddings:
             raise FastAVError(
@@ -336,7 +351,7 @@ class TransformersEngine(Engine):
         full = [len(layout)] * shape.layers
         pruned = [sum(layer.values()) for layer in layer_tokens]
         stored, itemsize = plan.cache_tokens(layout, shape.layers), self.model.dtype.itemsize
-        tokens, text, is_complete = _until_end(ids.tolist(), call, stop)
+        tokens, text, is_complete = until_end(ids.tolist(), call, stop)
         return Answer(
             text=text.strip(),
             token_ids=tuple(tokens),
@@ -349,14 +364,3 @@ class TransformersEngine(Engine):
             seconds=seconds,
             peak_bytes=peak,
         )
-
-
-def _until_end(ids: list[int], call: Call, stop: Stop) -> tuple[Sequence[int], str, bool]:
-    """The tokens of an answer and its text, and whether an end marker or a stop text ended it."""
-    ends = call.settings.end_tokens
-    length = next((index for index, token in enumerate(ids) if token in ends), len(ids))
-    if length == len(ids) and call.settings.given.get("stopping_criteria"):
-        while length and ids[length - 1] == call.settings.config.pad_token_id:  # of a row that ended before others
-            length -= 1
-    tokens, text, is_stopped = stop.cut(ids[:length])
-    return tokens, text, length < len(ids) or is_stopped

@@ -1,6 +1,7 @@
 """The adapter of Phi-4-multimodal."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import ceil
 from typing import Any, ClassVar
 
@@ -11,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from fastav.adapter import Prepared, Transcript
+from fastav.adapter import Prepared, PreparedTurn, Transcript
 from fastav.errors import MediaError
 from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
@@ -102,11 +103,12 @@ class Phi4MultimodalAdapter(OfficialAdapter):
         requires; MediaError for audio without video, or less than 25 ms of audio.
         """
         prepared = super().prepare(processor, requests)
-        inputs = dict(prepared.inputs)
-        lengths = inputs.pop(LENGTHS, None)
-        if lengths is not None and len(lengths) > 1:  # as the processor does: one audio track has no mask
-            inputs["audio_attention_mask"] = torch.arange(int(lengths.max()))[None] < lengths[:, None]
-        return Prepared(inputs=inputs, layouts=prepared.layouts)
+        return replace(prepared, inputs=_with_audio_mask(prepared.inputs))
+
+    def prepare_turn(self, processor: ProcessorMixin, request: Request, earlier: Transcript) -> PreparedTurn:
+        """Decode, sample and tokenize the new messages of a conversation.  Raises: as `prepare`."""
+        turn = super().prepare_turn(processor, request, earlier)
+        return replace(turn, inputs=_with_audio_mask(turn.inputs))
 
     def sample(self, processor: Any, media: Media) -> Sample:
         """Frames of a video as images, with its sound; sound; or an image.
@@ -129,8 +131,8 @@ class Phi4MultimodalAdapter(OfficialAdapter):
 
     def transcript(
         self, processor: Any, request: Request, samples: Sequence[Sample], earlier: Transcript
-    ) -> Transcript:
-        """The conversation, whose contents the template takes as strings.
+    ) -> tuple[Transcript, str]:
+        """The conversation with new messages, and the text that they add.
 
         Raises: MediaError for sound without a picture, and for images beside videos.
         """
@@ -281,6 +283,15 @@ def _image_padding(size: Int[np.ndarray, " 2"], mask: np.ndarray, crop: int) -> 
     is_picture = mask[1 : rows * columns + 1, ::2, ::2].reshape(rows, columns, SIDE, SIDE)
     height, width = is_picture[:, 0, :, 0].sum(), is_picture[0, :, 0].sum()
     return image_padding(rows=rows, columns=columns, height=int(height), width=int(width))
+
+
+def _with_audio_mask(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `forward`, with a mask of the audio if there are several tracks; the processor makes none for one."""
+    inputs = dict(inputs)
+    lengths = inputs.pop(LENGTHS, None)
+    if lengths is not None and len(lengths) > 1:
+        inputs["audio_attention_mask"] = torch.arange(int(lengths.max()))[None] < lengths[:, None]
+    return inputs
 
 
 def _waveform(media: Media) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from transformers import ProcessorMixin
 
-from fastav.adapter import Prepared, VllmInputs
+from fastav.adapter import Prepared, PreparedTurn, Transcript, VllmInputs
 from fastav.errors import FastAVWarning
 from fastav.models._adapters import preset_plans
 from fastav.models.tiny.modeling import FastAVTinyForConditionalGeneration
@@ -39,6 +39,11 @@ class TinyAdapter(VideoLlama2Adapter):
         for request in requests:
             self._warn(processor, request)
         return super().prepare(processor, requests)
+
+    def prepare_turn(self, processor: ProcessorMixin, request: Request, earlier: Transcript) -> PreparedTurn:
+        """Decode, sample and tokenize new messages; warns about words that the model does not know."""
+        self._warn(processor, request)
+        return super().prepare_turn(processor, request, earlier)
 
     def vllm_inputs(self, processor: ProcessorMixin, request: Request) -> VllmInputs:
         """A request as vLLM takes it; warns about words that the model does not know."""

@@ -1,6 +1,6 @@
 """One call of `generate`: its settings, and which loop decodes."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
@@ -100,6 +100,17 @@ def _uses_own_loop(settings: GenerationSettings) -> bool:
     """
     has_code = any(settings.given.get(name) is not None for name in OBJECTS)
     return not has_code and Decoding.unsupported(settings.config) is None
+
+
+def until_end(ids: list[int], call: Call, stop: Stop) -> tuple[Sequence[int], str, bool]:
+    """The tokens of an answer and its text, and whether an end marker or a stop text ended it."""
+    ends = call.settings.end_tokens
+    length = next((index for index, token in enumerate(ids) if token in ends), len(ids))
+    if length == len(ids) and call.settings.given.get("stopping_criteria"):
+        while length and ids[length - 1] == call.settings.config.pad_token_id:  # of a row that ended before others
+            length -= 1
+    tokens, text, is_stopped = stop.cut(ids[:length])
+    return tokens, text, length < len(ids) or is_stopped
 
 
 @contextmanager
