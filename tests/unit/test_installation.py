@@ -102,7 +102,7 @@ try:
 except fastav.FastAVError as error:
     print(type(error).__name__)
 try:
-    from fastav.request import Request
+    from fastav.adapter import ModelAdapter
 except fastav.FastAVError as error:
     print(type(error).__name__)
 """
