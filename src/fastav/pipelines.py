@@ -1,6 +1,6 @@
 """Pipelines: a loaded model and a plan that answer questions about clips."""
 
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from os import PathLike
 from pathlib import Path
@@ -12,20 +12,23 @@ from torch import nn
 from transformers import PreTrainedConfig, ProcessorMixin
 from transformers.utils.hub import cached_file
 
-from fastav.adapter import ModelAdapter, Request, Use, adapter_for, is_list, plan_named, request_of, requests_of
+from fastav.adapter import ModelAdapter, adapter_for, plan_named
 from fastav.batches import outcomes
 from fastav.decoding.settings import check_settings
 from fastav.engine import Answer, Engine
 from fastav.errors import CheckpointError, FastAVError, reason_of
 from fastav.media import Clip
 from fastav.media._pyav import require_pyav
+from fastav.messages import Message
 from fastav.models._checkpoint import HUB_OPTIONS
 from fastav.plan import Plan
 from fastav.registry import ENGINES, MODELS
+from fastav.request import Request, Use, is_list, request_of, requests_of
 from fastav.request_lock import Cancellation
 from fastav.sources import find_source, model_name
 from fastav.streams import Ask, AsyncTextStream, TextStream
 
+Messages = Sequence[Mapping[str, Any] | Message]
 ClipLike = Clip | str | PathLike[str]  # a clip, or where to find it
 
 
@@ -53,10 +56,11 @@ class Pipeline:
     @overload
     def __call__(
         self,
-        clip: ClipLike | Request,
+        clip: ClipLike | Request | Messages,
         question: str | None = ...,
         *,
         use: Use | str = ...,
+        tools: Sequence[Mapping[str, Any]] | None = ...,
         plan: Plan | str | None = ...,
         on_text: Callable[[str], None] | None = ...,
         batch: int = ...,
@@ -66,10 +70,11 @@ class Pipeline:
     @overload
     def __call__(
         self,
-        clip: list[ClipLike] | tuple[ClipLike, ...] | list[Request] | tuple[Request, ...],
+        clip: list[ClipLike] | tuple[ClipLike, ...] | list[Request] | tuple[Request, ...] | list[Messages],
         question: str | list[str] | tuple[str, ...] | None = ...,
         *,
         use: Use | str = ...,
+        tools: Sequence[Mapping[str, Any]] | None = ...,
         plan: Plan | str | None = ...,
         on_text: None = ...,
         batch: int = ...,
@@ -83,6 +88,7 @@ class Pipeline:
         question: list[str] | tuple[str, ...],
         *,
         use: Use | str = ...,
+        tools: Sequence[Mapping[str, Any]] | None = ...,
         plan: Plan | str | None = ...,
         on_text: None = ...,
         batch: int = ...,
@@ -95,18 +101,22 @@ class Pipeline:
         question: Any = None,
         *,
         use: Use | str = Use.AUTO,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         plan: Plan | str | None = None,
         on_text: Callable[[str], None] | None = None,
         batch: int = 8,
         **settings: Any,
     ) -> Answer | list[Answer]:
-        """Answer a question about a clip, or a list of questions.
+        """Answer a question about a clip, a conversation, or a list of these.
 
-        clip, question: for one answer, a clip (a `Clip` or a path) and a question, or a `Request` alone. For a list of
-        answers, a list of requests; or a list of clips, a list of questions, or two lists that are paired. Lists run in
-        batches. `map` yields answers early, and keeps those before an error.
+        clip, question: for one answer, a clip (a `Clip` or a path) and a question; or chat messages in transformers'
+        format, with any number of clips, sounds and images, as far as the model takes them (docs/messages.md); or a
+        `Request`. For a list of answers, a list of requests or of conversations; or a list of clips, a list of
+        questions, or two lists that are paired. Lists run in batches. `map` yields answers early, and keeps those
+        before an error.
         use: the tracks to show; `auto` is all that the clip has. A `Request` has its own. plan: replaces the pipeline's
         plan for this call.
+        tools: descriptions of tools, for messages to a model whose chat template takes them.
         on_text: called with each new piece of the answer; for one request only.
         batch: how many requests of a list run together.
         settings: keyword arguments of transformers' `generate`: `max_new_tokens` (128 if neither you nor the model set
@@ -122,9 +132,9 @@ class Pipeline:
                 raise FastAVError(
                     "on_text works for one answer, and this is a list", "call the pipeline once per question"
                 )
-            requests = requests_of(clip, question, Use(use))
+            requests = requests_of(clip, question, Use(use), tools)
             return _in_order(self.map(requests, batch=batch, plan=plan, **settings), len(requests))
-        request = request_of(clip, question, Use(use))
+        request = request_of(clip, question, Use(use), tools)
         return self.engine.generate([request], self._plan(plan), on_text=on_text, **settings)[0]
 
     def map(
@@ -152,10 +162,11 @@ class Pipeline:
 
     def stream(
         self,
-        clip: ClipLike | Request,
+        clip: ClipLike | Request | Messages,
         question: str | None = None,
         *,
         use: Use | str = Use.AUTO,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         plan: Plan | str | None = None,
         **settings: Any,
     ) -> TextStream:
@@ -165,14 +176,15 @@ class Pipeline:
         the loop the stream's `answer` is the `Answer`. Arguments: as for a call; the clip is opened in the thread.
         Raises, at once: PlanError. In the loop: as a call.
         """
-        return TextStream(self._asker(clip, question, use, plan, settings))
+        return TextStream(self._asker(clip, question, use, tools, plan, settings))
 
     def astream(
         self,
-        clip: ClipLike | Request,
+        clip: ClipLike | Request | Messages,
         question: str | None = None,
         *,
         use: Use | str = Use.AUTO,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         plan: Plan | str | None = None,
         **settings: Any,
     ) -> AsyncTextStream:
@@ -180,16 +192,18 @@ class Pipeline:
 
         The event loop goes on meanwhile. Cancelling the task stops the answer within one token.
         """
-        return AsyncTextStream(self._asker(clip, question, use, plan, settings))
+        return AsyncTextStream(self._asker(clip, question, use, tools, plan, settings))
 
-    def _asker(self, clip: Any, question: Any, use: Use | str, plan: Any, settings: Mapping[str, Any]) -> Ask:
+    def _asker(
+        self, clip: Any, question: Any, use: Use | str, tools: Any, plan: Any, settings: Mapping[str, Any]
+    ) -> Ask:
         """A function that answers one request for a stream."""
         if is_list(clip) or is_list(question):
             raise FastAVError("a stream is one answer, and this is a list", "make one stream per question")
         settings, resolved, use = check_settings(settings), self._plan(plan), Use(use)
 
         def ask(on_text: Callable[[str], None], cancellation: Cancellation) -> Answer:
-            request = request_of(clip, question, use)
+            request = request_of(clip, question, use, tools)
             options = {"on_text": on_text, "cancellation": cancellation, **settings}
             return self.engine.generate([request], resolved, **options)[0]
 

@@ -11,12 +11,13 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
 import fastav
-from fastav.adapter import Request, adapter_for
+from fastav.adapter import adapter_for
 from fastav.engines.transformers import Decoding, TransformersEngine, prune
 from fastav.engines.transformers.generation import call, loop
 from fastav.errors import FastAVError, PlanError, UnknownName, UnsupportedPlan
 from fastav.media import Clip
 from fastav.pipelines import Pipeline
+from fastav.request import Request
 
 CLIPS = Path(fastav.__file__).parent / "assets" / "clips"
 CLIP, QUESTION = Clip.open(CLIPS / "knock.mp4"), "describe the clip."
@@ -214,7 +215,7 @@ def test_a_model_without_a_length_has_ours(pipe, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"temprature": 0.7}, UnknownName, "no setting of generate is called 'temprature' .did you mean temperature"),
+        ({"temprature": 0.7}, UnknownName, "no setting of generate is called 'temprature' .did you mean 'temperature'"),
         ({"max_tokens": 5}, UnknownName, "did you mean .*max_new_tokens"),
         ({"stop": ["a"]}, UnknownName, "did you mean .*stop_strings"),
         ({"temperature": 0}, PlanError, "temperature must be more than 0, got 0 .do_sample=False decodes greedily"),

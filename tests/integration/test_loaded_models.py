@@ -14,13 +14,14 @@ from torch import nn
 from transformers import GenerationConfig
 
 import fastav
-from fastav.adapter import Request, adapter_for
+from fastav.adapter import adapter_for
 from fastav.engines.transformers import loaded, prune
 from fastav.engines.transformers.wrapped import is_quantized
 from fastav.errors import CheckpointError, FastAVError, UnknownName, UnsupportedModel, UnsupportedPlan
 from fastav.media import Clip
 from fastav.models.tiny import TinyAdapter
 from fastav.pipelines import Pipeline, resolve
+from fastav.request import Request
 from integration.test_no_trace import state_of
 
 # PEFT asks for an attribute that transformers 5.24 has renamed
@@ -196,7 +197,7 @@ def test_what_a_pipeline_cannot_take_is_one_error(tmp_path):
         fastav.pipeline(nn.DataParallel(model), processor=processor)
     with pytest.raises(UnsupportedModel, match="cannot run a loaded model"):
         fastav.pipeline(model, processor=processor, engine="vllm")
-    with pytest.raises(UnknownName, match="did you mean fastav"):
+    with pytest.raises(UnknownName, match="did you mean 'fastav'"):
         fastav.pipeline(model, "fastaw", processor=processor)
     model.config._attn_implementation = "flex_attention"
     with pytest.raises(UnsupportedPlan, match="flex_attention"):

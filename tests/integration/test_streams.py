@@ -14,12 +14,12 @@ import pytest
 import torch
 
 import fastav
-from fastav.adapter import Request
 from fastav.decoding.stopping import Stop
 from fastav.decoding.streaming import WINDOW, Stream
 from fastav.engines.transformers.generation.sampler import TokenSampler
 from fastav.errors import FastAVError, UnknownName, UnreadableMedia
 from fastav.media import Clip
+from fastav.request import Request
 from fastav.request_lock import Cancellation, Cancelled, RequestLock
 from fastav.streams import THREAD, AsyncTextStream, TextStream
 from integration.test_no_trace import state_of
