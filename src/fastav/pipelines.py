@@ -163,10 +163,11 @@ class Pipeline:
 
     def stream(
         self,
-        clip: ClipLike | Request,
+        clip: ClipLike | Request | Messages,
         question: str | None = None,
         *,
         use: Use | str = Use.AUTO,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         plan: Plan | str | None = None,
         **settings: Any,
     ) -> TextStream:
@@ -176,14 +177,15 @@ class Pipeline:
         the loop the stream's `answer` is the `Answer`. Arguments: as for a call; the clip is opened in the thread.
         Raises, at once: PlanError. In the loop: as a call.
         """
-        return TextStream(self._asker(clip, question, use, plan, settings))
+        return TextStream(self._asker(clip, question, use, tools, plan, settings))
 
     def astream(
         self,
-        clip: ClipLike | Request,
+        clip: ClipLike | Request | Messages,
         question: str | None = None,
         *,
         use: Use | str = Use.AUTO,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         plan: Plan | str | None = None,
         **settings: Any,
     ) -> AsyncTextStream:
@@ -191,7 +193,7 @@ class Pipeline:
 
         The event loop goes on meanwhile. Cancelling the task stops the answer within one token.
         """
-        return AsyncTextStream(self._asker(clip, question, use, plan, settings))
+        return AsyncTextStream(self._asker(clip, question, use, tools, plan, settings))
 
     def chat(
         self,
@@ -219,7 +221,7 @@ class Pipeline:
         settings, resolved, use = check_settings(settings), self._plan(plan), Use(use)
 
         def ask(on_text: Callable[[str], None], cancellation: Cancellation) -> Answer:
-            request = request_of(clip, question, use)
+            request = request_of(clip, question, use, tools)
             options = {"on_text": on_text, "cancellation": cancellation, **settings}
             return self.engine.generate([request], resolved, **options)[0]
 

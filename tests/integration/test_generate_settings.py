@@ -215,7 +215,7 @@ def test_a_model_without_a_length_has_ours(pipe, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"temprature": 0.7}, UnknownName, "no setting of generate is called 'temprature' .did you mean temperature"),
+        ({"temprature": 0.7}, UnknownName, "no setting of generate is called 'temprature' .did you mean 'temperature'"),
         ({"max_tokens": 5}, UnknownName, "did you mean .*max_new_tokens"),
         ({"stop": ["a"]}, UnknownName, "did you mean .*stop_strings"),
         ({"temperature": 0}, PlanError, "temperature must be more than 0, got 0 .do_sample=False decodes greedily"),

@@ -86,7 +86,7 @@ def check_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     known = [name for name in vars(GenerationConfig()) if not name.startswith("_")] + [*_ARGUMENTS, *_REFUSED]
     for name, value in settings.items():
         if name in _ELSEWHERE:
-            raise UnknownName(f"no setting of generate is called {name!r}", f"did you mean {_ELSEWHERE[name]}?")
+            raise UnknownName(f"no setting of generate is called {name!r}", f"did you mean {_ELSEWHERE[name]!r}?")
         if name not in known:
             raise unknown_name("setting of generate", name, sorted(known))
         if name in _REFUSED and not (name == "num_return_sequences" and value in (None, 1)):
