@@ -214,7 +214,9 @@ class Pipeline:
         chat = Chat(self.engine.conversation(resolved), resolved, system=system, tools=tools)
         return chat if resume is None else chat.resume(resume)
 
-    def _asker(self, clip: Any, question: Any, use: Use | str, plan: Any, settings: Mapping[str, Any]) -> Ask:
+    def _asker(
+        self, clip: Any, question: Any, use: Use | str, tools: Any, plan: Any, settings: Mapping[str, Any]
+    ) -> Ask:
         """A function that answers one request for a stream."""
         if is_list(clip) or is_list(question):
             raise FastAVError("a stream is one answer, and this is a list", "make one stream per question")

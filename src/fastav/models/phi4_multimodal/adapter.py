@@ -286,7 +286,7 @@ def _image_padding(size: Int[np.ndarray, " 2"], mask: np.ndarray, crop: int) -> 
 
 
 def _with_audio_mask(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `forward`, with a mask of the audio if there are several tracks; the processor makes none for one."""
+    """Arguments of `forward`, with a mask of the audio if there are several tracks; one has none in the processor."""
     inputs = dict(inputs)
     lengths = inputs.pop(LENGTHS, None)
     if lengths is not None and len(lengths) > 1:
