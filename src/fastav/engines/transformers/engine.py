@@ -9,6 +9,7 @@ from threading import Lock
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
@@ -23,6 +24,7 @@ from fastav.engines.transformers.generation.loop import Decoding, release_steps
 from fastav.engines.transformers.generation.sampler import generate_settings
 from fastav.engines.transformers.hooks import prune
 from fastav.engines.transformers.prefetch import EncodedBatch, EncoderPrefetcher, on_device
+from fastav.engines.transformers.scoring import forced_logits
 from fastav.engines.transformers.timing import PeakMemory, Phases
 from fastav.engines.transformers.tracing import trace
 from fastav.errors import FastAVError, PlanError
@@ -172,6 +174,16 @@ class TransformersEngine(Engine):
         inputs = on_device(prepared.inputs, self.model)
         with self._answering:
             return trace(self.model, compiled, inputs, prepared.layouts[0], alpha)
+
+    @torch.inference_mode()
+    def forced_logits(
+        self, requests: Sequence[Request], plan: Plan, answers: Sequence[Sequence[int]]
+    ) -> tuple[Float[Tensor, "steps vocabulary"], ...]:
+        """The logits of the next token along given answers, by the same prefill and decoding steps as `generate`."""
+        longest = max(map(len, answers))
+        compiled, batch = self._compiled(plan), self._batch(requests, longest)
+        with self._answering:
+            return forced_logits(self.model, compiled, batch.prepared, answers)
 
     def _compiled(self, plan: Plan) -> CompiledPlan:
         """Compile a plan for the loaded model, once.  Raises: PlanError, UnsupportedModel, UnsupportedPlan."""

@@ -81,8 +81,7 @@ class Decoding:
         """Generate tokens after a prompt; `generate` calls this."""
         _check(generation_config, kwargs)
         with torch.cuda.device(input_ids.device) if input_ids.device.type == "cuda" else nullcontext():
-            stream = HostStream(input_ids, self._streamer, self._stop, do_sample=bool(generation_config.do_sample))
-            sampler = TokenSampler(input_ids, generation_config, logits_processor, stopping_criteria, stream)
+            sampler = self._start(input_ids, generation_config, logits_processor, stopping_criteria)
             inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **kwargs)
             with nullcontext() if "logits_to_keep" in kwargs else last_logits_only(model):
                 output = model(**inputs, return_dict=True)
@@ -92,6 +91,17 @@ class Decoding:
             if not sampler.done:
                 self._decode(model, sampler, token, kwargs)
             return sampler.output()
+
+    def _start(
+        self,
+        input_ids: Int[Tensor, "batch prompt"],
+        config: GenerationConfig,
+        processors: LogitsProcessorList,
+        criteria: StoppingCriteriaList,
+    ) -> TokenSampler:
+        """What chooses the tokens after this prompt."""
+        stream = HostStream(input_ids, self._streamer, self._stop, do_sample=bool(config.do_sample))
+        return TokenSampler(input_ids, config, processors, criteria, stream)
 
     def _decode(self, model: Any, sampler: TokenSampler, token: Tensor, kwargs: dict[str, Any]) -> None:
         model = base_model(model)
