@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from fastav.calibrate import Failure as CalibrationFailure
     from fastav.engine import Answer, Sampling
     from fastav.evaluate import Evaluation
-    from fastav.evaluate.rows import RowFile
     from fastav.flops import DecoderShape
     from fastav.layout import Layout
     from fastav.media import Clip
     from fastav.method import Method
     from fastav.pipelines import Pipeline
     from fastav.plan import Plan, Step
+    from fastav.row_files import RowFile
     from fastav.task import Task
 else:
     Answer = Calibration = CalibrationFailure = Choice = Clip = Command = Context = DecoderShape = Any

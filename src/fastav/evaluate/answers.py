@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
+from fastav import __version__
 from fastav.engine import Answer
 from fastav.errors import FastAVError, reason_of
 from fastav.pipelines import Pipeline, pipeline
 from fastav.plan import Plan
+from fastav.provenance import provenance
 from fastav.task import Sample
 
 
@@ -33,6 +35,21 @@ class Setup:
         """The pipeline with the first plan.  Raises: as `fastav.pipeline`."""
         plan = next(iter(self.plans.values()))
         return pipeline(self.model, plan, device=self.device, dtype=self.dtype)
+
+    def head(self) -> dict[str, Any]:
+        """The setting of a run, for the line that precedes its rows: model, plans, and where it was measured."""
+        environment = provenance(torch.device(self.device))
+        return {
+            "model": self.model,
+            "device": self.device,
+            "dtype": self.dtype,
+            "plans": {
+                name: {"fingerprint": plan.fingerprint, "steps": [step.to_dict() for step in plan.steps]}
+                for name, plan in self.plans.items()
+            },
+            **environment,
+            "versions": {"fastav": __version__, **environment["versions"]},
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,6 @@ from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
 from typing import Any
 
-import torch
-
-from fastav import __version__
 from fastav.device import resolve_device
 from fastav.engine import Answer
 from fastav.errors import FastAVError, PlanError, TaskError
@@ -15,7 +12,6 @@ from fastav.evaluate.answers import Failure, Setup, Work, answers
 from fastav.evaluate.rows import Row
 from fastav.pipelines import resolve
 from fastav.plan import Plan
-from fastav.provenance import provenance
 from fastav.registry import ENGINES, unknown_name
 from fastav.task import Sample, Task
 
@@ -68,22 +64,12 @@ class Evaluation:
 
     def head(self) -> dict[str, Any]:
         """The description of this run that precedes its rows in a file."""
-        plans = {
-            name: {"fingerprint": plan.fingerprint, "steps": [step.to_dict() for step in plan.steps]}
-            for name, plan in self.setup.plans.items()
-        }
-        environment = provenance(torch.device(self.setup.device))
         return {
             "task": self.task.name,
-            "model": self.setup.model,
-            "device": self.setup.device,
-            "dtype": self.setup.dtype,
-            "plans": plans,
+            **self.setup.head(),
             "families": list(dict.fromkeys(sample.family for sample in self.samples)),
             "limit": self.limit,
             "samples": len(self.samples),
-            **environment,
-            "versions": {"fastav": __version__, **environment["versions"]},
         }
 
     def remaining(self, done: Sequence[Row]) -> list[Work]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from fastav.adapter import Prepared
 from fastav.engine import GREEDY
 from fastav.engines.transformers.generation.loop import Decoding
-from fastav.engines.transformers.generation.sampler import generate_settings
+from fastav.engines.transformers.generation.sampler import TokenSource, generate_settings
 from fastav.engines.transformers.hooks import prune
 from fastav.engines.transformers.prefetch import on_device
 from fastav.pruning.compiled import CompiledPlan
@@ -36,23 +36,24 @@ class ForcedDecoding(Decoding):
 
     def __init__(self, compiled: CompiledPlan, answers: Sequence[Sequence[int]]) -> None:
         super().__init__(compiled.adapter)
-        self._answers, self._sampler = answers, None
+        self._answers = answers
+        self._tokens: ForcedTokens | None = None
 
     def logits(self) -> tuple[Float[Tensor, "steps vocabulary"], ...]:
         """Of each row, the logits before each token of its answer and after the last, in host memory."""
-        assert self._sampler is not None
-        steps = self._sampler.logits
+        assert self._tokens is not None
+        steps = self._tokens.logits
         return tuple(
             torch.stack([step[row] for step in steps[: len(answer) + 1]]) for row, answer in enumerate(self._answers)
         )
 
-    def _start(self, input_ids: Int[Tensor, "batch prompt"], *_: Any) -> Any:
-        self._sampler = ForcedTokens(input_ids, self._answers)
-        return self._sampler
+    def _start(self, input_ids: Int[Tensor, "batch prompt"], *_: Any, **__: Any) -> TokenSource:
+        self._tokens = ForcedTokens(input_ids, self._answers)
+        return self._tokens
 
 
-class ForcedTokens:
-    """What a `TokenSampler` is to the loop, for tokens that are known. Shorter answers are padded by token 0."""
+class ForcedTokens(TokenSource):
+    """The tokens of given answers, of which shorter ones are padded by token 0.  logits: those before each token."""
 
     def __init__(self, ids: Int[Tensor, "batch prompt"], answers: Sequence[Sequence[int]]) -> None:
         longest = max(map(len, answers))

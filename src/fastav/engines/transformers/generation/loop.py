@@ -25,7 +25,7 @@ from fastav.engines.transformers.compiled_layers import is_compiled
 from fastav.engines.transformers.generation import cuda_graphs
 from fastav.engines.transformers.generation.buffers import LayerKV
 from fastav.engines.transformers.generation.cuda_graphs import ROOM, DecodeStep, patched_attention
-from fastav.engines.transformers.generation.sampler import HostStream, TokenSampler
+from fastav.engines.transformers.generation.sampler import HostStream, TokenSampler, TokenSource
 from fastav.engines.transformers.wrapped import base_model
 from fastav.errors import UnsupportedPlan
 from fastav.pruning import decoder_layers
@@ -98,12 +98,12 @@ class Decoding:
         config: GenerationConfig,
         processors: LogitsProcessorList,
         criteria: StoppingCriteriaList,
-    ) -> TokenSampler:
-        """What chooses the tokens after this prompt."""
+    ) -> TokenSource:
+        """What gives the tokens after this prompt."""
         stream = HostStream(input_ids, self._streamer, self._stop, do_sample=bool(config.do_sample))
         return TokenSampler(input_ids, config, processors, criteria, stream)
 
-    def _decode(self, model: Any, sampler: TokenSampler, token: Tensor, kwargs: dict[str, Any]) -> None:
+    def _decode(self, model: Any, sampler: TokenSource, token: Tensor, kwargs: dict[str, Any]) -> None:
         model = base_model(model)
         names = {*(model.config.architectures or ()), type(model).__name__}
         adapter = self._adapter or adapter_for(names, model.config.to_dict())

@@ -1,5 +1,6 @@
 """Sampling of the next token, detection of an answer's end, and copies of tokens to the host."""
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -34,7 +35,31 @@ def generate_settings(sampling: Sampling) -> dict[str, Any]:
     return settings
 
 
-class TokenSampler:
+class TokenSource(ABC):
+    """Where the decoding loop gets the next token of every row from.  ids: the prompts and the tokens so far."""
+
+    ids: Int[Tensor, "batch tokens"]
+
+    @abstractmethod
+    def take(self, logits: Float[Tensor, "batch vocabulary"]) -> Int[Tensor, " batch"]:
+        """The next token of every row, after these logits."""
+
+    @property
+    @abstractmethod
+    def n_left(self) -> int:
+        """The largest number of tokens that can still be taken."""
+
+    @property
+    @abstractmethod
+    def done(self) -> bool:
+        """Whether no further token is needed."""
+
+    @abstractmethod
+    def output(self) -> Tensor | GenerateDecoderOnlyOutput:
+        """What `generate` returns."""
+
+
+class TokenSampler(TokenSource):
     """Chooses the next token of every row, and when to stop, exactly as `GenerationMixin._sample` does."""
 
     def __init__(
