@@ -32,6 +32,10 @@ def evaluate(
     jobs: _options.Jobs = 1,
     out: _options.Rows = None,
     keep_going: _options.KeepGoing = False,
+    kl: Annotated[
+        bool,
+        typer.Option("--kl", help="Measure the KL divergence from the unpruned model too, at about twice the time."),
+    ] = False,
     device: _options.Device = None,
     dtype: _options.Dtype = None,
     as_json: _options.Json = False,
@@ -52,6 +56,7 @@ def evaluate(
             limit=limit,
             device=device,
             dtype=dtype,
+            kl=kl,
         )
     report = run_evaluation(evaluation, jobs=jobs, keep_going=keep_going, out=out)
     if as_json:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 NO_VALUE = "-"
+AGREEMENT = ("plan", "same answer", "ROUGE-L", "KL")  # headings of `agreement`
 
 
 def score(group: Mapping[str, Any]) -> str:
@@ -61,6 +62,15 @@ def kl(divergence: Mapping[str, Any] | None) -> str:
 def nats(value: float | None) -> str:
     """A divergence with three digits."""
     return NO_VALUE if value is None else f"{value:.3g}"
+
+
+def agreement(report: Mapping[str, Any]) -> list[list[str]]:
+    """A row for every plan that is compared with the unpruned answers; KL is empty where it is not measured."""
+    return [
+        [name, points(found["exact"]), points(found["rouge_l"]), kl(found["kl"])]
+        for name, plan in report["plans"].items()
+        if (found := plan["all"]["agreement"]) is not None
+    ]
 
 
 def metric(value: float | int | None) -> str:

@@ -1,9 +1,10 @@
 """Statistics of scores and their uncertainty.  Pure functions; docs/eval.md defines them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -75,6 +76,27 @@ def bootstrap_interval(values: Scores) -> tuple[float, float] | None:
     ]
     low, high = np.quantile(np.concatenate(means), (0.025, 0.975))
     return min(float(low), m), max(float(high), m)
+
+
+def share(values: Scores) -> dict[str, Any] | None:
+    """`mean` and `interval` of values in [0, 1]; None without values."""
+    return {"mean": mean(values), "interval": list(interval(values))} if values else None
+
+
+def divergence(values: Sequence[Mapping[str, float | int]]) -> dict[str, Any] | None:
+    """`mean` and bootstrap `interval` of mean divergences, and the largest `max`; None without values.
+
+    values: of each question, the `mean` over tokens and the `max`.
+    """
+    if not values:
+        return None
+    means = [value["mean"] for value in values]
+    bounds = bootstrap_interval(means)
+    return {
+        "mean": mean(means),
+        "interval": None if bounds is None else list(bounds),
+        "max": max(value["max"] for value in values),
+    }
 
 
 def difference(scores: Scores, reference: Scores) -> Difference:

@@ -7,7 +7,7 @@ import numpy as np
 
 from fastav.evaluate import statistics
 from fastav.formatting import plural
-from fastav.verify.rows import Compared, Measured, Results, Row
+from fastav.verify.rows import Measured, Results, Row
 
 
 def report(results: Results) -> dict[str, Any]:
@@ -72,33 +72,15 @@ def _plan(rows: Sequence[Row], name: str) -> dict[str, Any]:
     return {
         "n": len(pairs),
         "errors": len(all_pairs) - len(pairs),
-        "exact": _share([float(one.exact) for one in compared]),
-        "first_token": _share([float(one.first_token) for one in compared]),
-        "rouge_l": _share([one.rouge_l for one in compared]),
-        "kl": _divergence(compared),
+        "exact": statistics.share([float(one.exact) for one in compared]),
+        "first_token": statistics.share([float(one.first_token) for one in compared]),
+        "rouge_l": statistics.share([one.rouge_l for one in compared]),
+        "kl": statistics.divergence([one.kl for one in compared]),
         **_costs(answers),
         "time_ratio": {
             "prefill": _median([a.seconds["prefill"] / u.seconds["prefill"] for u, _, a in pairs]),
             "whole": _median([a.whole / u.whole for u, _, a in pairs]),
         },
-    }
-
-
-def _share(values: Sequence[float | int]) -> dict[str, Any] | None:
-    """The mean of values in [0, 1] with Wilson's interval."""
-    return {"mean": statistics.mean(values), "interval": list(statistics.interval(values))} if values else None
-
-
-def _divergence(compared: Sequence[Compared]) -> dict[str, Any] | None:
-    """The mean over questions of the mean divergence, with a bootstrap interval, and the largest of a token."""
-    if not compared:
-        return None
-    means = [one.kl["mean"] for one in compared]
-    interval = statistics.bootstrap_interval(means)
-    return {
-        "mean": statistics.mean(means),
-        "interval": None if interval is None else list(interval),
-        "max": max(one.kl["max"] for one in compared),
     }
 
 
