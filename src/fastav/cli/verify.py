@@ -158,12 +158,17 @@ def _print_verdict(report: Mapping[str, Any]) -> None:
             for reason in plan["unmet"]:
                 print_note(f"{name} does not meet the thresholds: {reason}")
         return
-    for name, reason in {**report["skipped"], **choice["rejected"]}.items():
-        print_note(f"not {name}: {reason}")
+    for name, reason in report["skipped"].items():
+        print_note(f"skipped {name}: {reason}")
+    for name, reason in choice["rejected"].items():
+        if name not in choice["met"]:
+            print_note(f"not {name}: {reason}")
     if choice["plan"] is None:
         print_note(f"no plan meets the thresholds on {number(report['answered'])} questions")
     else:
-        print_note(f"chosen: {choice['plan']} ({choice['criterion']})")
+        others = [name for name in choice["met"] if name != choice["plan"]]
+        more = f"; {', '.join(others)} meet{'s' * (len(others) == 1)} them too" if others else ""
+        print_note(f"chosen: {choice['plan']}, {choice['criterion']}{more}")
 
 
 def _is_failure(report: Mapping[str, Any]) -> bool:

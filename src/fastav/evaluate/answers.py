@@ -110,7 +110,7 @@ def _answer_sample(
             (answer,) = pipe.engine.generate([request], plan, max_new_tokens=sample.max_new_tokens)
             outcome = Answered(answer)
             if setup.kl and name == setup.reference:
-                unpruned = answer, *pipe.engine.forced_logits([request], plan, [answer.token_ids])
+                unpruned = answer, pipe.engine.forced_logits([request], plan, [answer.token_ids])[0]
             elif setup.kl and unpruned is not None:
                 base, logits = unpruned
                 (pruned,) = pipe.engine.forced_logits([request], plan, [base.token_ids])

@@ -60,7 +60,8 @@ class Thresholds:
     def choose(self, report: Mapping[str, Any]) -> dict[str, Any]:
         """The cheapest plan that meets the thresholds with caution, and why each other plan was not chosen.
 
-        The result has `criterion`, `plan` (None if no plan meets the thresholds) and `rejected`, reasons by plan.
+        The result has `criterion`, `plan` (None if no plan meets the thresholds), `met` (the plans that do) and
+        `rejected` (reasons by plan).
         Raises: FastAVError without a threshold.
         """
         if not self:
@@ -77,7 +78,7 @@ class Thresholds:
             for name, unmet in reasons.items()
             if name != cheapest
         }
-        return {"criterion": CRITERION, "plan": cheapest, "rejected": rejected}
+        return {"criterion": CRITERION, "plan": cheapest, "met": meeting, "rejected": rejected}
 
 
 def _of(cautious: bool, words: str) -> str:

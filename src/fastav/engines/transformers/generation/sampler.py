@@ -36,9 +36,12 @@ def generate_settings(sampling: Sampling) -> dict[str, Any]:
 
 
 class TokenSource(ABC):
-    """Where the decoding loop gets the next token of every row from.  ids: the prompts and the tokens so far."""
+    """Where the decoding loop gets the next token of every row from.
 
-    ids: Int[Tensor, "batch tokens"]
+    ids: the prompts and the tokens so far, [batch, tokens].
+    """
+
+    ids: Any
 
     @abstractmethod
     def take(self, logits: Float[Tensor, "batch vocabulary"]) -> Int[Tensor, " batch"]:
@@ -80,15 +83,15 @@ class TokenSampler(TokenSource):
 
     def take(self, logits: Float[Tensor, "batch vocabulary"]) -> Int[Tensor, " batch"]:
         """Choose the next token of every row."""
-        logits = logits.to(copy=True, dtype=torch.float32, device=self.ids.device)
-        scores = self._processors(self.ids, logits)
+        raw: Any = logits.to(copy=True, dtype=torch.float32, device=self.ids.device)
+        scores = self._processors(self.ids, raw)
         token = torch.multinomial(scores.softmax(-1), 1)[:, 0] if self._config.do_sample else scores.argmax(-1)
         if self._has_end_token:
             pad: Any = self._config._pad_token_tensor  # pyright: ignore[reportAttributeAccessIssue]
             token = torch.where(self._unfinished.bool(), token, pad)
         self.ids = torch.cat([self.ids, token[:, None]], dim=1)
         if self._config.return_dict_in_generate and self._config.output_logits:
-            self._logits.append(logits)
+            self._logits.append(raw)
         if self._config.return_dict_in_generate and self._config.output_scores:
             self._scores.append(scores)
         self._unfinished = self._unfinished & ~self._criteria(self.ids, tuple(self._scores) or None)
