@@ -35,6 +35,7 @@ def write_rows(rows: Iterator[Any], file: RowFile, *, title: str, remaining: int
                 file.append(row)
                 step()
     except KeyboardInterrupt:
-        after = f"are in {out}; run the same command again to continue" if out else "are lost; --out FILE stores them"
-        print_note(f"\n{plural(len(file.rows), noun)} {after}")
+        are = "is" if len(file.rows) == 1 else "are"
+        after = f"in {out}; run the same command again to continue" if out else "lost; --out FILE stores them"
+        print_note(f"\n{plural(len(file.rows), noun)} {are} {after}")
         raise

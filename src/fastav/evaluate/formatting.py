@@ -52,11 +52,11 @@ def points(share: Mapping[str, Any] | None) -> str:
 
 
 def kl(divergence: Mapping[str, Any] | None) -> str:
-    """A mean divergence with its 95 % interval: `0.0123 [0.0101, 0.015]`."""
+    """A mean divergence with its 95 % interval: `0.0123 [0.01, 0.015]`."""
     if divergence is None:
         return NO_VALUE
     interval = divergence["interval"]
-    return nats(divergence["mean"]) + (f" [{nats(interval[0])}, {nats(interval[1])}]" if interval else "")
+    return nats(divergence["mean"]) + (f" [{interval[0]:.2g}, {interval[1]:.2g}]" if interval else "")
 
 
 def nats(value: float | None) -> str:

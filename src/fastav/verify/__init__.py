@@ -1,6 +1,6 @@
 """Verification of plans on your own questions, without labels: what changes against the unpruned model.
 
-    verification = Verification.of("qwen2_5-omni", Path("questions.jsonl"), {"fastav": plan})
+    verification = Verification.of("qwen2-5-omni", Path("questions.jsonl"), {"fastav": plan})
     with open_rows(Path("rows.jsonl"), verification.head()) as file:
         for row in verification.rows(file.rows):
             file.append(row)
