@@ -139,6 +139,12 @@ def test_answers_that_are_too_long_are_refused():
         engine.forced_logits(requests[:1], plan, [[3] * most])
 
 
+def test_every_request_has_its_answer():
+    engine, plan, requests = engine_of("tiny")
+    with pytest.raises(FastAVError, match="1 answer for 2 requests"):
+        engine.forced_logits(requests, plan, [[3]])
+
+
 def test_an_engine_without_logits_says_so():
     from fastav.engine import Engine
 

@@ -68,8 +68,8 @@ def verify(
 ) -> None:
     """Measure what plans lose on your own questions, without labels.
 
-    Each question is answered unpruned and under every plan, with greedy decoding. Compared are the answers, and the
-    next-token distributions along the unpruned answer (KL divergence).
+    Each question is answered unpruned and under every plan, with greedy decoding. The command compares the answers, and
+    the distributions of the next token along the unpruned answer (KL divergence).
 
     --out FILE stores every question. Run the same command again to continue. docs/verify.md defines the measures.
 

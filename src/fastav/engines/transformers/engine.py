@@ -29,6 +29,7 @@ from fastav.engines.transformers.timing import PeakMemory, Phases
 from fastav.engines.transformers.tracing import trace
 from fastav.errors import FastAVError, PlanError
 from fastav.flops import kv_bytes, prefill_flops
+from fastav.formatting import plural
 from fastav.installation import require_packages
 from fastav.method import Signal
 from fastav.plan import Plan
@@ -180,6 +181,10 @@ class TransformersEngine(Engine):
         self, requests: Sequence[Request], plan: Plan, answers: Sequence[Sequence[int]]
     ) -> tuple[Float[Tensor, "steps vocabulary"], ...]:
         """The logits of the next token along given answers, by the same prefill and decoding steps as `generate`."""
+        if len(answers) != len(requests):
+            raise FastAVError(
+                f"{plural(len(answers), 'answer')} for {plural(len(requests), 'request')}", "give one each"
+            )
         longest = max(map(len, answers))
         compiled, batch = self._compiled(plan), self._batch(requests, longest)
         with self._answering:
