@@ -70,12 +70,12 @@ class View:
     """The remaining tokens before one layer, as a method reads them.
 
     layer: the layer about to run. slots: the column in the padded prompt of each remaining token; the left end of rows
-    with fewer tokens points to the last column, and scores there are ignored.
+    with fewer tokens points to the last column, and scores there are ignored. method: the name of the method.
 
     Reading a signal that is not in `needs` raises UndeclaredSignal, whether or not the engine has computed it.
     """
 
-    __slots__ = ("_layout", "_needs", "_signals", "layer", "slots")
+    __slots__ = ("_layout", "_method", "_needs", "_signals", "layer", "slots")
 
     def __init__(
         self,
@@ -84,10 +84,11 @@ class View:
         layout: BatchLayout,
         slots: Int[Tensor, "batch tokens"],
         signals: Mapping[Signal, Float[Tensor, "batch *axes"]],
+        method: str,
         needs: frozenset[Signal],
     ) -> None:
         self.layer, self.slots = layer, slots
-        self._layout, self._signals, self._needs = layout, signals, needs
+        self._layout, self._signals, self._method, self._needs = layout, signals, method, needs
 
     def __getitem__(self, signal: Signal | str) -> Float[Tensor, "batch tokens"]:
         """The scores of a signal.  Raises: UndeclaredSignal; PlanError for a signal that a property returns."""
@@ -157,7 +158,7 @@ class View:
     def _require(self, signal: Signal) -> None:
         if signal not in self._needs:
             raise UndeclaredSignal(
-                f"a method read the signal {signal.value!r}, which its `needs` does not name",
+                f"method {self._method!r} reads the signal {signal.value!r}, which its `needs` does not name",
                 f"declare needs = frozenset({{Signal.{signal.name}, ...}}) in the method's class",
             )
 

@@ -29,7 +29,7 @@ def view_of(rows, layer=4, needs=ALL):
     signals[Signal.HIDDEN_STATES] = (position[..., None] * torch.arange(1, 9) * 0.21).sin()
     signals[Signal.KEYS] = (position[:, None, :, None] * torch.arange(1, 5) * 0.13).cos().expand(-1, 2, -1, -1)
     slots = torch.arange(length).expand(len(rows), length)
-    return View(layer=layer, layout=layout, slots=slots, signals=signals, needs=needs)
+    return View(layer=layer, layout=layout, slots=slots, signals=signals, method="position", needs=needs)
 
 
 @pytest.fixture(params=sorted(METHODS))
@@ -65,7 +65,7 @@ def test_a_view_raises_for_what_is_not_declared(signal):
     }.get(signal, (lambda view: view[signal],))
     for read in reads:
         assert read(view_of(ROWS, needs=frozenset({signal}))) is not None
-        with pytest.raises(UndeclaredSignal, match=f"Signal.{signal.name}"):
+        with pytest.raises(UndeclaredSignal, match=f"method 'position' reads .*Signal.{signal.name}"):
             read(view_of(ROWS, needs=ALL - {signal}))
 
 
@@ -73,7 +73,7 @@ def test_layout_only_follows_from_what_is_declared(method):
     assert method.layout_only == (method.needs <= LAYOUT_SIGNALS)
     if method.layout_only:  # whatever the model computes, the scores are the same
         view = view_of(ROWS, needs=method.needs)
-        other = View(layer=4, layout=view._layout, slots=view.slots, signals={}, needs=method.needs)
+        other = View(layer=4, layout=view._layout, slots=view.slots, signals={}, method="position", needs=method.needs)
         assert torch.equal(method.score(view), method.score(other))
 
 
@@ -99,7 +99,12 @@ def nowhere(view):
     empty = {f.name: getattr(view._layout, f.name).to("meta") for f in fields(view._layout)}
     signals = {signal: scores.to("meta") for signal, scores in view._signals.items()}
     return View(
-        layer=view.layer, layout=BatchLayout(**empty), slots=view.slots.to("meta"), signals=signals, needs=view._needs
+        layer=view.layer,
+        layout=BatchLayout(**empty),
+        slots=view.slots.to("meta"),
+        signals=signals,
+        method="position",
+        needs=view._needs,
     )
 
 
@@ -144,6 +149,7 @@ def test_merging_a_row_alone_and_in_a_batch_is_alike_and_keeps_the_dtype(method)
         layout=view._layout,
         slots=view.slots,
         signals=view._signals | {Signal.HIDDEN_STATES: view.hidden.bfloat16()},
+        method="position",
         needs=view._needs,
     )
     assert method.merge(half, chosen, real).dtype == torch.bfloat16

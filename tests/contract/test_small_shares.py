@@ -50,7 +50,7 @@ def kept(plan, layout, score=None):
         signals = {signal: torch.rand(there.shape, generator=make) for signal in Signal}
         signals[Signal.HIDDEN_STATES] = hidden.gather(1, there[..., None].expand(-1, -1, 32))
         signals[Signal.KEYS] = torch.randn(1, 2, there.shape[1], 8, generator=make)
-        view = View(layer=layer, layout=columns, slots=there, signals=signals, needs=frozenset(Signal))
+        view = View(layer=layer, layout=columns, slots=there, signals=signals, method="-", needs=frozenset(Signal))
         limited = list(zip(pools, limits.T, strict=False))
         index, _ = select((score or method_of(step).score)(view), view.modality, limited, width)
         slots = there.gather(1, index)

@@ -50,7 +50,7 @@ def test_flash_attention_that_is_not_installed_is_named_before_weights_load(atte
 def test_unknown_attention_is_corrected():
     with pytest.raises(FastAVError, match=r"no attention is called|not supported while pruning"):
         fastav.pipeline(attention="spda")
-    with pytest.raises(UnknownName, match="did you mean sdpa"):
+    with pytest.raises(UnknownName, match="did you mean 'sdpa'"):
         fastav.pipeline(attention="spda", plan="none")
 
 

@@ -50,7 +50,7 @@ def view_of(layouts, *, seed=0, attention=None, hidden=None, drop=0):
     signals = dict.fromkeys(Signal, scores / scores.sum(1, keepdim=True))
     signals[Signal.HIDDEN_STATES] = torch.randn(*shape, 6, generator=make) if hidden is None else hidden
     signals[Signal.KEYS] = torch.randn(len(layouts), 2, shape[1], 3, generator=make)
-    return View(layer=3, layout=columns, slots=slots, signals=signals, needs=frozenset(Signal))
+    return View(layer=3, layout=columns, slots=slots, signals=signals, method="-", needs=frozenset(Signal))
 
 
 def rows(view):

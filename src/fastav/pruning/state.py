@@ -137,7 +137,7 @@ class PruningState:
             if counts.width == self.slots.shape[1] and not counts.ragged and self.valid is None:
                 continue  # the cut drops nothing
             view = self._view(index, method, hidden)
-            indices, valid = self._select(counts, _scores(method, view))
+            indices, valid = self._select(counts, self._scores(method, view))
             indices = indices if self.broadcast_indices is None else self.broadcast_indices(indices)
             if method.merges:
                 all_valid = torch.ones_like(indices, dtype=torch.bool)
@@ -161,7 +161,7 @@ class PruningState:
         self.move_to(hidden.device)
         index, method = self.compiled.cache_cuts[number]
         view = self._view(index, method, hidden)
-        return self._select(self.counts[len(self.compiled.cuts) + number], _scores(method, view))
+        return self._select(self.counts[len(self.compiled.cuts) + number], self._scores(method, view))
 
     def _select(
         self, counts: CutCounts, scores: Float[Tensor, "batch tokens"]
@@ -203,7 +203,25 @@ class PruningState:
         signals[Signal.HIDDEN_STATES] = self.compiled.adapter.attending_hidden(hidden)
         if self.keys is not None:
             signals[Signal.KEYS] = self.keys
-        return View(layer=index, layout=self.layout, slots=self.slots, signals=signals, needs=method.needs)
+        return View(
+            layer=index,
+            layout=self.layout,
+            slots=self.slots,
+            signals=signals,
+            method=self.compiled.name_of(method),
+            needs=method.needs,
+        )
+
+    def _scores(self, method: Method, view: View) -> Float[Tensor, "batch tokens"]:
+        """A method's scores.  Raises: PlanError if they have another shape than the remaining tokens."""
+        scores = method.score(view)
+        if scores.shape != view.slots.shape:
+            raise PlanError(
+                f"method {self.compiled.name_of(method)!r} returned scores of shape {list(scores.shape)}, the "
+                f"remaining tokens have {list(view.slots.shape)}",
+                "return one score per remaining token",
+            )
+        return scores
 
     def _encoder_signal(self) -> Float[Tensor, "batch columns"]:
         """Encoder attention at the audio tokens of the prompts; 0 at all others."""
@@ -255,15 +273,3 @@ class PruningState:
             self.keys = key
         if Signal.ROLLOUT in signals:
             self.attentions.append(self.layer_attention(index, query, key, mask, scaling))
-
-
-def _scores(method: Method, view: View) -> Float[Tensor, "batch tokens"]:
-    """A method's scores.  Raises: PlanError if they have another shape than the remaining tokens."""
-    scores = method.score(view)
-    if scores.shape != view.slots.shape:
-        raise PlanError(
-            f"{type(method).__name__} returned scores of shape {list(scores.shape)}, the remaining tokens have "
-            f"{list(view.slots.shape)}",
-            "return one score per remaining token",
-        )
-    return scores

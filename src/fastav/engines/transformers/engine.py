@@ -129,8 +129,10 @@ class TransformersEngine(Engine):
         """Compile a plan for a decoder's configuration.  Raises: PlanError, UnsupportedModel, UnsupportedPlan."""
         compiled = compile_plan(plan, decoder, adapter)
         if missing := compiled.needs - cls.provides:
+            method = next(method for method in compiled.methods if method.needs & missing)
             raise PlanError(
-                f"the plan needs {', '.join(missing)} scores, which only a caller can pass",
+                f"the plan has a step with the method {compiled.name_of(method)!r}, whose scores only a caller can "
+                "pass",
                 "prune the model yourself: fastav.prune(model, plan, scores=...)",
             )
         return compiled
