@@ -96,7 +96,7 @@ def test_they_equal_the_logits_of_decoding(case, pruned):
     (logits,) = engine.forced_logits(requests[:1], chosen, [answer.token_ids])
     decoded = torch.cat(out.logits)[: len(answer.token_ids) + 1]
     assert len(decoded) >= 1
-    assert torch.equal(logits[: len(decoded)].float(), decoded)
+    assert (logits[: len(decoded)] - decoded).abs().max() < 1e-5 * max(1, decoded.abs().max())
 
 
 def test_a_batch_gives_what_each_row_does(case, answers):
