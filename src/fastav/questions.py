@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from fastav.errors import FastAVError
 
 if TYPE_CHECKING:
-    from fastav.adapter import Request
     from fastav.media import Clip
+    from fastav.request import Request
 else:
     Clip = Request = Any  # the command line reads this module before it needs torch
 
@@ -30,8 +30,8 @@ class Question:
 
     def request(self) -> Request | FastAVError:
         """The request for this question, or the error that prevents it."""
-        from fastav.adapter import Request, Use
         from fastav.batches import as_failure
+        from fastav.request import Request, Use
 
         try:
             return Request(clip=_open_clip(self.clip), question=self.text, use=Use(self.use))

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 import fastav
-from fastav.adapter import ModelAdapter, Request, adapter_for
+from fastav.adapter import ModelAdapter, adapter_for
 from fastav.engines.transformers import Decoding, TransformersEngine, prune
 from fastav.errors import FastAVError, UnsupportedPlan
 from fastav.evaluate.divergence import kl_divergence
 from fastav.media import Clip
 from fastav.plan import Keep, Plan, Share
 from fastav.presets import NONE
+from fastav.request import Request
 from support.masked import masked_logits, rules_of
 
 STEPS = 5

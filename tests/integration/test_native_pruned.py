@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from fastav.adapter import Request, Use
 from fastav.engines.transformers import TransformersEngine, prune
 from fastav.layout import MEDIA, Modality
 from fastav.media import Clip
+from fastav.request import Request, Use
 from support.native import VIDEO_SALMONN2, VIDEO_SALMONN2_PLUS, VIDEOLLAMA2, Family, each_family
 from support.oracle import drop_lowest, keep_only_first, oracle_logits
 

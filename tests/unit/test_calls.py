@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import fastav
-from fastav.adapter import Request, Use, clip_of
 from fastav.errors import FastAVError, InstallationError, UnknownName, UnreadableMedia
 from fastav.media import Clip
 from fastav.pipelines import Pipeline
+from fastav.request import Request, Use, clip_of
 
 CLIPS = Path(str(files("fastav") / "assets" / "clips"))
 TRIANGLE, KNOCK = CLIPS / "triangle.mp4", CLIPS / "knock.mp4"

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 import fastav
-from fastav.adapter import Request
 from fastav.cli import main
 from fastav.errors import CheckpointError, FastAVError, MissingTrack, PlanError, UnknownName, UnsupportedModel
 from fastav.media import Clip
@@ -16,6 +15,7 @@ from fastav.models.videollama2 import VideoLlama2Processor
 from fastav.pipelines import resolve
 from fastav.plan import Keep, Plan, Share, Step
 from fastav.registry import MODELS
+from fastav.request import Request
 
 BUNDLE = Path(__file__).parents[1] / "reference" / "videollama2"
 

@@ -14,13 +14,14 @@ import pytest
 from harness import positions, record_positions
 
 import fastav
-from fastav.adapter import Request, Use, plan_named
+from fastav.adapter import plan_named
 from fastav.cli import batch as command
 from fastav.cli import main
 from fastav.engine import Sampling
 from fastav.engines.transformers import TransformersEngine
 from fastav.errors import EngineStopped, FastAVError, MediaError, UnsupportedModel, UnsupportedPlan
 from fastav.media import Clip
+from fastav.request import Request, Use
 
 CLIPS = Path(str(files("fastav") / "assets" / "clips"))
 TRIANGLE, KNOCK = CLIPS / "triangle.mp4", CLIPS / "knock.mp4"

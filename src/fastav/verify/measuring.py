@@ -6,7 +6,6 @@ from functools import partial
 from jaxtyping import Float
 from torch import Tensor
 
-from fastav.adapter import Request
 from fastav.batches import attempt
 from fastav.engine import Answer, Engine
 from fastav.errors import FastAVError
@@ -15,6 +14,7 @@ from fastav.evaluate.divergence import Divergence
 from fastav.layout import MEDIA
 from fastav.plan import Plan
 from fastav.presets import NONE
+from fastav.request import Request
 from fastav.verify.rows import Compared, Measured
 
 Outcome = tuple[Measured, dict[str, Compared]]  # the unpruned answer, and each plan's

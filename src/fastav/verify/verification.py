@@ -7,7 +7,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from fastav.adapter import Request
 from fastav.device import resolve_device
 from fastav.errors import FastAVError, PlanError
 from fastav.evaluate.answers import Setup
@@ -15,6 +14,7 @@ from fastav.pipelines import Pipeline, resolve
 from fastav.plan import Plan
 from fastav.questions import Question, read_questions
 from fastav.registry import ENGINES
+from fastav.request import Request
 from fastav.verify.measuring import Outcome, measure, one_line
 from fastav.verify.rows import Row
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from fastav.adapter import ModelAdapter, Prepared, Request, adapter_for
+from fastav.adapter import ModelAdapter, Prepared, adapter_for
 from fastav.decoding.stopping import Stop
 from fastav.decoding.streaming import Stream
 from fastav.device import resolve_device, validate_attention
@@ -35,6 +35,7 @@ from fastav.method import Signal
 from fastav.plan import Plan
 from fastav.pruning.compiled import CompiledPlan, compile_plan
 from fastav.pruning.rollout import ALPHA
+from fastav.request import Request
 from fastav.request_lock import RequestLock
 from fastav.sources import reachable
 from fastav.trace import Trace
