@@ -56,6 +56,9 @@ IN_WHEEL = (
     "fastav/py.typed",
     "fastav/assets/tiny/model.safetensors",
     "fastav/assets/clips/triangle.mp4",
+    "fastav/report/base.html",
+    "fastav/report/drawing.html",
+    "fastav/report/losses.html",
     "fastav/report/page.html",
 )
 TESTS = ("test_docs.py", "test_public.py", "test_compatibility.py", "test_installation.py")  # of the repository's files

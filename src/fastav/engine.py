@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from jaxtyping import Float
+from torch import Tensor
 from transformers import PreTrainedConfig
 
 from fastav.adapter import ModelAdapter
@@ -304,3 +306,15 @@ class Engine(ABC):
         Raises: UnsupportedPlan if this engine does not expose its attention; otherwise as `generate`.
         """
         raise UnsupportedPlan(f"{type(self).__name__} does not expose its attention", "use the engine transformers")
+
+    def forced_logits(
+        self, requests: Sequence[Request], plan: Plan, answers: Sequence[Sequence[int]]
+    ) -> tuple[Float[Tensor, "steps vocabulary"], ...]:
+        """The logits of the next token along given answers to a batch of requests (teacher forcing).
+
+        answers: one list of token ids per request; it may be empty. Row i of a result is what the model, under the
+        plan, computes after the first i tokens of the answer, so an answer of n tokens has n + 1 rows. The results are
+        in host memory, in the type that the model computes logits in, before any penalty.
+        Raises: UnsupportedPlan if this engine does not expose its logits; otherwise as `generate`.
+        """
+        raise UnsupportedPlan(f"{type(self).__name__} does not expose its logits", "use the engine transformers")

@@ -185,6 +185,40 @@ def test_another_evaluation_s_file_is_refused(path, capsys):
     assert path.read_bytes() == before
 
 
+# agreement with the unpruned answers
+
+
+def test_answers_are_compared_with_the_unpruned_ones(path, capsys):
+    report = json.loads(stdout(capsys, *EVAL, "--out", str(path), "--json"))
+    assert report["plans"]["none"]["all"]["agreement"] is None
+    found = report["plans"]["fastav"]["all"]["agreement"]
+    answers = {row.key: row.answer for row in read(path).rows}
+    same = [answers[str(n), "none"] == answers[str(n), "fastav"] for n in range(4)]
+    assert (found["n"], found["exact"]["mean"], found["kl"]) == (4, sum(same) / 4, None)
+
+
+def test_kl_is_added_to_rows_that_lack_it(path, capsys):
+    """A file of version 1, whose rows know of no divergence, goes on."""
+    old = [json.loads(line) for line in path.read_text().splitlines()]
+    old[0]["fastav_eval"] = 1
+    for entry in old[1:]:
+        assert entry.pop("kl") is None
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in old))
+    assert [row.kl for row in read(path).rows] == [None] * 8
+    before = said(path)
+    report = json.loads(stdout(capsys, *EVAL, "--out", str(path), "--kl", "--json"))
+    assert said(path) == before
+    kl = report["plans"]["fastav"]["all"]["agreement"]["kl"]
+    rows = {row.key: row.kl for row in read(path).rows}
+    assert all(rows[str(n), "none"] is None for n in range(4))
+    assert kl["mean"] == pytest.approx(sum(rows[str(n), "fastav"]["mean"] for n in range(4)) / 4)
+    assert 0 < kl["mean"] <= kl["max"] < 1
+
+
+def test_kl_needs_the_unpruned_model(capsys):
+    assert "add none to the plans" in failure(capsys, *EVAL, "--plans", "fastav", "--kl")
+
+
 def test_bad_tasks(capsys, monkeypatch):
     assert "no task is called 'litle'" in failure(capsys, "eval", MODEL, "litle")
     monkeypatch.setattr(LittleTask, "needs_folder", True)

@@ -120,6 +120,25 @@ def test_a_task_s_own_metrics_are_shown():
     assert "| 0.250 | 1,234 |" in markdown(found)
 
 
+def test_answers_are_compared_with_the_unpruned_ones():
+    whole = stored()
+    changed = {"0": {"answer": "Y!", "kl": {"mean": 0.5, "max": 2.0}}, "1": {"answer": "z"}}
+    rows = tuple(
+        replace(row, **({"kl": {"mean": 0.1, "max": 0.2}} | changed.get(row.sample, {}))) if row.plan == "half" else row
+        for row in whole.rows
+    )
+    found = report(replace(whole, rows=rows))
+    half = found["plans"]["half"]["all"]["agreement"]
+    assert half["n"] == 4
+    assert half["exact"]["mean"] == 0.5
+    assert half["rouge_l"]["mean"] == 0.75
+    assert half["kl"]["mean"] == pytest.approx(0.2)
+    assert half["kl"]["max"] == 2
+    assert found["plans"]["none"]["all"]["agreement"] is None
+    assert found["plans"]["<b>|odd"]["all"]["agreement"]["kl"] is None
+    assert "| half | 50.0 [15.0, 85.0] | 75.0 [" in markdown(found)
+
+
 def test_files_of_one_model_and_task_are_one():
     one, other = stored({"none": [1, 0]}), stored({"none": [0], "half": [1, 1]}, commit="def5678")
     (both,) = merge([one, other])

@@ -51,6 +51,19 @@ def test_rows_come_back_as_they_were(path):
     assert stored.rows == (row("1"), row("1", "half"), row("2"), row("2", "half"))
 
 
+def test_a_file_of_version_1_is_read_and_goes_on(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    entries = [json.loads(line) for line in lines]
+    entries[0]["fastav_eval"] = 1
+    for entry in entries[1:]:
+        del entry["kl"]
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+    assert read(path).rows == (row("1"), row("1", "half"), row("2"), row("2", "half"))
+    with open_rows(path, RUN) as file:
+        file.append(row("3", kl={"mean": 0.5, "max": 1.0}))
+    assert read(path).rows[-1].kl == {"mean": 0.5, "max": 1.0}
+
+
 def test_a_line_is_on_disk_at_once(tmp_path):
     path = tmp_path / "rows.jsonl"
     with open_rows(path, RUN) as file:
@@ -139,6 +152,8 @@ def test_any_other_file_is_refused_and_left_alone(tmp_path, content):
         b"{}",
         b"3",
         b'{"fastav_eval": 2}',
+        b'{"fastav_eval": 3, "task": "t", "model": "m", "device": "cpu", "dtype": "d", "plans": {}, "families": []}',
+        json.dumps({**row("1").__class__.__dataclass_fields__.fromkeys(["kl"])}).encode(),
         b'{"fastav_eval": 1}',
         b"\xff",
         json.dumps({**row("1").__class__.__dataclass_fields__.fromkeys(["task"])}).encode(),

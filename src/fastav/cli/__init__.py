@@ -25,6 +25,7 @@ from fastav.cli import (
     report,
     run,
     serve_config,
+    verify,
 )
 from fastav.cli._help import GroupedCommand, GroupedCommands
 from fastav.cli._text import print_error
@@ -55,6 +56,7 @@ COMMANDS = {
         "recipes": recipes.recipes,
     },
     "Compare and measure": {
+        "verify": verify.verify,
         "eval": evaluate.evaluate,
         "ablate": ablate.ablate,
         "leaderboard": leaderboard.leaderboard,

@@ -24,3 +24,11 @@ def write_file(path: Path, content: str | bytes) -> None:
             part.write_bytes(content if isinstance(content, bytes) else content.encode())
     except OSError as error:
         raise FastAVError(f"cannot write {path.resolve()}: {error.strerror}", "nothing was written") from None
+
+
+def require_folder(path: Path, option: str) -> None:
+    """Check, before any work, that a file can be written there.  Raises: FastAVError."""
+    if path.is_dir():
+        raise FastAVError(f"{path} is a folder", f"{option} must be a file")
+    if not path.parent.is_dir():
+        raise FastAVError(f"the folder {path.parent} does not exist", f"create it, or give another {option}")

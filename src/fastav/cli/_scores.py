@@ -13,7 +13,8 @@ from fastav.cli._text import number, printable, stdout
 MAX_COLUMNS = 4  # plans or metrics side by side that fit into 80 columns
 NOTE = (
     "score: of 100 points, with Wilson's 95 % interval; against unpruned: difference on the same samples with its 95 % "
-    "interval; p: exact McNemar test; FLOPs and KV cache: of the unpruned prefill; prefill and decode: median"
+    "interval; p: exact McNemar test; FLOPs and KV cache: of the unpruned prefill; prefill and decode: median; same "
+    "answer, ROUGE-L and KL (nats per token; measured with --kl): against the unpruned answers"
 )
 
 
@@ -60,6 +61,8 @@ def _tables(report: Mapping[str, Any]) -> Iterator[Table]:
             for name, p in plans.items()
         ],
     )
+    if agreement := formatting.agreement(report):
+        yield table(formatting.AGREEMENT, agreement)
     for names in _chunks(formatting.metrics(report)):
         rows = [[name, *(formatting.metric(p["metrics"].get(metric)) for metric in names)] for name, p in plans.items()]
         yield table(["plan", *names], rows)

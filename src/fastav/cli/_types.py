@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from fastav.calibrate import Failure as CalibrationFailure
     from fastav.engine import Answer
     from fastav.evaluate import Evaluation
-    from fastav.evaluate.rows import RowFile
     from fastav.flops import DecoderShape
     from fastav.layout import Layout
     from fastav.media import Clip
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from fastav.pipelines import Pipeline
     from fastav.plan import Plan, Step
     from fastav.request import Request
+    from fastav.row_files import RowFile
     from fastav.task import Task
 else:
     Answer = Calibration = CalibrationFailure = Choice = Clip = Command = Context = DecoderShape = Any

@@ -4,8 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
@@ -15,11 +14,12 @@ from fastav.cli import _options
 from fastav.cli._output import print_json
 from fastav.cli._progress import progress, spinner, suppress_warnings
 from fastav.cli._text import duration, number, print_note
-from fastav.cli._types import Answer, Clip, Request
+from fastav.cli._types import Answer
 from fastav.cli.run import DEFAULT_MODEL, load_pipeline, out_of_memory_as_error
 from fastav.errors import FastAVError
 from fastav.files import atomic_write
 from fastav.formatting import plural
+from fastav.questions import Question, read_questions
 
 EXIT_SOME_FAILED = 1  # the exit code
 
@@ -61,7 +61,7 @@ def batch(
 
     The exit code is 1 if some questions failed.
     """
-    all_questions = _read_questions(questions, use)
+    all_questions = read_questions(questions, use)
     settings = _options.generation_settings(max_new_tokens, temperature, top_p, top_k, repetition_penalty, stop, seed)
     plan_fields = _plan_fields(model, plan)
     answers = _read_answers(out, plan_fields)
@@ -82,7 +82,7 @@ def batch(
         suppress_warnings(),
         _answer_writer(out, answers.values()) as append,
         progress(model, len(remaining)) as step,
-        closing(pipe.map(map(_make_request, remaining), batch=batch_size, **settings)) as outcomes,
+        closing(pipe.map(map(Question.request, remaining), batch=batch_size, **settings)) as outcomes,
     ):
         for index, outcome in outcomes:
             if isinstance(outcome, FastAVError):
@@ -103,84 +103,6 @@ def batch(
     if failures:
         print_note(f"{number(len(failures))} failed; the first is {failures[0]}")
         raise typer.Exit(EXIT_SOME_FAILED)
-
-
-# --- questions
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Question:
-    id: str | int
-    clip: str
-    text: str
-    use: str
-
-
-def _read_questions(path: Path, use: str) -> list[_Question]:
-    """The questions of a file.  Raises: FastAVError."""
-    try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")
-    except OSError as error:
-        raise FastAVError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise FastAVError(f"{path} is not UTF-8 text") from None
-    questions: dict[str | int, _Question] = {}
-    numbers: dict[str | int, int] = {}
-    for line, text in enumerate(lines, 1):
-        if not text.strip():
-            continue
-        try:
-            question = _parse_question(json.loads(text), line, path.parent, use)
-        except ValueError as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-            raise FastAVError(
-                f"line {line} of {path}: {reason}", 'a line is like {"clip": "a.mp4", "question": "What do you hear?"}'
-            ) from None
-        if question.id in questions:
-            raise FastAVError(
-                f"line {line} of {path}: the id {question.id!r} is already used on line {numbers[question.id]}"
-            )
-        questions[question.id], numbers[question.id] = question, line
-    if not questions:
-        raise FastAVError(f"{path} has no questions")
-    return list(questions.values())
-
-
-def _parse_question(entry: Any, line: int, folder: Path, use: str) -> _Question:
-    """Raises: ValueError."""
-    if not isinstance(entry, dict):
-        raise ValueError("it is not an object")
-    for name in ("clip", "question"):
-        if not isinstance(entry.get(name), str):
-            raise ValueError(f"{name} must be a string, got {entry.get(name)!r}")
-        if not entry[name].strip():
-            raise ValueError(f"the {name} is empty")
-    id_, question_use = entry.get("id", line), entry.get("use", use)
-    if type(id_) not in (str, int):
-        raise ValueError(f"id must be a string or an integer, got {id_!r}")
-    if question_use not in ("auto", "both", "video", "audio"):
-        raise ValueError(f"use must be auto, both, video or audio, got {question_use!r}")
-    clip = entry["clip"] if "://" in entry["clip"] else str(folder / entry["clip"])
-    return _Question(id=id_, clip=clip, text=entry["question"], use=question_use)
-
-
-def _make_request(question: _Question) -> Request | FastAVError:
-    """The request for a question, or the error that prevents it."""
-    from fastav.batches import as_failure
-    from fastav.request import Request, Use
-
-    try:
-        return Request(clip=_open_clip(question.clip), question=question.text, use=Use(question.use))
-    except Exception as error:  # one bad file must not stop the other questions
-        return as_failure(error)
-
-
-@lru_cache(maxsize=64)
-def _open_clip(clip: str) -> Clip:
-    """The clip, cached because neighbouring questions often share one."""
-    from fastav.media import Clip
-
-    return Clip.open(clip)
 
 
 # --- answers

@@ -1,21 +1,18 @@
 """`fastav eval`."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
 
 from fastav.cli import _help, _options, _scores
 from fastav.cli._output import print_json
-from fastav.cli._progress import progress, spinner, suppress_warnings
-from fastav.cli._text import print_note
-from fastav.cli._types import Evaluation, Plan, RowFile, Task
+from fastav.cli._progress import spinner, suppress_warnings
+from fastav.cli._rows import rows_path, write_rows
+from fastav.cli._types import Evaluation, Plan, Task
 from fastav.errors import PlanError, TaskError
-from fastav.formatting import plural
 
 
 def evaluate(
@@ -35,6 +32,10 @@ def evaluate(
     jobs: _options.Jobs = 1,
     out: _options.Rows = None,
     keep_going: _options.KeepGoing = False,
+    kl: Annotated[
+        bool,
+        typer.Option("--kl", help="Measure the KL divergence from the unpruned model too, at about twice the time."),
+    ] = False,
     device: _options.Device = None,
     dtype: _options.Dtype = None,
     as_json: _options.Json = False,
@@ -50,11 +51,12 @@ def evaluate(
         evaluation = library.Evaluation.of(
             model,
             load_task(task, folder),
-            _plans(model, split_commas(plans)),
+            plans_by_name(model, split_commas(plans)),
             families=split_commas(families or []),
             limit=limit,
             device=device,
             dtype=dtype,
+            kl=kl,
         )
     report = run_evaluation(evaluation, jobs=jobs, keep_going=keep_going, out=out)
     if as_json:
@@ -67,8 +69,11 @@ def run_evaluation(evaluation: Evaluation, *, jobs: int, keep_going: bool, out: 
     """The report of an evaluation after all missing rows are computed. Without `out`, the rows are not stored."""
     from fastav import evaluate as library
 
-    with _rows_path(out) as path, library.open_rows(path, evaluation.head()) as file:
-        _write_rows(evaluation, file, jobs=jobs, keep_going=keep_going, out=out)
+    with rows_path(out) as path, library.open_rows(path, evaluation.head()) as file:
+        remaining = sum(len(plans) for _, plans in evaluation.remaining(file.rows))
+        rows = evaluation.rows(file.rows, jobs=jobs, keep_going=keep_going)
+        title = f"{evaluation.setup.model}, {evaluation.task.name}"
+        write_rows(rows, file, title=title, remaining=remaining, noun="answer", out=out)
         return library.report(file.results, evaluation.metrics(file.rows))
 
 
@@ -89,33 +94,7 @@ def split_commas(values: Sequence[str]) -> list[str]:
     return [part for value in values for part in map(str.strip, value.split(",")) if part]
 
 
-def _write_rows(evaluation: Evaluation, file: RowFile, *, jobs: int, keep_going: bool, out: Path | None) -> None:
-    """Write the missing rows, with a progress bar on a terminal. After Ctrl-C, print how to continue."""
-    remaining = sum(len(plans) for _, plans in evaluation.remaining(file.rows))
-    if file.rows:
-        print_note(f"{out} has {plural(len(file.rows), 'answer')}; {remaining:,} missing")
-    try:
-        with progress(f"{evaluation.setup.model}, {evaluation.task.name}", remaining) as step, suppress_warnings():
-            for row in evaluation.rows(file.rows, jobs=jobs, keep_going=keep_going):
-                file.append(row)
-                step()
-    except KeyboardInterrupt:
-        after = f"are in {out}; run the same command again to continue" if out else "are lost; --out FILE stores them"
-        print_note(f"\n{plural(len(file.rows), 'answer')} {after}")
-        raise
-
-
-@contextmanager
-def _rows_path(out: Path | None) -> Iterator[Path]:
-    """The path for rows: `out`, or a temporary file."""
-    if out is not None:
-        yield out
-    else:
-        with TemporaryDirectory() as folder:
-            yield Path(folder, "rows.jsonl")
-
-
-def _plans(model: str, names: Sequence[str]) -> dict[str, Plan]:
+def plans_by_name(model: str, names: Sequence[str]) -> dict[str, Plan]:
     """The plans by the names that rows carry: as given, or a file's name without .json. A folder means all its plans.
 
     Raises: PlanError if two plans have one name or a folder has no plans; as `pipelines.plan_named`.

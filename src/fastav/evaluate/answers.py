@@ -11,29 +11,65 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers.utils import logging
 
+from fastav import __version__
 from fastav.decoding.settings import greedy_settings
 from fastav.engine import Answer
 from fastav.errors import FastAVError, reason_of
+from fastav.evaluate.divergence import Divergence
 from fastav.pipelines import Pipeline, pipeline
 from fastav.plan import Plan
+from fastav.provenance import provenance
 from fastav.task import Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """What every process loads, and the plans by the names that rows carry."""
+    """What every process loads, and the plans by the names that rows carry.
+
+    kl: whether the divergence from the unpruned model is measured, which is one of the plans.
+    """
 
     model: str
     device: str
     dtype: str
     plans: Mapping[str, Plan]
+    kl: bool = False
+
+    @property
+    def reference(self) -> str | None:
+        """The name of the plan that prunes nothing, if there is one."""
+        return next((name for name, plan in self.plans.items() if not plan.steps), None)
 
     def load(self) -> Pipeline:
         """The pipeline with the first plan.  Raises: as `fastav.pipeline`."""
         plan = next(iter(self.plans.values()))
         return pipeline(self.model, plan, device=self.device, dtype=self.dtype)
+
+    def head(self) -> dict[str, Any]:
+        """The setting of a run, for the line that precedes its rows: model, plans, and where it was measured."""
+        environment = provenance(torch.device(self.device))
+        return {
+            "model": self.model,
+            "device": self.device,
+            "dtype": self.dtype,
+            "plans": {
+                name: {"fingerprint": plan.fingerprint, "steps": [step.to_dict() for step in plan.steps]}
+                for name, plan in self.plans.items()
+            },
+            **environment,
+            "versions": {"fastav": __version__, **environment["versions"]},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """An answer, and its divergence from the unpruned model if that is measured."""
+
+    answer: Answer
+    kl: Divergence | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +80,7 @@ class Failure:
 
 
 Work = tuple[Sample, tuple[str, ...]]  # a sample, and the names of the plans to answer it under
-Outcome = tuple[Sample, str, Answer | Failure]  # a sample, the name of a plan, and the result
+Outcome = tuple[Sample, str, Answered | Failure]  # a sample, the name of a plan, and the result
 
 
 def answers(setup: Setup, work: Sequence[Work], jobs: int) -> Iterator[Outcome]:
@@ -57,22 +93,30 @@ def answers(setup: Setup, work: Sequence[Work], jobs: int) -> Iterator[Outcome]:
     if jobs == 1 or len(work) == 1:
         pipe = setup.load()
         for sample, plans in work:
-            for plan, outcome in _answer_sample(pipe, setup.plans, sample, plans):
+            for plan, outcome in _answer_sample(pipe, setup, sample, plans):
                 yield sample, plan, outcome
     else:
         yield from _answer_in_processes(setup, work, min(jobs, len(work)))
 
 
 def _answer_sample(
-    pipe: Pipeline, plans: Mapping[str, Plan], sample: Sample, names: Sequence[str]
-) -> Iterator[tuple[str, Answer | Failure]]:
-    """The model's answer under each plan. Any exception is a failure of the sample."""
+    pipe: Pipeline, setup: Setup, sample: Sample, names: Sequence[str]
+) -> Iterator[tuple[str, Answered | Failure]]:
+    """The model's answer under each plan; for divergences the unpruned one is first. Any exception is a failure."""
     request: Any = None
+    unpruned: tuple[Answer, Tensor] | None = None
     for name in names:
         try:
-            request = request or sample.request()
+            request, plan = request or sample.request(), setup.plans[name]
             settings = {**greedy_settings(), "max_new_tokens": sample.max_new_tokens}
-            outcome = pipe.engine.generate([request], plans[name], **settings)[0]
+            (answer,) = pipe.engine.generate([request], plan, **settings)
+            outcome = Answered(answer)
+            if setup.kl and name == setup.reference:
+                unpruned = answer, pipe.engine.forced_logits([request], plan, [answer.token_ids])[0]
+            elif setup.kl and unpruned is not None:
+                base, logits = unpruned
+                (pruned,) = pipe.engine.forced_logits([request], plan, [base.token_ids])
+                outcome = Answered(answer, Divergence.of(base, logits, pruned))
         except Exception as error:  # the caller decides whether to continue
             message = str(error) if isinstance(error, FastAVError) else reason_of(error, with_type=True)
             outcome = Failure(" ".join(message.split()))
@@ -150,7 +194,7 @@ def _serve(connection: Connection, setup: Setup, threads: int) -> None:
         while True:
             connection.send(None)
             sample, names = connection.recv()
-            for outcome in _answer_sample(pipe, setup.plans, sample, names):
+            for outcome in _answer_sample(pipe, setup, sample, names):
                 while pending:
                     connection.send(pending.popleft())
                 connection.send(outcome)

@@ -5,17 +5,12 @@ from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
 from typing import Any
 
-import torch
-
-from fastav import __version__
 from fastav.device import resolve_device
-from fastav.engine import Answer
 from fastav.errors import FastAVError, PlanError, TaskError
-from fastav.evaluate.answers import Failure, Setup, Work, answers
+from fastav.evaluate.answers import Answered, Failure, Setup, Work, answers
 from fastav.evaluate.rows import Row
 from fastav.pipelines import resolve
 from fastav.plan import Plan
-from fastav.provenance import provenance
 from fastav.registry import ENGINES, unknown_name
 from fastav.task import Sample, Task
 
@@ -44,11 +39,13 @@ class Evaluation:
         limit: int | None = None,
         device: str | None = None,
         dtype: str | None = None,
+        kl: bool = False,
     ) -> "Evaluation":
         """Choose the samples, and refuse what cannot be evaluated.
 
         model, device, dtype: as for `fastav.pipeline`. plans: by the name that their rows carry. families: empty for
-        all. limit: the number of samples, taken from the families in turn. Raises: TaskError, UnknownName, PlanError,
+        all. limit: the number of samples, taken from the families in turn. kl: whether to measure the divergence from
+        the unpruned model too, which must be one of the plans. Raises: TaskError, UnknownName, PlanError,
         UnsupportedModel, UnsupportedPlan, CheckpointError, FastAVError.
         """
         if not plans:
@@ -57,9 +54,12 @@ class Evaluation:
         for plan in plans.values():
             ENGINES["transformers"].check(config, plan, adapter=adapter)
         run_device, precision = resolve_device(device, dtype)
+        setup = Setup(model=model, device=str(run_device), dtype=precision, plans=dict(plans), kl=kl)
+        if kl and setup.reference is None:
+            raise PlanError("the KL divergence needs the unpruned model", "add none to the plans")
         all_samples = _by_id(task)
         return cls(
-            setup=Setup(model=model, device=str(run_device), dtype=precision, plans=dict(plans)),
+            setup=setup,
             task=task,
             all_samples=all_samples,
             samples=choose_samples(list(all_samples.values()), families, limit),
@@ -68,32 +68,34 @@ class Evaluation:
 
     def head(self) -> dict[str, Any]:
         """The description of this run that precedes its rows in a file."""
-        plans = {
-            name: {"fingerprint": plan.fingerprint, "steps": [step.to_dict() for step in plan.steps]}
-            for name, plan in self.setup.plans.items()
-        }
-        environment = provenance(torch.device(self.setup.device))
         return {
             "task": self.task.name,
-            "model": self.setup.model,
-            "device": self.setup.device,
-            "dtype": self.setup.dtype,
-            "plans": plans,
+            **self.setup.head(),
             "families": list(dict.fromkeys(sample.family for sample in self.samples)),
             "limit": self.limit,
             "samples": len(self.samples),
-            **environment,
-            "versions": {"fastav": __version__, **environment["versions"]},
         }
 
     def remaining(self, done: Sequence[Row]) -> list[Work]:
-        """The samples that have no answer yet under some plans, with these plans; an error is no answer."""
-        answered = {row.key for row in done if row.error is None}
+        """The samples that have no answer yet under some plans, with these plans; an error is no answer.
+
+        If divergences are measured, an answer without one is missing too, and the unpruned answer comes first.
+        """
+        reference = self.setup.reference if self.setup.kl else None
+        answered = {
+            row.key
+            for row in done
+            if row.error is None and (reference is None or row.plan == reference or row.kl is not None)
+        }
         pending = [
             (sample, tuple(plan for plan in self.setup.plans if (sample.id, plan) not in answered))
             for sample in self.samples
         ]
-        return [(sample, plans) for sample, plans in pending if plans]
+        return [
+            (sample, plans if reference is None else tuple(dict.fromkeys((reference, *plans))))
+            for sample, plans in pending
+            if plans
+        ]
 
     def rows(self, done: Sequence[Row] = (), *, jobs: int = 1, keep_going: bool = False) -> Iterator[Row]:
         """The missing rows, in order of completion.
@@ -125,7 +127,7 @@ class Evaluation:
             }
         return metrics_by_plan
 
-    def _row(self, sample: Sample, plan: str, outcome: Answer | Failure) -> Row:
+    def _row(self, sample: Sample, plan: str, outcome: Answered | Failure) -> Row:
         names: dict[str, Any] = {
             "task": self.task.name,
             "sample": sample.id,
@@ -136,17 +138,18 @@ class Evaluation:
         }
         if isinstance(outcome, Failure):
             return Row(**names, error=outcome.reason)
-        grade = self.task.grade(sample, outcome.text)
+        answer, grade = outcome.answer, self.task.grade(sample, outcome.answer.text)
         return Row(
             **names,
-            answer=outcome.text,
+            answer=answer.text,
             score=grade.score,
             parsed=grade.parsed,
-            prompt_tokens=dict(outcome.prompt_tokens),
-            flops={"full": outcome.flops.full, "pruned": outcome.flops.pruned},
-            kv_bytes={"full": outcome.kv_bytes.full, "pruned": outcome.kv_bytes.pruned},
-            seconds=dict(outcome.seconds),
-            new_tokens=len(outcome.token_ids),
+            prompt_tokens=dict(answer.prompt_tokens),
+            flops={"full": answer.flops.full, "pruned": answer.flops.pruned},
+            kv_bytes={"full": answer.kv_bytes.full, "pruned": answer.kv_bytes.pruned},
+            seconds=dict(answer.seconds),
+            new_tokens=len(answer.token_ids),
+            kl=None if outcome.kl is None else {"mean": outcome.kl.mean, "max": outcome.kl.max},
         )
 
 

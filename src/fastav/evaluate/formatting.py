@@ -4,14 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 NO_VALUE = "-"
+AGREEMENT = ("plan", "same answer", "ROUGE-L", "KL")  # headings of `agreement`
 
 
 def score(group: Mapping[str, Any]) -> str:
     """The score of 100 points with its 95 % interval: `71.2 [68.5, 73.9]`."""
-    if group["score"] is None:
-        return NO_VALUE
-    low, high = group["interval"]
-    return f"{100 * group['score']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    return NO_VALUE if group["score"] is None else points({"mean": group["score"], "interval": group["interval"]})
 
 
 def difference(group: Mapping[str, Any]) -> str:
@@ -35,10 +33,44 @@ def percent(ratio: float | None) -> str:
 
 def seconds(group: Mapping[str, Any], phase: str) -> str:
     """The seconds of a phase: `815 ms` or `1.85 s`."""
-    if phase not in group["seconds"]:
+    return duration(group["seconds"].get(phase))
+
+
+def duration(value: float | None) -> str:
+    """Seconds: `815 ms` or `1.85 s`."""
+    if value is None:
         return NO_VALUE
-    value = group["seconds"][phase]
     return f"{1000 * value:.3g} ms" if value < 0.9995 else f"{value:.3g} s" if value < 100 else f"{value:.0f} s"
+
+
+def points(share: Mapping[str, Any] | None) -> str:
+    """A share of 100 points with its 95 % interval: `71.2 [68.5, 73.9]`."""
+    if share is None:
+        return NO_VALUE
+    low, high = share["interval"]
+    return f"{100 * share['mean']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def kl(divergence: Mapping[str, Any] | None) -> str:
+    """A mean divergence with its 95 % interval: `0.0123 [0.01, 0.015]`."""
+    if divergence is None:
+        return NO_VALUE
+    interval = divergence["interval"]
+    return nats(divergence["mean"]) + (f" [{interval[0]:.2g}, {interval[1]:.2g}]" if interval else "")
+
+
+def nats(value: float | None) -> str:
+    """A divergence with three digits."""
+    return NO_VALUE if value is None else f"{value:.3g}"
+
+
+def agreement(report: Mapping[str, Any]) -> list[list[str]]:
+    """A row for every plan that is compared with the unpruned answers; KL is empty where it is not measured."""
+    return [
+        [name, points(found["exact"]), points(found["rouge_l"]), kl(found["kl"])]
+        for name, plan in report["plans"].items()
+        if (found := plan["all"]["agreement"]) is not None
+    ]
 
 
 def metric(value: float | int | None) -> str:

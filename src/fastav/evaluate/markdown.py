@@ -25,6 +25,8 @@ def markdown(report: Mapping[str, Any]) -> str:
     ]
     rows = [[name, *_cells(plan["all"], task_metrics)] for name, plan in plans.items()]
     parts = [f"**{_escape(formatting.title(report))}**", table(headings, rows)]
+    if agreement := formatting.agreement(report):
+        parts.append(table(formatting.AGREEMENT, agreement))
     families = list(dict.fromkeys(family for plan in plans.values() for family in plan["families"]))
     if len(families) > 1:
         parts.append(
@@ -38,7 +40,8 @@ def markdown(report: Mapping[str, Any]) -> str:
         )
     note = (
         "Score: of 100 points, with Wilson's 95 % interval. Against unpruned: difference in points on the same samples "
-        "with its 95 % interval (Bonett and Price); p: exact McNemar test."
+        "with its 95 % interval (Bonett and Price); p: exact McNemar test. Same answer, ROUGE-L and KL (nats per "
+        "token, bootstrap interval): against the unpruned answers."
     )
     parts.append(f"{note} {_escape(formatting.provenance(report))}.")
     parts += [f"{_escape(line)}." for line in formatting.missing_answers(report)]

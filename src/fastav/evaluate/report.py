@@ -8,6 +8,7 @@ import numpy as np
 
 from fastav.errors import FastAVError
 from fastav.evaluate import statistics
+from fastav.evaluate.agreement import rouge_l
 from fastav.evaluate.rows import Results, Row
 
 Metrics = Mapping[str, Mapping[str, Mapping[str, float | int]]]  # by plan, then family (or `all`), then name
@@ -101,13 +102,28 @@ def _group(rows: Sequence[Row], reference: Sequence[Row] | None, metrics: Mappin
         "new_tokens": float(np.mean([row.new_tokens for row in answered])) if answered else None,
         "metrics": dict(metrics),
         "against_reference": None,
+        "agreement": None,
     }
     if reference is not None:
+        group["agreement"] = _agreement(answered, {row.sample: row.answer for row in reference if row.error is None})
         others = {row.sample: row.score for row in reference if row.error is None}
         if both := [row for row in answered if row.sample in others]:
             paired = statistics.difference([row.score for row in both], [others[row.sample] for row in both])
             group["against_reference"] = asdict(paired)
     return group
+
+
+def _agreement(rows: Sequence[Row], unpruned: Mapping[str, str]) -> dict[str, Any] | None:
+    """The agreement with the unpruned answers by sample; None if no sample has both."""
+    both = [row for row in rows if row.sample in unpruned]
+    if not both:
+        return None
+    return {
+        "n": len(both),
+        "exact": statistics.share([float(row.answer == unpruned[row.sample]) for row in both]),
+        "rouge_l": statistics.share([rouge_l(row.answer, unpruned[row.sample]) for row in both]),
+        "kl": statistics.divergence([row.kl for row in both if row.kl is not None]),
+    }
 
 
 def _mean_ratio(savings: Sequence[Mapping[str, int]]) -> float | None:

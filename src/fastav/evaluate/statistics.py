@@ -1,14 +1,17 @@
 """Statistics of scores and their uncertainty.  Pure functions; docs/eval.md defines them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 Z = NormalDist().inv_cdf(0.975)
+RESAMPLES = 10_000  # of the bootstrap
+BLOCK = 1 << 20  # values that are resampled at a time
 
 Scores = Sequence[float | int]
 
@@ -54,6 +57,46 @@ def interval(scores: Scores) -> tuple[float, float]:
     middle, half = m + Z * Z / (2 * n), Z * sqrt(m * (1 - m) / n + Z * Z / (4 * n * n))
     low, high = ((middle + sign * half) / (1 + Z * Z / n) for sign in (-1, 1))
     return min(max(0.0, low), m), max(min(1.0, high), m)
+
+
+def bootstrap_interval(values: Scores) -> tuple[float, float] | None:
+    """The 95 % percentile bootstrap interval of the mean of values without a bound; None for a single one.
+
+    It is the same in every call. It contains the mean. For few values it is too narrow, and it has no width if all are
+    equal.
+    """
+    sample, generator = np.asarray(values, np.float64), np.random.default_rng(0)
+    n, m = len(sample), mean(values)
+    if n < 2:
+        return None
+    rows = max(1, BLOCK // n)
+    means = [
+        sample[generator.integers(n, size=(min(rows, RESAMPLES - start), n))].mean(1)
+        for start in range(0, RESAMPLES, rows)
+    ]
+    low, high = np.quantile(np.concatenate(means), (0.025, 0.975))
+    return min(float(low), m), max(float(high), m)
+
+
+def share(values: Scores) -> dict[str, Any] | None:
+    """`mean` and `interval` of values in [0, 1]; None without values."""
+    return {"mean": mean(values), "interval": list(interval(values))} if values else None
+
+
+def divergence(values: Sequence[Mapping[str, float | int]]) -> dict[str, Any] | None:
+    """`mean` and bootstrap `interval` of mean divergences, and the largest `max`; None without values.
+
+    values: of each question, the `mean` over tokens and the `max`.
+    """
+    if not values:
+        return None
+    means = [value["mean"] for value in values]
+    bounds = bootstrap_interval(means)
+    return {
+        "mean": mean(means),
+        "interval": None if bounds is None else list(bounds),
+        "max": max(value["max"] for value in values),
+    }
 
 
 def difference(scores: Scores, reference: Scores) -> Difference:

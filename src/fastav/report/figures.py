@@ -33,6 +33,8 @@ FONT = "DejaVu Sans"  # comes with matplotlib; used to measure texts, and wider 
 SIZED = ("font.", "axes.title", "axes.label", "xtick.label", "ytick.label", "legend.font")
 LETTER, MARGIN = 6.4, 70  # mean width of a bold letter, and the width of labels beside a panel, in pixels
 DECADES = 4  # range of a heat map at most
+NO_LOSS = 1e-6  # the smallest divergence that is drawn, in nats
+LONGEST_NAME = 24  # characters of a plan's name
 STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fastav",
@@ -374,6 +376,52 @@ def layers(
         figure.legend(handles=handles, loc="outside upper left", ncols=4, handlelength=1.6, columnspacing=1.4)
 
     return _svg("layers", narrow, 270 if narrow else 320, draw)
+
+
+def losses(plans: Mapping[str, Mapping[str, Any]], max_kl: float | None, *, narrow: bool) -> str:
+    """The divergence and the FLOPs of every plan, cheapest first, with intervals and the threshold.
+
+    plans: as in a report of `fastav.verify`, those with answers.
+    """
+    names = sorted(plans, key=lambda name: plans[name]["flops_ratio"])
+    rows = np.arange(len(names))
+
+    def draw(figure: Any) -> None:
+        panels = figure.subplots(2, 1) if narrow else figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+        for axes in panels:
+            axes.set_yticks(rows, [_truncated(name) for name in names])
+            axes.set_ylim(len(names) - 0.5, -0.5)
+            axes.spines["left"].set_visible(False)
+            axes.grid(axis="x")
+        _divergences(panels[0], [plans[name]["kl"] for name in names], max_kl)
+        panels[1].barh(rows, [plans[name]["flops_ratio"] for name in names], 0.5, color=COLOURS[Modality.VIDEO])
+        panels[1].set_xlim(0, 1)
+        panels[1].xaxis.set_major_formatter(_percent)
+        panels[1].set_title("Prefill FLOPs, share of the unpruned")
+
+    height = 26 * len(names) + 70
+    return _svg("losses", narrow, 2 * height if narrow else height, draw)
+
+
+def _divergences(axes: Any, divergences: Sequence[Mapping[str, Any]], max_kl: float | None) -> None:
+    """Means with intervals, on a logarithmic axis that ends where rounding begins."""
+    for row, divergence in enumerate(divergences):
+        low, high = (max(NO_LOSS, bound) for bound in divergence["interval"] or (divergence["mean"],) * 2)
+        axes.plot([low, high], [row, row], color=COLOURS[Modality.AUDIO], linewidth=2, solid_capstyle="round")
+        axes.plot(max(NO_LOSS, divergence["mean"]), row, "o", color=COLOURS[Modality.AUDIO], markersize=7)
+    if max_kl:
+        axes.axvline(max_kl, color=INK, linewidth=1.4, linestyle=(0, (4, 2.5)))
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.set_xlim(low / 1.5, high * 1.5)
+    axes.xaxis.set_major_locator(LogLocator(numticks=7))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_title("KL divergence, nats per token")
+
+
+def _truncated(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 def _layers(depth: int) -> MaxNLocator | FixedLocator:

@@ -2,9 +2,7 @@
 
 import base64
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from importlib import resources
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -34,20 +32,10 @@ from fastav.report.content import (
 )
 
 try:
-    import jinja2
-
     from fastav.report import figures
+    from fastav.report.rendering import Drawing, both_widths, render
 except ImportError as error:
     raise InstallationError(f"a report needs {error.name}, which is not installed", install_hint("report")) from None
-
-
-@dataclass(frozen=True, slots=True)
-class Drawing:
-    """A figure for wide screens, for narrow ones, and as a text."""
-
-    wide: str
-    narrow: str
-    alt: str
 
 
 def page(folder: str | Path) -> str:
@@ -57,12 +45,7 @@ def page(folder: str | Path) -> str:
     finished calibration, or its files cannot be read; PlanError if its plan cannot be read.
     """
     content = read(Path(folder))
-    template = resources.files("fastav.report").joinpath("page.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"percent": formatting.percent, "second": formatting.second}
-    return environment.from_string(template).render(_context(content))
+    return render("page.html", _context(content))
 
 
 def _context(content: Content) -> dict[str, Any]:
@@ -168,10 +151,6 @@ def _weight_rows(content: Content) -> list[tuple[str, list[float]]]:
 def _drawings(
     content: Content, cuts: dict[Modality, ModalityCut], cut_texts: dict[Modality, str]
 ) -> dict[str, Drawing]:
-    def both_widths(alt: str, draw: Callable[..., str], *arguments: Any, **options: Any) -> Drawing:
-        wide, narrow = (draw(*arguments, **options, narrow=narrow) for narrow in (False, True))
-        return Drawing(wide, narrow, alt)
-
     evidence, start, record = content.evidence, content.start, content.example
     longest = max(map(len, evidence.layouts))
     summary = "; ".join(f"{m.label}: {text}" for m, text in cut_texts.items())

@@ -9,6 +9,7 @@ from threading import Lock
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
@@ -24,10 +25,12 @@ from fastav.engines.transformers.generation.call import Call, checked_call, seed
 from fastav.engines.transformers.generation.loop import release_steps
 from fastav.engines.transformers.hooks import prune
 from fastav.engines.transformers.prefetch import EncodedBatch, EncoderPrefetcher, on_device
+from fastav.engines.transformers.scoring import forced_logits
 from fastav.engines.transformers.timing import PeakMemory, Phases
 from fastav.engines.transformers.tracing import trace
 from fastav.errors import FastAVError, PlanError
 from fastav.flops import kv_bytes, prefill_flops
+from fastav.formatting import plural
 from fastav.installation import require_packages
 from fastav.method import Signal
 from fastav.plan import Plan
@@ -214,6 +217,20 @@ class TransformersEngine(Engine):
         inputs = on_device(prepared.inputs, self.model)
         with self._answering:
             return trace(self.model, compiled, inputs, prepared.layouts[0], alpha)
+
+    @torch.inference_mode()
+    def forced_logits(
+        self, requests: Sequence[Request], plan: Plan, answers: Sequence[Sequence[int]]
+    ) -> tuple[Float[Tensor, "steps vocabulary"], ...]:
+        """The logits of the next token along given answers, by the same prefill and decoding steps as `generate`."""
+        if len(answers) != len(requests):
+            raise FastAVError(
+                f"{plural(len(answers), 'answer')} for {plural(len(requests), 'request')}", "give one each"
+            )
+        compiled, prepared = self._compiled(plan), self._prepared(requests)
+        self.require_room(max(map(len, prepared.layouts)), max(map(len, answers)))
+        with self._answering:
+            return forced_logits(self.model, compiled, prepared, answers)
 
     def _compiled(self, plan: Plan) -> CompiledPlan:
         """Compile a plan for the loaded model, once.  Raises: PlanError, UnsupportedModel, UnsupportedPlan."""

@@ -25,7 +25,7 @@ from fastav.engines.transformers.compiled_layers import is_compiled
 from fastav.engines.transformers.generation import cuda_graphs
 from fastav.engines.transformers.generation.buffers import LayerKV
 from fastav.engines.transformers.generation.cuda_graphs import ROOM, DecodeStep, patched_attention
-from fastav.engines.transformers.generation.sampler import HostStream, TokenSampler
+from fastav.engines.transformers.generation.sampler import HostStream, TokenSampler, TokenSource
 from fastav.engines.transformers.wrapped import base_model, is_quantized
 from fastav.errors import UnsupportedPlan
 from fastav.pruning import decoder_layers
@@ -94,8 +94,7 @@ class Decoding:
         """Generate tokens after a prompt; `generate` calls this."""
         _check(generation_config, kwargs)
         with torch.cuda.device(input_ids.device) if input_ids.device.type == "cuda" else nullcontext():
-            stream = HostStream(input_ids, self._streamer, self._stop, do_sample=bool(generation_config.do_sample))
-            sampler = TokenSampler(input_ids, generation_config, logits_processor, stopping_criteria, stream)
+            sampler = self._start(input_ids, generation_config, logits_processor, stopping_criteria)
             inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **kwargs)
             with nullcontext() if "logits_to_keep" in kwargs else last_logits_only(model):
                 output = model(**inputs, return_dict=True)
@@ -106,7 +105,18 @@ class Decoding:
                 self._decode(model, sampler, token, kwargs)
             return sampler.output()
 
-    def _decode(self, model: Any, sampler: TokenSampler, token: Tensor, kwargs: dict[str, Any]) -> None:
+    def _start(
+        self,
+        input_ids: Int[Tensor, "batch prompt"],
+        config: GenerationConfig,
+        processors: LogitsProcessorList,
+        criteria: StoppingCriteriaList,
+    ) -> TokenSource:
+        """What gives the tokens after this prompt."""
+        stream = HostStream(input_ids, self._streamer, self._stop, do_sample=bool(config.do_sample))
+        return TokenSampler(input_ids, config, processors, criteria, stream)
+
+    def _decode(self, model: Any, sampler: TokenSource, token: Tensor, kwargs: dict[str, Any]) -> None:
         model = base_model(model)
         names = {*(model.config.architectures or ()), type(model).__name__}
         adapter = self._adapter or adapter_for(names, model.config.to_dict())

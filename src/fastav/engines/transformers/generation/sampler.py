@@ -1,5 +1,6 @@
 """Choice of the next token, detection of an answer's end, and copies of tokens to the host."""
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,34 @@ from fastav.decoding.stopping import Stop
 MAX_LAG = 4  # steps that may be queued on a GPU before the host reads an earlier token
 
 
-class TokenSampler:
+class TokenSource(ABC):
+    """Where the decoding loop gets the next token of every row from.
+
+    ids: the prompts and the tokens so far, [batch, tokens].
+    """
+
+    ids: Any
+
+    @abstractmethod
+    def take(self, logits: Float[Tensor, "batch vocabulary"]) -> Int[Tensor, " batch"]:
+        """The next token of every row, after these logits."""
+
+    @property
+    @abstractmethod
+    def n_left(self) -> int:
+        """The largest number of tokens that can still be taken."""
+
+    @property
+    @abstractmethod
+    def done(self) -> bool:
+        """Whether no further token is needed."""
+
+    @abstractmethod
+    def output(self) -> Tensor | GenerateDecoderOnlyOutput:
+        """What `generate` returns."""
+
+
+class TokenSampler(TokenSource):
     """Chooses the next token of every row, and when to stop, exactly as `GenerationMixin._sample` does."""
 
     def __init__(
@@ -36,15 +64,15 @@ class TokenSampler:
 
     def take(self, logits: Float[Tensor, "batch vocabulary"]) -> Int[Tensor, " batch"]:
         """Choose the next token of every row."""
-        logits = logits.to(copy=True, dtype=torch.float32, device=self.ids.device)
-        scores = self._processors(self.ids, logits)
+        raw: Any = logits.to(copy=True, dtype=torch.float32, device=self.ids.device)
+        scores = self._processors(self.ids, raw)
         token = torch.multinomial(scores.softmax(-1), 1)[:, 0] if self._config.do_sample else scores.argmax(-1)
         if self._has_end_token:
             pad: Any = self._config._pad_token_tensor  # pyright: ignore[reportAttributeAccessIssue]
             token = torch.where(self._unfinished.bool(), token, pad)
         self.ids = torch.cat([self.ids, token[:, None]], dim=1)
         if self._config.return_dict_in_generate and self._config.output_logits:
-            self._logits.append(logits)
+            self._logits.append(raw)
         if self._config.return_dict_in_generate and self._config.output_scores:
             self._scores.append(scores)
         self._unfinished = self._unfinished & ~self._criteria(self.ids, tuple(self._scores) or None)
