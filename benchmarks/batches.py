@@ -22,11 +22,11 @@ import torch
 
 import fastav
 from fastav import world
-from fastav.adapter import Request, Use
 from fastav.bench.measure import Quartiles, rotated
 from fastav.media import Clip
 from fastav.pipelines import Pipeline
 from fastav.provenance import provenance
+from fastav.request import Request, Use
 
 BATCHES = (1, 2, 4, 8)
 BASELINE = "one by one"

@@ -27,13 +27,14 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import conftest  # noqa: F401  (makes torchvision importable, for transformers' video processors)
-from fastav.adapter import ModelAdapter, Prepared, Request, Use
+from fastav.adapter import ModelAdapter, Prepared
 from fastav.bench.report import write
 from fastav.bench.table import grid
 from fastav.layout import Layout, Modality
 from fastav.media import AudioTrack, Clip, VideoTrack
 from fastav.provenance import provenance
 from fastav.registry import MODELS
+from fastav.request import Request, Use
 from media_files import tone, write_clip
 from support.released import RELEASED
 

@@ -12,9 +12,10 @@ import av
 import numpy as np
 from jaxtyping import Float32, Int16, UInt8
 
-from fastav.adapter import ModelAdapter, Request, Use
+from fastav.adapter import ModelAdapter
 from fastav.layout import Layout, Modality
 from fastav.media import Clip
+from fastav.request import Request, Use
 
 FPS, RATE, WIDTH, HEIGHT, BLOCK = 2, 16_000, 448, 224, 28  # two frames are 128 tokens of Qwen
 

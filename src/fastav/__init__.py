@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastav.adapter import ModelAdapter, Prepared, Request
+    from fastav.adapter import ModelAdapter, Prepared
     from fastav.decoding.stopping import Stop
     from fastav.engine import Answer, Sampling
     from fastav.engines.transformers import Decoding, Pruning, prune
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fastav.method import Method, Signal, View
     from fastav.pipelines import Pipeline, pipeline
     from fastav.plan import Before, Frames, Keep, Plan, Share, Step, Tokens, Unpadded
+    from fastav.request import Request
 
 __version__ = "0.2.0"
 
@@ -43,7 +44,7 @@ _HOMES = {
     "Plan": "plan",
     "Prepared": "adapter",
     "Pruning": "engines.transformers",
-    "Request": "adapter",
+    "Request": "request",
     "Sampling": "engine",
     "Share": "plan",
     "Signal": "method",

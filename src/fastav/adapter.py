@@ -7,8 +7,6 @@ A family is a folder `models/<name>/` that exports `<Name>Adapter`; fastav finds
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
-from os import PathLike
 from typing import Any, ClassVar
 
 from jaxtyping import Float
@@ -16,139 +14,20 @@ from torch import Tensor, nn
 
 from fastav import token_mixing
 from fastav.compatibility import require_tested
-from fastav.errors import FastAVError, MissingTrack, PlanError, UnsupportedModel
+from fastav.errors import PlanError, UnsupportedModel
 from fastav.flops import DecoderShape
-from fastav.formatting import plural
 from fastav.installation import importable
 from fastav.layout import Layout, Modality
-from fastav.media import Clip
 from fastav.plan import Plan
 from fastav.presets import NONE
 from fastav.recipes import recipe
 from fastav.registry import MODELS, RECIPES, unknown_name
+from fastav.request import Request
 
 require_tested("torch", "transformers")
 
 with importable():  # in most programs the first import of transformers' models, which a broken package makes fail
     from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
-
-
-class Use(StrEnum):
-    """Which tracks of a clip a request passes to the model."""
-
-    AUTO = "auto"
-    BOTH = "both"
-    VIDEO = "video"
-    AUDIO = "audio"
-
-    @classmethod
-    def _missing_(cls, value: object) -> None:
-        raise unknown_name("use of a clip", str(value), cls)
-
-
-@dataclass(frozen=True, slots=True, init=False)
-class Request:
-    """One question about one clip.
-
-    clip: a `Clip`, or anything that `Clip.open` opens, such as a path.
-    use: `auto` uses the tracks that the clip has; the others require theirs.
-    Raises: MediaError for a clip that cannot be opened; FastAVError for a question that is not text.
-    """
-
-    clip: Clip
-    question: str
-    use: Use
-
-    def __init__(
-        self,
-        *,
-        clip: Any,
-        question: str,
-        use: Use | str = Use.AUTO,
-    ) -> None:
-        for name, value in (("clip", clip_of(clip)), ("question", question_of(question)), ("use", Use(use))):
-            object.__setattr__(self, name, value)
-
-    @property
-    def aligned_clip(self) -> Clip:
-        """The clip, with both tracks aligned to its start (`Clip.aligned`) if the request uses both.
-
-        For families that match video and sound by time. Other families take the tracks and their start times as they
-        are.
-        Raises: MissingTrack, UnreadableMedia.
-        """
-        return self.clip.aligned() if all(self.tracks) else self.clip
-
-    @property
-    def tracks(self) -> tuple[bool, bool]:
-        """Whether the request uses the video track, and whether it uses the audio track.
-
-        Raises: MissingTrack if the clip lacks a track that `use` requires.
-        """
-        has_video, has_audio = self.clip.video is not None, self.clip.audio is not None
-        needs_video, needs_audio = self.use in (Use.BOTH, Use.VIDEO), self.use in (Use.BOTH, Use.AUDIO)
-        if needs_video and not has_video:
-            raise MissingTrack(f"{self.clip.name} has no video track", "ask with use='audio' (--use audio)")
-        if needs_audio and not has_audio:
-            raise MissingTrack(f"{self.clip.name} has no audio track", "ask with use='video' (--use video)")
-        return (has_video, has_audio) if self.use is Use.AUTO else (needs_video, needs_audio)
-
-
-def clip_of(clip: Any) -> Clip:
-    """A `Clip` as it is; anything else, such as a path, is opened by `Clip.open`.  Raises: MediaError, FastAVError."""
-    if isinstance(clip, Clip):
-        return clip
-    if not (isinstance(clip, str | PathLike | bytes) or hasattr(clip, "read")):
-        raise FastAVError(
-            f"a clip must be a fastav.Clip or a path, got {type(clip).__name__}",
-            "use fastav.Clip.open or fastav.Clip.from_arrays",
-        )
-    return Clip.open(clip)
-
-
-def question_of(question: Any) -> str:
-    """The question, checked.  Raises: FastAVError if it is not text, or blank."""
-    if not isinstance(question, str):
-        raise FastAVError(f"a question must be a string, got {type(question).__name__}")
-    try:
-        question.encode()
-    except UnicodeEncodeError:
-        raise FastAVError("the question is not text: it contains bytes that are not UTF-8") from None
-    if not question.strip():
-        raise FastAVError("the question is empty", "ask something about the clip")
-    return question
-
-
-def request_of(clip: Any, question: Any, use: Use) -> Request:
-    """A `Request` as it is, or a new one from a clip and a question.  Raises: as `Request`."""
-    if not isinstance(clip, Request):
-        return Request(clip=clip_of(clip), question=question_of(question), use=use)
-    if question is not None:
-        raise FastAVError("a Request has its own question, but you also passed another", "pass one of them")
-    return clip
-
-
-def is_list(value: Any) -> bool:
-    """Whether an argument is a list or tuple of several values."""
-    return isinstance(value, list | tuple)
-
-
-def requests_of(clips: Any, questions: Any, use: Use) -> list[Request]:
-    """Requests from a list of requests, or from clips and questions: lists of equal length, or one value for all.
-
-    A clip that serves all questions is opened once.
-    Raises: FastAVError for lists of different lengths; otherwise as `Request`.
-    """
-    if not is_list(clips):
-        clips = [clips if isinstance(clips, Request) else clip_of(clips)] * len(questions)
-    if not is_list(questions):
-        questions = [questions] * len(clips)
-    if len(clips) != len(questions):
-        raise FastAVError(
-            f"{plural(len(clips), 'clip')} and {plural(len(questions), 'question')} cannot be paired",
-            "pass as many clips as questions, or one clip or one question for all",
-        )
-    return [request_of(clip, question, use) for clip, question in zip(clips, questions, strict=True)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

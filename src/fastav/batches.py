@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from fastav.adapter import Request
 from fastav.engine import Answer, Prepare, Run
 from fastav.errors import EngineStopped, FastAVError, PlanNotApplied, reason_of
+from fastav.request import Request
 
 T = TypeVar("T")
 IndexedRequest = tuple[int, Request]  # the index of a request in the set, and the request
@@ -159,12 +159,11 @@ class _BatchMaker:
         return failed + more_failed, ready + more_ready
 
 
-def length_key(request: Request) -> tuple[bool, bool, float | int, int]:
+def length_key(request: Request) -> tuple[bool, bool, int, float, int]:
     """A sort key for the length of a prompt that needs no decoding, most important part first.
 
-    Its parts are whether video is used, whether audio is used, the seconds of the tracks used, and the characters of
-    the question. Raises: MissingTrack.
+    Its parts are whether video is used, whether audio is used, the number of media, the seconds of the tracks used, and
+    the characters of the messages. Raises: MissingTrack.
     """
     video, audio = request.tracks
-    tracks = (video and request.clip.video, audio and request.clip.audio)
-    return video, audio, max((track.duration for track in tracks if track), default=0), len(request.question)
+    return video, audio, len(request.media), sum(one.seconds for one in request.media), len(request.text)

@@ -8,13 +8,14 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
-from fastav.adapter import ModelAdapter, Request
+from fastav.adapter import ModelAdapter
 from fastav.errors import FastAVError, UnsupportedPlan
 from fastav.formatting import brief_repr, plural
 from fastav.method import Signal
 from fastav.plan import Plan
 from fastav.pruning.compiled import CompiledPlan
 from fastav.pruning.rollout import ALPHA
+from fastav.request import Request
 from fastav.trace import Trace
 
 

@@ -1,4 +1,4 @@
-"""Layouts: the modality of every token of a prompt, its time in the clip, and whether it is padding.
+"""Layouts: the modality of every token of a prompt, the clip it is of, its time there, and whether it is padding.
 
 A layout is host data and needs no weights, so that the number of tokens of every layer is known before anything runs
 on a device.
@@ -39,18 +39,21 @@ class Layout:
     """The tokens of one prompt, in order, without the padding of a batch.
 
     modality: a `Modality` per token.
-    second: start of the token's content in the clip, in seconds; NaN if it has none or is unknown.
-    frame: index of the (first) sampled frame that the token shows or accompanies; -1 for none.
+    item: index of the clip, sound or image of the prompt that the token is of, counted from 0; -1 for text. A clip's
+    video and sound are one item.
+    second: start of the token's content in its clip, in seconds; NaN if it has none or is unknown.
+    frame: index in its clip of the (first) sampled frame that the token shows or accompanies; -1 for none.
     padding: True for a token that is known to encode only padding, such as silence up to 30 s.
     """
 
     modality: Int[np.ndarray, " tokens"]
+    item: Int[np.ndarray, " tokens"]
     second: Float[np.ndarray, " tokens"]
     frame: Int[np.ndarray, " tokens"]
     padding: Bool[np.ndarray, " tokens"]
 
     def __post_init__(self) -> None:
-        for array in (self.modality, self.second, self.frame, self.padding):
+        for array in (self.modality, self.item, self.second, self.frame, self.padding):
             array.setflags(write=False)
 
     @classmethod
@@ -59,13 +62,16 @@ class Layout:
         modality: Modality,
         tokens: int,
         *,
+        item: Int[np.ndarray, " tokens"] | None = None,
         second: Float[np.ndarray, " tokens"] | None = None,
         frame: Int[np.ndarray, " tokens"] | None = None,
         padding: Bool[np.ndarray, " tokens"] | None = None,
     ) -> "Layout":
-        """A run of `tokens` tokens of one modality."""
+        """A run of `tokens` tokens of one modality.  item: by default 0, or -1 for text."""
+        alone = -1 if modality == Modality.TEXT else 0
         return cls(
             modality=np.full(tokens, modality, dtype=np.int8),
+            item=np.full(tokens, alone, np.int32) if item is None else item.astype(np.int32),
             second=np.full(tokens, np.nan, np.float32) if second is None else second.astype(np.float32),
             frame=np.full(tokens, -1, np.int32) if frame is None else frame.astype(np.int32),
             padding=np.zeros(tokens, bool) if padding is None else padding.astype(bool),
@@ -75,24 +81,26 @@ class Layout:
     def join(cls, parts: Iterable["Layout"]) -> "Layout":
         """Concatenate layouts."""
         parts = list(parts)
-        return cls(
-            modality=np.concatenate([p.modality for p in parts]),
-            second=np.concatenate([p.second for p in parts]),
-            frame=np.concatenate([p.frame for p in parts]),
-            padding=np.concatenate([p.padding for p in parts]),
-        )
+        return cls(**{name: np.concatenate([getattr(p, name) for p in parts]) for name in cls.__slots__})
 
     def __len__(self) -> int:
         return len(self.modality)
 
     def __repr__(self) -> str:
         kinds = " + ".join(f"{n:,} {label}" for label, n in self.by_modality().items())
-        parts = [plural(len(np.unique(self.frame[self.frame >= 0])), "frame")] if (self.frame >= 0).any() else []
+        parts = [plural(self.items, "item")] if self.items > 1 else []
+        if n_frames := len(np.unique(np.stack([self.item, self.frame])[:, self.frame >= 0], axis=1).T):
+            parts.append(plural(n_frames, "frame"))
         if (seconds := self.second[~np.isnan(self.second)]).size:
             parts.append(f"{seconds.min():.1f} to {seconds.max():.1f} s")
         if padding := int(self.padding.sum()):
             parts.append(f"{padding:,} padding")
         return f"Layout({', '.join([plural(len(self), 'token'), *filter(None, [kinds]), *parts])})"
+
+    @property
+    def items(self) -> int:
+        """Number of clips, sounds and images in the prompt."""
+        return int(self.item.max(initial=-1)) + 1
 
     def count(self, *modalities: Modality) -> int:
         """Number of tokens of any of these modalities."""

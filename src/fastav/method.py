@@ -9,7 +9,6 @@ from dataclasses import dataclass, fields, is_dataclass
 from enum import StrEnum
 from typing import Any, ClassVar, cast
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -51,18 +50,21 @@ DECODER_SIGNALS = ATTENTION_SIGNALS | {Signal.ROLLOUT, Signal.KEYS}  # computed 
 class BatchLayout:
     """The layouts of a batch as tensors on the model's device, left-padded, with one column more than the prompt.
 
-    modality: -1 where the batch is padded, and in the last column, to which rows with fewer tokens point.
-    position: counted from each row's first real token. padding, frame, second: as in `Layout`. place: index of a token
-    among those of its modality and frame, so that tokens with the same place in two frames show the same part of the
-    picture. question: text behind the last audio or video token, and the prompt's last token.
+    modality: -1 where the batch is padded, and in the last column, to which rows with fewer tokens point. position:
+    counted from each row's first real token. item, padding, frame, second: as in `Layout`. last_second: the largest
+    second of the token's item; NaN if all are unknown. place: index of a token among those of its modality, item and
+    frame, so that tokens with the same place in two frames show the same part of the picture. question: text behind the
+    last audio or video token, and the prompt's last token.
     """
 
     modality: Int[Tensor, "batch columns"]
+    item: Int[Tensor, "batch columns"]
     position: Int[Tensor, "batch columns"]
     padding: Bool[Tensor, "batch columns"]
     frame: Int[Tensor, "batch columns"]
     place: Int[Tensor, "batch columns"]
     second: Float[Tensor, "batch columns"]
+    last_second: Float[Tensor, "batch columns"]
     question: Bool[Tensor, "batch columns"]
 
 
@@ -70,12 +72,13 @@ class View:
     """The remaining tokens before one layer, as a method reads them.
 
     layer: the layer about to run. slots: the column in the padded prompt of each remaining token; the left end of rows
-    with fewer tokens points to the last column, and scores there are ignored.
+    with fewer tokens points to the last column, and scores there are ignored. pool: index of each column's budget in
+    the step's `Keep`, the number of budgets or more for columns in none. method: the name of the method.
 
     Reading a signal that is not in `needs` raises UndeclaredSignal, whether or not the engine has computed it.
     """
 
-    __slots__ = ("_layout", "_needs", "_signals", "layer", "slots")
+    __slots__ = ("_layout", "_method", "_needs", "_pool", "_signals", "layer", "slots")
 
     def __init__(
         self,
@@ -83,11 +86,13 @@ class View:
         layer: int,
         layout: BatchLayout,
         slots: Int[Tensor, "batch tokens"],
+        pool: Int[Tensor, "batch columns"],
         signals: Mapping[Signal, Float[Tensor, "batch *axes"]],
+        method: str,
         needs: frozenset[Signal],
     ) -> None:
-        self.layer, self.slots = layer, slots
-        self._layout, self._signals, self._needs = layout, signals, needs
+        self.layer, self.slots, self._pool = layer, slots, pool
+        self._layout, self._signals, self._method, self._needs = layout, signals, method, needs
 
     def __getitem__(self, signal: Signal | str) -> Float[Tensor, "batch tokens"]:
         """The scores of a signal.  Raises: UndeclaredSignal; PlanError for a signal that a property returns."""
@@ -111,6 +116,16 @@ class View:
         return self._layout.modality.gather(1, self.slots)
 
     @property
+    def item(self) -> Int[Tensor, "batch tokens"]:
+        """Index of the clip, sound or image that a token is of, counted in its prompt; -1 for text."""
+        return self._layout.item.gather(1, self.slots)
+
+    @property
+    def pool(self) -> Int[Tensor, "batch tokens"]:
+        """Index of the budget for which a token competes; the number of budgets or more for tokens that are in none."""
+        return self._pool.gather(1, self.slots)
+
+    @property
     def position(self) -> Int[Tensor, "batch tokens"]:
         """Position in the unpruned prompt."""
         return self._layout.position.gather(1, self.slots)
@@ -127,7 +142,7 @@ class View:
 
     @property
     def frame(self) -> Int[Tensor, "batch tokens"]:
-        """Index of the sampled frame that a token shows or accompanies, -1 for none: `Signal.FRAMES`."""
+        """Index in its clip of the sampled frame that a token shows or accompanies, -1 for none: `Signal.FRAMES`."""
         self._require(Signal.FRAMES)
         return self._layout.frame.gather(1, self.slots)
 
@@ -139,16 +154,15 @@ class View:
 
     @property
     def second(self) -> Float[Tensor, "batch tokens"]:
-        """Start of a token's content in the clip, in seconds; NaN if unknown: `Signal.SECONDS`."""
+        """Start of a token's content in its clip, in seconds; NaN if unknown: `Signal.SECONDS`."""
         self._require(Signal.SECONDS)
         return self._layout.second.gather(1, self.slots)
 
     @property
-    def last_second(self) -> Float[Tensor, " batch"]:
-        """The largest `second` in the unpruned prompt; NaN if all are unknown: `Signal.SECONDS`."""
+    def last_second(self) -> Float[Tensor, "batch tokens"]:
+        """The largest `second` of a token's clip in the unpruned prompt; NaN if all are unknown: `Signal.SECONDS`."""
         self._require(Signal.SECONDS)
-        last = self._layout.second.nan_to_num(nan=-torch.inf).amax(1)
-        return last.masked_fill(last == -torch.inf, torch.nan)
+        return self._layout.last_second.gather(1, self.slots)
 
     def _read(self, signal: Signal) -> Tensor:
         self._require(signal)
@@ -157,7 +171,7 @@ class View:
     def _require(self, signal: Signal) -> None:
         if signal not in self._needs:
             raise UndeclaredSignal(
-                f"a method read the signal {signal.value!r}, which its `needs` does not name",
+                f"method {self._method!r} reads the signal {signal.value!r}, which its `needs` does not name",
                 f"declare needs = frozenset({{Signal.{signal.name}, ...}}) in the method's class",
             )
 

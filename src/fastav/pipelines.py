@@ -1,6 +1,6 @@
 """Pipelines: a loaded model and a plan that answer questions about clips."""
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from os import PathLike
 from typing import Any, overload
@@ -9,16 +9,19 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
-from fastav.adapter import ModelAdapter, Request, Use, adapter_for, is_list, plan_named, request_of, requests_of
+from fastav.adapter import ModelAdapter, adapter_for, plan_named
 from fastav.batches import outcomes
 from fastav.engine import GREEDY, Answer, Engine, Sampling
 from fastav.errors import CheckpointError, FastAVError, reason_of
 from fastav.media import Clip
 from fastav.media._pyav import require_pyav
+from fastav.messages import Message
 from fastav.plan import Plan
 from fastav.registry import ENGINES, MODELS
+from fastav.request import Request, Use, is_list, request_of, requests_of
 from fastav.sources import find_source, model_name
 
+Messages = Sequence[Mapping[str, Any] | Message]
 ClipLike = Clip | str | PathLike[str]  # a clip, or where to find it
 
 
@@ -46,10 +49,11 @@ class Pipeline:
     @overload
     def __call__(
         self,
-        clip: ClipLike | Request,
+        clip: ClipLike | Request | Messages,
         question: str | None = ...,
         *,
         use: Use | str = ...,
+        tools: Sequence[Mapping[str, Any]] | None = ...,
         plan: Plan | str | None = ...,
         max_new_tokens: int = ...,
         sampling: Sampling = ...,
@@ -60,10 +64,11 @@ class Pipeline:
     @overload
     def __call__(
         self,
-        clip: list[ClipLike] | tuple[ClipLike, ...] | list[Request] | tuple[Request, ...],
+        clip: list[ClipLike] | tuple[ClipLike, ...] | list[Request] | tuple[Request, ...] | list[Messages],
         question: str | list[str] | tuple[str, ...] | None = ...,
         *,
         use: Use | str = ...,
+        tools: Sequence[Mapping[str, Any]] | None = ...,
         plan: Plan | str | None = ...,
         max_new_tokens: int = ...,
         sampling: Sampling = ...,
@@ -78,6 +83,7 @@ class Pipeline:
         question: list[str] | tuple[str, ...],
         *,
         use: Use | str = ...,
+        tools: Sequence[Mapping[str, Any]] | None = ...,
         plan: Plan | str | None = ...,
         max_new_tokens: int = ...,
         sampling: Sampling = ...,
@@ -91,19 +97,23 @@ class Pipeline:
         question: Any = None,
         *,
         use: Use | str = Use.AUTO,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         plan: Plan | str | None = None,
         max_new_tokens: int = 128,
         sampling: Sampling = GREEDY,
         on_text: Callable[[str], None] | None = None,
         batch: int = 8,
     ) -> Answer | list[Answer]:
-        """Answer a question about a clip, or a list of questions.
+        """Answer a question about a clip, a conversation, or a list of these.
 
-        clip, question: for one answer, a clip (a `Clip` or a path) and a question, or a `Request` alone. For a list of
-        answers, a list of requests; or a list of clips, a list of questions, or two lists that are paired. Lists run in
-        batches. `map` yields answers early, and keeps those before an error.
+        clip, question: for one answer, a clip (a `Clip` or a path) and a question; or chat messages in transformers'
+        format, with any number of clips, sounds and images, as far as the model takes them (docs/messages.md); or a
+        `Request`. For a list of answers, a list of requests or of conversations; or a list of clips, a list of
+        questions, or two lists that are paired. Lists run in batches. `map` yields answers early, and keeps those
+        before an error.
         use: the tracks to show; `auto` is all that the clip has. A `Request` has its own. plan: replaces the pipeline's
         plan for this call.
+        tools: descriptions of tools, for messages to a model whose chat template takes them.
         sampling: by default, greedy decoding.
         on_text: called with each new piece of the answer; for one request only.
         batch: how many requests of a list run together.
@@ -115,10 +125,10 @@ class Pipeline:
                 raise FastAVError(
                     "on_text works for one answer, and this is a list", "call the pipeline once per question"
                 )
-            requests = requests_of(clip, question, Use(use))
+            requests = requests_of(clip, question, Use(use), tools)
             options = {"batch": batch, "plan": plan, "max_new_tokens": max_new_tokens, "sampling": sampling}
             return _in_order(self.map(requests, **options), len(requests))
-        request = request_of(clip, question, Use(use))
+        request = request_of(clip, question, Use(use), tools)
         resolved = self.plan if plan is None else plan_named(plan, self.adapter)
         options = {"max_new_tokens": max_new_tokens, "sampling": sampling, "on_text": on_text}
         return self.engine.generate([request], resolved, **options)[0]

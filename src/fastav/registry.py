@@ -26,9 +26,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownName:
     near = [normalized[one] for one in difflib.get_close_matches(_normalized(name), normalized, n=3, cutoff=0.4)]
     if _normalized(name) in normalized:
         near = near[:1]
-    return UnknownName(
-        f"no {kind} is called {name!r}", f"did you mean {join_or(near)}?" if near else f"known: {', '.join(known)}"
-    )
+    hint = f"did you mean {join_or([repr(str(one)) for one in near])}?" if near else f"known: {', '.join(known)}"
+    return UnknownName(f"no {kind} is called {name!r}", hint)
 
 
 def _normalized(name: str) -> str:

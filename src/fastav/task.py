@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from fastav.adapter import Request, Use
 from fastav.media import AudioTrack, Clip
+from fastav.request import Request, Use
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

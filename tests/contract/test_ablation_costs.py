@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from fastav.ablations import TABLES, plans, tables
-from fastav.adapter import Request, adapter_for
+from fastav.adapter import adapter_for
 from fastav.engines.transformers import TransformersEngine
 from fastav.errors import PlanError
 from fastav.media import Clip
 from fastav.registry import MODELS
+from fastav.request import Request
 from support import families
 from support.engines import accepted
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from contract.test_families import NAMES, REFERENCE, family_of, generate
-from fastav.adapter import Request
 from fastav.engines.transformers import Decoding, prune
 from fastav.engines.transformers.generation import cuda_graphs, loop
 from fastav.engines.transformers.generation.buffers import LayerKV
@@ -16,6 +15,7 @@ from fastav.engines.transformers.generation.cuda_graphs import DecodeStep, patch
 from fastav.media import Clip
 from fastav.pipelines import pipeline
 from fastav.presets import NONE
+from fastav.request import Request
 from support import replay
 from support.launches import DEVICE, WouldWait, launches
 from support.ties import assert_same_greedy

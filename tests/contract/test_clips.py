@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from contract.test_families import NAMES, family_of
-from fastav.adapter import Request, Use
 from fastav.errors import FastAVError, MediaError
 from fastav.layout import Modality
 from fastav.media import Clip
+from fastav.request import Request, Use
 from media_files import tone
 
 RATE = 16_000

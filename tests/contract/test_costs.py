@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastav.adapter import Request, Use
 from fastav.engines.transformers import TransformersEngine
 from fastav.media import Clip
 from fastav.recipes import recipe
 from fastav.registry import MODELS
+from fastav.request import Request, Use
 from support.costs import answered, cached_alone
 
 REFERENCE = Path(__file__).parents[1] / "reference"

@@ -18,17 +18,19 @@ import numpy as np
 import pytest
 import torch
 
-from fastav.adapter import ModelAdapter, Prepared, Request, Use, adapter_for
+from fastav.adapter import ModelAdapter, Prepared, adapter_for
 from fastav.engines.transformers import Decoding, TransformersEngine, prune
 from fastav.errors import CheckpointError, MediaError, UnsupportedPlan
 from fastav.flops import prefill_flops
 from fastav.layout import MEDIA, Layout, Modality
 from fastav.media import Clip
+from fastav.messages import Kind
 from fastav.models.video_salmonn2_plus import VideoSalmonn2PlusProcessor
 from fastav.pipelines import pipeline
 from fastav.plan import Keep, Plan, Share, Step
 from fastav.presets import NONE, fastav, plus
 from fastav.recipes import recipe
+from fastav.request import Request, Use
 from media_files import tone, write_clip
 from support import families
 from support.costs import answered, cached_alone, counted_flops
@@ -453,6 +455,102 @@ def test_a_decoder_no_deeper_than_its_deepstack_list_is_exact(name, last):
     rules = rules_of(plan, alone.layouts[0], 2)
     expected = masked_logits(model, decoder.layers, alone.inputs, torch.zeros(1, dtype=torch.long), rules)[0]
     assert (logits - expected).abs().max() < 1e-3 * expected.abs().max()
+
+
+# --- messages
+
+
+def messages_of_all(family: Family) -> list[dict[str, Any]]:
+    """A conversation with every kind of media that a family takes: clips of different length, and texts between."""
+    first, second = (request.clip for request in family.clips)
+    picture = np.random.default_rng(1).integers(0, 256, (28, 36, 3), dtype=np.uint8)
+    shown = [{"type": "video", "video": first}, {"type": "text", "text": "First."}]
+    if family.adapter.name != "phi4-multimodal":  # which takes images or a video
+        shown = [{"type": "image", "image": picture}, {"type": "text", "text": "And:"}, *shown]
+    heard = [{"type": "audio", "audio": second}] * family.adapter.supports_audio
+    return [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": shown},
+        {"role": "assistant", "content": "A bell."},
+        {"role": "user", "content": [*heard, {"type": "text", "text": "Then"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "Yes."}]},
+        {"role": "user", "content": [{"type": "text", "text": "Now"}, {"type": "video", "video": second}]},
+        {"role": "user", "content": "Who?"},
+    ]
+
+
+def test_tokens_of_each_medium_of_a_conversation_are_those_of_the_medium_alone(family):
+    request = Request(messages=messages_of_all(family))
+    prepared = family.prepare(request)
+    (layout,) = prepared.layouts
+    assert len(layout) == prepared.inputs["input_ids"].shape[1]
+    assert (
+        layout.items
+        == len(request.media)
+        == 2 + family.adapter.supports_audio + (family.adapter.name != "phi4-multimodal")
+    )
+    assert (np.diff(layout.item[layout.item >= 0]) >= 0).all()
+    assert np.array_equal(layout.item >= 0, layout.modality != Modality.TEXT)
+    for number, media in enumerate(request.media):
+        part = layout.item == number
+        if media.kind is Kind.AUDIO and family.adapter.name == "phi4-multimodal":
+            continue  # it cannot answer about sound alone
+        part_of = {"type": str(media.kind), str(media.kind): media.clip}
+        (alone,) = family.prepare(Request(messages=[{"role": "user", "content": [part_of]}])).layouts
+        for name in ("modality", "frame", "second", "padding"):
+            expected = getattr(alone, name)[alone.item == 0]
+            assert np.array_equal(getattr(layout, name)[part], expected, equal_nan=name == "second"), (number, name)
+
+
+def test_layouts_of_a_conversation_are_read_off_the_inputs_too(family):
+    prepared = family.prepare(Request(messages=messages_of_all(family)))
+    (layout,) = prepared.layouts
+    (read,) = family.adapter.layouts(family.model().config, prepared.inputs)
+    assert np.array_equal(read.modality, layout.modality)
+    assert np.array_equal(read.padding, layout.padding)
+    if family.adapter.name.startswith(("qwen", "video-llama3")):  # whose tokens show which sound is of which video
+        assert np.array_equal(read.item, layout.item)
+        assert np.array_equal(read.frame, layout.frame)
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_conversation_about_several_media_equals_the_masked_model(family, early):
+    plan = EARLY if early else family.plan
+    prepared, model = family.prepare(Request(messages=messages_of_all(family))), family.model()
+    with prune(model, plan, layouts=prepared.layouts, adapter=family.adapter) as pruning:
+        out = generate(model, prepared)
+    answer, (layout,) = out.sequences[0, -STEPS:], prepared.layouts
+    layers, rules = family.adapter.decoder(model).layers, rules_of(plan, layout, family.depth)
+    expected = masked_logits(model, layers, prepared.inputs, answer, rules)
+    assert (torch.cat(out.logits) - expected).abs().max() < 1e-3 * expected.abs().max()
+    kept = pruning.slots()[1][1][0].numpy() if early else None
+    if kept is not None:  # the beginning of each clip stays, in proportion to its tokens
+        for number in range(layout.items):
+            part = np.flatnonzero(layout.item == number)
+            stays = np.isin(part, kept)
+            assert abs(stays.mean() - 0.6) <= 2 / len(part)
+            assert not (np.diff(stays.astype(int)) > 0).any()
+
+
+def test_a_conversation_in_a_batch_is_the_conversation_alone(family):
+    long, short = Request(messages=messages_of_all(family)), family.clips[0]
+    both, alone = family.prepare(short, long), family.prepare(long)
+    width = alone.inputs["input_ids"].shape[1]
+    assert torch.equal(both.inputs["input_ids"][1, -width:], alone.inputs["input_ids"][0])
+    engine = TransformersEngine(family.model(), family.processor, family.adapter)
+    answers = engine.generate([short, long], family.plan, max_new_tokens=2)
+    assert [one.token_ids for one in answers] == [
+        engine.generate([one], family.plan, max_new_tokens=2)[0].token_ids for one in (short, long)
+    ]
+
+
+def test_text_alone_is_answered(family):
+    engine = TransformersEngine(family.model(), family.processor, family.adapter)
+    (answer,) = engine.generate(
+        [Request(messages=[{"role": "user", "content": "Who?"}])], family.plan, max_new_tokens=2
+    )
+    assert set(answer.prompt_tokens) == {"text"}
+    assert answer.flops.ratio == 1
 
 
 # --- costs

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from fastav.errors import PlanError, UndeclaredSignal
-from fastav.layout import Modality
+from fastav.layout import MEDIA, Modality
 from fastav.method import LAYOUT_SIGNALS, BatchLayout, Method, Signal, View, method_of
 from fastav.plan import Keep, Share, Step
 from fastav.pruning.device_layout import batch_layout
-from fastav.pruning.selection import select
+from fastav.pruning.selection import SelectionGroups, select
 from fastav.registry import METHODS
 from support.tiny import layout_of, prompt
 
@@ -20,7 +20,7 @@ ROWS = [prompt(seed=1), prompt(before=5, video=6, audio=3, after=2, seed=2)]
 ALL = frozenset(Signal)
 
 
-def view_of(rows, layer=4, needs=ALL):
+def view_of(rows, layer=4, needs=ALL, pools=tuple(frozenset({m}) for m in Modality)):
     layouts = [layout_of(row[0]) for row in rows]
     length = max(len(layout) for layout in layouts)
     layout = batch_layout(layouts, length, torch.device("cpu"))
@@ -29,7 +29,15 @@ def view_of(rows, layer=4, needs=ALL):
     signals[Signal.HIDDEN_STATES] = (position[..., None] * torch.arange(1, 9) * 0.21).sin()
     signals[Signal.KEYS] = (position[:, None, :, None] * torch.arange(1, 5) * 0.13).cos().expand(-1, 2, -1, -1)
     slots = torch.arange(length).expand(len(rows), length)
-    return View(layer=layer, layout=layout, slots=slots, signals=signals, needs=needs)
+    return View(
+        layer=layer,
+        layout=layout,
+        slots=slots,
+        pool=SelectionGroups.of(layout.modality, pools).group,
+        signals=signals,
+        method="position",
+        needs=needs,
+    )
 
 
 @pytest.fixture(params=sorted(METHODS))
@@ -65,7 +73,7 @@ def test_a_view_raises_for_what_is_not_declared(signal):
     }.get(signal, (lambda view: view[signal],))
     for read in reads:
         assert read(view_of(ROWS, needs=frozenset({signal}))) is not None
-        with pytest.raises(UndeclaredSignal, match=f"Signal.{signal.name}"):
+        with pytest.raises(UndeclaredSignal, match=f"method 'position' reads .*Signal.{signal.name}"):
             read(view_of(ROWS, needs=ALL - {signal}))
 
 
@@ -73,7 +81,15 @@ def test_layout_only_follows_from_what_is_declared(method):
     assert method.layout_only == (method.needs <= LAYOUT_SIGNALS)
     if method.layout_only:  # whatever the model computes, the scores are the same
         view = view_of(ROWS, needs=method.needs)
-        other = View(layer=4, layout=view._layout, slots=view.slots, signals={}, needs=method.needs)
+        other = View(
+            layer=4,
+            layout=view._layout,
+            slots=view.slots,
+            pool=view._pool,
+            signals={},
+            method="position",
+            needs=method.needs,
+        )
         assert torch.equal(method.score(view), method.score(other))
 
 
@@ -99,7 +115,13 @@ def nowhere(view):
     empty = {f.name: getattr(view._layout, f.name).to("meta") for f in fields(view._layout)}
     signals = {signal: scores.to("meta") for signal, scores in view._signals.items()}
     return View(
-        layer=view.layer, layout=BatchLayout(**empty), slots=view.slots.to("meta"), signals=signals, needs=view._needs
+        layer=view.layer,
+        layout=BatchLayout(**empty),
+        slots=view.slots.to("meta"),
+        pool=view._pool.to("meta"),
+        signals=signals,
+        method="position",
+        needs=view._needs,
     )
 
 
@@ -143,7 +165,9 @@ def test_merging_a_row_alone_and_in_a_batch_is_alike_and_keeps_the_dtype(method)
         layer=view.layer,
         layout=view._layout,
         slots=view.slots,
+        pool=view._pool,
         signals=view._signals | {Signal.HIDDEN_STATES: view.hidden.bfloat16()},
+        method="position",
         needs=view._needs,
     )
     assert method.merge(half, chosen, real).dtype == torch.bfloat16
@@ -168,7 +192,7 @@ def test_random_differs_by_seed_layer_and_position_and_is_uniform():
 
 
 def test_keep_first_takes_turns_where_position_does_not():
-    view = view_of(ROWS[:1])
+    view = view_of(ROWS[:1], pools=[frozenset(MEDIA)])
     first, position = METHODS["keep-first"]().score(view)[0], METHODS["position"]().score(view)[0]
     video, audio = 3, 3 + 16
     assert first[video] == first[audio] > first[video + 1]

@@ -44,7 +44,7 @@ def test_presets_are_there_fit_the_release_and_travel(adapter):
         assert saved > 0 or (saved == 0 and name == "fastav-trim" and not layout.padding.any())
         assert "transformers" in accepted(config, plan)
     assert adapter.preset("none") == Plan(name="none")
-    with pytest.raises(UnknownName, match="did you mean fastav"):
+    with pytest.raises(UnknownName, match="did you mean 'fastav'"):
         adapter.preset("fastaw")
 
 

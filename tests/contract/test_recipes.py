@@ -153,8 +153,8 @@ def test_a_plan_is_named_by_preset_then_file_then_recipe(tmp_path):
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [
-        ("fastw", UnknownName, "no plan of tiny is called 'fastw'.*did you mean fastv"),
-        ("pyramidrop@0.5", UnknownName, "did you mean pyramiddrop"),
+        ("fastw", UnknownName, "no plan of tiny is called 'fastw'.*did you mean 'fastv'"),
+        ("pyramidrop@0.5", UnknownName, "did you mean 'pyramiddrop'"),
         ("fastv@", PlanError, "no number after the @"),
         ("fastv@half", PlanError, "write fastv@0.25"),
         ("fastv@0", PlanError, "in \\(0, 1\\]"),

@@ -12,7 +12,7 @@ import torch
 from test_families import NAMES, PLAN, family_of
 from transformers import DynamicCache
 
-from fastav.adapter import ModelAdapter, Prepared, Request
+from fastav.adapter import ModelAdapter, Prepared
 from fastav.cache_argument import as_argument
 from fastav.engines.transformers import prune
 from fastav.errors import UnsupportedPlan
@@ -20,6 +20,7 @@ from fastav.media import Clip
 from fastav.models.tiny import TinyAdapter
 from fastav.plan import Keep, Plan, Share, Step
 from fastav.presets import NONE
+from fastav.request import Request
 from support.masked import masked_conversation, rules_of
 
 EARLY = Plan((Step(layers="0", method="position", keep=Keep(media=Share(0.6))),))

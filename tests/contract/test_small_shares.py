@@ -11,7 +11,7 @@ from fastav.layout import Layout, Modality
 from fastav.method import Signal, View, method_of
 from fastav.methods._order import earlier, ranks, rows_at, temporal_ranks
 from fastav.pruning.device_layout import batch_layout, cut_counts
-from fastav.pruning.selection import select
+from fastav.pruning.selection import SelectionGroups, select
 from fastav.recipes import recipe
 from fastav.registry import RECIPES
 
@@ -50,7 +50,15 @@ def kept(plan, layout, score=None):
         signals = {signal: torch.rand(there.shape, generator=make) for signal in Signal}
         signals[Signal.HIDDEN_STATES] = hidden.gather(1, there[..., None].expand(-1, -1, 32))
         signals[Signal.KEYS] = torch.randn(1, 2, there.shape[1], 8, generator=make)
-        view = View(layer=layer, layout=columns, slots=there, signals=signals, needs=frozenset(Signal))
+        view = View(
+            layer=layer,
+            layout=columns,
+            slots=there,
+            pool=SelectionGroups.of(columns.modality, pools).group,
+            signals=signals,
+            method="-",
+            needs=frozenset(Signal),
+        )
         limited = list(zip(pools, limits.T, strict=False))
         index, _ = select((score or method_of(step).score)(view), view.modality, limited, width)
         slots = there.gather(1, index)

@@ -11,7 +11,6 @@ import torch
 import fastav
 from contract.test_families import NAMES, family_of, generate
 from fastav import batches
-from fastav.adapter import Request, Use
 from fastav.engine import Sampling
 from fastav.engines.transformers import Decoding, TransformersEngine, prune
 from fastav.engines.transformers.prefetch import EncoderPrefetcher
@@ -19,6 +18,7 @@ from fastav.errors import FastAVError, MissingTrack, PlanError
 from fastav.media import Clip
 from fastav.pipelines import Pipeline
 from fastav.plan import Keep, Plan, Share, Step
+from fastav.request import Request, Use
 from support.toy import scene_request
 
 QUESTIONS = ("which color moves?", "describe the clip.", "what sound do you hear?")

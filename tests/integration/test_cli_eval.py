@@ -156,7 +156,7 @@ def test_keep_going_counts_failures_and_tries_them_again(path, capsys, monkeypat
 @pytest.mark.parametrize(
     ("changes", "found"),
     [
-        (("--plans", "fastaw"), "did you mean fastav"),
+        (("--plans", "fastaw"), "did you mean 'fastav'"),
         (("--plans", ""), "no plan to evaluate"),
         (("--plans", "."), "no plans in the folder"),
         (("--families", "smell"), "no family of samples is called 'smell'"),

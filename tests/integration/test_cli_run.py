@@ -108,7 +108,7 @@ def test_a_plan_file_runs(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "found"),
     [
-        (("--plan", "fastaw"), "did you mean fastav"),
+        (("--plan", "fastaw"), "did you mean 'fastav'"),
         (("--plan", "no.json"), "no.json"),
         (("--plan", "none", "--compare"), "nothing to compare"),
         (("--plan", "fastav,none", "--compare"), "nothing to compare"),

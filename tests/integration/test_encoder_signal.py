@@ -15,7 +15,7 @@ from transformers import Qwen2_5OmniThinkerConfig, Qwen3OmniMoeThinkerConfig
 from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni as qwen2_5
 from transformers.models.qwen3_omni_moe import modeling_qwen3_omni_moe as qwen3
 
-from fastav.adapter import ModelAdapter, Request, Use, adapter_for
+from fastav.adapter import ModelAdapter, adapter_for
 from fastav.engines.transformers import TransformersEngine, prune
 from fastav.errors import UnsupportedPlan
 from fastav.layout import Modality
@@ -27,6 +27,7 @@ from fastav.models.videollama2 import VideoLlama2Adapter
 from fastav.models.videollama2.beats import relative_buckets
 from fastav.plan import Keep, Plan, Share, Step
 from fastav.recipes import recipe
+from fastav.request import Request, Use
 from support.families import qwen2_5_omni, qwen3_omni
 from support.families._tiny import randomized
 

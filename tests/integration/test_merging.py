@@ -126,10 +126,10 @@ def test_methods_that_only_drop_are_not_asked_to_merge(monkeypatch, name):
 
 def test_caches_alone_are_not_merged():
     plan = Plan((Step(layers="2", method="omnizip", keep=Keep(audio=Share(0.75)), cache_only=True),))
-    with pytest.raises(UnsupportedPlan, match="Omnizip merges hidden states, and a cut in a cache"):
+    with pytest.raises(UnsupportedPlan, match="method 'omnizip' merges hidden states, and a cut in a cache"):
         TransformersEngine.check(tiny_model().config, plan, adapter=TinyAdapter())
     with (
-        pytest.raises(UnsupportedPlan, match="Omnizip merges hidden states"),
+        pytest.raises(UnsupportedPlan, match="method 'omnizip' merges hidden states"),
         prune(tiny_model(), plan, adapter=TinyAdapter()),
     ):
         pass

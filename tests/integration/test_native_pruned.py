@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from fastav.adapter import Request, Use
 from fastav.cache_argument import as_argument
 from fastav.engines.transformers import TransformersEngine, prune
 from fastav.layout import MEDIA, Modality
 from fastav.media import Clip
+from fastav.request import Request, Use
 from support.native import VIDEO_SALMONN2, VIDEO_SALMONN2_PLUS, VIDEOLLAMA2, Family, each_family
 from support.oracle import conversation_logits, drop_lowest, keep_only_first, oracle_logits, turn_of
 

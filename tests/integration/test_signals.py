@@ -92,7 +92,7 @@ def test_scores_of_another_shape_are_refused(monkeypatch):
     monkeypatch.setattr("fastav.pruning.compiled.method_of", lambda step: Short())
     plan, model = Plan((Step(layers="3", method="position", keep=Keep(media=Share(0.7))),)), tiny_model()
     pruned = prune(model, plan, adapter=TinyAdapter())
-    with torch.no_grad(), pruned, pytest.raises(PlanError, match="Short returned scores"):
+    with torch.no_grad(), pruned, pytest.raises(PlanError, match="method 'position' returned scores"):
         model(**pad_left(ROWS))
 
 

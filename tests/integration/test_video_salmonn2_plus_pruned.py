@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import fastav
-from fastav.adapter import Request, Use
 from fastav.cache_argument import as_argument, of_output
 from fastav.engines.transformers import prune
 from fastav.layout import MEDIA, Modality
@@ -15,6 +14,7 @@ from fastav.media import Clip
 from fastav.models.video_salmonn2_plus import VideoSalmonn2PlusAdapter, VideoSalmonn2PlusProcessor
 from fastav.plan import Keep, Tokens
 from fastav.presets import fastav as fastav_plan
+from fastav.request import Request, Use
 from support.oracle import drop_lowest, keep_only_first
 
 BUNDLE = Path(__file__).parents[1] / "reference" / "video_salmonn2_plus"

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from fastav.adapter import Request, adapter_for
+from fastav.adapter import adapter_for
 from fastav.engines.transformers import prune
 from fastav.errors import UnsupportedPlan
 from fastav.media import Clip
+from fastav.request import Request
 
 TEXT_ONLY = {"qwen2_5_omni": {"generation_mode": "text", "speaker": "Nobody"}, "qwen3_omni": {"return_audio": False}}
 

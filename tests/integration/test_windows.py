@@ -8,7 +8,6 @@ import torch
 import transformers
 from transformers import Phi4MultimodalForCausalLM
 
-from fastav.adapter import Request
 from fastav.cache_argument import of_output
 from fastav.engines.transformers import Decoding, prune
 from fastav.engines.transformers.engine import TransformersEngine
@@ -18,6 +17,7 @@ from fastav.models.phi4_multimodal import Phi4MultimodalAdapter
 from fastav.plan import Keep, Plan, Share, Step, Tokens
 from fastav.presets import NONE
 from fastav.pruning import decoder_layers
+from fastav.request import Request
 from support import flash
 from support.cases import ROWS
 from support.families import phi4_multimodal

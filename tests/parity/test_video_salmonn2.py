@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 
-from fastav.adapter import Request, Use
 from fastav.media import Clip
 from fastav.models.video_salmonn2 import (
     VideoSalmonn2Adapter,
@@ -25,6 +24,7 @@ from fastav.models.video_salmonn2 import (
     sample_frames,
     spectrograms,
 )
+from fastav.request import Request, Use
 from support.native import arrays, assert_close, assert_same_samples, assert_same_spectrograms, attention
 from support.ties import assert_ids_where_decided
 
@@ -158,7 +158,7 @@ def test_whisper_gives_the_originals_features(reference: Reference, case: str) -
 def test_qformer_gives_the_originals_queries(reference: Reference) -> None:
     golden, model = reference.golden["av"], reference.model
     with torch.no_grad():
-        ours = model.windows(model.whisper_features(torch.from_numpy(golden["mel"])))
+        ours = model.windows(model.speech_encoder(torch.from_numpy(golden["mel"])).last_hidden_state)
         assert_close(ours, golden["qformer_out"], ENCODERS)
         assert_close(model.speech_llama_proj(ours), golden["speech_llama_proj_out"], ENCODERS)
 
@@ -166,7 +166,8 @@ def test_qformer_gives_the_originals_queries(reference: Reference) -> None:
 @pytest.mark.parametrize("case", SOUNDS)
 def test_sound_gives_the_originals_tokens(reference: Reference, case: str) -> None:
     with torch.no_grad():
-        ours = reference.model.speech_tokens(reference.model.whisper_features(reference.inputs(case)["input_features"]))
+        whisper = reference.model.speech_encoder(reference.inputs(case)["input_features"])
+        ours = reference.model.speech_tokens(whisper.last_hidden_state)
     golden = reference.golden[case]["speech_tokens"]
     assert_close(ours.flatten(0, 1).reshape(golden.shape), golden, ENCODERS)
 

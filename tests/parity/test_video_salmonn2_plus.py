@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 
-from fastav.adapter import Request, Use
 from fastav.media import Clip
 from fastav.models.video_salmonn2_plus import (
     VideoSalmonn2PlusAdapter,
@@ -25,6 +24,7 @@ from fastav.models.video_salmonn2_plus import (
     sample_frames,
     spectrograms,
 )
+from fastav.request import Request, Use
 from support.native import arrays, assert_close, assert_same_samples, assert_same_spectrograms, attention
 from support.ties import assert_ids_where_decided
 

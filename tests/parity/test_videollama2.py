@@ -17,7 +17,6 @@ import pytest
 import scipy.signal
 import torch
 
-from fastav.adapter import Request, Use
 from fastav.media import Clip
 from fastav.models.videollama2 import (
     VideoLlama2Adapter,
@@ -29,6 +28,7 @@ from fastav.models.videollama2 import (
     sample_frames,
     soundtrack_features,
 )
+from fastav.request import Request, Use
 from support.native import arrays, assert_close, assert_same_samples, attention
 from support.spectra import Bounds, assert_within, in_bfloat16, kaldi
 from support.ties import assert_ids_where_decided

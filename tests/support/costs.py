@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastav.adapter import ModelAdapter, Request
+from fastav.adapter import ModelAdapter
 from fastav.cache_argument import of_output
 from fastav.engine import Answer
 from fastav.engines.transformers import TransformersEngine
 from fastav.plan import Keep, Plan, Share, Step
+from fastav.request import Request
 
 
 def cached_alone(adapter: ModelAdapter, config: Any) -> Plan:

@@ -104,7 +104,10 @@ def _keep_best(method: str, pools: Sequence[tuple[np.ndarray, int]], layout: Lay
     def rule(score: Tensor | None, hide: Tensor) -> Tensor:
         for member, count in pools:
             left = [i for i in range(len(hide)) if member[i] and not hide[i]]
-            value = {"position": lambda i: -i, "unpadded": lambda i: -int(layout.padding[i])}.get(method)
+            value = {
+                "position": _earliness(left, layout).__getitem__,
+                "unpadded": lambda i: -int(layout.padding[i]),
+            }.get(method)
             if method == "last-query":
                 assert score is not None
                 value = score.tolist().__getitem__
@@ -115,6 +118,15 @@ def _keep_best(method: str, pools: Sequence[tuple[np.ndarray, int]], layout: Lay
         return hide
 
     return rule
+
+
+def _earliness(left: Sequence[int], layout: Layout) -> dict[int, float]:
+    """Minus the share of a clip's tokens that come before each token; a text goes with the clip before it."""
+    groups: dict[int, list[int]] = {}
+    for token in left:
+        earlier = [item for item in layout.item[: token + 1] if item >= 0]
+        groups.setdefault(max(earlier, default=0), []).append(token)
+    return {token: -number / len(group) for group in groups.values() for number, token in enumerate(group)}
 
 
 def _source(layers: Sequence[Any], index: int) -> int:

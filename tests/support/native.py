@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import ProcessorMixin
 
-from fastav.adapter import ModelAdapter, Request, Use
+from fastav.adapter import ModelAdapter
 from fastav.media import Clip
 from fastav.models import video_salmonn2, video_salmonn2_plus, videollama2
+from fastav.request import Request, Use
 from support.spectra import assert_within, whisper
 
 REFERENCE = Path(__file__).parents[1] / "reference"

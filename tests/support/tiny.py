@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin, Qwen2Config, Qwen2ForCausalLM
 
-from fastav.adapter import AudioAttention, ModelAdapter, Prepared, Request
+from fastav.adapter import AudioAttention, ModelAdapter, Prepared
 from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
 from fastav.plan import Plan
+from fastav.request import Request
 from support import flash
 
 AUDIO_ID, VIDEO_ID = 62, 63
@@ -81,6 +82,7 @@ def layout_of(ids: Tensor) -> Layout:
     modality = np.where(video, Modality.VIDEO, np.where(audio, Modality.AUDIO, Modality.TEXT)).astype(np.int8)
     return Layout(
         modality=modality,
+        item=np.where(modality == Modality.TEXT, -1, 0).astype(np.int32),
         second=np.full(len(row), np.nan, np.float32),
         frame=np.where(video, (np.cumsum(video) - 1) // 4, -1).astype(np.int32),
         padding=audio & (np.cumsum(audio) % 2 == 0),

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fastav.adapter import Request, Use
+from fastav.request import Request, Use
 from fastav.world import SECONDS, Scene, clip
 
 

@@ -184,7 +184,7 @@ def test_fine_cuts_without_one_p_are_not_swept(fine, name):
 def test_names_of_tables():
     assert [table.name for table in tables(PRESET, DEPTH)] == list(TABLES)
     assert [table.name for table in tables(PRESET, DEPTH, ["drop", "fine", "drop"])] == ["drop", "fine"]
-    with pytest.raises(UnknownName, match=r"no table is called 'gobal' \(did you mean global"):
+    with pytest.raises(UnknownName, match=r"no table is called 'gobal' \(did you mean 'global'"):
         tables(PRESET, DEPTH, ["fine", "gobal"])
     with pytest.raises(PlanError, match="no table is given"):
         tables(PRESET, DEPTH, [])

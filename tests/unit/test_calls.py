@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import fastav
-from fastav.adapter import Request, Use, clip_of
 from fastav.errors import FastAVError, InstallationError, UnknownName, UnreadableMedia
 from fastav.media import Clip
 from fastav.pipelines import Pipeline
+from fastav.request import Request, Use, clip_of
 
 CLIPS = Path(str(files("fastav") / "assets" / "clips"))
 TRIANGLE, KNOCK = CLIPS / "triangle.mp4", CLIPS / "knock.mp4"
@@ -50,7 +50,7 @@ def test_flash_attention_that_is_not_installed_is_named_before_weights_load(atte
 def test_unknown_attention_is_corrected():
     with pytest.raises(FastAVError, match=r"no attention is called|not supported while pruning"):
         fastav.pipeline(attention="spda")
-    with pytest.raises(UnknownName, match="did you mean sdpa"):
+    with pytest.raises(UnknownName, match="did you mean 'sdpa'"):
         fastav.pipeline(attention="spda", plan="none")
 
 

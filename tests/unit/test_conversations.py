@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import BatchFeature
 
-from fastav.adapter import Request, Use
 from fastav.errors import MediaError, MissingTrack, UnreadableMedia
 from fastav.media import Clip
+from fastav.request import Request, Use
 from support.native import FAMILIES
 
 CLIPS = Path(str(files("fastav") / "assets" / "clips"))
@@ -128,7 +128,7 @@ def test_a_later_turn_may_show_the_clip_and_answers_may_follow(family: Any) -> N
     after = [{"role": "assistant", "content": "A bell."}, {"role": "user", "content": "Sure?"}]
     ours = processor.apply_chat_template([*before, *talk(video()), *after], **AUTO)
     text = processor.apply_chat_template([*before, *talk(video()), *after], add_generation_prompt=True)
-    clip = processor.media_arguments([processor.read(request())])
+    clip = processor.media_arguments([processor.read(request().media[0])])
     assert_same(ours, dict(processor(text, **clip)))
 
 
@@ -232,7 +232,7 @@ def test_a_template_given_in_the_call_gets_the_messages_as_they_are(family: Any)
     assert text == f"user: <video>\n{QUESTION}"
     assert processor.apply_chat_template([messages] * 2, chat_template=PARTS) == [text] * 2
     ours = processor.apply_chat_template(messages, chat_template=PARTS, **NO)
-    assert_same(ours, dict(processor(text, **processor.media_arguments([processor.read(request())]))))
+    assert_same(ours, dict(processor(text, **processor.media_arguments([processor.read(request().media[0])]))))
     assert messages == before
 
 

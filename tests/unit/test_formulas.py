@@ -1,5 +1,6 @@
 """Methods against a literal reading of their papers: loops over tokens, one row at a time, nothing shared."""
 
+from dataclasses import replace
 from math import ceil, exp, floor, isnan, nan
 
 import numpy as np
@@ -36,7 +37,15 @@ MIXED = layout(
 )
 APART = layout((TEXT, 1, -1, nan), *((VIDEO, 4, f, 0.5 * f) for f in range(5)), (AUDIO, 9, -1, 3.0), (TEXT, 3, -1, nan))
 SILENT = layout((TEXT, 2, -1, nan), (VIDEO, 5, -1, nan), (TEXT, 2, -1, nan))
-LAYOUTS = [MIXED, APART, SILENT, layout((TEXT, 4, -1, nan))]
+
+
+def second_item(one: Layout) -> Layout:
+    """The layout as that of a prompt's second clip."""
+    return replace(one, item=np.where(one.item >= 0, 1, -1).astype(np.int32))
+
+
+TWO = Layout.join([APART, second_item(MIXED)])
+LAYOUTS = [MIXED, APART, SILENT, layout((TEXT, 4, -1, nan)), TWO]
 
 
 def view_of(layouts, *, seed=0, attention=None, hidden=None, drop=0):
@@ -50,7 +59,15 @@ def view_of(layouts, *, seed=0, attention=None, hidden=None, drop=0):
     signals = dict.fromkeys(Signal, scores / scores.sum(1, keepdim=True))
     signals[Signal.HIDDEN_STATES] = torch.randn(*shape, 6, generator=make) if hidden is None else hidden
     signals[Signal.KEYS] = torch.randn(len(layouts), 2, shape[1], 3, generator=make)
-    return View(layer=3, layout=columns, slots=slots, signals=signals, needs=frozenset(Signal))
+    return View(
+        layer=3,
+        layout=columns,
+        slots=slots,
+        pool=columns.modality,
+        signals=signals,
+        method="-",
+        needs=frozenset(Signal),
+    )
 
 
 def rows(view):
@@ -66,16 +83,18 @@ def cosine(a, b):
 
 def before(view, row, i, steps):
     """The token that shows the same part so many times earlier, found by looking for it."""
-    modality, frame = view.modality[row], view.frame[row]
+    modality, frame, item = view.modality[row], view.frame[row], view.item[row]
     if modality[i] == AUDIO:
-        line = [j for j in range(i + 1) if modality[j] == AUDIO]
+        line = [j for j in range(i + 1) if modality[j] == AUDIO and item[j] == item[i]]
     elif modality[i] > AUDIO and frame[i] < 0:  # what has no frame goes token by token
-        line = [j for j in range(i + 1) if modality[j] == modality[i] and frame[j] < 0]
+        line = [j for j in range(i + 1) if modality[j] == modality[i] and frame[j] < 0 and item[j] == item[i]]
     elif modality[i] == TEXT:
         line = [i]
     else:
         same = [
-            j for j in range(len(modality)) if modality[j] == modality[i] and view.place[row, j] == view.place[row, i]
+            j
+            for j in range(len(modality))
+            if modality[j] == modality[i] and view.place[row, j] == view.place[row, i] and item[j] == item[i]
         ]
         line = sorted((j for j in same if frame[j] <= frame[i]), key=lambda j: int(frame[j]))
     return line[-1 - steps] if steps < len(line) else None, len(line) - 1
@@ -140,6 +159,7 @@ def test_dycoke_drops_the_same_share_of_three_frames_in_four():
                 j
                 for j in like
                 if view.modality[row, j] == view.modality[row, i]
+                and view.item[row, j] == view.item[row, i]
                 and (view.modality[row, i] == AUDIO or view.frame[row, j] == view.frame[row, i])
             ]
             expected = -sum(like[j] < likeness for j in same) / len(same)
@@ -241,8 +261,10 @@ def test_vidcom2_is_its_formula():
         x = x[:, np.argsort(x.var(0), kind="stable")[:3]]
         x = x / np.linalg.norm(x, axis=1, keepdims=True)
         alike = lambda v, c: sum(exp(-((v - c) ** 2).sum() / (2 * 2.0**k)) for k in range(-3, 2))  # noqa: E731
-        frames = [int(view.frame[row, i]) for i in video]
-        to_video = [alike(v, x.mean(0)) for v in x]
+        items = [int(view.item[row, i]) for i in video]
+        frames = [(item, int(view.frame[row, i])) for item, i in zip(items, video, strict=True)]
+        centre = {item: x[[k for k, one in enumerate(items) if one == item]].mean(0) for item in items}
+        to_video = [alike(v, centre[item]) for v, item in zip(x, items, strict=True)]
         own = {f: x[[k for k, g in enumerate(frames) if g == f]].mean(0) for f in set(frames)}
         both = [a + alike(v, own[f]) for a, v, f in zip(to_video, x, frames, strict=True)]
         unusual = {f: -np.mean([a for a, g in zip(to_video, frames, strict=True) if g == f]) for f in own}
@@ -269,9 +291,12 @@ def test_omnidrop_drops_what_its_algorithm_drops(seed, drop, diversity):
         if not k:
             continue
         chunk = {i: floor(view.second[row, i] / 2) if not isnan(view.second[row, i]) else None for i in media}
-        last = max(1, *(c for c in [*chunk.values(), 0] if c is not None))
-        key = chunk[max(media, key=attention.__getitem__)]
-        far = {i: 0 if None in (key, chunk[i]) else abs(chunk[i] - key) / last for i in media}
+        far = {}
+        for item in {int(view.item[row, i]) for i in media}:
+            mine = [i for i in media if view.item[row, i] == item]
+            last = max(1, *(c for c in [*(chunk[i] for i in mine), 0] if c is not None))
+            key = chunk[max(mine, key=attention.__getitem__)]
+            far |= {i: 0 if None in (key, chunk[i]) else abs(chunk[i] - key) / last for i in mine}
         candidates = sorted(media, key=attention.__getitem__)[: 2 * k]
         gone = sorted(candidates, key=lambda i: attention[i] + diversity * far[i])[:k]
         assert set(sorted(media, key=lambda i: float(scores[row, i]))[:k]) == set(gone)
@@ -324,14 +349,16 @@ class LiteralOmnizip:
         self.anchors = [rest[k * len(rest) // number] for k in range(number)]
         others = [i for i in ranked if i in rest and i not in self.anchors]
         self.audio_order = [*self.dominant, *self.anchors, *others]
-        timed = any(not isnan(s) for s in view.second[row].tolist())
-        self.window = {i: self.window_of(i, timed, window) for i in real}
+        item = {i: int(view.item[row, i]) for i in real}
+        timed = {item[i] for i in real if not isnan(view.second[row, i])}
+        self.window = {i: self.window_of(i, item[i], item[i] in timed, window) for i in real}
+        self.frame = {i: (item[i], int(view.frame[row, i])) for i in real}
 
-    def window_of(self, i, timed, window):
+    def window_of(self, i, item, timed, window):
         second, frame = float(self.view.second[self.row, i]), int(self.view.frame[self.row, i])
         if timed:
-            return None if isnan(second) else floor(second / window)
-        return None if frame < 0 else floor(frame / (2 * window))
+            return None if isnan(second) else (item, floor(second / window))
+        return None if frame < 0 else (item, floor(frame / (2 * window)))
 
     def shares(self):
         share = {}
@@ -344,8 +371,8 @@ class LiteralOmnizip:
         return {i: round(share.get(self.window[i], mean), 6) for i in self.video}
 
     def worth(self, i):
-        frame = self.view.frame[self.row]
-        earlier_frames = {int(frame[j]) for j in self.video if self.window[j] == self.window[i] and frame[j] < frame[i]}
+        frame = self.frame
+        earlier_frames = {frame[j] for j in self.video if self.window[j] == self.window[i] and frame[j] < frame[i]}
         if len(earlier_frames) % 2 == 1:
             previous, _ = before(self.view, self.row, i, 1)
             return 1.0 if previous is None else -cosine(self.hidden(i), self.hidden(previous))
@@ -364,7 +391,7 @@ class LiteralOmnizip:
     def video_order(self):
         worth, shares, key = {i: self.worth(i) for i in self.video}, self.shares(), {}
         for i in self.video:
-            mates = [j for j in self.video if self.view.frame[self.row, j] == self.view.frame[self.row, i]]
+            mates = [j for j in self.video if self.frame[j] == self.frame[i]]
             below = sum((worth[j], -j) < (worth[i], -i) for j in mates)
             key[i] = (below + 0.5) / len(mates) / shares[i]
         return sorted(self.video, key=lambda i: (-key[i], i))
@@ -468,6 +495,32 @@ def test_a_pool_larger_than_a_prompt_makes_all_tokens_alike(pool):
         assert scores[row, list(real)] == pytest.approx(float(scores[row, next(iter(real))]), abs=1e-6)
 
 
+@pytest.mark.parametrize("name", ["dycoke", "evs", "keep-first"])
+def test_each_clip_of_a_prompt_is_scored_as_if_it_were_alone(name):
+    view = view_of([TWO], seed=3)
+    scores = METHODS[name]().score(view)[0]
+    start = 0
+    for one in (APART, MIXED):
+        hidden = view.hidden[:, start : start + len(one)]
+        media = torch.from_numpy(one.item >= 0)
+        alone = METHODS[name]().score(view_of([one], hidden=hidden))[0]
+        assert torch.equal(scores[start : start + len(one)][media], alone[media])
+        start += len(one)
+
+
+def test_position_shares_a_budget_among_clips_in_proportion():
+    clips = [layout((VIDEO, n, -1, nan), (AUDIO, m, -1, nan)) for n, m in ((10, 5), (40, 10))]
+    two = Layout.join([layout((TEXT, 2, -1, nan)), clips[0], second_item(clips[1]), layout((TEXT, 3, -1, nan))])
+    view = view_of([two])
+    scores = METHODS["position"]().score(view)[0]
+    for modality, counts in ((VIDEO, (4, 16)), (AUDIO, (2, 4))):
+        member = [i for i in range(len(two)) if two.modality[i] == modality]
+        kept = sorted(member, key=lambda i: (-scores[i], i))[: sum(counts)]
+        for item, count in enumerate(counts):
+            first = [i for i in member if two.item[i] == item][:count]
+            assert [i for i in sorted(kept) if two.item[i] == item] == first
+
+
 @pytest.mark.parametrize("share", [2, 4, 8])
 def test_strided_keeps_every_so_manieth_token(share):
     view = view_of([layout((TEXT, 1, -1, nan), (VIDEO, 64, -1, nan), (AUDIO, 32, -1, nan), (TEXT, 2, -1, nan))])
@@ -496,7 +549,7 @@ def test_lowest_turns_a_score_round(name):
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_half_precision_gives_the_same_kind_of_score(name):
-    view = view_of(LAYOUTS, hidden=torch.ones(len(LAYOUTS), len(MIXED), 6, dtype=torch.bfloat16))
+    view = view_of(LAYOUTS, hidden=torch.ones(len(LAYOUTS), len(TWO), 6, dtype=torch.bfloat16))
     scores = METHODS[name]().score(view)
     assert scores.dtype == torch.float32
     assert scores.isfinite().all()

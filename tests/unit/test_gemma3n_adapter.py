@@ -5,11 +5,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fastav.adapter import Request, Use
 from fastav.errors import CheckpointError
 from fastav.layout import Modality
 from fastav.media import Clip
 from fastav.models.gemma3n import Gemma3nAdapter
+from fastav.request import Request, Use
 from support.families import gemma3n
 
 

@@ -11,13 +11,13 @@ from transformers import (
     Gemma4VideoProcessor,
 )
 
-from fastav.adapter import Request, Use
 from fastav.errors import CheckpointError, MediaError
 from fastav.flops import kv_bytes, prefill_flops
 from fastav.layout import Modality
 from fastav.media import Clip
 from fastav.models._gemma import gemma_shape
 from fastav.models.gemma4 import Gemma4Adapter
+from fastav.request import Request, Use
 from support.costs import counted_flops
 from support.families import gemma4
 

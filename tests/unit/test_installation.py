@@ -102,7 +102,7 @@ try:
 except fastav.FastAVError as error:
     print(type(error).__name__)
 try:
-    from fastav.adapter import Request
+    from fastav.request import Request
 except fastav.FastAVError as error:
     print(type(error).__name__)
 """

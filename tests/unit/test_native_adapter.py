@@ -7,11 +7,12 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2Config
 
-from fastav.adapter import Use, adapter_for
+from fastav.adapter import adapter_for
 from fastav.errors import CheckpointError, MissingTrack
 from fastav.layout import Modality
 from fastav.media import Clip
 from fastav.registry import MODELS
+from fastav.request import Use
 from support.native import (
     VIDEO_SALMONN2,
     VIDEO_SALMONN2_PLUS,

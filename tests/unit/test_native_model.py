@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
 from fastav.errors import MediaError
@@ -158,3 +159,15 @@ def test_decoder_is_where_the_hooks_look(case: Case) -> None:
     _, model, _ = case
     assert model.get_decoder() is model.model
     assert len(model.get_decoder().layers) == model.config.get_text_config(decoder=True).num_hidden_layers
+
+
+@each_family
+def test_arguments_have_the_names_and_the_order_of_qwen2_5_vl(family: Family) -> None:
+    """Whoever passes arguments by place finds each where transformers' own models have it; media have names."""
+    models = (family.model_class, Qwen2_5_VLForConditionalGeneration), (family.base_class, Qwen2_5_VLModel)
+    for ours, theirs in models:
+        known, names = list(signature(theirs.forward).parameters), list(signature(ours.forward).parameters)
+        media = names.index("pixel_values_videos")
+        assert names[:media] == known[: known.index("pixel_values")]
+        shared = [name for name in names if name in known]
+        assert shared == sorted(shared, key=known.index)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2VLVideoProcessor
 
-from fastav.adapter import Prepared, Request, Use, adapter_for
+from fastav.adapter import Prepared, adapter_for
 from fastav.engines.transformers import prune
 from fastav.errors import CheckpointError, MediaError, MissingTrack
 from fastav.layout import Layout, Modality
@@ -20,6 +20,7 @@ from fastav.models._omni import OmniAdapter
 from fastav.pipelines import resolve
 from fastav.plan import Keep, Share
 from fastav.presets import fastav
+from fastav.request import Request, Use
 from support.families import qwen2_5_omni, qwen3_omni
 
 FAMILIES = {"qwen2-5-omni": qwen2_5_omni, "qwen3-omni": qwen3_omni}

@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fastav.adapter import Request, Use
 from fastav.errors import CheckpointError, MediaError
 from fastav.layout import Modality
 from fastav.media import Clip
 from fastav.models.phi4_multimodal import Phi4MultimodalAdapter
 from fastav.models.phi4_multimodal.adapter import image_padding
+from fastav.request import Request, Use
 from support.families import phi4_multimodal
 
 RANK, ALPHA = 2, 4

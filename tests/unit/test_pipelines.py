@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 import fastav
-from fastav.adapter import Request
 from fastav.cli import main
 from fastav.errors import CheckpointError, FastAVError, MissingTrack, PlanError, UnknownName, UnsupportedModel
 from fastav.media import Clip
@@ -16,6 +15,7 @@ from fastav.models.videollama2 import VideoLlama2Processor
 from fastav.pipelines import resolve
 from fastav.plan import Keep, Plan, Share, Step
 from fastav.registry import MODELS
+from fastav.request import Request
 
 BUNDLE = Path(__file__).parents[1] / "reference" / "videollama2"
 
@@ -23,7 +23,7 @@ BUNDLE = Path(__file__).parents[1] / "reference" / "videollama2"
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"plan": "fastaw"}, UnknownName, "did you mean fastav"),
+        ({"plan": "fastaw"}, UnknownName, "did you mean 'fastav'"),
         ({"plan": "missing.json"}, PlanError, "No such file"),
         ({"engine": "tensorflow"}, UnknownName, "no engine is called"),
         ({"device": "tpu"}, FastAVError, "device"),
@@ -33,7 +33,11 @@ BUNDLE = Path(__file__).parents[1] / "reference" / "videollama2"
             PlanError,
             "do not exist",
         ),
-        ({"plan": Plan((Step(layers="1", method="given", keep=Keep(media=Share(0.5))),))}, PlanError, "scores="),
+        (
+            {"plan": Plan((Step(layers="1", method="given", keep=Keep(media=Share(0.5))),))},
+            PlanError,
+            "the method 'given', whose scores only a caller can pass.*scores=",
+        ),
         (
             {"plan": Plan((Step(layers="1", method="random", options={"sed": 1}, keep=Keep(media=Share(0.5))),))},
             PlanError,
@@ -103,7 +107,7 @@ def test_a_track_that_is_not_there_is_missed():
     with pytest.raises(MissingTrack, match=r"sound.wav has no video track"):
         pipe(sound, "What?", use="both")
     assert pipe(sound, "Please describe the audio:", max_new_tokens=1).prompt_tokens.keys() == {"text", "audio"}
-    with pytest.raises(UnknownName, match="did you mean audio"):
+    with pytest.raises(UnknownName, match="did you mean 'audio'"):
         pipe(sound, "What?", use="adio")
     with pytest.raises(FastAVError, match="exceed the model's 32768"):
         pipe(sound, "What?", max_new_tokens=32768)

@@ -199,7 +199,7 @@ def test_options_are_the_plans_own():
 
 
 def test_an_unknown_method_names_the_nearest():
-    with pytest.raises(UnknownName, match="did you mean last-query"):
+    with pytest.raises(UnknownName, match="did you mean 'last-query'"):
         Step(layers="1", method="last-querry", keep=Keep(media=Share(0.5)))
 
 

@@ -47,7 +47,7 @@ def test_an_error_shows_its_hint():
 def test_a_registry_is_a_mapping_by_file_name():
     assert {"given", "keep-first", "last-query", "position", "random", "unpadded"} <= set(METHODS)
     assert METHODS["last-query"].__name__ == "LastQuery"
-    with pytest.raises(UnknownName, match="did you mean position"):
+    with pytest.raises(UnknownName, match="did you mean 'position'"):
         METHODS["postion"]
     assert "postion" not in METHODS
 

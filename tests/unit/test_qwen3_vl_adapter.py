@@ -10,7 +10,7 @@ from transformers import Qwen3VLVideoProcessor
 from transformers.image_utils import PILImageResampling, SizeDict
 from transformers.video_utils import VideoMetadata
 
-from fastav.adapter import Request, adapter_for
+from fastav.adapter import adapter_for
 from fastav.engines.transformers import prune
 from fastav.errors import CheckpointError, MediaError
 from fastav.layout import Modality
@@ -18,6 +18,7 @@ from fastav.media import Clip
 from fastav.models.qwen3_vl import Qwen3VLAdapter
 from fastav.plan import Keep, Share
 from fastav.presets import fastav
+from fastav.request import Request
 from support.families import qwen3_vl, qwen3_vl_moe
 from support.masked import masked_logits, rules_of
 

@@ -47,19 +47,19 @@ def test_a_misspelt_name_is_corrected_and_no_hub_is_asked(name, meant, monkeypat
     monkeypatch.setattr("fastav.sources.get_hf_file_metadata", lambda *_, **__: pytest.fail("asked the hub"))
     with pytest.raises(UnknownName, match=f"no model is called '{name}'") as error:
         resolve(name)
-    assert error.value.hint.startswith(f"did you mean {meant}")
+    assert error.value.hint.startswith(f"did you mean {meant!r}")
     assert error.value.hint.endswith(
         "? If not, a model is a name (fastav models), a local folder, or a hub id like owner/name"
     )
 
 
 def test_what_differs_in_dots_and_case_alone_is_the_one_name_meant():
-    assert unknown_name("model", "Qwen2.5-Omni", MODELS).hint == "did you mean qwen2-5-omni?"
+    assert unknown_name("model", "Qwen2.5-Omni", MODELS).hint == "did you mean 'qwen2-5-omni'?"
 
 
 def test_names_that_may_be_meant_are_listed_as_in_a_sentence():
     assert [join_or(["red", "rat", "rod"][:count]) for count in (1, 2, 3)] == ["red", "red or rat", "red, rat or rod"]
-    assert unknown_name("colour", "read", ["red", "rat"]).hint == "did you mean red or rat?"
+    assert unknown_name("colour", "read", ["red", "rat"]).hint == "did you mean 'red' or 'rat'?"
 
 
 @pytest.mark.parametrize("name", ["", " "])

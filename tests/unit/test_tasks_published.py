@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from fastav.adapter import Use
 from fastav.errors import InstallationError, MissingTrack, TaskError
 from fastav.registry import TASKS
+from fastav.request import Use
 from fastav.task import Grade, Task
 from media_files import tone, write_clip
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from fastav.adapter import Request, adapter_for
+from fastav.adapter import adapter_for
 from fastav.cli import main
 from fastav.errors import FastAVWarning
 from fastav.layout import Modality
@@ -21,6 +21,7 @@ from fastav.models.tiny.adapter import unknown_words
 from fastav.models.tiny_long import TinyLongAdapter
 from fastav.models.videollama2 import VideoLlama2Processor
 from fastav.pipelines import Pipeline, pipeline
+from fastav.request import Request
 from fastav.tasks.toy_world import ToyWorldTask
 from fastav.tasks.toy_world_long import ToyWorldLongTask
 from fastav.world import LONG_SECONDS, SECONDS, kinds, sentences

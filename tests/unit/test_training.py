@@ -11,9 +11,9 @@ from training.labels import IGNORED, KNOCK
 from training.model import for_long_clips, lengthened, untrained
 from training.optimizers import rate
 
-from fastav.adapter import Request
 from fastav.models.tiny import TinyAdapter
 from fastav.models.tiny_long import TinyLongAdapter
+from fastav.request import Request
 from fastav.world import LONG_SECONDS, SECONDS, Scene, clip, kinds
 
 

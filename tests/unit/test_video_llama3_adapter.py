@@ -8,7 +8,6 @@ from transformers import VideoLlama3VideoProcessor
 from transformers.image_utils import PILImageResampling, SizeDict
 from transformers.video_utils import VideoMetadata
 
-from fastav.adapter import Request
 from fastav.engines.transformers import prune
 from fastav.errors import CheckpointError, MediaError
 from fastav.layout import Modality
@@ -16,6 +15,7 @@ from fastav.media import Clip
 from fastav.models.video_llama3 import VideoLlama3Adapter
 from fastav.plan import Keep, Share
 from fastav.presets import fastav
+from fastav.request import Request
 from support.families import video_llama3
 from support.masked import masked_logits, rules_of
 
@@ -140,15 +140,16 @@ def test_without_a_mask_every_token_is_there(built):
     assert whole.frame.max() == 3
 
 
-def test_videos_of_one_prompt_count_their_frames_on(built):
+def test_each_video_of_a_prompt_counts_its_own_frames(built):
     model, processor = built
     one = ADAPTER.prepare(processor, [Request(clip=clip_of(*map(picture, range(4))), question="?")])
     inputs = {name: torch.cat([value] * 2) for name, value in one.inputs.items()}
     for name in ("input_ids", "attention_mask"):
         inputs[name] = inputs[name].view(1, -1)
     (layout,) = ADAPTER.layouts(model.config, inputs)
-    shown = layout.frame[layout.modality == Modality.VIDEO]
-    assert shown.tolist() == np.repeat(np.arange(8), TOKENS).tolist()
+    video = layout.modality == Modality.VIDEO
+    assert layout.frame[video].tolist() == np.tile(np.repeat(np.arange(4), TOKENS), 2).tolist()
+    assert layout.item[video].tolist() == np.repeat([0, 1], 4 * TOKENS).tolist()
 
 
 def test_frames_are_unknown_where_the_videos_are_not_those_of_the_prompt(built):

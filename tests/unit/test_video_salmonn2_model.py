@@ -88,8 +88,8 @@ def test_a_window_is_read_by_itself(model: Any) -> None:
     scheme = model.config.scheme
     mel = torch.rand(1, scheme.mel_bins, 3000, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        every = model.windows(model.whisper_features(mel))
-        heard = model.ln_speech(model.speech_encoder(mel).last_hidden_state)
+        whisper = model.speech_encoder(mel).last_hidden_state
+        every, heard = model.windows(whisper), model.ln_speech(whisper)
         one = model.speech_Qformer(model.speech_query_tokens, heard[:, 7 * scheme.stride :][:, : scheme.window])
     assert every.shape == (scheme.windows, 1, model.config.qformer.hidden_size)
     assert torch.allclose(every[7], one[0], atol=1e-5)

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastav.adapter import Use
 from fastav.errors import MissingTrack
 from fastav.layout import Modality
 from fastav.media import Clip
+from fastav.request import Use
 from support.native import VIDEO_SALMONN2_PLUS as FAMILY
 from support.native import clip, requests
 

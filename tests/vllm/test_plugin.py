@@ -101,11 +101,11 @@ def test_plans_that_ask_for_more_are_refused():
     keep = Keep(media=Share(0.5))
     with pytest.raises(UnsupportedPlan, match="of a single layer"):
         check(config_of(Plan((Step(layers="5", method="position", keep=keep, cache_only=True),))), Serving())
-    with pytest.raises(UnsupportedPlan, match="Given reads given"):
+    with pytest.raises(UnsupportedPlan, match="method 'given' reads given"):
         check(config_of(Plan((Step(layers="5", method="given", keep=keep),))), Serving())
-    with pytest.raises(UnsupportedPlan, match="Omnizip reads encoder"):
+    with pytest.raises(UnsupportedPlan, match="method 'omnizip' reads encoder"):
         check(config_of("omnizip"), Serving())
-    with pytest.raises(UnsupportedPlan, match="Omnidrop reads seconds"):
+    with pytest.raises(UnsupportedPlan, match="method 'omnidrop' reads seconds"):
         check(config_of("omnidrop"), Serving())
 
 
@@ -118,7 +118,7 @@ def test_ways_of_serving_are_refused(name):
 
 def test_pieces_of_prompts_are_refused_where_scores_decide():
     check(config_of(GLOBAL), Serving(chunked_prefill=True))
-    with pytest.raises(UnsupportedPlan, match="LastQuery scores whole prompts"):
+    with pytest.raises(UnsupportedPlan, match="method 'last-query' scores whole prompts"):
         check(config_of("fastav"), Serving(chunked_prefill=True))
 
 

@@ -20,11 +20,18 @@ def test_every_version_has_all_names():
 
 
 def test_a_name_that_vllm_lacks_is_an_import_error(monkeypatch):
+    monkeypatch.delitem(vars(compat), "LLM", raising=False)
     monkeypatch.setitem(compat.INTERNALS[compat.version()], "LLM", "vllm.logger")
     with pytest.raises(ImportError, match="LLM"):
         _ = compat.LLM
     with pytest.raises(AttributeError, match="no attribute 'llm'"):
         _ = compat.llm
+
+
+def test_a_name_is_imported_once(monkeypatch):
+    logger = compat.init_logger
+    monkeypatch.setattr(compat, "_imported", lambda name: pytest.fail(f"imported {name} again"))
+    assert compat.init_logger is logger
 
 
 def test_importing_compat_does_not_import_vllm():

@@ -14,13 +14,14 @@ import pytest
 from harness import positions, record_positions
 
 import fastav
-from fastav.adapter import Request, Use, plan_named
+from fastav.adapter import plan_named
 from fastav.cli import batch as command
 from fastav.cli import main
 from fastav.engine import Sampling
 from fastav.engines.transformers import TransformersEngine
 from fastav.errors import EngineStopped, FastAVError, MediaError, UnsupportedModel, UnsupportedPlan
 from fastav.media import Clip
+from fastav.request import Request, Use
 
 CLIPS = Path(str(files("fastav") / "assets" / "clips"))
 TRIANGLE, KNOCK = CLIPS / "triangle.mp4", CLIPS / "knock.mp4"
@@ -208,7 +209,7 @@ def test_a_file_of_questions_goes_on_where_it_was_stopped(pipe, tmp_path, monkey
     [
         ("gemma4", {}, UnsupportedModel, "cannot be pruned inside vLLM yet"),
         ("videollama2", {}, FastAVError, "cannot be reached"),  # as there is no network
-        ("omni", {"plan": "omnizip"}, UnsupportedPlan, "Omnizip reads encoder"),
+        ("omni", {"plan": "omnizip"}, UnsupportedPlan, "method 'omnizip' reads encoder"),
         ("omni", {"attention": "eager"}, FastAVError, "chooses its attention itself"),
         ("omni", {"device": "cuda"}, FastAVError, "runs on cpu, not on cuda"),
         ("omni", {"dtype": "int8"}, FastAVError, "dtype must be"),
@@ -223,7 +224,7 @@ def test_what_cannot_be_is_refused_before_weights_load(omni, model, options, kin
 def test_plans_that_no_request_can_have_are_refused_at_once(pipe):
     keep = replace(fastav.Keep(), media=fastav.Share(0.5))
     plan = fastav.Plan((fastav.Step(layers="5", method="given", keep=keep),))
-    with pytest.raises(UnsupportedPlan, match="Given reads given"):
+    with pytest.raises(UnsupportedPlan, match="method 'given' reads given"):
         pipe.map(requests(), plan=plan)
     with pytest.raises(UnsupportedPlan, match="does not expose its attention"):
         pipe.engine.trace(requests()[0], pipe.plan)

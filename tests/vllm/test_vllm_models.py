@@ -17,13 +17,14 @@ from test_vllm_serving import server
 from vllm.exceptions import VLLMValidationError
 
 import fastav
-from fastav.adapter import Request, Use, plan_named
+from fastav.adapter import plan_named
 from fastav.engines.transformers import prune
 from fastav.errors import FastAVError
 from fastav.media import Clip
 from fastav.models.tiny import TinyAdapter
 from fastav.plan import Keep, Plan, Share, Step, Tokens
 from fastav.registry import MODELS
+from fastav.request import Request, Use
 from vllm import LLM
 
 BUNDLES = clip_checkpoints.BUNDLES

@@ -165,7 +165,7 @@ def test_a_server_prunes_for_concurrent_clients(omni, tmp_path):
         with pytest.raises(urllib.error.HTTPError) as refused:
             post(url, body(*questions[1]) | {"vllm_xargs": {"fastav": "fastaw"}})
         assert refused.value.code == 400
-        assert "did you mean fastav" in refused.value.read().decode()
+        assert "did you mean 'fastav'" in refused.value.read().decode()
         assert at_once(url, [questions[0]]) == answers[:1]
     words = [json.loads(line[6:]) for line in streamed.splitlines() if line.startswith("data: {")]
     chosen = plan_of("fastav", omni)

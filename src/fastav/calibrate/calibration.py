@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fastav.adapter import ModelAdapter, Request
+from fastav.adapter import ModelAdapter
 from fastav.calibrate.evidence import Evidence, evidence_of
 from fastav.calibrate.prompts import Prompt, prompts_of
 from fastav.calibrate.rule import Choice, Criterion, choose
@@ -23,6 +23,7 @@ from fastav.plan import Plan
 from fastav.presets import NONE
 from fastav.provenance import provenance
 from fastav.pruning.rollout import ALPHA
+from fastav.request import Request
 
 
 @dataclass(frozen=True, slots=True)

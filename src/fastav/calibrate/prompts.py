@@ -9,8 +9,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from fastav.adapter import question_of
 from fastav.errors import CalibrationError, reason_of
+from fastav.request import question_of
 
 QUESTION = "Describe the clip."
 VIDEO = ".avi .m4v .mkv .mov .mp4 .mpeg .mpg .webm"

@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 
 from fastav.errors import CalibrationError, reason_of
 from fastav.files import atomic_write
-from fastav.layout import Layout
+from fastav.layout import Layout, Modality
 from fastav.trace import Trace
 
 VERSION = 1
@@ -106,7 +106,7 @@ class Store:
                 fields = json.loads(str(file["told"]))
                 selections = sorted((int(name[5:]), file[name]) for name in file.files if name.startswith("kept_"))
                 trace = Trace(
-                    layout=Layout(**{name: file[f"layout_{name}"] for name in Layout.__slots__}),
+                    layout=_layout_of(file),
                     attention=file["attention"],
                     rollout=file["rollout"],
                     selections=tuple(selections),
@@ -142,3 +142,10 @@ class Store:
         if name == "calibration.json" and data.get("fastav_calibration") != VERSION:
             raise CalibrationError(f"{path} has the format version {data.get('fastav_calibration')!r}, not {VERSION}")
         return data
+
+
+def _layout_of(file: Mapping[str, np.ndarray]) -> Layout:
+    """The layout in a prompt's file; files of versions before 0.3 have no `item`, and show one clip."""
+    arrays = {name: file[f"layout_{name}"] for name in Layout.__slots__ if name != "item"}
+    item = file["layout_item"] if "layout_item" in file else np.where(arrays["modality"] == Modality.TEXT, -1, 0)
+    return Layout(**arrays, item=item.astype(np.int32))

@@ -9,7 +9,7 @@ from rich.text import Text
 from fastav.formatting import plural
 
 WIDTH = 110  # columns that are used at most
-KINDS = ("video", "audio", "image", "clip", "media", "text", "all")  # kinds of tokens, in display order
+MODALITIES = ("video", "audio", "image", "clip", "media", "text", "all")  # and what shares a budget, in display order
 
 
 def stdout() -> Console:
@@ -84,7 +84,7 @@ def percent(ratio: float) -> str:
 
 def prompt(tokens: Mapping[str, int]) -> str:
     """`676 video + 1,496 audio + 44 text = 2,216 tokens`."""
-    parts = " + ".join(f"{number(tokens[kind])} {kind}" for kind in KINDS if kind in tokens)
+    parts = " + ".join(f"{number(tokens[modality])} {modality}" for modality in MODALITIES if modality in tokens)
     return f"{parts} = {plural(sum(tokens.values()), 'token')}"
 
 

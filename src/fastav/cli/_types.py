@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from typer._click.core import Command
     from typer._click.formatting import HelpFormatter
 
-    from fastav.adapter import ModelAdapter, Request
+    from fastav.adapter import ModelAdapter
     from fastav.calibrate import Calibration, Choice
     from fastav.calibrate import Failure as CalibrationFailure
     from fastav.engine import Answer, Sampling
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fastav.method import Method
     from fastav.pipelines import Pipeline
     from fastav.plan import Plan, Step
+    from fastav.request import Request
     from fastav.task import Task
 else:
     Answer = Calibration = CalibrationFailure = Choice = Clip = Command = Context = DecoderShape = Any

@@ -167,8 +167,8 @@ def _parse_question(entry: Any, line: int, folder: Path, use: str) -> _Question:
 
 def _make_request(question: _Question) -> Request | FastAVError:
     """The request for a question, or the error that prevents it."""
-    from fastav.adapter import Request, Use
     from fastav.batches import as_failure
+    from fastav.request import Request, Use
 
     try:
         return Request(clip=_open_clip(question.clip), question=question.text, use=Use(question.use))

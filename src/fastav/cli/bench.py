@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -49,11 +49,8 @@ def bench(
         int | None,
         typer.Option(min=1, metavar="N", help="Rounds of prefills; of answers half.  [default: 12 on a GPU, else 5]"),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...  [default: cuda where there is one]")] = None,
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"] | None,
-        typer.Option(help="Type of the weights.  [default: bfloat16 on cuda, float32 on cpu]"),
-    ] = None,
+    device: _options.Device = None,
+    dtype: _options.Dtype = None,
     attention: Annotated[
         list[str] | None,
         typer.Option(

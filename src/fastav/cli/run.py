@@ -97,8 +97,8 @@ def _is_bundled(clip: str) -> bool:
 def _open_clip(path: str, question: str, use: str) -> Clip:
     """The clip.  Raises: MediaError if it cannot be read or lacks a track that `use` requires."""
     with spinner(f"reading {path}"), suppress_warnings():
-        from fastav.adapter import Request, Use
         from fastav.media import Clip
+        from fastav.request import Request, Use
 
         clip = Clip.open(path)
         _ = Request(clip=clip, question=question, use=Use(use)).tracks

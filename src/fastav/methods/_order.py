@@ -9,6 +9,7 @@ from torch import Tensor
 from fastav.layout import Modality
 from fastav.method import View
 
+ITEM_BITS = 16  # of the number of an item in a sort key
 _BITS = 21  # of a position, place or frame in a sort key
 _FLOAT32_BITS = 24  # of an integer that a float32 represents exactly
 
@@ -46,15 +47,26 @@ def ranks(
 def temporal_ranks(view: View) -> Ranks:
     """Ranks by time, the earliest first, of the tokens that show the same place.
 
-    Video tokens of known frames form a group for each place of the picture; all audio tokens form one group, since they
-    have no places, and so do video tokens of unknown frames. Each text token is a group of its own.
+    Video tokens of a clip and of known frames form a group for each place of the picture; all audio tokens of a clip
+    form one group, since they have no places, and so do video tokens of unknown frames. Each text token is a group of
+    its own.
     """
     modality, position = view.modality, view.position
     has_frame = in_frames(view)
     no_place = torch.where(modality > Modality.TEXT, (1 << _BITS) - 1, position)  # larger than any place in a picture
     place = torch.where(has_frame, view.place, no_place)
     time = torch.where(has_frame, view.frame, position)
-    return ranks(-time, ((modality + 1) << _BITS) | place)
+    return ranks(-time, (_in_item(view, modality + 1) << _BITS) | place)
+
+
+def frame_groups(view: View) -> Int[Tensor, "batch tokens"]:
+    """A number for each frame of each clip and modality; tokens without a frame share one by clip and modality."""
+    return (_in_item(view, view.modality + 1) << _BITS) | (view.frame + 1)
+
+
+def _in_item(view: View, number: Int[Tensor, "batch tokens"]) -> Int[Tensor, "batch tokens"]:
+    """A number that tells items apart, too."""
+    return (number << ITEM_BITS) | (view.item + 1)
 
 
 def in_frames(view: View) -> Bool[Tensor, "batch tokens"]:

@@ -10,7 +10,16 @@ from torch.nn.functional import cosine_similarity
 
 from fastav.layout import Modality
 from fastav.method import Method, Signal, View
-from fastav.methods._order import earlier, in_frames, radical_inverse, ranks, rows_at, temporal_ranks
+from fastav.methods._order import (
+    ITEM_BITS,
+    earlier,
+    frame_groups,
+    in_frames,
+    radical_inverse,
+    ranks,
+    rows_at,
+    temporal_ranks,
+)
 
 _GROUP = 4
 
@@ -45,8 +54,8 @@ class Dycoke(Method):
         n_ranks = torch.where(is_first, _GROUP, torch.where(number == 2, 2, 1))
         similarity = cosine_similarity(hidden, rows_at(hidden, earlier(in_time.order, n_ranks)), dim=-1)
         similarity = torch.where(in_time.rank == 0, -1.0, similarity)  # no token precedes the first
-        group, frame = in_time.rank // _GROUP, torch.where(has_frame, view.frame + 1, 0)
-        frame = torch.where(is_first & ~has_frame, group, frame)  # frames of one token each
-        ranked = ranks(-similarity, ((modality + 1) << 23) | (is_first.long() << 22) | frame)
+        group, frame = in_time.rank // _GROUP, torch.where(has_frame, frame_groups(view), view.item + 1)
+        frame = torch.where(is_first & ~has_frame, (group << ITEM_BITS) | (view.item + 1), frame)  # of one token each
+        ranked = ranks(-similarity, (((modality + 1) << 1 | is_first.long()) << 44) | frame)
         share = (ranked.rank + torch.where(is_first, radical_inverse(group), 0.0)) / ranked.size
         return torch.where(modality > Modality.TEXT, torch.where(is_first, 2.0, 0.0) - share, 2.0)

@@ -1,27 +1,22 @@
-"""Keep the first tokens of each modality."""
+"""Keep the first tokens of each modality of each clip."""
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fastav.layout import Modality
 from fastav.method import Method, View
+from fastav.methods._order import ITEM_BITS, ranks
 
 
 @dataclass(frozen=True, slots=True)
 class KeepFirst(Method):
-    """Keeps the first tokens of each modality in turn: a control that reads only the order of tokens.
+    """Keeps the first tokens of each modality of each clip in turn: a control that reads only the order of tokens.
 
-    With one budget per modality it equals `position`; with a pooled budget every modality keeps its own beginning.
+    For one clip and one budget per modality it equals `position`; with a pooled budget every modality keeps its own
+    beginning.
     """
 
     def score(self, view: View) -> Float[Tensor, "batch tokens"]:
-        """Minus the rank among the remaining tokens of the same modality."""
-        modality = view.modality
-        rank = torch.zeros_like(modality, dtype=torch.float32)
-        for m in Modality:
-            member = modality == int(m)
-            rank = torch.where(member, member.cumsum(1).float(), rank)
-        return -rank
+        """Minus the rank among the remaining tokens of the same modality and item."""
+        return -ranks(-view.position, (view.modality << ITEM_BITS) | (view.item + 1)).rank.float()

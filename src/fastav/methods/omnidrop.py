@@ -17,9 +17,9 @@ class Omnidrop(Method):
     """OmniDrop's deep layers: ranks by attention of the question, in favour of tokens that are far in time.
 
     Of n audio and video tokens, k = floor(drop n) are to be dropped. The 2k tokens with the lowest scores are
-    candidates. The key chunk is that of the highest score; each candidate's score is raised by `diversity` times its
-    distance in time from the key chunk, over the index of the prompt's last chunk. The k lowest are dropped. The score
-    of a token whose second is unknown is not raised.
+    candidates. The key chunk of a clip is that of its highest score; each candidate's score is raised by `diversity`
+    times its distance in time from the key chunk, over the index of its clip's last chunk. The k lowest are dropped.
+    The score of a token whose second is unknown is not raised.
 
     drop: the share that this step drops, which must equal the plan's for the paper's choice. chunk: length in seconds.
 
@@ -40,7 +40,7 @@ class Omnidrop(Method):
 
     def score(self, view: View) -> Float[Tensor, "batch tokens"]:
         """Minus the rank: first all other tokens, then candidates by their raised score."""
-        attention = view[Signal.TEXT_QUERIES]
+        attention = view[Signal.TEXT_QUERIES].double()  # beside distances, float32 would lose small differences
         media = view.modality > 0
         ranked = ranks(attention, media)
         n_dropped = (ranked.size.double() * self.drop + 1e-6).floor()
@@ -50,8 +50,9 @@ class Omnidrop(Method):
         return -torch.where(media, order, 0).float()
 
     def _distance(self, view: View, attention: Tensor, media: Tensor) -> Float[Tensor, "batch tokens"]:
-        """Chunks from each token to the key chunk, over the index of the last chunk; 0 if a second is unknown."""
+        """Chunks from each token to its clip's key chunk, over the last chunk's index; 0 if a second is unknown."""
         chunk = torch.floor(view.second / self.chunk)
-        key = attention.masked_fill(~media, -1.0).argmax(1, keepdim=True)
-        last = torch.floor(view.last_second / self.chunk).nan_to_num(nan=0.0).clamp(min=1)[:, None]
-        return ((chunk - chunk.gather(1, key)).abs() / last).nan_to_num(nan=0.0)
+        ranked = ranks(attention, torch.where(media, view.item, -1))
+        key = ranked.order.gather(1, ranked.order.argsort(dim=1) - ranked.rank)  # the first of each token's clip
+        last = torch.floor(view.last_second / self.chunk).nan_to_num(nan=0.0).clamp(min=1)
+        return ((chunk - chunk.gather(1, key)).abs().double() / last).nan_to_num(nan=0.0)

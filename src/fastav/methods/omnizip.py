@@ -11,11 +11,12 @@ from torch.nn.functional import cosine_similarity, normalize
 from fastav.layout import Modality
 from fastav.method import Method, Signal, View
 from fastav.methods._options import require_integer, require_number
-from fastav.methods._order import dense_ranks, earlier, ranks, rows_at, temporal_ranks
+from fastav.methods._order import dense_ranks, earlier, frame_groups, ranks, rows_at, temporal_ranks
 
 _BLOCK = 256  # tokens whose similarities to all others are in memory at once
 _NEAREST = 5  # neighbours whose distances give a token's density
 _LOW, _HIGH = 0.35, 0.75  # share of a window's video to drop if all, and if none, of its audio is kept by attention
+_WINDOW_BITS = 32  # of a window's number in a sort key
 _RATE = 2  # sampled frames a second, if seconds are unknown
 
 
@@ -114,18 +115,18 @@ class Omnizip(Method):
         return _Audio(member, dominant, anchor, begin + ranked.rank)
 
     def _windows(self, view: View) -> Int[Tensor, "batch tokens"]:
-        """The number of each token's window; -1 for none."""
-        has_seconds = view.last_second.isfinite()[:, None]
+        """The number of each token's window, in the order of clips and time; -1 for none."""
         by_second = (view.second / self.window).floor().nan_to_num(nan=-1.0).long()
         by_frame = (view.frame / (_RATE * self.window)).floor().long()
-        return torch.where(has_seconds, by_second, by_frame).clamp(min=-1)
+        window = torch.where(view.last_second.isfinite(), by_second, by_frame)
+        return torch.where(window >= 0, (view.item.clamp(min=0) << _WINDOW_BITS) | window.clamp(min=0), -1)
 
 
 def _visual_scores(view: View, audio: _Audio, window: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens"]:
     """Scores of video and images: the share of their frame to drop before them, over the share of their window."""
-    modality, visual = view.modality, view.modality > Modality.AUDIO
+    visual = view.modality > Modality.AUDIO
     dense = dense_ranks(window, torch.zeros_like(window))
-    ranked = ranks(_frame_scores(view, dense), torch.where(visual, ((modality + 1) << 21) | (view.frame + 1), -1))
+    ranked = ranks(_frame_scores(view, dense), torch.where(visual, frame_groups(view), -1))
     below = (ranked.size - 1 - ranked.rank + 0.5) / ranked.size
     return below.double() / _shares(audio, dense, window >= 0, visual)
 
@@ -151,8 +152,8 @@ def _shares(
 def _frame_scores(view: View, window: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens"]:
     """Scores of tokens among those of their frame."""
     modality, hidden = view.modality, view.hidden.float()
-    frame = torch.where(modality > Modality.AUDIO, ((modality + 1) << 21) | (view.frame + 1), -1)
-    is_odd = dense_ranks(view.frame, ((modality + 1) << 21) | window) % 2 == 1
+    frame = torch.where(modality > Modality.AUDIO, frame_groups(view), -1)
+    is_odd = dense_ranks(view.frame, ((modality + 1) << _WINDOW_BITS) | window) % 2 == 1
     in_time = temporal_ranks(view)
     similarity = cosine_similarity(hidden, rows_at(hidden, earlier(in_time.order, 1)), dim=-1)
     change = torch.where(in_time.rank > 0, -similarity, 1.0)

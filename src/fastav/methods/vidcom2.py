@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from fastav.layout import Modality
 from fastav.method import Method, Signal, View
-from fastav.methods._order import ranks, rows_at
+from fastav.methods._order import frame_groups, ranks, rows_at
 
 _WIDTHS = tuple(2.0**power for power in range(-3, 2))  # of the Gaussians, as variances
 _TEMPERATURE = 0.01
@@ -23,7 +23,8 @@ class Vidcom2(Method):
     On the half of the channels that vary least over the video, a token's similarity to a centre is a sum of Gaussians
     of the distance between normalised features. A frame's budget is the common share times 1 + p - mean(p), where p is
     the softmax over frames of minus the mean similarity to the video's centre; each frame keeps the tokens that are
-    least similar to its own centre and the video's. Other modalities have no frames to balance: they score below video.
+    least similar to its own centre and the video's. Several videos of a prompt have centres of their own, and share the
+    half of the channels and the mean of p. Other modalities have no frames to balance: they score below video.
 
     Source: arXiv:2505.14454, section 3; formulas as in the group's code. Differs: all frames together keep the number
     of tokens that the plan gives, while rounding every frame by itself gives a number that depends on the scores.
@@ -36,8 +37,8 @@ class Vidcom2(Method):
         video = view.modality == Modality.VIDEO
         # rows must not depend on their padding, so sums over tokens are in double precision
         features = normalize(_quiet_half(view.hidden.double(), video), dim=-1)
-        frame = torch.where(video, view.frame + 1, -1)
-        to_video = _similarity(features, _centre(features, torch.where(video, 0, -1)))
+        frame = torch.where(video, frame_groups(view), -1)
+        to_video = _similarity(features, _centre(features, torch.where(video, view.item, -1)))
         weight = _weights(to_video, frame, video)
         ranked = ranks(-(to_video + _similarity(features, _centre(features, frame))), frame)
         share = (ranked.rank + 0.5) / (ranked.size * weight)

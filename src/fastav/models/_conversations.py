@@ -1,4 +1,4 @@
-"""What a conversation in transformers' form shows and says: its clip, and text with a place for the clip."""
+"""The clip that a conversation shows, and its texts with a place for the clip: for families of one clip per prompt."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from fastav.adapter import Request, Use
 from fastav.errors import MediaError
 from fastav.media import Clip
+from fastav.messages import Kind, Media, Use
+from fastav.request import Request
 
 SOURCES = {"video": ("video", "path", "url"), "audio": ("audio", "path", "url")}
 KINDS = (*SOURCES, "text")
@@ -38,7 +39,31 @@ def flat(conversation: Conversation, places: Mapping[str, str]) -> list[dict[str
     return messages
 
 
-def request_of(conversation: Conversation, load_audio_from_video: bool | None) -> Request | None:
+def only_clip(request: Request) -> Media | None:
+    """The clip of a request, with the sound beside it in the same message as its own; None if it has none.
+
+    Raises: MediaError for images and for several clips.
+    """
+    media = request.media
+    for one in media:
+        if one.kind is Kind.IMAGE:
+            raise MediaError(f"{one.name}: this model takes clips and no images", 'show it as "type": "video"')
+    if not media:
+        return None
+    first, *others = media
+    beside = next((message.media for message in request.messages if message.media), ())
+    if len(media) == 2 and len(beside) == 2 and (first.kind, others[0].kind) == (Kind.VIDEO, Kind.AUDIO):
+        clip = replace(first.clip, audio=others[0].clip.require_audio())
+        return Media(kind=Kind.VIDEO, clip=clip, use=Use.BOTH, place=first.place)
+    if others:
+        raise MediaError(
+            f"{others[0].name}: this model takes one clip per prompt, and these messages show several",
+            "ask about one clip at a time, or use a model that takes several",
+        )
+    return first
+
+
+def media_of(conversation: Conversation, load_audio_from_video: bool | None) -> Media | None:
     """What a conversation shows, None if it is text alone.
 
     A part of type "video" or "audio" says what under "path", "url", or its own type: a path, a URL, a `Clip`, or an
@@ -51,7 +76,7 @@ def request_of(conversation: Conversation, load_audio_from_video: bool | None) -
     parts = _clip_parts(conversation)
     video, audio = parts.get("video"), parts.get("audio")
     if video is None:
-        return None if audio is None else _request(conversation, _clip("audio", audio), Use.AUDIO)
+        return None if audio is None else Media(kind=Kind.AUDIO, clip=_clip("audio", audio), use=Use.AUDIO)
     clip, use = _clip("video", video), Use.VIDEO
     clip.require_video()
     if audio is not None:
@@ -60,12 +85,7 @@ def request_of(conversation: Conversation, load_audio_from_video: bool | None) -
             clip = replace(clip, audio=_clip("audio", audio).require_audio())
     elif load_audio_from_video or (load_audio_from_video is None and clip.audio is not None):
         use = Use.BOTH
-    return _request(conversation, clip, use)
-
-
-def _request(conversation: Conversation, clip: Clip, use: Use) -> Request:
-    question, _ = _content(conversation[-1]["content"], {})
-    return Request(clip=clip, question=question or "(nothing)", use=use)
+    return Media(kind=Kind.VIDEO, clip=clip, use=use)
 
 
 def _clip_parts(conversation: Conversation) -> dict[str, Part]:

@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig
 
 from fastav.errors import MediaError
 from fastav.flops import DecoderShape, LayerShape
+from fastav.layout import Modality
 from fastav.media import Clip
 from fastav.plan import Keep, Plan, Share, Step
 
@@ -15,6 +16,11 @@ RATE = 16_000  # samples per second
 PIECE = 30 * RATE  # samples; the feature extractors cut off longer audio
 MIN_SAMPLES = RATE // 10  # a shorter last piece has no token
 PAPER_SHARE = 0.8  # what the paper keeps at each of its fine cuts
+
+
+def follows_picture(previous: Modality, modality: Modality, touches: bool) -> bool:
+    """Whether a piece of sound is of the video or sound before it."""
+    return modality is Modality.AUDIO and previous in (Modality.VIDEO, Modality.AUDIO)
 
 
 def audio_pieces(clip: Clip) -> list[Float32[np.ndarray, " samples"]]:
@@ -33,12 +39,10 @@ def piece_lengths(seconds: float | int) -> list[int]:
     return [n for start in range(0, samples, PIECE) if (n := min(samples - start, PIECE)) >= MIN_SAMPLES]
 
 
-def token_runs(mask: Bool[np.ndarray, " tokens"]) -> tuple[Int[np.ndarray, " tokens"], Int[np.ndarray, " tokens"]]:
-    """For each token of the mask, the number of its run of consecutive tokens and its index in it; -1 elsewhere."""
+def token_runs(mask: Bool[np.ndarray, " tokens"]) -> Int[np.ndarray, " tokens"]:
+    """For each token of the mask, the number of its run of consecutive tokens; -1 elsewhere."""
     starts = mask & ~np.concatenate([[False], mask[:-1]])
-    number = np.cumsum(starts) - 1
-    index = np.arange(len(mask)) - np.flatnonzero(starts)[number] if starts.any() else number
-    return np.where(mask, number, -1), np.where(mask, index, -1)
+    return np.where(mask, np.cumsum(starts) - 1, -1)
 
 
 def gemma_plan(keep: Keep, *, position_layer: int, fine_layer: int, has_images: bool) -> Plan:

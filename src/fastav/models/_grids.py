@@ -1,16 +1,16 @@
 """Videos whose tokens form a grid of time, height and width, as in the Qwen-VL families."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Int
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from fastav.errors import MediaError, reason_of
-from fastav.layout import Layout, Modality
-from fastav.models._adapters import iter_rows, layout_from_masks, prompt_ids, with_seconds
+from fastav.models._adapters import iter_rows, prompt_ids
+from fastav.models._pieces import Pieces, pieces_of_lengths, sounds_touch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,23 +51,6 @@ class Grids:
         return frames // self.temporal, height // side, width // side
 
 
-def token_frames(
-    tokens: int, grids: Iterator[Iterable[int]], *, merge: int, temporal: int
-) -> Int[np.ndarray, " tokens"]:
-    """The first sampled frame of each of a prompt's video tokens, from the grids (in patches) of its videos.
-
-    Frame numbers continue from one video of a prompt to the next. All are -1 if grids and tokens do not match.
-    """
-    frames: list[np.ndarray] = []
-    count = steps = 0
-    while count < tokens and (grid := next(grids, None)) is not None:
-        time, height, width = (int(n) for n in grid)
-        step_tokens = height * width // merge**2
-        frames.append(np.repeat(np.arange(steps, steps + time) * temporal, step_tokens))
-        count, steps = count + time * step_tokens, steps + time
-    return np.concatenate(frames) if frames and count == tokens else np.full(tokens, -1)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaTokens:
     """The token ids of media, and how many patches per side and how many frames a video token covers.
@@ -82,29 +65,43 @@ class MediaTokens:
     temporal: int
 
 
-def grid_layouts(media_tokens: MediaTokens, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
-    """The layout of each prompt of a batch, from the arguments of `forward` alone; seconds are unknown.
+def image_tokens(image: int, audio: int) -> MediaTokens:
+    """The token ids of a family that takes images and sound, and no videos."""
+    return MediaTokens(video=-1, image=image, audio=audio, merge=1, temporal=1)
 
-    An audio token has the frame of the last video token before it.
-    """
-    grids, layouts = iter_rows(inputs, "video_grid_thw"), []
+
+def grid_pieces(media_tokens: MediaTokens, inputs: Mapping[str, Any], sounds: Iterator[int]) -> Iterator[Pieces]:
+    """The pieces of each prompt of a batch, from the arguments of `forward` alone.  sounds: tokens of each sound."""
+    merge = media_tokens.merge**2
+    videos, images = iter_rows(inputs, "video_grid_thw"), iter_rows(inputs, "image_grid_thw")
+    image_lengths = (int(np.prod(grid)) // merge for grid in images)
     for ids in prompt_ids(inputs):
-        video = ids == media_tokens.video
-        audio = np.zeros_like(video) if media_tokens.audio is None else ids == media_tokens.audio
-        video_frames = token_frames(int(video.sum()), grids, merge=media_tokens.merge, temporal=media_tokens.temporal)
-        last_frame = np.concatenate([[-1], video_frames])[np.cumsum(video)]
-        frame = np.where(video | audio, last_frame, -1)
-        layouts.append(layout_from_masks(video, audio, image=ids == media_tokens.image, frame=frame))
-    return tuple(layouts)
+        is_video = ids == media_tokens.video
+        audio = np.zeros_like(is_video) if media_tokens.audio is None else ids == media_tokens.audio
+        video, frame = _video_pieces(is_video, videos, merge, media_tokens.temporal)
+        yield Pieces(
+            video=video,
+            image=pieces_of_lengths(ids == media_tokens.image, image_lengths),
+            audio=pieces_of_lengths(audio, sounds),
+            frame=frame,
+            joins=sounds_touch,
+        )
 
 
-def with_frame_seconds(layout: Layout, *, frames: Float[np.ndarray, " frames"]) -> Layout:
-    """The layout of a prompt about one clip, with seconds.
+def _video_pieces(
+    member: Bool[np.ndarray, " tokens"], grids: Iterator[Any], merge: int, temporal: int
+) -> tuple[Int[np.ndarray, " tokens"], Int[np.ndarray, " tokens"]]:
+    """The video of each video token, and the first sampled frame that it shows there, from grids in patches.
 
-    frames: start of each sampled frame, in seconds. The seconds of audio tokens are unknown.
+    The frames are -1 if grids and tokens do not match.
     """
-    second = np.array(layout.second)
-    video, audio = layout.modality == Modality.VIDEO, layout.modality == Modality.AUDIO
-    second[video] = frames[layout.frame[video]]
-    second[audio] = np.nan
-    return with_seconds(layout, second)
+    steps: list[np.ndarray] = []
+    total = int(member.sum())
+    while sum(map(len, steps)) < total and (grid := next(grids, None)) is not None:
+        time, height, width = (int(n) for n in grid)
+        steps.append(np.repeat(np.arange(time) * temporal, height * width // merge))
+    video = pieces_of_lengths(member, iter(map(len, steps)))
+    frame = np.full(len(member), -1)
+    if sum(map(len, steps)) == total and steps:
+        frame[member] = np.concatenate(steps)
+    return video, frame

@@ -22,12 +22,14 @@ from transformers import (
     ProcessorMixin,
 )
 
-from fastav.adapter import ModelAdapter, Prepared, Request
+from fastav.adapter import ModelAdapter, Prepared
 from fastav.errors import CheckpointError
 from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
 from fastav.models._adapters import layout_from_masks, prompt_ids, qwen2_shape, with_seconds
 from fastav.models._checkpoint import load, readable
+from fastav.models._conversations import only_clip
+from fastav.request import Request
 
 
 def register(config: Any, base: Any, whole: Any, processor: Any) -> None:
@@ -99,15 +101,19 @@ class NativeAdapter(ModelAdapter):
             raise CheckpointError(
                 f"{self.name} needs a {wanted}, got {given}", "use the processor that `load` returned"
             )
-        clips = [known.read(request) for request in requests]
-        prompts = [
-            known.prompt(request.question, video=clip["video"] is not None, audio=clip["audio"] is not None)
-            for request, clip in zip(requests, clips, strict=True)
-        ]
+        clips = [None if (media := only_clip(request)) is None else known.read(media) for request in requests]
+        prompts = [known.render(request) for request in requests]
         inputs = dict(known(prompts, **known.media_arguments(clips)))
         layouts = self._layouts(known.media, inputs)
-        starts = self.starts(known.media, inputs, clips, layouts)
-        return Prepared(inputs=inputs, layouts=tuple(map(_timed, layouts, starts)))
+        with_clip = [(clip, layout) for clip, layout in zip(clips, layouts, strict=True) if clip is not None]
+        starts = self.starts(known.media, inputs, *zip(*with_clip, strict=True)) if with_clip else iter(())
+        return Prepared(
+            inputs=inputs,
+            layouts=tuple(
+                layout if clip is None else _timed(layout, next(starts))
+                for clip, layout in zip(clips, layouts, strict=True)
+            ),
+        )
 
     def layouts(self, config: PreTrainedConfig, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
         """The layout of each row, from the arguments of `forward` alone; seconds are unknown."""

@@ -9,41 +9,35 @@ from transformers import LogitsProcessorList
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 
-from fastav.cache_argument import as_argument, either_name, of_output
+from fastav.cache_argument import as_argument, of_output
 from fastav.models._checkpoint import StrictLoading
 from fastav.models._merging import ids_of, starts_prompt
 
 
 class MediaDecoder(StrictLoading):
-    """Mixin of a decoder with encoders; it stands before transformers' decoder, whose forward it extends.
+    """Mixin of a decoder with encoders; it stands before transformers' decoder.
 
-    A model declares `embedded`, the arguments of its `embed` that hold media.
+    A model defines `embed`, and a `forward` with one argument for each of its media, which calls `_forward_merged`.
     """
 
-    embedded: ClassVar[tuple[str, ...]]
-
-    @either_name
-    def forward(
+    def _forward_merged(
         self,
-        input_ids: Tensor | None = None,
-        attention_mask: Any = None,
-        position_ids: Tensor | None = None,
-        cache: Any = None,
-        inputs_embeds: Tensor | None = None,
-        use_cache: bool | None = None,
+        media: Mapping[str, Tensor | None],
+        *,
+        input_ids: Tensor | None,
+        attention_mask: Any,
+        position_ids: Tensor | None,
+        cache: Any,
+        inputs_embeds: Tensor | None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast | tuple:
-        """Encode, merge, and run the decoder on the merged embeddings.
+        """Encode media, merge them into the embeddings of text, and run transformers' decoder on the result.
 
-        input_ids: [batch, prompt], one placeholder id per media token. inputs_embeds: in their place; without media,
-        they are merged already. position_ids: counted from each row's first unmasked token, unless given. kwargs: the
-        media that `embedded` names, and what the decoder takes.
+        media: for `embed`. input_ids: [batch, prompt], one placeholder id per media token. inputs_embeds: in their
+        place; without media, they are merged already. position_ids: counted from each row's first unmasked token,
+        unless given. kwargs: for the decoder.
         """
-        if isinstance(use_cache, Tensor):
-            raise TypeError(f"pass media by name ({', '.join(self.embedded)}); the sixth argument is use_cache")
         model: Any = self
-        media = {name: kwargs.pop(name, None) for name in self.embedded}
-        kwargs.pop("feature_attention_mask", None)  # for layouts
         if inputs_embeds is None or input_ids is not None or any(value is not None for value in media.values()):
             whole = starts_prompt(cache, input_ids)
             inputs_embeds = model.embed(input_ids, **media, inputs_embeds=inputs_embeds, whole=whole)
@@ -56,7 +50,6 @@ class MediaDecoder(StrictLoading):
             position_ids=position_ids,
             **as_argument(cache),
             inputs_embeds=embeds,
-            use_cache=use_cache,
             **kwargs,
         )
 

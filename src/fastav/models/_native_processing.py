@@ -15,10 +15,12 @@ from transformers import ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _get_template_variables
 
-from fastav.adapter import Request, VllmInputs
-from fastav.errors import CheckpointError, MediaError
+from fastav.adapter import VllmInputs
+from fastav.errors import CheckpointError, FastAVError, MediaError
+from fastav.messages import Kind, Media
 from fastav.models._checkpoint import HUB_OPTIONS
-from fastav.models._conversations import flat, request_of
+from fastav.models._conversations import flat, media_of, only_clip
+from fastav.request import Request
 
 TEMPLATE_ARGUMENTS = frozenset({"tools", "documents", "add_generation_prompt", "continue_final_message"})
 CALL_ARGUMENTS = frozenset({"padding", "return_tensors"})
@@ -90,12 +92,27 @@ class ClipProcessor(ProcessorMixin, ABC):
         return self.scheme_class(**self.scheme)
 
     @abstractmethod
-    def read(self, request: Request) -> Mapping[str, Any]:
+    def read(self, media: Media) -> Mapping[str, Any]:
         """A clip's frames and sound as this family samples them, "video" and "audio"; None where it has none."""
 
     def media_arguments(self, clips: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
         """Arguments of `__call__` for what `read` gave, one for each prompt, None where it has no clip."""
         return {argument: [clip and clip[name] for clip in clips] for argument, name in self.clip_arguments.items()}
+
+    def render(self, request: Request) -> str:
+        """The conversation of a request, rendered up to where the model answers.
+
+        Raises: MediaError for several clips, images, and texts that hold the words of a clip's place; FastAVError for
+        tools if the template takes none.
+        """
+        if request.tools and "tools" not in self._template(None):
+            raise FastAVError("this model's chat template takes no tools", "describe them in a message")
+        media = only_clip(request)
+        shown = request.media[:1]  # where the clip stands; a sound of its own beside it has no place
+        parts = [{"type": "audio" if media is not None and media.kind is Kind.AUDIO else "video"}]
+        messages = [message.to_dict(lambda one: parts if one in shown else []) for message in request.messages]
+        options: dict[str, Any] = {"tools": list(request.tools)} if request.tools else {}
+        return self.apply_chat_template(messages, add_generation_prompt=True, **options)
 
     def prompt(self, question: str, *, video: bool | None = None, audio: bool = False) -> str:
         """One question about a clip, rendered up to where the model answers.
@@ -122,7 +139,7 @@ class ClipProcessor(ProcessorMixin, ABC):
         """Render a conversation (or a list of them), or make the model's inputs of it.
 
         Contents may be strings, or lists of parts of type "video", "audio" and "text": the clip comes first, as
-        `places` has it, then the text. A conversation shows one clip; `request_of` says how its parts name it.
+        `places` has it, then the text. A conversation shows one clip; `media_of` says how its parts name it.
         chat_template: the name of one of the processor's own templates, which read contents as strings; or a template,
         which reads the messages as they are and writes the places itself.
         tokenize: read the clips and give `input_ids`, or all inputs if `return_dict`; otherwise a string.
@@ -130,7 +147,7 @@ class ClipProcessor(ProcessorMixin, ABC):
         processor_kwargs: further arguments of `__call__`, which may also stand among the others; what is left goes to
         the template.
 
-        Raises: MediaError for parts or arguments that mean nothing here; as `request_of` and `__call__`.
+        Raises: MediaError for parts or arguments that mean nothing here; as `media_of` and `__call__`.
         """
         batched = not (conversation and isinstance(conversation[0], Mapping))
         talks = list(conversation) if batched else [conversation]
@@ -145,8 +162,8 @@ class ClipProcessor(ProcessorMixin, ABC):
         texts = self.tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **kwargs)
         if not tokenize:
             return texts if batched else texts[0]
-        requests = [request_of(talk, load_audio_from_video) for talk in talks]
-        clips = [None if request is None else self.read(request) for request in requests]
+        shown = [media_of(talk, load_audio_from_video) for talk in talks]
+        clips = [None if media is None else self.read(media) for media in shown]
         given["return_tensors"] = return_tensors or given.get("return_tensors") or "pt"
         inputs = self(texts, **self.media_arguments(clips), **given)
         return inputs if return_dict else inputs["input_ids"]
@@ -210,13 +227,16 @@ class ClipProcessor(ProcessorMixin, ABC):
 def shown_whole(processor: Any, request: Request) -> VllmInputs:
     """A request as vLLM takes it: the clip as it is, which our own processor decodes there.
 
-    Raises: MissingTrack.
+    Raises: MissingTrack; as `ClipProcessor.render`.
     """
-    video, audio = request.tracks
+    text, media = processor.render(request), only_clip(request)
+    if media is None:
+        return VllmInputs(text=text, media={}, options={})
+    video, _ = media.tracks
     return VllmInputs(
-        text=processor.prompt(request.question, video=video, audio=audio),
-        media={"video" if video else "audio": request.clip},
-        options={"use": str(request.use)} if video else {},
+        text=text,
+        media={"video" if video else "audio": media.clip},
+        options={"use": str(media.use)} if video else {},
     )
 
 

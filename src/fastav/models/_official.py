@@ -1,30 +1,40 @@
 """The base of families whose configuration, model and processor are transformers' own classes.
 
-A family turns one request into a call of its processor. Sampling, batching and loading are shared and defined here.
+A family says how it samples a medium and calls its processor. Templates, layouts, batching and loading are shared and
+defined here.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 import transformers
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.video_utils import VideoMetadata
 
-from fastav.adapter import ModelAdapter, Prepared, Request, Use
-from fastav.errors import CheckpointError, MediaError, reason_of
+from fastav.adapter import ModelAdapter, Prepared
+from fastav.errors import CheckpointError, FastAVError, MediaError, reason_of
 from fastav.installation import require_packages
-from fastav.layout import Layout
+from fastav.layout import Layout, Modality
 from fastav.media import VideoTrack
+from fastav.messages import Kind, Media, Use
+from fastav.models._adapters import with_seconds
 from fastav.models._checkpoint import HUB_OPTIONS, read_processor, readable, refuse_differences
+from fastav.models._grids import MediaTokens
+from fastav.models._pieces import Pieces, Sample
+from fastav.request import Request
 
 CHANNELS_LAST = "channels_last"
 """The axis order of frames, which processors infer wrongly for a frame that is 1 or 3 pixels high."""
+
+VIDEO_FRAMES = "num_frames_per_video"
+"""The input with the number of sampled frames of each video."""
 
 TOKEN_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
 """The inputs that have one value per prompt token, [1, tokens]."""
@@ -107,7 +117,8 @@ class OfficialAdapter(ModelAdapter):
         try:
             return self.prepare_request(processor, request)
         except (ValueError, ArithmeticError) as error:  # from the processor, for a clip that it rejects
-            message = f"{self.name} cannot process {request.clip.name}: {reason_of(error)}"
+            names = ", ".join(media.name for media in request.media) or "this text"
+            message = f"{self.name} cannot process {names}: {reason_of(error)}"
             raise MediaError(message, "crop the clip, or use another model") from error
 
     def check_requests(self, processor: ProcessorMixin, requests: Sequence[Request]) -> None:
@@ -120,18 +131,97 @@ class OfficialAdapter(ModelAdapter):
                 f"{self.name} needs a {self.processor_class}, got {type(processor).__name__}",
                 "use the processor that `load` returned",
             )
-        for request in requests:
-            if not self.supports_audio and request.use in (Use.BOTH, Use.AUDIO):
-                raise no_audio(self)
+        for media in (media for request in requests for media in request.media):
+            if not self.supports_audio and (media.kind is Kind.AUDIO or media.use in (Use.BOTH, Use.AUDIO)):
+                raise no_audio(self, media)
 
-    @abstractmethod
     def prepare_request(self, processor: Any, request: Request) -> PreparedRequest:
         """The processor's tensors for one request, and its layout."""
+        samples = [self.sample(processor, media) for media in request.media]
+        inputs = self.process(processor, self.text(processor, request, samples), samples)
+        frames = {VIDEO_FRAMES: [len(video.frames) for sample in samples for video in sample.videos]}
+        (pieces,) = self.pieces(self.media_tokens(processor), {**inputs, **frames})
+        return PreparedRequest(inputs, self._with_seconds(pieces, samples))
+
+    def text(self, processor: Any, request: Request, samples: Sequence[Sample]) -> str:
+        """The conversation, rendered up to the start of the answer, with the family's placeholders for media.
+
+        Raises: MediaError for a text that contains such a placeholder; otherwise as `render_chat`.
+        """
+        refuse_placeholders(request, self.placeholders(processor))
+        parts = {id(media): sample.parts for media, sample in zip(request.media, samples, strict=True)}
+        messages = [message.to_dict(lambda media: parts[id(media)]) for message in request.messages]
+        return render_chat(processor, messages, request.tools)
+
+    def layouts(self, config: PreTrainedConfig, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
+        """The layout of each row, from the arguments of `forward` alone; seconds are unknown.
+
+        A clip's video and sound count as one item where the tokens do not show otherwise.
+        """
+        return tuple(pieces.layout() for pieces in self.pieces(self.config_tokens(config), inputs))
+
+    def _with_seconds(self, pieces: Pieces, samples: Sequence[Sample]) -> Layout:
+        """The layout of a request, with seconds."""
+        layout = pieces.layout(samples)
+        second, audio = np.array(layout.second), layout.modality == Modality.AUDIO
+        sound, index = pieces.sound_numbers(layout)
+        starts = self.audio_seconds(sound[audio], index[audio]) if audio.any() else np.zeros(0)
+        second[audio] = starts
+        for number, sample in enumerate(samples):
+            of_item = layout.item == number
+            shown = of_item & ~audio & (layout.frame >= 0)
+            if len(sample.seconds):
+                second[shown] = sample.seconds[layout.frame[shown]]
+            second[of_item & audio] += sample.start
+        return with_seconds(layout, second)
+
+    @abstractmethod
+    def sample(self, processor: Any, media: Media) -> Sample:
+        """A medium, decoded and sampled.  Raises: MediaError for a kind that the family does not take."""
+
+    @abstractmethod
+    def process(self, processor: Any, text: str, samples: Sequence[Sample]) -> dict[str, Any]:
+        """The processor's tensors for a rendered conversation and its media."""
+
+    @abstractmethod
+    def placeholders(self, processor: Any) -> Sequence[str]:
+        """The words that stand for media, which no text may contain."""
+
+    @abstractmethod
+    def media_tokens(self, processor: Any) -> MediaTokens:
+        """The ids of media tokens, from the processor."""
+
+    @abstractmethod
+    def config_tokens(self, config: Any) -> MediaTokens:
+        """The ids of media tokens, from the model's configuration."""
+
+    @abstractmethod
+    def pieces(self, media_tokens: MediaTokens, inputs: Mapping[str, Any]) -> Iterator[Pieces]:
+        """The media tokens of each prompt of a batch, from the arguments of `forward` alone.
+
+        inputs: may also have `VIDEO_FRAMES`, the number of sampled frames of each video.
+        """
+
+    def audio_seconds(
+        self, sound: Int[np.ndarray, " tokens"], index: Int[np.ndarray, " tokens"]
+    ) -> Float[np.ndarray, " tokens"]:
+        """Start of audio tokens in their track, in seconds.
+
+        sound: number of each token's sound among those that the track was cut into. index: its own number in it.
+        """
+        raise NotImplementedError(f"{self.name} takes no audio")
 
 
-def no_audio(adapter: ModelAdapter) -> MediaError:
+def no_audio(adapter: ModelAdapter, media: Media | None = None) -> MediaError:
     """The error for a request that requires audio from a model that takes none."""
-    return MediaError(f"{adapter.name} does not take audio", "ask with use='video' (--use video)")
+    place = f"{media.place}: " if media is not None and media.place else ""
+    return MediaError(f"{place}{adapter.name} does not take audio", "ask with use='video' (--use video)")
+
+
+def no_image(adapter: ModelAdapter, media: Media, reason: str) -> MediaError:
+    """The error for an image in a prompt of a model that takes none.  reason: why."""
+    place = f"{media.place}: " if media.place else ""
+    return MediaError(f"{place}{adapter.name} does not take images: {reason}", 'show it as "type": "video"')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -179,6 +269,11 @@ def sample_video(track: VideoTrack, processor: Any, *, fps: float | int) -> Samp
 def vllm_metadata(video: SampledVideo) -> dict[str, Any]:
     """The metadata that vLLM needs to take frames that are already sampled."""
     return {**video.metadata, "video_backend": "opencv", "do_sample_frames": False}
+
+
+def vllm_media(**media: Sequence[Any]) -> dict[str, Any]:
+    """Media for vLLM's `multi_modal_data`: by modality, the only medium, or a list of several."""
+    return {name: values[0] if len(values) == 1 else list(values) for name, values in media.items() if values}
 
 
 def pixel_cap(processor: Any) -> dict[str, bool]:
@@ -230,20 +325,45 @@ def _pad_to_longest(values: Sequence[Tensor]) -> list[Tensor]:
     return padded
 
 
-def render_chat(processor: Any, content: Sequence[Mapping[str, str]] | str) -> str:
-    """One user message, rendered by the chat template of the processor or tokenizer, up to the start of the answer.
+def concatenate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The tensors of parts of one prompt as those of the prompt: tokens in a row, media as in `collate`."""
+    if len(rows) == 1:
+        return dict(rows[0])
+    names = dict.fromkeys(name for row in rows for name in row)
+    prompt: dict[str, Any] = {}
+    for name in names:
+        values = [row[name] for row in rows if name in row]
+        if not isinstance(values[0], Tensor):
+            prompt[name] = values[0]
+        else:
+            prompt[name] = torch.cat(values, 1) if name in TOKEN_INPUTS else torch.cat(_pad_to_longest(values))
+    return prompt
 
-    Raises: CheckpointError if it has no template.
+
+def render_chat(processor: Any, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Messages, rendered by the chat template of the processor or tokenizer, up to the start of the answer.
+
+    Raises: CheckpointError if it has no template; FastAVError if the template takes no tools, or raises an error.
     """
-    if getattr(processor, "chat_template", None) is None:
+    template: Any = getattr(processor, "chat_template", None)
+    if template is None:
         raise CheckpointError(
             "the processor has no chat template", "is chat_template.json missing from the checkpoint?"
         )
-    messages = [{"role": "user", "content": content if isinstance(content, str) else list(content)}]
-    return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    sources = template.values() if isinstance(template, Mapping) else [template]
+    if tools and not any("tools" in source for source in sources):
+        raise FastAVError("this model's chat template takes no tools", "describe them in a message")
+    options = {"tools": list(tools)} if tools else {}
+    try:
+        return processor.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False, **options)
+    except (TemplateError, TypeError) as error:
+        raise FastAVError(
+            f"the chat template rejects these messages: {reason_of(error)}", "see the model's card for its roles"
+        ) from error
 
 
-def refuse_placeholders(question: str, placeholders: Sequence[str]) -> None:
-    """Raise MediaError if a question contains a placeholder for media."""
-    if matches := [word for word in placeholders if word and word in question]:
-        raise MediaError(f"the question contains {', '.join(matches)}, which stands for media", "write it differently")
+def refuse_placeholders(request: Request, placeholders: Sequence[str]) -> None:
+    """Raise MediaError if a text of a request contains a placeholder for media."""
+    if matches := [word for word in placeholders if word and word in request.text]:
+        what = "the question contains" if len(request.messages) == 1 else "a message contains"
+        raise MediaError(f"{what} {', '.join(matches)}, which stands for media", "write it differently")

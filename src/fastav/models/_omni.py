@@ -4,36 +4,40 @@ Their thinker reads video and audio and answers in text. Full models have a talk
 A clip with audio is one block of tokens, in which video and audio alternate by time.
 """
 
+import re
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from math import ceil
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import transformers
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from fastav.adapter import AudioAttention, Prepared, Request, VllmInputs
-from fastav.errors import MediaError
+from fastav.adapter import AudioAttention, Prepared, VllmInputs
+from fastav.errors import MediaError, UnsupportedModel
 from fastav.installation import require_packages
-from fastav.layout import Layout, Modality
-from fastav.models._adapters import layout_from_masks, with_seconds
+from fastav.layout import Layout
+from fastav.messages import Kind, Media
+from fastav.models._adapters import iter_rows, layout_from_masks
 from fastav.models._checkpoint import HUB_OPTIONS, readable
-from fastav.models._grids import Grids, MediaTokens, grid_layouts, with_frame_seconds
+from fastav.models._grids import Grids, MediaTokens, grid_pieces
 from fastav.models._official import (
     CHANNELS_LAST,
     OfficialAdapter,
-    PreparedRequest,
     SampledVideo,
+    concatenate,
     pixel_cap,
-    refuse_placeholders,
-    render_chat,
     sample_video,
+    vllm_media,
     vllm_metadata,
 )
+from fastav.models._pieces import Pieces, Sample
+from fastav.request import Request
 
 FPS = 2.0  # frames per second of the authors' preprocessing
 RATE = 16_000  # samples per second
@@ -100,92 +104,137 @@ class OmniAdapter(OfficialAdapter):
         for a whole batch, and if it is on, the models give tokens of videos without audio wrong positions.
         CheckpointError, MissingTrack: as `OfficialAdapter.prepare`.
         """
-        video_with_audio = {request.tracks[1] for request in requests if request.tracks[0]}
-        if len(video_with_audio) == 2:
+        videos = (media for request in requests for media in request.media if media.kind is Kind.VIDEO)
+        if len({media.tracks[1] for media in videos}) == 2:
+            where = "prompt" if len(requests) == 1 else "batch"
             raise MediaError(
-                f"{self.name} cannot take videos with and without audio in one batch",
-                "put them in separate batches, or pass use='video' (--use video) for all",
+                f"{self.name} cannot take videos with and without audio in one {where}",
+                "pass use='video' (--use video) for all"
+                + (", or put them in separate batches" if where == "batch" else ""),
             )
         return super().prepare(processor, requests)
 
-    def prepare_request(self, processor: Any, request: Request) -> PreparedRequest:
-        """The processor's tensors for one request, and its layout."""
-        sample = self._sample(processor, request)
-        media: dict[str, Any] = {}
-        if sample.video is not None:
-            media |= {"videos": [sample.video.frames], "video_metadata": [sample.video.metadata]}
-            media |= _video_options(processor, sample.video)
-        if sample.audio is not None:
-            # by default the extractor cuts off audio after `chunk_length`
-            media |= {"audio": [sample.audio], "audio_kwargs": {"truncation": False}}
-        if sample.has_both:
-            media |= _interleave_options(processor)
-        inputs = dict(processor(text=[sample.text], **media, return_tensors="pt"))
-        if sample.has_both:
+    def sample(self, processor: Any, media: Media) -> Sample:
+        """A clip with its sound, a sound, or an image."""
+        if media.kind is Kind.IMAGE:
+            return Sample(parts=[{"type": "image"}], images=[media.clip.require_video().read([0])[0]])
+        has_video, has_audio = media.tracks
+        clip = media.aligned_clip
+        video = sample_video(clip.require_video(), processor.video_processor, fps=FPS) if has_video else None
+        return Sample(
+            parts=[{"type": "audio" if video is None else "video"}],
+            videos=[] if video is None else [video],
+            sounds=[_pad_audio(np.asarray(clip.require_audio().read(RATE)))] if has_audio else [],
+            seconds=np.zeros(0) if video is None else video.seconds,
+            start=clip.require_audio().start if has_audio else 0.0,
+        )
+
+    def process(self, processor: Any, text: str, samples: Sequence[Sample]) -> dict[str, Any]:
+        """The processor's tensors for a rendered conversation and its media.
+
+        Each medium is processed by itself, with the text up to it: the processor has one frame rate for all videos of a
+        call. The tokens are the same, because tokenizers of these models split texts at the marks around media.
+        """
+        texts = _split_after_media(text, self._marks(processor)) if len(samples) > 1 else [text]
+        rows = [
+            self._process_one(processor, part, sample) for part, sample in zip(texts, samples or [None], strict=True)
+        ]
+        inputs = concatenate(rows)
+        if any(sample.videos and sample.sounds for sample in samples):
             inputs["use_audio_in_video"] = True
+        return inputs
+
+    def _process_one(self, processor: Any, text: str, sample: Sample | None) -> dict[str, Any]:
+        """The processor's tensors for a text with one medium or none."""
+        media: dict[str, Any] = {}
+        if sample is not None and sample.images:
+            media |= {"images": list(sample.images), "images_kwargs": {"input_data_format": CHANNELS_LAST}}
+        if sample is not None and sample.videos:
+            (video,) = sample.videos
+            media |= {"videos": [video.frames], "video_metadata": [video.metadata], **_video_options(processor, video)}
+        if sample is not None and sample.sounds:
+            # by default the extractor cuts off audio after `chunk_length`
+            media |= {"audio": list(sample.sounds), "audio_kwargs": {"truncation": False}}
+        if sample is not None and sample.videos and sample.sounds:
+            media |= _interleave_options(processor)
+        return dict(processor(text=[text], **media, return_tensors="pt"))
+
+    def vllm_inputs(self, processor: ProcessorMixin, request: Request) -> VllmInputs:
+        """A request as vLLM takes it: videos, sounds and images, and whether the sounds are those of the videos.
+
+        Raises: UnsupportedModel if vLLM's processor, which has one frame rate and one rule for all videos of a prompt,
+        would read the prompt in another way than `prepare`.
+        """
+        self.check_requests(processor, [request])
+        family_processor: Any = processor
+        samples = [self.sample(family_processor, media) for media in request.media]
+        videos = [video for sample in samples for video in sample.videos]
+        media = vllm_media(
+            video=[(video.frames, vllm_metadata(video)) for video in videos],
+            audio=[(sound, RATE) for sample in samples for sound in sample.sounds],
+            image=[image for sample in samples for image in sample.images],
+        )
+        options: dict[str, Any] = {}
+        if len({video.fps for video in videos}) > 1:
+            raise UnsupportedModel(
+                f"{self.name} in vLLM takes videos of one frame rate, and these are sampled at "
+                f"{' and '.join(f'{video.fps:.4g}' for video in videos)} frames per second",
+                "ask about clips of equal length, or use the engine transformers",
+            )
+        if videos:
+            options |= _video_options(family_processor, videos[0])
+        if any(sample.videos and sample.sounds for sample in samples):
+            if len(request.media) > 1:
+                raise UnsupportedModel(
+                    f"{self.name} in vLLM takes one clip with its sound per prompt, and no other media beside it",
+                    "pass use='video', or use the engine transformers",
+                )
+            # vLLM interleaves audio and video before the processor reports the duration of a time step
+            step = family_processor.video_processor.temporal_patch_size / videos[0].fps
+            options |= {"use_audio_in_video": True, "second_per_grid_ts": [step]}
+        return VllmInputs(text=self.text(family_processor, request, samples), media=media, options=options)
+
+    def _marks(self, processor: Any) -> tuple[list[str], list[str]]:
+        """The placeholders of media, and the marks that end a block of media."""
+        tokens = [processor.image_token, processor.video_token, processor.audio_token]
+        return tokens, [processor.vision_eos_token, processor.audio_eos_token]
+
+    def placeholders(self, processor: Any) -> Sequence[str]:
+        """The words that stand for media, and the marks around them."""
+        tokens, ends = self._marks(processor)
+        return [*tokens, *ends, processor.vision_bos_token, processor.audio_bos_token]
+
+    def media_tokens(self, processor: Any) -> MediaTokens:
+        """The ids of media tokens, from the processor."""
         ids = processor.tokenizer.convert_tokens_to_ids
-        media_tokens = MediaTokens(
+        return MediaTokens(
             video=ids(processor.video_token),
             image=ids(processor.image_token),
             audio=ids(processor.audio_token),
             merge=processor.video_processor.merge_size,
             temporal=processor.video_processor.temporal_patch_size,
         )
-        (layout,) = grid_layouts(media_tokens, inputs)
-        seconds = np.zeros(0) if sample.video is None else sample.video.seconds
-        start = request.aligned_clip.require_audio().start if sample.audio is not None else 0.0
-        return PreparedRequest(inputs, self._with_audio_seconds(with_frame_seconds(layout, frames=seconds), start))
 
-    def vllm_inputs(self, processor: ProcessorMixin, request: Request) -> VllmInputs:
-        """A request as vLLM takes it: one video, one audio track, and whether both are of the same clip."""
-        self.check_requests(processor, [request])
-        family_processor: Any = processor
-        sample = self._sample(family_processor, request)
-        media: dict[str, Any] = {}
-        options: dict[str, Any] = {}
-        if sample.video is not None:
-            media["video"] = (sample.video.frames, vllm_metadata(sample.video))
-            options |= _video_options(family_processor, sample.video)
-        if sample.audio is not None:
-            media["audio"] = (sample.audio, RATE)
-        if sample.has_both:
-            assert sample.video is not None
-            # vLLM interleaves audio and video before the processor reports the duration of a time step
-            step = family_processor.video_processor.temporal_patch_size / sample.video.fps
-            options |= {"use_audio_in_video": True, "second_per_grid_ts": [step]}
-        return VllmInputs(text=sample.text, media=media, options=options)
-
-    def _sample(self, processor: Any, request: Request) -> "_SampledRequest":
-        """Decode and sample a request."""
-        placeholders = ("image_token", "video_token", "audio_token", "vision_bos_token", "vision_eos_token")
-        placeholders += ("audio_bos_token", "audio_eos_token")
-        refuse_placeholders(request.question, [getattr(processor, mark) for mark in placeholders])
-        has_video, has_audio = request.tracks
-        content = [{"type": "video" if has_video else "audio"}, {"type": "text", "text": request.question}]
-        clip = request.aligned_clip
-        return _SampledRequest(
-            text=render_chat(processor, content),
-            video=sample_video(clip.require_video(), processor.video_processor, fps=FPS) if has_video else None,
-            audio=_pad_audio(np.asarray(clip.require_audio().read(RATE))) if has_audio else None,
+    def config_tokens(self, config: Any) -> MediaTokens:
+        """The ids of media tokens, from the model's configuration."""
+        return MediaTokens(
+            video=config.video_token_id,
+            image=config.image_token_id,
+            audio=config.audio_token_id,
+            merge=config.vision_config.spatial_merge_size,
+            temporal=config.vision_config.temporal_patch_size,
         )
 
-    def _with_audio_seconds(self, layout: Layout, start: float | int) -> Layout:
-        """The layout with the seconds of its audio tokens.  start: start of the audio track, in seconds."""
-        second, audio = np.array(layout.second), layout.modality == Modality.AUDIO
-        second[audio] = start + self.audio_starts(int(audio.sum()))
-        return with_seconds(layout, second)
+    def pieces(self, media_tokens: MediaTokens, inputs: Mapping[str, Any]) -> Iterator[Pieces]:
+        """The media tokens of each prompt of a batch, from the arguments of `forward` alone."""
+        sounds = (self.n_audio_tokens(int(mask.sum())) for mask in iter_rows(inputs, "feature_attention_mask"))
+        return grid_pieces(media_tokens, inputs, sounds)
 
-    def layouts(self, config: PreTrainedConfig, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
-        """The layout of each row, from the arguments of `forward` alone; seconds are unknown."""
-        settings: Any = config
-        media_tokens = MediaTokens(
-            video=settings.video_token_id,
-            image=settings.image_token_id,
-            audio=settings.audio_token_id,
-            merge=settings.vision_config.spatial_merge_size,
-            temporal=settings.vision_config.temporal_patch_size,
-        )
-        return grid_layouts(media_tokens, inputs)
+    def audio_seconds(
+        self, sound: Int[np.ndarray, " tokens"], index: Int[np.ndarray, " tokens"]
+    ) -> Float[np.ndarray, " tokens"]:
+        """Start of audio tokens in their track, in seconds."""
+        return self.audio_starts(int(index.max()) + 1)[index]
 
     def example_clip(
         self, config: PreTrainedConfig, seconds: float | None, audio: int | None, video: int | None
@@ -264,17 +313,11 @@ def _mean_attention(
     return ((query @ key.transpose(1, 2)).float() * scaling).softmax(-1).mean((0, 1))
 
 
-class _SampledRequest(NamedTuple):
-    """One request, decoded and sampled.  text: the conversation, with placeholders for media."""
-
-    text: str
-    video: SampledVideo | None
-    audio: Float32[np.ndarray, " samples"] | None
-
-    @property
-    def has_both(self) -> bool:
-        """Whether the request uses both video and audio of its clip."""
-        return self.video is not None and self.audio is not None
+def _split_after_media(text: str, marks: tuple[Sequence[str], Sequence[str]]) -> list[str]:
+    """A text in parts with one placeholder each; all but the last part end with the mark that ends its media."""
+    placeholders, ends = ("|".join(map(re.escape, words)) for words in marks)
+    stops = [match.end() for match in re.finditer(f"(?:{placeholders})(?:{ends})", text)]
+    return [text[start:stop] for start, stop in pairwise([0, *stops[:-1], len(text)])]
 
 
 def _video_options(processor: Any, video: SampledVideo) -> dict[str, Any]:

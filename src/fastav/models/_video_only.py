@@ -1,32 +1,32 @@
 """The base of families that take video and no audio; the family's processor samples and resizes the frames."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import UInt8
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from fastav.adapter import Request, VllmInputs
+from fastav.adapter import VllmInputs
 from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
+from fastav.messages import Kind, Media
 from fastav.models._adapters import preset_plans, qwen2_shape
-from fastav.models._grids import MediaTokens, grid_layouts, with_frame_seconds
+from fastav.models._grids import MediaTokens, grid_pieces
 from fastav.models._official import (
     CHANNELS_LAST,
     OfficialAdapter,
-    PreparedRequest,
-    SampledVideo,
     no_audio,
     pixel_cap,
-    refuse_placeholders,
-    render_chat,
     sample_video,
+    vllm_media,
     vllm_metadata,
 )
+from fastav.models._pieces import Pieces, Sample
 from fastav.plan import Keep, Plan, Share
+from fastav.request import Request
 
 EXAMPLE_SECONDS = 30.0
 KEEP_SHARE = 0.4  # of the clip's tokens
@@ -51,56 +51,72 @@ class VideoOnlyAdapter(OfficialAdapter):
     def release_grid(self, seconds: float | int, height: int, width: int) -> tuple[int, int, int]:
         """Tokens of a video of this length and size in the released model, along time, height and width."""
 
-    def prepare_request(self, processor: Any, request: Request) -> PreparedRequest:
-        """The processor's tensors for one request, and its layout."""
-        sample = self._sample(processor, request)
+    def sample(self, processor: Any, media: Media) -> Sample:
+        """A video, sampled as the processor's settings say, or an image."""
+        if media.kind is Kind.IMAGE:
+            return Sample(parts=[{"type": "image"}], images=[media.clip.require_video().read([0])[0]])
+        video = sample_video(media.clip.require_video(), processor.video_processor, fps=self.fps)
+        return Sample(parts=[{"type": "video"}], videos=[video], seconds=video.seconds)
+
+    def process(self, processor: Any, text: str, samples: Sequence[Sample]) -> dict[str, Any]:
+        """The processor's tensors for a rendered conversation and its media."""
         video_processor = processor.video_processor
-        inputs = processor(
-            text=[sample.text],
-            videos=[_pad_frames(sample.video.frames, video_processor.temporal_patch_size)],
-            video_metadata=[sample.video.metadata],
-            do_sample_frames=False,
-            input_data_format=CHANNELS_LAST,
-            return_tensors="pt",
-            **pixel_cap(video_processor),
-        )
-        ids = (processor.video_token_id, processor.image_token_id)
-        media_tokens = MediaTokens(
-            video=ids[0], image=ids[1], merge=video_processor.merge_size, temporal=video_processor.temporal_patch_size
-        )
-        (layout,) = self.read_layouts(media_tokens, inputs)
-        return PreparedRequest(dict(inputs), with_frame_seconds(layout, frames=sample.video.seconds))
+        videos = [video for sample in samples for video in sample.videos]
+        images = [image for sample in samples for image in sample.images]
+        options: dict[str, Any] = {"images": images} if images else {}
+        if videos:
+            options["videos"] = [_pad_frames(video.frames, video_processor.temporal_patch_size) for video in videos]
+            options["video_metadata"] = [video.metadata for video in videos]
+            options |= {"do_sample_frames": False, **pixel_cap(video_processor)}
+        if options:
+            options["input_data_format"] = CHANNELS_LAST
+        return dict(processor(text=[text], return_tensors="pt", **options))
 
     def vllm_inputs(self, processor: ProcessorMixin, request: Request) -> VllmInputs:
-        """A request as vLLM takes it: one video."""
+        """A request as vLLM takes it: videos and images."""
         self.check_requests(processor, [request])
         family_processor: Any = processor
-        sample, video_processor = self._sample(family_processor, request), family_processor.video_processor
-        frames = _pad_frames(sample.video.frames, video_processor.temporal_patch_size)
-        options = {"do_sample_frames": False, "input_data_format": CHANNELS_LAST, **pixel_cap(video_processor)}
-        return VllmInputs(text=sample.text, media={"video": (frames, vllm_metadata(sample.video))}, options=options)
-
-    def _sample(self, processor: Any, request: Request) -> "_SampledRequest":
-        """Decode and sample a request."""
-        refuse_placeholders(request.question, [processor.video_token, processor.image_token])
-        return _SampledRequest(
-            text=render_chat(processor, [{"type": "video"}, {"type": "text", "text": request.question}]),
-            video=sample_video(request.clip.require_video(), processor.video_processor, fps=self.fps),
+        samples = [self.sample(family_processor, media) for media in request.media]
+        temporal = family_processor.video_processor.temporal_patch_size
+        videos = [
+            (_pad_frames(video.frames, temporal), vllm_metadata(video)) for sample in samples for video in sample.videos
+        ]
+        options = {
+            "do_sample_frames": False,
+            "input_data_format": CHANNELS_LAST,
+            **pixel_cap(family_processor.video_processor),
+        }
+        return VllmInputs(
+            text=self.text(family_processor, request, samples),
+            media=vllm_media(video=videos, image=[image for sample in samples for image in sample.images]),
+            options=options if videos else {},
         )
 
-    def layouts(self, config: PreTrainedConfig, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
-        """The layout of each row, from the arguments of `forward` alone; seconds are unknown."""
-        settings: Any = config
-        merge = getattr(settings.vision_config, "spatial_merge_size", 1)
-        temporal = getattr(settings.vision_config, "temporal_patch_size", 1)
-        media_tokens = MediaTokens(
-            video=settings.video_token_id, image=settings.image_token_id, merge=merge, temporal=temporal
-        )
-        return self.read_layouts(media_tokens, inputs)
+    def placeholders(self, processor: Any) -> Sequence[str]:
+        """The words that stand for videos and images."""
+        return [processor.video_token, processor.image_token]
 
-    def read_layouts(self, media_tokens: MediaTokens, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
-        """The layout of each row, from the ids of media tokens."""
-        return grid_layouts(media_tokens, inputs)
+    def media_tokens(self, processor: Any) -> MediaTokens:
+        """The ids of media tokens, from the processor."""
+        return MediaTokens(
+            video=processor.video_token_id,
+            image=processor.image_token_id,
+            merge=processor.video_processor.merge_size,
+            temporal=processor.video_processor.temporal_patch_size,
+        )
+
+    def config_tokens(self, config: Any) -> MediaTokens:
+        """The ids of media tokens, from the model's configuration."""
+        return MediaTokens(
+            video=config.video_token_id,
+            image=config.image_token_id,
+            merge=getattr(config.vision_config, "spatial_merge_size", 1),
+            temporal=getattr(config.vision_config, "temporal_patch_size", 1),
+        )
+
+    def pieces(self, media_tokens: MediaTokens, inputs: Mapping[str, Any]) -> Iterator[Pieces]:
+        """The media tokens of each prompt of a batch, from the arguments of `forward` alone."""
+        return grid_pieces(media_tokens, inputs, iter(()))
 
     def example_clip(
         self, config: PreTrainedConfig, seconds: float | None, audio: int | None, video: int | None
@@ -124,13 +140,6 @@ class VideoOnlyAdapter(OfficialAdapter):
     def encoders(self, model: PreTrainedModel) -> tuple[nn.Module, ...]:
         """The vision tower with its merger."""
         return (model.get_submodule("model.visual"),)
-
-
-class _SampledRequest(NamedTuple):
-    """One request, decoded and sampled.  text: the conversation, with a placeholder for the video."""
-
-    text: str
-    video: SampledVideo
 
 
 def _pad_frames(frames: UInt8[np.ndarray, "frames h w 3"], temporal: int) -> UInt8[np.ndarray, "padded h w 3"]:

@@ -1,5 +1,6 @@
 """A plan compiled for one model: its cuts by layer, its methods and the signals that they read.  Checked once."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -49,6 +50,15 @@ class CompiledPlan:
     def methods(self) -> tuple[Method, ...]:
         """The methods of all cuts."""
         return tuple(method for _, method in (*self.cuts, *self.cache_cuts))
+
+    def name_of(self, method: Method) -> str:
+        """The name by which the plan calls one of its methods."""
+        return self._names[type(method)]
+
+    @cached_property
+    def _names(self) -> Mapping[type[Method], str]:
+        steps = (*self.plan.cuts(self.depth), *self.plan.cache_cuts(self.depth))
+        return {type(method): step.method for (_, step), method in zip(steps, self.methods, strict=True)}
 
     @cached_property
     def needs(self) -> frozenset[Signal]:
@@ -141,7 +151,8 @@ def _check_cuts(compiled: CompiledPlan) -> None:
             )
         if method.merges and compiled.adapter.stacks_hidden_states(compiled.config):
             raise UnsupportedPlan(
-                f"{type(method).__name__} merges tokens, and this decoder stacks several hidden states per token",
+                f"method {compiled.name_of(method)!r} merges tokens, and this decoder stacks several hidden states per "
+                "token",
                 "choose a method that only drops tokens",
             )
         if not (signals := method.needs & DECODER_SIGNALS):
@@ -163,7 +174,8 @@ def _check_cache_cuts(compiled: CompiledPlan) -> None:
     for layer, method in compiled.cache_cuts:
         if method.merges:
             raise UnsupportedPlan(
-                f"{type(method).__name__} merges hidden states, and a cut in a cache has only keys and values",
+                f"method {compiled.name_of(method)!r} merges hidden states, and a cut in a cache has only keys and "
+                "values",
                 "remove cache_only, or choose a method that only drops tokens",
             )
         if layer >= compiled.n_kv_layers:
@@ -182,7 +194,7 @@ def _check_encoder(compiled: CompiledPlan) -> None:
     if Signal.ENCODER in compiled.needs and compiled.adapter.audio_attention() is None:
         method = next(method for method in compiled.methods if Signal.ENCODER in method.needs)
         raise UnsupportedPlan(
-            f"{type(method).__name__} reads the audio encoder's attention, which the adapter of "
+            f"method {compiled.name_of(method)!r} reads the audio encoder's attention, which the adapter of "
             f"{compiled.adapter.name} does not provide",
             "choose another method, or a model that docs/methods.md lists for this method",
         )

@@ -30,11 +30,12 @@ class CutCounts(NamedTuple):
 
 def batch_layout(layouts: Sequence[Layout], length: int, device: torch.device) -> BatchLayout:
     """Layouts as tensors of `length` columns, left-padded, and one more column of modality -1."""
-    planes = np.zeros((6, len(layouts), length + 1), np.int64)
-    planes[0] = -1
-    seconds = np.full((len(layouts), length + 1), np.nan, np.float32)
+    planes = np.zeros((7, len(layouts), length + 1), np.int64)
+    planes[:2] = -1
+    seconds = np.full((2, len(layouts), length + 1), np.nan, np.float32)
     fields: tuple[Callable[[Layout], np.ndarray], ...] = (
         lambda layout: layout.modality,
+        lambda layout: layout.item,
         lambda layout: np.arange(len(layout)),
         lambda layout: layout.padding,
         lambda layout: layout.frame,
@@ -44,15 +45,19 @@ def batch_layout(layouts: Sequence[Layout], length: int, device: torch.device) -
     for row, layout in enumerate(layouts):
         for plane, read in zip(planes, fields, strict=True):
             plane[row, length - len(layout) : length] = read(layout)
-        seconds[row, length - len(layout) : length] = layout.second
-    modality, position, padding, frame, place, question = upload(planes, device)
+        seconds[0, row, length - len(layout) : length] = layout.second
+        seconds[1, row, length - len(layout) : length] = _last_seconds(layout)
+    second, last_second = upload(seconds, device)
+    modality, item, position, padding, frame, place, question = upload(planes, device)
     return BatchLayout(
         modality=modality,
+        item=item,
         position=position,
         padding=padding.bool(),
         frame=frame,
         place=place,
-        second=upload(seconds, device),
+        second=second,
+        last_second=last_second,
         question=question.bool(),
     )
 
@@ -66,15 +71,22 @@ def question_mask(layout: Layout) -> np.ndarray:
 
 
 def _places(layout: Layout) -> np.ndarray:
-    """The number of earlier tokens of the same modality and frame, per token."""
-    order = np.lexsort((np.arange(len(layout)), layout.frame, layout.modality))
-    modality, frame = layout.modality[order], layout.frame[order]
+    """The number of earlier tokens of the same modality, item and frame, per token."""
+    keys = (layout.frame, layout.item, layout.modality)
+    order = np.lexsort((np.arange(len(layout)), *keys))
     is_first = np.ones(len(layout), bool)
-    is_first[1:] = (np.diff(modality) != 0) | (np.diff(frame) != 0)
+    is_first[1:] = np.any([np.diff(key[order]) != 0 for key in keys], axis=0)
     starts = np.maximum.accumulate(np.where(is_first, np.arange(len(layout)), 0))
     places = np.empty(len(layout), np.int64)
     places[order] = np.arange(len(layout)) - starts
     return places
+
+
+def _last_seconds(layout: Layout) -> np.ndarray:
+    """The largest second of each token's item; NaN if all are unknown."""
+    last = np.full(layout.items + 1, -np.inf, np.float32)  # the last entry is that of text
+    np.maximum.at(last, layout.item, np.nan_to_num(layout.second, nan=-np.inf))
+    return np.where(np.isfinite(last), last, np.nan)[layout.item]
 
 
 def cut_counts(plan: Plan, layouts: Sequence[Layout], depth: int, device: torch.device) -> list[CutCounts]:

@@ -154,8 +154,8 @@ class PruningState:
             self.next_cut += 1
             if counts.width == self.slots.shape[1] and not counts.ragged and self.valid is None:
                 continue  # the cut drops nothing
-            view = self._view(index, method, hidden)
-            indices, valid = self._select(counts, _scores(method, view))
+            view = self._view(index, method, hidden, counts.pools)
+            indices, valid = self._select(counts, self._scores(method, view))
             indices = indices if self.broadcast_indices is None else self.broadcast_indices(indices)
             if method.merges:
                 all_valid = torch.ones_like(indices, dtype=torch.bool)
@@ -178,21 +178,25 @@ class PruningState:
         """
         self.move_to(hidden.device)
         index, method = self.compiled.cache_cuts[number]
-        view = self._view(index, method, hidden)
-        return self._select(self.counts[len(self.compiled.cuts) + number], _scores(method, view))
+        counts = self.counts[len(self.compiled.cuts) + number]
+        return self._select(counts, self._scores(method, self._view(index, method, hidden, counts.pools)))
 
     def _select(
         self, counts: CutCounts, scores: Float[Tensor, "batch tokens"]
     ) -> tuple[Int[Tensor, "batch width"], Bool[Tensor, "batch width"] | None]:
         """Indices of the tokens to keep among those that remain, and which are valid (None: all)."""
-        if counts.pools not in self.groups:
-            self.groups[counts.pools] = SelectionGroups.of(self.layout.modality, counts.pools, last=self.length - 1)
-        bias, group = self.groups[counts.pools]
+        bias, group = self._groups(counts.pools)
         bias = bias.gather(1, self.slots)
         if len(counts.pools) == 1 and not counts.ragged:
             return select_uniform(scores, bias, counts.width), None
         indices, valid = select_grouped(scores, bias, group.gather(1, self.slots), counts.limits, counts.width)
         return indices, valid if counts.ragged else None
+
+    def _groups(self, pools: Pools) -> SelectionGroups:
+        """The selection groups of all tokens."""
+        if pools not in self.groups:
+            self.groups[pools] = SelectionGroups.of(self.layout.modality, pools, last=self.length - 1)
+        return self.groups[pools]
 
     def _keep(
         self, indices: Int[Tensor, "batch width"], valid: Bool[Tensor, "batch width"] | None, *, has_next: bool
@@ -209,8 +213,8 @@ class PruningState:
 
     # --- signals
 
-    def _view(self, index: int, method: Method, hidden: Tensor) -> View:
-        """The remaining tokens, as a method reads them."""
+    def _view(self, index: int, method: Method, hidden: Tensor, pools: Pools) -> View:
+        """The remaining tokens, as a method reads them.  pools: of the cut."""
         if Signal.ENCODER in method.needs:
             self.signals[Signal.ENCODER] = self._encoder_signal().gather(1, self.slots)
         if Signal.ROLLOUT in method.needs:
@@ -221,7 +225,26 @@ class PruningState:
         signals[Signal.HIDDEN_STATES] = self.compiled.adapter.attending_hidden(hidden)
         if self.keys is not None:
             signals[Signal.KEYS] = self.keys
-        return View(layer=index, layout=self.layout, slots=self.slots, signals=signals, needs=method.needs)
+        return View(
+            layer=index,
+            layout=self.layout,
+            slots=self.slots,
+            pool=self._groups(pools).group,
+            signals=signals,
+            method=self.compiled.name_of(method),
+            needs=method.needs,
+        )
+
+    def _scores(self, method: Method, view: View) -> Float[Tensor, "batch tokens"]:
+        """A method's scores.  Raises: PlanError if they have another shape than the remaining tokens."""
+        scores = method.score(view)
+        if scores.shape != view.slots.shape:
+            raise PlanError(
+                f"method {self.compiled.name_of(method)!r} returned scores of shape {list(scores.shape)}, the "
+                f"remaining tokens have {list(view.slots.shape)}",
+                "return one score per remaining token",
+            )
+        return scores
 
     def _encoder_signal(self) -> Float[Tensor, "batch columns"]:
         """Encoder attention at the audio tokens of the prompts; 0 at all others."""
@@ -291,15 +314,3 @@ class PruningState:
             self.keys = key[:, :, -tokens:]
         if Signal.ROLLOUT in signals:
             self.attentions.append(self.layer_attention(index, query, key, mask, scaling))
-
-
-def _scores(method: Method, view: View) -> Float[Tensor, "batch tokens"]:
-    """A method's scores.  Raises: PlanError if they have another shape than the remaining tokens."""
-    scores = method.score(view)
-    if scores.shape != view.slots.shape:
-        raise PlanError(
-            f"{type(method).__name__} returned scores of shape {list(scores.shape)}, the remaining tokens have "
-            f"{list(view.slots.shape)}",
-            "return one score per remaining token",
-        )
-    return scores

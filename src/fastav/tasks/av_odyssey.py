@@ -1,6 +1,6 @@
 """AV-Odyssey Bench: multiple choice about attributes of sound, with pictures or a video."""
 
-from fastav.adapter import Use
+from fastav.request import Use
 from fastav.task import Sample
 from fastav.tasks._annotations import Annotation
 from fastav.tasks._choices import ChoiceTask, answer_letter, format_question, strip_letters

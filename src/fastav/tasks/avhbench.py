@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 
-from fastav.adapter import Use
+from fastav.request import Use
 from fastav.task import Grade, GradedAnswer, Sample
 from fastav.tasks._annotations import Annotation
 from fastav.tasks._captions import CiderD

@@ -1,6 +1,6 @@
 """Daily-Omni: multiple choice about daily life, with questions that need sound and picture aligned in time."""
 
-from fastav.adapter import Use
+from fastav.request import Use
 from fastav.task import Sample
 from fastav.tasks._annotations import Annotation
 from fastav.tasks._choices import ChoiceTask, answer_letter, format_question, strip_letters

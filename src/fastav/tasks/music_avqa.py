@@ -2,7 +2,7 @@
 
 import re
 
-from fastav.adapter import Use
+from fastav.request import Use
 from fastav.task import Grade, Sample
 from fastav.tasks._annotations import Annotation
 from fastav.tasks._published import PublishedTask

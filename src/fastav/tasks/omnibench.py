@@ -1,6 +1,6 @@
 """OmniBench: multiple choice about a picture and a matching sound."""
 
-from fastav.adapter import Use
+from fastav.request import Use
 from fastav.task import Sample
 from fastav.tasks._annotations import Annotation
 from fastav.tasks._choices import LETTERS, ChoiceTask, format_question

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fastav.adapter import Use
+from fastav.request import Use
 from fastav.task import Grade, Sample, Task
 from fastav.world import KINDS, SECONDS, Scene, ask, clip, kinds
 from fastav.world.questions import NOTHING, NUMBERS

@@ -1,6 +1,6 @@
 """Video-MME: multiple choice about videos from seconds to an hour, here with sound."""
 
-from fastav.adapter import Use
+from fastav.request import Use
 from fastav.task import Sample
 from fastav.tasks._annotations import Annotation
 from fastav.tasks._choices import ChoiceTask, answer_letter, format_question, strip_letters

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fastav.adapter import Use
+from fastav.request import Use
 from fastav.task import Sample
 from fastav.tasks._annotations import Annotation
 from fastav.tasks._choices import ChoiceTask, answer_letter, format_question, strip_letters

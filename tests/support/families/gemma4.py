@@ -48,7 +48,7 @@ def build(attention: str = "sdpa", **options: Any) -> tuple[PreTrainedModel, Pro
         Gemma4ImageProcessor(patch_size=4),
         tokenizer,
         Gemma4VideoProcessor(patch_size=4, num_frames=4),
-        chat_template=template(video="<|video|>", audio="<|audio|>"),
+        chat_template=template(video="<|video|>", audio="<|audio|>", image="<|image|>"),
     )
     text = {
         **TEXT,

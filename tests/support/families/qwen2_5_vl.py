@@ -24,7 +24,9 @@ def build(attention: str = "sdpa") -> tuple[PreTrainedModel, ProcessorMixin]:
         Qwen2VLImageProcessorPil(**sizes),
         tokenizer,
         Qwen2VLVideoProcessor(**sizes, cap_pixels_per_frame=True),
-        chat_template=template(video="<|vision_start|><|video_pad|><|vision_end|>"),
+        chat_template=template(
+            video="<|vision_start|><|video_pad|><|vision_end|>", image="<|vision_start|><|image_pad|><|vision_end|>"
+        ),
     )
     config = Qwen2_5_VLConfig(
         text_config={

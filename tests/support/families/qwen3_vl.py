@@ -31,7 +31,9 @@ def parts() -> tuple[ProcessorMixin, dict[str, Any]]:
             size={"shortest_edge": 16 * 16, "longest_edge": 8 * FRAME},
             cap_pixels_per_frame=True,
         ),
-        chat_template=template(video="<|vision_start|><|video_pad|><|vision_end|>"),
+        chat_template=template(
+            video="<|vision_start|><|video_pad|><|vision_end|>", image="<|vision_start|><|image_pad|><|vision_end|>"
+        ),
     )
     config = {
         "text_config": {

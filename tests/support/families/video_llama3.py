@@ -24,7 +24,7 @@ def build(attention: str = "sdpa") -> tuple[PreTrainedModel, ProcessorMixin]:
         VideoLlama3ImageProcessorPil(**sizes),
         tokenizer,
         VideoLlama3VideoProcessor(**sizes),
-        chat_template=template(video="<|video_pad|>"),
+        chat_template=template(video="<|video_pad|>", image="<|image_pad|>"),
     )
     config = VideoLlama3Config(
         text_config={**TEXT, "model_type": "qwen2", "vocab_size": len(tokenizer)},

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from fastav.adapter import ModelAdapter, Prepared, Request, adapter_for
+from fastav.adapter import ModelAdapter, Prepared, adapter_for
 from fastav.decoding.stopping import Stop
 from fastav.decoding.streaming import Stream
 from fastav.device import resolve_device, validate_attention
@@ -32,6 +32,7 @@ from fastav.method import Signal
 from fastav.plan import Plan
 from fastav.pruning.compiled import CompiledPlan, compile_plan
 from fastav.pruning.rollout import ALPHA
+from fastav.request import Request
 from fastav.request_lock import RequestLock
 from fastav.sources import reachable
 from fastav.trace import Trace
@@ -126,8 +127,10 @@ class TransformersEngine(Engine):
         """Compile a plan for a decoder's configuration.  Raises: PlanError, UnsupportedModel, UnsupportedPlan."""
         compiled = compile_plan(plan, decoder, adapter)
         if missing := compiled.needs - cls.provides:
+            method = next(method for method in compiled.methods if method.needs & missing)
             raise PlanError(
-                f"the plan needs {', '.join(missing)} scores, which only a caller can pass",
+                f"the plan has a step with the method {compiled.name_of(method)!r}, whose scores only a caller can "
+                "pass",
                 "prune the model yourself: fastav.prune(model, plan, scores=...)",
             )
         return compiled

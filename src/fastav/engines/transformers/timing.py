@@ -48,7 +48,9 @@ class Phases:
 
     def seconds(self) -> dict[str, float]:
         """Seconds by phase, after the generation."""
-        inside, before = (sum(self._watch.between(*span) for span in spans) for spans in (self._inside, self._before))
+        inside, before = (
+            sum((self._watch.between(*span) for span in spans), 0.0) for spans in (self._inside, self._before)
+        )
         first = self._forwards[0]
         return {
             "encode": inside + before,

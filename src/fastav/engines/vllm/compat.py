@@ -86,7 +86,7 @@ HF_TOKENIZER = ("vllm.tokenizers.hf", "CachedHfTokenizer")
 
 def __getattr__(name: str) -> Any:
     if name in _V0_32:
-        return _imported(name)
+        return globals().setdefault(name, _imported(name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import PreTrainedConfig
 
-from fastav.adapter import ModelAdapter, Request, adapter_for
+from fastav.adapter import ModelAdapter, adapter_for
 from fastav.decoding.stopping import Stop
 from fastav.decoding.streaming import Stream
 from fastav.device import validate_dtype
@@ -23,6 +23,7 @@ from fastav.layout import Layout
 from fastav.method import Signal
 from fastav.plan import Plan
 from fastav.pruning.compiled import CompiledPlan
+from fastav.request import Request
 from fastav.sources import reachable
 
 

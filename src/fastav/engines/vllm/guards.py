@@ -233,8 +233,9 @@ def check_plan(pruning: PruningConfig) -> None:
         raise UnsupportedPlan("vLLM cannot free the cached tokens of a single layer", "leave cache_only out")
     if missing := compiled.needs - PROVIDES:
         method = next(method for method in compiled.methods if method.needs & missing)
+        signals = ", ".join(sorted(method.needs & missing))
         raise UnsupportedPlan(
-            f"{type(method).__name__} reads {', '.join(sorted(method.needs & missing))}, which vLLM does not provide",
+            f"method {compiled.name_of(method)!r} reads {signals}, which vLLM does not provide",
             "choose another method, or the engine transformers",
         )
     if any(decoder_layers.narrow(pruning.text)[compiled.first_layer :]):
@@ -257,8 +258,10 @@ def check(pruning: PruningConfig, serving: Serving) -> None:
 
 
 def _check_pieces(pruning: PruningConfig, chunked_prefill: bool) -> None:
-    if chunked_prefill and not pruning.compiled.layout_only:
-        scoring = next(type(method).__name__ for method in pruning.compiled.methods if not method.layout_only)
+    compiled = pruning.compiled
+    if chunked_prefill and not compiled.layout_only:
+        method = next(method for method in compiled.methods if not method.layout_only)
         raise UnsupportedPlan(
-            f"{scoring} scores whole prompts, and chunked prefill runs pieces of them", "--no-enable-chunked-prefill"
+            f"method {compiled.name_of(method)!r} scores whole prompts, and chunked prefill runs pieces of them",
+            "--no-enable-chunked-prefill",
         )

@@ -1,22 +1,24 @@
 """The adapter of Gemma 3n."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Int
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from fastav.adapter import Request
 from fastav.errors import MissingTrack
 from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
-from fastav.models._adapters import iter_rows, layout_from_masks, prompt_ids, with_seconds
+from fastav.messages import Media
+from fastav.models._adapters import iter_rows, prompt_ids
 from fastav.models._frame_sampling import frame_indices
 from fastav.models._gemma import PIECE, RATE, audio_pieces, gemma_plan, gemma_shape, piece_lengths, token_runs
-from fastav.models._official import CHANNELS_LAST, OfficialAdapter, PreparedRequest, refuse_placeholders, render_chat
+from fastav.models._grids import MediaTokens, image_tokens
+from fastav.models._official import CHANNELS_LAST, OfficialAdapter
+from fastav.models._pieces import Pieces, Sample, follows_frame
 from fastav.plan import Keep, Plan, Tokens
 from fastav.presets import plus, trim
 
@@ -54,41 +56,77 @@ class Gemma3nAdapter(OfficialAdapter):
     packages = ("timm", "torchvision")
     release: ClassVar[Mapping[str, Any]] = {}  # transformers' defaults are those of the released model
 
-    def prepare_request(self, processor: Any, request: Request) -> PreparedRequest:
-        """The processor's tensors for one request, and its layout.
+    def sample(self, processor: Any, media: Media) -> Sample:
+        """Frames of a video as images and its sound in pieces, sound in pieces, or an image.
 
         Raises: MissingTrack, MediaError.
         """
-        refuse_placeholders(request.question, [processor.image_token, processor.audio_token])
-        has_video, has_audio = request.tracks
+        has_video, has_audio = media.tracks
         if not (has_video or has_audio):
-            raise MissingTrack(f"{request.clip.name} has neither a video nor an audio track")
-        track = request.clip.require_video() if has_video else None
-        indices = [] if track is None else frame_indices(track.frames, track.duration, max_frames=MAX_FRAMES)
-        pieces = audio_pieces(request.clip) if has_audio else []
-        content = [{"type": "image"} for _ in indices] + [{"type": "audio"} for _ in pieces]
+            raise MissingTrack(f"{media.name} has neither a video nor an audio track")
+        indices, track = [], None
+        if has_video:
+            track = media.clip.require_video()
+            indices = frame_indices(track.frames, track.duration, max_frames=MAX_FRAMES)
+        parts, sounds, start = [{"type": "image"} for _ in indices], [], 0.0
+        if has_audio:
+            sounds, start = audio_pieces(media.clip), media.clip.require_audio().start
+        return Sample(
+            parts=[*parts, *({"type": "audio"} for _ in sounds)],
+            images=[] if track is None else list(track.read(indices)),
+            sounds=sounds,
+            seconds=np.zeros(0) if track is None else track.seconds(indices),
+            start=start,
+        )
+
+    def process(self, processor: Any, text: str, samples: Sequence[Sample]) -> dict[str, Any]:
+        """The processor's tensors for a rendered conversation and its media."""
         inputs = processor(
-            text=[render_chat(processor, [*content, {"type": "text", "text": request.question}])],
-            images=None if track is None else list(track.read(indices)),
+            text=[text],
+            images=[image for sample in samples for image in sample.images] or None,
             images_kwargs={"input_data_format": CHANNELS_LAST},
-            audio=pieces or None,
+            audio=[sound for sample in samples for sound in sample.sounds] or None,
             audio_kwargs={"padding": "max_length"},
             return_tensors="pt",
         )
-        (layout,) = _layouts(processor.image_token_id, processor.audio_token_id, inputs)
-        second, image, audio = np.array(layout.second), layout.frame >= 0, layout.modality == Modality.AUDIO
-        if track is not None:
-            second[image] = track.seconds(indices)[layout.frame[image]]
-        number, index = token_runs(audio)
-        if has_audio:
-            start = request.clip.require_audio().start
-            second[audio] = start + (number[audio] * PIECE + index[audio] * STRIDE * HOP) / RATE
-        return PreparedRequest(dict(inputs), with_seconds(layout, second))
+        return dict(inputs)
 
-    def layouts(self, config: PreTrainedConfig, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
-        """The layout of each row, from the arguments of `forward` alone; seconds are unknown."""
-        settings: Any = config
-        return tuple(_layouts(settings.image_token_id, settings.audio_token_id, inputs))
+    def placeholders(self, processor: Any) -> Sequence[str]:
+        """The words that stand for images and sound."""
+        return [processor.image_token, processor.audio_token]
+
+    def media_tokens(self, processor: Any) -> MediaTokens:
+        """The ids of media tokens, from the processor."""
+        return image_tokens(processor.image_token_id, processor.audio_token_id)
+
+    def config_tokens(self, config: Any) -> MediaTokens:
+        """The ids of media tokens, from the model's configuration."""
+        return image_tokens(config.image_token_id, config.audio_token_id)
+
+    def pieces(self, media_tokens: MediaTokens, inputs: Mapping[str, Any]) -> Iterator[Pieces]:
+        """The media tokens of each prompt.  An image or a piece of audio is a run of tokens between marks."""
+        masks = iter_rows(inputs, "input_features_mask")
+        for ids in prompt_ids(inputs):
+            audio, padding = token_runs(ids == media_tokens.audio), np.zeros(len(ids), bool)
+            for piece in range(audio.max() + 1):
+                run = audio == piece
+                if (mask := next(masks, None)) is not None:
+                    padding[run] = _silent(mask.astype(bool), int(run.sum()))
+            yield Pieces(
+                video=np.full(len(ids), -1),
+                image=token_runs(ids == media_tokens.image),
+                audio=audio,
+                frame=np.full(len(ids), -1),
+                joins=follows_frame,
+                padding=padding,
+                framed_images=True,
+            )
+
+    def audio_seconds(
+        self, sound: Int[np.ndarray, " tokens"], index: Int[np.ndarray, " tokens"]
+    ) -> Float[np.ndarray, " tokens"]:
+        """Start of audio tokens in their track, in seconds."""
+        return (sound * PIECE + index * STRIDE * HOP) / RATE
 
     def example_clip(
         self, config: PreTrainedConfig, seconds: float | None, audio: int | None, video: int | None
@@ -119,21 +157,6 @@ class Gemma3nAdapter(OfficialAdapter):
     def encoders(self, model: PreTrainedModel) -> tuple[nn.Module, ...]:
         """The vision and audio towers. Their embedders run for text, too, and are not included."""
         return tuple(model.get_submodule(f"model.{name}") for name in ("vision_tower", "audio_tower"))
-
-
-def _layouts(image_id: int, audio_id: int, inputs: Mapping[str, Any]) -> Iterator[Layout]:
-    """The layout of each prompt. An image or a piece of audio is a run of tokens between start and end marks."""
-    masks = iter_rows(inputs, "input_features_mask")
-    for ids in prompt_ids(inputs):
-        image, audio = ids == image_id, ids == audio_id
-        frame, _ = token_runs(image)
-        number, _ = token_runs(audio)
-        padding = np.zeros(len(ids), bool)
-        for piece in range(number.max() + 1):
-            run = number == piece
-            if (mask := next(masks, None)) is not None:
-                padding[run] = _silent(mask.astype(bool), int(run.sum()))
-        yield layout_from_masks(np.zeros_like(image), audio, image=image, frame=frame, padding=padding)
 
 
 def _silent(mask: Bool[np.ndarray, " mels"], tokens: int) -> Bool[np.ndarray, " tokens"]:

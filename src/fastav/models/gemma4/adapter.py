@@ -1,28 +1,32 @@
 """The adapter of Gemma 4."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import transformers
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from fastav.adapter import Request
 from fastav.errors import MissingTrack
 from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
-from fastav.models._adapters import layout_from_masks, prompt_ids, with_seconds
-from fastav.models._gemma import PIECE, RATE, audio_pieces, gemma_plan, gemma_shape, piece_lengths, token_runs
-from fastav.models._official import (
-    CHANNELS_LAST,
-    OfficialAdapter,
-    PreparedRequest,
-    refuse_placeholders,
-    render_chat,
-    sample_video,
+from fastav.messages import Kind, Media
+from fastav.models._adapters import iter_rows, prompt_ids
+from fastav.models._gemma import (
+    PIECE,
+    RATE,
+    audio_pieces,
+    follows_picture,
+    gemma_plan,
+    gemma_shape,
+    piece_lengths,
+    token_runs,
 )
+from fastav.models._grids import MediaTokens
+from fastav.models._official import CHANNELS_LAST, VIDEO_FRAMES, OfficialAdapter, sample_video
+from fastav.models._pieces import Pieces, Sample, pieces_of_lengths
 from fastav.plan import Keep, Plan, Tokens
 from fastav.presets import plus, trim
 
@@ -77,39 +81,82 @@ class Gemma4Adapter(OfficialAdapter):
             options["attn_implementation"] = attention_by_tower(attention)
         return super().load(source, **options)
 
-    def prepare_request(self, processor: Any, request: Request) -> PreparedRequest:
-        """The processor's tensors for one request, and its layout.
+    def sample(self, processor: Any, media: Media) -> Sample:
+        """A video with its sound in pieces, sound in pieces, or an image.
 
         Raises: MissingTrack, MediaError.
         """
-        placeholders = [processor.video_token, processor.image_token, processor.audio_token]
-        refuse_placeholders(request.question, placeholders)
-        has_video, has_audio = request.tracks
+        if media.kind is Kind.IMAGE:
+            return Sample(parts=[{"type": "image"}], images=[media.clip.require_video().read([0])[0]])
+        has_video, has_audio = media.tracks
         if not (has_video or has_audio):
-            raise MissingTrack(f"{request.clip.name} has neither a video nor an audio track")
-        clip = request.aligned_clip
+            raise MissingTrack(f"{media.name} has neither a video nor an audio track")
+        clip = media.aligned_clip
         video = sample_video(clip.require_video(), processor.video_processor, fps=1) if has_video else None
-        pieces = audio_pieces(clip) if has_audio else []
-        content = [{"type": "video"}] * has_video + [{"type": "audio"}] * len(pieces)
-        options: dict[str, Any] = {}
-        if video is not None:
-            options = {"videos": [video.frames], "video_metadata": [video.metadata], "do_sample_frames": False}
+        sounds = audio_pieces(clip) if has_audio else []
+        return Sample(
+            parts=[{"type": "video"}] * has_video + [{"type": "audio"}] * len(sounds),
+            videos=[] if video is None else [video],
+            sounds=sounds,
+            seconds=np.zeros(0) if video is None else video.seconds,
+            start=clip.require_audio().start if has_audio else 0.0,
+        )
+
+    def process(self, processor: Any, text: str, samples: Sequence[Sample]) -> dict[str, Any]:
+        """The processor's tensors for a rendered conversation and its media."""
+        videos = [video for sample in samples for video in sample.videos]
+        images = [image for sample in samples for image in sample.images]
+        options: dict[str, Any] = {"images": images} if images else {}
+        if videos:
+            options |= {"videos": [video.frames for video in videos], "do_sample_frames": False}
+            options["video_metadata"] = [video.metadata for video in videos]
+        if options:
             options["input_data_format"] = CHANNELS_LAST
         inputs = processor(
-            text=[render_chat(processor, [*content, {"type": "text", "text": request.question}])],
-            audio=pieces or None,
+            text=[text],
+            audio=[sound for sample in samples for sound in sample.sounds] or None,
             audio_kwargs={"max_length": PIECE},  # the extractor's own, which a reloaded processor does not pass
             return_tensors="pt",
             **options,
         )
-        (layout,) = _layouts(processor.video_token_id, processor.image_token_id, processor.audio_token_id, inputs)
-        start = clip.require_audio().start if has_audio else 0.0
-        return PreparedRequest(dict(inputs), _with_seconds(layout, None if video is None else video.seconds, start))
+        return dict(inputs)
 
-    def layouts(self, config: PreTrainedConfig, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
-        """The layout of each row, from the arguments of `forward` alone; seconds are unknown."""
-        settings: Any = config
-        return tuple(_layouts(settings.video_token_id, settings.image_token_id, settings.audio_token_id, inputs))
+    def placeholders(self, processor: Any) -> Sequence[str]:
+        """The words that stand for media."""
+        return [processor.video_token, processor.image_token, processor.audio_token]
+
+    def media_tokens(self, processor: Any) -> MediaTokens:
+        """The ids of media tokens, from the processor."""
+        return _tokens(processor)
+
+    def config_tokens(self, config: Any) -> MediaTokens:
+        """The ids of media tokens, from the model's configuration."""
+        return _tokens(config)
+
+    def pieces(self, media_tokens: MediaTokens, inputs: Mapping[str, Any]) -> Iterator[Pieces]:
+        """The media tokens of each prompt.  A frame is a run of video tokens: text, at least an end mark, follows each.
+
+        Without `VIDEO_FRAMES`, all frames of a prompt are of one video.
+        """
+        frames_of_videos = (int(n) for n in iter_rows(inputs, VIDEO_FRAMES))
+        for ids in prompt_ids(inputs):
+            run = token_runs(ids == media_tokens.video)
+            frames = np.arange(run.max() + 1)
+            video_of_frame = pieces_of_lengths(np.ones(len(frames), bool), frames_of_videos)
+            start = np.searchsorted(video_of_frame, video_of_frame)
+            yield Pieces(
+                video=np.append(video_of_frame, -1)[run],
+                image=token_runs(ids == media_tokens.image),
+                audio=token_runs(ids == media_tokens.audio),
+                frame=np.append(frames - start, -1)[run],
+                joins=follows_picture,
+            )
+
+    def audio_seconds(
+        self, sound: Int[np.ndarray, " tokens"], index: Int[np.ndarray, " tokens"]
+    ) -> Float[np.ndarray, " tokens"]:
+        """Start of audio tokens in their track, in seconds."""
+        return (sound * PIECE + index * STEP) / RATE
 
     def example_clip(
         self, config: PreTrainedConfig, seconds: float | None, audio: int | None, video: int | None
@@ -149,18 +196,11 @@ def attention_by_tower(attention: str) -> dict[str, str]:
     return {"": attention, "text_config": attention, "vision_config": attention, "audio_config": audio}
 
 
-def _layouts(video_id: int, image_id: int, audio_id: int, inputs: Mapping[str, Any]) -> Iterator[Layout]:
-    """The layout of each prompt. A frame is a run of video tokens: text, at least an end mark, follows each."""
-    for ids in prompt_ids(inputs):
-        video = ids == video_id
-        frame, _ = token_runs(video)
-        yield layout_from_masks(video, ids == audio_id, image=ids == image_id, frame=frame)
-
-
-def _with_seconds(layout: Layout, frames: Float[np.ndarray, " frames"] | None, start: float | int) -> Layout:
-    second, video, audio = np.array(layout.second), layout.frame >= 0, layout.modality == Modality.AUDIO
-    if frames is not None:
-        second[video] = frames[layout.frame[video]]
-    number, index = token_runs(audio)
-    second[audio] = start + (number[audio] * PIECE + index[audio] * STEP) / RATE
-    return with_seconds(layout, second)
+def _tokens(settings: Any) -> MediaTokens:
+    return MediaTokens(
+        video=settings.video_token_id,
+        image=settings.image_token_id,
+        audio=settings.audio_token_id,
+        merge=1,
+        temporal=1,
+    )

@@ -7,21 +7,25 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import transformers
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from fastav.adapter import Prepared, Request
+from fastav.adapter import Prepared
 from fastav.errors import MediaError
 from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
-from fastav.models._adapters import iter_rows, layout_from_masks, prompt_ids, qwen2_shape, with_seconds
+from fastav.messages import Kind, Media
+from fastav.models._adapters import iter_rows, prompt_ids, qwen2_shape
 from fastav.models._checkpoint import HUB_OPTIONS, readable
 from fastav.models._frame_sampling import frame_indices
-from fastav.models._official import CHANNELS_LAST, OfficialAdapter, PreparedRequest, refuse_placeholders, render_chat
+from fastav.models._grids import MediaTokens, image_tokens
+from fastav.models._official import CHANNELS_LAST, OfficialAdapter, concatenate, refuse_placeholders, render_chat
+from fastav.models._pieces import Pieces, Sample, follows_frame, pieces_of_lengths
 from fastav.models.phi4_multimodal.lora import merge
 from fastav.plan import Keep, Plan, Tokens
 from fastav.presets import fastav, plus, trim
+from fastav.request import Request
 
 MAX_FRAMES = 16  # one per started second
 RATE = 16_000
@@ -104,45 +108,118 @@ class Phi4MultimodalAdapter(OfficialAdapter):
             inputs["audio_attention_mask"] = torch.arange(int(lengths.max()))[None] < lengths[:, None]
         return Prepared(inputs=inputs, layouts=prepared.layouts)
 
-    def prepare_request(self, processor: Any, request: Request) -> PreparedRequest:
-        """The processor's tensors for one request, the number of its mel frames, and its layout."""
-        refuse_placeholders(request.question, [processor.image_token, processor.audio_token])
-        has_video, has_audio = request.tracks
-        if not has_video:
+    def sample(self, processor: Any, media: Media) -> Sample:
+        """Frames of a video as images, with its sound; sound; or an image.
+
+        Raises: MediaError for less than 25 ms of audio.
+        """
+        has_video, has_audio = media.tracks
+        indices, track = [], None
+        if has_video:
+            track = media.clip.require_video()
+            indices = frame_indices(track.frames, track.duration, max_frames=MAX_FRAMES)
+        return Sample(
+            parts=[{"type": "text", "text": processor.image_token * len(indices) + processor.audio_token * has_audio}],
+            images=[] if track is None else list(track.read(indices)),
+            sounds=[_waveform(media)] if has_audio else [],
+            is_image=media.kind is Kind.IMAGE,
+            seconds=np.zeros(0) if track is None else track.seconds(indices),
+            start=media.clip.require_audio().start if has_audio else 0.0,
+        )
+
+    def text(self, processor: Any, request: Request, samples: Sequence[Sample]) -> str:
+        """The conversation, whose contents the template takes as strings.
+
+        Raises: MediaError for sound without a picture, and for images beside videos.
+        """
+        kinds = {media.kind for media in request.media if media.tracks[0]}
+        if request.media and not kinds:
             raise MediaError(
                 f"{self.name} cannot answer about audio alone: its decoder has the vision LoRA merged",
                 "use the video too: use='both' (--use both)",
             )
-        track = request.clip.require_video()
-        indices = frame_indices(track.frames, track.duration, max_frames=MAX_FRAMES)
-        content = processor.image_token * len(indices) + processor.audio_token * has_audio + request.question
-        inputs = processor(
-            text=[render_chat(processor.tokenizer, content)],  # a reloaded processor lacks the template
-            images=list(track.read(indices)),
-            audio=[self._waveform(request)] if has_audio else None,
-            images_kwargs={"dynamic_hd": 1, "input_data_format": CHANNELS_LAST},
-            audio_kwargs={"sampling_rate": RATE},
-            return_tensors="pt",
+        if kinds == {Kind.IMAGE, Kind.VIDEO}:
+            raise MediaError(
+                f"{self.name} cannot take images beside a video: its processor cuts all pictures of a prompt alike",
+                "ask about the images, or about the video",
+            )
+        refuse_placeholders(request, self.placeholders(processor))
+        parts = {id(media): sample.parts for media, sample in zip(request.media, samples, strict=True)}
+        messages = [message.to_dict(lambda media: parts[id(media)]) for message in request.messages]
+        for message in messages:
+            if not isinstance(content := message["content"], str):
+                message["content"] = "".join(part["text"] for part in content)
+        return render_chat(processor.tokenizer, messages, request.tools)  # a reloaded processor lacks the template
+
+    def process(self, processor: Any, text: str, samples: Sequence[Sample]) -> dict[str, Any]:
+        """The processor's tensors for a rendered conversation and its media.
+
+        Frames of a video are encoded as one crop each, images as the processor's settings say.
+        """
+        images = [image for sample in samples for image in sample.images]
+        sounds = [sound for sample in samples for sound in sample.sounds]
+        has_frames = any(sample.images and not sample.is_image for sample in samples)
+        inputs = dict(
+            processor(
+                text=[text],
+                images=images or None,
+                audio=sounds or None,
+                images_kwargs={"input_data_format": CHANNELS_LAST, **({"dynamic_hd": 1} if has_frames else {})},
+                audio_kwargs={"sampling_rate": RATE},
+                return_tensors="pt",
+            )
         )
-        if has_audio:
-            inputs[LENGTHS] = torch.tensor([inputs["audio_input_features"].shape[1]])
-        (layout,) = _layouts(processor.image_token_id, processor.audio_token_id, inputs)
-        second, audio = np.array(layout.second), layout.modality == Modality.AUDIO
-        second[layout.frame >= 0] = track.seconds(indices)[layout.frame[layout.frame >= 0]]
-        if has_audio:
-            second[audio] = request.clip.require_audio().start + np.arange(audio.sum()) * STRIDE * HOP / RATE
-        return PreparedRequest(dict(inputs), with_seconds(layout, second))
+        if sounds:
+            inputs.pop("audio_attention_mask", None)
+            features = [
+                processor.audio_processor([sound], sampling_rate=RATE, return_tensors="pt")["audio_input_features"]
+                for sound in sounds
+            ]
+            inputs |= concatenate([{"audio_input_features": one} for one in features])
+            inputs[LENGTHS] = torch.tensor([one.shape[1] for one in features])
+        return inputs
 
-    def _waveform(self, request: Request) -> np.ndarray:
-        waveform = np.asarray(request.clip.require_audio().read(RATE))
-        if len(waveform) < WINDOW:
-            raise MediaError(f"{request.clip.name} has less than 25 ms of audio", "ask with use='video' (--use video)")
-        return waveform
+    def placeholders(self, processor: Any) -> Sequence[str]:
+        """The words that stand for images and sound."""
+        return [processor.image_token, processor.audio_token]
 
-    def layouts(self, config: PreTrainedConfig, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
-        """The layout of each row, from the arguments of `forward` alone; seconds are unknown."""
-        settings: Any = config
-        return tuple(_layouts(settings.vision_config.image_token_id, settings.audio_config.audio_token_id, inputs))
+    def media_tokens(self, processor: Any) -> MediaTokens:
+        """The ids of media tokens, from the processor."""
+        return image_tokens(processor.image_token_id, processor.audio_token_id)
+
+    def config_tokens(self, config: Any) -> MediaTokens:
+        """The ids of media tokens, from the model's configuration."""
+        return image_tokens(config.vision_config.image_token_id, config.audio_config.audio_token_id)
+
+    def pieces(self, media_tokens: MediaTokens, inputs: Mapping[str, Any]) -> Iterator[Pieces]:
+        """The media tokens of each prompt."""
+        pixels = inputs.get("image_pixel_values")
+        crop = 1 if pixels is None else pixels.shape[-1]
+        images = zip(iter_rows(inputs, "image_sizes"), iter_rows(inputs, "image_attention_mask"), strict=True)
+        paddings = (_image_padding(size, mask, crop) for size, mask in images)
+        sounds = (int(n) for n in iter_rows(inputs, "audio_embed_sizes"))
+        for ids in prompt_ids(inputs):
+            is_image, padding = ids == media_tokens.image, np.zeros(len(ids), bool)
+            parts: list[np.ndarray] = []
+            while sum(map(len, parts)) < is_image.sum() and (image_mask := next(paddings, None)) is not None:
+                parts.append(image_mask)
+            if parts and sum(map(len, parts)) == is_image.sum():
+                padding[is_image] = np.concatenate(parts)
+            yield Pieces(
+                video=np.full(len(ids), -1),
+                image=pieces_of_lengths(is_image, iter(map(len, parts))),
+                audio=pieces_of_lengths(ids == media_tokens.audio, sounds),
+                frame=np.full(len(ids), -1),
+                joins=follows_frame,
+                padding=padding,
+                framed_images=bool(parts),
+            )
+
+    def audio_seconds(
+        self, sound: Int[np.ndarray, " tokens"], index: Int[np.ndarray, " tokens"]
+    ) -> Float[np.ndarray, " tokens"]:
+        """Start of audio tokens in their track, in seconds."""
+        return index * STRIDE * HOP / RATE
 
     def example_clip(
         self, config: PreTrainedConfig, seconds: float | None, audio: int | None, video: int | None
@@ -201,23 +278,11 @@ def _image_padding(size: Int[np.ndarray, " 2"], mask: np.ndarray, crop: int) -> 
     return image_padding(rows=rows, columns=columns, height=int(height), width=int(width))
 
 
-def _layouts(image_id: int, audio_id: int, inputs: Mapping[str, Any]) -> Iterator[Layout]:
-    pixels = inputs.get("image_pixel_values")
-    crop = 1 if pixels is None else pixels.shape[-1]
-    images = zip(iter_rows(inputs, "image_sizes"), iter_rows(inputs, "image_attention_mask"), strict=True)
-    paddings = (_image_padding(size, mask, crop) for size, mask in images)
-    for ids in prompt_ids(inputs):
-        image, audio = ids == image_id, ids == audio_id
-        frame, padding = np.full(len(ids), -1), np.zeros(len(ids), bool)
-        prompt_paddings: list[np.ndarray] = []
-        while sum(map(len, prompt_paddings)) < image.sum() and (image_mask := next(paddings, None)) is not None:
-            prompt_paddings.append(image_mask)
-        if prompt_paddings and sum(map(len, prompt_paddings)) == image.sum():
-            frame[image] = np.repeat(
-                np.arange(len(prompt_paddings)), [len(image_mask) for image_mask in prompt_paddings]
-            )
-            padding[image] = np.concatenate(prompt_paddings)
-        yield layout_from_masks(np.zeros_like(image), audio, image=image, frame=frame, padding=padding)
+def _waveform(media: Media) -> np.ndarray:
+    waveform = np.asarray(media.clip.require_audio().read(RATE))
+    if len(waveform) < WINDOW:
+        raise MediaError(f"{media.name} has less than 25 ms of audio", "ask with use='video' (--use video)")
+    return waveform
 
 
 def _audio_tokens(samples: int) -> int:

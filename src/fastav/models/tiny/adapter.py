@@ -7,12 +7,13 @@ from typing import Any, ClassVar
 
 from transformers import ProcessorMixin
 
-from fastav.adapter import Prepared, Request, VllmInputs
+from fastav.adapter import Prepared, VllmInputs
 from fastav.errors import FastAVWarning
 from fastav.models._adapters import preset_plans
 from fastav.models.tiny.modeling import FastAVTinyForConditionalGeneration
 from fastav.models.videollama2 import VideoLlama2Adapter, VideoLlama2Config
 from fastav.plan import Keep, Plan, Share
+from fastav.request import Request
 
 
 class TinyAdapter(VideoLlama2Adapter):
@@ -45,7 +46,7 @@ class TinyAdapter(VideoLlama2Adapter):
         return super().vllm_inputs(processor, request)
 
     def _warn(self, processor: ProcessorMixin, request: Request) -> None:
-        if words := unknown_words(processor, request.question):
+        if words := unknown_words(processor, request.text):
             word_list = ", ".join(map(repr, words))
             noun = "the word" if len(words) == 1 else "the words"
             warnings.warn(

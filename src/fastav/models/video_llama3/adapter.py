@@ -9,9 +9,9 @@ from jaxtyping import Int
 from torch import nn
 from transformers import PreTrainedModel
 
-from fastav.layout import Layout
-from fastav.models._adapters import iter_rows, layout_from_masks, prompt_ids, to_numpy
+from fastav.models._adapters import iter_rows, prompt_ids, to_numpy
 from fastav.models._grids import Grids, MediaTokens
+from fastav.models._pieces import Pieces, pieces_of_lengths, sounds_touch
 from fastav.models._video_only import VideoOnlyAdapter
 
 RELEASE = Grids(
@@ -72,41 +72,38 @@ class VideoLlama3Adapter(VideoOnlyAdapter):
         frame_pixels = RELEASE.max_pixels // RELEASE.frames(seconds)  # all frames share the pixels
         return replace(RELEASE, max_pixels=frame_pixels).grid(seconds, height, width)
 
-    def read_layouts(self, media_tokens: MediaTokens, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
-        """The layout of each row, from the ids of media tokens."""
-        videos, layouts = _video_frames(inputs), []
+    def pieces(self, media_tokens: MediaTokens, inputs: Mapping[str, Any]) -> Iterator[Pieces]:
+        """The media tokens of each prompt of a batch, from the arguments of `forward` alone."""
+        videos, images = _video_frames(inputs), iter_rows(inputs, "image_grid_thw")
+        merges = iter_rows(inputs, "image_merge_sizes")
+        image_lengths = (int(np.prod(grid)) // int(next(merges)) ** 2 for grid in images)
         for ids in prompt_ids(inputs):
-            video = ids == media_tokens.video
+            is_video = ids == media_tokens.video
+            parts: list[np.ndarray] = []
+            while sum(map(len, parts)) < is_video.sum() and (frames := next(videos, None)) is not None:
+                parts.append(frames)
             frame = np.full(len(ids), -1)
-            frame[video] = _prompt_frames(videos, int(video.sum()))
-            layouts.append(layout_from_masks(video, np.zeros_like(video), image=ids == media_tokens.image, frame=frame))
-        return tuple(layouts)
+            if parts and sum(map(len, parts)) == is_video.sum():
+                frame[is_video] = np.concatenate(parts)
+            yield Pieces(
+                video=pieces_of_lengths(is_video, iter(map(len, parts))),
+                image=pieces_of_lengths(ids == media_tokens.image, image_lengths),
+                audio=np.full(len(ids), -1),
+                frame=frame,
+                joins=sounds_touch,
+            )
 
     def encoders(self, model: PreTrainedModel) -> tuple[nn.Module, ...]:
         """The vision tower and its projector."""
         return model.get_submodule("model.vision_model"), model.get_submodule("model.projector")
 
 
-def _video_frames(inputs: Mapping[str, Any]) -> Iterator[tuple[int, Int[np.ndarray, " remaining"]]]:
-    """Of each video: its number of frames, and the frame of each token that remains after compression."""
+def _video_frames(inputs: Mapping[str, Any]) -> Iterator[Int[np.ndarray, " remaining"]]:
+    """Of each video: the frame of each token that remains after compression."""
     mask, start = inputs.get("video_compression_mask"), 0
     mask = None if mask is None else to_numpy(mask)
     for grid, merge in zip(iter_rows(inputs, "video_grid_thw"), iter_rows(inputs, "video_merge_sizes"), strict=True):
         time, height, width = (int(n) for n in grid)
         frame = np.repeat(np.arange(time), height * width // int(merge) ** 2)
-        yield time, frame if mask is None else frame[mask[start : start + len(frame)]]
+        yield frame if mask is None else frame[mask[start : start + len(frame)]]
         start += len(frame)
-
-
-def _prompt_frames(videos: Iterator[tuple[int, np.ndarray]], tokens: int) -> Int[np.ndarray, " tokens"]:
-    """The frame of each of a prompt's video tokens; frame numbers continue from one video to the next.
-
-    All are -1 if videos and tokens do not match.
-    """
-    parts: list[np.ndarray] = []
-    count = previous_frames = 0
-    while count < tokens and (video := next(videos, None)) is not None:
-        n_frames, frame = video
-        parts.append(frame + previous_frames)
-        count, previous_frames = count + len(frame), previous_frames + n_frames
-    return np.concatenate(parts) if parts and count == tokens else np.full(tokens, -1)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool
 from transformers import PreTrainedConfig, ProcessorMixin
 
-from fastav.adapter import Request, VllmInputs
+from fastav.adapter import VllmInputs
 from fastav.layout import Layout, Modality
 from fastav.models._adapters import preset_plans, to_numpy
 from fastav.models._native import NativeAdapter
@@ -20,6 +20,7 @@ from fastav.models.video_salmonn2.processing import VideoSalmonn2Processor
 from fastav.models.video_salmonn2.reading import sample_frames
 from fastav.models.video_salmonn2.scheme import Scheme
 from fastav.plan import Frames, Keep, Plan
+from fastav.request import Request
 
 EXAMPLE_SECONDS = 10  # of the clips in AVHBench and AVQA, on which the paper measures
 EXAMPLE_FPS = 25

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import GenerationMixin, Qwen2Model
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.models.qwen2.modeling_qwen2 import Qwen2PreTrainedModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils.generic import can_return_tuple
@@ -48,7 +48,6 @@ class VideoSalmonn2Model(MediaDecoder, VideoSalmonn2PreTrainedModel, Qwen2Model)
     It loads its own save or the whole model's.
     """
 
-    embedded = ("pixel_values_videos",)
     _keys_to_ignore_on_load_unexpected = [r"^(lm_head|ln_speech|speech_\w+|final_linear)\b"]  # noqa: RUF012
 
     def __init__(self, config: VideoSalmonn2Config) -> None:
@@ -79,6 +78,30 @@ class VideoSalmonn2Model(MediaDecoder, VideoSalmonn2PreTrainedModel, Qwen2Model)
         side = math.isqrt(patches.shape[1])
         pixels = patches.unflatten(1, (side, side)).permute(0, 3, 1, 2)
         return nn.functional.max_pool2d(pixels, self.config.mm_spatial_pool_stride).permute(0, 2, 3, 1)
+
+    @either_name
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        cache: Any = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        pixel_values_videos: Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast | tuple:
+        """The decoder's hidden states; arguments as the whole model's, in the order of transformers' Qwen2.5-VL."""
+        return self._forward_merged(
+            {"pixel_values_videos": pixel_values_videos},
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            cache=cache,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
 
     def embed(
         self,
@@ -146,12 +169,6 @@ class VideoSalmonn2ForConditionalGeneration(NativeGeneration, VideoSalmonn2PreTr
         tokens = tokens + piece_marks(piece_index, tokens.shape[-1]).to(tokens)[:, None]
         return encoded(hidden, tokens, hidden_states=whisper.hidden_states, attentions=whisper.attentions)
 
-    def whisper_features(
-        self, input_features: Float[Tensor, "pieces bins columns"]
-    ) -> Float[Tensor, "pieces positions width"]:
-        """Whisper's positions of each piece."""
-        return self.speech_encoder(input_features.to(self.dtype)).last_hidden_state
-
     def windows(self, hidden: Float[Tensor, "pieces positions width"]) -> Float[Tensor, "windows queries channels"]:
         """The Q-Former's output for each window of each piece."""
         scheme = self.config.scheme
@@ -194,13 +211,13 @@ class VideoSalmonn2ForConditionalGeneration(NativeGeneration, VideoSalmonn2PreTr
         position_ids: Tensor | None = None,
         cache: Any = None,
         inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
         pixel_values_videos: Tensor | None = None,
         input_features: Tensor | None = None,
         feature_attention_mask: Tensor | None = None,
         audio_index: Tensor | None = None,
         piece_index: Tensor | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple:

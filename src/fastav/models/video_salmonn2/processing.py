@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature
 
-from fastav.adapter import Request
+from fastav.messages import Media
 from fastav.models._native_processing import (
     ClipProcessor,
     batch_of,
@@ -39,9 +39,9 @@ class VideoSalmonn2Processor(ClipProcessor):
     places: ClassVar[Mapping[str, str]] = {"video": f"{VIDEO}\n\n", "audio": f"{AUDIO}\n\n"}
     clip_arguments: ClassVar[Mapping[str, str]] = {"videos": "video", "audio": "audio", "video_seconds": "seconds"}
 
-    def read(self, request: Request) -> dict[str, Any]:
+    def read(self, media: Media) -> dict[str, Any]:
         """See `ClipProcessor`."""
-        return read_clip(request, self.media)
+        return read_clip(media, self.media)
 
     def __call__(
         self,

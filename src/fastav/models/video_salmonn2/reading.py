@@ -5,22 +5,22 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from fastav.adapter import Request
 from fastav.errors import MissingTrack
 from fastav.media import Clip
 from fastav.media.audio import AudioTrack
+from fastav.messages import Media
 from fastav.models._whisper import RATE
 from fastav.models.video_salmonn2.scheme import Scheme
 
 TAIL = 1.0  # seconds read past the end, so that the resampler meets the samples it would meet in the whole track
 
 
-def read_clip(request: Request, scheme: Scheme) -> dict[str, Any]:
+def read_clip(media: Media, scheme: Scheme) -> dict[str, Any]:
     """A clip's sampled frames and sound, how long the video lasts, and when each frame is shown."""
-    video, audio = request.tracks
+    video, audio = media.tracks
     if not (video or audio):
-        raise MissingTrack(f"{request.clip.name} has neither a video nor an audio track")
-    clip = request.aligned_clip  # the original takes both tracks to start together, and so puts late sound too early
+        raise MissingTrack(f"{media.name} has neither a video nor an audio track")
+    clip = media.aligned_clip  # the original takes both tracks to start together, and so puts late sound too early
     read: dict[str, Any] = {"video": None, "audio": None, "seconds": None, "shown": np.zeros(0), "sound_start": 0.0}
     if video:
         track = clip.require_video()

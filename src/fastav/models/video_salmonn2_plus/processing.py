@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import BatchFeature
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from fastav.adapter import Request
 from fastav.errors import CheckpointError, MediaError
+from fastav.messages import Media
 from fastav.models._native_processing import (
     ClipProcessor,
     batch_of,
@@ -75,9 +75,9 @@ class VideoSalmonn2PlusProcessor(ClipProcessor):
                 "is this the model's own tokenizer?",
             )
 
-    def read(self, request: Request) -> dict[str, Any]:
+    def read(self, media: Media) -> dict[str, Any]:
         """See `ClipProcessor`."""
-        return read_clip(request, self.media)
+        return read_clip(media, self.media)
 
     def __call__(
         self,

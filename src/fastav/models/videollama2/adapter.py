@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from fastav.adapter import AudioAttention, Request, VllmInputs
+from fastav.adapter import AudioAttention, VllmInputs
 from fastav.layout import Layout, Modality
 from fastav.models._adapters import preset_plans, to_numpy
 from fastav.models._native import NativeAdapter, repeated
@@ -20,6 +20,7 @@ from fastav.models.videollama2.modeling import VideoLlama2ForConditionalGenerati
 from fastav.models.videollama2.processing import VideoLlama2Processor
 from fastav.models.videollama2.scheme import MERGE, RATE, SHIFT, Scheme
 from fastav.plan import Keep, Plan, Tokens
+from fastav.request import Request
 
 
 class VideoLlama2Adapter(NativeAdapter):

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import GenerationMixin, Qwen2Model
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.models.qwen2.modeling_qwen2 import Qwen2PreTrainedModel, Qwen2RotaryEmbedding
 from transformers.utils.generic import can_return_tuple
 
@@ -65,8 +65,6 @@ class VideoLlama2PreTrainedModel(Qwen2PreTrainedModel):
 
 class VideoLlama2Model(MediaDecoder, VideoLlama2PreTrainedModel, Qwen2Model):
     """The encoders, their projectors and the decoder without its head. It loads its own save or the whole model's."""
-
-    embedded = ("pixel_values_videos", "input_features")
 
     def __init__(self, config: VideoLlama2Config) -> None:
         super().__init__(config)
@@ -129,6 +127,32 @@ class VideoLlama2Model(MediaDecoder, VideoLlama2PreTrainedModel, Qwen2Model):
             hidden = self.audio_tower(input_features.to(self.dtype))
         return encoded(hidden, self.mm_projector_a(hidden), **states)
 
+    @either_name
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        cache: Any = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        pixel_values_videos: Tensor | None = None,
+        input_features: Tensor | None = None,
+        feature_attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast | tuple:
+        """The decoder's hidden states; arguments as the whole model's, in the order of transformers' Qwen2.5-VL."""
+        return self._forward_merged(
+            {"pixel_values_videos": pixel_values_videos, "input_features": input_features},
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            cache=cache,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+
     def embed(
         self,
         input_ids: Int[Tensor, "batch prompt"] | None = None,
@@ -180,11 +204,11 @@ class VideoLlama2ForConditionalGeneration(NativeGeneration, VideoLlama2PreTraine
         position_ids: Tensor | None = None,
         cache: Any = None,
         inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
         pixel_values_videos: Tensor | None = None,
         input_features: Tensor | None = None,
         feature_attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple:

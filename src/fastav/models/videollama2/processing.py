@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature
 
-from fastav.adapter import Request
 from fastav.errors import MediaError
+from fastav.messages import Media
 from fastav.models._native_processing import (
     ClipProcessor,
     batch_of,
@@ -41,9 +41,9 @@ class VideoLlama2Processor(ClipProcessor):
     clip_arguments: ClassVar[Mapping[str, str]] = {"videos": "video", "audio": "audio", "sampling_rate": "rate"}
     own_template = True
 
-    def read(self, request: Request) -> dict[str, Any]:
+    def read(self, media: Media) -> dict[str, Any]:
         """See `ClipProcessor`."""
-        return read_clip(request, self.media)
+        return read_clip(media, self.media)
 
     def __call__(
         self,

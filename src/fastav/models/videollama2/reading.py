@@ -4,33 +4,33 @@ from typing import Any
 
 import numpy as np
 
-from fastav.adapter import Request
 from fastav.errors import MissingTrack
+from fastav.messages import Media
 from fastav.models.videollama2.audio import clip_bounds
 from fastav.models.videollama2.scheme import MERGE, RATE, SHIFT, Scheme
 from fastav.models.videollama2.video import sample_frames
 
 
-def read_clip(request: Request, scheme: Scheme) -> dict[str, Any]:
+def read_clip(media: Media, scheme: Scheme) -> dict[str, Any]:
     """A clip's sampled frames and sound, and the second at which each pair of frames and each audio token starts."""
-    video, audio = request.tracks
+    video, audio = media.tracks
     if not (video or audio):
-        raise MissingTrack(f"{request.clip.name} has neither a video nor an audio track")
+        raise MissingTrack(f"{media.name} has neither a video nor an audio track")
     read: dict[str, Any] = {"video": None, "audio": None, "rate": RATE, "frame_seconds": [], "sound_seconds": []}
     if video:
-        track = request.clip.require_video()
+        track = media.clip.require_video()
         indices = sample_frames(track.frames, scheme.num_frames, scheme.most_frames)
         read["video"] = track.read(indices)
         read["frame_seconds"] = track.seconds(indices)[: len(indices) // MERGE * MERGE : MERGE]
     times = np.arange(scheme.audio_grid[0]) * scheme.audio_patch * SHIFT  # first sample of each patch
     if audio and video:
-        sound = request.clip.require_audio()
+        sound = media.clip.require_audio()
         samples = sound.length(RATE)
         bounds = clip_bounds(samples, scheme)
         read["audio"] = sound.read(RATE, spans=[(int(start), int(end)) for start, end in bounds])
         read["sound_seconds"] = _soundtrack_seconds(times, bounds, samples) + sound.start
     elif audio:
-        sound = request.clip.require_audio()
+        sound = media.clip.require_audio()
         read["audio"] = sound.native(channel=0, max_seconds=float(scheme.audio_seconds))
         read["rate"] = sound.sample_rate
         read["sound_seconds"] = times / RATE + sound.start

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import numpy as np
 from transformers import BatchFeature
 
-from fastav.adapter import Request, Use
 from fastav.engines.vllm.compat import (
     BaseDummyInputsBuilder,
     BaseMultiModalProcessor,
@@ -29,6 +28,7 @@ from fastav.engines.vllm.compat import (
 )
 from fastav.errors import FastAVError
 from fastav.media import Clip
+from fastav.messages import Kind, Media, Use
 
 KINDS = ("video", "audio")  # ways to show a clip, as vLLM names modalities
 CLIP_IDS = "clip_ids"  # the field with the ids of a clip's tokens
@@ -157,7 +157,7 @@ class ClipProcessing(BaseMultiModalProcessor):
     """Reads clips as `fastav.pipeline` does.  Subclasses implement `encode`."""
 
     @abstractmethod
-    def encode(self, processor: Any, request: Request, placeholder: str) -> BatchFeature:
+    def encode(self, processor: Any, media: Media, placeholder: str) -> BatchFeature:
         """The features of a clip and the ids of a prompt that is only its placeholder, by the family's processor."""
 
     def get_dummy_inputs(self, seq_len: int, mm_counts: Mapping[str, int], mm_options: Any) -> Any:
@@ -190,9 +190,9 @@ class ClipProcessing(BaseMultiModalProcessor):
         with open_clip(source) as clip:
             if kind == "video" and use is Use.AUTO:
                 clip.require_video()
-            request = Request(clip=clip, question="(none)", use=use)  # the features are the clip's alone
-            placeholder = self.info.placeholder("video" if request.tracks[0] else "audio")
-            features = dict(self.encode(self.info.get_hf_processor(), request, placeholder))
+            media = Media(kind=Kind.VIDEO if kind == "video" else Kind.AUDIO, clip=clip, use=use)
+            placeholder = self.info.placeholder("video" if media.tracks[0] else "audio")
+            features = dict(self.encode(self.info.get_hf_processor(), media, placeholder))
         del features["attention_mask"]
         features[CLIP_IDS] = features.pop("input_ids")[0]
         return BatchFeature({name: value[None] for name, value in features.items()} | {"kind": kind})

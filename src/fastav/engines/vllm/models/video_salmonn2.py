@@ -6,10 +6,10 @@ from typing import Any
 from torch import Tensor
 from transformers import BatchFeature
 
-from fastav.adapter import Request
 from fastav.engines.vllm.compat import MULTIMODAL_REGISTRY
 from fastav.engines.vllm.models._clips import ClipDummies, ClipInfo, ClipProcessing
 from fastav.engines.vllm.models._model import ClipModel, Features
+from fastav.messages import Media
 from fastav.models.video_salmonn2 import VideoSalmonn2Processor
 
 
@@ -22,9 +22,9 @@ class VideoSalmonn2Info(ClipInfo):
 class VideoSalmonn2Processing(ClipProcessing):
     """Clips with frames and sound in turns; the times after silent frames are text, padded with blanks."""
 
-    def encode(self, processor: Any, request: Request, placeholder: str) -> BatchFeature:
+    def encode(self, processor: Any, media: Media, placeholder: str) -> BatchFeature:
         """See `ClipProcessing`."""
-        return processor(placeholder, **processor.media_arguments([processor.read(request)]))
+        return processor(placeholder, **processor.media_arguments([processor.read(media)]))
 
 
 @MULTIMODAL_REGISTRY.register_processor(VideoSalmonn2Processing, info=VideoSalmonn2Info, dummy_inputs=ClipDummies)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature
 
-from fastav.adapter import Request
 from fastav.engines.vllm.compat import MULTIMODAL_REGISTRY
 from fastav.engines.vllm.models._clips import ClipDummies, ClipInfo, ClipProcessing
 from fastav.engines.vllm.models._model import ClipModel, Features
+from fastav.messages import Media
 from fastav.models.videollama2 import VideoLlama2Processor
 from fastav.models.videollama2.modeling import VideoLlama2RotaryEmbedding
 
@@ -25,9 +25,9 @@ class VideoLlama2Info(ClipInfo):
 class VideoLlama2Processing(ClipProcessing):
     """Clips with the tokens of the frames first, then those of the sound."""
 
-    def encode(self, processor: Any, request: Request, placeholder: str) -> BatchFeature:
+    def encode(self, processor: Any, media: Media, placeholder: str) -> BatchFeature:
         """See `ClipProcessing`."""
-        return processor(placeholder, **processor.media_arguments([processor.read(request)]))
+        return processor(placeholder, **processor.media_arguments([processor.read(media)]))
 
 
 @MULTIMODAL_REGISTRY.register_processor(VideoLlama2Processing, info=VideoLlama2Info, dummy_inputs=ClipDummies)
