@@ -2,7 +2,7 @@
 
 import gc
 import weakref
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -276,7 +276,7 @@ MORE = [prompt(before=2, video=12, audio=7, after=4, seed=4), prompt(video=0, au
 )
 @pytest.mark.parametrize("rows", [1, 3])
 def test_a_conversation_over_a_kept_cache_is_that_of_generate(monkeypatch, plan, changes, capture, rows):
-    """Three turns, new media in the second; rows end at other steps, and the host learns that late."""
+    """Four turns, new media in the second and the last; rows end at other steps, and the host learns that late."""
     monkeypatch.setattr(loop, "_steps", type(loop._steps)())
     monkeypatch.setattr(loop, "HostStream", _Behind)
     monkeypatch.setattr(sampler, "_to_host", lambda tensor: (tensor, _Unread()))
