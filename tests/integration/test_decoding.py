@@ -18,7 +18,7 @@ from fastav.errors import UnsupportedPlan
 from fastav.plan import Keep, Tokens
 from fastav.presets import NONE, fastav
 from support.cases import PLAN, ROWS, STEPS
-from support.tiny import TinyAdapter, pad_left, tiny_model
+from support.tiny import TinyAdapter, pad_left, prompt, tiny_model
 
 BATCH = pad_left(ROWS)
 ALONE = {"input_ids": ROWS[0], "attention_mask": torch.ones_like(ROWS[0])}
@@ -241,9 +241,77 @@ def test_what_a_device_decodes_too_much_is_not_told(monkeypatch):
     assert [piece.tolist() for piece in seen[1:]] == [[0, 0], [1, 1], [2, 2]]
 
 
+# --- caches that go on
+
+
+class _Behind(HostStream):
+    """Learns of every step two steps late."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._lag = 2
+
+
+class _Unread:
+    """An event that has not happened yet until someone waits for it."""
+
+    def query(self) -> bool:
+        return False
+
+    def synchronize(self) -> None:
+        pass
+
+
+GLOBAL = fastav(Keep(audio=Tokens(4), video=Tokens(14)), drop=0)
+ENDS = list(range(1, 12))
+SLIDING = {"sliding_window": 9, "use_sliding_window": True, "max_window_layers": 3}
+MORE = [prompt(before=2, video=12, audio=7, after=4, seed=4), prompt(video=0, audio=0, before=4, after=0, seed=9)]
+
+
+@pytest.mark.parametrize("capture", [False, True], ids=["as long as needed", "fixed shapes"])
+@pytest.mark.parametrize(
+    ("plan", "changes"),
+    [(PLAN, {}), (NONE, {}), (GLOBAL, SLIDING), (NONE, SLIDING)],
+    ids=["pruned", "unpruned", "pruned, sliding", "unpruned, sliding"],
+)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_conversation_over_a_kept_cache_is_that_of_generate(monkeypatch, plan, changes, capture, rows):
+    """Four turns, new media in the second and the last; rows end at other steps, and the host learns that late."""
+    monkeypatch.setattr(loop, "_steps", type(loop._steps)())
+    monkeypatch.setattr(loop, "HostStream", _Behind)
+    monkeypatch.setattr(sampler, "_to_host", lambda tensor: (tensor, _Unread()))
+    model, results = tiny_model(**changes), []
+    chosen = GREEDY | {"eos_token_id": ENDS, "output_logits": True, "return_dict_in_generate": True}
+    for options in ({}, {"custom_generate": Decoding(TinyAdapter(), keep_cache=True, capture=capture)}):
+        cache, ids, mask, logits = DynamicCache(config=model.config), *[torch.zeros(rows, 0).long()] * 2, []
+        with prune(model, plan, adapter=TinyAdapter()) as pruning:
+            for turn in (ROWS[:rows], MORE[:1] * rows, MORE[1:] * rows):
+                padded = pad_left(turn)
+                ids = torch.cat([ids, padded["input_ids"]], dim=1)
+                mask = torch.cat([mask, padded["attention_mask"]], dim=1)
+                with pruning.turn():
+                    out = model.generate(ids, attention_mask=mask, **as_argument(cache), **chosen, **options)
+                logits += out.logits
+                new = out.sequences.shape[1] - ids.shape[1]
+                ids, mask = out.sequences, torch.cat([mask, mask.new_ones(rows, new)], dim=1)
+                assert cache.get_seq_length() == ids.shape[1] - 1
+        results.append((ids, torch.stack(logits), [layer.keys for layer in cache.layers]))
+    (expected, expected_logits, held), (found, logits, kept) = results
+    assert torch.equal(expected, found)
+    assert (expected_logits - logits).abs().max() < 1e-4
+    for theirs, ours in zip(held, kept, strict=True):
+        assert theirs.shape == ours.shape
+        assert (theirs - ours).abs().max() < 1e-4
+
+
+def test_a_cache_that_is_not_kept_is_empty(model):
+    cache = DynamicCache(config=model.config)
+    model.generate(**ALONE, **GREEDY, **as_argument(cache), custom_generate=Decoding(TinyAdapter()))
+    assert cache.get_seq_length() == 0
+
+
 REFUSED = {
     "beams": ({"num_beams": 2}, "beams"),
-    "a cache that is in use": ({"cache": "used"}, "not empty"),
     "maps": ({"output_attentions": True}, "maps"),
 }
 
@@ -251,11 +319,6 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_it_does_not_do_is_refused(model, case):
     options, reason = REFUSED[case]
-    if "cache" in options:
-        cache = DynamicCache(config=model.config)
-        with torch.no_grad():
-            model(ROWS[0][:, :4], **as_argument(cache))
-        options = as_argument(cache)
     with pytest.raises(UnsupportedPlan, match=reason):
         model.generate(**ALONE, **GREEDY, **options, custom_generate=Decoding(TinyAdapter()))
 

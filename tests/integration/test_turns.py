@@ -271,9 +271,10 @@ def test_a_prefill_that_fails_at_its_first_layer_leaves_the_cache_as_it_was(monk
     model = tiny_model()
     with torch.no_grad(), prune(model, plus(), adapter=TinyAdapter()) as pruning:
         cache = first_turn(model, pruning)
-        with monkeypatch.context() as broken, pytest.raises(RuntimeError, match="no memory"), pruning.turn():
+        with monkeypatch.context() as broken:
             broken.setattr(model.model.layers[0].self_attn, "forward", _fail)
-            model(MEDIA[1], **as_argument(cache))
+            with pytest.raises(RuntimeError, match="no memory"), pruning.turn():
+                model(MEDIA[1], **as_argument(cache))
         found = model(TEXT, **as_argument(cache)).logits
         whole = first_turn(model, pruning)
         assert torch.equal(found, model(TEXT, **as_argument(whole)).logits)

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, Qwen2ForCausalLM
@@ -50,6 +51,10 @@ def _rule(
     """Of each pool the best stay, of equals the earlier; the last token stays; what merges changes hidden states."""
     batch, n = batch_layout([layout], len(layout), torch.device("cpu")), len(layout)
 
+    budgets = torch.full((n + 1,), len(counts))
+    for number, pool in enumerate(counts):
+        budgets[:n][torch.from_numpy(np.isin(layout.modality, list(pool)))] = number
+
     def rule(seen: Evidence, hide: Tensor) -> Tensor:
         left = (~hide).nonzero()[:, 0]
         signals = {name: read(seen, start, start + n) for name, read in _SIGNALS.items() if name in method.needs}
@@ -68,7 +73,15 @@ def _rule(
         here[Signal.HIDDEN_STATES] = seen.hidden[start : start + n][left][None]
         if seen.keys is not None:
             here[Signal.KEYS] = seen.keys[:, start : start + n][:, left][None]
-        view = View(layer=layer, layout=batch, slots=left[None], signals=here, needs=method.needs)
+        view = View(
+            layer=layer,
+            layout=batch,
+            slots=left[None],
+            pool=budgets[None],
+            signals=here,
+            method=type(method).__name__,
+            needs=method.needs,
+        )
         score = method.score(view)[0]
         kept = set(left.tolist())
         for pool, count in counts.items():

@@ -56,7 +56,6 @@ class CachedConversation(Conversation):
     """A conversation of one model.  Made by `TransformersEngine.conversation`.
 
     Each turn is prefilled behind the cache of the earlier ones, and its tokens are pruned by the plan (`Pruning.turn`).
-    transformers' own loop decodes, because `fastav.Decoding` returns no cache.
     """
 
     def __init__(self, engine: Any, compiled: CompiledPlan) -> None:
@@ -154,9 +153,7 @@ class CachedConversation(Conversation):
         stream = None if on_text is None else Stream(tokenizer, on_text, stop, cancellation)
         phases, memory = Phases(device), PeakMemory(*running_on(model))
         prompt, positions = arguments["input_ids"].shape[1], arguments["position_ids"]
-        options = replace(call, own_loop=False).arguments(
-            engine.generation_config, engine.adapter, stop, stream, prompt=prompt
-        )
+        options = call.arguments(engine.generation_config, engine.adapter, stop, stream, prompt=prompt, keep_cache=True)
         with (
             guards.patched(model, "generation_config", engine.generation_config),
             prune(model, self._compiled) as pruning,

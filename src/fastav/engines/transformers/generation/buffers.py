@@ -1,13 +1,13 @@
 """Buffers for the keys and values of a running answer, whose addresses stay the same from token to token."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from fastav.engines.transformers.kv_cache import PrunedLayer
 from fastav.errors import UnsupportedPlan
@@ -39,12 +39,30 @@ class LayerKV:
         assert layer.keys is not None
         assert layer.values is not None
         if isinstance(layer, PrunedLayer):
-            slots, valid = layer.slots, layer.valid
+            slots, valid = layer.tokens()
+            if mask is not None and layer.n_generated:  # tokens behind the last prefill, padding among them
+                real = mask.to(slots.device).gather(1, slots.clamp(max=prompt - 1))
+                valid = real if valid is None else real & valid
         else:
             batch, _, stored, _ = layer.keys.shape
             slots = torch.arange(prompt - stored, prompt, device=layer.keys.device).expand(batch, stored)
             valid = None if mask is None else mask[:, prompt - stored :]
         return cls(keys=layer.keys, values=layer.values, slots=slots, valid=valid, window=window)
+
+    def copy(self) -> "LayerKV":
+        """A copy of the keys and values, which the buffers no longer change."""
+        return replace(self, keys=self.keys.clone(), values=self.values.clone())
+
+    def return_to(self, layer: DynamicLayer, surplus: int, length: int) -> None:
+        """Put these keys and values, but for the last `surplus` tokens, into the layer that they came from.
+
+        length: of the unpruned sequence then.
+        """
+        end = self.keys.shape[2] - surplus
+        start = 0
+        if isinstance(layer, DynamicSlidingWindowLayer):
+            start, layer.cumulative_length = max(0, end - layer.sliding_window + 1), length
+        layer.keys, layer.values = self.keys[:, :, start:end], self.values[:, :, start:end]
 
     def first(self, tokens: int) -> "LayerKV":
         """The keys and values of the first tokens."""

@@ -33,12 +33,20 @@ class Call:
     own_loop: bool
 
     def arguments(
-        self, model: GenerationConfig, adapter: ModelAdapter, stop: Stop, stream: Stream | None, *, prompt: int
+        self,
+        model: GenerationConfig,
+        adapter: ModelAdapter,
+        stop: Stop,
+        stream: Stream | None,
+        *,
+        prompt: int,
+        keep_cache: bool = False,
     ) -> dict[str, Any]:
         """The keyword arguments of `generate`, besides the model's inputs.
 
         model: the model's generation config. stop: finds the texts that end an answer, in both loops: transformers'
-        own criterion fails with some tokenizers. prompt: the columns of the prompts.
+        own criterion fails with some tokenizers. prompt: the columns of the prompts. keep_cache: whether the cache that
+        is passed, too, is to hold the answer.
         """
         arguments = {name: value for name, value in self.settings.given.items() if name != "seed"}
         changes: dict[str, Any] = {}
@@ -53,7 +61,7 @@ class Call:
             vars(own).update(changes)
             arguments |= {name: None for name in changes if name in arguments or getattr(model, name) is not None}
         if self.own_loop:
-            return arguments | {"custom_generate": Decoding(adapter, streamer=stream, stop=stop)}
+            return arguments | {"custom_generate": Decoding(adapter, streamer=stream, stop=stop, keep_cache=keep_cache)}
         if stop.texts:
             criteria = [*(arguments.get("stopping_criteria") or ()), _StopTexts(stop, prompt)]
             arguments["stopping_criteria"] = StoppingCriteriaList(criteria)

@@ -8,7 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -46,11 +46,13 @@ class Decoding:
 
     adapter: the model's adapter; None to find it by the architectures in the configuration. streamer: receives the
     prompt and every token. stop: texts that end an answer. Pass both here: transformers passes neither to a custom
-    loop. capture: whether steps have fixed shapes, which a CUDA device captures; None for yes where possible.
+    loop. keep_cache: whether the cache that you passed holds prompt and answer afterwards, but for the last token, so
+    that a later turn can continue from it; that costs a copy.
+    capture: whether steps have fixed shapes, which a CUDA device captures; None for yes where possible.
     max_captures: captured steps to keep for the model after a generation; each has its own buffers.
 
-    Raises, when generating: UnsupportedModel; UnsupportedPlan for beams, continued caches and anything else that is
-    neither greedy nor sampled decoding of a complete prompt.
+    Raises, when generating: UnsupportedModel; UnsupportedPlan for beams and anything else that is neither greedy nor
+    sampled decoding of a prompt in one prefill.
     """
 
     exact_while_pruning = True
@@ -61,11 +63,12 @@ class Decoding:
         *,
         streamer: Any = None,
         stop: Stop | None = None,
+        keep_cache: bool = False,
         capture: bool | None = None,
         max_captures: int = MAX_STEPS,
     ) -> None:
         self._adapter, self._streamer, self._stop = adapter, streamer, stop
-        self._capture, self._max_captures = capture, max_captures
+        self._keep_cache, self._capture, self._max_captures = keep_cache, capture, max_captures
 
     @staticmethod
     def unsupported(config: GenerationConfig) -> str | None:
@@ -95,15 +98,25 @@ class Decoding:
         _check(generation_config, kwargs)
         with torch.cuda.device(input_ids.device) if input_ids.device.type == "cuda" else nullcontext():
             sampler = self._start(input_ids, generation_config, logits_processor, stopping_criteria)
-            inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **kwargs)
+            inputs = model.prepare_inputs_for_generation(
+                input_ids,
+                next_sequence_length=_n_unstored(input_ids, generation_config, kwargs),
+                is_first_iteration=True,
+                **kwargs,
+            )
             with nullcontext() if "logits_to_keep" in kwargs else last_logits_only(model):
                 output = model(**inputs, return_dict=True)
             token = sampler.take(output.logits[:, -1])
             kwargs |= cache_argument.as_argument(cache_argument.of_output(output), model.prepare_inputs_for_generation)
             del output, inputs
-            if not sampler.done:
-                self._decode(model, sampler, token, kwargs)
-            return sampler.output()
+            cache = cache_argument.in_arguments(kwargs)
+            length = cache.get_seq_length()
+            decoded = None if sampler.done else self._decode(model, sampler, token, kwargs)
+            answer = sampler.output()
+            if decoded is not None:
+                sequences = answer if isinstance(answer, Tensor) else answer.sequences
+                decoded.return_to(cache, length + sequences.shape[1] - input_ids.shape[1] - 1)
+            return answer
 
     def _start(
         self,
@@ -116,7 +129,8 @@ class Decoding:
         stream = HostStream(input_ids, self._streamer, self._stop, do_sample=bool(config.do_sample))
         return TokenSampler(input_ids, config, processors, criteria, stream)
 
-    def _decode(self, model: Any, sampler: TokenSource, token: Tensor, kwargs: dict[str, Any]) -> None:
+    def _decode(self, model: Any, sampler: TokenSource, token: Tensor, kwargs: dict[str, Any]) -> "_Decoded | None":
+        """Decode until all rows have ended, and return a copy of the buffers if the cache is to be kept."""
         model = base_model(model)
         names = {*(model.config.architectures or ()), type(model).__name__}
         adapter = self._adapter or adapter_for(names, model.config.to_dict())
@@ -125,7 +139,10 @@ class Decoding:
         inputs = _first_step(model, sampler.ids, kwargs)
         cache = cache_argument.in_arguments(kwargs)
         layers, prompt = _layer_kv(cache, decoder.config, kwargs.get("attention_mask"))
+        emptied = list(cache.layers) if self._keep_cache else []
         cache.layers.clear()
+        for layer in emptied:
+            layer.keys = layer.values = None
         fixed = _capturable(model, adapter, inputs) if self._capture is None else self._capture
         previous = ExitStack()
         with patched_attention(decoder), getattr(model, "_optimize_model_for_decode", nullcontext)():
@@ -145,7 +162,27 @@ class Decoding:
                         break
                     token = sampler.take(step(token))
                 inputs, layers, prompt = step.inputs, step.cache.stored(), step.cache.position.length
+        decoded = _Decoded(emptied, [layer.copy() for layer in layers], prompt) if self._keep_cache else None
         previous.close()
+        return decoded
+
+
+class _Decoded(NamedTuple):
+    """What buffers held after an answer.
+
+    layers: of the cache, without keys and values. buffers: those of each layer that has its own. length: of the
+    unpruned sequence.
+    """
+
+    layers: list[Any]
+    buffers: list[LayerKV]
+    length: int
+
+    def return_to(self, cache: Any, length: int) -> None:
+        """Fill the cache with the keys and values of the first `length` columns."""
+        for layer, held in zip(self.layers, self.buffers, strict=False):  # later layers share those of earlier ones
+            held.return_to(layer, self.length - length, length)
+        cache.layers[:] = self.layers
 
 
 def release_steps(model: Any) -> bool:
@@ -212,12 +249,20 @@ def _decode_step(
 def _check(config: GenerationConfig, kwargs: Mapping[str, Any]) -> None:
     """Refuse settings with which this loop would differ from `generate`.  Raises: UnsupportedPlan."""
     what, cache = Decoding.unsupported(config), cache_argument.in_arguments(kwargs)
-    if cache is not None and cache.get_seq_length() > 0:
-        what = "a cache that is not empty"
-    elif cache is not None and (type(cache) is not DynamicCache or bool(getattr(cache, "offloading", False))):
+    if cache is not None and (type(cache) is not DynamicCache or bool(getattr(cache, "offloading", False))):
         what = "a cache of another kind"
     if what is not None:
         raise UnsupportedPlan(f"Decoding does not support {what}", "remove custom_generate")
+
+
+def _n_unstored(ids: Tensor, config: GenerationConfig, kwargs: Mapping[str, Any]) -> int | None:
+    """How many of a prompt's last tokens have to run, if the ids are of the whole sequence; None for all."""
+    cache, mask = cache_argument.in_arguments(kwargs), kwargs.get("attention_mask")
+    # `generate` drops a mask that hides nothing, and notes its length
+    columns = getattr(config, "_mask_length", -1) if mask is None else mask.shape[1]
+    if cache is None or columns != ids.shape[1]:
+        return None  # the ids are of new tokens alone
+    return ids.shape[1] - cache.get_seq_length()
 
 
 def _first_step(model: Any, ids: Tensor, kwargs: Mapping[str, Any]) -> dict[str, Any]:
