@@ -9,6 +9,7 @@ import torch
 from test_families import NAMES, Family, family_of
 
 from fastav.engines.transformers import TransformersEngine
+from fastav.engines.transformers.generation.sampler import TokenSampler
 from fastav.layout import Layout, Modality
 from fastav.models._official import TOKEN_INPUTS, concatenate
 from fastav.pipelines import Pipeline
@@ -41,11 +42,15 @@ class Recorder:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        hook = self.engine.model.register_forward_hook(lambda _, __, out: self.logits.append(out.logits[0, -1]))
-        try:
+        take = TokenSampler.take
+
+        def recorded(sampler: TokenSampler, logits: torch.Tensor) -> torch.Tensor:
+            self.logits.append(logits[0].clone())
+            return take(sampler, logits)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(TokenSampler, "take", recorded)
             yield
-        finally:
-            hook.remove()
 
 
 @pytest.fixture(params=NAMES)
