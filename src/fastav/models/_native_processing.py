@@ -113,6 +113,11 @@ class ClipProcessor(ProcessorMixin, ABC):
         if tools and "tools" not in self._template(None):
             raise FastAVError("this model's chat template takes no tools", "describe them in a message")
         media = only_clip(request)
+        if media is not None and any(isinstance(message["content"], list) for message in earlier.messages):
+            raise MediaError(
+                f"{media.name}: this model takes one clip per conversation, and an earlier message has shown one",
+                "start a new chat about this clip",
+            )
         shown = request.media[:1]  # where the clip stands; a sound of its own beside it has no place
         parts = [{"type": "audio" if media is not None and media.kind is Kind.AUDIO else "video"}]
         new = [message.to_dict(lambda one: parts if one in shown else []) for message in request.messages]

@@ -21,11 +21,8 @@ KEY, VERSION = "fastav_conversation", 1
 
 
 def fingerprint_of(config: PreTrainedConfig) -> str:
-    """A short name of a model's configuration, without where it was loaded from and how it attends."""
-    settings = {name: value for name, value in config.to_dict().items() if not name.startswith("_")}
-    ignored = ("transformers_version", "dtype", "torch_dtype")
-    text = json.dumps({k: v for k, v in settings.items() if k not in ignored}, sort_keys=True, default=str)
-    return sha256(text.encode()).hexdigest()[:16]
+    """A short name of a model's configuration, without its dtype, its place, and how it attends."""
+    return sha256(json.dumps(_lasting(config.to_dict()), sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def save(
@@ -84,6 +81,18 @@ def load(
     layers = [_layer(index, kind, tensors, empty, device) for index, kind in enumerate(header["layers"])]
     tokens = {name.removeprefix("tokens."): value for name, value in tensors.items() if name.startswith("tokens.")}
     return header["fields"], tuple(layers), tokens
+
+
+def _lasting(settings: Any) -> Any:
+    """Settings without those that differ from one loading of a model to the next."""
+    if not isinstance(settings, Mapping):
+        return settings
+    passing = ("transformers_version", "dtype", "torch_dtype")
+    return {
+        name: _lasting(value)
+        for name, value in settings.items()
+        if not str(name).startswith("_") and name not in passing
+    }
 
 
 def _layer(index: int, kind: Mapping[str, Any], tensors: Mapping[str, Tensor], empty: Any, device: torch.device) -> Any:
