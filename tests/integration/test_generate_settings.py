@@ -238,7 +238,7 @@ def test_a_model_without_a_length_has_ours(pipe, monkeypatch):
         ({"streamer": print}, FastAVError, "streamer cannot be set .*pass on_text"),
         ({"sampling": {"temperature": 1}}, PlanError, "sampling must be a fastav.Sampling"),
         ({"early_stopping": "no"}, PlanError, "transformers does not take these settings: .*early_stopping"),
-        ({"assistant_model": object()}, UnsupportedPlan, "assisted decoding"),
+        ({"assistant_model": "a model"}, UnsupportedPlan, "assisted decoding"),
         ({"prompt_lookup_num_tokens": 3}, UnsupportedPlan, "prompt lookup"),
         ({"guidance_scale": 1.5}, UnsupportedPlan, "guidance"),
         ({"use_cache": False}, UnsupportedPlan, "without a cache"),

@@ -60,7 +60,7 @@ def test_names_are_mapped(settings, expected):
         ({"stopping_criteria": [print]}, "stopping_criteria"),
         ({"prefix_allowed_tokens_fn": print}, "prefix_allowed_tokens_fn"),
         ({"bad_words_ids": [[3]]}, "bad_words_ids"),
-        ({"assistant_model": object()}, "assistant_model"),
+        ({"assistant_model": "a model"}, "assistant_model"),
         ({"guidance_scale": 2.0}, "guidance_scale"),
         ({"use_cache": False, "suppress_tokens": [3]}, "suppress_tokens"),
     ],
