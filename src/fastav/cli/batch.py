@@ -49,8 +49,8 @@ def batch(
 ) -> None:
     """Answer a file of questions about clips.
 
-    Each line of QUESTIONS is a JSON object with clip (a path relative to the file's folder) and question. It can also
-    have id (default: the line number) and use.
+    Each line of QUESTIONS is a JSON object with clip (a path relative to the file's folder) and question, or with chat
+    messages. It can also have id (default: the line number) and use.
 
     Each line of FILE is a JSON object with id, text, finish, prompt_tokens, new_tokens, flops, kv_bytes, model, plan
     and fingerprint. For a question that failed it has id, error, model, plan and fingerprint. Answers come in any

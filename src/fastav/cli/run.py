@@ -17,7 +17,7 @@ from fastav.cli import _options, _render
 from fastav.cli._output import print_json
 from fastav.cli._progress import progress, spinner, suppress_warnings
 from fastav.cli._text import printable, stderr
-from fastav.cli._types import Answer, Clip, Pipeline, Plan
+from fastav.cli._types import Answer, Pipeline, Plan, Request
 from fastav.errors import FastAVError, PlanError
 
 REPEAT = 3
@@ -25,8 +25,12 @@ DEFAULT_MODEL = "tiny"  # the model that comes with the package
 
 
 def run(
-    clip: Annotated[str, typer.Argument(metavar="CLIP", help="A video or audio file, or a URL.")],
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help="A question about the clip.")],
+    clip: Annotated[
+        str, typer.Argument(metavar="CLIP", help="A video or audio file, or a URL; or a file CHAT.json with messages.")
+    ],
+    question: Annotated[
+        str | None, typer.Argument(metavar="QUESTION", help="A question about the clip; none with CHAT.json.")
+    ] = None,
     model: _options.Model = DEFAULT_MODEL,
     plan: _options.PlanName = "fastav",
     compare: Annotated[
@@ -48,7 +52,7 @@ def run(
     engine: _options.Engine = "transformers",
     as_json: _options.Json = False,
 ) -> None:
-    """Answer a question about a clip.
+    """Answer a question about a clip, or the last of the chat messages in a file CHAT.json.
 
     The answer goes to stdout, on a terminal while it is generated; its costs go to stderr. With --compare the model is
     loaded once and alternates between the unpruned model and each PLAN. Without --model, the embedded model answers,
@@ -60,12 +64,12 @@ def run(
     """
     if repeat is not None and not compare:
         raise PlanError("--repeat needs --compare", "give both or neither")
-    opened_clip = _open_clip(clip, question, use)
+    request = _request_of(clip, question, use)
     settings = _options.generation_settings(max_new_tokens, temperature, top_p, top_k, repetition_penalty, stop, seed)
     plans = plan.split(",") if compare else [plan]
     pipe = load_pipeline(model, plans, device, dtype, engine, compare=compare)
-    ask = partial(pipe, opened_clip, question, use=use, **settings)
-    report = {"model": model, "clip": clip, "question": question, **_run_info(pipe)}
+    ask = partial(pipe, request, **settings)
+    report = {"model": model, "clip": clip, "question": request.question, **_run_info(pipe)}
     with pipe, suppress_warnings(), out_of_memory_as_error():
         if compare:
             report |= {"repeat": repeat or REPEAT, "plans": _compare(pipe, plans, ask, repeat or REPEAT)}
@@ -94,15 +98,22 @@ def _is_bundled(clip: str) -> bool:
     return Path(clip).resolve().parent == Path(str(files("fastav") / "assets" / "clips")).resolve()
 
 
-def _open_clip(path: str, question: str, use: str) -> Clip:
-    """The clip.  Raises: MediaError if it cannot be read or lacks a track that `use` requires."""
-    with spinner(f"reading {path}"), suppress_warnings():
-        from fastav.media import Clip
+def _request_of(clip: str, question: str | None, use: str) -> Request:
+    """The request.  Raises: MediaError for media that cannot be read or lack a track that `use` requires."""
+    if question is None and not clip.endswith(".json"):
+        raise FastAVError("a question is missing", 'fastav run clip.mp4 "What do you hear?"')
+    with spinner(f"reading {clip}"), suppress_warnings():
+        from fastav.questions import read_conversation
         from fastav.request import Request, Use
 
-        clip = Clip.open(path)
-        _ = Request(clip=clip, question=question, use=Use(use)).tracks
-    return clip
+        if question is None:
+            request = read_conversation(Path(clip), use).request()
+            if isinstance(request, FastAVError):
+                raise request
+        else:
+            request = Request(clip=clip, question=question, use=Use(use))
+        _ = request.tracks
+    return request
 
 
 def load_pipeline(

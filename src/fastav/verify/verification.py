@@ -124,7 +124,12 @@ def _row(question: Question, outcome: Outcome | FastAVError) -> Row:
 
 def _fingerprint(questions: Sequence[Question], folder: Path) -> str:
     """Twelve digits that identify the questions; clips count by their paths relative to the folder of the file."""
-    entries = [(one.id, _relative(one.clip, folder), one.text, one.use) for one in questions]
+    entries = [
+        (one.id, _relative(one.clip, folder), one.text, one.use)
+        if one.messages is None
+        else (one.id, json.dumps([one.messages, one.tools]).replace(str(folder), "."), one.use)
+        for one in questions
+    ]
     return sha256(json.dumps(entries).encode()).hexdigest()[:12]
 
 
