@@ -219,7 +219,7 @@ def assert_masked(model: Any, depth: int, plan: Plan, said: Conversation) -> Non
 
 @pytest.mark.parametrize("turns", CONVERSATIONS)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("style", ["a window for all layers", "every second layer", "behind some layers"])
+@pytest.mark.parametrize("style", ["a window for all layers", "by a pattern", "behind some layers"])
 def test_a_window_slides_over_cached_and_new_tokens(style, attention, turns):
     model, prompts = built(style, attention), [[ids] for ids in CONVERSATIONS[turns]]
     assert_masked(model, SLIDING_DEPTH, GLOBAL, pruned(model, GLOBAL, prompts, [[3], [2], [3]]))
