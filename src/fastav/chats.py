@@ -14,7 +14,7 @@ from fastav.method import ATTENTION_SIGNALS, Signal, method_of
 from fastav.plan import Plan
 from fastav.request import Request, clip_of, question_of
 
-_BY_QUESTION = ATTENTION_SIGNALS | {Signal.ROLLOUT}  # signals that depend on what is asked
+_BY_QUESTION = ATTENTION_SIGNALS | {Signal.ROLLOUT, Signal.QUESTION}  # signals that depend on what is asked
 
 
 class Chat:

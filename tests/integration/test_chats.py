@@ -65,6 +65,9 @@ def test_whose_question_chose_the_tokens_is_said_once_and_only_where_questions_c
         chat.ask(LATER)
     assert [CHOSEN in str(one.message) for one in recwarn.list].count(True) == 1
     recwarn.clear()
+    started(pipe, plan="dart@0.5").ask(LATER)
+    assert [one for one in recwarn.list if CHOSEN in str(one.message)], "its pivots are words of the question"
+    recwarn.clear()
     for plan in ("none", "dycoke@0.5", "fastav-trim"):
         started(pipe, plan=plan).ask(LATER)
     assert not [one for one in recwarn.list if CHOSEN in str(one.message)]
