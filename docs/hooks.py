@@ -1,10 +1,11 @@
 """Hooks of mkdocs: pages and files of the repository outside `docs`, and its address.
 
-README.md, CHANGELOG.md and CONTRIBUTING.md are pages of the site. A relative link to a page of the site leads there, a
+README.md, CHANGELOG.md and CONTRIBUTING.md are pages of the site, and so is the notebook. A relative link to a page of the site leads there, a
 link to a picture leads to a copy of it, and a link to another file leads to the repository. A link to a missing file is
 an error.
 """
 
+import json
 import os
 import re
 import tomllib
@@ -14,7 +15,12 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = {"index.md": "README.md", "changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
+PAGES = {
+    "index.md": "README.md",
+    "changelog.md": "CHANGELOG.md",
+    "contributing.md": "CONTRIBUTING.md",
+    "notebook.md": "notebooks/quickstart.ipynb",
+}
 SITE = {path: page for page, path in PAGES.items()}
 PICTURES = {".png", ".svg"}
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")
@@ -36,7 +42,7 @@ def on_config(config):
 def on_files(files, config):
     """Add the pages and pictures outside `docs`."""
     for page, path in PAGES.items():
-        files.append(File.generated(config, page, content=(ROOT / path).read_text(encoding="utf-8")))
+        files.append(File.generated(config, page, content=_markdown(ROOT / path)))
     for path in sorted({path for source in _sources() for path in _pictures(source)}):
         files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
     return files
@@ -55,6 +61,15 @@ def on_post_page(output, page, config):
     if elsewhere := ELSEWHERE.search(output):
         raise PluginError(f"{page.file.src_uri} loads something from the network: {elsewhere[0]}")
     return output
+
+
+def _markdown(path):
+    """The text of a page; a notebook's cells one after another, without outputs."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".ipynb":
+        return text
+    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(text)["cells"]]
+    return "\n\n".join(source if kind == "markdown" else f"```python\n{source}\n```" for kind, source in cells)
 
 
 def _target(link, here, page):

@@ -2,8 +2,10 @@
 
 Blocks of Python of a page share their names, and find those of `given`: a model, its inputs, clips. They run in a
 folder that holds `clip.mp4` and the other files of `folder`. `<!-- run on: tiny -->` puts the embedded model in the
-place of those that a block names. Commands `fastav ...` run in this process; what a block of `console` shows below its
-command is what it prints. Of blocks that are not run imports must exist, and commands and options be known.
+place of those that a block names, `<!-- run on: tiny Qwen2.5-Omni -->` a tiny random checkpoint in the place of the
+release's; there, PyAV reads the clips for transformers. Commands `fastav ...` run in this process; what a block of
+`console` shows below its command is what it prints. Of blocks that are not run imports must exist, and commands and
+options be known.
 """
 
 import ast
@@ -21,10 +23,11 @@ import typer
 import fastav
 from fastav.cli import UsageError, app, main
 from fastav.registry import MODELS
-from support import pages
+from support import pages, stock
 
 ROOT = pages.ROOT
 QUESTION = "what shape do you see?"
+OMNI = "run on: tiny Qwen2.5-Omni"
 TEXTS = {"", "text", "bibtex"}  # languages that show something and run nothing
 
 
@@ -46,12 +49,19 @@ def given():
     }
 
 
+@pytest.fixture(scope="module")
+def omni(tmp_path_factory):
+    """The folder of a tiny random Qwen2.5-Omni."""
+    return stock.save_omni(tmp_path_factory.mktemp("omni"))
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """The folder that a page's code runs in, which holds what the page speaks of."""
     clip = ROOT / "src" / "fastav" / "assets" / "clips" / "triangle.mp4"
     (tmp_path / "clips").mkdir()
-    shutil.copy(clip, tmp_path / "clip.mp4")
+    for name in ("clip.mp4", "monday.mp4", "friday.mp4"):
+        shutil.copy(clip, tmp_path / name)
     shutil.copy(clip, tmp_path / "clips" / "triangle.mp4")
     (tmp_path / "src").symlink_to(ROOT / "src")
     (tmp_path / "questions.txt").write_text(f"{QUESTION}\n")
@@ -80,9 +90,12 @@ def test_a_block_that_cannot_run_is_noticed(capsys):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_code_of_a_page_runs(page, given, folder, capsys):
+def test_the_code_of_a_page_runs(page, given, folder, capsys, request, monkeypatch):
     names = {"__name__": "page", **given}
     for block in pages.blocks(page):
+        if block.mark == OMNI:
+            stock.decode_with_pyav(monkeypatch)
+            block = block._replace(code=block.code.replace(stock.NAME, str(request.getfixturevalue("omni"))))
         check = CHECKS.get(block.language)
         if check is None:
             assert block.language in TEXTS, f"{block.place}: nothing is known of {block.language!r}"

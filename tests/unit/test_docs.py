@@ -1,6 +1,7 @@
 """What the documents say is what the code computes, and their links lead somewhere."""
 
 import ast
+import json
 import re
 import runpy
 import subprocess
@@ -70,12 +71,25 @@ def _texts(source):
 
 
 def test_where_the_project_lives_stands_in_one_place():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    address = project["tool"]["hatch"]["metadata"]["hooks"]["custom"]["repository"]
-    found = subprocess.run(["git", "grep", "-lF", address], cwd=ROOT, capture_output=True, text=True, check=False)
+    found = subprocess.run(["git", "grep", "-lF", _repository()], cwd=ROOT, capture_output=True, text=True, check=False)
     if found.returncode > 1:
         pytest.skip("not a git checkout")
-    assert found.stdout.split() == ["pyproject.toml"]
+    # a notebook on Colab is a file alone, so it has a copy
+    assert found.stdout.split() == ["notebooks/quickstart.ipynb", "pyproject.toml"]
+
+
+def test_the_notebook_installs_and_opens_from_where_the_project_lives():
+    address = _repository()
+    cells = json.loads(pages.text_of("notebooks/quickstart.ipynb"))["cells"]
+    first, install = ("".join(cell["source"]) for cell in cells[:2])
+    colab = address.replace("https://github.com/", "https://colab.research.google.com/github/")
+    assert f"[Open in Colab]({colab}/blob/main/notebooks/quickstart.ipynb)" in first
+    assert f'REPOSITORY = "{address}"\n' in install
+
+
+def _repository():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    return project["tool"]["hatch"]["metadata"]["hooks"]["custom"]["repository"]
 
 
 def test_versions_agree():
