@@ -47,6 +47,7 @@ IN_SDIST = (
     "pyproject.toml",
     "docs/quickstart.md",
     "examples/demo.py",
+    "notebooks/quickstart.ipynb",
     "src/fastav/py.typed",
     "tests/conftest.py",
     "training/__main__.py",
