@@ -1,8 +1,8 @@
 """Hooks of mkdocs: pages and files of the repository outside `docs`, and its address.
 
-README.md, CHANGELOG.md, CONTRIBUTING.md and the notebook are pages of the site. A relative link to a page of the site
-leads there, a link to a picture leads to a copy of it, and a link to another file leads to the repository. A link to a
-missing file is an error.
+README.md, CHANGELOG.md and CONTRIBUTING.md are pages of the site, and so is the notebook. A relative link to a page of
+the site leads there, a link to a picture leads to a copy of it, and a link to another file leads to the repository. A
+link to a missing file is an error.
 """
 
 import json

@@ -14,7 +14,7 @@ from fastav.method import ATTENTION_SIGNALS, Signal, method_of
 from fastav.plan import Plan
 from fastav.request import Request, clip_of, question_of
 
-_BY_QUESTION = ATTENTION_SIGNALS | {Signal.ROLLOUT}  # signals that depend on what is asked
+_BY_QUESTION = ATTENTION_SIGNALS | {Signal.ROLLOUT, Signal.QUESTION}  # signals that depend on what is asked
 
 
 class Chat:
@@ -65,8 +65,19 @@ class Chat:
         Raises: as a call of a pipeline; FastAVError if the chat template changes earlier messages, or to replan a chat
         that was resumed from a file, which has no media.
         """
-        settings = check_settings(settings)
-        new = self._request(content, Use(use))
+        settings, use = check_settings(settings), Use(use)
+        with self._conversation.turn():
+            return self._ask(content, use, replan, on_text, settings)
+
+    def _ask(
+        self,
+        content: Sequence[Any],
+        use: Use,
+        replan: bool,
+        on_text: Callable[[str], None] | None,
+        settings: Mapping[str, Any],
+    ) -> Answer:
+        new = self._request(content, use)
         is_first = not self.messages
         request = new
         if replan and not is_first:
@@ -84,8 +95,9 @@ class Chat:
 
         Raises: FastAVError before the first answer, or if the file cannot be written.
         """
-        texts = [{"role": message.role, "text": message.text} for message in self.messages]
-        self._conversation.save(Path(path), {"messages": texts})
+        with self._conversation.turn():
+            texts = [{"role": message.role, "text": message.text} for message in self.messages]
+            self._conversation.save(Path(path), {"messages": texts})
 
     def resume(self, path: str | PathLike[str]) -> "Chat":
         """Continue from a file that `save` wrote.  Raises: FastAVError if it is of another model, dtype or plan."""
@@ -103,11 +115,7 @@ class Chat:
         elif len(content) == 1:
             messages = [{"role": "user", "content": question_of(content[0])}]
         elif len(content) == 2:
-            part = {"type": "video", "video": clip_of(content[0])}
-            if part["video"].video is None or use is Use.AUDIO:
-                part = {"type": "audio", "audio": part["video"]}
-            text = {"type": "text", "text": question_of(content[1])}
-            messages = [{"role": "user", "content": [part, text]}]
+            messages = Request(clip=clip_of(content[0]), question=question_of(content[1]), use=use).messages
         else:
             raise FastAVError(
                 f"ask takes a question, a clip and a question, or messages, got {len(content)} arguments",
@@ -128,7 +136,7 @@ class Chat:
             "an earlier question chose the tokens that stay: this one is answered from them. "
             "chat.ask(..., replan=True) prefills the conversation anew",
             FastAVWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

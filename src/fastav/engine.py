@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -158,6 +159,13 @@ Prepare = Callable[[Sequence[Request]], Run]
 
 class Conversation(ABC):
     """Turns of one conversation, which continue from one cache.  Made by `Engine.conversation`."""
+
+    @abstractmethod
+    def turn(self) -> AbstractContextManager[None]:
+        """Hold the conversation from a question to its answer, for which other threads wait.
+
+        Raises, on entry: FastAVError in a thread whose answer by the same model is not finished.
+        """
 
     @abstractmethod
     def ask(

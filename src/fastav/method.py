@@ -18,13 +18,14 @@ from fastav.registry import METHODS
 
 
 class Signal(StrEnum):
-    """An input that a method declares and reads, beyond modality, position, padding and question.
+    """An input that a method declares and reads, beyond modality, item, position, pool and padding.
 
-    FRAMES and SECONDS are part of the layout. All others exist only while the model runs.
+    FRAMES, SECONDS and QUESTION are part of the layout. All others exist only while the model runs.
     """
 
     FRAMES = "frames"  # `View.frame` and `View.place`
     SECONDS = "seconds"  # `View.second` and `View.last_second`
+    QUESTION = "question"  # `View.question`
     HIDDEN_STATES = "hidden-states"  # `View.hidden`: what the layer receives
     KEYS = "keys"  # `View.keys`: key vectors of the preceding layer
     LAST_QUERY = "last-query"  # attention of the last query over the tokens of the preceding layer, mean over heads
@@ -35,11 +36,12 @@ class Signal(StrEnum):
     GIVEN = "given"  # scores that the caller passes
 
 
-LAYOUT_SIGNALS = frozenset({Signal.FRAMES, Signal.SECONDS})
+LAYOUT_SIGNALS = frozenset({Signal.FRAMES, Signal.SECONDS, Signal.QUESTION})
 ATTENTION_SIGNALS = frozenset({Signal.LAST_QUERY, Signal.TEXT_QUERIES, Signal.WINDOW})  # means over heads
 _PROPERTIES = {
     Signal.FRAMES: "frame, view.place",
     Signal.SECONDS: "second, view.last_second",
+    Signal.QUESTION: "question",
     Signal.HIDDEN_STATES: "hidden",
     Signal.KEYS: "keys",
 }
@@ -137,7 +139,8 @@ class View:
 
     @property
     def question(self) -> Bool[Tensor, "batch tokens"]:
-        """Whether a token is text behind the last audio or video token, or the prompt's last token."""
+        """Whether a token is text behind the last audio or video token, or the prompt's last: `Signal.QUESTION`."""
+        self._require(Signal.QUESTION)
         return self._layout.question.gather(1, self.slots)
 
     @property

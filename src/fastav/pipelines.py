@@ -208,8 +208,10 @@ class Pipeline:
         system: the system message. plan: replaces the pipeline's plan. tools: for a chat template that takes them.
         resume: a file that `chat.save` wrote, to continue from.
         Raises: PlanError, UnsupportedPlan; UnsupportedModel with the engine vllm, which keeps no cache between
-        requests; FastAVError for a file of another model, dtype or plan.
+        requests; FastAVError for a file of another model, dtype or plan, and for `system` with `resume`.
         """
+        if resume is not None and system is not None:
+            raise FastAVError("a resumed chat has its own system message", "leave system out, or start a new chat")
         resolved = self._plan(plan)
         chat = Chat(self.engine.conversation(resolved), resolved, system=system, tools=tools)
         return chat if resume is None else chat.resume(resume)

@@ -56,7 +56,7 @@ class RequestLock:
             with self:
                 yield
             return
-        self._refuse_owner()
+        self.refuse_owner()
         while not self._lock.acquire(timeout=POLL):
             cancellation.check()
         self._owner = threading.get_ident()
@@ -67,7 +67,7 @@ class RequestLock:
             self._release()
 
     def __enter__(self) -> None:
-        self._refuse_owner()
+        self.refuse_owner()
         self._lock.acquire()
         self._owner = threading.get_ident()
 
@@ -76,7 +76,8 @@ class RequestLock:
     ) -> None:
         self._release()
 
-    def _refuse_owner(self) -> None:
+    def refuse_owner(self) -> None:
+        """Raise FastAVError in the thread that holds the lock."""
         if self._owner == threading.get_ident():
             raise FastAVError(
                 "this pipeline is answering a request in this thread, and cannot answer another one within it",

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_families import NAMES, Family, family_of
@@ -14,6 +15,7 @@ from fastav.layout import Layout, Modality
 from fastav.models._official import TOKEN_INPUTS, concatenate
 from fastav.pipelines import Pipeline
 from fastav.plan import Keep, Plan, Share, Step
+from fastav.presets import NONE
 from support.masked import masked_conversation, rules_of
 
 EARLY = Plan((Step(layers="0", method="position", keep=Keep(media=Share(0.6))),))
@@ -115,3 +117,30 @@ def test_a_saved_chat_continues_as_if_it_had_not_been_saved(family: Family, tmp_
     assert torch.equal(*logits)
     assert answers[0].token_ids == answers[1].token_ids
     assert answers[0].kv_bytes == answers[1].kv_bytes
+
+
+def test_positions_between_whole_numbers_go_on_from_where_they_were() -> None:
+    """Qwen3-Omni counts time in fractions; with letters alone the answers are tokenized as they were said."""
+    family = family_of("qwen3_omni")
+    record, make = Recorder(family, NONE), np.random.default_rng(0)
+    pipe, tokenizer = Pipeline(record.engine, NONE, family.adapter), family.processor.tokenizer
+    letters = set(tokenizer.convert_tokens_to_ids(list("abcdefgh")))
+    options = {
+        "max_new_tokens": STEPS,
+        "do_sample": False,
+        "suppress_tokens": [i for i in range(len(tokenizer)) if i not in letters],
+    }
+    frames = make.integers(0, 256, (31, 50, 20, 3), dtype=np.uint8)
+    video = {"type": "video", "video": frames, "fps": 7.5}
+    messages: list[dict[str, Any]] = []
+    for content in ([video, {"type": "text", "text": "What moves?"}], [{"type": "text", "text": "Where?"}]) * 2:
+        messages.append({"role": "user", "content": content})
+        logits = []
+        for ask in (lambda: record.chat.ask(messages[-1:], **options), lambda: pipe(messages, **options)):
+            record.logits.clear()
+            with record.recording():
+                answer = ask()
+            logits.append(torch.stack(record.logits))
+        messages.append({"role": "assistant", "content": answer.text})
+        assert (logits[0] - logits[1]).abs().max() < 1e-5 * logits[1].abs().max()
+    assert record.state.next_positions[1] % 1 != 0, "no position is a fraction"

@@ -68,6 +68,7 @@ def test_a_view_raises_for_what_is_not_declared(signal):
     reads = {
         Signal.FRAMES: (lambda view: view.frame, lambda view: view.place),
         Signal.SECONDS: (lambda view: view.second, lambda view: view.last_second),
+        Signal.QUESTION: (lambda view: view.question,),
         Signal.HIDDEN_STATES: (lambda view: view.hidden,),
         Signal.KEYS: (lambda view: view.keys,),
     }.get(signal, (lambda view: view[signal],))

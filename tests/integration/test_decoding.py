@@ -280,23 +280,28 @@ def test_a_conversation_over_a_kept_cache_is_that_of_generate(monkeypatch, plan,
     monkeypatch.setattr(loop, "_steps", type(loop._steps)())
     monkeypatch.setattr(loop, "HostStream", _Behind)
     monkeypatch.setattr(sampler, "_to_host", lambda tensor: (tensor, _Unread()))
-    model, results = tiny_model(**changes), []
+    model, results, ended = tiny_model(**changes), [], []
     chosen = GREEDY | {"eos_token_id": ENDS, "output_logits": True, "return_dict_in_generate": True}
     for options in ({}, {"custom_generate": Decoding(TinyAdapter(), keep_cache=True, capture=capture)}):
         cache, ids, mask, logits = DynamicCache(config=model.config), *[torch.zeros(rows, 0).long()] * 2, []
         with prune(model, plan, adapter=TinyAdapter()) as pruning:
-            for turn in (ROWS[:rows], MORE[:1] * rows, MORE[1:] * rows):
-                padded = pad_left(turn)
+            for turn in (ROWS[:rows], [MORE[0], *ROWS[:0:-1]][:rows], MORE[1:] * rows, MORE[:1] * rows):
+                past = max(0, ids.shape[1] - 1)  # an answer's last token has not run, and begins the next turn
+                last = [one[past:][one[past:] != 0][None] for one in ids]
+                padded = pad_left([torch.cat(parts, dim=1) for parts in zip(last, turn, strict=True)])
+                ids, mask = ids[:, :past], mask[:, :past]
                 ids = torch.cat([ids, padded["input_ids"]], dim=1)
                 mask = torch.cat([mask, padded["attention_mask"]], dim=1)
-                with pruning.turn():
+                with pruning.turn() if turn[0].max() > 61 else nullcontext():
                     out = model.generate(ids, attention_mask=mask, **as_argument(cache), **chosen, **options)
                 logits += out.logits
-                new = out.sequences.shape[1] - ids.shape[1]
-                ids, mask = out.sequences, torch.cat([mask, mask.new_ones(rows, new)], dim=1)
+                answer = out.sequences[:, ids.shape[1] :]
+                ended.append(bool((answer == 0).any()))
+                ids, mask = out.sequences, torch.cat([mask, (answer != 0).long()], dim=1)
                 assert cache.get_seq_length() == ids.shape[1] - 1
         results.append((ids, torch.stack(logits), [layer.keys for layer in cache.layers]))
     (expected, expected_logits, held), (found, logits, kept) = results
+    assert rows == 1 or plan is not PLAN or ended[1], "all rows end their second answer at once"
     assert torch.equal(expected, found)
     assert (expected_logits - logits).abs().max() < 1e-4
     for theirs, ours in zip(held, kept, strict=True):

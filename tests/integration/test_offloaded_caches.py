@@ -1,7 +1,6 @@
 """Caches whose layers wait on the host: the same numbers, on a CPU that stands for a device and its host."""
 
 from contextlib import nullcontext
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,11 +23,18 @@ PLANS = {
 BATCH = pad_left(ROWS)
 
 
+class _Stream(nullcontext[None]):
+    """A stream whose work is always done."""
+
+    def wait_stream(self, other: "_Stream") -> None:
+        pass
+
+
 @pytest.fixture(autouse=True)
 def without_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     """Copies between the device and its host take place at once."""
-    monkeypatch.setattr(torch, "Stream", nullcontext)
-    monkeypatch.setattr(torch.cuda, "default_stream", lambda _: SimpleNamespace(wait_stream=lambda _: None))
+    monkeypatch.setattr(torch, "Stream", _Stream)
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda _: _Stream())
 
 
 @pytest.fixture(scope="module")

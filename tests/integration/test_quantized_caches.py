@@ -84,7 +84,7 @@ def difference(found: Any, expected: Any) -> float:
 
 @pytest.mark.parametrize("nbits", [4, 2])
 @pytest.mark.parametrize("group", [HEAD, 8])
-@pytest.mark.parametrize("residual", [2, 5, 128])
+@pytest.mark.parametrize("residual", [2, 5, 40, 128])
 @pytest.mark.parametrize("plan", PLANS)
 def test_a_quantized_cache_equals_one_over_the_masked_model(plan, residual, group, nbits):
     """Turns, answers and residual lengths such that layers pack during turns and answers, and not at all."""

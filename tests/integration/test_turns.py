@@ -1,5 +1,6 @@
 """Later turns that bring new media: every step equals the oracle over the whole conversation."""
 
+from dataclasses import replace
 from threading import Thread
 from typing import Any
 
@@ -16,16 +17,19 @@ from fastav.cache_argument import as_argument
 from fastav.engines.transformers import Pruning, prune
 from fastav.errors import PlanError, UnsupportedPlan
 from fastav.layout import Layout, Modality
+from fastav.method import Method, Signal, View
 from fastav.plan import Keep, Plan, Share, Step
 from fastav.presets import NONE, plus
 from fastav.pruning.rollout import LayerAttention, rollout_row
+from fastav.pruning.state import WINDOW
 from fastav.recipes import recipe
 from fastav.registry import METHODS
 from support import flash
 from support.cases import PLAN, ROWS
 from support.masked import masked_conversation, rules_of
+from support.oracle import Evidence, conversation_logits
 from support.tiny import TinyAdapter, layout_of, prompt, tiny_model
-from support.turns import Conversation, converse, expected
+from support.turns import Conversation, converse, expected, turn_under
 
 ATTENTION = ["sdpa", "eager", flash.NAME]
 HALF, MOST = Keep(media=Share(0.5)), Keep(media=Share(0.7))
@@ -97,6 +101,73 @@ def test_given_scores_are_of_the_turn():
     assert_exact(model, plan, said, [score[0] for score in scores])
 
 
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_a_turn_may_be_one_token(attention):
+    model = tiny_model(attention)
+    with torch.no_grad(), prune(model, PLAN, adapter=TinyAdapter()) as pruning:
+        caches = [first_turn(model, pruning) for _ in range(2)]
+        with pruning.turn():
+            found = model(TEXT[:, :1], **as_argument(caches[0])).logits
+        expected = model(TEXT[:, :1], **as_argument(caches[1])).logits
+    assert (found - expected).abs().max() < 1e-5
+
+
+# --- what methods are shown
+
+
+class Watch(Method):
+    """Keeps what it is shown, and scores by position."""
+
+    needs = frozenset(Signal) - {Signal.GIVEN, Signal.ENCODER}
+
+    def score(self, view: View) -> torch.Tensor:
+        SHOWN[view.layer] = view
+        return -view.position.float()
+
+
+SHOWN: dict[int, View] = {}
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_signals_are_those_of_the_conversation_at_the_new_tokens(monkeypatch, attention):
+    monkeypatch.setattr("fastav.pruning.compiled.method_of", lambda step: Watch())
+    model, plan, seen = tiny_model(attention), steps((2, "position", False), (4, "position", False)), {}
+    said = pruned(model, plan, [[ids] for ids in MEDIA], [[2], [1]])
+    (start, end), ids = said.turns[0][1], said.ids[0]
+
+    def watch(layer: int, rule: Any) -> Any:
+        def watched(evidence: Evidence, hide: torch.Tensor) -> torch.Tensor:
+            left = (start + (~hide).nonzero()[:, 0]).tolist()
+            question = [i for i in left if i >= start + 21]  # behind the media
+            rollout = torch.eye(len(ids))
+            for attention, gone in zip(evidence.maps, evidence.gone, strict=True):
+                alone = torch.eye(len(ids))
+                rollout = torch.where(gone[:, None], alone, 0.5 * attention + 0.5 * alone) @ rollout
+            seen[layer] = {
+                Signal.LAST_QUERY: evidence.maps[-1][end - 1][left],
+                Signal.TEXT_QUERIES: evidence.maps[-1][question].mean(0)[left],
+                Signal.WINDOW: evidence.maps[-1][left[-WINDOW:]].mean(0)[left],
+                Signal.ROLLOUT: rollout[end - 1][left],
+                Signal.HIDDEN_STATES: evidence.hidden[left],
+                Signal.KEYS: evidence.keys[:, left],
+            }
+            return rule(evidence, hide)
+
+        return watched
+
+    first, second = (turn_under(plan, ids[slice(*span)], span[0], 6) for span in said.turns[0])
+    second = replace(second, rules={layer: watch(layer, rule) for layer, rule in second.rules.items()})
+    with torch.no_grad():
+        conversation_logits(model, ids[None], [first, second])
+    for layer, signals in seen.items():
+        view = SHOWN[layer]
+        assert view.slots.shape[1] == len(signals[Signal.LAST_QUERY])
+        for signal, value in signals.items():
+            assert (view._read(signal)[0] - value).abs().max() < 1e-4, (layer, signal)
+        assert 0 < view[Signal.LAST_QUERY].sum() < 0.99, "earlier tokens have their share"
+    assert list(seen) == [2, 4]
+
+
 @pytest.mark.parametrize("rows", [[MEDIA[0]], ROWS])
 def test_keeping_everything_changes_nothing(rows):
     model, everything = tiny_model(), steps((2, "last-query", False), (4, "window", True), keep=Keep(media=Share(1.0)))
@@ -148,7 +219,7 @@ def assert_masked(model: Any, depth: int, plan: Plan, said: Conversation) -> Non
 
 @pytest.mark.parametrize("turns", CONVERSATIONS)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("style", ["a window for all layers", "every second layer", "behind some layers"])
+@pytest.mark.parametrize("style", ["a window for all layers", "by a pattern", "behind some layers"])
 def test_a_window_slides_over_cached_and_new_tokens(style, attention, turns):
     model, prompts = built(style, attention), [[ids] for ids in CONVERSATIONS[turns]]
     assert_masked(model, SLIDING_DEPTH, GLOBAL, pruned(model, GLOBAL, prompts, [[3], [2], [3]]))
@@ -164,7 +235,7 @@ def test_windows_of_padded_rows_are_the_unpruned_models():
 
 @pytest.mark.parametrize("name", SHARING_PLANS)
 @pytest.mark.parametrize("make", [gemma3n, gemma4])
-@pytest.mark.parametrize("options", [{}, {"logits_to_keep": 1}], ids=["all logits", "the last logits"])
+@pytest.mark.parametrize("options", [{}, {"logits_to_keep": 1}, {"logits_to_keep": 3}], ids=["all", "one", "three"])
 def test_layers_that_share_keys_read_cached_and_new_ones(make, name, options):
     model, plan = make("sdpa"), SHARING_PLANS[name]
     said = pruned(model, plan, [[ids] for ids in CONVERSATIONS["1 and 3"]], [[2], [2], [2]], **options)

@@ -76,9 +76,9 @@ def test_a_later_prefill_is_recorded_behind_what_is_stored(layer):
 
 def test_a_mask_hides_cached_tokens_from_the_next_prefill(layer):
     mask = torch.ones(2, 12, dtype=torch.long)
-    assert cached_tokens([layer], 9, mask)[0].valid.tolist() == layer.validity(0).tolist()
+    assert cached_tokens([layer], 2, 9, mask)[0].valid.tolist() == layer.validity(0).tolist()
     mask[0, 5] = mask[1, 8] = 0
-    (tokens,) = cached_tokens([layer], 9, mask)
+    (tokens,) = cached_tokens([layer], 2, 9, mask)
     assert tokens.valid.tolist() == [[True, True, False, True, True], [False, True, True, True, False]]
 
 

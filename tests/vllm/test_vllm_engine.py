@@ -11,6 +11,7 @@ from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import pytest
 from harness import positions, record_positions
 
@@ -252,3 +253,46 @@ def test_the_command_answers_in_processes_of_vllm_s_own():
     report = json.loads(done.stdout)
     assert report["text"] == "green"
     assert report["flops"]["ratio"] < 1
+
+
+# --- messages
+
+
+def messages_about(*clips, image=None):
+    """A conversation with a system message, clips in two messages, and an answer between them."""
+    first, *others = [{"type": "video", "path": clip, "use": "video"} for clip in clips]
+    pictures = [] if image is None else [{"type": "image", "image": image}]
+    return [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [*pictures, first, {"type": "text", "text": "What moves?"}]},
+        {"role": "assistant", "content": "A shape."},
+        {"role": "user", "content": [*others, {"type": "text", "text": "And now?"}]},
+    ]
+
+
+def test_a_conversation_about_one_clip_is_answered_alike(pipe, plain):
+    request = Request(messages=messages_about(TRIANGLE))
+    same(pipe(messages_about(TRIANGLE), max_new_tokens=8), plain(request, pipe.plan, max_new_tokens=8))
+
+
+def test_more_clips_than_vllm_was_started_for_are_refused_with_a_hint(pipe):
+    with pytest.raises(FastAVError, match="At most 1 video") as refused:
+        pipe(messages_about(TRIANGLE, KNOCK))
+    assert "limit_mm_per_prompt" in refused.value.hint
+
+
+@pytest.mark.parametrize("plan", ["none", "fastav", "fastav-plus"])
+def test_several_clips_and_an_image_are_answered_alike(sight, engines, plan):
+    from fastav.engines.vllm.engine import VllmEngine
+    from fastav.pipelines import Pipeline
+
+    image = np.random.default_rng(0).integers(0, 256, (56, 84, 3), dtype=np.uint8)
+    messages = messages_about(TRIANGLE, KNOCK, image=image)
+    llm = engines(sight.folder, plan, limit_mm_per_prompt={"video": 2, "image": 1})
+    chosen = plan_named(plan, sight.adapter)
+    answer = Pipeline(VllmEngine(llm), chosen, sight.adapter)(messages, max_new_tokens=8)
+    engine = TransformersEngine(sight.model, sight.processor, sight.adapter)
+    request = Request(messages=messages)
+    ids = tuple(sight.adapter.prepare(sight.processor, [request]).inputs["input_ids"][0].tolist())
+    with sight._with_positions(*positions[ids]):
+        same(answer, engine.generate([request], chosen, max_new_tokens=8)[0])

@@ -11,6 +11,7 @@ from inspect import currentframe
 from math import isfinite
 from typing import Any
 
+import numpy as np
 from transformers import GenerationConfig
 
 from fastav.engine import Sampling
@@ -80,7 +81,7 @@ def check_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     Raises: UnknownName with the closest names; PlanError for values out of range; FastAVError for names that a pipeline
     does not pass on.
     """
-    settings = dict(given)
+    settings = {name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()}
     if (sampling := settings.pop("sampling", None)) is not None:
         settings = _from_sampling(sampling) | settings
     known = [name for name in vars(GenerationConfig()) if not name.startswith("_")] + [*_ARGUMENTS, *_REFUSED]

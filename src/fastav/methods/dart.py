@@ -30,7 +30,7 @@ class Dart(Method):
     ports of the official code apply first.
     """
 
-    needs: ClassVar[frozenset[Signal]] = frozenset({Signal.KEYS, Signal.HIDDEN_STATES})
+    needs: ClassVar[frozenset[Signal]] = frozenset({Signal.KEYS, Signal.HIDDEN_STATES, Signal.QUESTION})
     pivots: int = 4
     texts: int = 4
 

@@ -267,7 +267,8 @@ class PruningState:
     def key_tokens(self, index: int) -> TokenSubset:
         """The tokens whose keys a layer reads, by column of the whole sequence: cached ones, then this prefill's."""
         source = self.compiled.kv_sources[index]
-        tokens = self.layer_tokens[source]
+        # a layer whose hook was lost has no record, which is an error once the prefill is verified
+        tokens = self.layer_tokens.get(source, TokenSubset(self.slots, self.valid))
         if not self.cached:
             return tokens
         cached = self.cached[source]

@@ -1,7 +1,8 @@
 """A conversation over one pruned cache: later turns continue from what earlier turns kept."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from fastav.layout import Layout, Modality
 from fastav.models._official import TOKEN_INPUTS
 from fastav.pruning.compiled import CompiledPlan
 from fastav.request import Request
-from fastav.request_lock import Cancellation
+from fastav.request_lock import Cancellation, RequestLock
 
 
 class _State(NamedTuple):
@@ -37,14 +38,14 @@ class _State(NamedTuple):
     transcript: all messages. layers: of the cache; None before the first turn, and where the cache cannot be continued.
     tokens: arguments of `forward` with one value per token of the cache, each [1, tokens]. pending: last tokens of the
     answer, which the model has not run on. next_positions: the first free position in the text, and on the axes of
-    M-RoPE.
+    M-RoPE, which can be a fraction (Qwen3-Omni).
     """
 
     transcript: Transcript = Transcript()
     layers: tuple[Any, ...] | None = None
     tokens: Mapping[str, Tensor] = {}
     pending: tuple[int, ...] = ()
-    next_positions: tuple[int, int] = (0, 0)
+    next_positions: tuple[int, int | float] = (0, 0)
 
     @property
     def length(self) -> int:
@@ -61,11 +62,19 @@ class CachedConversation(Conversation):
     def __init__(self, engine: Any, compiled: CompiledPlan) -> None:
         self._engine, self._compiled = engine, compiled
         self._state = _State()
+        self._turns = RequestLock()
 
     @property
     def transcript(self) -> Transcript:
         """All messages so far, as the chat template has them."""
         return self._state.transcript
+
+    @contextmanager
+    def turn(self) -> Generator[None]:
+        """Hold the conversation; a thread that holds the model must not wait for it."""
+        self._engine.refuse_nested()
+        with self._turns:
+            yield
 
     @torch.inference_mode()
     def ask(
@@ -84,6 +93,8 @@ class CachedConversation(Conversation):
         call = checked_call(settings, engine.generation_config, streams=on_text is not None)
         if (call.settings.config.num_beams or 1) > 1:
             raise PlanError("a conversation continues one answer, and beams have several", "remove num_beams")
+        if (kind := call.settings.config.cache_implementation) is not None:
+            raise PlanError(f"a conversation keeps its own cache, not one of {kind!r}", "remove cache_implementation")
         start = time.perf_counter()
         turn = engine.prepare_turn(request, state.transcript)
         media = time.perf_counter() - start
@@ -268,13 +279,12 @@ def _after(
         if name in TOKEN_INPUTS
     }
     text = positions[0] if len(positions) == 4 else positions
-    following = (int(text.max()) + 1 + n_run, int(positions.max()) + 1 + n_run)
-    if len(positions) == 4:
-        following = following[0], int(positions[1:].max()) + 1 + n_run
+    axes = positions[1:] if len(positions) == 4 else positions
+    following = (int(text.max()) + 1 + n_run, axes.max().item() + 1 + n_run)
     return _State(transcript, tuple(cache.layers), known, tokens[n_run:], following)
 
 
-def _shifted(positions: Tensor, start: tuple[int, int]) -> Tensor:
+def _shifted(positions: Tensor, start: tuple[int, int | float]) -> Tensor:
     """Positions of a turn behind those of earlier turns.
 
     positions: [1, tokens]; [3, 1, tokens] on M-RoPE's axes; or [4, 1, tokens], where the first row counts tokens.

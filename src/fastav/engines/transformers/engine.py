@@ -338,6 +338,10 @@ class TransformersEngine(Engine):
         """Hold the model, for which other requests wait."""
         return self._answering.turn(cancellation)
 
+    def refuse_nested(self) -> None:
+        """Raise FastAVError in a thread that holds the model, such as in `on_text`."""
+        self._answering.refuse_owner()
+
     def _prepared(self, requests: Sequence[Request]) -> Prepared:
         """The inputs of requests, made by one thread at a time: fast tokenizers hold their padding as state."""
         with self._preparing:

@@ -52,7 +52,7 @@ def save(
     try:
         with atomic_write(path) as part:
             save_file({name: value.cpu().clone() for name, value in tensors.items()}, part, {KEY: json.dumps(header)})
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, TypeError, ValueError) as error:  # tools can hold what JSON has not
         raise FastAVError(f"cannot write {path}: {reason_of(error)}") from None
 
 

@@ -118,7 +118,9 @@ class Offline:
         except (ValueError, compat.VLLMClientError) as error:
             if isinstance(error.__cause__, FastAVError):  # of a processor of ours, inside vLLM's
                 raise error.__cause__ from None
-            raise FastAVError(f"vLLM cannot take this prompt: {reason_of(error)}") from error
+            several = any(isinstance(media, list) for media in inputs.media.values()) or "image" in inputs.media
+            hint = "for several clips, or images, make the engine yourself with limit_mm_per_prompt (docs/vllm.md)"
+            raise FastAVError(f"vLLM cannot take this prompt: {reason_of(error)}", hint if several else "") from error
         return rendered
 
     def generate(

@@ -1,10 +1,12 @@
 """Chats with the embedded model: what they remember, what fails and leaves them as they were, and their files."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -12,11 +14,20 @@ from safetensors.torch import save_file
 
 import fastav
 from fastav.chats import Chat
-from fastav.errors import FastAVError, MediaError, PlanError, UnknownName, UnreadableMedia, UnsupportedModel
+from fastav.errors import (
+    FastAVError,
+    MediaError,
+    MissingTrack,
+    PlanError,
+    UnknownName,
+    UnreadableMedia,
+    UnsupportedModel,
+)
 from fastav.pipelines import Pipeline
 
 CLIPS = Path(str(files("fastav") / "assets" / "clips"))
 TRIANGLE, KNOCK = CLIPS / "triangle.mp4", CLIPS / "knock.mp4"
+SOUND = fastav.Clip.from_arrays(waveform=np.zeros(16_000, np.float32), sample_rate=16_000, name="beep")
 FIRST, LATER = "what shape do you see?", "what color is it?"
 CHOSEN = "an earlier question chose the tokens that stay"
 
@@ -65,6 +76,9 @@ def test_whose_question_chose_the_tokens_is_said_once_and_only_where_questions_c
         chat.ask(LATER)
     assert [CHOSEN in str(one.message) for one in recwarn.list].count(True) == 1
     recwarn.clear()
+    started(pipe, plan="dart@0.5").ask(LATER)
+    assert [one for one in recwarn.list if CHOSEN in str(one.message)], "its pivots are words of the question"
+    recwarn.clear()
     for plan in ("none", "dycoke@0.5", "fastav-trim"):
         started(pipe, plan=plan).ask(LATER)
     assert not [one for one in recwarn.list if CHOSEN in str(one.message)]
@@ -103,6 +117,9 @@ def test_a_clip_may_come_after_a_turn_of_text(pipe: Pipeline) -> None:
         (("gone.mp4", FIRST), {}, UnreadableMedia, "no such file"),
         (([{"role": "usr", "content": "?"}],), {}, UnknownName, r"messages\[0\]: no role"),
         ((FIRST,), {"num_beams": 2}, PlanError, "beams have several"),
+        ((FIRST,), {"cache_implementation": "offloaded"}, PlanError, "a conversation keeps its own cache"),
+        ((SOUND, FIRST), {"use": "video"}, MissingTrack, "beep has no video track"),
+        ((SOUND, FIRST), {"use": "both"}, MissingTrack, "beep has no video track"),
         ((FIRST,), {"temprature": 1.0}, UnknownName, "temperature"),
         ((FIRST,), {"max_new_tokens": 10_000}, FastAVError, "exceed the model's"),
     ],
@@ -151,6 +168,33 @@ def test_an_answer_that_a_stop_text_ended_continues_from_what_was_said(pipe: Pip
     assert later.token_ids == pipe(history, plan="none").token_ids
 
 
+@pytest.mark.filterwarnings(f"ignore:{CHOSEN}")
+def test_threads_take_turns(pipe: Pipeline) -> None:
+    chat = pipe.chat(system="color")
+    chat.ask(TRIANGLE, FIRST)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(chat.ask, [FIRST, LATER, FIRST, LATER]))
+    assert [message.role for message in chat.messages] == ["system", *["user", "assistant"] * 5]
+    transcript = chat._conversation.transcript.messages  # type: ignore[attr-defined]
+    assert [message["role"] for message in transcript] == [message.role for message in chat.messages]
+    assert [m["content"] for m in transcript[3:]] == [m.text for m in chat.messages[3:]]
+
+
+@pytest.mark.filterwarnings(f"ignore:{CHOSEN}")
+def test_a_question_within_an_answer_is_an_error_and_no_deadlock(pipe: Pipeline) -> None:
+    chat, errors = started(pipe), list[str]()
+
+    def ask_again(_: str) -> None:
+        with pytest.raises(FastAVError, match="is answering a request in this thread") as caught:
+            chat.ask(LATER)
+        errors.append(caught.value.message)
+
+    chat.ask(LATER, on_text=ask_again)
+    pipe(TRIANGLE, FIRST, on_text=ask_again)
+    assert len(errors) >= 2
+    assert len(chat.messages) == 4
+
+
 def test_a_system_message_comes_first(pipe: Pipeline) -> None:
     chat = pipe.chat(system="color")
     answer = chat.ask(TRIANGLE, FIRST)
@@ -186,6 +230,19 @@ def test_a_file_has_only_what_was_kept(pipe: Pipeline, saved: Path) -> None:
     whole = saved.with_name("whole.safetensors")
     started(pipe, plan="none").save(whole)
     assert saved.stat().st_size < whole.stat().st_size
+
+
+def test_a_resumed_chat_has_its_own_system_message(pipe: Pipeline, saved: Path) -> None:
+    with pytest.raises(FastAVError, match="a resumed chat has its own system message"):
+        pipe.chat(resume=saved, system="color")
+
+
+def test_what_json_cannot_hold_is_one_error(pipe: Pipeline, tmp_path: Path) -> None:
+    chat = pipe.chat()
+    chat.ask([{"role": "user", "content": FIRST, "name": object()}])
+    with pytest.raises(FastAVError, match=r"cannot write .*not JSON serializable"):
+        chat.save(tmp_path / "chat.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_files_of_others_are_refused(pipe: Pipeline, saved: Path, tmp_path: Path) -> None:
