@@ -3,6 +3,7 @@
 import copy
 import importlib
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -301,3 +302,10 @@ def test_decoding_says_what_it_does_not_support():
     assert Decoding.unsupported(GenerationConfig()) is None
     assert Decoding.unsupported(GenerationConfig(num_beams=2)) == "beams and drafts"
     assert Decoding.unsupported(GenerationConfig(cache_implementation="static")) == "a cache of another kind"
+
+
+@pytest.mark.skipif(find_spec("optimum") is not None, reason="the quantized cache can be used here")
+def test_a_cache_whose_package_is_missing_is_one_error(pipe):
+    with pytest.raises(FastAVError, match="cache_implementation='quantized' cannot be used here: .*quanto") as refused:
+        pipe(CLIP, QUESTION, cache_implementation="quantized", **LONG)
+    assert refused.value.hint == "leave it out"

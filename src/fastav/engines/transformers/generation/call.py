@@ -17,7 +17,7 @@ from fastav.decoding.stopping import Stop
 from fastav.decoding.streaming import Stream
 from fastav.engines.transformers.generation.loop import Decoding
 from fastav.engines.transformers.guards import refuse_settings
-from fastav.errors import PlanError, UnsupportedPlan
+from fastav.errors import FastAVError, PlanError, UnsupportedPlan, reason_of
 
 _MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE, GenerationMode.BEAM_SEARCH, GenerationMode.BEAM_SAMPLE)
 
@@ -31,6 +31,18 @@ class Call:
 
     settings: GenerationSettings
     own_loop: bool
+
+    @contextmanager
+    def running(self) -> Generator[None]:
+        """Run `generate`.  Raises: FastAVError for a kind of cache that cannot be used on this machine."""
+        try:
+            yield
+        except (ImportError, AssertionError) as error:  # of transformers or torch, for a package or a device
+            if (kind := self.settings.config.cache_implementation) is None:
+                raise
+            raise FastAVError(
+                f"cache_implementation={kind!r} cannot be used here: {reason_of(error)}", "leave it out"
+            ) from error
 
     def arguments(
         self,
