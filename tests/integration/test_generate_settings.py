@@ -306,6 +306,6 @@ def test_decoding_says_what_it_does_not_support():
 
 @pytest.mark.skipif(find_spec("optimum") is not None, reason="the quantized cache can be used here")
 def test_a_cache_whose_package_is_missing_is_one_error(pipe):
-    with pytest.raises(FastAVError, match="cache_implementation='quantized' cannot be used here: .*quanto") as refused:
+    with pytest.raises(FastAVError, match=r"cache_implementation='quantized' cannot be used here: .*quanto") as refused:
         pipe(CLIP, QUESTION, cache_implementation="quantized", **LONG)
     assert refused.value.hint == "leave it out"
