@@ -320,9 +320,10 @@ def _clip(part: _Part, policy: MediaPolicy) -> Clip:
             "give a path, a URL, bytes, a file object, a fastav.Clip, an array or a tensor",
         )
     rate = "fps" if kind is Kind.VIDEO else "sampling_rate"
-    if (value := part.fields.get(rate)) is None:
+    value: Any = part.fields.get(rate)
+    if value is None:
         raise MediaError(f"an array of {kind} needs its {rate}", f'write "{rate}" beside it')
-    value = value.item() if isinstance(value, np.generic) else value
+    value = cast(Any, value).item() if isinstance(value, np.generic) else value
     if not isinstance(value, int | float) or (kind is Kind.AUDIO and value % 1):
         what = "number" if kind is Kind.VIDEO else "whole number"
         raise MediaError(f"{rate} must be a {what}, got {value!r}", f'such as "{rate}": {_USUAL[rate]}')

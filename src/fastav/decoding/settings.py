@@ -9,7 +9,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from inspect import currentframe
 from math import isfinite
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from transformers import GenerationConfig
@@ -41,6 +41,11 @@ _ELSEWHERE = {  # names of vLLM and of OpenAI's interface
     "max_tokens": "max_new_tokens",
     "min_tokens": "min_new_tokens",
 }
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy as Python's own."""
+    return cast(Any, value).item() if isinstance(value, np.generic) else value
 
 
 def _is_number(value: Any) -> bool:
@@ -81,7 +86,7 @@ def check_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     Raises: UnknownName with the closest names; PlanError for values out of range; FastAVError for names that a pipeline
     does not pass on.
     """
-    settings = {name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()}
+    settings: dict[str, Any] = {name: _plain(value) for name, value in given.items()}
     if (sampling := settings.pop("sampling", None)) is not None:
         settings = _from_sampling(sampling) | settings
     known = [name for name in vars(GenerationConfig()) if not name.startswith("_")] + [*_ARGUMENTS, *_REFUSED]
