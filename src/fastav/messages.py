@@ -1,6 +1,7 @@
 """Chat messages in transformers' multimodal format, checked, with their media opened."""
 
 import os
+from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from fastav.errors import FastAVError, MediaError, MissingTrack, UnreadableMedia
+from fastav.errors import FastAVError, MediaError, MissingTrack, UnreadableMedia, reason_of
 from fastav.formatting import plural
 from fastav.media import Clip, MediaPolicy
 from fastav.media.clip import array_of
@@ -204,7 +205,7 @@ class _Part(NamedTuple):
     @property
     def source(self) -> Any:
         """What the part shows or plays; None if it does not say."""
-        names = () if self.kind is None else (self.kind.value, "path", "url", "base64")
+        names = () if self.kind is None else _sources(self.kind.value)
         return next((self.fields[name] for name in names if self.fields.get(name) is not None), None)
 
     def has_source_of(self, other: "_Part") -> bool:
@@ -229,7 +230,16 @@ def _part(part: Any, place: str) -> _Part:
         return _Part(None, {"text": _text(text, place)}, place)
     if kind not in set(Kind):
         raise _placed(unknown_name("type of part", kind, ["text", *Kind]), place)
+    if len(named := [name for name in _sources(kind) if fields.get(name) is not None]) > 1:
+        raise FastAVError(f"{place} names its medium twice, under {' and '.join(named)}", "leave one of them")
+    if kind != Kind.VIDEO and fields.get("use") is not None:
+        raise FastAVError(f"{place} is of the type {kind!r}, and only a video has a use", "leave it out")
     return _Part(Kind(kind), fields, place)
+
+
+def _sources(kind: str) -> tuple[str, ...]:
+    """The fields under which a part can name its medium."""
+    return (kind, "path", "url", "base64")
 
 
 def _opened(parts: Sequence[_Part], use: Use, policy: MediaPolicy) -> tuple[str | Media, ...]:
@@ -256,6 +266,11 @@ def _videos_with_sound(parts: Sequence[_Part]) -> dict[int, int]:
         same = [i for i in videos if part.source is None or part.has_source_of(parts[i])]
         if same:
             pairs[index] = same[-1]
+            if parts[same[-1]].fields.get("use", Use.BOTH) == Use.VIDEO:
+                raise FastAVError(
+                    f"{part.place} is the sound of {parts[same[-1]].place}, whose use is 'video'",
+                    "leave one of them out",
+                )
     return pairs
 
 
@@ -292,9 +307,9 @@ def _clip(part: _Part, policy: MediaPolicy) -> Clip:
         raise MediaError("the part names no file", f'write {{"type": "{kind}", "path": "..."}}')
     if isinstance(source, Clip):
         return source
-    if part.fields.get("base64") is source:
-        return Clip.open(f"data:;base64,{source}", policy=policy)
-    if isinstance(source, str | os.PathLike | bytes) or hasattr(source, "read"):
+    if "base64" in part.fields and part.fields["base64"] is source:
+        return Clip.open(_decoded(source), policy=policy)
+    if isinstance(source, str | os.PathLike | bytes | bytearray | memoryview) or hasattr(source, "read"):
         return Clip.open(source, policy=policy)
     if kind is Kind.IMAGE:
         return Clip.from_arrays(frames=_picture(source)[None], name="image")
@@ -305,23 +320,57 @@ def _clip(part: _Part, policy: MediaPolicy) -> Clip:
             "give a path, a URL, bytes, a file object, a fastav.Clip, an array or a tensor",
         )
     rate = "fps" if kind is Kind.VIDEO else "sampling_rate"
-    if part.fields.get(rate) is None:
+    value: Any = part.fields.get(rate)
+    if value is None:
         raise MediaError(f"an array of {kind} needs its {rate}", f'write "{rate}" beside it')
+    value = cast(Any, value).item() if isinstance(value, np.generic) else value
+    if not isinstance(value, int | float) or (kind is Kind.AUDIO and value % 1):
+        what = "number" if kind is Kind.VIDEO else "whole number"
+        raise MediaError(f"{rate} must be a {what}, got {value!r}", f'such as "{rate}": {_USUAL[rate]}')
     if kind is Kind.VIDEO:
-        return Clip.from_arrays(frames=array, fps=part.fields["fps"], name="array")
-    return Clip.from_arrays(waveform=array, sample_rate=part.fields["sampling_rate"], name="array")
+        return Clip.from_arrays(frames=array, fps=float(value), name="array")
+    return Clip.from_arrays(waveform=array, sample_rate=int(value), name="array")
+
+
+_USUAL = {"fps": 25, "sampling_rate": 16_000}
+
+
+def _decoded(source: Any) -> bytes:
+    """The bytes that base64 stands for; it may have line breaks."""
+    try:
+        text = source.decode("ascii") if isinstance(source, bytes) else source
+        return b64decode("".join(text.split()), validate=True)
+    except (ValueError, AttributeError) as error:
+        raise UnreadableMedia(
+            f"this is no base64: {reason_of(error)}",
+            'a data: URL goes under "url", and bytes under the type of the part',
+        ) from None
 
 
 def _picture(image: Any) -> np.ndarray:
     """A picture as uint8 [height, width, 3], as it is meant to be seen."""
     if hasattr(image, "convert") and hasattr(image, "getexif"):  # PIL's
-        from PIL import ImageOps
-
-        image = ImageOps.exif_transpose(image).convert("RGB")
+        image = _rgb(image)
     picture = array_of(image)
     if picture.ndim != 3:
         raise UnreadableMedia(f"an image must be uint8 [height, width, 3], got {picture.dtype} {list(picture.shape)}")
     return picture
+
+
+def _rgb(image: Any) -> Any:
+    """A picture of PIL in RGB, turned as its EXIF says.  Raises: UnreadableMedia where PIL would lose most of it."""
+    from PIL import ImageOps
+
+    if (frames := getattr(image, "n_frames", 1)) > 1:
+        raise UnreadableMedia(f"this is no image: it has {plural(frames, 'frame')}", 'use "type": "video"')
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        raise UnreadableMedia(
+            f"a PIL image of mode {image.mode!r} has no range that is known", "scale it to 0..255 first"
+        )
+    try:
+        return ImageOps.exif_transpose(image).convert("RGB")
+    except OSError as error:  # a file that PIL reads late
+        raise UnreadableMedia(f"the image cannot be read: {reason_of(error)}", "is the file complete?") from None
 
 
 def _text(text: str, place: str) -> str:

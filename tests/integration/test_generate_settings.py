@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
@@ -208,6 +209,13 @@ def test_a_model_without_a_length_has_ours(pipe, monkeypatch):
     assert answer.finish == "length"
     with pytest.raises(PlanError, match="max_length=3 leaves no token for the answer"):
         pipe(CLIP, QUESTION, max_length=3)
+
+
+def test_numbers_of_numpy_are_numbers(pipe):
+    settings = {"max_new_tokens": 4, "do_sample": True, "temperature": 2.0, "top_k": 8, "seed": 3}
+    kinds = (np.int64, np.bool_, np.float32, np.int32, np.uint8)
+    same = {name: kind(value) for (name, value), kind in zip(settings.items(), kinds, strict=True)}
+    assert pipe(CLIP, QUESTION, **same).token_ids == pipe(CLIP, QUESTION, **settings).token_ids
 
 
 # --- what is refused

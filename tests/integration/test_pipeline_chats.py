@@ -237,6 +237,17 @@ def test_a_resumed_chat_has_its_own_system_message(pipe: Pipeline, saved: Path) 
         pipe.chat(resume=saved, system="color")
 
 
+@pytest.mark.parametrize("lost", ["layers.0.keys", "tokens.input_ids", "fields"])
+def test_a_file_that_lacks_something_is_one_error(pipe: Pipeline, saved: Path, tmp_path: Path, lost: str) -> None:
+    with safe_open(saved, "pt") as file:
+        (key, header), *_ = file.metadata().items()
+        tensors = {name: file.get_tensor(name) for name in file.keys() if name != lost}  # noqa: SIM118
+    fields = {name: value for name, value in json.loads(header).items() if name != lost}
+    save_file(tensors, tmp_path / "other", {key: json.dumps(fields)})
+    with pytest.raises(FastAVError, match="other is damaged: it lacks"):
+        pipe.chat(resume=tmp_path / "other")
+
+
 def test_what_json_cannot_hold_is_one_error(pipe: Pipeline, tmp_path: Path) -> None:
     chat = pipe.chat()
     chat.ask([{"role": "user", "content": FIRST, "name": object()}])

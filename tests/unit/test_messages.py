@@ -49,10 +49,12 @@ def text(words: str = "What moves?") -> dict[str, str]:
         {"video": TRIANGLE.read_bytes()},
         {"video": BytesIO(TRIANGLE.read_bytes())},
         {"video": Clip.open(TRIANGLE)},
+        {"video": bytearray(TRIANGLE.read_bytes())},
         {"base64": base64.b64encode(TRIANGLE.read_bytes()).decode()},
+        {"base64": base64.encodebytes(TRIANGLE.read_bytes())},
         {"url": "data:video/mp4;base64," + base64.b64encode(TRIANGLE.read_bytes()).decode()},
     ],
-    ids=["path", "Path", "file-url", "bytes", "file", "clip", "base64", "data-url"],
+    ids=["path", "Path", "file-url", "bytes", "file", "clip", "bytearray", "base64", "base64-lines", "data-url"],
 )
 def test_a_video_is_named_in_every_usual_way(source):
     ((media,),) = (message.media for message in messages_of(ask({"type": "video", **source}, text())))
@@ -68,6 +70,8 @@ def test_a_video_is_named_in_every_usual_way(source):
     [
         ({"type": "video", "video": FRAMES, "fps": 8}, Kind.VIDEO, (True, False)),
         ({"type": "video", "video": torch.from_numpy(FRAMES), "fps": 8.0}, Kind.VIDEO, (True, False)),
+        ({"type": "video", "video": FRAMES, "fps": np.float32(8)}, Kind.VIDEO, (True, False)),
+        ({"type": "audio", "audio": WAVE, "sampling_rate": 16_000.0}, Kind.AUDIO, (False, True)),
         ({"type": "audio", "audio": WAVE, "sampling_rate": 16_000}, Kind.AUDIO, (False, True)),
         ({"type": "audio", "audio": torch.from_numpy(WAVE), "sampling_rate": 16_000}, Kind.AUDIO, (False, True)),
         ({"type": "audio", "path": str(TRIANGLE)}, Kind.AUDIO, (False, True)),
@@ -144,6 +148,20 @@ def test_texts_roles_history_and_other_fields_are_kept():
 
 # --- what is wrong, and where
 
+
+def gif() -> Image.Image:
+    frames = [Image.new("RGB", (4, 4), (red, 0, 0)) for red in (0, 200)]
+    file = BytesIO()
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    return Image.open(file)
+
+
+def cut_png() -> Image.Image:
+    file = BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file, "PNG")
+    return Image.open(BytesIO(file.getvalue()[:1000]))
+
+
 NO_SERVER = "http://127.0.0.1:9/clip.mp4"
 
 
@@ -176,6 +194,43 @@ NO_SERVER = "http://127.0.0.1:9/clip.mp4"
         (ask({"type": "video", "base64": "?"}), UnreadableMedia, r"content\[0\]: "),
         (ask({"type": "video", "path": TRIANGLE, "use": "picture"}), UnknownName, r"content\[0\]: no use of a clip"),
         (ask({"type": "video", "video": FRAMES, "fps": 8}, {"type": "audio"}), MissingTrack, r"content\[0\]: "),
+        (
+            ask({"type": "video", "path": TRIANGLE, "url": "a"}),
+            FastAVError,
+            r"content\[0\] names its medium twice, under",
+        ),
+        (ask({"type": "audio", "path": KNOCK, "use": "video"}), FastAVError, r"content\[0\] .* only a video has a use"),
+        (
+            ask({"type": "video", "path": TRIANGLE, "use": "video"}, {"type": "audio"}),
+            FastAVError,
+            r"content\[1\] is the sound of messages\[0\]\.content\[0\], whose use is 'video'",
+        ),
+        (
+            ask({"type": "video", "video": FRAMES, "fps": "8"}),
+            MediaError,
+            r"content\[0\]: fps must be a number, got '8'",
+        ),
+        (
+            ask({"type": "video", "video": FRAMES, "fps": float("inf")}),
+            UnreadableMedia,
+            "fps must be positive and finite",
+        ),
+        (
+            ask({"type": "audio", "audio": WAVE, "sampling_rate": "8000"}),
+            MediaError,
+            r"content\[0\]: sampling_rate must be a",
+        ),
+        (
+            ask({"type": "audio", "audio": WAVE, "sampling_rate": 0.5}),
+            MediaError,
+            "sampling_rate must be a whole number",
+        ),
+        (ask({"type": "video", "video": [[1], [2, 3]], "fps": 8}), UnreadableMedia, r"content\[0\]: this is no array"),
+        (ask({"type": "video", "base64": 5}), UnreadableMedia, r"content\[0\]: this is no base64"),
+        (ask({"type": "video", "base64": "data:video/mp4;base64,AAAA"}), UnreadableMedia, "goes under .url."),
+        (ask({"type": "image", "image": Image.new("I;16", (4, 4))}), UnreadableMedia, r"content\[0\]: .* mode 'I;16'"),
+        (ask({"type": "image", "image": gif()}), UnreadableMedia, r"content\[0\]: this is no image: it has 2 frames"),
+        (ask({"type": "image", "image": cut_png()}), UnreadableMedia, r"content\[0\]: the image cannot be read"),
         (ask({"type": "video", "url": NO_SERVER}), UnreadableMedia, r"content\[0\]: .*127.0.0.1:9"),
     ],
 )

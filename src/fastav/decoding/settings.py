@@ -43,6 +43,11 @@ _ELSEWHERE = {  # names of vLLM and of OpenAI's interface
 }
 
 
+def _plain(value: Any) -> Any:
+    """A number of numpy as Python's own."""
+    return cast(Any, value).item() if isinstance(value, np.generic) else value
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
@@ -81,9 +86,7 @@ def check_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     Raises: UnknownName with the closest names; PlanError for values out of range; FastAVError for names that a pipeline
     does not pass on.
     """
-    settings: dict[str, Any] = {
-        name: cast(Any, value).item() if isinstance(value, np.generic) else value for name, value in given.items()
-    }
+    settings: dict[str, Any] = {name: _plain(value) for name, value in given.items()}
     if (sampling := settings.pop("sampling", None)) is not None:
         settings = _from_sampling(sampling) | settings
     known = [name for name in vars(GenerationConfig()) if not name.startswith("_")] + [*_ARGUMENTS, *_REFUSED]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fastav.errors import MissingTrack, UnreadableMedia
+from fastav.errors import MissingTrack, UnreadableMedia, reason_of
 from fastav.media._frames import ArrayFrames
 from fastav.media._open import MediaWarning, container_seconds, open_container, tolerance
 from fastav.media._pyav import av
@@ -176,15 +176,18 @@ def array_of(values: Any) -> np.ndarray:
         if "bfloat16" in str(values.dtype):  # numpy has no bfloat16
             values = values.float()
         values = values.numpy()
-    return np.asarray(values)
+    try:
+        return np.asarray(values)
+    except ValueError as error:  # such as lists of different lengths
+        raise UnreadableMedia(f"this is no array: {reason_of(error)}", "give an array or a tensor") from None
 
 
 def _video_of_array(frames: np.ndarray, fps: float | int) -> VideoTrack:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
         description = f"{frames.dtype} {list(frames.shape)}"
         raise UnreadableMedia(f"frames must be uint8 [frames, height, width, 3], got {description}", _advice(frames))
-    if not fps > 0:
-        raise UnreadableMedia(f"fps must be positive, got {fps}", "25 is usual")
+    if not 0 < fps < inf:
+        raise UnreadableMedia(f"fps must be positive and finite, got {fps}", "25 is usual")
     count, height, width, _ = frames.shape
     source = ArrayFrames(pictures=frames, fps=float(fps))
     return VideoTrack(frames=count, fps=float(fps), duration=count / fps, width=width, height=height, source=source)

@@ -78,9 +78,13 @@ def load(
                 "resume it with the model, dtype and plan that it was saved with",
             )
     empty: Any = DynamicCache(config=compiled.config)
-    layers = [_layer(index, kind, tensors, empty, device) for index, kind in enumerate(header["layers"])]
     tokens = {name.removeprefix("tokens."): value for name, value in tensors.items() if name.startswith("tokens.")}
-    return header["fields"], tuple(layers), tokens
+    try:
+        layers = [_layer(index, kind, tensors, empty, device) for index, kind in enumerate(header["layers"])]
+        _ = tokens["input_ids"]
+        return header["fields"], tuple(layers), tokens
+    except KeyError as error:
+        raise FastAVError(f"{path} is damaged: it lacks {error.args[0]!r}", "start a new chat") from None
 
 
 def _lasting(settings: Any) -> Any:
