@@ -234,7 +234,18 @@ def _part(part: Any, place: str) -> _Part:
         raise FastAVError(f"{place} names its medium twice, under {' and '.join(named)}", "leave one of them")
     if kind != Kind.VIDEO and fields.get("use") is not None:
         raise FastAVError(f"{place} is of the type {kind!r}, and only a video has a use", "leave it out")
-    return _Part(Kind(kind), fields, place)
+    checked = _Part(Kind(kind), fields, place)
+    is_array = hasattr(checked.source, "__array__") or isinstance(checked.source, list | tuple)
+    known = {"type", *_sources(kind), "use", *([_RATES[Kind(kind)]] if is_array and kind != Kind.IMAGE else [])}
+    if unknown := [str(name) for name, value in fields.items() if name not in known and value is not None]:
+        raise FastAVError(
+            f"{place} has {' and '.join(unknown)}, which would have no effect here",
+            "leave it out: media are sampled as the model's processor does",
+        )
+    return checked
+
+
+_RATES = {Kind.VIDEO: "fps", Kind.AUDIO: "sampling_rate"}  # of arrays
 
 
 def _sources(kind: str) -> tuple[str, ...]:
@@ -319,7 +330,8 @@ def _clip(part: _Part, policy: MediaPolicy) -> Clip:
             f"a part cannot show a {type(source).__name__}",
             "give a path, a URL, bytes, a file object, a fastav.Clip, an array or a tensor",
         )
-    rate = "fps" if kind is Kind.VIDEO else "sampling_rate"
+    assert kind is not None
+    rate = _RATES[kind]
     value: Any = part.fields.get(rate)
     if value is None:
         raise MediaError(f"an array of {kind} needs its {rate}", f'write "{rate}" beside it')

@@ -124,6 +124,10 @@ def request_of(clip: Any, question: Any, use: Use, tools: Sequence[Mapping[str, 
     if isinstance(clip, Request):
         if question is not None:
             raise FastAVError("a Request has its own question, but you also passed another", "pass one of them")
+        if use is not Use.AUTO or tools is not None:
+            raise FastAVError(
+                "a Request has its own use and tools, but you also passed some", "put them into the Request"
+            )
         return clip
     if not is_conversation(clip):
         return Request(clip=clip_of(clip), question=question_of(question), use=use, tools=tools)

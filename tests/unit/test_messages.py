@@ -231,6 +231,9 @@ NO_SERVER = "http://127.0.0.1:9/clip.mp4"
         (ask({"type": "image", "image": Image.new("I;16", (4, 4))}), UnreadableMedia, r"content\[0\]: .* mode 'I;16'"),
         (ask({"type": "image", "image": gif()}), UnreadableMedia, r"content\[0\]: this is no image: it has 2 frames"),
         (ask({"type": "image", "image": cut_png()}), UnreadableMedia, r"content\[0\]: the image cannot be read"),
+        (ask({"type": "video", "path": TRIANGLE, "fps": 1}), FastAVError, r"content\[0\] has fps, which would have no"),
+        (ask({"type": "image", "image": FRAMES[0], "max_pixels": 9}), FastAVError, r"content\[0\] has max_pixels"),
+        (ask({"type": "audio", "audio": WAVE * np.nan, "sampling_rate": 8000}), UnreadableMedia, "must be finite"),
         (ask({"type": "video", "url": NO_SERVER}), UnreadableMedia, r"content\[0\]: .*127.0.0.1:9"),
     ],
 )
@@ -301,6 +304,8 @@ def test_questions_beside_messages_are_refused(pipe):
         pipe(messages, "What?")
     with pytest.raises(FastAVError, match="messages, or a clip and a question, not both"):
         Request(messages=messages, question="What?")
+    with pytest.raises(FastAVError, match="a Request has its own use and tools"):
+        pipe(Request(messages=messages), use="video")
     with pytest.raises(FastAVError, match="the request has 2 clips, not one"):
         _ = Request(messages=ask(*({"type": "video", "path": clip} for clip in (TRIANGLE, KNOCK)))).clip
 

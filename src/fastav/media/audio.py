@@ -204,6 +204,8 @@ def audio_of_array(
     if waveform.dtype.kind != "f" or waveform.ndim not in (1, 2) or not waveform.size:
         description = f"{waveform.dtype} {list(waveform.shape)}"
         raise UnreadableMedia(f"a waveform must be float [channels, samples], got {description}", "scale it to [-1, 1]")
+    if not np.isfinite(waveform).all():
+        raise UnreadableMedia("a waveform must be finite, and this one has NaN or infinite samples", "repair it first")
     channels, samples = (sound := np.atleast_2d(waveform)).shape
     source = ArraySound(name=name, waveform=sound, sample_rate=sample_rate)
     return AudioTrack(

@@ -23,13 +23,13 @@ def follows_picture(previous: Modality, modality: Modality, touches: bool) -> bo
     return modality is Modality.AUDIO and previous in (Modality.VIDEO, Modality.AUDIO)
 
 
-def audio_pieces(clip: Clip) -> list[Float32[np.ndarray, " samples"]]:
+def audio_pieces(clip: Clip, name: str) -> list[Float32[np.ndarray, " samples"]]:
     """A clip's audio in pieces of 30 s, without a last one of under 0.1 s.  Raises: MediaError if no piece is left."""
     audio = np.asarray(clip.require_audio().read(RATE), np.float32)
     pieces = [audio[start : start + PIECE] for start in range(0, len(audio), PIECE)]
     pieces = [piece for piece in pieces if len(piece) >= MIN_SAMPLES]
     if not pieces:
-        raise MediaError(f"{clip.name} has less than 0.1 s of audio", "ask with use='video' (--use video)")
+        raise MediaError(f"{name} has less than 0.1 s of audio", "ask with use='video' (--use video)")
     return pieces
 
 

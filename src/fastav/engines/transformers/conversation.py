@@ -140,6 +140,7 @@ class CachedConversation(Conversation):
             "model": engine.adapter.name,
             "configuration": saved_cache.fingerprint_of(engine.model.config),
             "dtype": engine.dtype,
+            "weights": saved_cache.weights_of(engine.model),
             "plan": self._compiled.plan.fingerprint,
         }
 

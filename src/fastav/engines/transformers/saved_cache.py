@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig
 
 from fastav.engines.transformers.kv_cache import PrunedLayer
@@ -18,11 +18,27 @@ from fastav.files import atomic_write
 from fastav.pruning.compiled import CompiledPlan
 
 KEY, VERSION = "fastav_conversation", 1
+SAMPLED = 16  # numbers of a parameter that its fingerprint reads
 
 
 def fingerprint_of(config: PreTrainedConfig) -> str:
     """A short name of a model's configuration, without its dtype, its place, and how it attends."""
     return sha256(json.dumps(_lasting(config.to_dict()), sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def weights_of(model: nn.Module) -> str:
+    """A short name of a model's weights and active adapters, from a few numbers of every parameter."""
+    digest = sha256()
+    for name, value in model.named_parameters():
+        digest.update(f"{name}{list(value.shape)}".encode())
+        if value.device.type != "meta":  # whose weights are offloaded
+            flat = value.detach().flatten()
+            digest.update(flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED].float().cpu().numpy().tobytes())
+    for name, module in model.named_modules():
+        if hasattr(module, "merged_adapters"):  # a layer with LoRA
+            adapters: Any = module
+            digest.update(f"{name}{adapters.active_adapters}{adapters.disable_adapters}".encode())
+    return digest.hexdigest()[:16]
 
 
 def save(
@@ -75,7 +91,7 @@ def load(
         if header.get(name) != value:
             raise FastAVError(
                 f"{path} is a conversation with the {name} {header.get(name)!r}, not {value!r}",
-                "resume it with the model, dtype and plan that it was saved with",
+                "resume it with the model, weights, dtype and plan that it was saved with",
             )
     empty: Any = DynamicCache(config=compiled.config)
     tokens = {name.removeprefix("tokens."): value for name, value in tensors.items() if name.startswith("tokens.")}

@@ -70,7 +70,7 @@ class Gemma3nAdapter(OfficialAdapter):
             indices = frame_indices(track.frames, track.duration, max_frames=MAX_FRAMES)
         parts, sounds, start = [{"type": "image"} for _ in indices], [], 0.0
         if has_audio:
-            sounds, start = audio_pieces(media.clip), media.clip.require_audio().start
+            sounds, start = audio_pieces(media.clip, media.name), media.clip.require_audio().start
         return Sample(
             parts=[*parts, *({"type": "audio"} for _ in sounds)],
             images=[] if track is None else list(track.read(indices)),

@@ -93,7 +93,7 @@ class Gemma4Adapter(OfficialAdapter):
             raise MissingTrack(f"{media.name} has neither a video nor an audio track")
         clip = media.aligned_clip
         video = sample_video(clip.require_video(), processor.video_processor, fps=1) if has_video else None
-        sounds = audio_pieces(clip) if has_audio else []
+        sounds = audio_pieces(clip, media.name) if has_audio else []
         return Sample(
             parts=[{"type": "video"}] * has_video + [{"type": "audio"}] * len(sounds),
             videos=[] if video is None else [video],
