@@ -101,8 +101,6 @@ class Chat:
 
     def resume(self, path: str | PathLike[str]) -> "Chat":
         """Continue from a file that `save` wrote.  Raises: FastAVError if it is of another model, dtype or plan."""
-        if not isinstance(path, str | PathLike):
-            raise FastAVError(f"a chat is resumed from the path of a file, got {type(path).__name__}")
         fields = self._conversation.load(Path(path))
         self.messages = tuple(Message(role=one["role"], content=one["text"]) for one in fields["messages"])
         self._is_resumed = True
