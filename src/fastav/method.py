@@ -25,7 +25,6 @@ class Signal(StrEnum):
 
     FRAMES = "frames"  # `View.frame` and `View.place`
     SECONDS = "seconds"  # `View.second` and `View.last_second`
-    QUESTION = "question"  # `View.question`
     HIDDEN_STATES = "hidden-states"  # `View.hidden`: what the layer receives
     KEYS = "keys"  # `View.keys`: key vectors of the preceding layer
     LAST_QUERY = "last-query"  # attention of the last query over the tokens of the preceding layer, mean over heads
@@ -34,6 +33,7 @@ class Signal(StrEnum):
     ROLLOUT = "rollout"  # the last query's row of the attention rollout through all preceding layers
     ENCODER = "encoder"  # attention that each audio token receives in the audio encoder's last layer, 0 for others
     GIVEN = "given"  # scores that the caller passes
+    QUESTION = "question"  # `View.question`
 
 
 LAYOUT_SIGNALS = frozenset({Signal.FRAMES, Signal.SECONDS, Signal.QUESTION})

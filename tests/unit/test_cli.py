@@ -388,6 +388,15 @@ def test_one_is_no_plural():
     assert _text.prompt({"text": 1}) == "1 text = 1 token"
 
 
+@pytest.fixture
+def interruptible():
+    """Python's own handler of SIGINT, which a process in the background does not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_lost_ctrl_c_ends_the_command_after_the_step():
     with progress("counting", 2) as step:
         with suppress(KeyboardInterrupt):  # as PyAV does while it builds an exception of its own
@@ -399,6 +408,7 @@ def test_a_lost_ctrl_c_ends_the_command_after_the_step():
         step()
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_lost_ctrl_c_counts_though_the_step_fails():
     def fail():
         with progress("counting", 1), suppress(KeyboardInterrupt):

@@ -101,7 +101,7 @@ def _is_bundled(clip: str) -> bool:
 def _request_of(clip: str, question: str | None, use: str) -> Request:
     """The request.  Raises: MediaError for media that cannot be read or lack a track that `use` requires."""
     if question is None and not clip.endswith(".json"):
-        raise FastAVError("a question is missing", 'fastav run clip.mp4 "What do you hear?"')
+        raise FastAVError("the argument QUESTION is missing", 'fastav run clip.mp4 "What do you hear?"')
     with spinner(f"reading {clip}"), suppress_warnings():
         from fastav.questions import read_conversation
         from fastav.request import Request, Use
