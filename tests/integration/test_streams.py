@@ -86,7 +86,8 @@ def test_pieces_are_the_text(pipe, settings):
     assert not any(text in "".join(pieces) for text in ("with two", "buzz") if text in str(settings))
     assert stream.answer.token_ids == answer.token_ids
     assert stream.answer.flops == answer.flops
-    later = pipe.astream(Request(clip=CLIP, question=QUESTION, use=settings.get("use", "auto")), **settings)
+    use, others = settings.get("use", "auto"), {name: value for name, value in settings.items() if name != "use"}
+    later = pipe.astream(Request(clip=CLIP, question=QUESTION, use=use), **others)
     assert asyncio.run(gathered(later)) == pieces
     assert later.answer.token_ids == answer.token_ids
 
