@@ -1,7 +1,7 @@
 """A conversation over one pruned cache: later turns continue from what earlier turns kept."""
 
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
@@ -160,7 +160,7 @@ class CachedConversation(Conversation):
         arguments = on_device(self._arguments(state, turn.inputs), model)
         cache: Any = DynamicCache(config=self._compiled.config)
         if state.layers is not None:
-            cache.layers = [copy(layer) for layer in state.layers]  # whose tensors are replaced, not changed
+            cache.layers[: len(state.layers)] = map(copy, state.layers)  # whose tensors are replaced, not changed
         stop = Stop(tokenizer, call.settings.stop_texts)
         stream = None if on_text is None else Stream(tokenizer, on_text, stop, cancellation)
         phases, memory = Phases(device), PeakMemory(*running_on(model))
@@ -188,7 +188,10 @@ class CachedConversation(Conversation):
             token_ids=tuple(tokens),
             finish="stop" if is_complete or len(tokens) < limit else "length",
         )
-        return _after(cache, transcript, arguments, positions, tuple(tokens), prompt), answer
+        layers = cache.layers[
+            : self._compiled.n_kv_layers
+        ]  # others read these (5.24 gives them layers without content)
+        return _after(layers, transcript, arguments, positions, tuple(tokens), prompt), answer
 
     def _arguments(self, state: _State, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments of `generate`: ids and masks of the whole conversation, positions and media of the new turn."""
@@ -257,7 +260,7 @@ class CachedConversation(Conversation):
 
 
 def _after(
-    cache: Any,
+    layers: Sequence[Any],
     transcript: Transcript,
     arguments: Mapping[str, Any],
     positions: Tensor,
@@ -265,10 +268,11 @@ def _after(
     prompt: int,
 ) -> _State:
     """The state after an answer.  tokens: of the answer, without what ended it."""
-    n_run = cache.get_seq_length() - prompt  # answer tokens that the model has run on
+    n_run = layers[0].get_seq_length() - prompt  # answer tokens that the model has run on
     if n_run > len(tokens):
         try:
-            cache.crop(len(tokens) - n_run)
+            for layer in layers:
+                layer.crop(len(tokens) - n_run)
         except (ValueError, FastAVError):  # a sliding window has lost the tokens before
             return _State(transcript)
         n_run = len(tokens)
@@ -282,7 +286,7 @@ def _after(
     text = positions[0] if len(positions) == 4 else positions
     axes = positions[1:] if len(positions) == 4 else positions
     following = (int(text.max()) + 1 + n_run, axes.max().item() + 1 + n_run)
-    return _State(transcript, tuple(cache.layers), known, tokens[n_run:], following)
+    return _State(transcript, tuple(layers), known, tokens[n_run:], following)
 
 
 def _shifted(positions: Tensor, start: tuple[int, int | float]) -> Tensor:
