@@ -194,8 +194,7 @@ class OfficialAdapter(ModelAdapter):
         layout = pieces.layout(samples)
         second, audio = np.array(layout.second), layout.modality == Modality.AUDIO
         sound, index = pieces.sound_numbers(layout)
-        starts = self.audio_seconds(sound[audio], index[audio]) if audio.any() else np.zeros(0)
-        second[audio] = starts
+        second[audio] = self.audio_seconds(sound[audio], index[audio])
         for number, sample in enumerate(samples):
             of_item = layout.item == number
             shown = of_item & ~audio & (layout.frame >= 0)
@@ -234,23 +233,17 @@ class OfficialAdapter(ModelAdapter):
     def audio_seconds(
         self, sound: Int[np.ndarray, " tokens"], index: Int[np.ndarray, " tokens"]
     ) -> Float[np.ndarray, " tokens"]:
-        """Start of audio tokens in their track, in seconds.
+        """Start of audio tokens in their track, in seconds; NaN, which is unknown, unless a family overrides this.
 
         sound: number of each token's sound among those that the track was cut into. index: its own number in it.
         """
-        raise NotImplementedError(f"{self.name} takes no audio")
+        return np.full(len(index), np.nan)
 
 
 def no_audio(adapter: ModelAdapter, media: Media | None = None) -> MediaError:
     """The error for a request that requires audio from a model that takes none."""
     place = f"{media.place}: " if media is not None and media.place else ""
     return MediaError(f"{place}{adapter.name} does not take audio", "ask with use='video' (--use video)")
-
-
-def no_image(adapter: ModelAdapter, media: Media, reason: str) -> MediaError:
-    """The error for an image in a prompt of a model that takes none.  reason: why."""
-    place = f"{media.place}: " if media.place else ""
-    return MediaError(f"{place}{adapter.name} does not take images: {reason}", 'show it as "type": "video"')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

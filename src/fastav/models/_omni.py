@@ -235,7 +235,7 @@ class OmniAdapter(OfficialAdapter):
         self, sound: Int[np.ndarray, " tokens"], index: Int[np.ndarray, " tokens"]
     ) -> Float[np.ndarray, " tokens"]:
         """Start of audio tokens in their track, in seconds."""
-        return self.audio_starts(int(index.max()) + 1)[index]
+        return self.audio_starts(int(index.max(initial=-1)) + 1)[index]
 
     def example_clip(
         self, config: PreTrainedConfig, seconds: float | None, audio: int | None, video: int | None

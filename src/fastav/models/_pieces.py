@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
+from fastav.errors import MediaError
 from fastav.layout import Layout, Modality
 from fastav.models._adapters import layout_from_masks
 
@@ -70,12 +71,15 @@ class Pieces:
         return _numbers_within(self.audio, layout.item), run_index(self.audio)
 
     def _items_of(self, samples: Sequence[Sample]) -> np.ndarray:
-        """The item of each token, from the number of pieces of each medium."""
+        """The item of each token, from the number of pieces of each medium.  Raises: MediaError if they differ."""
         item = np.full(len(self.video), -1)
         for piece, name in ((self.video, "videos"), (self.image, "images"), (self.audio, "sounds")):
             owners = [index for index, sample in enumerate(samples) for _ in getattr(sample, name)]
             if piece.max(initial=-1) + 1 != len(owners):
-                raise AssertionError(f"the prompt has {piece.max(initial=-1) + 1} {name}, the request {len(owners)}")
+                raise MediaError(
+                    f"the prompt has {piece.max(initial=-1) + 1} {name}, and the request {len(owners)}",
+                    "does the chat template of this checkpoint show every part of a message?",
+                )
             item = np.where(piece >= 0, np.array([*owners, -1])[piece], item)
         return item
 
