@@ -289,7 +289,7 @@ def test_files_of_others_are_refused(pipe: Pipeline, saved: Path, tmp_path: Path
 
 def test_what_cannot_be_written_is_one_error_and_keeps_the_earlier_file(pipe: Pipeline, saved: Path) -> None:
     before = saved.read_bytes()
-    with pytest.raises(FastAVError, match="nothing to save"):
+    with pytest.raises(FastAVError, match="there is no cache to save"):
         pipe.chat().save(saved)
     with pytest.raises(FastAVError, match="cannot write"):
         started(pipe).save(saved / "inside.safetensors")

@@ -109,7 +109,7 @@ class CachedConversation(Conversation):
         """Write the conversation to a file.  fields: to store with it."""
         state = self._state
         if state.layers is None:
-            raise FastAVError("there is nothing to save before the first answer", "ask something first")
+            raise FastAVError("there is no cache to save", "ask something first, with replan=True after a failed cut")
         transcript = {"messages": state.transcript.messages, "text": state.transcript.text}
         known = {
             **fields,
@@ -188,9 +188,8 @@ class CachedConversation(Conversation):
             token_ids=tuple(tokens),
             finish="stop" if is_complete or len(tokens) < limit else "length",
         )
-        layers = cache.layers[
-            : self._compiled.n_kv_layers
-        ]  # others read these (5.24 gives them layers without content)
+        # layers that share keys and values read these; 5.24 gives them layers without content
+        layers = cache.layers[: self._compiled.n_kv_layers]
         return _after(layers, transcript, arguments, positions, tuple(tokens), prompt), answer
 
     def _arguments(self, state: _State, inputs: Mapping[str, Any]) -> dict[str, Any]:
