@@ -244,6 +244,10 @@ def test_numbers_of_numpy_are_numbers(pipe):
         ({"generation_config": GenerationConfig(temperature=-1.0)}, PlanError, "temperature must be"),
         ({"num_return_sequences": 2, "do_sample": True}, FastAVError, "num_return_sequences cannot be set"),
         ({"generation_config": GenerationConfig(num_return_sequences=2, do_sample=True)}, FastAVError, "one answer"),
+        ({"token_healing": True}, FastAVError, "token_healing cannot be set"),
+        ({"logits_processor": [1]}, PlanError, "logits_processor must be a list of functions"),
+        ({"stopping_criteria": print}, PlanError, "stopping_criteria must be a list of functions"),
+        ({"prefix_allowed_tokens_fn": 3}, PlanError, "prefix_allowed_tokens_fn must be a function"),
         ({"streamer": print}, FastAVError, "streamer cannot be set .*pass on_text"),
         ({"sampling": {"temperature": 1}}, PlanError, "sampling must be a fastav.Sampling"),
         ({"early_stopping": "no"}, PlanError, "transformers does not take these settings: .*early_stopping"),
@@ -310,6 +314,12 @@ def test_decoding_says_what_it_does_not_support():
     assert Decoding.unsupported(GenerationConfig()) is None
     assert Decoding.unsupported(GenerationConfig(num_beams=2)) == "beams and drafts"
     assert Decoding.unsupported(GenerationConfig(cache_implementation="static")) == "a cache of another kind"
+
+
+@pytest.mark.parametrize("settings", [{"bad_words_ids": 3}, {"suppress_tokens": "a"}, {"sequence_bias": {}}], ids=str)
+def test_settings_that_transformers_rejects_are_one_error(pipe, settings):
+    with pytest.raises(PlanError, match=rf"rejects these settings.*{next(iter(settings))}"):
+        pipe(CLIP, QUESTION, **settings, **LONG)
 
 
 @pytest.mark.skipif(find_spec("optimum") is not None, reason="the quantized cache can be used here")

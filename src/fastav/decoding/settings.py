@@ -28,6 +28,7 @@ OBJECTS = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn")
 _ARGUMENTS = (*OBJECTS, "generation_config", "assistant_model", "custom_generate", "seed")
 _REFUSED = {  # names that `generate` has and a call of a pipeline has not, and what to do instead
     "streamer": "pass on_text=, or use pipe.stream(...)",
+    "token_healing": "leave it out: the prompt ends with the chat template's own tokens",
     "tokenizer": "leave it out: the processor's tokenizer is used",
     "num_return_sequences": "ask several times: pipe([clip] * 3, question, do_sample=True)",
     **dict.fromkeys(("inputs", "input_ids", "attention_mask"), "pass a clip and a question"),
@@ -35,6 +36,7 @@ _REFUSED = {  # names that `generate` has and a call of a pipeline has not, and 
         ("negative_prompt_ids", "negative_prompt_attention_mask", "assistant_tokenizer", "synced_gpus"), "leave it out"
     ),
 }
+_HARMLESS = {"num_return_sequences": (None, 1), "token_healing": (None, False)}  # values that change nothing
 _ELSEWHERE = {  # names of vLLM and of OpenAI's interface
     "stop": "stop_strings",
     "stop_token_ids": "eos_token_id",
@@ -67,6 +69,9 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str, str]] = {  # what a value
     "no_repeat_ngram_size": (lambda n: _is_whole(n) and n >= 0, "at least 0", "0 has no effect"),
     "num_beams": (lambda n: _is_whole(n) and n >= 1, "at least 1", "1 is no beam search"),
     "seed": (lambda n: _is_whole(n) and 0 <= n < 2**63, "in [0, 2**63)", ""),
+    "logits_processor": (lambda value: _are_functions(value), "a list of functions of ids and scores", ""),
+    "stopping_criteria": (lambda value: _are_functions(value), "a list of functions of ids and scores", ""),
+    "prefix_allowed_tokens_fn": (callable, "a function", ""),
     "stop_strings": (lambda value: _are_texts(value), "a text or a list of texts, none empty", ""),
 }
 
@@ -95,7 +100,7 @@ def check_settings(given: Mapping[str, Any]) -> dict[str, Any]:
             raise UnknownName(f"no setting of generate is called {name!r}", f"did you mean {_ELSEWHERE[name]!r}?")
         if name not in known:
             raise unknown_name("setting of generate", name, sorted(known))
-        if name in _REFUSED and not (name == "num_return_sequences" and value in (None, 1)):
+        if name in _REFUSED and value not in _HARMLESS.get(name, ()):
             raise FastAVError(f"{name} cannot be set in a call of a pipeline", _REFUSED[name])
     config = settings.get("generation_config")
     if not isinstance(config, GenerationConfig | None):
@@ -165,6 +170,10 @@ def resolve_settings(given: Mapping[str, Any], model: GenerationConfig | None) -
             "set both so that an answer is possible",
         )
     return GenerationSettings(given=given, config=config)
+
+
+def _are_functions(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(map(callable, cast("list[Any]", value)))
 
 
 def _are_texts(value: Any) -> bool:

@@ -172,6 +172,7 @@ class CachedConversation(Conversation):
             pruning.turn([layout]),
             phases.timing(model, engine.adapter.encoders(model)),
             seeded(call.settings.given.get("seed"), device),
+            call.running(phases),
         ):
             output: Any = model.generate(
                 **arguments, **cache_argument.as_argument(cache, model.prepare_inputs_for_generation), **options

@@ -302,7 +302,7 @@ class TransformersEngine(Engine):
             nullcontext() if encoded is None else encoded.replay(encoders),
             phases.timing(self.model, encoders),
             seeded(call.settings.given.get("seed"), device),
-            call.running(),
+            call.running(phases),
         ):
             output: Any = self.model.generate(**inputs, **arguments)  # pyright: ignore[reportCallIssue]
         seconds = {"media": batch.media} | phases.seconds()

@@ -36,9 +36,13 @@ class Stopwatch:
 
 
 class Phases:
-    """Measures the seconds of encode, prefill and decode of one generation."""
+    """Measures the seconds of encode, prefill and decode of one generation.
+
+    has_begun: whether the model or one of its encoders has been called.
+    """
 
     def __init__(self, device: torch.device) -> None:
+        self.has_begun = False
         self._watch = Stopwatch(device)
         self._forwards: list[tuple[Any, Any]] = []
         self._inside: list[tuple[Any, Any]] = []  # times of encoders within the forward
@@ -80,6 +84,7 @@ class Phases:
         starts: list[Any] = []
 
         def begin(*_: Any) -> None:
+            self.has_begun = True
             self._running = self._running or record == self._forward
             starts.append(self._watch.now())
 

@@ -17,6 +17,7 @@ from fastav.decoding.stopping import Stop
 from fastav.decoding.streaming import Stream
 from fastav.engines.transformers.generation.loop import Decoding
 from fastav.engines.transformers.guards import refuse_settings
+from fastav.engines.transformers.timing import Phases
 from fastav.errors import FastAVError, PlanError, UnsupportedPlan, reason_of
 
 _MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE, GenerationMode.BEAM_SEARCH, GenerationMode.BEAM_SAMPLE)
@@ -33,10 +34,19 @@ class Call:
     own_loop: bool
 
     @contextmanager
-    def running(self) -> Generator[None]:
-        """Run `generate`.  Raises: FastAVError for a kind of cache that cannot be used on this machine."""
+    def running(self, phases: Phases) -> Generator[None]:
+        """Run `generate`.  phases: of this generation.
+
+        Raises: PlanError for settings that `generate` rejects before the model runs; FastAVError for a kind of cache
+        that cannot be used on this machine.
+        """
         try:
             yield
+        except (ValueError, TypeError, AttributeError, LookupError) as error:
+            if phases.has_begun:
+                raise
+            names = ", ".join(sorted(self.settings.given)) or "the model's generation config"
+            raise PlanError(f"generate rejects these settings ({names}): {reason_of(error)}") from error
         except (ImportError, AssertionError) as error:  # of transformers or torch, for a package or a device
             if (kind := self.settings.config.cache_implementation) is None:
                 raise
