@@ -544,6 +544,19 @@ def test_a_conversation_in_a_batch_is_the_conversation_alone(family):
     ]
 
 
+def test_a_template_that_leaves_out_a_medium_is_one_error(family, monkeypatch):
+    """Such a medium would be dropped in silence."""
+    owner = family.processor.tokenizer if family.adapter.name == "phi4-multimodal" else family.processor
+    texts = (
+        "{% for message in messages %}{% for part in message['content'] %}{{ part['text'] }}{% endfor %}{% endfor %}"
+    )
+    if family.adapter.name == "phi4-multimodal":  # whose contents are strings with the placeholders in them
+        texts = "Who?"
+    monkeypatch.setattr(owner, "chat_template", texts)
+    with pytest.raises(MediaError):
+        family.prepare(Request(clip=family.clips[0].clip, question="Who?"))
+
+
 def test_text_alone_is_answered(family):
     engine = TransformersEngine(family.model(), family.processor, family.adapter)
     (answer,) = engine.generate(
