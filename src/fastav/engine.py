@@ -4,9 +4,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -153,8 +152,39 @@ class Answer:
         }
 
 
-Run = Callable[[], tuple[Answer, ...]]  # answers a prepared batch
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listener:
+    """Who waits for one answer of a batch.
+
+    on_text: called with each piece of the answer as it is generated. cancellation: is checked before the batch's turn
+    and at every token. A batch ends early once all its requests are cancelled; the answer of a cancelled request has
+    the tokens until then.
+    """
+
+    on_text: Callable[[str], None] | None = None
+    cancellation: Cancellation | None = None
+
+
+@runtime_checkable
+class Run(Protocol):
+    """Answers a prepared batch, once.  listeners: one per request, or none at all.
+
+    Raises: Cancelled if all requests are.
+    """
+
+    def __call__(self, listeners: Sequence[Listener] = ()) -> tuple[Answer, ...]:
+        """The answers, in the order of the requests."""
+        ...
+
+
 Prepare = Callable[[Sequence[Request]], Run]
+
+
+def only_listener(listeners: Sequence[Listener]) -> Listener:
+    """The listener of a request, for engines that listen to single requests.  Raises: FastAVError for several."""
+    if len(listeners) > 1:
+        raise FastAVError("this engine streams one answer at a time", "use the engine transformers")
+    return listeners[0] if listeners else Listener()
 
 
 class Conversation(ABC):
@@ -289,12 +319,16 @@ class Engine(ABC):
 
         The first function may run in another thread than the one that answers, for one batch at a time, and raises what
         `generate` raises for these requests. The function that it returns is called at most once. By default it leaves
-        all work to `generate`.
+        all work to `generate`, and listens to single requests only.
         Raises: PlanError, UnsupportedPlan for a plan or settings with which no request can be answered.
         """
 
         def prepare(requests: Sequence[Request]) -> Run:
-            return partial(self.generate, requests, plan, **settings)
+            def run(listeners: Sequence[Listener] = ()) -> tuple[Answer, ...]:
+                one = only_listener(listeners)
+                return self.generate(requests, plan, on_text=one.on_text, cancellation=one.cancellation, **settings)
+
+            return run
 
         return prepare
 

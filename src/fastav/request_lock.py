@@ -1,7 +1,7 @@
 """A lock that admits one request at a time to a model, and requests that are cancelled while they wait or run."""
 
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -31,8 +31,21 @@ class Cancellation:
 
     def check(self) -> None:
         """Raise Cancelled if the request is cancelled."""
-        if self._event.is_set():
+        if self.is_cancelled:
             raise Cancelled
+
+
+class JointCancellation(Cancellation):
+    """The switches of the requests of a batch: the batch is cancelled once all are."""
+
+    def __init__(self, parts: Sequence[Cancellation | None]) -> None:
+        super().__init__()
+        self._parts = parts
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether nobody waits for any of the requests."""
+        return super().is_cancelled or all(part is not None and part.is_cancelled for part in self._parts)
 
 
 class RequestLock:

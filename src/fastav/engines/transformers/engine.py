@@ -15,9 +15,9 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, Pr
 
 from fastav.adapter import ModelAdapter, Prepared, PreparedTurn, Transcript, adapter_for, plan_named
 from fastav.decoding.stopping import Stop
-from fastav.decoding.streaming import Stream
+from fastav.decoding.streaming import BatchStream
 from fastav.device import resolve_device, validate_attention
-from fastav.engine import Answer, Conversation, Engine, Prepare, Run, Saving
+from fastav.engine import Answer, Conversation, Engine, Listener, Prepare, Run, Saving
 from fastav.engines.transformers import guards, loaded
 from fastav.engines.transformers.conversation import CachedConversation
 from fastav.engines.transformers.devices import input_device, running_on
@@ -37,7 +37,7 @@ from fastav.plan import Plan
 from fastav.pruning.compiled import CompiledPlan, compile_plan
 from fastav.pruning.rollout import ALPHA
 from fastav.request import Request
-from fastav.request_lock import Cancellation, RequestLock
+from fastav.request_lock import Cancellation, JointCancellation, RequestLock
 from fastav.sources import reachable
 from fastav.trace import Trace
 
@@ -191,7 +191,8 @@ class TransformersEngine(Engine):
         streams = on_text is not None and len(requests) == 1
         call = checked_call(settings, self.generation_config, streams=streams)
         batch = self._batch(requests, call)
-        return self._answer_batch(batch, compiled, call, on_text if streams else None, cancellation)
+        listener = Listener(on_text=on_text, cancellation=cancellation)
+        return self._answer_batch(batch, compiled, call, [listener] if streams else ())
 
     def preparer(self, plan: Plan, **settings: Any) -> Prepare:
         """Return a function that decodes and tokenizes a batch, in any thread, and runs its encoders if configured."""
@@ -264,18 +265,23 @@ class TransformersEngine(Engine):
         batch: _Batch,
         compiled: CompiledPlan,
         call: Call,
-        on_text: Callable[[str], None] | None = None,
-        cancellation: Cancellation | None = None,
+        listeners: Sequence[Listener] = (),
     ) -> tuple[Answer, ...]:
-        """Answer a batch; if memory runs out, free captured steps and try once more."""
+        """Answer a batch; if memory runs out, free captured steps and try once more.
+
+        listeners: one per request, or none at all.
+        """
+        if any(listener.on_text is not None for listener in listeners):
+            call.check_streams()
+        cancellation = JointCancellation([one.cancellation for one in listeners]) if listeners else None
         try:
             with self._answering.turn(cancellation):
-                return self._generate(batch, compiled, call, on_text, cancellation)
+                return self._generate(batch, compiled, call, listeners)
         except torch.OutOfMemoryError:
             if not release_steps(self.model):
                 raise
         with self._answering.turn(cancellation):
-            return self._generate(replace(batch, encoded=None), compiled, call, on_text, cancellation)
+            return self._generate(replace(batch, encoded=None), compiled, call, listeners)
 
     @torch.inference_mode()
     def _generate(
@@ -283,14 +289,13 @@ class TransformersEngine(Engine):
         batch: _Batch,
         compiled: CompiledPlan,
         call: Call,
-        on_text: Callable[[str], None] | None,
-        cancellation: Cancellation | None,
+        listeners: Sequence[Listener],
     ) -> tuple[Answer, ...]:
         prepared, encoded, encoders = batch.prepared, batch.encoded, self.adapter.encoders(self.model)
         inputs = on_device(prepared.inputs, self.model) if encoded is None else encoded.inputs
         tokenizer: Any = getattr(self.processor, "tokenizer", None)
         stop = Stop(tokenizer, call.settings.stop_texts)
-        stream = None if on_text is None else Stream(tokenizer, on_text, stop, cancellation)
+        stream = BatchStream(tokenizer, listeners, stop, call.settings.end_tokens) if listeners else None
         device = input_device(self.model)
         phases, memory = Phases(device), PeakMemory(*running_on(self.model))
         defaults = self.generation_config

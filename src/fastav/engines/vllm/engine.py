@@ -2,8 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +13,7 @@ from fastav.decoding.settings import GenerationSettings, resolve_settings
 from fastav.decoding.stopping import Stop
 from fastav.decoding.streaming import Stream
 from fastav.device import validate_dtype
-from fastav.engine import Answer, Engine, Prepare, Run, Saving
+from fastav.engine import Answer, Engine, Listener, Prepare, Run, Saving, only_listener
 from fastav.engines.vllm import compat, guards, offline
 from fastav.engines.vllm.guards import PruningConfig
 from fastav.engines.vllm.offline import Generation, Offline
@@ -145,7 +144,14 @@ class VllmEngine(Engine):
         call = self._call(plan, settings)
 
         def prepare(requests: Sequence[Request]) -> Run:
-            return partial(self._answers, self._batch(requests, call), call)
+            batch = self._batch(requests, call)
+
+            def run(listeners: Sequence[Listener] = ()) -> tuple[Answer, ...]:
+                one = only_listener(listeners)
+                listening = replace(call, is_stream=one.on_text is not None)
+                return self._answers(batch, listening, one.on_text, one.cancellation)
+
+            return run
 
         return prepare
 

@@ -14,7 +14,7 @@ from transformers.generation.configuration_utils import GenerationMode
 from fastav.adapter import ModelAdapter
 from fastav.decoding.settings import MAX_NEW_TOKENS, OBJECTS, GenerationSettings, resolve_settings
 from fastav.decoding.stopping import Stop
-from fastav.decoding.streaming import Stream
+from fastav.decoding.streaming import BatchStream, Stream
 from fastav.engines.transformers.generation.loop import Decoding
 from fastav.engines.transformers.guards import refuse_settings
 from fastav.engines.transformers.timing import Phases
@@ -32,6 +32,11 @@ class Call:
 
     settings: GenerationSettings
     own_loop: bool
+
+    def check_streams(self) -> None:
+        """Raise PlanError if the text is known only at the end."""
+        if (self.settings.config.num_beams or 1) > 1:
+            raise PlanError("beams have no text before the end, so they cannot stream", "remove num_beams")
 
     @contextmanager
     def running(self, phases: Phases) -> Generator[None]:
@@ -59,7 +64,7 @@ class Call:
         model: GenerationConfig,
         adapter: ModelAdapter,
         stop: Stop,
-        stream: Stream | None,
+        stream: Stream | BatchStream | None,
         *,
         prompt: int,
         keep_cache: bool = False,
@@ -84,8 +89,10 @@ class Call:
             arguments |= {name: None for name in changes if name in arguments or getattr(model, name) is not None}
         if self.own_loop:
             return arguments | {"custom_generate": Decoding(adapter, streamer=stream, stop=stop, keep_cache=keep_cache)}
-        if stop.texts:
-            criteria = [*(arguments.get("stopping_criteria") or ()), _StopTexts(stop, prompt)]
+        ends: list[Any] = [_StopTexts(stop, prompt)] if stop.texts else []
+        ends += [_Abandoned(stream)] if isinstance(stream, BatchStream) else []
+        if ends:
+            criteria = [*(arguments.get("stopping_criteria") or ()), *ends]
             arguments["stopping_criteria"] = StoppingCriteriaList(criteria)
         return arguments if stream is None else arguments | {"streamer": stream}
 
@@ -99,6 +106,16 @@ class _StopTexts(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         last = input_ids[:, self._prompt :][:, -self._stop.span :].tolist()
         return torch.tensor([self._stop.reached(row) for row in last], device=input_ids.device)
+
+
+class _Abandoned(StoppingCriteria):
+    """Ends a row for which nobody waits any more."""
+
+    def __init__(self, stream: BatchStream) -> None:
+        self._stream = stream
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return torch.tensor(self._stream.abandoned, device=input_ids.device)
 
 
 def checked_call(given: Mapping[str, Any], model: GenerationConfig, *, streams: bool = False) -> Call:
@@ -117,9 +134,10 @@ def checked_call(given: Mapping[str, Any], model: GenerationConfig, *, streams: 
             "which may not keep the cache",
             "use greedy decoding, sampling or beams",
         )
-    if streams and (config.num_beams or 1) > 1:
-        raise PlanError("beams have no text before the end, so they cannot stream", "remove num_beams")
-    return Call(settings=settings, own_loop=_uses_own_loop(settings))
+    call = Call(settings=settings, own_loop=_uses_own_loop(settings))
+    if streams:
+        call.check_streams()
+    return call
 
 
 def _uses_own_loop(settings: GenerationSettings) -> bool:

@@ -12,6 +12,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from fastav.decoding.stopping import Stop
+from fastav.decoding.streaming import BatchStream
 
 MAX_LAG = 4  # steps that may be queued on a GPU before the host reads an earlier token
 
@@ -147,8 +148,10 @@ class HostStream:
             row.append(token_id)
             if self._stop is not None and not self._stopped[number]:
                 self._stopped[number] = self._stop.reached(row[-self._stop.span :])
+        abandoned = self._streamer.abandoned if isinstance(self._streamer, BatchStream) else [False] * len(self._rows)
         self.ended = not any(
-            running and not stopped for running, stopped in zip(unfinished.tolist(), self._stopped, strict=True)
+            running and not (stopped or left)
+            for running, stopped, left in zip(unfinished.tolist(), self._stopped, abandoned, strict=True)
         )
         if self._streamer is not None:
             self._streamer.put(token)
