@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import sampled_checks
 
 BESIDE = Path(sys.prefix) / "vision"
 _declared = []
@@ -36,9 +37,14 @@ def _import_torchvision() -> None:
         import torchvision  # noqa: F401
 
 
+sampled_checks.install()
 gc.disable()
 if importlib.util.find_spec("torch") is not None:
     _import_torchvision()
+
+
+def pytest_runtest_setup() -> None:
+    sampled_checks.next_test()
 
 
 def pytest_collection_finish() -> None:
