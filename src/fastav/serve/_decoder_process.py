@@ -1,6 +1,6 @@
-"""The processes that decode: one that holds what they need, and those that it forks, one for each request.
+"""The processes that decode, and the one that forks them, which holds what they need.
 
-`main` runs in the first. It never sees what clients send. Forking from it takes milliseconds, as everything is imported.
+`main` runs in the one that forks. It never sees what clients send. Forking from it takes milliseconds, as everything is imported.
 Its parent talks to it over a socket, and ends it by closing that.
 """
 
@@ -33,7 +33,7 @@ from fastav.serve._wire import Broken, encode, receive, send
 from fastav.serve.limits import Limits
 
 COMMAND = struct.Struct("<ci")
-"""`f`: fork, with the file descriptor of the request's socket beside it; `k`: kill this process."""
+"""`f`: fork, with the file descriptor of the new process's socket beside it; `k`: kill this process."""
 
 REPLY = struct.Struct("<i")
 """The id of the new process; or the exit status of a killed one, as `os.waitpid` has it."""
@@ -82,7 +82,7 @@ class Blob:
 
 
 def main(descriptor: int) -> None:
-    """Fork a process for each request, until the parent closes the socket with this descriptor."""
+    """Fork processes, until the parent closes the socket with this descriptor."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent says when to end
     control = socket.socket(fileno=descriptor)
     children: set[int] = set()
@@ -151,7 +151,10 @@ def _fork(control: socket.socket, descriptor: int, setup: Setup, children: set[i
     try:
         control.close()
         _confine(descriptor, setup.limits)
-        _work(socket.socket(fileno=descriptor), setup)
+        _warm_up(setup)  # the pages that decoding changes are copied before a request waits for it
+        connection = socket.socket(fileno=descriptor)
+        while True:
+            _work(connection, setup)
     finally:
         os._exit(0)
 

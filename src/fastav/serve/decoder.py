@@ -69,20 +69,29 @@ class Decoded:
 class MediaDecoder:
     """Opens, decodes and prepares requests in processes of their own.
 
-    Each request gets a new process, forked in advance from one that has everything imported. It has little memory, no
-    files to write, no GPU, no variables of the environment that it does not need, and a lower priority; what it answers
-    is read as plain data. A process that takes too long, or crashes, or whose request is cancelled is killed; other
-    requests go on.
+    They are forked in advance from one that has everything imported. Each has little memory, no files to write, no GPU,
+    no variables of the environment that it does not need, and a lower priority; what it answers is read as plain data.
+    A process that takes too long, or crashes, or whose request is cancelled is killed and replaced; other requests go
+    on.
 
     adapter, processor: of the model; both are pickled. limits: of each request. workers: requests that are decoded at
-    the same time; further ones wait.
+    the same time; further ones wait. requests_per_process: after so many a process is replaced; with 1, no process sees
+    the media of two requests, and each request costs the processor time of a short clip more.
     Raises: FastAVError if the processes cannot start; on Windows.
     """
 
-    def __init__(self, adapter: ModelAdapter, processor: Any, limits: Limits | None = None, workers: int = 1) -> None:
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        processor: Any,
+        limits: Limits | None = None,
+        workers: int = 1,
+        requests_per_process: int = 100,
+    ) -> None:
         if sys.platform == "win32":
             raise FastAVError("decoding processes need fork, which Windows does not have", "use WSL")
         self.limits = limits or Limits()
+        self._workers, self._per_process = workers, requests_per_process
         self._threads = ThreadPoolExecutor(workers, "fastav-decode")
         self._refills = ThreadPoolExecutor(1, "fastav-decode-refill")
         self._lock, self._closed = Lock(), False
@@ -153,41 +162,37 @@ class MediaDecoder:
             process.connection.close()
 
     def _run(self, task: "_Task") -> Decoded:
-        start = monotonic()
         process = self._take()
+        start = monotonic()
         try:
             answer = self._ask(process, task, start + self.limits.decode_seconds)
+            if answer.get("error", "FastAVError") in ("MemoryError", ""):
+                process.kill()  # in an unknown state
+        except BaseException:
+            process.kill()
+            raise
         finally:
-            with self._lock:
-                self._running.discard(process)
-            process.connection.close()
-            if not self._closed:
-                self._refills.submit(self._refill)
+            self._put_back(process)
         return _decoded(answer, monotonic() - start)
 
     def _ask(self, process: "_Process", task: "_Task", until: float) -> Any:
-        """The answer of a process.  Raises: MediaError if there is none; the process is then killed."""
+        """The answer of a process.  Raises: MediaError if there is none."""
         try:
             with task.given_to(process):
                 send(process.connection, task.job, until)
                 return receive(process.connection, max_bytes=2 * self.limits.decode_memory, until=until)
         except TimeoutError:
-            process.kill()
             seconds = self.limits.decode_seconds
             raise MediaError(f"decoding took longer than {seconds:g} s", "use shorter clips") from None
         except Broken as error:
-            status = process.kill()
             if self._closed:
                 raise _closed_error() from None
             if task.cancelled:
                 raise MediaError("decoding was cancelled") from None
-            _log.error("a decoding process ended (%s): %s", _how(status), error)
+            _log.error("a decoding process ended (%s): %s", _how(process.kill()), error)
             raise MediaError(
                 "the media could not be decoded: the decoder crashed", "is the file damaged? convert it first"
             ) from None
-        except BaseException:
-            process.kill()
-            raise
 
     def _take(self) -> "_Process":
         """A process for one request."""
@@ -206,6 +211,20 @@ class MediaDecoder:
                 with self._lock:
                     self._running.discard(process)
                 process.connection.close()
+
+    def _put_back(self, process: "_Process") -> None:
+        """Keep a process for other requests, or replace it."""
+        process.requests += 1
+        with self._lock:
+            self._running.discard(process)
+            enough = len(self._spare) >= self._workers
+            if not (self._closed or process.killed or enough or process.requests >= self._per_process):
+                self._spare.append(process)
+                return
+        process.kill()
+        process.connection.close()
+        if not (self._closed or enough):
+            self._refills.submit(self._refill)
 
     def _refill(self) -> None:
         """Fork a process."""
@@ -301,10 +320,11 @@ class _Forker:
 
 
 class _Process:
-    """A process for one request."""
+    """A decoding process.  requests: how many it got. killed: whether it was killed."""
 
     def __init__(self, connection: socket.socket, number: int, forker: _Forker) -> None:
         self.connection, self.number, self._forker = connection, number, forker
+        self.requests, self.killed, self._status = 0, False, 0
 
     def is_alive(self) -> bool:
         """Whether it still waits for its request."""
@@ -325,7 +345,9 @@ class _Process:
 
     def kill(self) -> int:
         """End it.  Returns its status, as `os.waitpid` has it; 0 if it is unknown."""
-        return self._forker.kill(self.number)
+        if not self.killed:
+            self.killed, self._status = True, self._forker.kill(self.number)
+        return self._status
 
 
 class _Task:
