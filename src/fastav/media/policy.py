@@ -146,13 +146,15 @@ class _Redirects(HTTPRedirectHandler):
 
     def __init__(self, policy: MediaPolicy) -> None:
         self._policy = policy
-        if policy.public_only:
-            self.max_redirections = MAX_REDIRECTS
+        self._left = MAX_REDIRECTS
 
     def redirect_request(
         self, req: Request, fp: Any, code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> Request | None:
         self._policy.check_url(newurl)
+        self._left -= 1
+        if self._policy.public_only and self._left < 0:
+            raise UnreadableMedia(f"{without_query(newurl)} is not loaded: too many redirects", "give its own address")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 

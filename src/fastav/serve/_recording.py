@@ -302,4 +302,10 @@ def _read_call(track: AudioTrack, sample_rate: int, spans: Sequence[tuple[int, i
 
 def _copied(result: Any) -> Any:
     """A copy, as the caller may change what it gets."""
-    return [one.copy() for one in result] if isinstance(result, list) else result.copy() if isinstance(result, np.ndarray) else result
+    return (
+        [one.copy() for one in result]
+        if isinstance(result, list)
+        else result.copy()
+        if isinstance(result, np.ndarray)
+        else result
+    )

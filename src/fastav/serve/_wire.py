@@ -68,10 +68,10 @@ def receive(connection: socket.socket, *, max_bytes: int, until: float | None = 
     max_bytes: of all of it. until: on the monotonic clock. Raises: TimeoutError; Broken if the other side has ended, or
     if this is no such value.
     """
-    n_body, n_arrays = HEAD.unpack(_bytes(connection, HEAD.size, until))
+    n_body, n_arrays = HEAD.unpack(_bytes(connection, HEAD.size, until).tobytes())
     if n_body > max_bytes or n_arrays > MAX_ARRAYS:
         raise Broken("a message is too large")
-    sizes = struct.unpack(f"<{n_arrays}Q", _bytes(connection, 8 * n_arrays, until))
+    sizes = struct.unpack(f"<{n_arrays}Q", _bytes(connection, 8 * n_arrays, until).tobytes())
     if n_body + sum(sizes) > max_bytes:
         raise Broken("a message is too large")
     body = _bytes(connection, n_body, until)
@@ -89,7 +89,7 @@ def _flat(value: Any, arrays: list[Chunks]) -> Any:
             return _marked("bytes", "", (), [memoryview(value)], arrays)
         case torch.Tensor():
             tensor = value.detach().cpu().contiguous()
-            data = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+            data = tensor.reshape(-1).view(torch.uint8).numpy().data
             return _marked("tensor", str(value.dtype).removeprefix("torch."), tuple(value.shape), [data], arrays)
         case np.ndarray() | np.generic():
             array = np.asarray(value)
@@ -112,7 +112,7 @@ def _flat(value: Any, arrays: list[Chunks]) -> Any:
 
 
 def _raw(array: np.ndarray) -> memoryview:
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _marked(kind: str, dtype: str, shape: tuple[int, ...], chunks: Chunks, arrays: list[Chunks]) -> Any:
@@ -161,7 +161,7 @@ _KINDS: dict[str, Callable[[np.ndarray, str, tuple[int, ...]], Any]] = {
 def _bytes(connection: socket.socket, count: int, until: float | None) -> np.ndarray:
     """So many bytes, as an array that can be written to."""
     data = np.empty(count, np.uint8)
-    view, have = memoryview(data), 0
+    view, have = data.data, 0
     while have < count:
         connection.settimeout(_left(until))
         try:

@@ -37,4 +37,6 @@ class Limits:
         for field in fields(self):
             value = getattr(self, field.name)
             if not value > 0:
-                raise FastAVError(f"the limit {field.name} must be positive, got {value}", "leave it out for its default")
+                raise FastAVError(
+                    f"the limit {field.name} must be positive, got {value}", "leave it out for its default"
+                )
