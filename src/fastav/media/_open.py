@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Any, TypeVar
 
 from fastav.errors import UnreadableMedia, reason_of
+from fastav.media._pictures import check_picture
 from fastav.media._pyav import av
 from fastav.media._source import Source
 
@@ -51,14 +52,36 @@ def _container(source: Source) -> "av.container.InputContainer":
     # also other files
     file = source.stream() if source.path is None else f"file:{source.path}"
     options = {"protocol_whitelist": "none" if source.path is None else "file"}
+    if source.formats is not None:
+        options["format_whitelist"] = ",".join(sorted(source.formats))
+    check_picture(source)
     try:
         container = av.open(file, mode="r", options=options, **_text_options())
     except av.error.InvalidDataError as error:
         raise _not_media(source) from error
+    except av.error.ArgumentError as error:
+        if source.formats is None:
+            raise
+        message = f"{source.name} is not of a format that is allowed here"
+        raise UnreadableMedia(message, "expected a usual video, audio or picture file") from error
     if container.format.name in NOT_MEDIA:
         container.close()
         raise _not_media(source)
+    if source.max_pixels is not None:
+        _limit_pixels(source, container)
     return container
+
+
+def _limit_pixels(source: Source, container: "av.container.InputContainer") -> None:
+    """Refuse frames that are too large by the file's header; later ones fail to decode."""
+    try:
+        for stream in container.streams.video:
+            if stream.codec_context is not None:
+                source.check_pixels(stream.codec_context.width, stream.codec_context.height)
+                stream.codec_context.options = {"max_pixels": str(source.max_pixels)}
+    except UnreadableMedia:
+        container.close()
+        raise
 
 
 def select_stream(stream: AnyStream) -> AnyStream:

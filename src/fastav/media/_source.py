@@ -6,7 +6,7 @@ import re
 import stat
 import struct
 from base64 import b64decode
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,21 @@ UNKNOWN_SIZE = 0x7FFF_0000
 class Source:
     """A media file.
 
-    name: its name in messages. path: its path, or None if `data` has its bytes.
+    name: its name in messages. path: its path, or None if `data` has its bytes. max_pixels, formats: as in
+    `MediaPolicy`.
     """
 
     name: str
     path: Path | None = None
     data: bytes = field(default=b"", repr=False)
+    max_pixels: int | None = None
+    formats: frozenset[str] | None = None
+
+    def check_pixels(self, width: int, height: int) -> None:
+        """Raise UnreadableMedia if frames of this size are too large."""
+        if self.max_pixels is not None and width * height > self.max_pixels:
+            message = f"{self.name} has frames of {width} x {height}; the limit is {self.max_pixels:,} pixels"
+            raise UnreadableMedia(message, "scale it down first")
 
     def check(self) -> None:
         """Raise UnreadableMedia if there is no readable file, or if it is empty."""
@@ -74,6 +83,10 @@ def source_of(source: Any, policy: MediaPolicy) -> Source:
     source: a path, a URL (`file:`, `http:`, `https:`, `data:`), the bytes of a media file, or a binary file object,
     which is read to its end. Raises: UnreadableMedia.
     """
+    return replace(_located(source, policy), max_pixels=policy.max_pixels, formats=policy.formats)
+
+
+def _located(source: Any, policy: MediaPolicy) -> Source:
     if isinstance(source, bytes | bytearray | memoryview):
         return Source(name="the clip", data=bytes(source))
     if hasattr(source, "read"):

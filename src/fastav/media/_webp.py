@@ -33,6 +33,7 @@ def probe_webp(source: Source) -> VideoTrack:
         if max(width, height) > MAX_SIDE:
             message = f"{source.name} has frames of {width} x {height}; the limit is {MAX_SIDE} pixels a side"
             raise UnreadableMedia(message, "scale it down first")
+        source.check_pixels(width, height)
         for index in range(getattr(image, "n_frames", 1)):
             image.seek(index)
             image.load()

@@ -224,3 +224,4 @@ def _check_size(source: Source, width: int, height: int) -> None:
     if max(width, height) > MAX_SIDE:
         message = f"{source.name} has frames of {width} x {height}; the limit is {MAX_SIDE} pixels a side"
         raise UnreadableMedia(message, "scale it down first")
+    source.check_pixels(width, height)

@@ -1,0 +1,1 @@
+"""The HTTP server: chat completions of one model, with pruned prompts."""
