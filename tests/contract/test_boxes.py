@@ -6,6 +6,7 @@ the decoder gets must change where boxes meet the region, and nowhere else.
 """
 
 import importlib
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -25,10 +26,15 @@ from fastav.request import Request
 from support.native import FAMILIES
 
 SIZES = {"wide": (60, 100), "high": (110, 60)}
-REGIONS = {"top left": (0.0, 0.0, 0.45, 0.4), "right": (0.2, 0.6, 0.75, 1.0), "bottom": (0.6, 0.1, 1.0, 0.55)}
+REGIONS = {"top left": (0.0, 0.0, 0.28, 0.25), "right": (0.2, 0.6, 0.75, 1.0), "bottom": (0.6, 0.1, 1.0, 0.55)}
 MARGIN = 0.09  # share of a frame to which resizing carries a change
 WHOLE = {"phi4_multimodal": 2}  # how often a frame is covered
+NO_IMAGES = {*FAMILIES, "tiny"}
 UNCOVERED = {"videollama2", "video_salmonn2", "tiny"}  # pixels at the right and bottom end that fill no patch
+
+
+class _Enough(Exception):
+    """Stops a forward before the decoder."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +46,15 @@ class Shown:
     model: Any
     processor: Any
 
-    def prepare(self, frames: np.ndarray, fps: float = 5.0) -> Prepared:
-        clip = Clip.from_arrays(frames=frames, fps=fps)
-        return self.adapter.prepare(self.processor, [Request(clip=clip, question="what?")])
+    def prepare(self, frames: np.ndarray, *, is_image: bool = False) -> Prepared:
+        clip = Clip.from_arrays(frames=frames[:1] if is_image else frames, fps=5.0)
+        content = [{"type": "image", "image": clip}, {"type": "text", "text": "what?"}]
+        request = (
+            Request(messages=[{"role": "user", "content": content}])
+            if is_image
+            else Request(clip=clip, question="what?")
+        )
+        return self.adapter.prepare(self.processor, [request])
 
     def embeddings(self, prepared: Prepared) -> torch.Tensor:
         """What the first decoder layer gets, [tokens, features]."""
@@ -51,11 +63,12 @@ class Shown:
         def hold(module: nn.Module, args: Any, kwargs: Any) -> None:
             hidden = args[0] if args else kwargs["hidden_states"]
             held.append(self.adapter.attending_hidden(hidden)[0].detach().clone())
+            raise _Enough
 
         layers: Any = self.adapter.decoder(self.model).layers
         handle = layers[0].register_forward_pre_hook(hold, with_kwargs=True)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), suppress(_Enough):
                 self.model(**prepared.inputs)
         finally:
             handle.remove()
@@ -101,6 +114,13 @@ def noise(size: tuple[int, int], frames: int = 10) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (frames, *size, 3), dtype=np.uint8)
 
 
+@cache
+def unchanged(name: str, size: tuple[int, int], is_image: bool) -> tuple[Layout, torch.Tensor]:
+    """Layout and embeddings of frames of noise."""
+    prepared = shown(name).prepare(noise(size), is_image=is_image)
+    return prepared.layouts[0], shown(name).embeddings(prepared)
+
+
 def areas(box: np.ndarray) -> np.ndarray:
     return (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])
 
@@ -125,7 +145,7 @@ def test_boxes_of_a_frame_tile_it(family, size):
         times = WHOLE.get(family.name, 1)
         end = float(box[:, 2].max() * box[:, 3].max())
         assert areas(box).sum() == pytest.approx(times * end, rel=1e-4)
-        assert end == pytest.approx(1, rel=1e-4) or (family.name in UNCOVERED and end > 0.6)
+        assert end == pytest.approx(1, rel=1e-4) or (family.name in UNCOVERED and end > 0.5)
         middles = np.random.default_rng(1).uniform(0, 1, (200, 2)) * [box[:, 2].max(), box[:, 3].max()]
         top, left, bottom, right = box.T[:, None]
         y, x = middles.T[..., None]
@@ -133,50 +153,45 @@ def test_boxes_of_a_frame_tile_it(family, size):
         assert (inside.sum(1) == times).all()  # neither gaps nor overlaps
 
 
+@pytest.mark.parametrize("kind", ["video", "image"])
 @pytest.mark.parametrize("region", REGIONS.values(), ids=REGIONS)
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
-def test_pixels_change_the_tokens_whose_box_they_are_in(family, size, region):
-    frames = noise(size)
+def test_pixels_change_the_tokens_whose_box_they_are_in(family, size, region, kind):
+    is_image = kind == "image"
+    if is_image and family.name in NO_IMAGES:
+        pytest.skip("it takes no images")
     top, left, bottom, right = (round(share * side) for share, side in zip(region, (*size, *size), strict=True))
-    changed = frames.copy()
+    changed = noise(size)
     changed[:, top:bottom, left:right] = 255 - changed[:, top:bottom, left:right] // 2
-    before, after = family.prepare(frames), family.prepare(changed)
-    (layout,), (again,) = before.layouts, after.layouts
-    assert np.array_equal(layout.box, again.box, equal_nan=True)
-    difference = (family.embeddings(before) - family.embeddings(after)).abs().amax(1).numpy()
+    layout, before = unchanged(family.name, size, is_image)
+    after = family.prepare(changed, is_image=is_image)
     box = layout.box
-    meets = _overlaps(box, region, -MARGIN)
-    apart = ~_overlaps(box, region, MARGIN)
-    scale = difference.max()
-    assert scale > 1e-3
+    assert np.array_equal(box, after.layouts[0].box, equal_nan=True)
+    difference = (before - family.embeddings(after)).abs().amax(1).numpy()
+    meets, apart = _overlaps(box, region, -MARGIN), ~_overlaps(box, region, MARGIN)
+    largest = difference.max()
+    assert largest > 1e-3
     assert meets.any()
-    assert (apart & ~np.isnan(box[:, 0])).any()
-    assert difference[meets].min() > 1e-4 * scale
-    assert difference[apart].max() <= 1e-6 * scale
+    known = ~np.isnan(box[:, 0])
+    assert (apart & known).any() or known.sum() == 1  # a small picture may be one token
+    assert difference[meets].min() > 1e-4 * largest
+    assert difference[apart].max() <= 1e-6 * largest
 
 
 def _overlaps(box: np.ndarray, region: tuple[float, ...], grown: float) -> np.ndarray:
     """Which boxes overlap a region that is grown by a share of the frame on all sides; none of those that are NaN."""
     top, left, bottom, right = box.T
-    down, across = np.minimum(bottom, region[2] + grown) - np.maximum(top, region[0] - grown), (
-        np.minimum(right, region[3] + grown) - np.maximum(left, region[1] - grown)
-    )
+    down = np.minimum(bottom, region[2] + grown) - np.maximum(top, region[0] - grown)
+    across = np.minimum(right, region[3] + grown) - np.maximum(left, region[1] - grown)
     return (down > 0) & (across > 0)
 
 
-def test_an_image_has_boxes_too(family):
-    picture = Clip.from_arrays(frames=noise((60, 100), 1), fps=1.0, name="picture.png")
-    content = [{"type": "image", "image": picture}, {"type": "text", "text": "what?"}]
-    try:
-        request = Request(messages=[{"role": "user", "content": content}])
-        (layout,) = family.adapter.prepare(family.processor, [request]).layouts
-    except Exception as error:
-        if "image" in str(error) and family.name in {*FAMILIES, "tiny"}:
-            pytest.skip("it takes no images")
-        raise
+def test_boxes_of_an_image_tile_it(family):
+    if family.name in NO_IMAGES:
+        pytest.skip("it takes no images")
+    layout, _ = unchanged(family.name, SIZES["wide"], True)
     box = layout.box[layout.modality == Modality.IMAGE]
-    box = box[~np.isnan(box[:, 0])]
-    assert areas(box).sum() == pytest.approx(WHOLE.get(family.name, 1), rel=1e-4)
+    assert areas(box[~np.isnan(box[:, 0])]).sum() == pytest.approx(WHOLE.get(family.name, 1), rel=1e-4)
 
 
 def test_a_layout_read_off_the_inputs_has_the_same_boxes(family):

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Bool, Float32
 
-Boxes = Float32[np.ndarray, "boxes 4"]
+Boxes = Float32[np.ndarray, "_ 4"]
 
 
 def grid_boxes(rows: int, columns: int, *, height: float | int = 1, width: float | int = 1) -> Boxes:
