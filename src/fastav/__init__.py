@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fastav.engine import Answer, Sampling
     from fastav.engines.transformers import Decoding, Pruning, prune
     from fastav.errors import FastAVError, FastAVWarning
+    from fastav.inspection import Inspection
     from fastav.layout import Layout, Modality
     from fastav.media import Clip
     from fastav.method import Method, Signal, View
@@ -35,6 +36,7 @@ _HOMES = {
     "FastAVError": "errors",
     "FastAVWarning": "errors",
     "Frames": "plan",
+    "Inspection": "inspection",
     "Keep": "plan",
     "Layout": "layout",
     "Method": "method",
@@ -65,6 +67,7 @@ __all__ = [
     "FastAVError",
     "FastAVWarning",
     "Frames",
+    "Inspection",
     "Keep",
     "Layout",
     "Method",

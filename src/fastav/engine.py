@@ -13,7 +13,9 @@ from transformers import PreTrainedConfig
 
 from fastav.adapter import ModelAdapter
 from fastav.errors import FastAVError, UnsupportedModel, UnsupportedPlan
+from fastav.flops import Saving
 from fastav.formatting import brief_repr, plural
+from fastav.inspection import Inspection
 from fastav.method import Signal
 from fastav.plan import Plan
 from fastav.pruning.compiled import CompiledPlan
@@ -21,23 +23,6 @@ from fastav.pruning.rollout import ALPHA
 from fastav.request import Request
 from fastav.request_lock import Cancellation
 from fastav.trace import Trace
-
-
-@dataclass(frozen=True, slots=True)
-class Saving:
-    """A cost without and with pruning."""
-
-    full: int
-    pruned: int
-
-    @property
-    def ratio(self) -> float:
-        """The cost with pruning over the cost without."""
-        return self.pruned / self.full
-
-    def to_dict(self) -> dict[str, Any]:
-        """The cost as a JSON object."""
-        return {"full": self.full, "pruned": self.pruned, "ratio": self.ratio}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -348,6 +333,13 @@ class Engine(ABC):
         Raises: UnsupportedPlan if this engine does not expose its attention; otherwise as `generate`.
         """
         raise UnsupportedPlan(f"{type(self).__name__} does not expose its attention", "use the engine transformers")
+
+    def inspect(self, request: Request, plan: Plan) -> Inspection:
+        """Record what every cut of one prefill under a plan drops.  The kept tokens are those of an answer's prefill.
+
+        Raises: UnsupportedPlan if this engine does not expose its cuts; otherwise as `generate`.
+        """
+        raise UnsupportedPlan(f"{type(self).__name__} does not expose its cuts", "use the engine transformers")
 
     def forced_logits(
         self, requests: Sequence[Request], plan: Plan, answers: Sequence[Sequence[int]]

@@ -2,8 +2,26 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fastav.errors import PlanError
+
+
+@dataclass(frozen=True, slots=True)
+class Saving:
+    """A cost without and with pruning."""
+
+    full: int
+    pruned: int
+
+    @property
+    def ratio(self) -> float:
+        """The cost with pruning over the cost without."""
+        return self.pruned / self.full
+
+    def to_dict(self) -> dict[str, Any]:
+        """The cost as a JSON object."""
+        return {"full": self.full, "pruned": self.pruned, "ratio": self.ratio}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

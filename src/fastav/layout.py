@@ -1,4 +1,4 @@
-"""Layouts: the modality of every token of a prompt, the clip it is of, its time there, and whether it is padding.
+"""Layouts: the modality of every token of a prompt, the clip it is of, its time and place there, and its padding.
 
 A layout is host data and needs no weights, so that the number of tokens of every layer is known before anything runs
 on a device.
@@ -44,6 +44,10 @@ class Layout:
     second: start of the token's content in its clip, in seconds; NaN if it has none or is unknown.
     frame: index in its clip of the (first) sampled frame that the token shows or accompanies; -1 for none.
     padding: True for a token that is known to encode only padding, such as silence up to 30 s.
+    box: the part of its frame that a token shows, as top, left, bottom and right, in shares of the height and width of
+    the frame as it is in the clip, from 0 to 1. It is the area whose patches become the token; an encoder's attention
+    and convolutions see more. NaN for text, sound and separators, for tokens that show no part of a frame, and where it
+    is unknown. A token of several frames has the same box in all of them.
     """
 
     modality: Int[np.ndarray, " tokens"]
@@ -51,10 +55,11 @@ class Layout:
     second: Float[np.ndarray, " tokens"]
     frame: Int[np.ndarray, " tokens"]
     padding: Bool[np.ndarray, " tokens"]
+    box: Float[np.ndarray, "tokens 4"]
 
     def __post_init__(self) -> None:
-        for array in (self.modality, self.item, self.second, self.frame, self.padding):
-            array.setflags(write=False)
+        for name in self.__slots__:
+            getattr(self, name).setflags(write=False)
 
     @classmethod
     def of(
@@ -66,6 +71,7 @@ class Layout:
         second: Float[np.ndarray, " tokens"] | None = None,
         frame: Int[np.ndarray, " tokens"] | None = None,
         padding: Bool[np.ndarray, " tokens"] | None = None,
+        box: Float[np.ndarray, "tokens 4"] | None = None,
     ) -> "Layout":
         """A run of `tokens` tokens of one modality.  item: by default 0, or -1 for text."""
         alone = -1 if modality == Modality.TEXT else 0
@@ -75,6 +81,7 @@ class Layout:
             second=np.full(tokens, np.nan, np.float32) if second is None else second.astype(np.float32),
             frame=np.full(tokens, -1, np.int32) if frame is None else frame.astype(np.int32),
             padding=np.zeros(tokens, bool) if padding is None else padding.astype(bool),
+            box=np.full((tokens, 4), np.nan, np.float32) if box is None else box.astype(np.float32),
         )
 
     @classmethod

@@ -18,6 +18,7 @@ from fastav.chats import Chat
 from fastav.decoding.settings import check_settings
 from fastav.engine import Answer, Engine
 from fastav.errors import CheckpointError, FastAVError, reason_of
+from fastav.inspection import Inspection
 from fastav.media import Clip
 from fastav.media._pyav import require_pyav
 from fastav.messages import Message
@@ -215,6 +216,24 @@ class Pipeline:
         resolved = self._plan(plan)
         chat = Chat(self.engine.conversation(resolved), resolved, system=system, tools=tools)
         return chat if resume is None else chat.resume(resume)
+
+    def inspect(
+        self,
+        clip: ClipLike | Request | Messages,
+        question: str | None = None,
+        *,
+        use: Use | str = Use.AUTO,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        plan: Plan | str | None = None,
+    ) -> Inspection:
+        """Which tokens of one prompt every cut of the plan drops, and by which scores; no answer is generated.
+
+        The kept tokens are those of an answer's prefill. Arguments: as for a call.
+        Raises: UnsupportedPlan with the engine vllm, which does not expose its cuts; otherwise as a call.
+        """
+        if is_list(clip) or is_list(question):
+            raise FastAVError("an inspection is of one prompt, and this is a list", "inspect each by itself")
+        return self.engine.inspect(request_of(clip, question, Use(use), tools), self._plan(plan))
 
     def _asker(
         self, clip: Any, question: Any, use: Use | str, tools: Any, plan: Any, settings: Mapping[str, Any]

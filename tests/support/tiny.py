@@ -86,6 +86,7 @@ def layout_of(ids: Tensor) -> Layout:
         second=np.full(len(row), np.nan, np.float32),
         frame=np.where(video, (np.cumsum(video) - 1) // 4, -1).astype(np.int32),
         padding=audio & (np.cumsum(audio) % 2 == 0),
+        box=np.full((len(row), 4), np.nan, np.float32),
     )
 
 

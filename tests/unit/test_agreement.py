@@ -9,11 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastav.engine import Answer, Saving
+from fastav.engine import Answer
 from fastav.errors import FastAVError
 from fastav.evaluate import statistics
 from fastav.evaluate.agreement import longest_common_subsequence, rouge_l, words
 from fastav.evaluate.divergence import CHUNK, Divergence, kl_divergence
+from fastav.flops import Saving
 
 TEXTS = st.lists(st.sampled_from("abc"), max_size=7)
 

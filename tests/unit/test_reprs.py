@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from fastav import presets
-from fastav.engine import Answer, Sampling, Saving
+from fastav.engine import Answer, Sampling
+from fastav.flops import Saving
 from fastav.layout import Layout, Modality
 from fastav.media import Clip
 from fastav.plan import Before, Frames, Keep, Plan, Share, Step, Tokens, Unpadded

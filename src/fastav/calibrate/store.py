@@ -145,7 +145,9 @@ class Store:
 
 
 def _layout_of(file: Mapping[str, np.ndarray]) -> Layout:
-    """The layout in a prompt's file; files of versions before 0.3 have no `item`, and show one clip."""
-    arrays = {name: file[f"layout_{name}"] for name in Layout.__slots__ if name != "item"}
-    item = file["layout_item"] if "layout_item" in file else np.where(arrays["modality"] == Modality.TEXT, -1, 0)
-    return Layout(**arrays, item=item.astype(np.int32))
+    """The layout in a prompt's file; files of versions before 0.3 have no `item` and no `box`, and show one clip."""
+    arrays = {name: file[f"layout_{name}"] for name in Layout.__slots__ if name not in ("item", "box")}
+    modality = arrays["modality"]
+    item = file["layout_item"] if "layout_item" in file else np.where(modality == Modality.TEXT, -1, 0)
+    box = file["layout_box"] if "layout_box" in file else np.full((len(modality), 4), np.nan, np.float32)
+    return Layout(**arrays, item=item.astype(np.int32), box=box)

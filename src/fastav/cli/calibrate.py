@@ -74,7 +74,7 @@ def calibrate(
             drop=library.Criterion.drop if drop is None else _plans.share(drop),
         )
         if report is not None:
-            import fastav.report  # noqa: F401  # reports a missing extra before the work starts
+            import fastav.report.calibration  # noqa: F401  # reports a missing extra before the work starts
         question_list = () if questions is None else library.read_questions(questions)
         calibration = library.Calibration.of(
             model, clips, question_list, folder=folder, alpha=alpha, device=device, dtype=dtype

@@ -83,7 +83,7 @@ def verify(
             raise FastAVError("--choose needs a threshold", "give --max-kl, --min-agreement or both")
         if html is not None:
             require_folder(html, "--html")
-            import fastav.report  # noqa: F401  # reports a missing extra before the work starts
+            import fastav.report.losses  # noqa: F401  # reports a missing extra before the work starts
         plans, skipped = _plans(model, plan, choose=choose)
         verification = library.Verification.of(
             model, questions, plans, use=use, max_new_tokens=max_new_tokens, device=device, dtype=dtype

@@ -45,16 +45,18 @@ def layout_from_masks(
     image: np.ndarray | None = None,
     frame: np.ndarray | None = None,
     padding: np.ndarray | None = None,
+    box: np.ndarray | None = None,
 ) -> Layout:
     """The layout of a prompt about one clip, from masks of its video, audio and image tokens, each [tokens].
 
-    Seconds are unknown.
+    box: [tokens, 4]. Seconds are unknown.
     """
     modality = np.where(video, Modality.VIDEO, np.where(audio, Modality.AUDIO, Modality.TEXT)).astype(np.int8)
     if image is not None:
         modality[image] = Modality.IMAGE
     item = np.where(modality == Modality.TEXT, -1, 0).astype(np.int32)
-    return replace(Layout.of(Modality.TEXT, len(video), frame=frame, padding=padding), modality=modality, item=item)
+    text = Layout.of(Modality.TEXT, len(video), frame=frame, padding=padding, box=box)
+    return replace(text, modality=modality, item=item)
 
 
 def with_seconds(layout: Layout, second: np.ndarray) -> Layout:

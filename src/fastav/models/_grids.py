@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float32, Int
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from fastav.errors import MediaError, reason_of
 from fastav.models._adapters import iter_rows, prompt_ids
+from fastav.models._boxes import grid_boxes, placed
 from fastav.models._pieces import Pieces, pieces_of_lengths, sounds_touch
 
 
@@ -72,36 +73,38 @@ def image_tokens(image: int, audio: int) -> MediaTokens:
 
 def grid_pieces(media_tokens: MediaTokens, inputs: Mapping[str, Any], sounds: Iterator[int]) -> Iterator[Pieces]:
     """The pieces of each prompt of a batch, from the arguments of `forward` alone.  sounds: tokens of each sound."""
-    merge = media_tokens.merge**2
+    merge = media_tokens.merge
     videos, images = iter_rows(inputs, "video_grid_thw"), iter_rows(inputs, "image_grid_thw")
-    image_lengths = (int(np.prod(grid)) // merge for grid in images)
     for ids in prompt_ids(inputs):
-        is_video = ids == media_tokens.video
+        is_video, is_image = ids == media_tokens.video, ids == media_tokens.image
         audio = np.zeros_like(is_video) if media_tokens.audio is None else ids == media_tokens.audio
-        video, frame = _video_pieces(is_video, videos, merge, media_tokens.temporal)
+        video, step, video_box = _pieces_on_grids(is_video, videos, merge)
+        image, _, image_box = _pieces_on_grids(is_image, images, merge)
         yield Pieces(
             video=video,
-            image=pieces_of_lengths(ids == media_tokens.image, image_lengths),
+            image=image,
             audio=pieces_of_lengths(audio, sounds),
-            frame=frame,
+            frame=np.where(step >= 0, step * media_tokens.temporal, -1),
             joins=sounds_touch,
+            box=np.where(is_image[:, None], image_box, video_box),
         )
 
 
-def _video_pieces(
-    member: Bool[np.ndarray, " tokens"], grids: Iterator[Any], merge: int, temporal: int
-) -> tuple[Int[np.ndarray, " tokens"], Int[np.ndarray, " tokens"]]:
-    """The video of each video token, and the first sampled frame that it shows there, from grids in patches.
+def _pieces_on_grids(
+    member: Bool[np.ndarray, " tokens"], grids: Iterator[Any], merge: int
+) -> tuple[Int[np.ndarray, " tokens"], Int[np.ndarray, " tokens"], Float32[np.ndarray, "tokens 4"]]:
+    """The video or image of each token of the mask, its step in time there and its box, from grids in patches.
 
-    The frames are -1 if grids and tokens do not match.
+    Steps are -1 and boxes NaN if grids and tokens do not match.
     """
-    steps: list[np.ndarray] = []
-    total = int(member.sum())
+    steps, boxes, total = list[np.ndarray](), list[np.ndarray](), int(member.sum())
     while sum(map(len, steps)) < total and (grid := next(grids, None)) is not None:
         time, height, width = (int(n) for n in grid)
-        steps.append(np.repeat(np.arange(time) * temporal, height * width // merge))
-    video = pieces_of_lengths(member, iter(map(len, steps)))
-    frame = np.full(len(member), -1)
+        shown = grid_boxes(height // merge, width // merge)
+        steps.append(np.repeat(np.arange(time), len(shown)))
+        boxes.append(np.tile(shown, (time, 1)))
+    step = np.full(len(member), -1)
     if sum(map(len, steps)) == total and steps:
-        frame[member] = np.concatenate(steps)
-    return video, frame
+        step[member] = np.concatenate(steps)
+    piece = pieces_of_lengths(member, iter(map(len, steps)))
+    return piece, step, placed(np.concatenate([*boxes, np.zeros((0, 4), np.float32)]), member)

@@ -27,6 +27,7 @@ from fastav.errors import CheckpointError
 from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
 from fastav.models._adapters import layout_from_masks, prompt_ids, qwen2_shape, with_seconds
+from fastav.models._boxes import Boxes
 from fastav.models._checkpoint import load, readable
 from fastav.models._conversations import only_clip
 from fastav.request import Request
@@ -58,8 +59,8 @@ class NativeAdapter(ModelAdapter):
     interleaved: ClassVar[bool] = True
 
     @abstractmethod
-    def step_tokens(self, scheme: Any, inputs: Mapping[str, Any]) -> Iterator[int]:
-        """Of each video of a batch: the tokens of one step in time; ends early where sizes are unknown."""
+    def step_boxes(self, scheme: Any, inputs: Mapping[str, Any]) -> Iterator[Boxes]:
+        """Of each video of a batch: the boxes of the tokens of one step in time; ends early if sizes are unknown."""
 
     @abstractmethod
     def silence(self, scheme: Any, inputs: Mapping[str, Any]) -> Bool[np.ndarray, "sounds tokens"]:
@@ -150,21 +151,23 @@ class NativeAdapter(ModelAdapter):
         return known.scheme
 
     def _layouts(self, scheme: Any, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
-        steps, silence = self.step_tokens(scheme, inputs), self.silence(scheme, inputs)
+        steps, silence = self.step_boxes(scheme, inputs), self.silence(scheme, inputs)
         sounds, size = iter(silence), silence.shape[1]
         layouts = []
         for ids in prompt_ids(inputs):
             video, audio = ids == scheme.video_token_id, ids == scheme.audio_token_id
             frame, padding = np.full(len(ids), -1), np.zeros(len(ids), bool)
-            if step := next(steps, 0) if video.any() else 0:
-                index = (np.cumsum(video) - 1) // step
-                shown = (video | audio if self.interleaved else video) & (index >= 0)
-                frame = np.where(shown, index * scheme.temporal, -1)
+            box = np.full((len(ids), 4), np.nan, np.float32)
+            if (step := next(steps, None) if video.any() else None) is not None:
+                token = np.cumsum(video) - 1
+                shown = (video | audio if self.interleaved else video) & (token >= 0)
+                frame = np.where(shown, token // len(step) * scheme.temporal, -1)
+                box[video] = step[token[video] % len(step)]
             count, rest = divmod(int(audio.sum()), size)
             known = list(islice(sounds, count))
             if count and not rest and len(known) == count:
                 padding[audio] = np.concatenate(known)
-            layouts.append(layout_from_masks(video, audio, frame=frame, padding=padding))
+            layouts.append(layout_from_masks(video, audio, frame=frame, padding=padding, box=box))
         return tuple(layouts)
 
 

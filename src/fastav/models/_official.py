@@ -37,6 +37,9 @@ CHANNELS_LAST = "channels_last"
 VIDEO_FRAMES = "num_frames_per_video"
 """The input with the number of sampled frames of each video."""
 
+PICTURE_SIZES = "picture_sizes"
+"""The input with the height and width of each image before the processor resizes it."""
+
 TOKEN_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
 """The inputs that have one value per prompt token, [1, tokens]."""
 
@@ -161,8 +164,11 @@ class OfficialAdapter(ModelAdapter):
         samples = [self.sample(processor, media) for media in request.media]
         transcript, added = self.transcript(processor, request, samples, earlier)
         inputs = self.process(processor, added, samples)
-        frames = {VIDEO_FRAMES: [len(video.frames) for sample in samples for video in sample.videos]}
-        (pieces,) = self.pieces(self.media_tokens(processor), {**inputs, **frames})
+        sizes = {
+            VIDEO_FRAMES: [len(video.frames) for sample in samples for video in sample.videos],
+            PICTURE_SIZES: [image.shape[:2] for sample in samples for image in sample.images],
+        }
+        (pieces,) = self.pieces(self.media_tokens(processor), {**inputs, **sizes})
         return PreparedTurn(inputs=inputs, layout=self._with_seconds(pieces, samples), transcript=transcript)
 
     def transcript(
@@ -227,7 +233,8 @@ class OfficialAdapter(ModelAdapter):
     def pieces(self, media_tokens: MediaTokens, inputs: Mapping[str, Any]) -> Iterator[Pieces]:
         """The media tokens of each prompt of a batch, from the arguments of `forward` alone.
 
-        inputs: may also have `VIDEO_FRAMES`, the number of sampled frames of each video.
+        inputs: may also have `VIDEO_FRAMES`, the number of sampled frames of each video, and `PICTURE_SIZES`, the
+        height and width of each image.
         """
 
     def audio_seconds(

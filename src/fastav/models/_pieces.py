@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float32, Int
 
 from fastav.errors import MediaError
 from fastav.layout import Layout, Modality
@@ -39,7 +39,7 @@ class Pieces:
 
     video, image, audio: index of the video, image or sound that the processor got, counted in the prompt; -1 for none.
     frame: index in its video of the first sampled frame that a video token shows; -1 where unknown. padding: as in
-    `Layout`. joins: which pieces make one item, as far as the tokens show it.
+    `Layout`. joins: which pieces make one item, as far as the tokens show it. box: as in `Layout`; None if unknown.
     framed_images: whether the images of an item are its frames.
     """
 
@@ -49,6 +49,7 @@ class Pieces:
     frame: Int[np.ndarray, " tokens"]
     joins: Joins
     padding: Bool[np.ndarray, " tokens"] | None = None
+    box: Float32[np.ndarray, "tokens 4"] | None = None
     framed_images: bool = False
 
     def layout(self, samples: Sequence[Sample] | None = None) -> Layout:
@@ -62,7 +63,12 @@ class Pieces:
             frame = np.where(self.image >= 0, _numbers_within(self.image, item), frame)
         frame = np.where(self.audio >= 0, _last_frames(frame, item, self.video >= 0), frame)
         layout = layout_from_masks(
-            self.video >= 0, self.audio >= 0, image=self.image >= 0, frame=frame, padding=self.padding
+            self.video >= 0,
+            self.audio >= 0,
+            image=self.image >= 0,
+            frame=frame,
+            padding=self.padding,
+            box=self.box,
         )
         return replace(layout, item=item.astype(np.int32))
 

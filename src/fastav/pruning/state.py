@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -27,6 +27,22 @@ BroadcastIndices = Callable[[Tensor], Tensor]  # rank 0's indices, where several
 _MOVED = ("layout", "slots", "valid", "columns", "counts", "groups", "layer_tokens", "signals")
 
 
+class CutRecord(NamedTuple):
+    """One cut of a running prefill, for `PruningState.on_cut`.
+
+    layer, method, is_cache_only: as in `fastav.inspection.Cut`. slots: columns of the tokens that remained before it.
+    is_candidate: whether they compete for its budgets. scores: of its method. is_kept: whether they stay.
+    """
+
+    layer: int
+    method: str
+    is_cache_only: bool
+    slots: Int[Tensor, "batch tokens"]
+    is_candidate: Bool[Tensor, "batch tokens"]
+    scores: Float[Tensor, "batch tokens"]
+    is_kept: Bool[Tensor, "batch tokens"]
+
+
 @dataclass(slots=True, kw_only=True)
 class PruningState:
     """The state of one running prefill of a batch; made by `start`.
@@ -42,7 +58,7 @@ class PruningState:
     layer_tokens: the tokens of each layer so far, whose keys later layers may share. history: (layer, slots) after
     every cut. encoder_scores: attention that audio tokens receive in their encoder, in the order of the prompts.
     groups: selection groups of all tokens, by pools. joined: results of `key_tokens`, with what they join. next_cut:
-    index of the next cut.
+    index of the next cut. on_cut: called with every cut that is made; None for no records.
     """
 
     compiled: CompiledPlan
@@ -66,6 +82,7 @@ class PruningState:
     groups: dict[Pools, SelectionGroups] = field(default_factory=dict[Pools, SelectionGroups])
     joined: dict[Any, tuple[TokenSubset, TokenSubset, TokenSubset]] = field(default_factory=dict[Any, Any])
     next_cut: int = 0
+    on_cut: Callable[[CutRecord], None] | None = None
 
     @classmethod
     def start(
@@ -155,8 +172,10 @@ class PruningState:
             if counts.width == self.slots.shape[1] and not counts.ragged and self.valid is None:
                 continue  # the cut drops nothing
             view = self._view(index, method, hidden, counts.pools)
-            indices, valid = self._select(counts, self._scores(method, view))
+            scores = self._scores(method, view)
+            indices, valid = self._select(counts, scores)
             indices = indices if self.broadcast_indices is None else self.broadcast_indices(indices)
+            self._record(index, method, counts.pools, scores, indices, valid, is_cache_only=False)
             if method.merges:
                 all_valid = torch.ones_like(indices, dtype=torch.bool)
                 hidden = method.merge(view, indices, all_valid if valid is None else valid)
@@ -179,7 +198,39 @@ class PruningState:
         self.move_to(hidden.device)
         index, method = self.compiled.cache_cuts[number]
         counts = self.counts[len(self.compiled.cuts) + number]
-        return self._select(counts, self._scores(method, self._view(index, method, hidden, counts.pools)))
+        scores = self._scores(method, self._view(index, method, hidden, counts.pools))
+        indices, valid = self._select(counts, scores)
+        self._record(index, method, counts.pools, scores, indices, valid, is_cache_only=True)
+        return indices, valid
+
+    def _record(
+        self,
+        layer: int,
+        method: Method,
+        pools: Pools,
+        scores: Float[Tensor, "batch tokens"],
+        indices: Int[Tensor, "batch width"],
+        valid: Bool[Tensor, "batch width"] | None,
+        *,
+        is_cache_only: bool,
+    ) -> None:
+        """Report a cut to `on_cut`.  indices, valid: of the tokens that stay among those that remain."""
+        if self.on_cut is None:
+            return
+        places = indices if valid is None else indices.masked_fill(~valid, scores.shape[1])
+        is_kept = torch.zeros(scores.shape[0], scores.shape[1] + 1, dtype=torch.bool, device=scores.device)
+        group = self._groups(pools).group.gather(1, self.slots)
+        self.on_cut(
+            CutRecord(
+                layer=layer,
+                method=self.compiled.name_of(method),
+                is_cache_only=is_cache_only,
+                slots=self.slots,
+                is_candidate=group < len(pools),
+                scores=scores,
+                is_kept=is_kept.scatter(1, places, True)[:, :-1],
+            )
+        )
 
     def _select(
         self, counts: CutCounts, scores: Float[Tensor, "batch tokens"]

@@ -16,7 +16,7 @@ from fastav import cache_argument
 from fastav.adapter import Transcript
 from fastav.decoding.stopping import Stop
 from fastav.decoding.streaming import Stream
-from fastav.engine import Answer, Conversation, Saving
+from fastav.engine import Answer, Conversation
 from fastav.engines.transformers import guards, saved_cache
 from fastav.engines.transformers.devices import input_device, running_on
 from fastav.engines.transformers.generation.call import Call, checked_call, seeded, until_end
@@ -24,7 +24,7 @@ from fastav.engines.transformers.hooks import prune
 from fastav.engines.transformers.prefetch import on_device
 from fastav.engines.transformers.timing import PeakMemory, Phases
 from fastav.errors import FastAVError, PlanError
-from fastav.flops import kv_bytes, prefill_flops
+from fastav.flops import Saving, kv_bytes, prefill_flops
 from fastav.layout import Layout, Modality
 from fastav.models._official import TOKEN_INPUTS
 from fastav.pruning.compiled import CompiledPlan

@@ -14,24 +14,28 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from fastav.adapter import ModelAdapter, Prepared, PreparedTurn, Transcript, adapter_for, plan_named
+from fastav.decoding.settings import greedy_settings
 from fastav.decoding.stopping import Stop
 from fastav.decoding.streaming import BatchStream
 from fastav.device import resolve_device, validate_attention
-from fastav.engine import Answer, Conversation, Engine, Listener, Prepare, Run, Saving
+from fastav.engine import Answer, Conversation, Engine, Listener, Prepare, Run
 from fastav.engines.transformers import guards, loaded
 from fastav.engines.transformers.conversation import CachedConversation
 from fastav.engines.transformers.devices import input_device, running_on
 from fastav.engines.transformers.generation.call import Call, checked_call, seeded, until_end
 from fastav.engines.transformers.generation.loop import release_steps
 from fastav.engines.transformers.hooks import prune
+from fastav.engines.transformers.inspecting import CutRecorder, token_texts
 from fastav.engines.transformers.prefetch import EncodedBatch, EncoderPrefetcher, on_device
 from fastav.engines.transformers.scoring import forced_logits
 from fastav.engines.transformers.timing import PeakMemory, Phases
 from fastav.engines.transformers.tracing import trace
 from fastav.errors import FastAVError, PlanError
-from fastav.flops import kv_bytes, prefill_flops
+from fastav.flops import Saving, kv_bytes, prefill_flops
 from fastav.formatting import plural
+from fastav.inspection import Inspection
 from fastav.installation import require_packages
+from fastav.layout import Layout
 from fastav.method import Signal
 from fastav.plan import Plan
 from fastav.pruning.compiled import CompiledPlan, compile_plan
@@ -220,6 +224,35 @@ class TransformersEngine(Engine):
             return trace(self.model, compiled, inputs, prepared.layouts[0], alpha)
 
     @torch.inference_mode()
+    def inspect(self, request: Request, plan: Plan) -> Inspection:
+        """Record what every cut of one prefill drops.  The prefill is that of a greedy answer of one token."""
+        compiled, recorder = self._compiled(plan), CutRecorder()
+        call = checked_call({**greedy_settings(), "max_new_tokens": 1, "min_new_tokens": None}, self.generation_config)
+        prepared = self._batch([request], call).prepared
+        layout, tokenizer = prepared.layouts[0], getattr(self.processor, "tokenizer", None)
+        defaults, inputs = self.generation_config, on_device(prepared.inputs, self.model)
+        ids = inputs["input_ids"]
+        arguments = call.arguments(defaults, self.adapter, Stop(tokenizer, ()), None, prompt=ids.shape[1])
+        with (
+            self._answering,
+            guards.patched(self.model, "generation_config", defaults),
+            prune(self.model, compiled, layouts=prepared.layouts) as pruning,
+            pruning.record_cuts(recorder),
+        ):
+            self.model.generate(**inputs, **arguments)  # pyright: ignore[reportCallIssue]
+        flops, cache = self._costs(layout, plan, pruning.tokens()[0])
+        return Inspection(
+            model=self.adapter.name,
+            plan=plan,
+            depth=compiled.depth,
+            layout=layout,
+            cuts=tuple(recorder.cuts),
+            texts=token_texts(tokenizer, ids[0].cpu().numpy(), layout),
+            flops=flops,
+            kv_bytes=cache,
+        )
+
+    @torch.inference_mode()
     def forced_logits(
         self, requests: Sequence[Request], plan: Plan, answers: Sequence[Sequence[int]]
     ) -> tuple[Float[Tensor, "steps vocabulary"], ...]:
@@ -374,10 +407,8 @@ class TransformersEngine(Engine):
         seconds: dict[str, float],
         peak: int | None,
     ) -> Answer:
-        layout, shape = prepared.layouts[row], self.adapter.shape(self.model.config)
-        full = [len(layout)] * shape.layers
-        pruned = [sum(layer.values()) for layer in layer_tokens]
-        stored, itemsize = plan.cache_tokens(layout, shape.layers), self.model.dtype.itemsize
+        layout = prepared.layouts[row]
+        flops, cache = self._costs(layout, plan, layer_tokens)
         tokens, text, is_complete = until_end(ids.tolist(), call, stop)
         return Answer(
             text=text.strip(),
@@ -386,8 +417,19 @@ class TransformersEngine(Engine):
             plan=plan.name or plan.fingerprint,
             prompt_tokens=layout.by_modality(),
             tokens_per_layer=tuple(layer_tokens),
-            flops=Saving(prefill_flops(shape, full), prefill_flops(shape, pruned)),
-            kv_bytes=Saving(kv_bytes(shape, full, itemsize), kv_bytes(shape, stored, itemsize)),
+            flops=flops,
+            kv_bytes=cache,
             seconds=seconds,
             peak_bytes=peak,
+        )
+
+    def _costs(self, layout: Layout, plan: Plan, layer_tokens: Sequence[dict[str, int]]) -> tuple[Saving, Saving]:
+        """FLOPs of a prefill, and bytes of its cache, from the tokens that each layer ran on."""
+        shape = self.adapter.shape(self.model.config)
+        full = [len(layout)] * shape.layers
+        pruned = [sum(layer.values()) for layer in layer_tokens]
+        stored, itemsize = plan.cache_tokens(layout, shape.layers), self.model.dtype.itemsize
+        return (
+            Saving(prefill_flops(shape, full), prefill_flops(shape, pruned)),
+            Saving(kv_bytes(shape, full, itemsize), kv_bytes(shape, stored, itemsize)),
         )

@@ -40,7 +40,7 @@ from fastav.plan import Plan
 from fastav.pruning import decoder_layers
 from fastav.pruning.compiled import CompiledPlan, compile_plan
 from fastav.pruning.rollout import LayerAttention
-from fastav.pruning.state import PruningState
+from fastav.pruning.state import CutRecord, PruningState
 
 _claims = threading.Lock()
 _pruned: WeakSet[nn.Module] = WeakSet()
@@ -261,6 +261,22 @@ class Pruning:
                 stack.enter_context(observe_attention(self._attention(index), pass_on))
             yield
 
+    @contextmanager
+    def record_cuts(self, recorder: Callable[[CutRecord], None]) -> Iterator[None]:
+        """Call `recorder` with every cut of this thread's prefills, in order, while the context lasts.
+
+        A record has columns of the padded prompts, as `slots` has. Cuts that drop nothing are not made.
+        """
+        before, self._local.recorder = self._recorder, recorder
+        try:
+            yield
+        finally:
+            self._local.recorder = before
+
+    @property
+    def _recorder(self) -> Callable[[CutRecord], None] | None:
+        return getattr(self._local, "recorder", None)
+
     # --- checks and hooks
 
     def _check(self) -> None:
@@ -418,6 +434,7 @@ class Pruning:
             layers: list[Any] = cache.layers[: self.compiled.n_kv_layers]
             cached = cached_tokens(layers, batch, past, inputs.get("attention_mask"))
         state = PruningState.start(self.compiled, layouts, length, tokens.device, past=past, cached=cached)
+        state.on_cut = self._recorder
         self._local.history = (state.layout, state.history)
         if turn.scores is not None:
             state.signals[Signal.GIVEN] = _given_scores(turn.scores, batch, length, tokens.device)

@@ -13,13 +13,13 @@ from fastav.decoding.settings import GenerationSettings, resolve_settings
 from fastav.decoding.stopping import Stop
 from fastav.decoding.streaming import Stream
 from fastav.device import validate_dtype
-from fastav.engine import Answer, Engine, Listener, Prepare, Run, Saving, only_listener
+from fastav.engine import Answer, Engine, Listener, Prepare, Run, only_listener
 from fastav.engines.vllm import compat, guards, offline
 from fastav.engines.vllm.guards import PruningConfig
 from fastav.engines.vllm.offline import Generation, Offline
 from fastav.engines.vllm.sampling import sampling_arguments
 from fastav.errors import FastAVError
-from fastav.flops import kv_bytes, prefill_flops
+from fastav.flops import Saving, kv_bytes, prefill_flops
 from fastav.layout import Layout
 from fastav.method import Signal
 from fastav.plan import Plan

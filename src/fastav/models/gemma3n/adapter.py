@@ -1,7 +1,7 @@
 """The adapter of Gemma 3n."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import ceil
+from math import ceil, isqrt
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,6 +14,7 @@ from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
 from fastav.messages import Media
 from fastav.models._adapters import iter_rows, prompt_ids
+from fastav.models._boxes import Boxes, grid_boxes, placed
 from fastav.models._frame_sampling import frame_indices
 from fastav.models._gemma import PIECE, RATE, audio_pieces, gemma_plan, gemma_shape, piece_lengths, token_runs
 from fastav.models._grids import MediaTokens, image_tokens
@@ -104,7 +105,10 @@ class Gemma3nAdapter(OfficialAdapter):
         return image_tokens(config.image_token_id, config.audio_token_id)
 
     def pieces(self, media_tokens: MediaTokens, inputs: Mapping[str, Any]) -> Iterator[Pieces]:
-        """The media tokens of each prompt.  An image or a piece of audio is a run of tokens between marks."""
+        """The media tokens of each prompt.  An image or a piece of audio is a run of tokens between marks.
+
+        The tokens of an image are a square grid over all of it: it is resized to a square.
+        """
         masks = iter_rows(inputs, "input_features_mask")
         for ids in prompt_ids(inputs):
             audio, padding = token_runs(ids == media_tokens.audio), np.zeros(len(ids), bool)
@@ -112,13 +116,15 @@ class Gemma3nAdapter(OfficialAdapter):
                 run = audio == piece
                 if (mask := next(masks, None)) is not None:
                     padding[run] = _silent(mask.astype(bool), int(run.sum()))
+            image = token_runs(ids == media_tokens.image)
             yield Pieces(
                 video=np.full(len(ids), -1),
-                image=token_runs(ids == media_tokens.image),
+                image=image,
                 audio=audio,
                 frame=np.full(len(ids), -1),
                 joins=follows_frame,
                 padding=padding,
+                box=placed(_square_boxes(image), image >= 0),
                 framed_images=True,
             )
 
@@ -157,6 +163,12 @@ class Gemma3nAdapter(OfficialAdapter):
     def encoders(self, model: PreTrainedModel) -> tuple[nn.Module, ...]:
         """The vision and audio towers. Their embedders run for text, too, and are not included."""
         return tuple(model.get_submodule(f"model.{name}") for name in ("vision_tower", "audio_tower"))
+
+
+def _square_boxes(image: Int[np.ndarray, " tokens"]) -> Boxes:
+    """The boxes of the tokens of all images, in order."""
+    counts = np.bincount(image[image >= 0])
+    return np.concatenate([np.zeros((0, 4), np.float32), *(grid_boxes(isqrt(n), isqrt(n)) for n in counts)])
 
 
 def _silent(mask: Bool[np.ndarray, " mels"], tokens: int) -> Bool[np.ndarray, " tokens"]:

@@ -1,11 +1,12 @@
 """The adapter of Gemma 4."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import isqrt
 from typing import Any, ClassVar
 
 import numpy as np
 import transformers
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
@@ -14,6 +15,7 @@ from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
 from fastav.messages import Kind, Media
 from fastav.models._adapters import iter_rows, prompt_ids
+from fastav.models._boxes import grid_boxes
 from fastav.models._gemma import (
     PIECE,
     RATE,
@@ -139,17 +141,19 @@ class Gemma4Adapter(OfficialAdapter):
         Without `VIDEO_FRAMES`, all frames of a prompt are of one video.
         """
         frames_of_videos = (int(n) for n in iter_rows(inputs, VIDEO_FRAMES))
+        of_frames, of_images = iter_rows(inputs, "video_position_ids"), iter_rows(inputs, "image_position_ids")
         for ids in prompt_ids(inputs):
-            run = token_runs(ids == media_tokens.video)
+            run, image = token_runs(ids == media_tokens.video), token_runs(ids == media_tokens.image)
             frames = np.arange(run.max() + 1)
             video_of_frame = pieces_of_lengths(np.ones(len(frames), bool), frames_of_videos)
             start = np.searchsorted(video_of_frame, video_of_frame)
             yield Pieces(
                 video=np.append(video_of_frame, -1)[run],
-                image=token_runs(ids == media_tokens.image),
+                image=image,
                 audio=token_runs(ids == media_tokens.audio),
                 frame=np.append(frames - start, -1)[run],
                 joins=follows_picture,
+                box=np.where((image >= 0)[:, None], _boxes(image, of_images), _boxes(run, of_frames)),
             )
 
     def audio_seconds(
@@ -194,6 +198,25 @@ def attention_by_tower(attention: str) -> dict[str, str]:
     """
     audio = "sdpa" if transformers.Gemma4AudioModel._supports_sdpa else "eager"
     return {"": attention, "text_config": attention, "vision_config": attention, "audio_config": audio}
+
+
+def _boxes(
+    picture: Int[np.ndarray, " tokens"], positions: Iterator[Int[np.ndarray, "patches 2"]]
+) -> Float32[np.ndarray, "tokens 4"]:
+    """The boxes of the tokens of pictures, whose patches are pooled in squares; NaN where patches and tokens differ.
+
+    picture: of each token, -1 for none. positions: column and row of each patch of the next pictures, -1 for padding.
+    """
+    box = np.full((len(picture), 4), np.nan, np.float32)
+    for number in range(picture.max(initial=-1) + 1):
+        if (patches := next(positions, None)) is None:
+            break
+        columns, rows = (int(n) + 1 for n in patches.max(0))
+        member = picture == number
+        side = isqrt(rows * columns // max(1, int(member.sum())))
+        if side and rows // side * (columns // side) == member.sum():
+            box[member] = grid_boxes(rows // side, columns // side)
+    return box
 
 
 def _tokens(settings: Any) -> MediaTokens:

@@ -18,10 +18,11 @@ from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
 from fastav.messages import Kind, Media
 from fastav.models._adapters import iter_rows, prompt_ids, qwen2_shape
+from fastav.models._boxes import Boxes, grid_boxes, placed, with_line_ends
 from fastav.models._checkpoint import HUB_OPTIONS, readable
 from fastav.models._frame_sampling import frame_indices
 from fastav.models._grids import MediaTokens, image_tokens
-from fastav.models._official import CHANNELS_LAST, OfficialAdapter, concatenate, render_chat
+from fastav.models._official import CHANNELS_LAST, PICTURE_SIZES, OfficialAdapter, concatenate, render_chat
 from fastav.models._pieces import Pieces, Sample, follows_frame, pieces_of_lengths
 from fastav.models.phi4_multimodal.lora import merge
 from fastav.plan import Keep, Plan, Tokens
@@ -199,17 +200,15 @@ class Phi4MultimodalAdapter(OfficialAdapter):
         return image_tokens(config.vision_config.image_token_id, config.audio_config.audio_token_id)
 
     def pieces(self, media_tokens: MediaTokens, inputs: Mapping[str, Any]) -> Iterator[Pieces]:
-        """The media tokens of each prompt."""
-        pixels = inputs.get("image_pixel_values")
-        crop = 1 if pixels is None else pixels.shape[-1]
-        images = zip(iter_rows(inputs, "image_sizes"), iter_rows(inputs, "image_attention_mask"), strict=True)
-        paddings = (_image_padding(size, mask, crop) for size, mask in images)
+        """The media tokens of each prompt.  Boxes are known with `PICTURE_SIZES` only."""
+        images = _images(inputs)
         sounds = (int(n) for n in iter_rows(inputs, "audio_embed_sizes"))
         for ids in prompt_ids(inputs):
             is_image, padding = ids == media_tokens.image, np.zeros(len(ids), bool)
-            parts: list[np.ndarray] = []
-            while sum(map(len, parts)) < is_image.sum() and (image_mask := next(paddings, None)) is not None:
-                parts.append(image_mask)
+            parts, boxes = list[np.ndarray](), [np.zeros((0, 4), np.float32)]
+            while sum(map(len, parts)) < is_image.sum() and (image := next(images, None)) is not None:
+                parts.append(image[0])
+                boxes.append(image[1])
             if parts and sum(map(len, parts)) == is_image.sum():
                 padding[is_image] = np.concatenate(parts)
             yield Pieces(
@@ -219,6 +218,7 @@ class Phi4MultimodalAdapter(OfficialAdapter):
                 frame=np.full(len(ids), -1),
                 joins=follows_frame,
                 padding=padding,
+                box=placed(np.concatenate(boxes), is_image),
                 framed_images=bool(parts),
             )
 
@@ -277,12 +277,36 @@ def image_padding(*, rows: int, columns: int, height: int, width: int) -> Bool[n
     return np.concatenate([np.zeros(height * (width + 1) + 1, bool), padding.ravel()])
 
 
-def _image_padding(size: Int[np.ndarray, " 2"], mask: np.ndarray, crop: int) -> Bool[np.ndarray, " tokens"]:
-    """`image_padding` from `image_sizes` and `image_attention_mask`; the mask's first crop is the whole image."""
-    rows, columns = (int(pixels) // crop for pixels in size)
-    is_picture = mask[1 : rows * columns + 1, ::2, ::2].reshape(rows, columns, SIDE, SIDE)
-    height, width = is_picture[:, 0, :, 0].sum(), is_picture[0, :, 0].sum()
-    return image_padding(rows=rows, columns=columns, height=int(height), width=int(width))
+def image_boxes(*, rows: int, columns: int, height: int, width: int, picture: tuple[int, int]) -> Boxes:
+    """The boxes of an image's tokens, in the order of `image_padding`, whose arguments these are.
+
+    picture: height and width of the image before it is scaled to touch two sides of the crops; the rest, at the bottom
+    or on the right, is white.
+    """
+    scale = min(rows / picture[0], columns / picture[1])  # crops per pixel
+    past = rows / (scale * picture[0]), columns / (scale * picture[1])  # what all crops show, in pictures
+    high, wide = height / (rows * SIDE) * past[0], width / (columns * SIDE) * past[1]
+    crops = with_line_ends(grid_boxes(height, width, height=high, width=wide), height)
+    whole = with_line_ends(grid_boxes(SIDE, SIDE, height=past[0], width=past[1]), SIDE)
+    return np.concatenate([crops, np.full((1, 4), np.nan, np.float32), whole])
+
+
+def _images(inputs: Mapping[str, Any]) -> Iterator[tuple[Bool[np.ndarray, " tokens"], Boxes]]:
+    """Of each image: `image_padding` and `image_boxes`, from `image_sizes` and `image_attention_mask`.
+
+    The mask's first crop is the whole image. Boxes are NaN without `PICTURE_SIZES`.
+    """
+    pixels = inputs.get("image_pixel_values")
+    crop, pictures = 1 if pixels is None else pixels.shape[-1], iter(inputs.get(PICTURE_SIZES, ()))
+    for size, mask in zip(iter_rows(inputs, "image_sizes"), iter_rows(inputs, "image_attention_mask"), strict=True):
+        rows, columns = (int(pixels) // crop for pixels in size)
+        is_picture = mask[1 : rows * columns + 1, ::2, ::2].reshape(rows, columns, SIDE, SIDE)
+        height, width = int(is_picture[:, 0, :, 0].sum()), int(is_picture[0, :, 0].sum())
+        padding = image_padding(rows=rows, columns=columns, height=height, width=width)
+        boxes = np.full((len(padding), 4), np.nan, np.float32)
+        if (picture := next(pictures, None)) is not None:
+            boxes = image_boxes(rows=rows, columns=columns, height=height, width=width, picture=picture)
+        yield padding, boxes
 
 
 def _with_audio_mask(inputs: Mapping[str, Any]) -> dict[str, Any]:

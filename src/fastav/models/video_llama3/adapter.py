@@ -5,11 +5,12 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float32, Int
 from torch import nn
 from transformers import PreTrainedModel
 
 from fastav.models._adapters import iter_rows, prompt_ids, to_numpy
+from fastav.models._boxes import grid_boxes, placed
 from fastav.models._grids import Grids, MediaTokens
 from fastav.models._pieces import Pieces, pieces_of_lengths, sounds_touch
 from fastav.models._video_only import VideoOnlyAdapter
@@ -74,23 +75,21 @@ class VideoLlama3Adapter(VideoOnlyAdapter):
 
     def pieces(self, media_tokens: MediaTokens, inputs: Mapping[str, Any]) -> Iterator[Pieces]:
         """The media tokens of each prompt of a batch, from the arguments of `forward` alone."""
-        videos, images = _video_frames(inputs), iter_rows(inputs, "image_grid_thw")
-        merges = iter_rows(inputs, "image_merge_sizes")
-        image_lengths = (int(np.prod(grid)) // int(next(merges)) ** 2 for grid in images)
+        videos, images = _videos(inputs), _grids(inputs, "image")
         for ids in prompt_ids(inputs):
-            is_video = ids == media_tokens.video
-            parts: list[np.ndarray] = []
-            while sum(map(len, parts)) < is_video.sum() and (frames := next(videos, None)) is not None:
-                parts.append(frames)
+            is_video, is_image = ids == media_tokens.video, ids == media_tokens.image
+            frames, video_boxes = _parts(videos, int(is_video.sum()))
+            image_parts, image_boxes = _parts(images, int(is_image.sum()))
             frame = np.full(len(ids), -1)
-            if parts and sum(map(len, parts)) == is_video.sum():
-                frame[is_video] = np.concatenate(parts)
+            if frames and sum(map(len, frames)) == is_video.sum():
+                frame[is_video] = np.concatenate(frames)
             yield Pieces(
-                video=pieces_of_lengths(is_video, iter(map(len, parts))),
-                image=pieces_of_lengths(ids == media_tokens.image, image_lengths),
+                video=pieces_of_lengths(is_video, iter(map(len, frames))),
+                image=pieces_of_lengths(is_image, iter(map(len, image_parts))),
                 audio=np.full(len(ids), -1),
                 frame=frame,
                 joins=sounds_touch,
+                box=np.where(is_image[:, None], placed(image_boxes, is_image), placed(video_boxes, is_video)),
             )
 
     def encoders(self, model: PreTrainedModel) -> tuple[nn.Module, ...]:
@@ -98,12 +97,33 @@ class VideoLlama3Adapter(VideoOnlyAdapter):
         return model.get_submodule("model.vision_model"), model.get_submodule("model.projector")
 
 
-def _video_frames(inputs: Mapping[str, Any]) -> Iterator[Int[np.ndarray, " remaining"]]:
-    """Of each video: the frame of each token that remains after compression."""
+FramesAndBoxes = tuple[Int[np.ndarray, " tokens"], Float32[np.ndarray, "tokens 4"]]
+
+
+def _videos(inputs: Mapping[str, Any]) -> Iterator[FramesAndBoxes]:
+    """Of each video: frame and box of each token that remains after compression."""
     mask, start = inputs.get("video_compression_mask"), 0
     mask = None if mask is None else to_numpy(mask)
-    for grid, merge in zip(iter_rows(inputs, "video_grid_thw"), iter_rows(inputs, "video_merge_sizes"), strict=True):
-        time, height, width = (int(n) for n in grid)
-        frame = np.repeat(np.arange(time), height * width // int(merge) ** 2)
-        yield frame if mask is None else frame[mask[start : start + len(frame)]]
+    for frame, box in _grids(inputs, "video"):
+        remaining = slice(None) if mask is None else mask[start : start + len(frame)]
+        yield frame[remaining], box[remaining]
         start += len(frame)
+
+
+def _grids(inputs: Mapping[str, Any], kind: str) -> Iterator[FramesAndBoxes]:
+    """Frame and box of each token of each grid.  kind: `video` or `image`."""
+    sizes = zip(iter_rows(inputs, f"{kind}_grid_thw"), iter_rows(inputs, f"{kind}_merge_sizes"), strict=True)
+    for (time, height, width), merge in sizes:
+        shown = grid_boxes(int(height // merge), int(width // merge))
+        yield np.repeat(np.arange(time), len(shown)), np.tile(shown, (int(time), 1))
+
+
+def _parts(
+    media: Iterator[FramesAndBoxes], tokens: int
+) -> tuple[list[Int[np.ndarray, " _"]], Float32[np.ndarray, "boxes 4"]]:
+    """The frames of the next media with so many tokens, by medium, and the boxes of all."""
+    frames, boxes = list[np.ndarray](), [np.zeros((0, 4), np.float32)]
+    while sum(map(len, frames)) < tokens and (one := next(media, None)) is not None:
+        frames.append(one[0])
+        boxes.append(one[1])
+    return frames, np.concatenate(boxes)

@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, ProcessorMixin
 from fastav.adapter import VllmInputs
 from fastav.layout import Layout, Modality
 from fastav.models._adapters import preset_plans, to_numpy
+from fastav.models._boxes import Boxes, grid_boxes, with_line_ends
 from fastav.models._native import NativeAdapter
 from fastav.models._native_processing import shown_whole
 from fastav.models._whisper import COLUMNS, HOP, PIECE_SECONDS, RATE, pieces
@@ -56,9 +57,11 @@ class VideoSalmonn2Adapter(NativeAdapter):
         """What vLLM is given for a request: the clip as it is."""
         return shown_whole(processor, request)
 
-    def step_tokens(self, scheme: Scheme, inputs: Mapping[str, Any]) -> Iterator[int]:
-        """A frame is one step."""
-        return repeat(scheme.frame_tokens)
+    def step_boxes(self, scheme: Scheme, inputs: Mapping[str, Any]) -> Iterator[Boxes]:
+        """A frame is one step. Newlines show nothing, and pixels and patches that fill no patch or token have none."""
+        side, shown = scheme.side_tokens, scheme.side_tokens * scheme.pool_stride * scheme.patch_size
+        share = shown / scheme.image_size
+        return repeat(with_line_ends(grid_boxes(side, side, height=share, width=share), side))
 
     def silence(self, scheme: Scheme, inputs: Mapping[str, Any]) -> Bool[np.ndarray, "sounds tokens"]:
         """Of each audio placeholder of the batch by itself, since tokens may be repeated."""

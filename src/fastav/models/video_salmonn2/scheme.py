@@ -49,10 +49,14 @@ class Scheme:
         return round(self.max_time * self.video_fps)
 
     @property
+    def side_tokens(self) -> int:
+        """Tokens a side of a frame, without newlines."""
+        return self.image_size // self.patch_size // self.pool_stride
+
+    @property
     def frame_tokens(self) -> int:
         """Tokens of a frame: its pooled patches, and a newline after each row of them."""
-        side = self.image_size // self.patch_size // self.pool_stride
-        return side * (side + 1)
+        return self.side_tokens * (self.side_tokens + 1)
 
     @property
     def window(self) -> int:

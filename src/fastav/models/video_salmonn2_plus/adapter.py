@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 
 from fastav.layout import Layout, Modality
 from fastav.models._adapters import preset_plans, to_numpy
+from fastav.models._boxes import Boxes, grid_boxes
 from fastav.models._native import NativeAdapter, repeated
 from fastav.models._whisper import COLUMNS, RATE
 from fastav.models.video_salmonn2_plus.configuration import VideoSalmonn2PlusConfig
@@ -47,11 +48,11 @@ class VideoSalmonn2PlusAdapter(NativeAdapter):
     prefix = 15  # the system message, the start of the user's, and of the vision block
     encoder_names = ("visual", "audio")
 
-    def step_tokens(self, scheme: Scheme, inputs: Mapping[str, Any]) -> Iterator[int]:
+    def step_boxes(self, scheme: Scheme, inputs: Mapping[str, Any]) -> Iterator[Boxes]:
         """Two frames are one step, whose size depends on the frames'."""
         sizes = inputs.get("video_grid_thw")
         for _, height, width in [] if sizes is None else to_numpy(sizes).tolist():
-            yield height * width // scheme.merge**2
+            yield grid_boxes(height // scheme.merge, width // scheme.merge)
 
     def silence(self, scheme: Scheme, inputs: Mapping[str, Any]) -> Bool[np.ndarray, "sounds tokens"]:
         """A token is padding if no column of its half second holds sound."""

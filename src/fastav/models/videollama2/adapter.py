@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from fastav.adapter import AudioAttention, VllmInputs
 from fastav.layout import Layout, Modality
 from fastav.models._adapters import preset_plans, to_numpy
+from fastav.models._boxes import Boxes, grid_boxes
 from fastav.models._native import NativeAdapter, repeated
 from fastav.models._native_processing import shown_whole
 from fastav.models.videollama2.beats import Beats, BeatsAttention
@@ -55,9 +56,10 @@ class VideoLlama2Adapter(NativeAdapter):
         """BEATs' attention; each of its tokens is one of the prompt's."""
         return BeatsLastAttention()
 
-    def step_tokens(self, scheme: Scheme, inputs: Mapping[str, Any]) -> Iterator[int]:
-        """Two merged frames are one step."""
-        return repeat(scheme.pair_tokens)
+    def step_boxes(self, scheme: Scheme, inputs: Mapping[str, Any]) -> Iterator[Boxes]:
+        """Two merged frames are one step. Pixels and patches that fill no patch or token have none."""
+        side, shown = scheme.side_tokens, scheme.side_tokens * MERGE * scheme.patch_size / scheme.image_size
+        return repeat(grid_boxes(side, side, height=shown, width=shown))
 
     def silence(self, scheme: Scheme, inputs: Mapping[str, Any]) -> Bool[np.ndarray, "sounds tokens"]:
         """A token is padding if no row of its patch holds sound."""

@@ -58,9 +58,14 @@ class Scheme:
         return times * frequencies
 
     @property
+    def side_tokens(self) -> int:
+        """Tokens a side of two merged frames."""
+        return self.image_size // self.patch_size // MERGE
+
+    @property
     def pair_tokens(self) -> int:
         """Tokens of two merged frames."""
-        return (self.image_size // self.patch_size // MERGE) ** 2
+        return self.side_tokens**2
 
     def video_tokens(self, frames: int) -> int:
         """Tokens of a video of this many frames; a last odd frame is left out."""
