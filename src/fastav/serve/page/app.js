@@ -13,7 +13,7 @@ const SIDES = ["left", "right"];
 
 let model = null; // an entry of /v1/models
 let hasKey = false;
-let run = null; // {clip, question, maxTokens, answers: {left, right}, side}: the question that is shown
+let run = null; // {clip, question, maxTokens, answers: {left, right}, side, layer}: the question that is shown
 let work = null; // the AbortController of the question under way
 let drawn = null; // what FastavViewer.mount returned, and of which inspection
 let language = "python";
@@ -260,13 +260,17 @@ function showPlaceholder(sentence, loading = false) {
 /** The layer stays when the other side of the same run is chosen, so that one sees the difference. */
 function showViewer(inspection, fresh) {
   if (drawn && drawn.inspection === inspection) return;
-  const layer = drawn && drawn.run === run ? drawn.mounted.layer : undefined;
+  const { layer } = run;
   clearViewer();
   at("viewer").setAttribute("aria-busy", "false");
   const title = `plan ${inspection.plan} · ${inspection.question}`;
   const mounted = viewer.mount(at("viewer"), inspection, { layer, autoplay: fresh && layer === undefined, title });
   drawn = { inspection, mounted, run };
 }
+
+at("viewer").addEventListener("fastav:layer", (event) => {
+  if (drawn) drawn.run.layer = event.detail.layer;
+});
 
 // ------------------------------------------------------------------ history, report, code
 

@@ -4,7 +4,7 @@ const TYPES = ["video/webm", "video/mp4", "audio/webm", "audio/mp4"];
 
 /** Why this browser cannot record here, as a sentence; empty if it can. */
 export function whyNotRecord() {
-  if (!globalThis.isSecureContext) return "Browsers record only on secure pages: open this page as http://localhost, or over https.";
+  if (!globalThis.isSecureContext) return "Browsers record only on secure pages: open this page at the address localhost, or over https.";
   if (!navigator.mediaDevices || !globalThis.MediaRecorder) return "This browser cannot record. Choose a file in its place.";
   return "";
 }
