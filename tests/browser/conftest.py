@@ -1,7 +1,7 @@
 """A headless browser, and a server to open in it.
 
-FASTAV_PAGE_URL: a server that runs already. FASTAV_CHROMIUM: the browser's program; else Chromium from the PATH, else the
-one that `playwright install chromium` installed.
+FASTAV_PAGE_URL: a server that runs already. FASTAV_CHROMIUM: the browser's program; else Chromium from the PATH, else
+the one that `playwright install chromium` installed.
 """
 
 import os
@@ -18,6 +18,8 @@ sync_api = pytest.importorskip("playwright.sync_api")
 
 SERVE = ("from fastav.cli import main; main()", "serve", "tiny-long", "--port", "0")
 ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+")
+# a camera and a microphone that the browser makes up; a test that wants none denies them
+ARGUMENTS = ["--no-sandbox", "--use-fake-device-for-media-stream"]
 PATIENCE = 30_000  # milliseconds for an answer of the embedded model on a busy machine
 
 
@@ -55,7 +57,7 @@ def browser():
     program = os.environ.get("FASTAV_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     with sync_api.sync_playwright() as playwright:
         try:
-            browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+            browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
         except sync_api.Error as error:
             pytest.skip(f"no Chromium: {error.message.splitlines()[0]}")
         yield browser
@@ -68,13 +70,17 @@ def open_tab(browser):
     contexts, problems = [], []
 
     def opened(**options):
-        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce", **options})
+        context = browser.new_context(
+            **{"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce", **options}
+        )
         contexts.append(context)
         tab = context.new_page()
         tab.set_default_timeout(PATIENCE)
         tab.on("pageerror", lambda error: problems.append(str(error)))
         # the browser also logs every answer of the server that is no success, which tests bring about
-        tab.on("console", lambda m: problems.append(m.text) if m.type == "error" and "status of" not in m.text else None)
+        tab.on(
+            "console", lambda m: problems.append(m.text) if m.type == "error" and "status of" not in m.text else None
+        )
         return tab
 
     yield opened

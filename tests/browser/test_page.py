@@ -61,7 +61,7 @@ def test_an_uploaded_clip_is_answered_with_two_plans(page):
         assert all(name in costs for name in ("time", "prefill", "KV cache", "tokens"))
     assert page.locator("#left-plan").input_value() == "none"
     assert _text(page, "#badge") in ("same answer", "answers differ")
-    assert re.search(r"0\.\d\d×", _text(page, "#gains"))
+    assert re.search(r"0\.\d\d\u00d7", _text(page, "#gains"))
     assert _visible_alerts(page) == []
 
 
@@ -179,9 +179,11 @@ def test_everything_works_with_the_keyboard(page):
 
 
 def test_every_control_has_a_name(page):
-    nameless = page.evaluate("""() => [...document.querySelectorAll('button, input, select, textarea')].filter((element) =>
-        !(element.textContent.trim() || element.getAttribute('aria-label') || (element.labels && element.labels.length)))
-        .map((element) => element.outerHTML)""")
+    nameless = page.evaluate("""() => {
+        const named = (element) => element.textContent.trim() || element.ariaLabel || element.labels?.length;
+        const controls = [...document.querySelectorAll('button, input, select, textarea')];
+        return controls.filter((element) => !named(element)).map((element) => element.outerHTML);
+    }""")
     assert nameless == []
 
 
@@ -211,7 +213,8 @@ def test_the_report_opens_without_a_server(page, open_tab, tmp_path):
         page.click("#report")
     path = tmp_path / "report.html"
     download.value.save_as(path)
-    assert "{{" not in path.read_text() and "http://" not in path.read_text().replace(page.url, "")
+    assert "{{" not in path.read_text()
+    assert "http://" not in path.read_text().replace(page.url, "")
 
     report = open_tab(offline=True)
     report.goto(path.as_uri())
@@ -258,8 +261,12 @@ def test_errors_are_shown_where_their_cause_is(page):
 
 
 def test_a_busy_server_tells_when_to_try_again(page):
-    body = json.dumps({"error": {"message": "The server is busy.", "type": "server_error", "param": None, "code": None}})
-    page.route("**/v1/chat/completions", lambda route: route.fulfill(status=503, headers={"Retry-After": "7"}, body=body))
+    body = json.dumps(
+        {"error": {"message": "The server is busy.", "type": "server_error", "param": None, "code": None}}
+    )
+    page.route(
+        "**/v1/chat/completions", lambda route: route.fulfill(status=503, headers={"Retry-After": "7"}, body=body)
+    )
     _choose_example(page)
     page.click("#ask")
     page.wait_for_selector("#ask-error:visible")
@@ -314,13 +321,37 @@ def test_the_code_asks_the_same(page):
     page.fill("#right-custom", '{"name": "mine", "steps": [], "cache_only": false}')
     code = _text(page, "#code")
     compile(code, "code", "exec")
-    assert "False" in code and r'is it \"red\", or isn' in code
+    assert "False" in code
+    assert r"is it \"red\", or isn" in code
     page.locator("#languages label", has_text="curl").click()
-    assert "curl -s" in _text(page, "#code") and "isn'\\''t" in _text(page, "#code")
+    assert "curl -s" in _text(page, "#code")
+    assert "isn'\\''t" in _text(page, "#code")
 
 
-def test_recording_without_a_camera_says_what_to_do(page):
+def test_a_recording_is_a_clip(open_tab, address):
+    page = open_tab(permissions=["camera", "microphone"])
+    page.goto(address)
+    page.wait_for_selector("#examples button")
+    page.click("#record")
+    page.locator("#record-text", has_text="Stop, 1.").wait_for()
+    assert page.locator("#video").is_visible()
+    page.click("#record")
+    page.locator("#clip-name", has_text="recording.").wait_for()
+    _ask(page, "what sound do you hear?")
+    assert _text(page, "#right .text")
+
+
+def test_recording_without_permission_says_what_to_do(page):
+    page.evaluate("""() => {
+        navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('no', 'NotAllowedError') };
+    }""")
     page.click("#record")
     page.wait_for_selector("#clip-error:visible")
-    assert "camera" in _text(page, "#clip-error")
-    assert page.locator("#record-text").inner_text() == "Record"
+    assert "not allowed to use camera and microphone" in _text(page, "#clip-error")
+    assert _text(page, "#record-text") == "Record"
+
+
+def test_recording_needs_a_browser_that_can(page):
+    page.evaluate("delete window.MediaRecorder")
+    page.click("#record")
+    assert _text(page, "#clip-error") == "This browser cannot record. Choose a file in its place."

@@ -17,9 +17,7 @@ class Prompt:
 
     def __init__(self, layers):
         self.layers = layers
-        self.tokens = {
-            name: [] for name in ("modality", "item", "frame", "second", "box", "padding", "text", "layers")
-        }
+        self.tokens = {name: [] for name in ("modality", "item", "frame", "second", "box", "padding", "text", "layers")}
         self.items, self.cuts = [], []
 
     def add(self, modality, *, item=-1, frame=-1, second=None, box=None, text=None):
@@ -36,9 +34,7 @@ class Prompt:
     def clip(self, kind, *, frames=0, grid=2, boxes=True, sound=0, seconds=True, waveform=True):
         item = len(self.items)
         modality = "image" if kind == "image" else "video"
-        shown = [
-            {"frame": f, "second": f / 2, "width": 16, "height": 9, "uri": PIXEL} for f in range(frames)
-        ]
+        shown = [{"frame": f, "second": f / 2, "width": 16, "height": 9, "uri": PIXEL} for f in range(frames)]
         for f in range(frames):
             for row in range(grid):
                 for column in range(grid):
@@ -100,7 +96,7 @@ def mount(open_tab):
         css, js = ((REPORT / name).read_text() for name in ("viewer.css", "viewer.js"))
         tab.set_content(f"<!DOCTYPE html><style>{css}</style><div id='here'></div><script>{js}</script>")
         tab.evaluate(
-            "([inspection, options]) => { window.viewer = FastavViewer.mount(document.getElementById('here'), inspection, options) }",
+            "([inspection, options]) => { window.viewer = FastavViewer.mount(here, inspection, options) }",
             [prompt.inspection(), options or {}],
         )
         return tab

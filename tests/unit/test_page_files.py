@@ -21,7 +21,10 @@ def test_no_file_refers_to_another_host(file):
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_no_file_makes_html_or_code_from_text(file):
-    assert re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", file.read_text()) == []
+    assert (
+        re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", file.read_text())
+        == []
+    )
 
 
 def test_every_file_that_the_page_loads_exists():
@@ -29,7 +32,8 @@ def test_every_file_that_the_page_loads_exists():
     loaded = re.findall(r"/static/([\w.]+)", html)
     modules = [name for file in PAGE.glob("*.js") for name in re.findall(r'from "\./([\w.]+)"', file.read_text())]
     served = {file.name for file in FILES}
-    assert loaded and modules
+    assert loaded
+    assert modules
     assert {*loaded, *modules} <= served
 
 
@@ -46,5 +50,8 @@ def test_the_reports_template_has_each_of_its_markers_once():
 
 def test_what_goes_into_the_report_cannot_end_its_script():
     script, style = ((PACKAGE / "report" / name).read_text() for name in ("viewer.js", "viewer.css"))
-    assert "</script" not in script and "<!--" not in script and "{{" not in script
-    assert "</style" not in style and "{{" not in style
+    assert "</script" not in script
+    assert "<!--" not in script
+    assert "{{" not in script
+    assert "</style" not in style
+    assert "{{" not in style

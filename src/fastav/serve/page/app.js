@@ -358,6 +358,15 @@ fillSwitch(at("languages"), "language", [["python", "Python"], ["curl", "curl"]]
   drawCode();
 });
 
+/** The history is beside the answers where there is room, else below them, in the order of reading too. */
+function placeHistory() {
+  if (wide.matches) at("aside").append(at("history-section"));
+  else at("content").insertBefore(at("history-section"), at("code-section"));
+}
+
+const wide = matchMedia("(min-width: 960px)"); // as in app.css
+wide.addEventListener("change", placeHistory);
+placeHistory();
 startTheme(at("theme"));
 drawCode();
 start();
