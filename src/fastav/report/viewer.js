@@ -56,10 +56,18 @@ globalThis.FastavViewer = (() => {
     return size !== 0 && (size < 0.001 || size >= 1e5) ? value.toExponential(2) : Number(value.toPrecision(4)).toString();
   }
 
+  /** What of a word is compared: not its punctuation, unless that is all by which the texts differ. */
+  function wordKey(a, b, same) {
+    const bare = (word) => word.trim().replace(/[.,;:!?]+$/, "");
+    const differ = !same && a.map(bare).join(" ") !== b.map(bare).join(" ");
+    return differ ? bare : (word) => word.trim();
+  }
+
   /** The words of two texts, each with whether it is in both, by their longest common subsequence. */
   function compareTexts(left, right) {
     const a = left.match(/\s*\S+/g) || [], b = right.match(/\s*\S+/g) || [];
-    const key = (word) => word.trim();
+    const same = left.trim() === right.trim();
+    const key = wordKey(a, b, same);
     const longest = Array.from({ length: a.length + 1 }, () => new Uint16Array(b.length + 1));
     for (let i = a.length - 1; i >= 0; i--) {
       for (let j = b.length - 1; j >= 0; j--) {
@@ -77,7 +85,7 @@ globalThis.FastavViewer = (() => {
       }
     }
     const words = (list, marks) => list.map((text, i) => ({ text, same: marks[i] }));
-    return { same: left.trim() === right.trim(), left: words(a, inBoth[0]), right: words(b, inBoth[1]) };
+    return { same, left: words(a, inBoth[0]), right: words(b, inBoth[1]) };
   }
 
   /** Write words of `compareTexts` into an element, with those marked that the other text lacks. */
@@ -125,7 +133,7 @@ globalThis.FastavViewer = (() => {
   function palette(element) {
     const style = getComputedStyle(element);
     const colour = (name) => style.getPropertyValue(`--fv-${name}`).trim();
-    return Object.fromEntries([...ORDER, "off", "paper", "soft"].map((name) => [name, colour(name)]));
+    return Object.fromEntries([...ORDER, "off", "hatch"].map((name) => [name, colour(name)]));
   }
 
   const reducedMotion = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
@@ -265,14 +273,13 @@ globalThis.FastavViewer = (() => {
     return text.replace(/\r?\n/g, "⏎").replace(/\t/g, "⇥").replace(/^ +$/, "␣").trim();
   }
 
+  /** The share of tokens that a layer keeps, in its cache too. */
   function shareOf(tokens, states) {
     if (!tokens.length) return 0;
     let kept = 0;
-    for (const token of tokens) kept += states[token] / KEPT;
+    for (const token of tokens) if (states[token] === KEPT) kept += 1;
     return kept / tokens.length;
   }
-
-  const keptOf = (tokens, states) => tokens.reduce((n, token) => n + (states[token] !== DROPPED ? 1 : 0), 0);
 
   // ---------------------------------------------------------------- views: each draws some tokens
   //
@@ -432,7 +439,7 @@ globalThis.FastavViewer = (() => {
       for (let bin = 0; bin < low.length; bin++) {
         const groups = this.binGroups[bin];
         const lit = groups ? groups.reduce((sum, group) => sum + group.share, 0) / groups.length : 0;
-        if (lit < 1) draw(bin, colours.off, 1);
+        if (lit < 1) draw(bin, colours.hatch, 1);
         if (lit > 0) draw(bin, colours.audio, Math.max(lit, 0.25));
       }
       context.globalAlpha = 1;
@@ -578,7 +585,7 @@ globalThis.FastavViewer = (() => {
   function mediaMark(data, start, end) {
     const counts = new Map();
     for (let token = start; token < end; token++) counts.set(data.name(token), (counts.get(data.name(token)) || 0) + 1);
-    const parts = [...counts].flatMap(([name, n]) => [swatch(name), `${count(n)} ${name} `]);
+    const parts = [...counts].flatMap(([name, n]) => [swatch(name), make("span", { text: `${count(n)} ${name}` })]);
     return make("span", { name: "fv-mark", children: parts });
   }
 
@@ -670,7 +677,7 @@ globalThis.FastavViewer = (() => {
       });
       this.slider = make("input", { type: "range", min: "0", max: String(data.layers - 1), step: "1", "aria-label": "Layer" });
       this.slider.addEventListener("input", () => onLayer(Number(this.slider.value)));
-      const scale = make("div", { name: "fv-scale", "aria-hidden": "true", children: [make("span", { text: `${count(data.size)} tokens in the prompt` })] });
+      const scale = make("div", { name: "fv-scale", "aria-hidden": "true", text: `tokens per layer, of ${count(data.size)} in the prompt` });
       this.element = make("div", { name: "fv-bars", children: [scale, this.bars, this.slider, this._ticks()] });
       this.element.style.setProperty("--fv-layers", data.layers);
     }
@@ -698,7 +705,7 @@ globalThis.FastavViewer = (() => {
       const every = [1, 2, 4, 5, 8, 10, 16, 20].find((step) => layers / step <= 9) || 25;
       const ticks = [];
       for (let layer = 0; layer < layers; layer += every) {
-        const tick = make("span", { text: layer === 0 ? "layer 0" : String(layer) });
+        const tick = make("span", { text: String(layer) });
         tick.style.left = `${((layer + 0.5) / layers) * 100}%`;
         ticks.push(tick);
       }
@@ -788,7 +795,7 @@ globalThis.FastavViewer = (() => {
       });
       entries.push(make("li", { name: "fv-key", children: [make("i", { name: "fv-swatch fv-offkey", "aria-hidden": "true" }), make("span", { text: "dropped" })] }));
       if (this.data.cuts.some((cut) => cut.cache_only)) {
-        entries.push(make("li", { name: "fv-key", children: [make("i", { name: "fv-swatch fv-palekey", "aria-hidden": "true" }), make("span", { text: "runs, not in this layer’s cache" })] }));
+        entries.push(make("li", { name: "fv-key", children: [make("i", { name: "fv-swatch fv-palekey", "aria-hidden": "true" }), make("span", { text: "runs, but is not in this layer’s cache" })] }));
       }
       return make("ul", { name: "fv-legend", children: entries });
     }
@@ -900,9 +907,9 @@ globalThis.FastavViewer = (() => {
       const cache = row.cachedTotal < row.total ? ` · ${count(row.cachedTotal)} in its KV cache` : "";
       this.headline.replaceChildren(
         make("span", { name: "fv-layer", text: `layer ${this.layer}` }), make("b", { text: count(row.total) }),
-        make("span", { text: ` of ${plural(this.data.size, "token")} remain${cache}` }), make("em", { text: share(row.total / Math.max(1, this.data.size)) }),
+        make("span", { text: ` of ${plural(this.data.size, "token")} remain${cache}` }), make("em", { text: share(row.cachedTotal / Math.max(1, this.data.size)) }),
       );
-      for (const [modality, value] of this.legendValues) value.textContent = count(row.runs[modality]);
+      for (const [modality, value] of this.legendValues) value.textContent = count(row.cached[modality]);
       if (this.timer === null) this.spoken.textContent = sentence; // a layer every few moments would drown a reader
     }
 
