@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from fastav.adapter import ModelAdapter
+from fastav.adapter import ModelAdapter, Prepared
 from fastav.errors import FastAVError, UnsupportedModel, UnsupportedPlan
 from fastav.flops import Saving
 from fastav.formatting import brief_repr, plural
@@ -162,7 +162,16 @@ class Run(Protocol):
         ...
 
 
-Prepare = Callable[[Sequence[Request]], Run]
+@runtime_checkable
+class Prepare(Protocol):
+    """Prepares a batch.  prepared: what `ModelAdapter.prepare` gives for these requests, if that has been done.
+
+    Raises: as `Engine.generate`.
+    """
+
+    def __call__(self, requests: Sequence[Request], prepared: Prepared | None = None) -> Run:
+        """A function that answers the batch."""
+        ...
 
 
 def only_listener(listeners: Sequence[Listener]) -> Listener:
@@ -308,7 +317,7 @@ class Engine(ABC):
         Raises: PlanError, UnsupportedPlan for a plan or settings with which no request can be answered.
         """
 
-        def prepare(requests: Sequence[Request]) -> Run:
+        def prepare(requests: Sequence[Request], prepared: Prepared | None = None) -> Run:
             def run(listeners: Sequence[Listener] = ()) -> tuple[Answer, ...]:
                 one = only_listener(listeners)
                 return self.generate(requests, plan, on_text=one.on_text, cancellation=one.cancellation, **settings)

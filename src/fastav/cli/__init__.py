@@ -24,6 +24,7 @@ from fastav.cli import (
     recipes,
     report,
     run,
+    serve,
     serve_config,
     verify,
 )
@@ -63,7 +64,7 @@ COMMANDS = {
         "bench": bench.bench,
     },
     "Derive a plan from your own clips": {"calibrate": calibrate.calibrate, "report": report.report},
-    "Serve": {"serve-config": serve_config.serve_config},
+    "Serve": {"serve": serve.serve, "serve-config": serve_config.serve_config},
 }
 for heading, commands in COMMANDS.items():
     for name, command in commands.items():

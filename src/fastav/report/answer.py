@@ -27,16 +27,19 @@ def answer_report(runs: Sequence[Mapping[str, Any]]) -> str:
         "runs": list(runs),
     }
     text = json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    page = _file("answer.html")
-    for marker, content in (
-        ("/*{{css}}*/", _file("viewer.css")),
-        ("/*{{js}}*/", _file("viewer.js")),
-        ("{{data}}", text),  # last, so that no text of a user is taken for a marker
-    ):
-        before, found, after = page.partition(marker)
-        assert found, f"the template has no {marker}"
-        page = before + content + after
-    return page
+    return _filled(template(), "{{data}}", text)
+
+
+def template() -> str:
+    """The page without its data, for which it has the mark `{{data}}`."""
+    page = _filled(_file("answer.html"), "/*{{css}}*/", _file("viewer.css"))
+    return _filled(page, "/*{{js}}*/", _file("viewer.js"))
+
+
+def _filled(page: str, mark: str, content: str) -> str:
+    before, found, after = page.partition(mark)
+    assert found, f"the template has no {mark}"
+    return before + content + after
 
 
 def run_of(inspection: Mapping[str, Any], answer: Answer) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from itertools import pairwise
 from typing import Any
@@ -22,16 +22,22 @@ MAX_FRAMES, WIDTH, QUALITY = 64, 320, 72  # pictures of an item, their width in 
 WAVEFORM_BINS, RATE = 800, 16_000
 
 
-def to_json(inspection: Inspection, request: Request, *, pictures: bool = True) -> dict[str, Any]:
+def to_json(
+    inspection: Inspection,
+    request: Request,
+    *,
+    pictures: bool = True,
+    items: Sequence[Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
     """An inspection as a JSON object, for `fastav run --report` and `POST /v1/inspect` (docs/inspect.md).
 
     request: the one that was inspected. Its clips are decoded again for pictures of the frames that tokens show: at
     most 64 of an item, evenly spread, in which case its `frames_shown` has their number and that of all. pictures:
-    without them, no media are decoded, frames have no `uri`, and sounds have no `waveform`.
+    without them, no media are decoded, frames have no `uri`, and sounds have no `waveform`. items: what `items_json`
+    gave for this request, if it has been called.
     Raises: UnreadableMedia for clips that cannot be decoded any more.
     """
     layout = inspection.layout
-    frame = _frames(layout)
     return {
         "schema": SCHEMA,
         "model": inspection.model,
@@ -43,7 +49,7 @@ def to_json(inspection: Inspection, request: Request, *, pictures: bool = True) 
         "tokens": {
             "modality": layout.modality.tolist(),
             "item": layout.item.tolist(),
-            "frame": frame.tolist(),
+            "frame": _frames(layout).tolist(),
             "second": [_number(second, 4) for second in layout.second.tolist()],
             "box": [None if np.isnan(box).any() else [round(edge, 5) for edge in box.tolist()] for box in layout.box],
             "padding": layout.padding.astype(int).tolist(),
@@ -51,13 +57,19 @@ def to_json(inspection: Inspection, request: Request, *, pictures: bool = True) 
             "layers": inspection.layers.tolist(),
         },
         "cuts": [_cut(cut) for cut in inspection.cuts],
-        "items": [
-            _item(media, frame[layout.item == index], layout.second[layout.item == index], pictures=pictures)
-            for index, media in enumerate(request.media)
-        ],
+        "items": items_json(request, layout, pictures=pictures) if items is None else list(items),
         "flops": inspection.flops.to_dict(),
         "kv_bytes": inspection.kv_bytes.to_dict(),
     }
+
+
+def items_json(request: Request, layout: Layout, *, pictures: bool = True) -> list[dict[str, Any]]:
+    """The media of a prompt as JSON objects.  layout: of the prompt. Arguments and errors: as for `to_json`."""
+    frame = _frames(layout)
+    return [
+        _item(media, frame[layout.item == index], layout.second[layout.item == index], pictures=pictures)
+        for index, media in enumerate(request.media)
+    ]
 
 
 def _number(value: float, digits: int) -> float | None:

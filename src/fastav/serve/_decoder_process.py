@@ -44,8 +44,45 @@ NICE = 5
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38  # of Linux' prctl
 
 FORMATS = frozenset(
-    "aac ac3 aiff amr apng asf au avi avif bmp_pipe caf eac3 flac flv gif jpeg_pipe m4v matroska mov mp3 mpeg mpegts"
-    " mpegvideo mpjpeg mxf ogg png_pipe tiff_pipe w64 wav webp_pipe wv y4m yuv4mpegpipe h264 hevc ivf".split()
+    [
+        "aac",
+        "ac3",
+        "aiff",
+        "amr",
+        "apng",
+        "asf",
+        "au",
+        "avi",
+        "avif",
+        "bmp_pipe",
+        "caf",
+        "eac3",
+        "flac",
+        "flv",
+        "gif",
+        "jpeg_pipe",
+        "m4v",
+        "matroska",
+        "mov",
+        "mp3",
+        "mpeg",
+        "mpegts",
+        "mpegvideo",
+        "mpjpeg",
+        "mxf",
+        "ogg",
+        "png_pipe",
+        "tiff_pipe",
+        "w64",
+        "wav",
+        "webp_pipe",
+        "wv",
+        "y4m",
+        "yuv4mpegpipe",
+        "h264",
+        "hevc",
+        "ivf",
+    ]
 )
 """FFmpeg's names of the formats that are opened; its demuxers of all others are not reached."""
 

@@ -285,10 +285,10 @@ class TransformersEngine(Engine):
             is_on and Signal.ENCODER not in compiled.needs and EncoderPrefetcher.is_supported(self.model, self.adapter)
         )
 
-    def _batch(self, requests: Sequence[Request], call: Call) -> _Batch:
-        """Decode and tokenize requests.  Raises: MediaError, FastAVError for prompts that are too long."""
+    def _batch(self, requests: Sequence[Request], call: Call, prepared: Prepared | None = None) -> _Batch:
+        """Decode and tokenize requests, unless `prepared`.  Raises: MediaError, FastAVError for prompts too long."""
         start = time.perf_counter()
-        prepared = self._prepared(requests)
+        prepared = self._prepared(requests) if prepared is None else prepared
         longest = max(map(len, prepared.layouts))
         self.require_room(longest, call.settings.new_tokens(longest))
         return _Batch(prepared=prepared, media=time.perf_counter() - start)

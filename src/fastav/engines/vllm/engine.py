@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import PreTrainedConfig
 
-from fastav.adapter import ModelAdapter, adapter_for
+from fastav.adapter import ModelAdapter, Prepared, adapter_for
 from fastav.decoding.settings import GenerationSettings, resolve_settings
 from fastav.decoding.stopping import Stop
 from fastav.decoding.streaming import Stream
@@ -143,7 +143,7 @@ class VllmEngine(Engine):
         """A function that decodes a batch and runs vLLM's processor on it, in any thread."""
         call = self._call(plan, settings)
 
-        def prepare(requests: Sequence[Request]) -> Run:
+        def prepare(requests: Sequence[Request], prepared: Prepared | None = None) -> Run:
             batch = self._batch(requests, call)
 
             def run(listeners: Sequence[Listener] = ()) -> tuple[Answer, ...]:

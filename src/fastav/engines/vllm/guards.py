@@ -10,6 +10,7 @@ import numpy as np
 from transformers import PreTrainedConfig
 
 from fastav.adapter import ModelAdapter, adapter_for, plan_named
+from fastav.client_plans import client_plan
 from fastav.errors import PlanError, UnsupportedModel, UnsupportedPlan
 from fastav.method import Signal
 from fastav.plan import Plan
@@ -30,7 +31,6 @@ MODELS: Mapping[str, Features] = {
     "videollama2": CLIPS,
 }
 HINT = 'start it with --additional-config \'{"fastav": {"plan": "fastav"}}\''
-MAX_SPEC_LENGTH, MAX_STEPS, MAX_OPTION = 16_384, 32, 1024  # of a request's plan, which other requests wait for
 PROVIDES = frozenset(Signal) - {Signal.GIVEN, Signal.ENCODER, Signal.SECONDS}  # signals that exist inside vLLM
 
 
@@ -197,26 +197,10 @@ def with_plan(pruning: PruningConfig, plan_spec: str, chunked_prefill: bool) -> 
     plan_spec: a preset of the model, a recipe, or a plan's JSON; not a file name, as files belong to the server.
     Raises: PlanError, UnknownName, UnsupportedPlan.
     """
-    if len(plan_spec) > MAX_SPEC_LENGTH:
-        raise PlanError(f"a request's plan may have {MAX_SPEC_LENGTH:,} characters, got {len(plan_spec):,}")
-    if plan_spec.lstrip().startswith("{"):
-        plan = Plan.from_json(plan_spec)
-        if len(plan.steps) > MAX_STEPS or _largest_option(plan) > MAX_OPTION:
-            raise PlanError(f"a request's plan may have {MAX_STEPS} steps, and options up to {MAX_OPTION:,}")
-    elif plan_spec.endswith(".json"):
-        raise PlanError("a request cannot name a file on the server", "send the plan's JSON itself")
-    else:
-        plan = plan_named(plan_spec, pruning.adapter)
-    override = replace(pruning, plan=plan)
+    override = replace(pruning, plan=client_plan(plan_spec, pruning.adapter))
     check_plan(override)
     _check_pieces(override, chunked_prefill)
     return override
-
-
-def _largest_option(plan: Plan) -> float | int:
-    """The largest number among the options of a plan's methods; 0 if there is none."""
-    numbers = [value for step in plan.steps for value in step.options.values() if isinstance(value, float | int)]
-    return max(numbers, default=0)
 
 
 def check_plan(pruning: PruningConfig) -> None:

@@ -1,0 +1,525 @@
+"""The HTTP application: OpenAI's API over one pipeline, and the page."""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from functools import cached_property, partial
+from importlib.resources import files
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
+
+from fastav import __version__
+from fastav.adapter import Prepared
+from fastav.batches import attempt
+from fastav.engine import Answer
+from fastav.errors import EngineStopped, FastAVError, PlanNotApplied
+from fastav.messages import Use
+from fastav.pipelines import Pipeline
+from fastav.plan import Plan
+from fastav.registry import RECIPES
+from fastav.report.answer import template
+from fastav.report.inspection import items_json, to_json
+from fastav.request import Request as ModelRequest
+from fastav.serve import protocol
+from fastav.serve.content import MediaAccess
+from fastav.serve.decoder import Decoded, MediaDecoder
+from fastav.serve.files import StoreFull, UnknownFile, examples
+from fastav.serve.guard import error_object
+from fastav.serve.limits import Limits
+from fastav.serve.logprobs import LogprobRecorder
+from fastav.serve.metrics import Metrics
+from fastav.serve.protocol import ChatRequest, InvalidRequest, UnknownModel
+from fastav.serve.scheduler import Job, QueueFull, Scheduler, Stopping
+
+STATUS: tuple[tuple[type[Exception], int, str], ...] = (
+    (QueueFull, 429, "queue_full"),
+    (Stopping, 503, "shutting_down"),
+    (EngineStopped, 503, "engine_stopped"),
+    (PlanNotApplied, 500, "plan_not_applied"),
+    (UnknownModel, 404, "model_not_found"),
+    (UnknownFile, 404, "file_not_found"),
+    (StoreFull, 413, "too_large"),
+    (TimeoutError, 504, "timeout"),
+    (FastAVError, 400, "invalid_request"),
+)
+LARGE_BODY = 2**20  # bytes from which a body is parsed in a thread
+
+_log = logging.getLogger(__name__)
+
+
+class Served:
+    """What the routes of one server share.
+
+    pipe: of the engine transformers. name: under which clients know the model.
+    """
+
+    def __init__(self, pipe: Pipeline, name: str, decoder: MediaDecoder, access: MediaAccess, *, batch: int) -> None:
+        self.pipe, self.name, self.decoder, self.access = pipe, name, decoder, access
+        self.limits, self.metrics, self.created = access.limits, Metrics(), int(time.time())
+        self.scheduler = Scheduler(pipe.engine, batch=batch, capacity=self.limits.queue, on_batch=self.metrics.batch)
+        self.metrics.watch(self.scheduler)
+
+    @cached_property
+    def model(self) -> dict[str, Any]:
+        """The object of `/v1/models`."""
+        engine: Any = self.pipe.engine
+        adapter, text = self.pipe.adapter, engine.model.config.get_text_config(decoder=True)
+        names = ("media", "media_seconds", "body_bytes", "new_tokens")
+        return {
+            "id": self.name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "fastav",
+            "max_model_len": text.max_position_embeddings,
+            "fastav": {
+                "version": __version__,
+                "family": adapter.name,
+                "layers": text.num_hidden_layers,
+                "device": engine.device,
+                "dtype": engine.dtype,
+                "supports_audio": adapter.supports_audio,
+                "default_plan": self.pipe.plan.name or "custom",
+                "plans": ["none", *adapter.presets],
+                "recipes": list(RECIPES),
+                "limits": {name: getattr(self.limits, name) for name in names},
+            },
+        }
+
+    async def decode(
+        self, chat: ChatRequest, *, also: Callable[[ModelRequest, Prepared], Any] | None = None
+    ) -> Decoded:
+        """The media of a request, loaded and decoded.  also: as for `MediaDecoder.decode`."""
+        with self.scheduler.expecting():
+            messages = await self.access.messages(chat.messages)
+            return await self.decoder.decode(messages, tools=chat.tools or (), use=Use(chat.use), also=also)
+
+    def plan_of(self, chat: ChatRequest) -> Plan:
+        """The plan of a request, checked for this model.  Raises: UnknownModel, PlanError, UnsupportedPlan."""
+        if chat.model != self.name:
+            raise UnknownModel(f"the model {chat.model[:200]!r} is not served here", f"this server has {self.name!r}")
+        plan = chat.plan(self.pipe.adapter, self.pipe.plan)
+        if plan != self.pipe.plan:
+            engine: Any = self.pipe.engine
+            engine.check(engine.model.config, plan, engine.model.config._attn_implementation, adapter=self.pipe.adapter)
+        return plan
+
+    def close(self) -> None:
+        """End threads and processes."""
+        self.scheduler.close()
+        self.decoder.close()
+        self.pipe.engine.close()
+
+
+def create_app(served: Served) -> FastAPI:
+    """The application of a server, without what `Guard` does."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(served.close)
+
+    app = FastAPI(
+        title="fastav", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None
+    )
+    app.add_exception_handler(FastAVError, _on_error)
+    app.add_exception_handler(TimeoutError, _on_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(_Left, _on_left)
+
+    async def chat_completions(request: Request) -> Response:
+        chat = protocol.parse(await _json(request))
+        chat_answers = ChatAnswers(served, chat, request)
+        return chat_answers if chat.stream else await chat_answers.response()
+
+    async def inspect(request: Request) -> Response:
+        chat = protocol.parse(await _json(request))
+        plan = served.plan_of(chat)
+        with served.scheduler.admission():
+            work = partial(_inspection, served, chat, plan)
+            return Response(await _while_connected(request, work, served.limits), media_type="application/json")
+
+    async def upload(request: Request) -> Response:
+        try:
+            form = await request.form(max_files=1, max_fields=4, max_part_size=2**16)
+        except (AssertionError, HTTPException) as error:
+            raise InvalidRequest(f"the form cannot be read: {getattr(error, 'detail', error)}") from None
+        file = form.get("file")
+        if not isinstance(file, UploadFile):
+            raise InvalidRequest("the form has no file", "send multipart/form-data with the field file")
+        purpose = form.get("purpose")
+        stored = served.access.files.add(
+            file.filename or "file",
+            file.content_type or "",
+            await file.read(),
+            purpose if isinstance(purpose, str) else "",
+        )
+        return JSONResponse(stored.to_dict())
+
+    store = served.access.files
+
+    async def list_files() -> Response:
+        return JSONResponse({"object": "list", "data": [one.to_dict() for one in store.all()], "has_more": False})
+
+    async def file(identifier: str) -> Response:
+        return JSONResponse(store.get(identifier).to_dict())
+
+    async def delete_file(identifier: str) -> Response:
+        store.delete(identifier)
+        return JSONResponse({"id": identifier, "object": "file", "deleted": True})
+
+    async def file_content(identifier: str) -> Response:
+        return _download(store.get(identifier).data)
+
+    async def list_examples() -> Response:
+        return JSONResponse({"object": "list", "data": [one.to_dict() for one in examples().values()]})
+
+    async def example(identifier: str) -> Response:
+        if identifier not in examples():
+            raise UnknownFile(f"there is no example {identifier[:80]!r}")
+        return Response(examples()[identifier].file.data, media_type="video/mp4")
+
+    async def models() -> Response:
+        return JSONResponse({"object": "list", "data": [served.model]})
+
+    async def model(identifier: str) -> Response:
+        if identifier != served.name:
+            raise UnknownModel(f"the model {identifier[:200]!r} is not served here", f"this server has {served.name!r}")
+        return JSONResponse(served.model)
+
+    async def health() -> Response:
+        failure = served.scheduler.failure
+        body = {"status": "ok"} if failure is None else error_object(failure.message, "engine_stopped", 503)
+        return JSONResponse(body, 200 if failure is None else 503)
+
+    async def metrics() -> Response:
+        return Response(served.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    routes: list[tuple[str, str, Callable[..., Awaitable[Response]]]] = [
+        ("POST", "/v1/chat/completions", chat_completions),
+        ("POST", "/v1/inspect", inspect),
+        ("POST", "/v1/files", upload),
+        ("GET", "/v1/files", list_files),
+        ("GET", "/v1/files/{identifier}", file),
+        ("DELETE", "/v1/files/{identifier}", delete_file),
+        ("GET", "/v1/files/{identifier}/content", file_content),
+        ("GET", "/v1/examples", list_examples),
+        ("GET", "/v1/examples/{identifier}", example),
+        ("GET", "/v1/models", models),
+        ("GET", "/v1/models/{identifier:path}", model),
+        ("GET", "/health", health),
+        ("GET", "/metrics", metrics),
+    ]
+    for method, path, route in routes:
+        app.add_api_route(path, route, methods=[method], response_model=None)
+    for path, (kind, data) in _page().items():
+        app.add_api_route(path, partial(_static, kind, data), methods=["GET"], response_model=None)
+    return app
+
+
+# --- chat completions
+
+
+class ChatAnswers(Response):
+    """The answers to one chat completion: `response` waits for them; as a response it streams them."""
+
+    def __init__(self, served: Served, chat: ChatRequest, request: Request) -> None:
+        super().__init__()
+        self._served, self._chat, self._request = served, chat, request
+        self._id, self._created, self._start = protocol.new_id(), int(time.time()), time.monotonic()
+        self._recorders: list[LogprobRecorder] = []
+        self._plan = served.plan_of(chat)
+        for choice in range(chat.choices):  # before any work
+            chat.settings(served.limits, choice)
+        self._places = ExitStack()
+        self._places.enter_context(served.scheduler.admission(chat.choices))
+
+    async def response(self) -> Response:
+        """The whole response."""
+        with self._places:
+            body = await _while_connected(self._request, self._complete, self._served.limits)
+        return Response(body, media_type="application/json")
+
+    async def _complete(self) -> bytes:
+        jobs = self._jobs(await self._served.decode(self._chat))
+        try:
+            answers = await self._answers(jobs)
+        finally:
+            _cancel(jobs)
+        logprobs = [self._steps(index, 0, answer.token_ids) for index, answer in enumerate(answers)]
+        return _bytes(protocol.completion(self._id, self._served.name, answers, logprobs))
+
+    def _jobs(self, decoded: Decoded, pieces: "asyncio.Queue[tuple[int, str]] | None" = None) -> list[Job]:
+        """The jobs of all choices, submitted.  pieces: gets the text of each."""
+        chat, jobs = self._chat, []
+        for choice in range(chat.choices):
+            settings = chat.settings(self._served.limits, choice)
+            if chat.logprobs:
+                engine: Any = self._served.pipe.engine
+                self._recorders.append(LogprobRecorder(engine.processor.tokenizer, chat.top_logprobs or 0))
+                settings["logits_processor"] = [self._recorders[-1]]
+            on_text = None if pieces is None else partial(_put, pieces, choice)
+            jobs.append(
+                Job(
+                    request=decoded.request,
+                    prepared=decoded.prepared,
+                    plan=self._plan,
+                    settings=settings,
+                    is_alone="seed" in settings or chat.logprobs is True,
+                    on_text=on_text,
+                    media_seconds=decoded.seconds,
+                )
+            )
+        self._served.scheduler.submit(jobs)
+        return jobs
+
+    async def _answers(self, jobs: Sequence[Job]) -> list[Answer]:
+        answers = [await job.answer for job in jobs]
+        for answer in answers:
+            self._served.metrics.answer(answer)
+        return answers
+
+    def _steps(self, choice: int, start: int, tokens: tuple[int, ...] | None) -> list[dict[str, Any]] | None:
+        return self._recorders[choice].steps(start, tokens) if self._recorders else None
+
+    # --- streams
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Stream the answers.  An error before the first piece is a response with its status."""
+        with self._places:
+            try:
+                decoded = await _while_connected(
+                    self._request, partial(self._served.decode, self._chat), self._served.limits
+                )
+            except _Left:
+                return
+            except (FastAVError, TimeoutError) as error:
+                await _error_response(error)(scope, receive, send)
+                return
+            headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            streaming = asyncio.ensure_future(self._stream(decoded, send))
+            leaving = asyncio.ensure_future(_left(receive))
+            try:
+                await asyncio.wait((streaming, leaving), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                leaving.cancel()
+                streaming.cancel()
+                await asyncio.gather(streaming, leaving, return_exceptions=True)
+
+    async def _stream(self, decoded: Decoded, send: Send) -> None:
+        async def event(data: Any) -> None:
+            line = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
+            await send({"type": "http.response.body", "body": f"data: {line}\n\n".encode(), "more_body": True})
+
+        pieces: asyncio.Queue[tuple[int, str]] = asyncio.Queue()
+        jobs = self._jobs(decoded, pieces)
+        piece_of = partial(protocol.chunk, self._id, self._served.name, self._created)
+        try:
+            async with asyncio.timeout(self._served.limits.request_seconds - (time.monotonic() - self._start)):
+                for choice in range(len(jobs)):
+                    await event(piece_of(choice, {"role": "assistant", "content": ""}))
+                texts = [_Trimmed() for _ in jobs]
+                told = [0 for _ in jobs]
+                async for choice, piece in _until_done(pieces, jobs):
+                    if text := texts[choice].add(piece):
+                        if not any(told) and sum(map(len, texts)) == len(text):
+                            self._served.metrics.first_text.observe(time.monotonic() - self._start)
+                        steps = self._steps(choice, told[choice], None)
+                        told[choice] += len(steps or ())
+                        await event(piece_of(choice, {"content": text}, logprobs=steps))
+                answers = await self._answers(jobs)
+                for choice, answer in enumerate(answers):
+                    steps = self._steps(choice, told[choice], answer.token_ids)
+                    await event(piece_of(choice, {}, finish=answer.finish, logprobs=steps))
+                if self._chat.includes_usage:
+                    await event(protocol.usage_chunk(self._id, self._served.name, self._created, answers))
+        except (FastAVError, TimeoutError) as error:
+            status, code, message = _status(error)
+            await event(error_object(message, code, status))
+        except Exception:
+            _log.exception("an internal error")
+            await event(error_object("internal error", "internal_error", 500))
+        finally:
+            _cancel(jobs)
+        await event("[DONE]")
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class _Trimmed:
+    """The text of an answer without spaces at both ends, piece by piece."""
+
+    def __init__(self) -> None:
+        self._spaces, self._length = "", 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def add(self, piece: str) -> str:
+        """What can be passed on."""
+        text = self._spaces + piece
+        text = text if self._length else text.lstrip()
+        ready = text.rstrip()
+        self._spaces = text[len(ready) :]
+        self._length += len(ready)
+        return ready
+
+
+async def _until_done(pieces: "asyncio.Queue[tuple[int, str]]", jobs: Sequence[Job]) -> AsyncIterator[tuple[int, str]]:
+    """The pieces of all jobs, until they have their answers.  Raises: the first error of a job."""
+    done = asyncio.gather(*(job.answer for job in jobs))
+    done.add_done_callback(lambda _: pieces.put_nowait((-1, "")))
+    while (item := await pieces.get())[0] >= 0:
+        yield item
+    done.result()
+
+
+def _put(pieces: "asyncio.Queue[tuple[int, str]]", choice: int, piece: str) -> None:
+    pieces.put_nowait((choice, piece))
+
+
+def _cancel(jobs: Sequence[Job]) -> None:
+    """End jobs that nobody waits for any more; those with an answer are not affected."""
+    for job in jobs:
+        job.cancellation.cancel()
+
+
+# --- inspections
+
+
+async def _inspection(served: Served, chat: ChatRequest, plan: Plan) -> bytes:
+    decoded = await served.decode(chat, also=_items)
+    engine = served.pipe.engine
+    inspection = await asyncio.to_thread(attempt, partial(engine.inspect, decoded.request, plan))
+    if isinstance(inspection, FastAVError):
+        raise inspection
+    data = to_json(inspection, decoded.request, items=json.loads(decoded.also))
+    return await asyncio.to_thread(_bytes, data | {"model": served.name})
+
+
+def _items(request: ModelRequest, prepared: Prepared) -> str:
+    """The pictures and outlines of sounds; runs in the process that decodes."""
+    return json.dumps(items_json(request, prepared.layouts[0]))
+
+
+# --- requests, responses and errors
+
+
+class _Left(Exception):
+    """The client has left."""
+
+
+async def _while_connected(request: Request, work: Callable[[], Awaitable[Any]], limits: Limits) -> Any:
+    """The result of some work, which is cancelled if the client leaves or the time is over.
+
+    Raises: _Left, TimeoutError, and what the work raises.
+    """
+    working = asyncio.ensure_future(work())
+    leaving = asyncio.ensure_future(_left(request.receive))
+    try:
+        async with asyncio.timeout(limits.request_seconds):
+            await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise _Left
+        return working.result()
+    finally:
+        leaving.cancel()
+        working.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _left(receive: Receive) -> None:
+    """Return when the client has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _json(request: Request) -> Any:
+    """The body as JSON.  Raises: InvalidRequest."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":  # a page of another site could send anything else without being asked
+        raise InvalidRequest("the body must be JSON", "send the header Content-Type: application/json")
+    body = await request.body()
+    try:
+        return await asyncio.to_thread(_loads, body) if len(body) > LARGE_BODY else _loads(body)
+    except (ValueError, RecursionError):
+        raise InvalidRequest("the body is not JSON") from None
+
+
+def _loads(body: bytes) -> Any:
+    return json.loads(body, parse_constant=_no_constant)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _bytes(body: Any) -> bytes:
+    return json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+
+
+def _status(error: Exception) -> tuple[int, str, str]:
+    """Status, code and message of an error."""
+    status, code = next((status, code) for kind, status, code in STATUS if isinstance(error, kind))
+    if isinstance(error, FastAVError):
+        return status, code, f"{error.message} ({error.hint})" if error.hint else error.message
+    return status, code, "the request took too long"
+
+
+def _error_response(error: Exception) -> Response:
+    status, code, message = _status(error)
+    retry = {429: getattr(error, "retry_after", 1), 503: 5}.get(status)
+    headers = {} if retry is None else {"Retry-After": str(retry)}
+    return JSONResponse(error_object(message, code, status), status, headers)
+
+
+async def _on_error(_: Request, error: Exception) -> Response:
+    return _error_response(error)
+
+
+async def _on_http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return JSONResponse(
+        error_object(str(error.detail), "http_error", error.status_code), error.status_code, error.headers
+    )
+
+
+async def _on_left(_: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # which nobody reads; logs and metrics have it
+
+
+# --- the page
+
+KINDS = {"html": "text/html; charset=utf-8", "js": "text/javascript; charset=utf-8", "css": "text/css; charset=utf-8"}
+
+
+def _page() -> dict[str, tuple[str, bytes]]:
+    """The files of the page by path, with their media types."""
+    found: dict[str, tuple[str, bytes]] = {}
+    for package, names in (("fastav.serve", ("page",)), ("fastav.report", ("viewer.js", "viewer.css"))):
+        for name in names:
+            entry = files(package) / name
+            for file in [entry] if entry.is_file() else entry.iterdir():
+                kind = KINDS.get(file.name.rpartition(".")[2])
+                if kind is not None:
+                    path = "/" if file.name == "index.html" else f"/static/{file.name}"
+                    found[path] = kind, file.read_bytes()
+    found["/static/report.html"] = KINDS["html"], template().encode()
+    return found
+
+
+async def _static(kind: str, data: bytes) -> Response:
+    return Response(data, media_type=kind, headers={"Cache-Control": "no-cache"})
+
+
+def _download(data: bytes) -> Response:
+    headers = {"Content-Disposition": "attachment"}  # never shown as a page of this server
+    return Response(data, media_type="application/octet-stream", headers=headers)

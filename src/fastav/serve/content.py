@@ -1,0 +1,195 @@
+"""Content parts of OpenAI's chat messages as fastav's, with the bytes of their media."""
+
+import asyncio
+import os
+from base64 import b64decode
+from binascii import Error as Base64Error
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastav.errors import FastAVError, MediaError, UnreadableMedia
+from fastav.media._source import source_of
+from fastav.media.policy import MediaPolicy
+from fastav.serve.files import FileStore
+from fastav.serve.limits import Limits
+from fastav.serve.protocol import InvalidRequest
+
+URL_PARTS = {"image_url": "image", "video_url": "video", "audio_url": "audio"}
+TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
+SIGNATURES = {  # how files begin
+    "image": (b"\x89PNG", b"\xff\xd8\xff", b"BM"),
+    "audio": (b"ID3", b"fLaC", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2", b"\xff\xf1", b"\xff\xf9"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaAccess:
+    """Which media a request may name besides those that it brings.
+
+    files: the uploads. root: `file://` URLs may name files below this folder; None for none. domains: hosts from which
+    http and https URLs are loaded; None for none. private: whether these hosts may have addresses that are not public.
+    """
+
+    files: FileStore
+    limits: Limits
+    root: Path | None = None
+    domains: frozenset[str] | None = None
+    private: bool = False
+    policy: MediaPolicy = field(init=False)
+
+    def __post_init__(self) -> None:
+        policy = MediaPolicy(
+            files=False,
+            urls=self.domains is not None,
+            hosts=self.domains or frozenset(),
+            public_only=not self.private,
+            max_bytes=self.limits.body_bytes,
+            max_seconds=self.limits.decode_seconds,
+        )
+        object.__setattr__(self, "policy", policy)
+
+    async def messages(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Chat messages as `fastav.Request` takes them, whose media are bytes.
+
+        Raises: InvalidRequest, MediaError, UnknownFile; each with the place in the messages.
+        """
+        if len(messages) > self.limits.messages:
+            raise InvalidRequest(
+                f"a request may have {self.limits.messages} messages, and this one has {len(messages)}"
+            )
+        loaded = [await self._message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+        n_chars = sum(len(part["text"]) for message in loaded for part in _parts(message) if part["type"] == "text")
+        if n_chars > self.limits.text_chars:
+            raise InvalidRequest(
+                f"a request may have {self.limits.text_chars:,} characters, and this one has {n_chars:,}"
+            )
+        return loaded
+
+    async def _message(self, message: Mapping[str, Any], place: str) -> dict[str, Any]:
+        content = message.get("content")
+        if message.get("role") == "developer":
+            message = {**message, "role": "system"}
+        if not isinstance(content, list):
+            return dict(message)
+        if (
+            sum(isinstance(part, Mapping) and part.get("type") not in TEXT_PARTS for part in content)
+            > self.limits.media
+        ):
+            raise InvalidRequest(f"{place} has more than {self.limits.media} media")
+        parts = []
+        for index, part in enumerate(content):
+            where = f"{place}.content[{index}]"
+            try:
+                parts.append(await self._part(part, where))
+            except FastAVError as error:
+                if error.message.startswith(where):
+                    raise
+                raise type(error)(f"{where}: {error.message}", error.hint) from None
+        return {**message, "content": parts}
+
+    async def _part(self, part: Any, place: str) -> dict[str, Any]:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind in TEXT_PARTS:
+            text = part.get("refusal" if kind == "refusal" else "text")
+            if not isinstance(text, str):
+                raise InvalidRequest(f"{place} has no text")
+            return {"type": "text", "text": text}
+        if kind in URL_PARTS:
+            source = _fields(part, kind, place, ("url", "detail", "format"))
+            if source.get("detail") not in (None, "auto"):
+                raise InvalidRequest(f"{place}: detail has no effect here", "leave it out")
+            return {"type": URL_PARTS[kind], URL_PARTS[kind]: await self._load(source.get("url"))}
+        if kind == "input_audio":
+            source = _fields(part, kind, place, ("data", "format"))
+            return {"type": "audio", "audio": _decoded(source.get("data"))}
+        if kind == "file":
+            source = _fields(part, kind, place, ("file_id", "file_data", "filename"))
+            if source.get("file_data") is not None:
+                data = await self._load(source["file_data"])
+                return {"type": (one := _kind_of("", data)), one: data}
+            if not isinstance(source.get("file_id"), str):
+                raise InvalidRequest(f"{place} has neither file_id nor file_data")
+            stored = self.files.get(source["file_id"])
+            return {"type": (one := _kind_of(stored.kind, stored.data)), one: stored.data}
+        known = ", ".join(("text", *URL_PARTS, "input_audio", "file"))
+        raise InvalidRequest(
+            f"{place} has the type {str(kind)[:40]!r}, which this server does not know", f"use {known}"
+        )
+
+    async def _load(self, url: Any) -> bytes:
+        """The bytes behind a URL."""
+        if not isinstance(url, str) or not url:
+            raise InvalidRequest("the url is missing")
+        scheme = url.partition(":")[0].lower()
+        if scheme == "file":
+            return await asyncio.to_thread(self._read, url)
+        if scheme not in ("data", "http", "https"):
+            raise UnreadableMedia(
+                f"a URL of {scheme[:20]!r} is not loaded" if ":" in url else "a path is not a URL",
+                "send a data: URL, or upload the file to /v1/files",
+            )
+        source = await asyncio.to_thread(source_of, url, self.policy)
+        return await asyncio.to_thread(source.bytes)
+
+    def _read(self, url: str) -> bytes:
+        """A file below the root.  The same error for a file that is missing and one that is not allowed."""
+        error = UnreadableMedia("this file:// URL is not loaded", "the server reads files below its --media-root alone")
+        if self.root is None:
+            raise error
+        try:
+            path = source_of(url, MediaPolicy(urls=False)).path
+            root = self.root.resolve(strict=True)
+            if path is None or not (real := path.resolve(strict=True)).is_relative_to(root):
+                raise error
+            # the path that was checked: links in it have been followed, and none is followed again
+            descriptor = os.open(real, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+            with open(descriptor, "rb") as file:
+                if not real.is_file():
+                    raise error
+                data = file.read(self.limits.body_bytes + 1)
+        except (OSError, ValueError, MediaError):
+            raise error from None
+        if len(data) > self.limits.body_bytes:
+            raise UnreadableMedia(f"the file is larger than {self.limits.body_bytes:,} bytes")
+        return data
+
+
+def _fields(part: Mapping[str, Any], kind: str, place: str, known: Sequence[str]) -> Mapping[str, Any]:
+    """The object of a part.  Raises: InvalidRequest for what would have no effect."""
+    source = part.get(kind)
+    if isinstance(source, str) and kind in URL_PARTS:
+        source = {"url": source}
+    if not isinstance(source, Mapping):
+        raise InvalidRequest(f"{place}.{kind} must be an object")
+    unknown = [name for name, value in part.items() if name not in ("type", kind, "uuid") and value is not None]
+    unknown += [name for name, value in source.items() if name not in known and value is not None]
+    if unknown:
+        raise InvalidRequest(f"{place} has {str(unknown[0])[:40]}, which would have no effect here", "leave it out")
+    return source
+
+
+def _decoded(data: Any) -> bytes:
+    if not isinstance(data, str):
+        raise InvalidRequest("the data are missing", "send base64")
+    try:
+        return b64decode(data, validate=True)
+    except (Base64Error, ValueError):
+        raise UnreadableMedia("the data are not base64") from None
+
+
+def _kind_of(declared: str, data: bytes) -> str:
+    """What kind of medium a file is: as it was declared, else by how it begins; a video if that says nothing."""
+    if (kind := declared.partition("/")[0]) in ("video", "audio", "image"):
+        return kind
+    if data[:4] == b"RIFF":
+        return {b"WAVE": "audio", b"WEBP": "image"}.get(data[8:12], "video")
+    if data[4:8] == b"ftyp" and data[8:11] in (b"M4A", b"M4B"):
+        return "audio"
+    return next((kind for kind, starts in SIGNATURES.items() if data.startswith(starts)), "video")
+
+
+def _parts(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+    content = message.get("content")
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content or []

@@ -1,0 +1,174 @@
+"""The server process: a pipeline behind uvicorn."""
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from fastav.errors import FastAVError
+from fastav.pipelines import Pipeline
+from fastav.serve.app import Served, create_app
+from fastav.serve.content import MediaAccess
+from fastav.serve.decoder import MediaDecoder
+from fastav.serve.files import FileStore
+from fastav.serve.guard import Guard
+from fastav.serve.limits import Limits
+
+HEADER_SECONDS = 20.0
+"""How long a connection may take to send the headers of its first request, or of the next one on the same connection."""
+
+EXTRA_CONNECTIONS = 64
+"""Connections beside those of requests that wait: of the page, of health checks, and of clients that are refused."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions:
+    """How a server is reached, and what it takes.
+
+    host, port: to bind; port 0 for any. keys: API keys, one of which a client must send; none: no key is needed.
+    hosts: names for the Host header besides those of `host`. root, domains, private: as for `MediaAccess`. batch:
+    answers that run together at most. decoders: processes that decode media. limits: of each request.
+
+    Raises: FastAVError if it would be open to others without a key.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    name: str
+    keys: Sequence[str] = ()
+    hosts: Sequence[str] = ()
+    root: Path | None = None
+    domains: frozenset[str] | None = None
+    private: bool = False
+    batch: int = 8
+    decoders: int = 2
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 2**16:
+            raise FastAVError(f"a port is a number from 0 to 65535, got {self.port}")
+        if any(not key or not key.isascii() or any(map(str.isspace, key)) for key in self.keys):
+            raise FastAVError("an API key must be ASCII without spaces, and not empty")
+        if self.root is not None and not self.root.is_dir():
+            raise FastAVError(f"{self.root} is not a folder", "--media-root names the folder that clients may read")
+
+    @property
+    def allowed_hosts(self) -> list[str] | None:
+        """What the Host header may name: on this machine alone if the server is bound to it; None for all."""
+        if not is_loopback(self.host):
+            return [host.lower() for host in self.hosts] or None
+        return ["localhost", "127.0.0.1", "::1", self.host.lower(), *(host.lower() for host in self.hosts)]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host to bind is reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def serve(pipe: Pipeline, options: ServerOptions, *, on_ready: Callable[[str], None] = lambda url: None) -> None:
+    """Serve a pipeline until SIGINT or SIGTERM; what runs then is finished.
+
+    pipe: of the engine transformers; it is closed at the end. on_ready: called with the server's URL.
+    Raises: FastAVError if the address cannot be bound.
+    """
+    with bound_socket(options.host, options.port) as listening:
+        engine: Any = pipe.engine
+        limits = options.limits
+        decoder = MediaDecoder(pipe.adapter, engine.processor, limits, workers=options.decoders)
+        access = MediaAccess(
+            files=FileStore(limits.files_bytes),
+            limits=limits,
+            root=options.root,
+            domains=options.domains,
+            private=options.private,
+        )
+        served = Served(pipe, options.name, decoder, access, batch=options.batch)
+        guard = Guard(
+            create_app(served),
+            limits,
+            keys=options.keys,
+            hosts=options.allowed_hosts,
+            on_response=served.metrics.response,
+        )
+        config = uvicorn.Config(
+            guard,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            http=_TimedProtocol,
+            ws="none",
+            lifespan="on",
+            timeout_keep_alive=int(HEADER_SECONDS),
+            timeout_graceful_shutdown=int(limits.request_seconds) + 1,
+            limit_concurrency=limits.queue + EXTRA_CONNECTIONS,
+            h11_max_incomplete_event_size=32 * 1024,
+        )
+        _Server(config, lambda: on_ready(url_of(listening))).run(sockets=[listening])
+
+
+def bound_socket(host: str, port: int) -> socket.socket:
+    """A listening socket.  Raises: FastAVError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise FastAVError(
+            f"the server cannot use {host} port {port}: {error.strerror or error}", "choose another --port or --host"
+        ) from None
+    return listening
+
+
+def url_of(listening: socket.socket) -> str:
+    """The URL at which a socket is reached from this machine."""
+    host, port = listening.getsockname()[:2]
+    if ipaddress.ip_address(host).is_unspecified:
+        host = "::1" if ":" in host else "127.0.0.1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which tells when it is ready."""
+
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, then tell."""
+        await super().startup(sockets)
+        if self.started:
+            self._on_ready()
+
+
+class _TimedProtocol(H11Protocol):
+    """uvicorn's protocol, which closes connections that do not send the headers of a request in time."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Begin to wait for headers."""
+        super().connection_made(transport)
+        self._wait_for_headers()
+
+    def on_response_complete(self) -> None:
+        """Begin to wait for the next request's."""
+        super().on_response_complete()
+        self._wait_for_headers()
+
+    def _wait_for_headers(self) -> None:
+        self.loop.call_later(HEADER_SECONDS, self._close_if_idle, self.cycle)
+
+    def _close_if_idle(self, cycle: Any) -> None:
+        """Close, unless another request has begun since.  cycle: uvicorn's last request at that time."""
+        if self.cycle is cycle and (cycle is None or cycle.response_complete) and not self.transport.is_closing():
+            self.transport.close()
