@@ -156,12 +156,9 @@ def create_app(served: Served) -> FastAPI:
         if not isinstance(file, UploadFile):
             raise InvalidRequest("the form has no file", "send multipart/form-data with the field file")
         purpose = form.get("purpose")
-        stored = served.access.files.add(
-            file.filename or "file",
-            file.content_type or "",
-            await file.read(),
-            purpose if isinstance(purpose, str) else "",
-        )
+        purpose = purpose if isinstance(purpose, str) else ""
+        data = await file.read()
+        stored = served.access.files.add(file.filename or "file", file.content_type or "", data, purpose)
         return JSONResponse(stored.to_dict())
 
     store = served.access.files

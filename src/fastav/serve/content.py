@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import stat
 from base64 import b64decode
 from binascii import Error as Base64Error
 from collections.abc import Mapping, Sequence
@@ -146,7 +147,7 @@ class MediaAccess:
             # the path that was checked: links in it have been followed, and none is followed again
             descriptor = os.open(real, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
             with open(descriptor, "rb") as file:
-                if not real.is_file():
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                     raise error
                 data = file.read(self.limits.body_bytes + 1)
         except (OSError, ValueError, MediaError):

@@ -168,7 +168,7 @@ class _Exchange:
         self._bytes = 0
 
     async def refuse(self, status: int, message: str, code: str) -> None:
-        """Send an error, unless a response has begun; then the connection is closed, which tells that it is not whole."""
+        """Send an error, unless a response has begun; that one stays incomplete, and the connection is closed."""
         if not self.status:
             self.status = status
             await _respond(self._send, status, message, code)

@@ -21,7 +21,7 @@ from fastav.serve.guard import Guard
 from fastav.serve.limits import Limits
 
 HEADER_SECONDS = 20.0
-"""How long a connection may take to send the headers of its first request, or of the next one on the same connection."""
+"""How long a connection may take to send the headers of its first or next request."""
 
 EXTRA_CONNECTIONS = 64
 """Connections beside those of requests that wait: of the page, of health checks, and of clients that are refused."""
