@@ -204,8 +204,8 @@ class TransformersEngine(Engine):
         with self._answering:  # a model must not be copied while it answers
             prefetcher = EncoderPrefetcher(self.model, self.adapter) if self._encodes_ahead(compiled) else None
 
-        def prepare(requests: Sequence[Request]) -> Run:
-            batch = self._batch(requests, call)
+        def prepare(requests: Sequence[Request], prepared: Prepared | None = None) -> Run:
+            batch = self._batch(requests, call, prepared)
             if prefetcher is not None:
                 with suppress(torch.OutOfMemoryError):  # memory may be free again when it is this batch's turn
                     batch = replace(batch, encoded=prefetcher.encode(batch.prepared.inputs))
