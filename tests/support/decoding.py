@@ -79,6 +79,14 @@ def first_frame_and_times(request: Request, prepared: Prepared) -> Any:
     return found
 
 
+def process_id(request: Request, prepared: Prepared) -> int:
+    return os.getpid()
+
+
+def priority(request: Request, prepared: Prepared) -> int:
+    return os.nice(0)
+
+
 def not_plain(request: Request, prepared: Prepared) -> Any:
     return request
 

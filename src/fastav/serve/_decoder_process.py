@@ -135,8 +135,8 @@ def main(descriptor: int) -> None:
     except (Broken, OSError):
         pass  # the parent has ended
     finally:
-        for child in children:
-            os.kill(child, signal.SIGKILL)
+        for child in list(children):
+            _kill(child, children)
         os._exit(0)  # without taking apart what was imported, which takes a while
 
 
