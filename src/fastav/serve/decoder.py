@@ -240,8 +240,8 @@ class _Forker:
     """The process that forks the others; a new one is started if it has ended.  setup: pickled."""
 
     def __init__(self, setup: bytes) -> None:
-        self._setup, self._lock = setup, Lock()
-        self._closed = False
+        self._setup, self._lock, self._closed = setup, Lock(), False
+        self._path = os.pathsep.join(entry for entry in sys.path if entry)
         self._start()
 
     def fork(self) -> "_Process":
@@ -275,14 +275,13 @@ class _Forker:
     def _start(self) -> None:
         self._control, theirs = socket.socketpair()
         kept = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-        path = os.pathsep.join(entry for entry in sys.path if entry)
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", PROGRAM, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                env={**kept, **SETTINGS, "PYTHONPATH": path},
+                env={**kept, **SETTINGS, "PYTHONPATH": self._path},
                 start_new_session=True,
             )
         until = monotonic() + START_SECONDS
