@@ -380,5 +380,5 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch, name):
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(InstallationError, match=f"needs {name}, which is not installed") as caught:
-        importlib.import_module("fastav.report")
+        importlib.import_module("fastav.report.calibration")
     assert "pip install '.[report]'" in caught.value.hint
