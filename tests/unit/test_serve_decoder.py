@@ -44,7 +44,6 @@ KNOCK = (CLIPS / "knock.mp4").read_bytes()
 LIMITS = Limits(
     decode_seconds=4, decode_memory=1 << 29, pixels=2048 * 2048, media=4, media_seconds=120, decoded_bytes=1 << 28
 )
-SPARE_SECONDS = 10.0  # to replace a process while other tests run
 
 pytestmark = pytest.mark.filterwarnings("ignore::fastav.errors.FastAVWarning")
 
@@ -147,7 +146,12 @@ def test_media_must_be_bytes(part: dict[str, Any], message: str, decoder: MediaD
 
 
 def test_messages_must_be_messages(decoder: MediaDecoder) -> None:
-    for messages in ("What?", [], ["What?"], [{"role": "user"}], [{"role": "robot", "content": "?"}]):
+    deep: Any = "?"
+    for _ in range(900):
+        deep = [deep]
+    part = {"type": ["video"], "video": KNOCK}
+    many = ("What?", [], ["What?"], [{"role": "user"}], [{"role": "robot", "content": "?"}])
+    for messages in (*many, [{"role": "user", "content": deep}], [{"role": "user", "content": [part]}]):
         with pytest.raises(FastAVError):
             decoder.decode_now(messages)
 
@@ -213,10 +217,10 @@ BOMBS = {
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_pictures_that_are_too_large_are_refused_soon(name: str, decoder: MediaDecoder) -> None:
-    start = time.monotonic()
+    bomb, start = BOMBS[name](), time.monotonic()
     for kind in ("image", "video"):
         with pytest.raises(UnreadableMedia, match="pixels"):
-            decoder.decode_now(_asked("?", BOMBS[name](), kind=kind))
+            decoder.decode_now(_asked("?", bomb, kind=kind))
     assert time.monotonic() - start < LIMITS.decode_seconds
 
 
@@ -406,6 +410,41 @@ def test_a_killed_process_is_replaced_and_so_is_the_one_that_forks(decoder: Medi
     assert _forker(decoder) != forker
 
 
+class _Forged:
+    """Answers of a process that an attacker has taken over."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        {"error": 1},
+        {"error": "FastAVError"},
+        {"request": {}, "prepared": {}, "also": None, "warnings": []},
+        {
+            "request": {"media": [], "messages": [], "tools": []},
+            "prepared": {"inputs": {}, "layouts": []},
+            "also": None,
+        },
+    ],
+)
+def test_a_wrong_answer_is_a_crash(
+    answer: Any, decoder: MediaDecoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("fastav.serve.decoder.receive", _Forged(answer))
+        with pytest.raises(MediaError, match=r"crashed|failed"):
+            decoder.decode_now(_asked("What is shown?", KNOCK))
+    assert caplog.text
+    _still_works(decoder)
+
+
 # --- nothing is left
 
 
@@ -425,7 +464,7 @@ def test_closing_ends_all_processes_and_what_they_do(tiny: Any) -> None:
         await asyncio.get_running_loop().run_in_executor(None, decoder.close)
         assert time.monotonic() - start < 5
         for task in tasks:
-            with pytest.raises((EngineStopped, asyncio.CancelledError)):
+            with pytest.raises(EngineStopped):
                 await task
         with pytest.raises(EngineStopped):
             await decoder.decode(_asked("?", KNOCK))

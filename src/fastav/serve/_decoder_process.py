@@ -8,7 +8,6 @@ import ctypes
 import gc
 import os
 import pickle
-import resource
 import select
 import signal
 import socket
@@ -191,6 +190,8 @@ def _fork(control: socket.socket, descriptor: int, setup: Setup, children: set[i
 
 def _confine(descriptor: int, limits: Limits) -> None:
     """Take from this process what it does not need: files that are open, memory, files to write, priority."""
+    import resource  # which Windows does not have
+
     nothing = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nothing, stream)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
 from time import monotonic
@@ -126,13 +126,12 @@ class MediaDecoder:
         """
         task = _Task(_job(messages, tools, use, replay, also, self.limits))
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, task)
+            return await asyncio.wrap_future(self._submit(task))
         except asyncio.CancelledError:
             task.cancel()
-            raise
-        except RuntimeError as error:
-            if self._closed:
-                raise _closed_error() from error
+            this = asyncio.current_task()
+            if self._closed and this is not None and not this.cancelling():  # it was waiting for its turn
+                raise _closed_error() from None
             raise
 
     def decode_now(
@@ -145,7 +144,14 @@ class MediaDecoder:
         also: Callable[[Request, Prepared], Any] | None = None,
     ) -> Decoded:
         """Decode the media of a conversation, and wait for it.  Arguments and errors: as for `decode`."""
-        return self._run(_Task(_job(messages, tools, use, replay, also, self.limits)))
+        task = _Task(_job(messages, tools, use, replay, also, self.limits))
+        try:
+            return self._submit(task).result()
+        except CancelledError:
+            raise _closed_error() from None
+        except BaseException:
+            task.cancel()
+            raise
 
     def close(self) -> None:
         """End all processes; requests that are being decoded raise EngineStopped."""
@@ -161,6 +167,13 @@ class MediaDecoder:
         for process in processes:
             process.connection.close()
 
+    def _submit(self, task: "_Task") -> Future[Decoded]:
+        """Decode when it is the request's turn.  Raises: EngineStopped after `close`."""
+        with self._lock:
+            if self._closed:
+                raise _closed_error()
+            return self._threads.submit(self._run, task)
+
     def _run(self, task: "_Task") -> Decoded:
         process = self._take()
         start = monotonic()
@@ -168,31 +181,37 @@ class MediaDecoder:
             answer = self._ask(process, task, start + self.limits.decode_seconds)
             if answer.get("error", "FastAVError") in ("MemoryError", ""):
                 process.kill()  # in an unknown state
+            return _decoded(answer, monotonic() - start)
+        except FastAVError:
+            raise
+        except Exception as error:
+            process.kill()
+            _log.exception("a decoding process gave a wrong answer")
+            raise _crash_error() from error
         except BaseException:
             process.kill()
             raise
         finally:
             self._put_back(process)
-        return _decoded(answer, monotonic() - start)
 
     def _ask(self, process: "_Process", task: "_Task", until: float) -> Any:
         """The answer of a process.  Raises: MediaError if there is none."""
         try:
             with task.given_to(process):
                 send(process.connection, task.job, until)
-                return receive(process.connection, max_bytes=2 * self.limits.decode_memory, until=until)
+                return receive(process.connection, max_bytes=self.limits.decode_memory, until=until)
         except TimeoutError:
+            process.kill()
             seconds = self.limits.decode_seconds
             raise MediaError(f"decoding took longer than {seconds:g} s", "use shorter clips") from None
         except Broken as error:
+            status = process.kill()
             if self._closed:
                 raise _closed_error() from None
             if task.cancelled:
                 raise MediaError("decoding was cancelled") from None
-            _log.error("a decoding process ended (%s): %s", _how(process.kill()), error)
-            raise MediaError(
-                "the media could not be decoded: the decoder crashed", "is the file damaged? convert it first"
-            ) from None
+            _log.error("a decoding process ended (%s): %s", _how(status), error)
+            raise _crash_error() from None
 
     def _take(self) -> "_Process":
         """A process for one request."""
@@ -396,7 +415,10 @@ def _job(
     count = sum(_n_media(message) for message in numbered)
     if count > limits.media:
         raise FastAVError(f"the messages have {plural(count, 'clip')}; the limit is {limits.media}", "send fewer")
-    job = pickle.dumps(Job(messages=numbered, tools=list(tools), use=use, replay=replay, also=also))
+    try:
+        job = pickle.dumps(Job(messages=numbered, tools=list(tools), use=use, replay=replay, also=also))
+    except RecursionError:
+        raise FastAVError("the messages are nested too deeply", "write them flat") from None
     return encode((job, list(blobs.values())))
 
 
@@ -410,7 +432,7 @@ def _without_bytes(message: Any, place: str, blobs: dict[int, bytes]) -> Any:
     numbers = {number: place for place, number in enumerate(blobs)}
     parts: list[Any] = []
     for index, part in enumerate(content):
-        if isinstance(part, Mapping) and part.get("type") in set(Kind):
+        if _is_medium(part):
             kind = part["type"]
             source = part.get(kind)
             others = [name for name in ("path", "url", "base64") if part.get(name) is not None]
@@ -428,7 +450,11 @@ def _without_bytes(message: Any, place: str, blobs: dict[int, bytes]) -> Any:
 def _n_media(message: Mapping[str, Any]) -> int:
     content: Any = message.get("content")
     parts = content if isinstance(content, list) else []
-    return sum(isinstance(part, Mapping) and part.get("type") in set(Kind) for part in parts)
+    return sum(map(_is_medium, parts))
+
+
+def _is_medium(part: Any) -> bool:
+    return isinstance(part, Mapping) and isinstance(kind := part.get("type"), str) and kind in set(Kind)
 
 
 def _decoded(answer: Any, seconds: float) -> Decoded:
@@ -456,8 +482,14 @@ def _error_of(answer: Mapping[str, Any]) -> FastAVError:
     known = getattr(errors, kind, None) if kind else None
     if isinstance(known, type) and issubclass(known, FastAVError):
         return known(answer["message"], answer["hint"])
-    _log.error("a decoding process failed:\n%s", answer.get("log"))
+    _log.error("a decoding process failed:\n%.10000s", answer.get("log"))
     return MediaError("the media could not be decoded: the decoder failed", "convert the file first")
+
+
+def _crash_error() -> MediaError:
+    return MediaError(
+        "the media could not be decoded: the decoder crashed", "is the file damaged? convert it to another format first"
+    )
 
 
 def _closed_error() -> EngineStopped:
