@@ -6,6 +6,8 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +58,17 @@ class MisbehavingAdapter(TinyAdapter):
 
 
 def started(processor: Any, *options: Any, **more: Any) -> MediaDecoder:
-    """Decoding processes that misbehave when they are told to; torchvision, which only the tests find, is not there."""
+    """Decoding processes that misbehave when they are told to."""
+    with without_torchvision():
+        return MediaDecoder(MisbehavingAdapter(), processor, *options, **more)
+
+
+@contextmanager
+def without_torchvision() -> Iterator[None]:
+    """Start processes that do not find the torchvision of the tests, whose operators only conftest declares."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", [entry for entry in sys.path if Path(entry) != BESIDE])
-        return MediaDecoder(MisbehavingAdapter(), processor, *options, **more)
+        yield
 
 
 def first_frame_and_times(request: Request, prepared: Prepared) -> Any:

@@ -81,38 +81,49 @@ def serve(pipe: Pipeline, options: ServerOptions, *, on_ready: Callable[[str], N
     Raises: FastAVError if the address cannot be bound.
     """
     with bound_socket(options.host, options.port) as listening:
-        engine: Any = pipe.engine
-        limits = options.limits
-        decoder = MediaDecoder(pipe.adapter, engine.processor, limits, workers=options.decoders)
-        access = MediaAccess(
-            files=FileStore(limits.files_bytes),
-            limits=limits,
-            root=options.root,
-            domains=options.domains,
-            private=options.private,
-        )
-        served = Served(pipe, options.name, decoder, access, batch=options.batch)
-        guard = Guard(
-            create_app(served),
-            limits,
-            keys=options.keys,
-            hosts=options.allowed_hosts,
-            on_response=served.metrics.response,
-        )
-        config = uvicorn.Config(
-            guard,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            http=_TimedProtocol,
-            ws="none",
-            lifespan="on",
-            timeout_keep_alive=int(HEADER_SECONDS),
-            timeout_graceful_shutdown=int(limits.request_seconds) + 1,
-            limit_concurrency=limits.queue + EXTRA_CONNECTIONS,
-            h11_max_incomplete_event_size=32 * 1024,
-        )
-        _Server(config, lambda: on_ready(url_of(listening))).run(sockets=[listening])
+        server, _ = make_server(pipe, options, lambda: on_ready(url_of(listening)))
+        server.run(sockets=[listening])
+
+
+def make_server(
+    pipe: Pipeline, options: ServerOptions, on_ready: Callable[[], None] = lambda: None
+) -> tuple[uvicorn.Server, Served]:
+    """A server that does not run yet, and what its routes share.  on_ready: called when it serves.
+
+    `run(sockets=[...])` serves until `should_exit` is set, and then closes what the routes share, the pipe included.
+    """
+    engine: Any = pipe.engine
+    limits = options.limits
+    decoder = MediaDecoder(pipe.adapter, engine.processor, limits, workers=options.decoders)
+    access = MediaAccess(
+        files=FileStore(limits.files_bytes),
+        limits=limits,
+        root=options.root,
+        domains=options.domains,
+        private=options.private,
+    )
+    served = Served(pipe, options.name, decoder, access, batch=options.batch)
+    guard = Guard(
+        create_app(served),
+        limits,
+        keys=options.keys,
+        hosts=options.allowed_hosts,
+        on_response=served.metrics.response,
+    )
+    config = uvicorn.Config(
+        guard,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        http=_TimedProtocol,
+        ws="none",
+        lifespan="on",
+        timeout_keep_alive=int(HEADER_SECONDS),
+        timeout_graceful_shutdown=int(limits.request_seconds) + 1,
+        limit_concurrency=limits.queue + EXTRA_CONNECTIONS,
+        h11_max_incomplete_event_size=32 * 1024,
+    )
+    return _Server(config, on_ready), served
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
