@@ -13,6 +13,7 @@ globalThis.FastavViewer = (() => {
   const ORDER = ["text", "audio", "video", "image"]; // of a stacked bar, from the bottom
   const GAP_FROM = 5; // a gap between patches is drawn from this many pixels per patch on
   const PLAY_SECONDS = 4.5;
+  const MAGMA = [[0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [252, 253, 191]]; // the map of figures.py
 
   // ---------------------------------------------------------------- numbers and texts, shared with the pages around
 
@@ -136,6 +137,13 @@ globalThis.FastavViewer = (() => {
     return Object.fromEntries([...ORDER, "off", "hatch"].map((name) => [name, colour(name)]));
   }
 
+  /** The colour of a share in [0, 1] on the map of scores. */
+  function heatColour(value) {
+    const at = value * (MAGMA.length - 1), low = Math.min(Math.floor(at), MAGMA.length - 2);
+    const mixed = MAGMA[low].map((channel, i) => Math.round(channel + (MAGMA[low + 1][i] - channel) * (at - low)));
+    return `rgb(${mixed.join(" ")})`;
+  }
+
   const reducedMotion = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
 
   // ---------------------------------------------------------------- the tokens of one inspection
@@ -157,6 +165,8 @@ globalThis.FastavViewer = (() => {
       this.dropLayer = Int32Array.from(tokens.layers);
       this.cuts = [...inspection.cuts].sort((a, b) => a.layer - b.layer);
       this.places = new Map(); // of a cut's candidates, made when a score is asked for
+      this.ranks = new Map(); // of a cut's candidates, as shares in [0, 1]
+      this.hasScores = this.cuts.some((cut) => cut.score.some((value) => typeof value === "number"));
       this.perLayer = this._perLayer();
     }
 
@@ -217,6 +227,23 @@ globalThis.FastavViewer = (() => {
         before = cut;
       }
       return before;
+    }
+
+    /** The rank of every token by the scores of the cut nearest at or after a layer, from 0 to 1; NaN without a score.
+     *
+     * Ranks, because scores of some methods differ by powers of ten.
+     */
+    heat(layer) {
+      const scored = this.cuts.filter((cut) => cut.score.some((value) => typeof value === "number"));
+      const cut = scored.find((one) => one.layer >= layer) || scored[scored.length - 1];
+      if (!cut) return null;
+      if (!this.ranks.has(cut)) {
+        const ranks = new Float32Array(this.size).fill(NaN);
+        const order = cut.token.map((_, i) => i).filter((i) => typeof cut.score[i] === "number").sort((a, b) => cut.score[a] - cut.score[b]);
+        order.forEach((i, rank) => (ranks[cut.token[i]] = order.length > 1 ? rank / (order.length - 1) : 1));
+        this.ranks.set(cut, ranks);
+      }
+      return this.ranks.get(cut);
     }
 
     dropCut(token) {
@@ -283,8 +310,8 @@ globalThis.FastavViewer = (() => {
 
   // ---------------------------------------------------------------- views: each draws some tokens
   //
-  // A view has `element`, `tokens` (what the arrow keys visit, in prompt order), `draw(states, colours, changed)`,
-  // `at(x, y)` (the token at a place inside the element, or -1) and `place(token)` ([left, top, width, height] in it). A view
+  // A view has `element`, `tokens` (what the arrow keys visit, in prompt order), `draw(states, colours, changed)` (changed:
+  // null for all tokens; colours.heat: what `Tokens.heat` returns, where scores are to be shown), `at(x, y)` (the token at a place inside the element, or -1) and `place(token)` ([left, top, width, height] in it). A view
   // that scrolls has `reveal(token)`.
 
   class FramesView {
@@ -353,6 +380,15 @@ globalThis.FastavViewer = (() => {
           context.fillRect(0, 0, width, height);
         }
         context.restore();
+      }
+      if (colours.heat) this._drawHeat(context, tile, states, colours.heat, width, height, scale);
+    }
+
+    _drawHeat(context, tile, states, heat, width, height, scale) {
+      for (const token of tile.boxed) {
+        if (states[token] === DROPPED || Number.isNaN(heat[token])) continue;
+        context.fillStyle = heatColour(heat[token]);
+        context.fillRect(...patch(this.box[token], width, height, scale, false));
       }
     }
 
@@ -453,7 +489,8 @@ globalThis.FastavViewer = (() => {
         context.fillStyle = colours.off;
         context.fillRect(x, height - this.strip, wide - gap, this.strip);
         context.globalAlpha = group.share;
-        context.fillStyle = colours.audio;
+        const rank = colours.heat ? colours.heat[group.tokens[0]] : NaN;
+        context.fillStyle = Number.isNaN(rank) ? colours.audio : heatColour(rank);
         context.fillRect(x, height - this.strip, wide - gap, this.strip);
       }
       context.globalAlpha = 1;
@@ -512,7 +549,9 @@ globalThis.FastavViewer = (() => {
       this.tokens.forEach((token, i) => {
         const x = (i % columns) * this.cell, y = Math.floor(i / columns) * this.cell;
         context.globalAlpha = states[token] === UNCACHED ? 0.4 : 1;
-        context.fillStyle = states[token] === DROPPED ? colours.off : colours[this.data.name(token)];
+        const rank = colours.heat ? colours.heat[token] : NaN;
+        const lit = Number.isNaN(rank) ? colours[this.data.name(token)] : heatColour(rank);
+        context.fillStyle = states[token] === DROPPED ? colours.off : lit;
         context.fillRect(x, y, this.cell - 1, this.cell - 1);
       });
       context.globalAlpha = 1;
@@ -797,7 +836,23 @@ globalThis.FastavViewer = (() => {
       if (this.data.cuts.some((cut) => cut.cache_only)) {
         entries.push(make("li", { name: "fv-key", children: [make("i", { name: "fv-swatch fv-palekey", "aria-hidden": "true" }), make("span", { text: "runs, but is not in this layer’s cache" })] }));
       }
-      return make("ul", { name: "fv-legend", children: entries });
+      const row = make("div", { name: "fv-legendrow", children: [make("ul", { name: "fv-legend", children: entries })] });
+      if (this.data.hasScores) row.append(this._scoreSwitch());
+      return row;
+    }
+
+    /** The switch between the picture and the scores of what is kept. */
+    _scoreSwitch() {
+      this.scores = make("input", { type: "checkbox" });
+      this.scores.addEventListener("change", () => this.redraw());
+      const scale = make("span", { name: "fv-heat", "aria-hidden": "true" });
+      scale.style.background = `linear-gradient(90deg, ${[0, 0.25, 0.5, 0.75, 1].map(heatColour).join(", ")})`;
+      return make("label", { name: "fv-scores", title: "Ranks by the scores of the next cut, from the lowest to the highest", children: [this.scores, "colour by score", scale] });
+    }
+
+    _colours() {
+      const heat = this.scores && this.scores.checked ? this.data.heat(this.layer) : null;
+      return { ...palette(this.element), heat };
     }
 
     /** A section for each item and one for the text. */
@@ -875,7 +930,7 @@ globalThis.FastavViewer = (() => {
 
     redraw() {
       if (!this.states) return;
-      const colours = palette(this.element);
+      const colours = this._colours();
       for (const { view, pointing } of this.views) {
         pointing.hide();
         view.draw(this.states, colours, null);
@@ -894,8 +949,9 @@ globalThis.FastavViewer = (() => {
       const before = this.states;
       this.layer = layer;
       this.states = this.data.states(layer);
-      const changed = before && this.states.map((state, token) => (state !== before[token] ? 1 : 0));
-      const colours = palette(this.element);
+      const colours = this._colours();
+      // scores are of another cut at every layer, so that all is drawn again
+      const changed = before && !colours.heat ? this.states.map((state, token) => (state !== before[token] ? 1 : 0)) : null;
       for (const { view } of this.views) view.draw(this.states, colours, changed);
       this._tell();
       this.element.dispatchEvent(new CustomEvent("fastav:layer", { bubbles: true, detail: { layer } }));
