@@ -439,6 +439,7 @@ globalThis.FastavViewer = (() => {
       const plot = make("div", { name: `fv-sound${this.wave ? "" : " fv-silent"}`, children: [this.canvas] });
       this.element = make("div", { name: "fv-time", children: [plot, this._axis()] });
       this.strip = this.wave ? 9 : 22;
+      this.loudest = this.wave ? Math.max(1e-3, ...this.wave.high, ...this.wave.low.map((low) => -low)) : 1;
       this.binGroups = this.wave ? this.wave.low.map((_, bin) => this._groupsOfBin(bin)) : [];
     }
 
@@ -467,7 +468,7 @@ globalThis.FastavViewer = (() => {
       const step = (length / low.length / this.end) * width;
       const draw = (bin, colour, alpha) => {
         const x = (start / this.end) * width + bin * step;
-        const top = (1 - high[bin]) * (height / 2), bottom = (1 - low[bin]) * (height / 2);
+        const top = (1 - high[bin] / this.loudest) * (height / 2), bottom = (1 - low[bin] / this.loudest) * (height / 2);
         context.globalAlpha = alpha;
         context.fillStyle = colour;
         context.fillRect(x, Math.min(top, height / 2 - 0.5), Math.max(step * 0.8, 0.6), Math.max(bottom - top, 1));
@@ -489,7 +490,7 @@ globalThis.FastavViewer = (() => {
         context.fillStyle = colours.off;
         context.fillRect(x, height - this.strip, wide - gap, this.strip);
         context.globalAlpha = group.share;
-        const rank = colours.heat ? colours.heat[group.tokens[0]] : NaN;
+        const rank = colours.heat ? Math.max(...group.tokens.map((token) => colours.heat[token])) : NaN;
         context.fillStyle = Number.isNaN(rank) ? colours.audio : heatColour(rank);
         context.fillRect(x, height - this.strip, wide - gap, this.strip);
       }
@@ -883,7 +884,7 @@ globalThis.FastavViewer = (() => {
       const facts = [item.kind];
       if (typeof item.seconds === "number") facts.push(moment(item.seconds));
       if (item.kind === "video" && item.frames.length) facts.push(plural(item.frames.length, "sampled frame"));
-      return make("h4", { name: "fv-itemhead", children: [make("b", { text: item.name || item.kind }), make("span", { text: facts.join(" · ") })] });
+      return make("h3", { name: "fv-itemhead", children: [make("b", { text: item.name || item.kind }), make("span", { text: facts.join(" · ") })] });
     }
 
     _view(view, heading, label) {
@@ -1085,10 +1086,11 @@ globalThis.FastavViewer = (() => {
   }
 
   /** The seconds of each phase, as a legend of the bar. */
-  function phaseList(usage) {
+  function phaseList(usage, generated) {
+    const names = { queue: "queue, not counted ", decode: generated === undefined ? "decode " : `decode ${plural(generated, "token")} ` };
     const shown = PHASES.filter((phase) => usage.seconds[phase] > 0 && (phase !== "queue" || usage.seconds.queue >= 0.01));
     return make("ul", { name: "fv-phases", children: shown.map((phase) => make("li", {
-      children: [make("i", { name: `fv-swatch fv-${phase}`, "aria-hidden": "true" }), phase === "queue" ? "queue, not counted " : `${phase} `, make("b", { text: seconds(usage.seconds[phase]) })],
+      children: [make("i", { name: `fv-swatch fv-${phase}`, "aria-hidden": "true" }), names[phase] || `${phase} `, make("b", { text: seconds(usage.seconds[phase]) })],
     })) });
   }
 
@@ -1100,16 +1102,20 @@ globalThis.FastavViewer = (() => {
   function costs(usage, { longest, generated } = {}) {
     const rows = [], work = workSeconds(usage);
     if (work !== null) {
-      rows.push(costRow("time", seconds(work), "", phaseBar(usage, longest || work || 1)), phaseList(usage));
+      rows.push(costRow("time", seconds(work), "", phaseBar(usage, longest || work || 1)), phaseList(usage, generated));
     }
-    const row = (name, amount, format) => rows.push(costRow(name, format(amount.pruned), `${share(amount.ratio)} of ${format(amount.full)}`, ratioBar(amount.ratio)));
+    const row = (name, amount, format) => {
+      const [value, full] = [format(amount.pruned), format(amount.full)];
+      const unit = full.slice(full.indexOf(" "));
+      const whole = value.endsWith(unit) ? full.slice(0, -unit.length) : full; // the unit once is enough
+      rows.push(costRow(name, value, `${share(amount.ratio)} of ${whole}`, ratioBar(amount.ratio)));
+    };
     if (usage.flops) row("prefill", usage.flops, flops);
     if (usage.kv_bytes) row("KV cache", usage.kv_bytes, bytes);
     const perLayer = usage.tokens_per_layer;
     if (perLayer && perLayer.length) {
       const prompt = total(usage.prompt_tokens), last = total(perLayer[perLayer.length - 1]);
-      const answer = generated === undefined ? "" : `, answer ${plural(generated, "token")}`;
-      rows.push(costRow("tokens", count(prompt), `${count(last)} in the last layer${answer}`, ratioBar(prompt ? last / prompt : 1)));
+      rows.push(costRow("tokens", count(prompt), `${count(last)} in the last layer`, ratioBar(prompt ? last / prompt : 1)));
     }
     return make("div", { name: "fv-costs", children: rows });
   }
