@@ -186,6 +186,13 @@ def test_frames_without_boxes_fade_by_their_share(mount):
     assert tab.locator(".fv-frame").evaluate("frame => frame.style.getPropertyValue('--fv-gone')") == "0.5"
 
 
+def test_padding_is_apart_from_sound_without_a_time(mount):
+    prompt = Prompt(4).clip("audio", sound=6, seconds=False)
+    prompt.tokens["padding"][4:] = [1, 1]
+    headings = mount(prompt).locator(".fv-subhead").all_inner_texts()
+    assert headings == ["4 audio tokens, seconds unknown", "2 audio tokens, padding"]
+
+
 def test_cuts_of_the_cache_alone_drop_no_token(mount):
     tab = mount(Prompt(4).clip("video", frames=2, sound=4).cut(1, method="window", cache_only=True))
     tab.evaluate("viewer.setLayer(1)")

@@ -1028,18 +1028,12 @@ globalThis.FastavViewer = (() => {
           parts.push(
             this._view(new SoundView(data, index, heard), seen.length ? "Sound" : "", `sound of ${item.name}`),
           );
-        for (const name of MEDIA) {
-          const rest = mine.filter((token) => data.name(token) === name && !placed.has(token));
-          const why = name === "audio" ? "seconds unknown" : "not of one frame";
-          if (rest.length)
-            parts.push(
-              this._view(
-                new SlotsView(data, rest),
-                `${plural(rest.length, `${name} token`)}, ${why}`,
-                `${name} tokens of ${item.name}, ${why}`,
-              ),
-            );
-        }
+        parts.push(
+          ...this._slots(
+            mine.filter((token) => !placed.has(token)),
+            item,
+          ),
+        );
         if (parts.length)
           sections.push(make("section", { name: "fv-item", children: [this._itemHead(item), ...parts] }));
       });
@@ -1052,6 +1046,23 @@ globalThis.FastavViewer = (() => {
           }),
         );
       return sections;
+    }
+
+    /** Views of the tokens that have no place in a picture or in time, by modality and by why. */
+    _slots(tokens, item) {
+      const byWhy = new Map();
+      for (const token of tokens) {
+        const name = this.data.name(token);
+        if (!MEDIA.includes(name)) continue;
+        const why = this.data.padding[token] ? "padding" : name === "audio" ? "seconds unknown" : "not of one frame";
+        const key = `${name}, ${why}`;
+        if (!byWhy.has(key)) byWhy.set(key, { name, why, tokens: [] });
+        byWhy.get(key).tokens.push(token);
+      }
+      return [...byWhy.values()].map(({ name, why, tokens: some }) => {
+        const heading = `${plural(some.length, `${name} token`)}, ${why}`;
+        return this._view(new SlotsView(this.data, some), heading, `${heading}, of ${item.name}`);
+      });
     }
 
     _itemHead(item) {

@@ -10,6 +10,7 @@ import { startTheme } from "./theme.js";
 
 const viewer = globalThis.FastavViewer;
 const SIDES = ["left", "right"];
+const FEW_QUESTIONS = 6; // of an example, before "more"
 
 let model = null; // an entry of /v1/models
 let hasKey = false;
@@ -76,20 +77,32 @@ at("key-form").addEventListener("submit", async (event) => {
 // ------------------------------------------------------------------ asking
 
 function onClip(clip) {
-  at("suggestions").replaceChildren(
-    ...clip.questions.map((question) => {
-      const button = make("button", { type: "button" }, question);
-      button.addEventListener("click", () => {
-        at("question").value = question;
-        drawCode();
-        at("question").focus();
-      });
-      return make("li", {}, button);
-    }),
-  );
+  offerQuestions(clip.questions, FEW_QUESTIONS);
   if (clip.questions.length && !at("question").value.trim()) at("question").value = clip.questions[0];
   say(at("ask-error"), "");
   drawCode();
+}
+
+/** Questions to choose from, the first of them or all. */
+function offerQuestions(questions, most) {
+  const items = questions.slice(0, most).map((question) => {
+    const button = make("button", { type: "button" }, question);
+    button.addEventListener("click", () => {
+      at("question").value = question;
+      drawCode();
+      at("question").focus();
+    });
+    return make("li", {}, button);
+  });
+  if (questions.length > most) {
+    const more = make("button", { type: "button", className: "quiet" }, `${questions.length - most} more`);
+    more.addEventListener("click", () => {
+      offerQuestions(questions, questions.length);
+      at("suggestions").querySelectorAll("button")[most].focus();
+    });
+    items.push(make("li", {}, more));
+  }
+  at("suggestions").replaceChildren(...items);
 }
 
 function onPlanChange() {
