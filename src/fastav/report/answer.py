@@ -26,12 +26,11 @@ def answer_report(runs: Sequence[Mapping[str, Any]]) -> str:
         "version": __version__,
         "runs": list(runs),
     }
-    text = json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    page = _file("answer.html")
+    page = read_text("answer.html")
     for marker, content in (
-        ("/*{{css}}*/", _file("viewer.css")),
-        ("/*{{js}}*/", _file("viewer.js")),
-        ("{{data}}", text),  # last, so that no text of a user is taken for a marker
+        ("/*{{css}}*/", read_text("viewer.css")),
+        ("/*{{js}}*/", read_text("viewer.js")),
+        ("{{data}}", embedded(data)),  # last, so that no text of a user is taken for a marker
     ):
         before, found, after = page.partition(marker)
         assert found, f"the template has no {marker}"
@@ -50,5 +49,11 @@ def usage_of(answer: Answer) -> dict[str, Any]:
     return {name: value for name, value in answer.to_dict().items() if name in names}
 
 
-def _file(name: str) -> str:
+def embedded(data: Mapping[str, Any]) -> str:
+    """JSON for a script element of a page."""
+    return json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def read_text(name: str) -> str:
+    """A file of this package."""
     return resources.files("fastav.report").joinpath(name).read_text(encoding="utf-8")
