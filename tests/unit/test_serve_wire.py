@@ -72,7 +72,7 @@ def test_everything_comes_back_as_it_was() -> None:
 
 
 def test_a_stack_comes_back_as_one_array() -> None:
-    pictures = [np.full((2, 3), number, np.uint8) for number in range(3000)]
+    pictures = [np.full((2, 3), number % 251, np.uint8) for number in range(3000)]
     np.testing.assert_array_equal(_through(Stack(pictures, (2, 3), "|u1")), np.stack(pictures))
     assert _through(Stack([], (2, 3), "|u1")).shape == (0, 2, 3)
 

@@ -45,6 +45,8 @@ SETTINGS = {
     "CUDA_VISIBLE_DEVICES": "",
     "HF_HUB_OFFLINE": "1",
     "MALLOC_ARENA_MAX": "2",
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),  # memory is reused by the next request: new pages take longer than decoding
+    "MALLOC_TRIM_THRESHOLD_": str(2**27),
 }
 
 _log = logging.getLogger(__name__)
@@ -179,20 +181,21 @@ class MediaDecoder:
         start = monotonic()
         try:
             answer = self._ask(process, task, start + self.limits.decode_seconds)
-            if answer.get("error", "FastAVError") in ("MemoryError", ""):
-                process.kill()  # in an unknown state
-            return _decoded(answer, monotonic() - start)
-        except FastAVError:
-            raise
-        except Exception as error:
-            process.kill()
-            _log.exception("a decoding process gave a wrong answer")
-            raise _crash_error() from error
-        except BaseException:
-            process.kill()
-            raise
+            try:
+                if answer.get("error", "FastAVError") in ("MemoryError", ""):
+                    process.kill()  # in an unknown state
+                error = _error_of(answer) if "error" in answer else None
+                decoded = _decoded(answer, monotonic() - start) if error is None else None
+            except Exception:  # errors of fastav, too: an answer is plain data that fits together
+                process.kill()
+                _log.exception("a decoding process gave a wrong answer")
+                raise _crash_error() from None
         finally:
             self._put_back(process)
+        if decoded is None:
+            assert error is not None
+            raise error
+        return decoded
 
     def _ask(self, process: "_Process", task: "_Task", until: float) -> Any:
         """The answer of a process.  Raises: MediaError if there is none."""
@@ -212,6 +215,9 @@ class MediaDecoder:
                 raise MediaError("decoding was cancelled") from None
             _log.error("a decoding process ended (%s): %s", _how(status), error)
             raise _crash_error() from None
+        except BaseException:
+            process.kill()
+            raise
 
     def _take(self) -> "_Process":
         """A process for one request."""
@@ -224,9 +230,10 @@ class MediaDecoder:
                     self._running.add(process)
             if process is None:
                 self._refill()
-            elif process.is_alive():
+            elif process.is_waiting():
                 return process
             else:
+                process.kill()
                 with self._lock:
                     self._running.discard(process)
                 process.connection.close()
@@ -344,15 +351,16 @@ class _Process:
         self.connection, self.number, self._forker = connection, number, forker
         self.requests, self.killed, self._status = 0, False, 0
 
-    def is_alive(self) -> bool:
-        """Whether it still waits for its request."""
+    def is_waiting(self) -> bool:
+        """Whether it waits for a request: it has not ended, and has sent nothing that was not asked for."""
         self.connection.setblocking(False)
         try:
-            return bool(self.connection.recv(1, socket.MSG_PEEK))
+            self.connection.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
             return True
         except OSError:
             return False
+        return False
 
     def hang_up(self) -> None:
         """End what waits for the process, and the process once it sends or reads."""
@@ -458,9 +466,7 @@ def _is_medium(part: Any) -> bool:
 
 
 def _decoded(answer: Any, seconds: float) -> Decoded:
-    """What a process answered.  Raises: the error that it reports."""
-    if "error" in answer:
-        raise _error_of(answer)
+    """What a process answered."""
     kinds: dict[str, Callable[[str], Warning]] = {"MediaWarning": MediaWarning}
     return Decoded(
         request=unpacked(answer["request"]),
