@@ -2,13 +2,17 @@
 
 import ctypes
 import os
-import pickle
 import socket
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from fastav.adapter import Prepared
 from fastav.models.tiny import TinyAdapter
@@ -16,7 +20,10 @@ from fastav.request import Request
 from fastav.serve import _decoder_process, decoder
 from fastav.serve._decoder_process import Setup
 from fastav.serve._wire import receive, send
+from fastav.serve.decoder import MediaDecoder
 from fastav.serve.limits import Limits
+
+BESIDE = Path(sys.prefix) / "vision"  # as in conftest
 
 
 class MisbehavingAdapter(TinyAdapter):
@@ -50,20 +57,18 @@ class MisbehavingAdapter(TinyAdapter):
         return super().prepare(processor, requests)
 
 
-class Restored:
-    """Stands for a value while it is pickled, so that tests' imports are made first where it is read."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (pickle.dumps(self.value),)
+def started(processor: Any, *options: Any, **more: Any) -> MediaDecoder:
+    """Decoding processes that misbehave when they are told to."""
+    with without_torchvision():
+        return MediaDecoder(MisbehavingAdapter(), processor, *options, **more)
 
 
-def _restore(data: bytes) -> Any:
-    import conftest  # noqa: F401  (puts torchvision where it can be imported)
-
-    return pickle.loads(data)
+@contextmanager
+def without_torchvision() -> Iterator[None]:
+    """Start processes that do not find the torchvision of the tests, whose operators only conftest declares."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [entry for entry in sys.path if Path(entry) != BESIDE])
+        yield
 
 
 def first_frame_and_times(request: Request, prepared: Prepared) -> Any:
@@ -81,6 +86,14 @@ def first_frame_and_times(request: Request, prepared: Prepared) -> Any:
             }
         )
     return found
+
+
+def process_id(request: Request, prepared: Prepared) -> int:
+    return os.getpid()
+
+
+def priority(request: Request, prepared: Prepared) -> int:
+    return os.nice(0)
 
 
 def not_plain(request: Request, prepared: Prepared) -> Any:
