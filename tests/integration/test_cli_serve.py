@@ -56,7 +56,9 @@ def test_a_missing_package_is_told(capsys, monkeypatch):
 
 def test_a_server_starts_answers_and_ends():
     command = [sys.executable, "-m", "fastav", "serve", "tiny", "--port", "0", "--api-key", "secret"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}) as server:
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    ) as server:
         assert server.stderr is not None
         said = ""
         for line in server.stderr:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
@@ -15,6 +16,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from fastav import __version__
@@ -52,6 +54,8 @@ STATUS: tuple[tuple[type[Exception], int, str], ...] = (
     (FastAVError, 400, "invalid_request"),
 )
 LARGE_BODY = 2**20  # bytes from which a body is parsed in a thread
+MAX_DEPTH, MAX_VALUES = 64, 500_000  # of JSON
+CHARSET = re.compile(r";\s*charset\s*=\s*\"?([^\s\";]*)", re.IGNORECASE)
 
 _log = logging.getLogger(__name__)
 
@@ -128,12 +132,20 @@ def create_app(served: Served) -> FastAPI:
         await asyncio.to_thread(served.close)
 
     app = FastAPI(
-        title="fastav", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None
+        title="fastav",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
     )
     app.add_exception_handler(FastAVError, _on_error)
     app.add_exception_handler(TimeoutError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(_Left, _on_left)
+    app.add_exception_handler(ClientDisconnect, _on_left)
+    app.add_exception_handler(Exception, _on_internal_error)
 
     async def chat_completions(request: Request) -> Response:
         chat = protocol.parse(await _json(request))
@@ -148,6 +160,8 @@ def create_app(served: Served) -> FastAPI:
             return Response(await _while_connected(request, work, served.limits), media_type="application/json")
 
     async def upload(request: Request) -> Response:
+        if (charset := CHARSET.search(request.headers.get("content-type", ""))) and charset[1].lower() != "utf-8":
+            raise InvalidRequest("the form must be UTF-8", "leave out the charset")
         try:
             async with request.form(max_files=1, max_fields=4, max_part_size=2**16) as form:
                 file, purpose = form.get("file"), form.get("purpose")
@@ -214,10 +228,10 @@ def create_app(served: Served) -> FastAPI:
         ("GET", "/health", health),
         ("GET", "/metrics", metrics),
     ]
+    routes += [("GET", path, partial(_static, kind, data)) for path, (kind, data) in _page().items()]
     for method, path, route in routes:
-        app.add_api_route(path, route, methods=[method], response_model=None)
-    for path, (kind, data) in _page().items():
-        app.add_api_route(path, partial(_static, kind, data), methods=["GET"], response_model=None)
+        methods = ["GET", "HEAD"] if method == "GET" else [method]
+        app.add_api_route(path, route, methods=methods, response_model=None)
     return app
 
 
@@ -482,7 +496,28 @@ async def _json(request: Request) -> Any:
 
 
 def _loads(body: bytes) -> Any:
-    return json.loads(body, parse_constant=_no_constant)
+    """The value of some JSON, whose texts are Unicode.  Raises: ValueError, InvalidRequest."""
+    if sum(map(body.count, (b",", b"[", b"{"))) > MAX_VALUES:  # each takes a hundred bytes in memory, or more
+        raise InvalidRequest(f"the body has more than {MAX_VALUES:,} values")
+    value = json.loads(body.decode(), parse_constant=_no_constant)
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        texts = [one for one in level if isinstance(one, str)]
+        if any(not text.isascii() and _has_surrogates(text) for text in texts):
+            raise InvalidRequest("a text of the body is not Unicode: it has lone surrogates")
+        containers = [one for one in level if isinstance(one, dict | list)]
+        if not containers:
+            return value
+        level = [part for one in containers for part in ([*one, *one.values()] if isinstance(one, dict) else one)]
+    raise InvalidRequest(f"the body is nested more than {MAX_DEPTH} levels deep")
+
+
+def _has_surrogates(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _no_constant(name: str) -> None:
@@ -525,6 +560,10 @@ async def _on_http_error(_: Request, error: Exception) -> Response:
 
 async def _on_left(_: Request, error: Exception) -> Response:
     return Response(status_code=499)  # which nobody reads; logs and metrics have it
+
+
+async def _on_internal_error(_: Request, error: Exception) -> Response:
+    return JSONResponse(error_object("internal error", "internal_error", 500), 500)  # `Guard` logs it
 
 
 # --- the page

@@ -19,6 +19,18 @@ from fastav.serve.protocol import InvalidRequest
 
 URL_PARTS = {"image_url": "image", "video_url": "video", "audio_url": "audio"}
 TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
+TEXT_NOTES = ("annotations", "cache_control")  # for other servers, without an effect on the answer
+MESSAGE_FIELDS = (
+    "role",
+    "content",
+    "name",
+    "tool_calls",
+    "tool_call_id",
+    "refusal",
+    "annotations",
+    "reasoning",
+    "reasoning_content",
+)
 SIGNATURES = {  # how files begin
     "image": (b"\x89PNG", b"\xff\xd8\xff", b"BM"),
     "audio": (b"ID3", b"fLaC", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2", b"\xff\xf1", b"\xff\xf9"),
@@ -60,7 +72,9 @@ class MediaAccess:
             raise InvalidRequest(
                 f"a request may have {self.limits.messages} messages, and this one has {len(messages)}"
             )
-        loaded = [await self._message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+        _check(messages, self.limits)
+        left = _Left(self.limits.body_bytes)
+        loaded = [await self._message(one, f"messages[{index}]", left) for index, one in enumerate(messages)]
         n_chars = sum(len(part["text"]) for message in loaded for part in _parts(message) if part["type"] == "text")
         if n_chars > self.limits.text_chars:
             raise InvalidRequest(
@@ -68,47 +82,43 @@ class MediaAccess:
             )
         return loaded
 
-    async def _message(self, message: Mapping[str, Any], place: str) -> dict[str, Any]:
+    async def _message(self, message: Mapping[str, Any], place: str, left: "_Left") -> dict[str, Any]:
         content = message.get("content")
         if message.get("role") == "developer":
             message = {**message, "role": "system"}
         if not isinstance(content, list):
             return dict(message)
-        if (
-            sum(isinstance(part, Mapping) and part.get("type") not in TEXT_PARTS for part in content)
-            > self.limits.media
-        ):
-            raise InvalidRequest(f"{place} has more than {self.limits.media} media")
         parts = []
         for index, part in enumerate(content):
             where = f"{place}.content[{index}]"
             try:
-                parts.append(await self._part(part, where))
+                parts.append(await self._part(part, where, left))
             except FastAVError as error:
                 if error.message.startswith(where):
                     raise
                 raise type(error)(f"{where}: {error.message}", error.hint) from None
         return {**message, "content": parts}
 
-    async def _part(self, part: Any, place: str) -> dict[str, Any]:
-        kind = part.get("type") if isinstance(part, Mapping) else None
+    async def _part(self, part: Mapping[str, Any], place: str, left: "_Left") -> dict[str, Any]:
+        kind = part.get("type")
         if kind in TEXT_PARTS:
-            text = part.get("refusal" if kind == "refusal" else "text")
-            if not isinstance(text, str):
+            field = "refusal" if kind == "refusal" else "text"
+            if not isinstance(text := part.get(field), str):
                 raise InvalidRequest(f"{place} has no text")
+            _refuse_others(part, ("type", field, *TEXT_NOTES), place)
             return {"type": "text", "text": text}
         if kind in URL_PARTS:
             source = _fields(part, kind, place, ("url", "detail", "format"))
             if source.get("detail") not in (None, "auto"):
                 raise InvalidRequest(f"{place}: detail has no effect here", "leave it out")
-            return {"type": URL_PARTS[kind], URL_PARTS[kind]: await self._load(source.get("url"))}
+            return {"type": URL_PARTS[kind], URL_PARTS[kind]: await self._load(source.get("url"), left)}
         if kind == "input_audio":
             source = _fields(part, kind, place, ("data", "format"))
-            return {"type": "audio", "audio": _decoded(source.get("data"))}
+            return {"type": "audio", "audio": await asyncio.to_thread(_decoded, source.get("data"))}
         if kind == "file":
             source = _fields(part, kind, place, ("file_id", "file_data", "filename"))
             if source.get("file_data") is not None:
-                data = await self._load(source["file_data"])
+                data = await self._load(source["file_data"], left)
                 return {"type": (one := _kind_of("", data)), one: data}
             if not isinstance(source.get("file_id"), str):
                 raise InvalidRequest(f"{place} has neither file_id nor file_data")
@@ -119,20 +129,20 @@ class MediaAccess:
             f"{place} has the type {str(kind)[:40]!r}, which this server does not know", f"use {known}"
         )
 
-    async def _load(self, url: Any) -> bytes:
+    async def _load(self, url: Any, left: "_Left") -> bytes:
         """The bytes behind a URL."""
         if not isinstance(url, str) or not url:
             raise InvalidRequest("the url is missing")
         scheme = url.partition(":")[0].lower()
         if scheme == "file":
-            return await asyncio.to_thread(self._read, url)
+            return left.take(await asyncio.to_thread(self._read, url))
         if scheme not in ("data", "http", "https"):
             raise UnreadableMedia(
                 f"a URL of {scheme[:20]!r} is not loaded" if ":" in url else "a path is not a URL",
                 "send a data: URL, or upload the file to /v1/files",
             )
         source = await asyncio.to_thread(source_of, url, self.policy)
-        return await asyncio.to_thread(source.bytes)
+        return source.data if scheme == "data" else left.take(source.data)
 
     def _read(self, url: str) -> bytes:
         """A file below the root.  The same error for a file that is missing and one that is not allowed."""
@@ -144,17 +154,65 @@ class MediaAccess:
             root = self.root.resolve(strict=True)
             if path is None or not (real := path.resolve(strict=True)).is_relative_to(root):
                 raise error
-            # the path that was checked: links in it have been followed, and none is followed again
-            descriptor = os.open(real, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-            with open(descriptor, "rb") as file:
+            with open(_open_below(root, real.relative_to(root)), "rb") as file:
                 if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                     raise error
                 data = file.read(self.limits.body_bytes + 1)
-        except (OSError, ValueError, MediaError):
+        except (OSError, ValueError, RuntimeError, MediaError):  # RuntimeError: links in a circle
             raise error from None
         if len(data) > self.limits.body_bytes:
             raise UnreadableMedia(f"the file is larger than {self.limits.body_bytes:,} bytes")
         return data
+
+
+class _Left:
+    """The bytes that a request may still load from URLs."""
+
+    def __init__(self, size: int) -> None:
+        self._size = self._left = size
+
+    def take(self, data: bytes) -> bytes:
+        """Count some.  Raises: UnreadableMedia if there are too many."""
+        self._left -= len(data)
+        if self._left < 0:
+            raise UnreadableMedia(f"the media behind the URLs of a request may have {self._size:,} bytes together")
+        return data
+
+
+def _open_below(root: Path, path: Path) -> int:
+    """Open a file below a folder without following any link, so that a link made since the check leads nowhere."""
+    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    for index, part in enumerate(path.parts, 1):
+        flags = os.O_DIRECTORY if index < len(path.parts) else os.O_NONBLOCK  # does not wait for a pipe's writer
+        try:
+            inner = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | flags, dir_fd=descriptor)
+        finally:
+            os.close(descriptor)
+        descriptor = inner
+    return descriptor
+
+
+def _check(messages: Sequence[Mapping[str, Any]], limits: Limits) -> None:
+    """Check the form of messages before anything is loaded.  Raises: InvalidRequest."""
+    media = 0
+    for index, message in enumerate(messages):
+        place, content = f"messages[{index}]", message.get("content")
+        _refuse_others(message, MESSAGE_FIELDS, place)
+        if not isinstance(content, str | list | None):
+            raise InvalidRequest(f"{place}.content must be a text or a list of parts")
+        for number, part in enumerate(content if isinstance(content, list) else ()):
+            if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
+                raise InvalidRequest(f"{place}.content[{number}] has no type", "such as text or video_url")
+            media += part["type"] not in TEXT_PARTS
+    if media > limits.media:
+        raise InvalidRequest(f"a request may have {limits.media} media, and this one has {media}")
+
+
+def _refuse_others(item: Mapping[str, Any], known: Sequence[str], place: str) -> None:
+    """Raise InvalidRequest for fields that would have no effect."""
+    for name, value in item.items():
+        if name not in known and value is not None:
+            raise InvalidRequest(f"{place} has {name[:40]!r}, which would have no effect here", "leave it out")
 
 
 def _fields(part: Mapping[str, Any], kind: str, place: str, known: Sequence[str]) -> Mapping[str, Any]:
@@ -164,10 +222,8 @@ def _fields(part: Mapping[str, Any], kind: str, place: str, known: Sequence[str]
         source = {"url": source}
     if not isinstance(source, Mapping):
         raise InvalidRequest(f"{place}.{kind} must be an object")
-    unknown = [name for name, value in part.items() if name not in ("type", kind, "uuid") and value is not None]
-    unknown += [name for name, value in source.items() if name not in known and value is not None]
-    if unknown:
-        raise InvalidRequest(f"{place} has {str(unknown[0])[:40]}, which would have no effect here", "leave it out")
+    _refuse_others(part, ("type", kind, "uuid", *TEXT_NOTES), place)
+    _refuse_others(source, known, place)
     return source
 
 

@@ -24,6 +24,9 @@ BODY_SECONDS = 30.0
 BODIES = 8
 """The largest bodies that are held at the same time."""
 
+EXTRA_REQUESTS = 64
+"""Requests beside those that wait for answers: of the page, of health checks, and of clients that are refused."""
+
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -62,7 +65,7 @@ class Guard:
         on_response: OnResponse = lambda path, status, seconds: None,
     ) -> None:
         self._app, self._limits, self._on_response = app, limits, on_response
-        self._bodies = _Bodies(BODIES * limits.body_bytes)
+        self._bodies, self._running = _Bodies(BODIES * limits.body_bytes), 0
         self._keys = [key.encode() for key in keys]
         self._hosts = None if hosts is None else frozenset(hosts)
 
@@ -75,9 +78,11 @@ class Guard:
             await self._app(scope, receive, send)
             return
         start, exchange = time.monotonic(), _Exchange(receive, send, self._limits, self._bodies)
+        self._running += 1
         try:
             await self._serve(scope, exchange)
         finally:
+            self._running -= 1
             exchange.close()
             route = scope.get("route")  # unlike the paths that clients make up, routes are few
             self._on_response(getattr(route, "path", "other"), exchange.status, time.monotonic() - start)
@@ -90,16 +95,20 @@ class Guard:
         try:
             async with asyncio.timeout(2 * self._limits.request_seconds):
                 await self._app(scope, exchange.receive, exchange.send)
-        except _Refused as refused:
-            await exchange.refuse(refused.status, refused.text, refused.code)
-        except TimeoutError:  # such as a client that reads nothing: the connection is closed
+        except _Refused:
+            return  # the client has been told
+        except TimeoutError:
             await exchange.refuse(504, "the request took too long", "timeout")
-        except Exception:
-            _log.exception("an internal error")
+        except Exception as error:
+            if exchange.is_refused:
+                return
+            _log.error("an internal error", exc_info=error)
             await exchange.refuse(500, "internal error", "internal_error")
 
     def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, str, str] | None:
         """Status, message and code of an error, if the request must not be served."""
+        if self._running > self._limits.queue + EXTRA_REQUESTS:
+            return 503, "the server has too many requests: try again later", "busy"
         host = _host_of(headers.get(b"host", b"").decode("latin-1"))
         if self._hosts is not None and host not in self._hosts:
             return 403, f"this server does not answer for the host {host[:80]!r}", "host_not_allowed"
@@ -125,8 +134,7 @@ class Guard:
 
 
 class _Refused(Exception):
-    def __init__(self, status: int, text: str, code: str) -> None:
-        self.status, self.text, self.code = status, text, code
+    """A body is not read to its end, and the client has an error.  What the application sends is dropped."""
 
 
 class _Bodies:
@@ -143,6 +151,7 @@ class _Exchange:
         self._receive, self._send, self._limits, self._bodies = receive, send, limits, bodies
         self._bytes, self._has_body = 0, False
         self.status = 0  # none was sent yet
+        self.is_refused = False
 
     async def receive(self) -> Message:
         """The next message of the client."""
@@ -152,14 +161,17 @@ class _Exchange:
             async with asyncio.timeout(BODY_SECONDS):
                 message = await self._receive()
         except TimeoutError:
-            raise _Refused(408, "the body did not arrive in time", "timeout") from None
+            await self.refuse(408, "the body did not arrive in time", "timeout")
+            raise _Refused from None
         self._bytes += (size := len(message.get("body", b"")))
         self._bodies.total += size
         self._has_body = message["type"] != "http.request" or not message.get("more_body", False)
         if self._bytes > self._limits.body_bytes:
-            raise _Refused(413, _too_large(self._limits), "too_large")
+            await self.refuse(413, _too_large(self._limits), "too_large")
+            raise _Refused
         if self._bodies.total > self._bodies.most:
-            raise _Refused(503, "too many large requests at the same time: try again later", "busy")
+            await self.refuse(503, "too many large requests at the same time: try again later", "busy")
+            raise _Refused
         return message
 
     def close(self) -> None:
@@ -170,11 +182,13 @@ class _Exchange:
     async def refuse(self, status: int, message: str, code: str) -> None:
         """Send an error, unless a response has begun; that one stays incomplete, and the connection is closed."""
         if not self.status:
-            self.status = status
+            self.status, self.is_refused = status, True
             await _respond(self._send, status, message, code)
 
     async def send(self, message: Message) -> None:
         """Pass on a message of the application."""
+        if self.is_refused:
+            return
         if message["type"] == "http.response.start":
             self.status = message["status"]
             present = {name.lower() for name, _ in message.get("headers", ())}
@@ -193,7 +207,8 @@ async def _respond(send: Send, status: int, message: str, code: str) -> None:
     body = json.dumps(error_object(message, code, status)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *HEADERS]
     headers += [(b"www-authenticate", b"Bearer")] if status == 401 else []
-    headers += [(b"connection", b"close")] if status in (408, 413) else []  # the rest of the body is not read
+    headers += [(b"retry-after", b"5")] if status == 503 else []
+    headers += [(b"connection", b"close")] if status == 408 else []
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
@@ -207,7 +222,11 @@ def _host_of(value: str) -> str:
 
 
 def _is_same(origin: bytes, host: bytes) -> bool:
-    return urlsplit(origin.decode("latin-1")).netloc.lower() == host.decode("latin-1").lower()
+    try:
+        place = urlsplit(origin.decode("latin-1")).netloc.lower()
+    except ValueError:
+        return False
+    return bool(place) and place == host.decode("latin-1").lower()
 
 
 def _too_large(limits: Limits) -> str:

@@ -17,6 +17,7 @@ from fastav.plan import Plan
 from fastav.serve.limits import Limits
 
 MAX_CHOICES, MAX_TOP_LOGPROBS, MAX_STOPS = 8, 20, 16
+MIN_TEMPERATURE = 1e-4  # below, probabilities of sampling overflow
 
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "audio": (None,),
@@ -60,7 +61,7 @@ class UnknownModel(FastAVError):
 
 
 class _Fields(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class StreamOptions(_Fields):
@@ -164,6 +165,8 @@ class ChatRequest(_Fields):
         """The settings of sampling; seeds of several answers differ."""
         if self.temperature == 0:
             return {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+        if self.temperature is not None and self.temperature < MIN_TEMPERATURE:
+            raise InvalidRequest(f"temperature must be 0 or at least {MIN_TEMPERATURE}", "0 decodes greedily")
         given = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k, "min_p": self.min_p}
         given = {name: value for name, value in given.items() if value is not None}
         if given.get("top_k") == -1:
@@ -199,7 +202,7 @@ def parse(body: Any) -> ChatRequest:
 
 def _first_fault(error: ValidationError) -> str:
     fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    place = ".".join(map(str, fault["loc"]))
+    place = ".".join(str(part)[:80] for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         return f"{place} is not a field that this server knows"
     return f"{place}: {fault['msg'][:1].lower()}{fault['msg'][1:]}"

@@ -2,12 +2,14 @@
 
 import asyncio
 import ipaddress
+import json
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -17,14 +19,20 @@ from fastav.serve.app import Served, create_app
 from fastav.serve.content import MediaAccess
 from fastav.serve.decoder import MediaDecoder
 from fastav.serve.files import FileStore
-from fastav.serve.guard import Guard
+from fastav.serve.guard import Guard, error_object
 from fastav.serve.limits import Limits
 
 HEADER_SECONDS = 20.0
 """How long a connection may take to send the headers of its first or next request."""
 
-EXTRA_CONNECTIONS = 64
-"""Connections beside those of requests that wait: of the page, of health checks, and of clients that are refused."""
+READ_SECONDS = 30.0
+"""How long a client may read nothing of its response."""
+
+CHECK_SECONDS = 2.0
+"""Seconds between two looks at what a client reads."""
+
+MAX_CONNECTIONS = 512
+"""Connections at the same time; more are cut."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +120,7 @@ def make_server(
     )
     config = uvicorn.Config(
         guard,
-        log_level="warning",
+        log_level="error",  # warnings are about what clients send
         access_log=False,
         server_header=False,
         http=_TimedProtocol,
@@ -120,7 +128,7 @@ def make_server(
         lifespan="on",
         timeout_keep_alive=int(HEADER_SECONDS),
         timeout_graceful_shutdown=int(limits.request_seconds) + 1,
-        limit_concurrency=limits.queue + EXTRA_CONNECTIONS,
+        proxy_headers=False,
         h11_max_incomplete_event_size=32 * 1024,
     )
     return _Server(config, on_ready), served
@@ -164,17 +172,54 @@ class _Server(uvicorn.Server):
 
 
 class _TimedProtocol(H11Protocol):
-    """uvicorn's protocol, which closes connections that do not send the headers of a request in time."""
+    """uvicorn's protocol, which ends connections of clients that do not send or read in time.
+
+    A client must send the headers of its first and next requests in time. A response is closed once it is sent; if the
+    client reads nothing of what waits to be sent, the connection is cut, with what runs for it.
+    """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Begin to wait for headers."""
         super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            transport.abort()
+            return
+        self._unsent, self._since = 0, self.loop.time()  # bytes that wait for the client, and since when it reads none
+        self._watch = self.loop.call_later(CHECK_SECONDS, self._cut_if_unread)
         self._wait_for_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        if (watch := getattr(self, "_watch", None)) is not None:
+            watch.cancel()
+        super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
         """Begin to wait for the next request's."""
         super().on_response_complete()
         self._wait_for_headers()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is not HTTP, as an error of the API; in the middle of a response, the connection ends."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.abort()
+            return
+        body = json.dumps(error_object("this is not HTTP", "invalid_request", 400)).encode()
+        headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
+        response = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
+        for event in (response, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+    def _cut_if_unread(self) -> None:
+        unsent, now = self.transport.get_write_buffer_size(), self.loop.time()
+        if not unsent or unsent < self._unsent:
+            self._since = now
+        self._unsent = unsent
+        if now - self._since >= READ_SECONDS:
+            self.transport.abort()
+        else:
+            self._watch = self.loop.call_later(CHECK_SECONDS, self._cut_if_unread)
 
     def _wait_for_headers(self) -> None:
         self.loop.call_later(HEADER_SECONDS, self._close_if_idle, self.cycle)
