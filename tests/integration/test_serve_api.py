@@ -13,12 +13,12 @@ from typing import Any
 import openai
 import pytest
 import torch
-from support import pages
-from support.serving import serving
 
 import fastav
 from fastav.decoding.settings import greedy_settings
 from fastav.request import Request
+from support import pages
+from support.serving import serving
 
 CLIPS = Path(fastav.__file__).parent / "assets" / "clips"
 CLIP = CLIPS / "half-minute.mp4"
