@@ -11,7 +11,7 @@ RIVALS := $(foreach share,$(SHARES),$(addsuffix @$(share),fastv pyramiddrop dart
 	random strided keep-first snapkv tova)) vtw omnidrop omnizip
 CONTEST := fastv pyramiddrop dycoke@0.25 random@0.5
 
-.PHONY: help setup demo test test-slow parity-cpus compat hf-suite media-compat docs dist-test wheel-test vllm-test vllm-test-slow bench-load check format tables leaderboard bench bench-prepare bench-batches bench-rollout train-tiny gpu \
+.PHONY: help setup serve demo test test-slow test-browser parity-cpus compat hf-suite media-compat docs dist-test wheel-test vllm-test vllm-test-slow bench-load check format tables leaderboard bench bench-prepare bench-batches bench-rollout train-tiny gpu \
 	gpu-videollama gpu-salmonn gpu-omni gpu-scaling gpu-rollout clean
 
 help:  ## this list
@@ -27,6 +27,9 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps --upgrade --target $(VENV)/vision torchvision timm
 	@touch $(READY)
 
+serve: $(READY)  ## the embedded model behind OpenAI's API, with a page that shows what pruning kept
+	$(BIN)/fastav serve tiny-long
+
 demo: $(READY)  ## answer a question about a real mp4, unpruned and with FastAV, side by side
 	$(BIN)/python examples/demo.py
 
@@ -35,10 +38,13 @@ demo: $(READY)  ## answer a question about a real mp4, unpruned and with FastAV,
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 test: $(READY)  ## the tests that every change must pass
-	$(PYTEST) -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu and not browser"
 
 test-slow: $(READY)  ## the tests that take minutes
 	$(PYTEST) -m slow
+
+test-browser: $(READY)  ## the page of the server in Chromium, which FASTAV_CHROMIUM names if it is not found
+	$(BIN)/python -m pytest -m browser tests/browser
 
 parity-cpus: $(READY)  ## the tests that rounding might decide, as other CPUs would run them
 	$(BIN)/python tests/cpus.py

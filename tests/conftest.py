@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from support import sampled_checks
 
 BESIDE = Path(sys.prefix) / "vision"

@@ -57,10 +57,13 @@ IN_WHEEL = (
     "fastav/py.typed",
     "fastav/assets/tiny/model.safetensors",
     "fastav/assets/clips/triangle.mp4",
+    "fastav/report/answer.html",
     "fastav/report/base.html",
     "fastav/report/drawing.html",
     "fastav/report/losses.html",
     "fastav/report/page.html",
+    "fastav/report/viewer.css",
+    "fastav/report/viewer.js",
 )
 TESTS = ("test_docs.py", "test_public.py", "test_compatibility.py", "test_installation.py")  # of the repository's files
 

@@ -314,6 +314,17 @@ def test_the_history_restores_a_question(page):
     assert page.locator("#right-budget").input_value() == "0.5"
 
 
+def test_all_questions_of_an_example_can_be_chosen(page):
+    questions = page.evaluate("fetch('/v1/examples').then((r) => r.json()).then((list) => list.data[0].questions)")
+    _choose_example(page)
+    more = page.get_by_role("button", name=re.compile(r"^\d+ more$"))
+    if more.count():
+        more.click()
+    assert page.locator("#suggestions button").all_inner_texts() == questions
+    page.locator("#suggestions button").last.click()
+    assert page.locator("#question").input_value() == questions[-1]
+
+
 def test_the_code_asks_the_same(page):
     _choose_example(page)
     page.fill("#question", 'is it "red", or isn\'t it?')

@@ -166,11 +166,31 @@ def test_a_method_without_scores_is_told_so(mount):
     assert "given gives no score" in tab.locator(".fv-tip").inner_text()
 
 
+def test_scores_are_shown_as_colours_on_request(mount):
+    tab = mount(Prompt(4).clip("video", frames=1).clip("audio", sound=4).cut(2))
+    colour = """(where) => { const canvas = document.querySelector('.fv-picture canvas');
+        return [...canvas.getContext('2d').getImageData(canvas.width * where, canvas.height / 4, 1, 1).data] }"""
+    tab.evaluate("viewer.setLayer(2)")
+    tab.get_by_role("checkbox", name="colour by score").check()
+    assert tab.evaluate(colour, 0.25) == [0, 0, 4, 255]  # the lowest score
+    assert tab.evaluate(colour, 0.75)[3] == 0  # dropped
+    tab.evaluate("viewer.setLayer(0)")
+    assert tab.evaluate(colour, 0.75)[3] == 255
+    assert mount(Prompt(4).clip("video", frames=1)).get_by_role("checkbox").count() == 0
+
+
 def test_frames_without_boxes_fade_by_their_share(mount):
     tab = mount(Prompt(4).clip("video", frames=1, boxes=False).cut(2))
     assert tab.locator(".fv-foot b").inner_text() == "50 %"
     assert tab.locator(".fv-picture canvas").is_hidden()
     assert tab.locator(".fv-frame").evaluate("frame => frame.style.getPropertyValue('--fv-gone')") == "0.5"
+
+
+def test_padding_is_apart_from_sound_without_a_time(mount):
+    prompt = Prompt(4).clip("audio", sound=6, seconds=False)
+    prompt.tokens["padding"][4:] = [1, 1]
+    headings = mount(prompt).locator(".fv-subhead").all_inner_texts()
+    assert headings == ["4 audio tokens, seconds unknown", "2 audio tokens, padding"]
 
 
 def test_cuts_of_the_cache_alone_drop_no_token(mount):

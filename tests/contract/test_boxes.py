@@ -186,6 +186,19 @@ def _overlaps(box: np.ndarray, region: tuple[float, ...], grown: float) -> np.nd
     return (down > 0) & (across > 0)
 
 
+@pytest.mark.parametrize(("name", "start"), [("videollama2", 0.85), ("video_salmonn2", 0.95)])
+@pytest.mark.parametrize("side", ["right", "bottom"])
+def test_pixels_that_fill_no_patch_are_in_no_box(name, start, side):
+    family, size = shown(name), SIZES["wide"]
+    strip = (0.0, start, 1.0, 1.0) if side == "right" else (start, 0.0, 1.0, 1.0)
+    top, left, bottom, right = (round(share * side) for share, side in zip(strip, (*size, *size), strict=True))
+    changed = noise(size)
+    changed[:, top:bottom, left:right] = 0
+    layout, before = unchanged(name, size, False)
+    assert torch.equal(family.embeddings(family.prepare(changed)), before)
+    assert not _overlaps(layout.box, strip, 0.0).any()
+
+
 def test_boxes_of_an_image_tile_it(family):
     if family.name in NO_IMAGES:
         pytest.skip("it takes no images")

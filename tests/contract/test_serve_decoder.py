@@ -1,10 +1,11 @@
-"""What a decoding process prepares, and what its replayed clips give again, is what the files themselves give, to the bit.
+"""What a decoding process prepares, and what its replayed clips give again, is what files give, to the bit.
 
 For every family that transformers has, and for our own. The process's own code runs in this process here.
 """
 
 import importlib
 import pkgutil
+import re
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -103,9 +104,8 @@ def test_a_process_prepares_what_the_file_gives(name: str, case: str, media: dic
     try:
         direct = adapter.prepare(processor, [Request(messages=messages)])
     except MediaError as error:  # a family that takes no such medium says the same from there
-        with pytest.raises(type(error)) as caught:
+        with pytest.raises(type(error), match=re.escape(str(error))):
             here(adapter, processor, messages)
-        assert (caught.value.message, caught.value.hint) == (error.message, error.hint)
         return
     decoded = here(adapter, processor, messages, also=first_frame_and_times)
     _assert_same(decoded.prepared, direct)

@@ -231,3 +231,38 @@ def test_plan_write_says_where_it_cannot(capsys, tmp_path):
         capsys, "plan", "write", "fastav", "--out", str(tmp_path / "plan.json"), "--start", "40"
     )
     assert not list(tmp_path.iterdir())
+
+
+def test_a_report_shows_the_answer_and_every_token(tmp_path, capsys):
+    path = tmp_path / "answer.html"
+    report = json.loads(stdout(capsys, *ASK, "--report", str(path), "--json"))
+    assert report["report"] == str(path)
+    data = json.loads(path.read_text().partition('id="data">')[2].partition("</script>")[0])
+    (run,) = data["runs"]
+    assert run["text"] == report["text"]
+    assert run["usage"]["tokens_per_layer"] == report["tokens_per_layer"]
+    assert len(run["inspection"]["tokens"]["layers"]) == sum(report["prompt_tokens"].values())
+    assert main([*ASK, "--report", str(path)]) == 0
+    assert f"wrote {path}" in capsys.readouterr().err
+
+
+def test_a_report_of_a_comparison_has_all_plans(tmp_path, capsys):
+    path = tmp_path / "answer.html"
+    stdout(capsys, *ASK, "--compare", "--repeat", "1", "--plan", "fastav,fastv", "--report", str(path), "--json")
+    data = json.loads(path.read_text().partition('id="data">')[2].partition("</script>")[0])
+    assert [run["plan"] for run in data["runs"]] == ["none", "fastav", "fastv"]
+
+
+@pytest.mark.parametrize(("name", "message"), [("no/answer.html", "does not exist"), (".", "is a folder")])
+def test_a_report_that_cannot_be_written_is_refused_before_the_model_loads(
+    tmp_path, capsys, monkeypatch, name, message
+):
+    monkeypatch.setattr("fastav.pipelines.pipeline", None)
+    assert message in failure(capsys, *ASK, "--report", str(tmp_path / name))
+
+
+def test_a_report_with_an_engine_that_shows_no_cuts_is_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("fastav.pipelines.pipeline", None)
+    path = tmp_path / "answer.html"
+    assert "does not expose its cuts" in failure(capsys, *ASK, "--engine", "vllm", "--report", str(path))
+    assert not path.exists()

@@ -113,4 +113,6 @@ def here(adapter: Any, processor: Any, messages: Any, *, limits: Limits | None =
         send(ours, job)
         answer = receive(ours, max_bytes=2**32)
         thread.join()
+    if "error" in answer:
+        raise decoder._error_of(answer)
     return decoder._decoded(answer, 0.0)

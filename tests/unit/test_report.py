@@ -1,10 +1,12 @@
 """The report of a calibration: what it says, that it says it safely, and that it needs nothing else."""
 
 import importlib
+import json
 import re
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +22,17 @@ from fastav.layout import Layout, Modality
 from fastav.plan import Before, Frames, Keep, Plan, Share, Step, Tokens
 from fastav.presets import fastav
 from fastav.report import figures, formatting, page
-from fastav.report.content import audio_segments, binned, frame_tokens, modality_cuts, read, remaining_tokens, tracks
+from fastav.report.content import (
+    audio_segments,
+    binned,
+    dropped_attention,
+    frame_tokens,
+    modality_cuts,
+    read,
+    remaining_tokens,
+    tracks,
+)
+from fastav.report.example import example_inspection
 from fastav.trace import Trace
 
 DEPTH, START = 4, 2
@@ -374,11 +386,79 @@ def test_a_result_of_another_form_is_one_error(tmp_path, text):
         page(folder)
 
 
+def boxed(layout: Layout) -> Layout:
+    """The layout, with each frame's four tokens as its quarters."""
+    corners = np.array([[0, 0], [0, 0.5], [0.5, 0], [0.5, 0.5]], np.float32)
+    box = np.full((len(layout), 4), np.nan, np.float32)
+    video = layout.modality == VIDEO
+    start = corners[np.arange(video.sum()) % 4]
+    box[video] = np.concatenate([start, start + 0.5], axis=1)
+    return replace(layout, box=box)
+
+
+def test_the_example_is_drawn_by_token_where_boxes_are_known(tmp_path):
+    text = page(made(tmp_path / "cal", [boxed(layout_of())], question="</script>what?"))
+    data = json.loads(text.partition('id="inspection">')[2].partition("</script>")[0])
+    assert data["question"] == "</script>what?"
+    layout, tokens = layout_of(), data["tokens"]
+    stays = (layout.modality == TEXT) | (np.arange(len(layout)) <= 5)
+    assert tokens["layers"] == np.where(stays, DEPTH, START).tolist()
+    (cut,) = data["cuts"]
+    assert (cut["layer"], cut["method"], set(cut["score"])) == (START, "position", {None})
+    assert cut["token"] == np.flatnonzero(layout.modality != TEXT).tolist()
+    (item,) = data["items"]
+    assert [(one["frame"], one["second"]) for one in item["frames"]] == [(0, 0.0), (1, 1.0), (2, 2.0)]
+    assert all(one["uri"].startswith("data:image/jpeg") for one in item["frames"])
+    assert item["waveform"]["seconds"] == 4.0
+    assert "What it sees" not in text
+    assert "FastavViewer.mount" in text
+
+
+def test_cuts_by_the_last_query_have_the_attention_as_scores(tmp_path):
+    layout = boxed(layout_of())
+    folder = made(tmp_path / "cal", [layout])
+    content = read(folder)
+    both = ((START, np.arange(6)), (START + 1, np.arange(4)))
+    example = replace(content.example, trace=replace(content.example.trace, selections=both))
+    data = example_inspection(replace(content, example=example))
+    assert data is not None
+    _, fine = data["cuts"]
+    assert (fine["layer"], fine["method"], fine["token"]) == (START + 1, "last-query", [1, 2, 3, 4, 5])
+    assert fine["score"] == pytest.approx(example.trace.attention[0, START, 1:6].tolist(), rel=1e-5)
+    assert fine["kept"] == [1, 1, 1, 0, 0]
+
+
+def test_records_without_boxes_are_drawn_by_frame(tmp_path):
+    folder = made(tmp_path / "cal", [layout_of()])
+    assert "What it sees" in page(folder)
+    assert "FastavViewer" not in page(folder)
+    path = folder / "prompts" / "shown.npz"  # as versions before boxes wrote it
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files if name != "layout_box"}
+    np.savez(path, **arrays)
+    assert np.isnan(Store(folder).load("shown").trace.layout.box).all()
+    assert "What it sees" in page(folder)
+
+
+def test_it_warns_of_cuts_that_drop_what_attention_is_on(tmp_path):
+    content = read(made(tmp_path / "cal", [layout_of()]))
+    shares = dropped_attention(content)
+    moments = content.evidence.profiles["order", AUDIO]
+    assert shares[AUDIO] == pytest.approx(1.0)  # the plan keeps no audio
+    weight = content.evidence.profiles["order", VIDEO].mean[0, 0, content.before]
+    assert shares[VIDEO] == pytest.approx(weight[5:].sum() / weight.sum())
+    assert moments.count.tolist() == [1] * 8
+    text = page(made(tmp_path / "other", [layout_of()]))
+    assert "drops the tokens with 100" in text
+    keeps = fastav(Keep(audio=Tokens(8), video=Tokens(12)), start=START, name="calibrated")
+    assert "drops the tokens" not in page(made(tmp_path / "all", [layout_of()], plan=keeps))
+
+
 @pytest.mark.parametrize("name", ["matplotlib", "jinja2"])
 def test_without_the_extra_it_says_what_to_install(monkeypatch, name):
     for module in [module for module in sys.modules if f"{module}.".startswith(("fastav.report.", f"{name}."))]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(InstallationError, match=f"needs {name}, which is not installed") as caught:
-        importlib.import_module("fastav.report")
+        importlib.import_module("fastav.report.calibration")
     assert "pip install '.[report]'" in caught.value.hint

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from beartype import beartype
 from jaxtyping import Float
-from support import sampled_checks
 
 import fastav.flops
 from fastav.models._adapters import to_numpy
+from support import sampled_checks
 
 
 def test_fastavs_own_functions_are_checked():

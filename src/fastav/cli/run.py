@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -14,7 +14,7 @@ import typer
 
 from fastav import __version__
 from fastav.cli import _options, _render
-from fastav.cli._output import print_json
+from fastav.cli._output import print_json, require_folder, write_file
 from fastav.cli._progress import progress, spinner, suppress_warnings
 from fastav.cli._text import printable, stderr
 from fastav.cli._types import Answer, Pipeline, Plan, Request
@@ -50,6 +50,10 @@ def run(
     device: _options.Device = None,
     dtype: _options.DtypeOrAuto = None,
     engine: _options.Engine = "transformers",
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.html", help="Write a page that shows which tokens stay. Overwrites FILE.html."),
+    ] = None,
     as_json: _options.Json = False,
 ) -> None:
     """Answer a question about a clip, or the last of the chat messages in a file CHAT.json.
@@ -61,28 +65,42 @@ def run(
     --json prints one object with model, clip, question, device, dtype and versions, and with text, token_ids, finish,
     plan, prompt_tokens, tokens_per_layer, flops, kv_bytes, seconds and peak_bytes. With --compare the latter are in
     plans, by plan.
+
+    --report writes one self-contained HTML page with the answer and every token of the prompt: which part of which
+    frame or second it is, and at which layer it was dropped; with --compare, those of all plans. It prefills the prompt
+    once more for each plan.
     """
     if repeat is not None and not compare:
         raise PlanError("--repeat needs --compare", "give both or neither")
     request = _request_of(clip, question, use)
     settings = _options.generation_settings(max_new_tokens, temperature, top_p, top_k, repetition_penalty, stop, seed)
-    plans = plan.split(",") if compare else [plan]
-    pipe = load_pipeline(model, plans, device, dtype, engine, compare=compare)
+    names = plan.split(",") if compare else [plan]
+    if report is not None:
+        _check_report(report, engine)
+    pipe = load_pipeline(model, names, device, dtype, engine, compare=compare)
     ask = partial(pipe, request, **settings)
-    report = {"model": model, "clip": clip, "question": request.question, **_run_info(pipe)}
+    result = {"model": model, "clip": clip, "question": request.question, **_run_info(pipe)}
     with pipe, suppress_warnings(), out_of_memory_as_error():
+        plans = _compared(pipe, names) if compare else {"": pipe.plan}
         if compare:
-            report |= {"repeat": repeat or REPEAT, "plans": _compare(pipe, plans, ask, repeat or REPEAT)}
+            answers = _compare(plans, ask, repeat or REPEAT)
+            result |= {"repeat": repeat or REPEAT, "plans": {name: one.to_dict() for name, one in answers.items()}}
         else:
-            report |= _answer(ask, stream=not as_json and sys.stdout.isatty()).to_dict()
+            answers = {"": _answer(ask, stream=not as_json and sys.stdout.isatty())}
+            result |= answers[""].to_dict()
+        if report is not None:
+            _write_report(report, pipe, request, [(plans[name], answer) for name, answer in answers.items()])
+            result["report"] = str(report)
     if as_json:
-        print_json(report)
+        print_json(result)
     elif compare:
-        _render.comparison(report)
+        _render.comparison(result)
     else:
         if not sys.stdout.isatty():
-            print(report["text"], flush=True)
-        stderr().print(_render.summary(report))
+            print(result["text"], flush=True)
+        stderr().print(_render.summary(result))
+    if report is not None and not as_json:
+        stderr().print(f"wrote {report}", style="default", highlight=False, markup=False, soft_wrap=True)
     if model == DEFAULT_MODEL and not as_json and not _is_bundled(clip):
         stderr().print(
             "\nThe embedded model answered, which knows only a toy world of moving shapes and beeps. "
@@ -168,12 +186,16 @@ def _label(plan: Plan) -> str:
     return plan.fingerprint if plan.name in ("", "none") else plan.name
 
 
-def _compare(pipe: Pipeline, names: Sequence[str], ask: Callable[..., Answer], repeat: int) -> dict[str, Any]:
-    """The answers without and with each plan. Runs alternate, so that load on the machine affects all plans alike."""
+def _compared(pipe: Pipeline, names: Sequence[str]) -> dict[str, Plan]:
+    """The plans of a comparison by name, the unpruned one first."""
     from fastav.adapter import plan_named
     from fastav.presets import NONE
 
-    plans = {NONE.name: NONE} | {_label(plan): plan for name in names for plan in [plan_named(name, pipe.adapter)]}
+    return {NONE.name: NONE} | {_label(plan): plan for name in names for plan in [plan_named(name, pipe.adapter)]}
+
+
+def _compare(plans: Mapping[str, Plan], ask: Callable[..., Answer], repeat: int) -> dict[str, Answer]:
+    """The answer under each plan. Runs alternate, so that load on the machine affects all plans alike."""
     answers: dict[str, list[Answer]] = {name: [] for name in plans}
     with progress("running the plans in turn", len(plans) * (1 + repeat)) as step:
         for plan in plans.values():
@@ -183,7 +205,7 @@ def _compare(pipe: Pipeline, names: Sequence[str], ask: Callable[..., Answer], r
             for name, plan in plans.items():
                 answers[name].append(ask(plan=plan))
                 step()
-    return {name: _median_run(runs).to_dict() for name, runs in answers.items()}
+    return {name: _median_run(runs) for name, runs in answers.items()}
 
 
 def _median_run(answers: Sequence[Answer]) -> Answer:
@@ -192,6 +214,29 @@ def _median_run(answers: Sequence[Answer]) -> Answer:
     seconds = {phase: median(answer.seconds[phase] for answer in answers) for phase in first.seconds}
     peaks = [answer.peak_bytes for answer in answers if answer.peak_bytes is not None]
     return replace(first, seconds=seconds, peak_bytes=max(peaks, default=None))
+
+
+def _check_report(path: Path, engine: str) -> None:
+    """Check, before the model loads, that a report can be made and written.  Raises: FastAVError."""
+    require_folder(path, "--report")
+    from fastav.engine import Engine
+    from fastav.registry import ENGINES
+
+    if ENGINES[engine].inspect is Engine.inspect:
+        raise FastAVError(f"the engine {engine} does not expose its cuts for --report", "use --engine transformers")
+
+
+def _write_report(path: Path, pipe: Pipeline, request: Request, runs: Sequence[tuple[Plan, Answer]]) -> None:
+    """Write the page of these answers, each under its plan."""
+    from fastav.report import answer_report, to_json
+    from fastav.report.answer import run_of
+
+    with progress("inspecting", len(runs)) as step:
+        shown = []
+        for plan, answer in runs:
+            shown.append(run_of(to_json(pipe.inspect(request, plan=plan), request), answer))
+            step()
+    write_file(path, answer_report(shown))
 
 
 def _run_info(pipe: Pipeline) -> dict[str, Any]:

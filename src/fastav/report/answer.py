@@ -26,14 +26,13 @@ def answer_report(runs: Sequence[Mapping[str, Any]]) -> str:
         "version": __version__,
         "runs": list(runs),
     }
-    text = json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    return _filled(template(), "{{data}}", text)
+    return _filled(template(), "{{data}}", embedded(data))
 
 
 def template() -> str:
     """The page without its data, for which it has the mark `{{data}}`."""
-    page = _filled(_file("answer.html"), "/*{{css}}*/", _file("viewer.css"))
-    return _filled(page, "/*{{js}}*/", _file("viewer.js"))
+    page = _filled(read_text("answer.html"), "/*{{css}}*/", read_text("viewer.css"))
+    return _filled(page, "/*{{js}}*/", read_text("viewer.js"))
 
 
 def _filled(page: str, mark: str, content: str) -> str:
@@ -53,5 +52,11 @@ def usage_of(answer: Answer) -> dict[str, Any]:
     return {name: value for name, value in answer.to_dict().items() if name in names}
 
 
-def _file(name: str) -> str:
+def embedded(data: Mapping[str, Any]) -> str:
+    """JSON for a script element of a page."""
+    return json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def read_text(name: str) -> str:
+    """A file of this package."""
     return resources.files("fastav.report").joinpath(name).read_text(encoding="utf-8")

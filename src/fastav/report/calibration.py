@@ -14,6 +14,7 @@ from fastav.calibrate import KINDS, TOP, Record
 from fastav.errors import InstallationError, install_hint
 from fastav.layout import MEDIA, Modality
 from fastav.report import formatting
+from fastav.report.answer import embedded, read_text
 from fastav.report.content import (
     COLUMNS,
     LAST,
@@ -21,6 +22,7 @@ from fastav.report.content import (
     ModalityCut,
     audio_segments,
     curves,
+    dropped_attention,
     frame_tokens,
     maps,
     modality_cuts,
@@ -30,12 +32,16 @@ from fastav.report.content import (
     tracks,
     weight_shares,
 )
+from fastav.report.example import example_inspection
 
 try:
     from fastav.report import figures
     from fastav.report.rendering import Drawing, both_widths, render
 except ImportError as error:
     raise InstallationError(f"a report needs {error.name}, which is not installed", install_hint("report")) from None
+
+
+MOST_DROPPED = 0.5  # share of a modality's attention on dropped tokens, from which the report warns
 
 
 def page(folder: str | Path) -> str:
@@ -68,9 +74,11 @@ def _context(content: Content) -> dict[str, Any]:
         "prompts": len(content.evidence.layouts),
         "is_prefix": all(cut.is_prefix for cut in cuts.values()),
         "weight_shares": _weight_rows(content),
+        "warnings": list(_warnings(content)),
         "figures": _drawings(content, cuts, cut_texts),
         "concentration": _concentration(content),
         "example": _example(content),
+        "viewer": _viewer(content),
         "layers": _layers(content),
         "costs": _costs(content),
         "unpruned": content.unpruned,
@@ -146,6 +154,16 @@ def _weight_rows(content: Content) -> list[tuple[str, list[float]]]:
     """For each modality, its share of the weight of every kind."""
     shares = [weight_shares(content, kind) for kind in KINDS]
     return [(m.label, [share[m] for share in shares]) for m in content.evidence.present()]
+
+
+def _warnings(content: Content) -> Iterator[str]:
+    """A sentence on each modality most of whose attention is on tokens that the cut drops."""
+    for m, share in dropped_attention(content).items():
+        if share > MOST_DROPPED:
+            yield (
+                f"The cut at layer {content.start} drops the tokens with {formatting.percent(share)} of the attention "
+                f"that the prompt's last token pays to {m.label} at layer {content.before}."
+            )
 
 
 def _drawings(
@@ -237,6 +255,14 @@ def _example(content: Content) -> dict[str, Any]:
         "width": record.preview.frames.shape[2],
         "height": record.preview.frames.shape[1],
     }
+
+
+def _viewer(content: Content) -> dict[str, str] | None:
+    """The files and the data of the viewer of the example; None if its record does not know boxes."""
+    data = example_inspection(content)
+    if data is None:
+        return None
+    return {"css": read_text("viewer.css"), "js": read_text("viewer.js"), "data": embedded(data)}
 
 
 def _data_uri(record: Record, index: int) -> str:

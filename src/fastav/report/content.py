@@ -198,6 +198,23 @@ def modality_cuts(content: Content) -> dict[Modality, ModalityCut]:
     return cuts
 
 
+def dropped_attention(content: Content) -> dict[Modality, float]:
+    """Of each modality that a cut by position drops some of: the share of its attention that is on dropped tokens.
+
+    It is that of the prompt's last token at the last layer before the cut, as a mean over prompts.
+    """
+    shares = {}
+    for m, cut in modality_cuts(content).items():
+        if not (cut.is_prefix and len(cut.remaining) and cut.remaining.sum() < cut.total.sum()):
+            continue
+        moments = content.evidence.profiles["order", m]
+        weight = moments.mean[KINDS.index("attention"), LAST, content.before] * moments.count
+        kept = round(float(cut.remaining.mean()))
+        if (whole := float(np.nansum(weight))) > 0:
+            shares[m] = float(np.nansum(weight[kept:])) / whole
+    return shares
+
+
 def _first_tokens(layout: Layout, budgets: Mapping[frozenset[Modality], int]) -> Int[np.ndarray, " kept"]:
     """The tokens that stay if the earliest of each pool do."""
     pools = (np.flatnonzero(np.isin(layout.modality, list(pool)))[:count] for pool, count in budgets.items())

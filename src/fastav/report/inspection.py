@@ -31,19 +31,24 @@ def to_json(
 ) -> dict[str, Any]:
     """An inspection as a JSON object, for `fastav run --report` and `POST /v1/inspect` (docs/inspect.md).
 
-    request: the one that was inspected. Its clips are decoded again for pictures of the frames that tokens show: at
-    most 64 of an item, evenly spread, in which case its `frames_shown` has their number and that of all. pictures:
-    without them, no media are decoded, frames have no `uri`, and sounds have no `waveform`. items: what `items_json`
-    gave for this request, if it has been called.
+    request: the one that was inspected. Its clips are decoded again for pictures of the frames that tokens show, at
+    most 64 of an item, evenly spread; then the others have no `uri`, and the item's `frames_shown` is the number of
+    pictures. pictures: without them, no media are decoded, no frame has a `uri` and no sound a `waveform`. items: what
+    `items_json` gave for this request, if it has been called.
     Raises: UnreadableMedia for clips that cannot be decoded any more.
     """
+    items = items_json(request, inspection.layout, pictures=pictures) if items is None else items
+    return tokens_and_cuts(inspection) | {"question": request.question, "items": list(items)}
+
+
+def tokens_and_cuts(inspection: Inspection) -> dict[str, Any]:
+    """What is known of an inspection without its request: all of its JSON object but `question` and `items`."""
     layout = inspection.layout
     return {
         "schema": SCHEMA,
         "model": inspection.model,
         "plan": inspection.plan.name or inspection.plan.fingerprint,
         "plan_json": json.loads(inspection.plan.to_json()),
-        "question": request.question,
         "layers": inspection.depth,
         "modalities": [modality.label for modality in Modality],
         "tokens": {
@@ -57,7 +62,6 @@ def to_json(
             "layers": inspection.layers.tolist(),
         },
         "cuts": [_cut(cut) for cut in inspection.cuts],
-        "items": items_json(request, layout, pictures=pictures) if items is None else list(items),
         "flops": inspection.flops.to_dict(),
         "kv_bytes": inspection.kv_bytes.to_dict(),
     }
@@ -103,25 +107,25 @@ def _item(
     moments = {int(n): float(np.nanmin(s)) if np.isfinite(s := second[frame == n]).any() else None for n in numbers}
     if media.kind is Kind.IMAGE:
         moments = dict.fromkeys(moments, 0.0)
-    shown = numbers[np.unique(np.linspace(0, len(numbers) - 1, min(MAX_FRAMES, len(numbers))).round().astype(int))]
+    shown = numbers[np.linspace(0, len(numbers) - 1, min(MAX_FRAMES, len(numbers))).round().astype(int)]
     track = media.clip.require_video() if has_video else None
     item: dict[str, Any] = {
         "kind": str(media.kind if has_video else Kind.AUDIO),
         "name": media.clip.name,
         "seconds": _number(media.seconds, 4),
-        "frames": [] if track is None else _pictures(track, {int(n): moments[n] for n in shown}, pictures=pictures),
+        "frames": [] if track is None else _pictures(track, moments, shown.tolist() if pictures else []),
         "waveform": waveform(media.clip.require_audio()) if has_audio and pictures else None,
     }
-    if len(shown) < len(numbers):
-        item["frames_shown"] = {"shown": len(shown), "of": len(numbers)}
+    if pictures and len(shown) < len(numbers):
+        item["frames_shown"] = len(shown)
     return item
 
 
-def _pictures(track: VideoTrack, moments: Mapping[int, float | None], *, pictures: bool) -> list[dict[str, Any]]:
-    """The frames that are on show at these moments, by number; those of unknown time have no picture."""
+def _pictures(track: VideoTrack, moments: Mapping[int, float | None], shown: list[int]) -> list[dict[str, Any]]:
+    """The frames at these moments, by number.  shown: those to have a picture, unless their time is unknown."""
     width = min(WIDTH, track.width)
     height = max(1, round(track.height * width / track.width))
-    uris = dict(_uris(track, moments, (width, height))) if pictures else {}
+    uris = dict(_uris(track, {number: moments[number] for number in shown}, (width, height)))
     return [
         {
             "frame": number,

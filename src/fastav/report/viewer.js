@@ -8,11 +8,20 @@
 globalThis.FastavViewer = (() => {
   "use strict";
 
-  const DROPPED = 0, UNCACHED = 1, KEPT = 2; // what a layer does with a token
+  const DROPPED = 0,
+    UNCACHED = 1,
+    KEPT = 2; // what a layer does with a token
   const MEDIA = ["video", "image", "audio"];
   const ORDER = ["text", "audio", "video", "image"]; // of a stacked bar, from the bottom
   const GAP_FROM = 5; // a gap between patches is drawn from this many pixels per patch on
   const PLAY_SECONDS = 4.5;
+  const MAGMA = [
+    [0, 0, 4],
+    [81, 18, 124],
+    [183, 55, 121],
+    [252, 137, 97],
+    [252, 253, 191],
+  ]; // the map of figures.py
 
   // ---------------------------------------------------------------- numbers and texts, shared with the pages around
 
@@ -53,7 +62,9 @@ globalThis.FastavViewer = (() => {
 
   function score(value) {
     const size = Math.abs(value);
-    return size !== 0 && (size < 0.001 || size >= 1e5) ? value.toExponential(2) : Number(value.toPrecision(4)).toString();
+    return size !== 0 && (size < 0.001 || size >= 1e5)
+      ? value.toExponential(2)
+      : Number(value.toPrecision(4)).toString();
   }
 
   /** What of a word is compared: not its punctuation, unless that is all by which the texts differ. */
@@ -65,17 +76,19 @@ globalThis.FastavViewer = (() => {
 
   /** The words of two texts, each with whether it is in both, by their longest common subsequence. */
   function compareTexts(left, right) {
-    const a = left.match(/\s*\S+/g) || [], b = right.match(/\s*\S+/g) || [];
+    const a = left.match(/\s*\S+/g) || [],
+      b = right.match(/\s*\S+/g) || [];
     const same = left.trim() === right.trim();
     const key = wordKey(a, b, same);
     const longest = Array.from({ length: a.length + 1 }, () => new Uint16Array(b.length + 1));
     for (let i = a.length - 1; i >= 0; i--) {
       for (let j = b.length - 1; j >= 0; j--) {
-        longest[i][j] = key(a[i]) === key(b[j]) ? longest[i + 1][j + 1] + 1 : Math.max(longest[i + 1][j], longest[i][j + 1]);
+        longest[i][j] =
+          key(a[i]) === key(b[j]) ? longest[i + 1][j + 1] + 1 : Math.max(longest[i + 1][j], longest[i][j + 1]);
       }
     }
     const inBoth = [new Array(a.length).fill(false), new Array(b.length).fill(false)];
-    for (let i = 0, j = 0; i < a.length && j < b.length; ) {
+    for (let i = 0, j = 0; i < a.length && j < b.length;) {
       if (key(a[i]) === key(b[j])) {
         inBoth[0][i++] = inBoth[1][j++] = true;
       } else if (longest[i + 1][j] >= longest[i][j + 1]) {
@@ -90,13 +103,15 @@ globalThis.FastavViewer = (() => {
 
   /** Write words of `compareTexts` into an element, with those marked that the other text lacks. */
   function writeWords(element, words) {
-    element.replaceChildren(...words.map(({ text, same }) => {
-      if (same) return text;
-      const lead = text.match(/^\s*/)[0];
-      const fragment = document.createDocumentFragment();
-      fragment.append(lead, make("mark", { text: text.slice(lead.length) }));
-      return fragment;
-    }));
+    element.replaceChildren(
+      ...words.map(({ text, same }) => {
+        if (same) return text;
+        const lead = text.match(/^\s*/)[0];
+        const fragment = document.createDocumentFragment();
+        fragment.append(lead, make("mark", { text: text.slice(lead.length) }));
+        return fragment;
+      }),
+    );
   }
 
   // ---------------------------------------------------------------- elements
@@ -117,8 +132,11 @@ globalThis.FastavViewer = (() => {
 
   /** Give a canvas as many pixels as it has on the screen; return its context in CSS pixels, and its size. */
   function prepare(canvas) {
-    const width = canvas.clientWidth, height = canvas.clientHeight, scale = globalThis.devicePixelRatio || 1;
-    const columns = Math.round(width * scale), rows = Math.round(height * scale);
+    const width = canvas.clientWidth,
+      height = canvas.clientHeight,
+      scale = globalThis.devicePixelRatio || 1;
+    const columns = Math.round(width * scale),
+      rows = Math.round(height * scale);
     if (canvas.width !== columns || canvas.height !== rows) {
       canvas.width = columns;
       canvas.height = rows;
@@ -134,6 +152,14 @@ globalThis.FastavViewer = (() => {
     const style = getComputedStyle(element);
     const colour = (name) => style.getPropertyValue(`--fv-${name}`).trim();
     return Object.fromEntries([...ORDER, "off", "hatch"].map((name) => [name, colour(name)]));
+  }
+
+  /** The colour of a share in [0, 1] on the map of scores. */
+  function heatColour(value) {
+    const at = value * (MAGMA.length - 1),
+      low = Math.min(Math.floor(at), MAGMA.length - 2);
+    const mixed = MAGMA[low].map((channel, i) => Math.round(channel + (MAGMA[low + 1][i] - channel) * (at - low)));
+    return `rgb(${mixed.join(" ")})`;
   }
 
   const reducedMotion = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
@@ -157,6 +183,8 @@ globalThis.FastavViewer = (() => {
       this.dropLayer = Int32Array.from(tokens.layers);
       this.cuts = [...inspection.cuts].sort((a, b) => a.layer - b.layer);
       this.places = new Map(); // of a cut's candidates, made when a score is asked for
+      this.ranks = new Map(); // of a cut's candidates, as shares in [0, 1]
+      this.hasScores = this.cuts.some((cut) => cut.score.some((value) => typeof value === "number"));
       this.perLayer = this._perLayer();
     }
 
@@ -167,7 +195,10 @@ globalThis.FastavViewer = (() => {
     /** Numbers of tokens by layer and modality, and of those that a cache-only cut leaves out of the layer's cache. */
     _perLayer() {
       const rows = Array.from({ length: this.layers }, () => ({
-        runs: new Array(this.names.length).fill(0), cached: new Array(this.names.length).fill(0), total: 0, cachedTotal: 0,
+        runs: new Array(this.names.length).fill(0),
+        cached: new Array(this.names.length).fill(0),
+        total: 0,
+        cachedTotal: 0,
       }));
       const dropped = rows.map((row) => row.runs.slice());
       for (let token = 0; token < this.size; token++) {
@@ -219,8 +250,30 @@ globalThis.FastavViewer = (() => {
       return before;
     }
 
+    /** The rank of every token by the scores of the cut nearest at or after a layer, from 0 to 1; NaN without a score.
+     *
+     * Ranks, because scores of some methods differ by powers of ten.
+     */
+    heat(layer) {
+      const scored = this.cuts.filter((cut) => cut.score.some((value) => typeof value === "number"));
+      const cut = scored.find((one) => one.layer >= layer) || scored[scored.length - 1];
+      if (!cut) return null;
+      if (!this.ranks.has(cut)) {
+        const ranks = new Float32Array(this.size).fill(NaN);
+        const order = cut.token
+          .map((_, i) => i)
+          .filter((i) => typeof cut.score[i] === "number")
+          .sort((a, b) => cut.score[a] - cut.score[b]);
+        order.forEach((i, rank) => (ranks[cut.token[i]] = order.length > 1 ? rank / (order.length - 1) : 1));
+        this.ranks.set(cut, ranks);
+      }
+      return this.ranks.get(cut);
+    }
+
     dropCut(token) {
-      return this.cuts.find((cut) => !cut.cache_only && cut.layer === this.dropLayer[token] && this.placeIn(cut, token) !== undefined);
+      return this.cuts.find(
+        (cut) => !cut.cache_only && cut.layer === this.dropLayer[token] && this.placeIn(cut, token) !== undefined,
+      );
     }
 
     /** Where a token comes from: "frame 3 at 1.5 s". */
@@ -242,7 +295,8 @@ globalThis.FastavViewer = (() => {
       const cut = this.cutOf(token, layer);
       if (cut) lines.push(...this._scoreLines(cut, token));
       const drop = this.dropCut(token);
-      if (this.dropLayer[token] >= this.layers) lines.push(cut && cut.cache_only ? this._cacheLine(token, layer) : `kept in all ${this.layers} layers`);
+      if (this.dropLayer[token] >= this.layers)
+        lines.push(cut && cut.cache_only ? this._cacheLine(token, layer) : `kept in all ${this.layers} layers`);
       else lines.push(`dropped at layer ${this.dropLayer[token]}${drop ? ` by ${drop.method}` : ""}`);
       return { title: name, detail: [`no. ${count(token)} of the prompt`, origin].filter(Boolean).join(" · "), lines };
     }
@@ -251,12 +305,17 @@ globalThis.FastavViewer = (() => {
       const value = cut.score[this.placeIn(cut, token)];
       if (typeof value !== "number") return [`candidate at layer ${cut.layer}, ${cut.method} gives no score`];
       const rank = cut.score.reduce((n, other) => n + (other > value ? 1 : 0), 1);
-      return [`score ${score(value)} at layer ${cut.layer} (${cut.method})`, `rank ${count(rank)} of ${count(cut.token.length)}`];
+      return [
+        `score ${score(value)} at layer ${cut.layer} (${cut.method})`,
+        `rank ${count(rank)} of ${count(cut.token.length)}`,
+      ];
     }
 
     _cacheLine(token, layer) {
       const out = this.cuts.filter((cut) => cut.cache_only && cut.kept[this.placeIn(cut, token)] === 0).length;
-      const here = this.cuts.some((cut) => cut.cache_only && cut.layer === layer && cut.kept[this.placeIn(cut, token)] === 0);
+      const here = this.cuts.some(
+        (cut) => cut.cache_only && cut.layer === layer && cut.kept[this.placeIn(cut, token)] === 0,
+      );
       return `runs in all layers, left out of ${plural(out, "cache")}${here ? ", this one included" : ""}`;
     }
 
@@ -283,16 +342,18 @@ globalThis.FastavViewer = (() => {
 
   // ---------------------------------------------------------------- views: each draws some tokens
   //
-  // A view has `element`, `tokens` (what the arrow keys visit, in prompt order), `draw(states, colours, changed)`,
-  // `at(x, y)` (the token at a place inside the element, or -1) and `place(token)` ([left, top, width, height] in it). A view
-  // that scrolls has `reveal(token)`.
+  // A view has `element`, `tokens` (what the arrow keys visit, in prompt order), `at(x, y)` (the token at a place inside
+  // the element, or -1), `place(token)` ([left, top, width, height] in it) and `draw(states, colours, changed)`:
+  // `changed` is null for all tokens, `colours.heat` what `Tokens.heat` returns where scores are to be shown.
+  // A view that scrolls has `reveal(token)`.
 
   class FramesView {
     constructor(data, index, tokens) {
       const item = data.inspection.items[index];
       this.tokens = tokens;
       this.element = make("ul", {
-        name: `fv-frames${item.frames.length > 32 ? " fv-many" : ""}${item.frames.length === 1 ? " fv-single" : ""}`, role: "list",
+        name: `fv-frames${item.frames.length > 32 ? " fv-many" : ""}${item.frames.length === 1 ? " fv-single" : ""}`,
+        role: "list",
       });
       const byFrame = new Map(item.frames.map((frame) => [frame.frame, []]));
       for (const token of tokens) byFrame.get(data.frame[token]).push(token);
@@ -307,12 +368,30 @@ globalThis.FastavViewer = (() => {
       const canvas = make("canvas");
       const picture = make("div", { name: "fv-picture", children: [image, canvas] });
       picture.style.aspectRatio = `${frame.width || 16} / ${frame.height || 9}`;
-      const bar = make("i"), value = make("b");
-      const caption = item.kind === "image" ? "picture" : typeof frame.second === "number" ? moment(frame.second) : `frame ${frame.frame}`;
+      const bar = make("i"),
+        value = make("b");
+      const caption =
+        item.kind === "image"
+          ? "picture"
+          : typeof frame.second === "number"
+            ? moment(frame.second)
+            : `frame ${frame.frame}`;
       const foot = make("div", { name: "fv-foot", children: [make("span", { text: caption }), value] });
-      const element = make("li", { name: "fv-frame", children: [picture, make("div", { name: "fv-bar", children: [bar] }), foot] });
+      const element = make("li", {
+        name: "fv-frame",
+        children: [picture, make("div", { name: "fv-bar", children: [bar] }), foot],
+      });
       bar.className = `fv-${item.kind === "image" ? "image" : "video"}`;
-      const tile = { element, picture, image, canvas, bar, value, tokens, boxed: tokens.filter((token) => data.box[token]) };
+      const tile = {
+        element,
+        picture,
+        image,
+        canvas,
+        bar,
+        value,
+        tokens,
+        boxed: tokens.filter((token) => data.box[token]),
+      };
       image.addEventListener("load", () => this.redraw && this.redraw(tile));
       if (frame.uri) image.src = frame.uri;
       return tile;
@@ -339,7 +418,10 @@ globalThis.FastavViewer = (() => {
       const { context, width, height, scale } = prepare(tile.canvas);
       const loaded = tile.image.complete && tile.image.naturalWidth > 0;
       const all = tile.boxed.every((token) => states[token] === KEPT);
-      for (const [state, alpha] of [[UNCACHED, 0.4], [KEPT, 1]]) {
+      for (const [state, alpha] of [
+        [UNCACHED, 0.4],
+        [KEPT, 1],
+      ]) {
         const boxes = tile.boxed.filter((token) => states[token] === state).map((token) => this.box[token]);
         if (!boxes.length) continue;
         context.save();
@@ -353,6 +435,15 @@ globalThis.FastavViewer = (() => {
           context.fillRect(0, 0, width, height);
         }
         context.restore();
+      }
+      if (colours.heat) this._drawHeat(context, tile, states, colours.heat, width, height, scale);
+    }
+
+    _drawHeat(context, tile, states, heat, width, height, scale) {
+      for (const token of tile.boxed) {
+        if (states[token] === DROPPED || Number.isNaN(heat[token])) continue;
+        context.fillStyle = heatColour(heat[token]);
+        context.fillRect(...patch(this.box[token], width, height, scale, false));
       }
     }
 
@@ -369,9 +460,11 @@ globalThis.FastavViewer = (() => {
 
     place(token) {
       const { element, picture } = this.tileOf.get(token);
-      const left = element.offsetLeft + picture.offsetLeft, top = element.offsetTop + picture.offsetTop;
+      const left = element.offsetLeft + picture.offsetLeft,
+        top = element.offsetTop + picture.offsetTop;
       const [y0, x0, y1, x1] = this.box[token] || [0, 0, 1, 1];
-      const width = picture.clientWidth, height = picture.clientHeight;
+      const width = picture.clientWidth,
+        height = picture.clientHeight;
       return [left + x0 * width, top + y0 * height, (x1 - x0) * width, (y1 - y0) * height];
     }
   }
@@ -403,6 +496,7 @@ globalThis.FastavViewer = (() => {
       const plot = make("div", { name: `fv-sound${this.wave ? "" : " fv-silent"}`, children: [this.canvas] });
       this.element = make("div", { name: "fv-time", children: [plot, this._axis()] });
       this.strip = this.wave ? 9 : 22;
+      this.loudest = this.wave ? Math.max(1e-3, ...this.wave.high, ...this.wave.low.map((low) => -low)) : 1;
       this.binGroups = this.wave ? this.wave.low.map((_, bin) => this._groupsOfBin(bin)) : [];
     }
 
@@ -431,7 +525,8 @@ globalThis.FastavViewer = (() => {
       const step = (length / low.length / this.end) * width;
       const draw = (bin, colour, alpha) => {
         const x = (start / this.end) * width + bin * step;
-        const top = (1 - high[bin]) * (height / 2), bottom = (1 - low[bin]) * (height / 2);
+        const top = (1 - high[bin] / this.loudest) * (height / 2),
+          bottom = (1 - low[bin] / this.loudest) * (height / 2);
         context.globalAlpha = alpha;
         context.fillStyle = colour;
         context.fillRect(x, Math.min(top, height / 2 - 0.5), Math.max(step * 0.8, 0.6), Math.max(bottom - top, 1));
@@ -447,13 +542,15 @@ globalThis.FastavViewer = (() => {
 
     _drawStrip(context, width, height, colours) {
       for (const group of this.groups) {
-        const x = (group.start / this.end) * width, wide = ((group.end - group.start) / this.end) * width;
+        const x = (group.start / this.end) * width,
+          wide = ((group.end - group.start) / this.end) * width;
         const gap = wide > GAP_FROM ? 1 : 0;
         context.globalAlpha = 1;
         context.fillStyle = colours.off;
         context.fillRect(x, height - this.strip, wide - gap, this.strip);
         context.globalAlpha = group.share;
-        context.fillStyle = colours.audio;
+        const rank = colours.heat ? Math.max(...group.tokens.map((token) => colours.heat[token])) : NaN;
+        context.fillStyle = Number.isNaN(rank) ? colours.audio : heatColour(rank);
         context.fillRect(x, height - this.strip, wide - gap, this.strip);
       }
       context.globalAlpha = 1;
@@ -482,10 +579,16 @@ globalThis.FastavViewer = (() => {
       bySecond.get(second).push(token);
     }
     const starts = [...bySecond.keys()].sort((a, b) => a - b);
-    const steps = starts.slice(1).map((start, i) => start - starts[i]).sort((a, b) => a - b);
+    const steps = starts
+      .slice(1)
+      .map((start, i) => start - starts[i])
+      .sort((a, b) => a - b);
     const usual = steps.length ? steps[steps.length >> 1] : 1;
     return starts.map((start, i) => ({
-      start, end: Math.min(i + 1 < starts.length ? starts[i + 1] : start + usual, start + 2 * usual), tokens: bySecond.get(start), share: 0,
+      start,
+      end: Math.min(i + 1 < starts.length ? starts[i + 1] : start + usual, start + 2 * usual),
+      tokens: bySecond.get(start),
+      share: 0,
     }));
   }
 
@@ -510,22 +613,27 @@ globalThis.FastavViewer = (() => {
       this.canvas.style.height = `${Math.ceil(this.tokens.length / columns) * this.cell}px`;
       const { context } = prepare(this.canvas);
       this.tokens.forEach((token, i) => {
-        const x = (i % columns) * this.cell, y = Math.floor(i / columns) * this.cell;
+        const x = (i % columns) * this.cell,
+          y = Math.floor(i / columns) * this.cell;
         context.globalAlpha = states[token] === UNCACHED ? 0.4 : 1;
-        context.fillStyle = states[token] === DROPPED ? colours.off : colours[this.data.name(token)];
+        const rank = colours.heat ? colours.heat[token] : NaN;
+        const lit = Number.isNaN(rank) ? colours[this.data.name(token)] : heatColour(rank);
+        context.fillStyle = states[token] === DROPPED ? colours.off : lit;
         context.fillRect(x, y, this.cell - 1, this.cell - 1);
       });
       context.globalAlpha = 1;
     }
 
     at(x, y) {
-      const column = Math.floor(x / this.cell), columns = this._columns();
+      const column = Math.floor(x / this.cell),
+        columns = this._columns();
       if (column >= columns) return -1;
       return this.tokens[Math.floor(y / this.cell) * columns + column] ?? -1;
     }
 
     place(token) {
-      const i = this.index.get(token), columns = this._columns();
+      const i = this.index.get(token),
+        columns = this._columns();
       return [(i % columns) * this.cell, Math.floor(i / columns) * this.cell, this.cell - 1, this.cell - 1];
     }
   }
@@ -574,7 +682,8 @@ globalThis.FastavViewer = (() => {
     }
 
     reveal(token) {
-      const chip = this.chips.get(token), { element } = this;
+      const chip = this.chips.get(token),
+        { element } = this;
       if (chip.offsetTop < element.scrollTop) element.scrollTop = chip.offsetTop;
       const below = chip.offsetTop + chip.offsetHeight - element.scrollTop - element.clientHeight;
       if (below > 0) element.scrollTop += below;
@@ -598,11 +707,20 @@ globalThis.FastavViewer = (() => {
       this.view = view;
       this.current = -1;
       this.mark = make("div", { name: "fv-target", hidden: "" });
-      this.element = make("div", { name: "fv-view", tabindex: "0", role: "group", "aria-label": `${label}. Arrow keys visit the tokens.`, children: [view.element, this.mark] });
+      this.element = make("div", {
+        name: "fv-view",
+        tabindex: "0",
+        role: "group",
+        "aria-label": `${label}. Arrow keys visit the tokens.`,
+        children: [view.element, this.mark],
+      });
       this.element.addEventListener("pointermove", (event) => this._hover(event));
       this.element.addEventListener("pointerdown", (event) => this._hover(event));
       this.element.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && this.hide());
-      this.element.addEventListener("focus", () => this.element.matches(":focus-visible") && this.show(Math.max(this.current, this.view.tokens[0]), true));
+      this.element.addEventListener(
+        "focus",
+        () => this.element.matches(":focus-visible") && this.show(Math.max(this.current, this.view.tokens[0]), true),
+      );
       this.element.addEventListener("blur", () => this.hide());
       this.element.addEventListener("keydown", (event) => this._key(event));
     }
@@ -637,7 +755,8 @@ globalThis.FastavViewer = (() => {
     _nextRow(token, direction) {
       const centre = ([left, top, width, height]) => [left + width / 2, top + height / 2];
       const [x, y] = centre(this.view.place(token));
-      let best = token, least = Infinity;
+      let best = token,
+        least = Infinity;
       for (const other of this.view.tokens) {
         const [otherX, otherY] = centre(this.view.place(other));
         const away = (otherY - y) * direction;
@@ -651,7 +770,12 @@ globalThis.FastavViewer = (() => {
       this.current = token;
       if (speak && this.view.reveal) this.view.reveal(token);
       const [left, top, width, height] = this.view.place(token);
-      Object.assign(this.mark.style, { left: `${left - 1}px`, top: `${top - 1}px`, width: `${width + 2}px`, height: `${height + 2}px` });
+      Object.assign(this.mark.style, {
+        left: `${left - 1}px`,
+        top: `${top - 1}px`,
+        width: `${width + 2}px`,
+        height: `${height + 2}px`,
+      });
       this.mark.hidden = false;
       this.viewer.explain(this, token, [left, top, width, height], speak);
     }
@@ -675,9 +799,19 @@ globalThis.FastavViewer = (() => {
         const column = event.target.closest(".fv-column");
         if (column) onLayer(this.columns.indexOf(column));
       });
-      this.slider = make("input", { type: "range", min: "0", max: String(data.layers - 1), step: "1", "aria-label": "Layer" });
+      this.slider = make("input", {
+        type: "range",
+        min: "0",
+        max: String(data.layers - 1),
+        step: "1",
+        "aria-label": "Layer",
+      });
       this.slider.addEventListener("input", () => onLayer(Number(this.slider.value)));
-      const scale = make("div", { name: "fv-scale", "aria-hidden": "true", text: `tokens per layer, of ${count(data.size)} in the prompt` });
+      const scale = make("div", {
+        name: "fv-scale",
+        "aria-hidden": "true",
+        text: `tokens per layer, of ${count(data.size)} in the prompt`,
+      });
       this.element = make("div", { name: "fv-bars", children: [scale, this.bars, this.slider, this._ticks()] });
       this.element.style.setProperty("--fv-layers", data.layers);
     }
@@ -687,11 +821,16 @@ globalThis.FastavViewer = (() => {
       ORDER.forEach((name) => {
         const modality = this.data.names.indexOf(name);
         if (modality < 0 || !row.runs[modality]) return;
-        const cached = row.cached[modality], uncached = row.runs[modality] - cached;
+        const cached = row.cached[modality],
+          uncached = row.runs[modality] - cached;
         if (cached) parts.push(this._part(name, cached, ""));
         if (uncached) parts.push(this._part(name, uncached, " fv-pale"));
       });
-      return make("div", { name: "fv-column", title: `layer ${layer}: ${plural(row.total, "token")}`, children: parts });
+      return make("div", {
+        name: "fv-column",
+        title: `layer ${layer}: ${plural(row.total, "token")}`,
+        children: parts,
+      });
     }
 
     _part(name, n, suffix) {
@@ -747,10 +886,19 @@ globalThis.FastavViewer = (() => {
       });
       this.tip = make("div", { name: "fv-tip", hidden: "", "aria-hidden": "true" });
       this.spoken = make("div", { name: "fv-unseen", role: "status", "aria-live": "polite" });
-      this.element.append(this._head(), this.bars.element, this._cuts(), this._legend(), ...this._stage(), this._table(), this.tip, this.spoken);
+      this.element.append(
+        this._head(),
+        this.bars.element,
+        this._cuts(),
+        this._legend(),
+        ...this._stage(),
+        this._table(),
+        this.tip,
+        this.spoken,
+      );
       parent.replaceChildren(this.element);
       this._watch();
-      const start = options.autoplay && !reducedMotion() ? 0 : options.layer ?? this.data.layers - 1;
+      const start = options.autoplay && !reducedMotion() ? 0 : (options.layer ?? this.data.layers - 1);
       this.setLayer(start);
       if (options.autoplay && !reducedMotion()) this._playWhenSeen();
     }
@@ -758,12 +906,18 @@ globalThis.FastavViewer = (() => {
     _label() {
       const { plan, question } = this.data.inspection;
       const last = this.data.perLayer[this.data.layers - 1];
-      return `What plan ${plan} kept of ${plural(this.data.size, "token")}: ${count(last.total)} in the last of ${plural(this.data.layers, "layer")}.`
-        + (question ? ` Question: ${question}` : "");
+      return (
+        `What plan ${plan} kept of ${plural(this.data.size, "token")}: ${count(last.total)} in the last of ${plural(this.data.layers, "layer")}.` +
+        (question ? ` Question: ${question}` : "")
+      );
     }
 
     _head() {
-      this.playButton = make("button", { type: "button", name: "fv-play", "aria-label": "Play from the first layer to the last" });
+      this.playButton = make("button", {
+        type: "button",
+        name: "fv-play",
+        "aria-label": "Play from the first layer to the last",
+      });
       this.playButton.addEventListener("click", () => (this.timer === null ? this.play() : this.pause()));
       this.headline = make("div", { name: "fv-headline" });
       const title = make("div", { name: "fv-title", children: [this.headline] });
@@ -774,10 +928,14 @@ globalThis.FastavViewer = (() => {
     _cuts() {
       const runs = runsOf(this.data.cuts);
       const list = make("div", { name: "fv-cuts" });
-      if (!runs.length) list.append(make("span", { name: "fv-soft", text: "This plan has no cuts: every layer runs on every token." }));
+      if (!runs.length)
+        list.append(make("span", { name: "fv-soft", text: "This plan has no cuts: every layer runs on every token." }));
       for (const { first, last, method, cacheOnly } of runs) {
         const where = first === last ? `layer ${first}` : `layers ${first}–${last}`;
-        const button = make("button", { type: "button", children: [make("b", { text: method }), ` ${where}${cacheOnly ? ", cache only" : ""}`] });
+        const button = make("button", {
+          type: "button",
+          children: [make("b", { text: method }), ` ${where}${cacheOnly ? ", cache only" : ""}`],
+        });
         button.addEventListener("click", () => this.bars.onLayer(Math.min(first, this.data.layers - 1)));
         list.append(button);
       }
@@ -789,20 +947,68 @@ globalThis.FastavViewer = (() => {
       const totals = new Array(this.data.names.length).fill(0);
       for (const modality of this.data.modality) totals[modality] += 1;
       const entries = ORDER.filter((name) => totals[this.data.names.indexOf(name)]).map((name) => {
-        const modality = this.data.names.indexOf(name), value = make("b");
+        const modality = this.data.names.indexOf(name),
+          value = make("b");
         this.legendValues.set(modality, value);
-        return make("li", { children: [swatch(name), make("span", { text: name }), value, make("small", { text: `of ${count(totals[modality])}` })] });
+        return make("li", {
+          children: [
+            swatch(name),
+            make("span", { text: name }),
+            value,
+            make("small", { text: `of ${count(totals[modality])}` }),
+          ],
+        });
       });
-      entries.push(make("li", { name: "fv-key", children: [make("i", { name: "fv-swatch fv-offkey", "aria-hidden": "true" }), make("span", { text: "dropped" })] }));
+      entries.push(
+        make("li", {
+          name: "fv-key",
+          children: [
+            make("i", { name: "fv-swatch fv-offkey", "aria-hidden": "true" }),
+            make("span", { text: "dropped" }),
+          ],
+        }),
+      );
       if (this.data.cuts.some((cut) => cut.cache_only)) {
-        entries.push(make("li", { name: "fv-key", children: [make("i", { name: "fv-swatch fv-palekey", "aria-hidden": "true" }), make("span", { text: "runs, but is not in this layer’s cache" })] }));
+        entries.push(
+          make("li", {
+            name: "fv-key",
+            children: [
+              make("i", { name: "fv-swatch fv-palekey", "aria-hidden": "true" }),
+              make("span", { text: "runs, but is not in this layer’s cache" }),
+            ],
+          }),
+        );
       }
-      return make("ul", { name: "fv-legend", children: entries });
+      const row = make("div", {
+        name: "fv-legendrow",
+        children: [make("ul", { name: "fv-legend", children: entries })],
+      });
+      if (this.data.hasScores) row.append(this._scoreSwitch());
+      return row;
+    }
+
+    /** The switch between the picture and the scores of what is kept. */
+    _scoreSwitch() {
+      this.scores = make("input", { type: "checkbox" });
+      this.scores.addEventListener("change", () => this.redraw());
+      const scale = make("span", { name: "fv-heat", "aria-hidden": "true" });
+      scale.style.background = `linear-gradient(90deg, ${[0, 0.25, 0.5, 0.75, 1].map(heatColour).join(", ")})`;
+      return make("label", {
+        name: "fv-scores",
+        title: "Ranks by the scores of the next cut, from the lowest to the highest",
+        children: [this.scores, "colour by score", scale],
+      });
+    }
+
+    _colours() {
+      const heat = this.scores && this.scores.checked ? this.data.heat(this.layer) : null;
+      return { ...palette(this.element), heat };
     }
 
     /** A section for each item and one for the text. */
     _stage() {
-      const { data } = this, sections = [];
+      const { data } = this,
+        sections = [];
       data.inspection.items.forEach((item, index) => {
         const mine = data.where((token) => data.item[token] === index);
         const frames = new Set(item.frames.map((frame) => frame.frame));
@@ -810,31 +1016,71 @@ globalThis.FastavViewer = (() => {
         const heard = mine.filter((token) => data.name(token) === "audio" && typeof data.second[token] === "number");
         const placed = new Set([...seen, ...heard]);
         const parts = [];
-        if (seen.length) parts.push(this._view(new FramesView(data, index, seen), "", `${plural(item.frames.length, item.kind === "image" ? "picture" : "frame")} of ${item.name}`));
-        if (heard.length) parts.push(this._view(new SoundView(data, index, heard), seen.length ? "Sound" : "", `sound of ${item.name}`));
-        for (const name of MEDIA) {
-          const rest = mine.filter((token) => data.name(token) === name && !placed.has(token));
-          const why = name === "audio" ? "seconds unknown" : "not of one frame";
-          if (rest.length) parts.push(this._view(new SlotsView(data, rest), `${plural(rest.length, `${name} token`)}, ${why}`, `${name} tokens of ${item.name}, ${why}`));
-        }
-        if (parts.length) sections.push(make("section", { name: "fv-item", children: [this._itemHead(item), ...parts] }));
+        if (seen.length)
+          parts.push(
+            this._view(
+              new FramesView(data, index, seen),
+              "",
+              `${plural(item.frames.length, item.kind === "image" ? "picture" : "frame")} of ${item.name}`,
+            ),
+          );
+        if (heard.length)
+          parts.push(
+            this._view(new SoundView(data, index, heard), seen.length ? "Sound" : "", `sound of ${item.name}`),
+          );
+        parts.push(
+          ...this._slots(
+            mine.filter((token) => !placed.has(token)),
+            item,
+          ),
+        );
+        if (parts.length)
+          sections.push(make("section", { name: "fv-item", children: [this._itemHead(item), ...parts] }));
       });
       const text = data.where((token) => data.item[token] < 0 || data.name(token) === "text");
-      if (text.length) sections.push(make("section", { name: "fv-item", children: [this._view(new TextView(data, text), "Prompt", "text of the prompt")] }));
+      if (text.length)
+        sections.push(
+          make("section", {
+            name: "fv-item",
+            children: [this._view(new TextView(data, text), "Prompt", "text of the prompt")],
+          }),
+        );
       return sections;
+    }
+
+    /** Views of the tokens that have no place in a picture or in time, by modality and by why. */
+    _slots(tokens, item) {
+      const byWhy = new Map();
+      for (const token of tokens) {
+        const name = this.data.name(token);
+        if (!MEDIA.includes(name)) continue;
+        const why = this.data.padding[token] ? "padding" : name === "audio" ? "seconds unknown" : "not of one frame";
+        const key = `${name}, ${why}`;
+        if (!byWhy.has(key)) byWhy.set(key, { name, why, tokens: [] });
+        byWhy.get(key).tokens.push(token);
+      }
+      return [...byWhy.values()].map(({ name, why, tokens: some }) => {
+        const heading = `${plural(some.length, `${name} token`)}, ${why}`;
+        return this._view(new SlotsView(this.data, some), heading, `${heading}, of ${item.name}`);
+      });
     }
 
     _itemHead(item) {
       const facts = [item.kind];
       if (typeof item.seconds === "number") facts.push(moment(item.seconds));
       if (item.kind === "video" && item.frames.length) facts.push(plural(item.frames.length, "sampled frame"));
-      return make("h4", { name: "fv-itemhead", children: [make("b", { text: item.name || item.kind }), make("span", { text: facts.join(" · ") })] });
+      return make("h3", {
+        name: "fv-itemhead",
+        children: [make("b", { text: item.name || item.kind }), make("span", { text: facts.join(" · ") })],
+      });
     }
 
     _view(view, heading, label) {
       const pointing = new Pointing(this, view, label);
       this.views.push({ view, pointing });
-      const children = heading ? [make("div", { name: "fv-subhead", text: heading }), pointing.element] : [pointing.element];
+      const children = heading
+        ? [make("div", { name: "fv-subhead", text: heading }), pointing.element]
+        : [pointing.element];
       return make("div", { name: "fv-part", children });
     }
 
@@ -843,16 +1089,45 @@ globalThis.FastavViewer = (() => {
       const { data } = this;
       const names = data.names.filter((_, modality) => this.legendValues.has(modality));
       const cell = (tag, text, scope) => make(tag, { text, scope });
-      const head = make("tr", { children: [cell("th", "layer", "col"), ...names.map((name) => cell("th", name, "col")), cell("th", "all", "col"), cell("th", "cut before it", "col")] });
-      const fill = (body) => data.perLayer.forEach((row, layer) => {
-        const cuts = data.cuts.filter((cut) => cut.layer === layer).map((cut) => cut.method + (cut.cache_only ? " (cache only)" : ""));
-        body.append(make("tr", { children: [
-          cell("th", String(layer), "row"), ...names.map((name) => cell("td", count(row.runs[data.names.indexOf(name)]))), cell("td", count(row.total)), cell("td", cuts.join(", ")),
-        ] }));
+      const head = make("tr", {
+        children: [
+          cell("th", "layer", "col"),
+          ...names.map((name) => cell("th", name, "col")),
+          cell("th", "all", "col"),
+          cell("th", "cut before it", "col"),
+        ],
       });
+      const fill = (body) =>
+        data.perLayer.forEach((row, layer) => {
+          const cuts = data.cuts
+            .filter((cut) => cut.layer === layer)
+            .map((cut) => cut.method + (cut.cache_only ? " (cache only)" : ""));
+          body.append(
+            make("tr", {
+              children: [
+                cell("th", String(layer), "row"),
+                ...names.map((name) => cell("td", count(row.runs[data.names.indexOf(name)]))),
+                cell("td", count(row.total)),
+                cell("td", cuts.join(", ")),
+              ],
+            }),
+          );
+        });
       const body = make("tbody");
       const table = make("table", { children: [make("thead", { children: [head] }), body] });
-      const details = make("details", { name: "fv-table", children: [make("summary", { text: "Tokens per layer as a table" }), make("div", { name: "fv-scroll", tabindex: "0", role: "region", "aria-label": "Tokens per layer", children: [table] })] });
+      const details = make("details", {
+        name: "fv-table",
+        children: [
+          make("summary", { text: "Tokens per layer as a table" }),
+          make("div", {
+            name: "fv-scroll",
+            tabindex: "0",
+            role: "region",
+            "aria-label": "Tokens per layer",
+            children: [table],
+          }),
+        ],
+      });
       details.addEventListener("toggle", () => body.childElementCount || fill(body));
       return details;
     }
@@ -875,7 +1150,7 @@ globalThis.FastavViewer = (() => {
 
     redraw() {
       if (!this.states) return;
-      const colours = palette(this.element);
+      const colours = this._colours();
       for (const { view, pointing } of this.views) {
         pointing.hide();
         view.draw(this.states, colours, null);
@@ -894,20 +1169,25 @@ globalThis.FastavViewer = (() => {
       const before = this.states;
       this.layer = layer;
       this.states = this.data.states(layer);
-      const changed = before && this.states.map((state, token) => (state !== before[token] ? 1 : 0));
-      const colours = palette(this.element);
+      const colours = this._colours();
+      // scores are of another cut at every layer, so that all is drawn again
+      const changed =
+        before && !colours.heat ? this.states.map((state, token) => (state !== before[token] ? 1 : 0)) : null;
       for (const { view } of this.views) view.draw(this.states, colours, changed);
       this._tell();
       this.element.dispatchEvent(new CustomEvent("fastav:layer", { bubbles: true, detail: { layer } }));
     }
 
     _tell() {
-      const row = this.data.perLayer[this.layer], sentence = this.sentence();
+      const row = this.data.perLayer[this.layer],
+        sentence = this.sentence();
       this.bars.set(this.layer, sentence);
       const cache = row.cachedTotal < row.total ? ` · ${count(row.cachedTotal)} in its KV cache` : "";
       this.headline.replaceChildren(
-        make("span", { name: "fv-layer", text: `layer ${this.layer}` }), make("b", { text: count(row.total) }),
-        make("span", { text: ` of ${plural(this.data.size, "token")} remain${cache}` }), make("em", { text: share(row.cachedTotal / Math.max(1, this.data.size)) }),
+        make("span", { name: "fv-layer", text: `layer ${this.layer}` }),
+        make("b", { text: count(row.total) }),
+        make("span", { text: ` of ${plural(this.data.size, "token")} remain${cache}` }),
+        make("em", { text: share(row.cachedTotal / Math.max(1, this.data.size)) }),
       );
       for (const [modality, value] of this.legendValues) value.textContent = count(row.cached[modality]);
       if (this.timer === null) this.spoken.textContent = sentence; // a layer every few moments would drown a reader
@@ -918,14 +1198,20 @@ globalThis.FastavViewer = (() => {
       this.tip.hidden = token < 0;
       if (token < 0) return;
       const { title, detail, lines } = this.data.describe(token, this.layer);
-      this.tip.replaceChildren(make("b", { text: title }), make("span", { text: detail }), ...lines.map((line) => make("div", { text: line })));
+      this.tip.replaceChildren(
+        make("b", { text: title }),
+        make("span", { text: detail }),
+        ...lines.map((line) => make("div", { text: line })),
+      );
       this._placeTip(pointing.element, place);
       if (speak) this.spoken.textContent = [title, detail, ...lines].join(", ");
     }
 
     _placeTip(element, [left, top, width, height]) {
-      const origin = this.element.getBoundingClientRect(), bounds = element.getBoundingClientRect();
-      const x = bounds.left - origin.left + left + width / 2, y = bounds.top - origin.top + top;
+      const origin = this.element.getBoundingClientRect(),
+        bounds = element.getBoundingClientRect();
+      const x = bounds.left - origin.left + left + width / 2,
+        y = bounds.top - origin.top + top;
       const half = this.tip.offsetWidth / 2;
       const above = bounds.top + top > this.tip.offsetHeight + 12;
       this.tip.style.left = `${Math.min(Math.max(x, half + 2), Math.max(half + 2, this.element.clientWidth - half - 2)) - half}px`;
@@ -957,11 +1243,14 @@ globalThis.FastavViewer = (() => {
 
     /** Play once, when the viewer comes into sight, unless a layer was chosen before. */
     _playWhenSeen() {
-      this.sight = new IntersectionObserver((entries) => {
-        if (!entries.some((entry) => entry.isIntersecting)) return;
-        this.sight.disconnect();
-        if (this.layer === 0) this.play();
-      }, { threshold: 0.2 });
+      this.sight = new IntersectionObserver(
+        (entries) => {
+          if (!entries.some((entry) => entry.isIntersecting)) return;
+          this.sight.disconnect();
+          if (this.layer === 0) this.play();
+        },
+        { threshold: 0.2 },
+      );
       this.sight.observe(this.bars.element);
     }
 
@@ -986,7 +1275,9 @@ globalThis.FastavViewer = (() => {
     const viewer = new Viewer(element, inspection, options);
     return {
       element: viewer.element,
-      get layer() { return viewer.layer; },
+      get layer() {
+        return viewer.layer;
+      },
       layers: viewer.data.layers,
       setLayer: (layer) => viewer.setLayer(layer),
       play: () => viewer.play(),
@@ -1007,9 +1298,15 @@ globalThis.FastavViewer = (() => {
   }
 
   function costRow(name, value, note, bar) {
-    return make("div", { name: "fv-cost", children: [
-      make("span", { name: "fv-costname", text: name }), make("b", { text: value }), make("span", { name: "fv-costnote", text: note }), bar,
-    ] });
+    return make("div", {
+      name: "fv-cost",
+      children: [
+        make("span", { name: "fv-costname", text: name }),
+        make("b", { text: value }),
+        make("span", { name: "fv-costnote", text: note }),
+        bar,
+      ],
+    });
   }
 
   function ratioBar(ratio) {
@@ -1029,11 +1326,26 @@ globalThis.FastavViewer = (() => {
   }
 
   /** The seconds of each phase, as a legend of the bar. */
-  function phaseList(usage) {
-    const shown = PHASES.filter((phase) => usage.seconds[phase] > 0 && (phase !== "queue" || usage.seconds.queue >= 0.01));
-    return make("ul", { name: "fv-phases", children: shown.map((phase) => make("li", {
-      children: [make("i", { name: `fv-swatch fv-${phase}`, "aria-hidden": "true" }), phase === "queue" ? "queue, not counted " : `${phase} `, make("b", { text: seconds(usage.seconds[phase]) })],
-    })) });
+  function phaseList(usage, generated) {
+    const names = {
+      queue: "queue, not counted ",
+      decode: generated === undefined ? "decode " : `decode ${plural(generated, "token")} `,
+    };
+    const shown = PHASES.filter(
+      (phase) => usage.seconds[phase] > 0 && (phase !== "queue" || usage.seconds.queue >= 0.01),
+    );
+    return make("ul", {
+      name: "fv-phases",
+      children: shown.map((phase) =>
+        make("li", {
+          children: [
+            make("i", { name: `fv-swatch fv-${phase}`, "aria-hidden": "true" }),
+            names[phase] || `${phase} `,
+            make("b", { text: seconds(usage.seconds[phase]) }),
+          ],
+        }),
+      ),
+    });
   }
 
   /** Time, FLOPs, KV cache and tokens of a run, as an element.
@@ -1042,21 +1354,36 @@ globalThis.FastavViewer = (() => {
    * full width stands for. generated: the number of tokens of the answer, if known.
    */
   function costs(usage, { longest, generated } = {}) {
-    const rows = [], work = workSeconds(usage);
+    const rows = [],
+      work = workSeconds(usage);
     if (work !== null) {
-      rows.push(costRow("time", seconds(work), "", phaseBar(usage, longest || work || 1)), phaseList(usage));
+      rows.push(costRow("time", seconds(work), "", phaseBar(usage, longest || work || 1)), phaseList(usage, generated));
     }
-    const row = (name, amount, format) => rows.push(costRow(name, format(amount.pruned), `${share(amount.ratio)} of ${format(amount.full)}`, ratioBar(amount.ratio)));
+    const row = (name, amount, format) => {
+      const [value, full] = [format(amount.pruned), format(amount.full)];
+      const unit = full.slice(full.indexOf(" "));
+      const whole = value.endsWith(unit) ? full.slice(0, -unit.length) : full; // the unit once is enough
+      rows.push(costRow(name, value, `${share(amount.ratio)} of ${whole}`, ratioBar(amount.ratio)));
+    };
     if (usage.flops) row("prefill", usage.flops, flops);
     if (usage.kv_bytes) row("KV cache", usage.kv_bytes, bytes);
     const perLayer = usage.tokens_per_layer;
     if (perLayer && perLayer.length) {
-      const prompt = total(usage.prompt_tokens), last = total(perLayer[perLayer.length - 1]);
-      const answer = generated === undefined ? "" : `, answer ${plural(generated, "token")}`;
-      rows.push(costRow("tokens", count(prompt), `${count(last)} in the last layer${answer}`, ratioBar(prompt ? last / prompt : 1)));
+      const prompt = total(usage.prompt_tokens),
+        last = total(perLayer[perLayer.length - 1]);
+      rows.push(
+        costRow("tokens", count(prompt), `${count(last)} in the last layer`, ratioBar(prompt ? last / prompt : 1)),
+      );
     }
     return make("div", { name: "fv-costs", children: rows });
   }
 
-  return { mount, costs, workSeconds, compareTexts, writeWords, format: { count, plural, flops, bytes, seconds, moment, share } };
+  return {
+    mount,
+    costs,
+    workSeconds,
+    compareTexts,
+    writeWords,
+    format: { count, plural, flops, bytes, seconds, moment, share },
+  };
 })();

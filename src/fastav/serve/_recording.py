@@ -184,7 +184,10 @@ def recorded(request: Request, *, budget: Budget, keep: bool) -> Request:
 
 
 def packed(request: Request, *, reads: bool = True) -> Any:
-    """A request whose reads were recorded, as plain data and arrays.  reads: whether frames and sound are part of it."""
+    """A request whose reads were recorded, as plain data and arrays.
+
+    reads: whether frames and sound are part of it.
+    """
     media = list(request.media)
     places = {id(one): index for index, one in enumerate(media)}
     return {
@@ -302,10 +305,6 @@ def _read_call(track: AudioTrack, sample_rate: int, spans: Sequence[tuple[int, i
 
 def _copied(result: Any) -> Any:
     """A copy, as the caller may change what it gets."""
-    return (
-        [one.copy() for one in result]
-        if isinstance(result, list)
-        else result.copy()
-        if isinstance(result, np.ndarray)
-        else result
-    )
+    if isinstance(result, list):
+        return [one.copy() for one in result]
+    return result.copy() if isinstance(result, np.ndarray) else result

@@ -17,6 +17,9 @@ import torch
 HEAD = struct.Struct("<QI")
 """Number of bytes of the JSON, and number of arrays."""
 
+MAX_JSON = 2**26
+"""Bytes of the JSON of a message."""
+
 MAX_ARRAYS = 100_000
 AT_ONCE = 256
 """Buffers that are given to the system in one call."""
@@ -69,7 +72,7 @@ def receive(connection: socket.socket, *, max_bytes: int, until: float | None = 
     if this is no such value.
     """
     n_body, n_arrays = HEAD.unpack(_bytes(connection, HEAD.size, until).tobytes())
-    if n_body > max_bytes or n_arrays > MAX_ARRAYS:
+    if n_body > MAX_JSON or n_arrays > MAX_ARRAYS:
         raise Broken("a message is too large")
     sizes = struct.unpack(f"<{n_arrays}Q", _bytes(connection, 8 * n_arrays, until).tobytes())
     if n_body + sum(sizes) > max_bytes:
@@ -147,6 +150,8 @@ def _tensor(data: np.ndarray, dtype: str, shape: tuple[int, ...]) -> torch.Tenso
     kind = getattr(torch, dtype)
     if not isinstance(kind, torch.dtype):
         raise ValueError(f"a tensor of {dtype}")
+    if not len(data):
+        return torch.empty(shape, dtype=kind)
     return torch.from_numpy(data).view(kind).reshape(shape)
 
 

@@ -5,7 +5,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
 from functools import cached_property, partial
@@ -128,12 +128,6 @@ class Served:
         new = config.max_new_tokens or (MAX_NEW_TOKENS if config.max_length is None else 0)
         return settings | ({"max_new_tokens": self.limits.new_tokens} if new > self.limits.new_tokens else {})
 
-    def require_room(self, decoded: Decoded, settings: Mapping[str, Any]) -> None:
-        """Raises: FastAVError for a prompt and an answer that are longer than the model takes; PlanError."""
-        engine: Any = self.pipe.engine
-        prompt = len(decoded.prepared.layouts[0])
-        engine.require_room(prompt, resolve_settings(settings, engine.generation_config).new_tokens(prompt))
-
     def close(self) -> None:
         """End threads and processes."""
         self.inspections.shutdown(wait=True, cancel_futures=True)
@@ -183,16 +177,14 @@ def create_app(served: Served) -> FastAPI:
         if (charset := CHARSET.search(request.headers.get("content-type", ""))) and charset[1].lower() != "utf-8":
             raise InvalidRequest("the form must be UTF-8", "leave out the charset")
         try:
-            form = await request.form(max_files=1, max_fields=4, max_part_size=2**16)
+            async with request.form(max_files=1, max_fields=4, max_part_size=2**16) as form:
+                file, purpose = form.get("file"), form.get("purpose")
+                if not isinstance(file, UploadFile):
+                    raise InvalidRequest("the form has no file", "send multipart/form-data with the field file")
+                data = await file.read()
         except (AssertionError, HTTPException) as error:
             raise InvalidRequest(f"the form cannot be read: {getattr(error, 'detail', error)}") from None
-        file = form.get("file")
-        if not isinstance(file, UploadFile):
-            raise InvalidRequest("the form has no file", "send multipart/form-data with the field file")
-        purpose = form.get("purpose")
         purpose = purpose if isinstance(purpose, str) else ""
-        data = await file.read()
-        await form.close()
         stored = served.access.files.add(file.filename or "file", file.content_type or "", data, purpose)
         return JSONResponse(stored.to_dict())
 
@@ -325,22 +317,10 @@ class ChatAnswers(Response):
     # --- streams
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Stream the answers.  An error before the first piece is a response with its status."""
+        """Stream the answers.  An error before the first text is a response with its status."""
         with self._places:
-            try:
-                decoded = await _while_connected(
-                    self._request, partial(self._served.decode, self._chat), self._served.limits
-                )
-                self._served.require_room(decoded, self._settings[0])
-            except _Left:
-                return
-            except (FastAVError, TimeoutError) as error:
-                await _error_response(error)(scope, receive, send)
-                return
-            headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            streaming = asyncio.ensure_future(self._stream(decoded, send))
-            leaving = asyncio.ensure_future(_left(receive))
+            streaming = asyncio.ensure_future(self._stream(_Events(scope, receive, send)))
+            leaving = asyncio.ensure_future(_left(self._request.receive))
             try:
                 await asyncio.wait((streaming, leaving), return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -348,43 +328,85 @@ class ChatAnswers(Response):
                 streaming.cancel()
                 await asyncio.gather(streaming, leaving, return_exceptions=True)
 
-    async def _stream(self, decoded: Decoded, send: Send) -> None:
-        async def event(data: Any) -> None:
-            line = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
-            await send({"type": "http.response.body", "body": f"data: {line}\n\n".encode(), "more_body": True})
-
-        pieces: asyncio.Queue[tuple[int, str]] = asyncio.Queue()
-        jobs = self._jobs(decoded, pieces)
-        piece_of = partial(protocol.chunk, self._id, self._served.name, self._created)
+    async def _stream(self, events: "_Events") -> None:
+        jobs: list[Job] = []
         try:
-            async with asyncio.timeout(self._served.limits.request_seconds - (time.monotonic() - self._start)):
-                for choice in range(len(jobs)):
-                    await event(piece_of(choice, {"role": "assistant", "content": ""}))
-                texts = [_Trimmed() for _ in jobs]
-                told = [0 for _ in jobs]
-                async for choice, piece in _until_done(pieces, jobs):
-                    if text := texts[choice].add(piece):
-                        if not any(told) and sum(map(len, texts)) == len(text):
-                            self._served.metrics.first_text.observe(time.monotonic() - self._start)
-                        steps = self._steps(choice, told[choice], None)
-                        told[choice] += len(steps or ())
-                        await event(piece_of(choice, {"content": text}, logprobs=steps))
+            async with asyncio.timeout(self._served.limits.request_seconds):
+                pieces: asyncio.Queue[tuple[int, str]] = asyncio.Queue()
+                jobs = self._jobs(await self._served.decode(self._chat), pieces)
+                await self._send_text(events, pieces, jobs)
                 answers = await self._answers(jobs)
                 for choice, answer in enumerate(answers):
-                    steps = self._steps(choice, told[choice], answer.token_ids)
-                    await event(piece_of(choice, {}, finish=answer.finish, logprobs=steps))
+                    steps = self._steps(choice, self._told[choice], answer.token_ids)
+                    await events.send(self._piece(choice, {}, finish=answer.finish, logprobs=steps))
                 if self._chat.includes_usage:
-                    await event(protocol.usage_chunk(self._id, self._served.name, self._created, answers))
+                    usage = protocol.usage_chunk(self._id, self._served.name, self._created, answers)
+                    await events.send(usage)
         except (FastAVError, TimeoutError) as error:
-            status, code, message = _status(error)
-            await event(error_object(message, code, status))
+            await events.fail(_error_response(error))
         except Exception:
             _log.exception("an internal error")
-            await event(error_object("internal error", "internal_error", 500))
+            await events.fail(_internal_error())
         finally:
             _cancel(jobs)
-        await event("[DONE]")
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await events.end()
+
+    async def _send_text(
+        self, events: "_Events", pieces: "asyncio.Queue[tuple[int, str]]", jobs: Sequence[Job]
+    ) -> None:
+        texts = [_Trimmed() for _ in jobs]
+        self._told = [0 for _ in jobs]  # steps whose log probabilities were sent
+        async for choice, piece in _until_done(pieces, jobs):
+            if not (text := texts[choice].add(piece)):
+                continue
+            if not events.begun:
+                self._served.metrics.first_text.observe(time.monotonic() - self._start)
+                await self._send_roles(events, len(jobs))
+            steps = self._steps(choice, self._told[choice], None)
+            self._told[choice] += len(steps or ())
+            await events.send(self._piece(choice, {"content": text}, logprobs=steps))
+        if not events.begun:
+            await self._send_roles(events, len(jobs))
+
+    async def _send_roles(self, events: "_Events", choices: int) -> None:
+        for choice in range(choices):
+            await events.send(self._piece(choice, {"role": "assistant", "content": ""}))
+
+    def _piece(self, choice: int, delta: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
+        return protocol.chunk(self._id, self._served.name, self._created, choice, delta, **fields)
+
+
+class _Events:
+    """Server-sent events of one response, which begins with the first of them.  begun: whether it has."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._scope, self._receive, self._send = scope, receive, send
+        self.begun, self._ended = False, False
+
+    async def send(self, data: Mapping[str, Any]) -> None:
+        """Send an object."""
+        if not self.begun:
+            self.begun = True
+            headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self._line(_bytes(data))
+
+    async def fail(self, error: Response) -> None:
+        """Send an error: as the whole response if none has begun, else as an event."""
+        if self.begun:
+            await self._line(bytes(error.body))
+        else:
+            self._ended = True
+            await error(self._scope, self._receive, self._send)
+
+    async def end(self) -> None:
+        """End the response."""
+        if not self._ended:
+            await self._line(b"[DONE]")
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _line(self, data: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True})
 
 
 class _Trimmed:
@@ -543,6 +565,10 @@ def _error_response(error: Exception) -> Response:
     retry = {429: getattr(error, "retry_after", 1), 503: 5}.get(status)
     headers = {} if retry is None else {"Retry-After": str(retry)}
     return JSONResponse(error_object(message, code, status), status, headers)
+
+
+def _internal_error() -> Response:
+    return JSONResponse(error_object("internal error", "internal_error", 500), 500)
 
 
 async def _on_error(_: Request, error: Exception) -> Response:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
 from time import monotonic
@@ -45,6 +45,8 @@ SETTINGS = {
     "CUDA_VISIBLE_DEVICES": "",
     "HF_HUB_OFFLINE": "1",
     "MALLOC_ARENA_MAX": "2",
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),  # memory is reused by the next request: new pages take longer than decoding
+    "MALLOC_TRIM_THRESHOLD_": str(2**27),
 }
 
 _log = logging.getLogger(__name__)
@@ -126,13 +128,12 @@ class MediaDecoder:
         """
         task = _Task(_job(messages, tools, use, replay, also, self.limits))
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, task)
+            return await asyncio.wrap_future(self._submit(task))
         except asyncio.CancelledError:
             task.cancel()
-            raise
-        except RuntimeError as error:
-            if self._closed:
-                raise _closed_error() from error
+            this = asyncio.current_task()
+            if self._closed and this is not None and not this.cancelling():  # it was waiting for its turn
+                raise _closed_error() from None
             raise
 
     def decode_now(
@@ -145,7 +146,14 @@ class MediaDecoder:
         also: Callable[[Request, Prepared], Any] | None = None,
     ) -> Decoded:
         """Decode the media of a conversation, and wait for it.  Arguments and errors: as for `decode`."""
-        return self._run(_Task(_job(messages, tools, use, replay, also, self.limits)))
+        task = _Task(_job(messages, tools, use, replay, also, self.limits))
+        try:
+            return self._submit(task).result()
+        except CancelledError:
+            raise _closed_error() from None
+        except BaseException:
+            task.cancel()
+            raise
 
     def close(self) -> None:
         """End all processes; requests that are being decoded raise EngineStopped."""
@@ -161,38 +169,55 @@ class MediaDecoder:
         for process in processes:
             process.connection.close()
 
+    def _submit(self, task: "_Task") -> Future[Decoded]:
+        """Decode when it is the request's turn.  Raises: EngineStopped after `close`."""
+        with self._lock:
+            if self._closed:
+                raise _closed_error()
+            return self._threads.submit(self._run, task)
+
     def _run(self, task: "_Task") -> Decoded:
         process = self._take()
         start = monotonic()
         try:
             answer = self._ask(process, task, start + self.limits.decode_seconds)
-            if answer.get("error", "FastAVError") in ("MemoryError", ""):
-                process.kill()  # in an unknown state
-        except BaseException:
-            process.kill()
-            raise
+            try:
+                if answer.get("error", "FastAVError") in ("MemoryError", ""):
+                    process.kill()  # in an unknown state
+                error = _error_of(answer) if "error" in answer else None
+                decoded = _decoded(answer, monotonic() - start) if error is None else None
+            except Exception:  # errors of fastav, too: an answer is plain data that fits together
+                process.kill()
+                _log.exception("a decoding process gave a wrong answer")
+                raise _crash_error() from None
         finally:
             self._put_back(process)
-        return _decoded(answer, monotonic() - start)
+        if decoded is None:
+            assert error is not None
+            raise error
+        return decoded
 
     def _ask(self, process: "_Process", task: "_Task", until: float) -> Any:
         """The answer of a process.  Raises: MediaError if there is none."""
         try:
             with task.given_to(process):
                 send(process.connection, task.job, until)
-                return receive(process.connection, max_bytes=2 * self.limits.decode_memory, until=until)
+                return receive(process.connection, max_bytes=self.limits.decode_memory, until=until)
         except TimeoutError:
+            process.kill()
             seconds = self.limits.decode_seconds
             raise MediaError(f"decoding took longer than {seconds:g} s", "use shorter clips") from None
         except Broken as error:
+            status = process.kill()
             if self._closed:
                 raise _closed_error() from None
             if task.cancelled:
                 raise MediaError("decoding was cancelled") from None
-            _log.error("a decoding process ended (%s): %s", _how(process.kill()), error)
-            raise MediaError(
-                "the media could not be decoded: the decoder crashed", "is the file damaged? convert it first"
-            ) from None
+            _log.error("a decoding process ended (%s): %s", _how(status), error)
+            raise _crash_error() from None
+        except BaseException:
+            process.kill()
+            raise
 
     def _take(self) -> "_Process":
         """A process for one request."""
@@ -205,9 +230,10 @@ class MediaDecoder:
                     self._running.add(process)
             if process is None:
                 self._refill()
-            elif process.is_alive():
+            elif process.is_waiting():
                 return process
             else:
+                process.kill()
                 with self._lock:
                     self._running.discard(process)
                 process.connection.close()
@@ -240,8 +266,8 @@ class _Forker:
     """The process that forks the others; a new one is started if it has ended.  setup: pickled."""
 
     def __init__(self, setup: bytes) -> None:
-        self._setup, self._lock = setup, Lock()
-        self._closed = False
+        self._setup, self._lock, self._closed = setup, Lock(), False
+        self._path = os.pathsep.join(entry for entry in sys.path if entry)
         self._start()
 
     def fork(self) -> "_Process":
@@ -275,14 +301,13 @@ class _Forker:
     def _start(self) -> None:
         self._control, theirs = socket.socketpair()
         kept = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-        path = os.pathsep.join(entry for entry in sys.path if entry)
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", PROGRAM, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                env={**kept, **SETTINGS, "PYTHONPATH": path},
+                env={**kept, **SETTINGS, "PYTHONPATH": self._path},
                 start_new_session=True,
             )
         until = monotonic() + START_SECONDS
@@ -326,15 +351,16 @@ class _Process:
         self.connection, self.number, self._forker = connection, number, forker
         self.requests, self.killed, self._status = 0, False, 0
 
-    def is_alive(self) -> bool:
-        """Whether it still waits for its request."""
+    def is_waiting(self) -> bool:
+        """Whether it waits for a request: it has not ended, and has sent nothing that was not asked for."""
         self.connection.setblocking(False)
         try:
-            return bool(self.connection.recv(1, socket.MSG_PEEK))
+            self.connection.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
             return True
         except OSError:
             return False
+        return False
 
     def hang_up(self) -> None:
         """End what waits for the process, and the process once it sends or reads."""
@@ -397,7 +423,10 @@ def _job(
     count = sum(_n_media(message) for message in numbered)
     if count > limits.media:
         raise FastAVError(f"the messages have {plural(count, 'clip')}; the limit is {limits.media}", "send fewer")
-    job = pickle.dumps(Job(messages=numbered, tools=list(tools), use=use, replay=replay, also=also))
+    try:
+        job = pickle.dumps(Job(messages=numbered, tools=list(tools), use=use, replay=replay, also=also))
+    except RecursionError:
+        raise FastAVError("the messages are nested too deeply", "write them flat") from None
     return encode((job, list(blobs.values())))
 
 
@@ -411,7 +440,7 @@ def _without_bytes(message: Any, place: str, blobs: dict[int, bytes]) -> Any:
     numbers = {number: place for place, number in enumerate(blobs)}
     parts: list[Any] = []
     for index, part in enumerate(content):
-        if isinstance(part, Mapping) and part.get("type") in set(Kind):
+        if _is_medium(part):
             kind = part["type"]
             source = part.get(kind)
             others = [name for name in ("path", "url", "base64") if part.get(name) is not None]
@@ -429,13 +458,15 @@ def _without_bytes(message: Any, place: str, blobs: dict[int, bytes]) -> Any:
 def _n_media(message: Mapping[str, Any]) -> int:
     content: Any = message.get("content")
     parts = content if isinstance(content, list) else []
-    return sum(isinstance(part, Mapping) and part.get("type") in set(Kind) for part in parts)
+    return sum(map(_is_medium, parts))
+
+
+def _is_medium(part: Any) -> bool:
+    return isinstance(part, Mapping) and isinstance(kind := part.get("type"), str) and kind in set(Kind)
 
 
 def _decoded(answer: Any, seconds: float) -> Decoded:
-    """What a process answered.  Raises: the error that it reports."""
-    if "error" in answer:
-        raise _error_of(answer)
+    """What a process answered."""
     kinds: dict[str, Callable[[str], Warning]] = {"MediaWarning": MediaWarning}
     return Decoded(
         request=unpacked(answer["request"]),
@@ -457,8 +488,14 @@ def _error_of(answer: Mapping[str, Any]) -> FastAVError:
     known = getattr(errors, kind, None) if kind else None
     if isinstance(known, type) and issubclass(known, FastAVError):
         return known(answer["message"], answer["hint"])
-    _log.error("a decoding process failed:\n%s", answer.get("log"))
+    _log.error("a decoding process failed:\n%.10000s", answer.get("log"))
     return MediaError("the media could not be decoded: the decoder failed", "convert the file first")
+
+
+def _crash_error() -> MediaError:
+    return MediaError(
+        "the media could not be decoded: the decoder crashed", "is the file damaged? convert it to another format first"
+    )
 
 
 def _closed_error() -> EngineStopped:

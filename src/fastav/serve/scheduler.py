@@ -73,7 +73,13 @@ class Job:
         if self.is_alone:
             return id(self)
         settings = tuple(sorted((name, repr(value)) for name, value in self.settings.items()))
-        return self.plan.fingerprint, settings, self.request.tracks, len(self.prepared.layouts[0]).bit_length()
+        return (
+            self.plan.name,
+            self.plan.fingerprint,
+            settings,
+            self.request.tracks,
+            len(self.prepared.layouts[0]).bit_length(),
+        )
 
     def listener(self) -> Listener:
         """What the engine tells the job."""

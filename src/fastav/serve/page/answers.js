@@ -13,7 +13,13 @@ export function newAnswer(plan) {
 /** `usage.fastav` of a finished answer, or null. */
 export const costsOf = (answer) => (answer.usage && answer.usage.fastav) || null;
 
-const STATUS = { waiting: "waiting for the server…", streaming: "answering…", done: "", cancelled: "cancelled", error: "" };
+const STATUS = {
+  waiting: "waiting for the server…",
+  streaming: "answering…",
+  done: "",
+  cancelled: "cancelled",
+  error: "",
+};
 
 export class AnswerCard {
   constructor(element, picker) {
@@ -63,7 +69,9 @@ export class AnswerCard {
 
   drawCosts(answer, longest) {
     const usage = costsOf(answer);
-    this.costs.replaceChildren(...(usage ? [viewer.costs(usage, { longest, generated: answer.usage.completion_tokens })] : []));
+    this.costs.replaceChildren(
+      ...(usage ? [viewer.costs(usage, { longest, generated: answer.usage.completion_tokens })] : []),
+    );
   }
 
   drawWords(words) {
@@ -91,7 +99,14 @@ function drawGains(gains, left, right) {
   const tile = (name, before, after, show) => {
     if (!before) return;
     const value = `${(after / before).toFixed(2)}×`;
-    tiles.push(make("div", {}, make("dt", {}, name), make("dd", {}, make("b", {}, value), make("span", {}, `${show(after)} against ${show(before)}`))));
+    tiles.push(
+      make(
+        "div",
+        {},
+        make("dt", {}, name),
+        make("dd", {}, make("b", {}, value), make("span", {}, `${show(after)} against ${show(before)}`)),
+      ),
+    );
   };
   const { format } = viewer;
   if (from.flops && to.flops) tile("prefill FLOPs", from.flops.pruned, to.flops.pruned, format.flops);

@@ -50,7 +50,10 @@ async function send(path, options = {}) {
     throw new ServerError(0, "The server does not answer. Check that fastav serve is still running.");
   }
   if (!response.ok) {
-    throw new ServerError(response.status, sentence(response.status, await response.text(), response.headers.get("Retry-After")));
+    throw new ServerError(
+      response.status,
+      sentence(response.status, await response.text(), response.headers.get("Retry-After")),
+    );
   }
   return response;
 }
@@ -67,17 +70,34 @@ export const inspect = async (body, signal) => (await post("/v1/inspect", body, 
 /** Upload a file; `onProgress` gets shares in [0, 1]. With XMLHttpRequest, because fetch tells no progress. */
 export function upload(file, onProgress, signal) {
   return new Promise((resolve, reject) => {
-    const request = new XMLHttpRequest(), form = new FormData();
+    const request = new XMLHttpRequest(),
+      form = new FormData();
     form.append("purpose", "user_data");
     form.append("file", file, file.name);
     request.open("POST", "/v1/files");
     for (const [name, value] of Object.entries(headers())) request.setRequestHeader(name, value);
-    request.upload.addEventListener("progress", (event) => event.lengthComputable && onProgress(event.loaded / event.total));
+    request.upload.addEventListener(
+      "progress",
+      (event) => event.lengthComputable && onProgress(event.loaded / event.total),
+    );
     request.addEventListener("load", () => {
       if (request.status >= 200 && request.status < 300) resolve(JSON.parse(request.responseText));
-      else reject(new ServerError(request.status, sentence(request.status, request.responseText, request.getResponseHeader("Retry-After"))));
+      else
+        reject(
+          new ServerError(
+            request.status,
+            sentence(request.status, request.responseText, request.getResponseHeader("Retry-After")),
+          ),
+        );
     });
-    request.addEventListener("error", () => reject(new ServerError(0, "The upload failed. Check that fastav serve is still running and that the file is not too large.")));
+    request.addEventListener("error", () =>
+      reject(
+        new ServerError(
+          0,
+          "The upload failed. Check that fastav serve is still running and that the file is not too large.",
+        ),
+      ),
+    );
     request.addEventListener("abort", () => reject(new DOMException("aborted", "AbortError")));
     signal.addEventListener("abort", () => request.abort());
     request.send(form);
@@ -95,7 +115,10 @@ async function* events(body) {
     const blocks = rest.split("\n\n");
     rest = blocks.pop();
     for (const block of blocks) {
-      const data = block.split("\n").filter((line) => line.startsWith("data:")).map((line) => line.slice(5).trimStart());
+      const data = block
+        .split("\n")
+        .filter((line) => line.startsWith("data:"))
+        .map((line) => line.slice(5).trimStart());
       if (data.length) yield data.join("\n");
     }
   }
@@ -106,8 +129,13 @@ async function* events(body) {
  * Throws ServerError also if the stream ends before the server said that it is complete.
  */
 export async function chat(body, { signal, onText }) {
-  const response = await post("/v1/chat/completions", { ...body, stream: true, stream_options: { include_usage: true } }, signal);
-  let usage = null, complete = false;
+  const response = await post(
+    "/v1/chat/completions",
+    { ...body, stream: true, stream_options: { include_usage: true } },
+    signal,
+  );
+  let usage = null,
+    complete = false;
   for await (const data of events(response.body)) {
     if (data === "[DONE]") {
       complete = true;

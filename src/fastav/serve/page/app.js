@@ -10,6 +10,7 @@ import { startTheme } from "./theme.js";
 
 const viewer = globalThis.FastavViewer;
 const SIDES = ["left", "right"];
+const FEW_QUESTIONS = 6; // of an example, before "more"
 
 let model = null; // an entry of /v1/models
 let hasKey = false;
@@ -41,7 +42,9 @@ async function start() {
 
 function offerModel() {
   const { fastav } = model;
-  at("model").textContent = [model.id, `${fastav.layers} layers`, fastav.device, fastav.dtype].filter(Boolean).join(" · ");
+  at("model").textContent = [model.id, `${fastav.layers} layers`, fastav.device, fastav.dtype]
+    .filter(Boolean)
+    .join(" · ");
   document.title = `${model.id} · fastav`;
   for (const element of document.querySelectorAll(".model-id")) element.textContent = model.id;
   at("outgrow-plan").textContent = fastav.default_plan;
@@ -74,7 +77,15 @@ at("key-form").addEventListener("submit", async (event) => {
 // ------------------------------------------------------------------ asking
 
 function onClip(clip) {
-  at("suggestions").replaceChildren(...clip.questions.map((question) => {
+  offerQuestions(clip.questions, FEW_QUESTIONS);
+  if (clip.questions.length && !at("question").value.trim()) at("question").value = clip.questions[0];
+  say(at("ask-error"), "");
+  drawCode();
+}
+
+/** Questions to choose from, the first of them or all. */
+function offerQuestions(questions, most) {
+  const items = questions.slice(0, most).map((question) => {
     const button = make("button", { type: "button" }, question);
     button.addEventListener("click", () => {
       at("question").value = question;
@@ -82,10 +93,16 @@ function onClip(clip) {
       at("question").focus();
     });
     return make("li", {}, button);
-  }));
-  if (clip.questions.length && !at("question").value.trim()) at("question").value = clip.questions[0];
-  say(at("ask-error"), "");
-  drawCode();
+  });
+  if (questions.length > most) {
+    const more = make("button", { type: "button", className: "quiet" }, `${questions.length - most} more`);
+    more.addEventListener("click", () => {
+      offerQuestions(questions, questions.length);
+      at("suggestions").querySelectorAll("button")[most].focus();
+    });
+    items.push(make("li", {}, more));
+  }
+  at("suggestions").replaceChildren(...items);
 }
 
 function onPlanChange() {
@@ -95,8 +112,17 @@ function onPlanChange() {
 
 /** The body of a request for one side of a run. */
 function bodyOf({ clip, question, maxTokens }, plan) {
-  const content = [{ type: "file", file: { file_id: clip.fileId } }, { type: "text", text: question }];
-  return { model: model.id, messages: [{ role: "user", content }], max_tokens: maxTokens, temperature: 0, fastav: plan };
+  const content = [
+    { type: "file", file: { file_id: clip.fileId } },
+    { type: "text", text: question },
+  ];
+  return {
+    model: model.id,
+    messages: [{ role: "user", content }],
+    max_tokens: maxTokens,
+    temperature: 0,
+    fastav: plan,
+  };
 }
 
 /** The run that the form describes; throws an Error whose message is for the reader. */
@@ -107,7 +133,8 @@ function runFromForm() {
   const question = at("question").value.trim();
   if (!question) throw new Error("Write a question first.");
   const maxTokens = Number(at("max-tokens").value);
-  if (!Number.isInteger(maxTokens) || maxTokens < 1) throw new Error("The number of tokens must be a whole number from 1 on.");
+  if (!Number.isInteger(maxTokens) || maxTokens < 1)
+    throw new Error("The number of tokens must be a whole number from 1 on.");
   const answers = {};
   for (const side of SIDES) {
     try {
@@ -176,7 +203,8 @@ function finish(mine) {
     say(at("ask-error"), left.error); // one cause, one place: the question or the clip
     for (const result of [left, right]) [result.error, result.status] = ["", "failed"];
   }
-  if (mine.answers[mine.side].status !== "done") mine.side = SIDES.find((side) => mine.answers[side].status === "done") || mine.side;
+  if (mine.answers[mine.side].status !== "done")
+    mine.side = SIDES.find((side) => mine.answers[side].status === "done") || mine.side;
   drawRun();
 }
 
@@ -218,15 +246,24 @@ function drawRun() {
 
 /** The viewer of the side that is chosen, with its inspection if that is not here yet. */
 async function drawKept() {
-  const mine = run, result = mine.answers[mine.side];
+  const mine = run,
+    result = mine.answers[mine.side];
   say(at("kept-error"), "");
   at("sides").hidden = !SIDES.every((side) => mine.answers[side].status === "done");
-  fillSwitch(at("sides"), "side", SIDES.map((side) => [side, planName(mine.answers[side].plan)]), mine.side, (side) => {
-    mine.side = side;
-    drawKept();
-  });
+  fillSwitch(
+    at("sides"),
+    "side",
+    SIDES.map((side) => [side, planName(mine.answers[side].plan)]),
+    mine.side,
+    (side) => {
+      mine.side = side;
+      drawKept();
+    },
+  );
   if (result.status !== "done") {
-    showPlaceholder(work ? "The answers come first, then what was kept." : "There is no answer whose tokens could be drawn.");
+    showPlaceholder(
+      work ? "The answers come first, then what was kept." : "There is no answer whose tokens could be drawn.",
+    );
     return;
   }
   try {
@@ -254,7 +291,9 @@ function clearViewer() {
 function showPlaceholder(sentence, loading = false) {
   clearViewer();
   at("viewer").setAttribute("aria-busy", String(loading));
-  at("viewer").replaceChildren(...(sentence ? [make("p", { className: `placeholder${loading ? " loading" : ""}` }, sentence)] : []));
+  at("viewer").replaceChildren(
+    ...(sentence ? [make("p", { className: `placeholder${loading ? " loading" : ""}` }, sentence)] : []),
+  );
 }
 
 /** The layer stays when the other side of the same run is chosen, so that one sees the difference. */
@@ -276,18 +315,25 @@ at("viewer").addEventListener("fastav:layer", (event) => {
 
 function drawHistory() {
   at("history-section").hidden = !runs.length;
-  at("history").replaceChildren(...runs.map((past) => {
-    const { left, right } = past.answers;
-    const plans = `${planName(left.plan)} and ${planName(right.plan)}`;
-    const button = make("button", { type: "button" }, make("b", {}, past.question), make("span", {}, `${past.clip.name} · ${plans}`));
-    if (left.status === "done" && right.status === "done") {
-      const { same } = viewer.compareTexts(left.text, right.text);
-      button.append(make("i", { className: `badge ${same ? "same" : "differs"}` }, same ? "same answer" : "differs"));
-    }
-    if (past === run) button.setAttribute("aria-current", "true");
-    button.addEventListener("click", () => restore(past));
-    return make("li", {}, button);
-  }));
+  at("history").replaceChildren(
+    ...runs.map((past) => {
+      const { left, right } = past.answers;
+      const plans = `${planName(left.plan)} and ${planName(right.plan)}`;
+      const button = make(
+        "button",
+        { type: "button" },
+        make("b", {}, past.question),
+        make("span", {}, `${past.clip.name} · ${plans}`),
+      );
+      if (left.status === "done" && right.status === "done") {
+        const { same } = viewer.compareTexts(left.text, right.text);
+        button.append(make("i", { className: `badge ${same ? "same" : "differs"}` }, same ? "same answer" : "differs"));
+      }
+      if (past === run) button.setAttribute("aria-current", "true");
+      button.addEventListener("click", () => restore(past));
+      return make("li", {}, button);
+    }),
+  );
 }
 
 function restore(past) {
@@ -307,8 +353,20 @@ function restore(past) {
 async function reportData(mine) {
   const complete = SIDES.map((side) => mine.answers[side]).filter((result) => result.status === "done");
   for (const result of complete) await inspect(mine, result);
-  const entries = complete.map((result) => ({ plan: planName(result.plan), text: result.text, usage: costsOf(result), inspection: result.inspection }));
-  return { schema: 1, model: model.id, question: mine.question, created: new Date().toISOString(), version: model.fastav.version, runs: entries };
+  const entries = complete.map((result) => ({
+    plan: planName(result.plan),
+    text: result.text,
+    usage: costsOf(result),
+    inspection: result.inspection,
+  }));
+  return {
+    schema: 1,
+    model: model.id,
+    question: mine.question,
+    created: new Date().toISOString(),
+    version: model.fastav.version,
+    runs: entries,
+  };
 }
 
 at("report").addEventListener("click", async () => {
@@ -319,7 +377,11 @@ at("report").addEventListener("click", async () => {
   try {
     const [template, data] = await Promise.all([api.reportTemplate(), reportData(run)]);
     const json = JSON.stringify(data).replaceAll("<", "\\u003c"); // no "</script>" inside the data
-    download(`fastav-${model.id.replace(/[^\w.-]+/g, "-")}.html`, "text/html", template.replace("{{data}}", () => json));
+    download(
+      `fastav-${model.id.replace(/[^\w.-]+/g, "-")}.html`,
+      "text/html",
+      template.replace("{{data}}", () => json),
+    );
   } catch (error) {
     if (!dealWithKey(error)) say(at("report-error"), error.message);
   } finally {
@@ -337,8 +399,13 @@ function drawCode() {
   }
   const write = language === "python" ? pythonCode : curlCode;
   at("code").textContent = write({
-    origin: location.origin, model: model ? model.id : "MODEL", clip: clips ? clips.clip : null, plan, hasKey,
-    question: at("question").value.trim() || "What happens in the clip?", maxTokens: Number(at("max-tokens").value) || 64,
+    origin: location.origin,
+    model: model ? model.id : "MODEL",
+    clip: clips ? clips.clip : null,
+    plan,
+    hasKey,
+    question: at("question").value.trim() || "What happens in the clip?",
+    maxTokens: Number(at("max-tokens").value) || 64,
   });
   at("copied").textContent = "";
 }
@@ -353,10 +420,19 @@ at("copy").addEventListener("click", async () => {
   }
 });
 
-fillSwitch(at("languages"), "language", [["python", "Python"], ["curl", "curl"]], language, (chosen) => {
-  language = chosen;
-  drawCode();
-});
+fillSwitch(
+  at("languages"),
+  "language",
+  [
+    ["python", "Python"],
+    ["curl", "curl"],
+  ],
+  language,
+  (chosen) => {
+    language = chosen;
+    drawCode();
+  },
+);
 
 /** The history is beside the answers where there is room, else below them, in the order of reading too. */
 function placeHistory() {

@@ -23,7 +23,13 @@ export class ClipChooser {
       event.target.value = ""; // so that the same file can be chosen again
     });
     at("record").addEventListener("click", () => this._record());
-    at("video").addEventListener("error", () => this.clip && !at("video").hidden && say(at("clip-error"), "This browser cannot play the clip; the server may be able to read it."));
+    at("video").addEventListener(
+      "error",
+      () =>
+        this.clip &&
+        !at("video").hidden &&
+        say(at("clip-error"), "This browser cannot play the clip; the server may be able to read it."),
+    );
     this._listenForDrops();
   }
 
@@ -56,19 +62,29 @@ export class ClipChooser {
 
   offerExamples(examples) {
     at("examples-block").hidden = !examples.length;
-    at("examples").replaceChildren(...examples.map((example) => {
-      const facts = typeof example.seconds === "number" ? make("small", {}, ` ${format.moment(example.seconds)}`) : "";
-      const button = make("button", { type: "button" }, example.name, facts);
-      button.dataset.example = example.id;
-      button.addEventListener("click", () => this._takeExample(example));
-      return make("li", {}, button);
-    }));
+    at("examples").replaceChildren(
+      ...examples.map((example) => {
+        const facts =
+          typeof example.seconds === "number" ? make("small", {}, ` ${format.moment(example.seconds)}`) : "";
+        const button = make("button", { type: "button" }, example.name, facts);
+        button.dataset.example = example.id;
+        button.addEventListener("click", () => this._takeExample(example));
+        return make("li", {}, button);
+      }),
+    );
   }
 
   async _takeExample(example) {
     await this._while(`Loading ${example.name}`, async () => {
       const url = URL.createObjectURL(await api.exampleBytes(example.id));
-      return { fileId: example.id, name: example.name, kind: example.kind, url, seconds: example.seconds, questions: example.questions || [] };
+      return {
+        fileId: example.id,
+        name: example.name,
+        kind: example.kind,
+        url,
+        seconds: example.seconds,
+        questions: example.questions || [],
+      };
     });
   }
 
@@ -76,7 +92,10 @@ export class ClipChooser {
   async take(file) {
     const { body_bytes: most } = this.limits;
     if (most && file.size > most) {
-      say(at("clip-error"), `${file.name} has ${format.bytes(file.size)}; this server takes ${format.bytes(most)} at most.`);
+      say(
+        at("clip-error"),
+        `${file.name} has ${format.bytes(file.size)}; this server takes ${format.bytes(most)} at most.`,
+      );
       return;
     }
     await this._while(`Uploading ${file.name}`, async (signal) => {
@@ -109,7 +128,8 @@ export class ClipChooser {
 
   _progress(share, name) {
     at("progress").value = share;
-    at("progress-text").textContent = share < 1 ? `Uploading ${name}, ${format.share(share)}` : `The server stores ${name}…`;
+    at("progress-text").textContent =
+      share < 1 ? `Uploading ${name}, ${format.share(share)}` : `The server stores ${name}…`;
   }
 
   get busy() {
@@ -127,7 +147,8 @@ export class ClipChooser {
       else player.removeAttribute("src");
     }
     at("clip-name").textContent = clip.seconds ? `${clip.name} · ${format.moment(clip.seconds)}` : clip.name;
-    for (const button of at("examples").querySelectorAll("button")) button.setAttribute("aria-pressed", String(button.dataset.example === clip.fileId));
+    for (const button of at("examples").querySelectorAll("button"))
+      button.setAttribute("aria-pressed", String(button.dataset.example === clip.fileId));
     this.onChange(clip);
   }
 
@@ -139,7 +160,11 @@ export class ClipChooser {
     const obstacle = whyNotRecord();
     say(at("clip-error"), obstacle);
     if (obstacle) return;
-    this.recorder = new Recorder(at("video"), this.limits.media_seconds || 60, (second) => (at("record-text").textContent = `Stop, ${format.moment(second)}`));
+    this.recorder = new Recorder(
+      at("video"),
+      this.limits.media_seconds || 60,
+      (second) => (at("record-text").textContent = `Stop, ${format.moment(second)}`),
+    );
     at("record").classList.add("on");
     at("clip-empty").hidden = true;
     try {

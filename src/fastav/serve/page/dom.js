@@ -21,11 +21,13 @@ export function say(element, sentence) {
 
 /** Fill a group of radio buttons that look like a switch; arrow keys then work by themselves. */
 export function fillSwitch(element, name, choices, chosen, onChange) {
-  element.replaceChildren(...choices.map(([value, label]) => {
-    const input = make("input", { type: "radio", name, value, checked: value === chosen });
-    input.addEventListener("change", () => onChange(value));
-    return make("label", {}, input, make("span", {}, label));
-  }));
+  element.replaceChildren(
+    ...choices.map(([value, label]) => {
+      const input = make("input", { type: "radio", name, value, checked: value === chosen });
+      input.addEventListener("change", () => onChange(value));
+      return make("label", {}, input, make("span", {}, label));
+    }),
+  );
 }
 
 export function download(name, type, text) {

@@ -8,11 +8,35 @@ export class PlanPicker {
   constructor(side, onChange) {
     this.recipes = new Set();
     this.select = make("select", { id: `${side}-plan`, disabled: true });
-    this.budget = make("input", { id: `${side}-budget`, type: "number", min: "0.01", max: "1", step: "0.01", placeholder: "default", inputMode: "decimal" });
-    this.custom = make("textarea", { id: `${side}-custom`, rows: 2, spellcheck: false, placeholder: 'dart@0.3, or a plan as JSON: {"steps": […]}' });
+    this.budget = make("input", {
+      id: `${side}-budget`,
+      type: "number",
+      min: "0.01",
+      max: "1",
+      step: "0.01",
+      placeholder: "default",
+      inputMode: "decimal",
+    });
+    this.custom = make("textarea", {
+      id: `${side}-custom`,
+      rows: 2,
+      spellcheck: false,
+      placeholder: 'dart@0.3, or a plan as JSON: {"steps": […]}',
+    });
     this.budgetLabel = make("label", { className: "inline", hidden: true }, "keep ", this.budget);
-    this.customLabel = make("label", { className: "custom", hidden: true }, make("span", { className: "unseen" }, "Custom plan"), this.custom);
-    this.element = make("div", { className: "picker" }, make("label", { className: "inline" }, make("span", { className: "unseen" }, `${side} `), "Plan ", this.select), this.budgetLabel, this.customLabel);
+    this.customLabel = make(
+      "label",
+      { className: "custom", hidden: true },
+      make("span", { className: "unseen" }, "Custom plan"),
+      this.custom,
+    );
+    this.element = make(
+      "div",
+      { className: "picker" },
+      make("label", { className: "inline" }, make("span", { className: "unseen" }, `${side} `), "Plan ", this.select),
+      this.budgetLabel,
+      this.customLabel,
+    );
     this.element.addEventListener("input", () => {
       this._showFields();
       onChange();

@@ -4,13 +4,16 @@ const TYPES = ["video/webm", "video/mp4", "audio/webm", "audio/mp4"];
 
 /** Why this browser cannot record here, as a sentence; empty if it can. */
 export function whyNotRecord() {
-  if (!globalThis.isSecureContext) return "Browsers record only on secure pages: open this page at the address localhost, or over https.";
-  if (!navigator.mediaDevices || !globalThis.MediaRecorder) return "This browser cannot record. Choose a file in its place.";
+  if (!globalThis.isSecureContext)
+    return "Browsers record only on secure pages: open this page at the address localhost, or over https.";
+  if (!navigator.mediaDevices || !globalThis.MediaRecorder)
+    return "This browser cannot record. Choose a file in its place.";
   return "";
 }
 
 const REASONS = {
-  NotAllowedError: "The browser was not allowed to use camera and microphone. Allow it in the address bar, then record again.",
+  NotAllowedError:
+    "The browser was not allowed to use camera and microphone. Allow it in the address bar, then record again.",
   NotFoundError: "No camera or microphone was found. Choose a file in its place.",
   NotReadableError: "Camera or microphone are in use by another program.",
 };
@@ -68,7 +71,8 @@ export class Recorder {
 
   _chunks() {
     return new Promise((resolve, reject) => {
-      const chunks = [], start = performance.now();
+      const chunks = [],
+        start = performance.now();
       const timer = setInterval(() => {
         const second = (performance.now() - start) / 1000;
         this.onSecond(second);

@@ -6,7 +6,10 @@ export function python(value) {
   if (value === true) return "True";
   if (value === false) return "False";
   if (Array.isArray(value)) return `[${value.map(python).join(", ")}]`;
-  if (typeof value === "object") return `{${Object.entries(value).map(([key, item]) => `${JSON.stringify(key)}: ${python(item)}`).join(", ")}}`;
+  if (typeof value === "object")
+    return `{${Object.entries(value)
+      .map(([key, item]) => `${JSON.stringify(key)}: ${python(item)}`)
+      .join(", ")}}`;
   return JSON.stringify(value);
 }
 
@@ -22,7 +25,8 @@ export function pythonCode({ origin, model, clip, question, plan, maxTokens, has
     "",
     `client = OpenAI(base_url=${python(`${origin}/v1`)}, api_key=${hasKey ? '"YOUR KEY"' : '"none"'})`,
   ];
-  if (isUpload(clip)) lines.push(`clip = client.files.create(file=open(${python(clip.name)}, "rb"), purpose="user_data")`);
+  if (isUpload(clip))
+    lines.push(`clip = client.files.create(file=open(${python(clip.name)}, "rb"), purpose="user_data")`);
   lines.push(
     "answer = client.chat.completions.create(",
     `    model=${python(model)},`,
@@ -45,11 +49,17 @@ export function curlCode({ origin, model, clip, question, plan, maxTokens, hasKe
   const lines = [];
   let id = clip ? clip.fileId : null;
   if (isUpload(clip)) {
-    lines.push(`curl -s ${origin}/v1/files${key} -F purpose=user_data -F ${shell(`file=@${clip.name}`)}  # prints the file's id`, "");
+    lines.push(
+      `curl -s ${origin}/v1/files${key} -F purpose=user_data -F ${shell(`file=@${clip.name}`)}  # prints the file's id`,
+      "",
+    );
     id = clip.fileId;
   }
   const content = [...(id ? [{ type: "file", file: { file_id: id } }] : []), { type: "text", text: question }];
   const body = { model, messages: [{ role: "user", content }], max_tokens: maxTokens, temperature: 0, fastav: plan };
-  lines.push(`curl -s ${origin}/v1/chat/completions${key} -H 'Content-Type: application/json' \\`, `  -d ${shell(JSON.stringify(body, null, 2))}`);
+  lines.push(
+    `curl -s ${origin}/v1/chat/completions${key} -H 'Content-Type: application/json' \\`,
+    `  -d ${shell(JSON.stringify(body, null, 2))}`,
+  );
   return lines.join("\n");
 }

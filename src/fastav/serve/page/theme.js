@@ -19,7 +19,8 @@ function store(theme) {
 }
 
 export function startTheme(button) {
-  const root = document.documentElement, system = matchMedia("(prefers-color-scheme: dark)");
+  const root = document.documentElement,
+    system = matchMedia("(prefers-color-scheme: dark)");
   const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : system.matches);
   const name = () => (button.textContent = isDark() ? "Light" : "Dark");
   const chosen = stored();
