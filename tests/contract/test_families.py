@@ -45,6 +45,9 @@ PLAN = fastav(Keep(media=Share(0.6)), drop=0.2)
 EARLY = Plan((Step(layers="0", method="position", keep=Keep(media=Share(0.6))),))
 EVERYTHING = fastav(Keep(media=Share(1.0)), drop=1e-9)
 
+# for what attention does not change: `test_every_step_equals_the_masked_model` runs with both
+EAGER_SLOW = ["sdpa", pytest.param("eager", marks=pytest.mark.slow)]
+
 
 @dataclass(frozen=True)
 class Generated:
@@ -272,7 +275,7 @@ def test_another_models_processor_is_refused(family):
 # --- exactness
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", EAGER_SLOW)
 @pytest.mark.parametrize("rows", [[0], [0, 1]])
 def test_keeping_everything_changes_nothing(family, attention, rows):
     model, prepared = family.model(attention), family.prepare(*(family.clips[row] for row in rows))
@@ -344,7 +347,7 @@ def test_presets_answer_through_the_engine(family, preset):
 # --- decoding by our own loop
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", EAGER_SLOW)
 @pytest.mark.parametrize("plan", ["none", "pruned"])
 def test_our_decoding_says_what_generate_says_as_it_stands_and_with_fixed_shapes(family, attention, plan):
     model, chosen = family.model(attention), NONE if plan == "none" else family.plan

@@ -143,7 +143,11 @@ def test_texts_that_stop_are_found_where_generate_finds_them():
     for mark in [letter for letter in whole.text if "!" <= letter <= "~"][2:5:2]:
         for beams in (1, 2):
             settings = {"max_new_tokens": 20, "do_sample": False, "num_beams": beams}
-            expected = own_tokens(pipe, settings | {"stop_strings": [mark], "tokenizer": processor.tokenizer})
+            try:
+                expected = own_tokens(pipe, settings | {"stop_strings": [mark], "tokenizer": processor.tokenizer})
+            except UnsupportedPlan:  # releases of transformers that give beams other frames than the prompt's
+                assert beams == 2
+                continue
             answer = pipe(CLIP, QUESTION, stop_strings=[mark], **settings)
             assert list(answer.token_ids) == expected
             if beams == 1:
