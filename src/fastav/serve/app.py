@@ -5,7 +5,8 @@ import json
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
 from functools import cached_property, partial
 from importlib.resources import files
@@ -22,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 from fastav import __version__
 from fastav.adapter import Prepared
 from fastav.batches import attempt
+from fastav.decoding.settings import MAX_NEW_TOKENS, resolve_settings
 from fastav.engine import Answer
 from fastav.errors import EngineStopped, FastAVError, PlanNotApplied
 from fastav.messages import Use
@@ -40,7 +42,7 @@ from fastav.serve.limits import Limits
 from fastav.serve.logprobs import LogprobRecorder
 from fastav.serve.metrics import Metrics
 from fastav.serve.protocol import ChatRequest, InvalidRequest, UnknownModel
-from fastav.serve.scheduler import Job, QueueFull, Scheduler, Stopping
+from fastav.serve.scheduler import THREADS, Job, QueueFull, Scheduler, Stopping
 
 STATUS: tuple[tuple[type[Exception], int, str], ...] = (
     (QueueFull, 429, "queue_full"),
@@ -71,6 +73,8 @@ class Served:
         self.limits, self.metrics, self.created = access.limits, Metrics(), int(time.time())
         self.scheduler = Scheduler(pipe.engine, batch=batch, capacity=self.limits.queue, on_batch=self.metrics.batch)
         self.metrics.watch(self.scheduler)
+        # one at a time, in a thread of their own: they cannot be cancelled once they run, and nothing else waits for it
+        self.inspections = ThreadPoolExecutor(1, f"{THREADS}-inspect")
 
     @cached_property
     def model(self) -> dict[str, Any]:
@@ -116,8 +120,17 @@ class Served:
             engine.check(engine.model.config, plan, engine.model.config._attn_implementation, adapter=self.pipe.adapter)
         return plan
 
+    def settings(self, chat: ChatRequest, choice: int) -> dict[str, Any]:
+        """The settings of one answer to a request.  Raises: InvalidRequest, PlanError."""
+        engine: Any = self.pipe.engine
+        settings = chat.settings(self.limits, choice)
+        config = resolve_settings(settings, engine.generation_config).config
+        new = config.max_new_tokens or (MAX_NEW_TOKENS if config.max_length is None else 0)
+        return settings | ({"max_new_tokens": self.limits.new_tokens} if new > self.limits.new_tokens else {})
+
     def close(self) -> None:
         """End threads and processes."""
+        self.inspections.shutdown(wait=True, cancel_futures=True)
         self.scheduler.close()
         self.decoder.close()
         self.pipe.engine.close()
@@ -128,6 +141,7 @@ def create_app(served: Served) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(examples)  # opening them takes a moment
         yield
         await asyncio.to_thread(served.close)
 
@@ -247,8 +261,9 @@ class ChatAnswers(Response):
         self._id, self._created, self._start = protocol.new_id(), int(time.time()), time.monotonic()
         self._recorders: list[LogprobRecorder] = []
         self._plan = served.plan_of(chat)
-        for choice in range(chat.choices):  # before any work
-            chat.settings(served.limits, choice)
+        self._settings = [served.settings(chat, choice) for choice in range(chat.choices)]  # before any work
+        if chat.choices > served.limits.queue:
+            raise InvalidRequest(f"n is {chat.choices}, and the queue of this server has {served.limits.queue} places")
         self._places = ExitStack()
         self._places.enter_context(served.scheduler.admission(chat.choices))
 
@@ -270,12 +285,11 @@ class ChatAnswers(Response):
     def _jobs(self, decoded: Decoded, pieces: "asyncio.Queue[tuple[int, str]] | None" = None) -> list[Job]:
         """The jobs of all choices, submitted.  pieces: gets the text of each."""
         chat, jobs = self._chat, []
-        for choice in range(chat.choices):
-            settings = chat.settings(self._served.limits, choice)
+        for choice, settings in enumerate(self._settings):
             if chat.logprobs:
                 engine: Any = self._served.pipe.engine
                 self._recorders.append(LogprobRecorder(engine.processor.tokenizer, chat.top_logprobs or 0))
-                settings["logits_processor"] = [self._recorders[-1]]
+                settings = settings | {"logits_processor": [self._recorders[-1]]}
             on_text = None if pieces is None else partial(_put, pieces, choice)
             jobs.append(
                 Job(
@@ -417,10 +431,16 @@ class _Trimmed:
 async def _until_done(pieces: "asyncio.Queue[tuple[int, str]]", jobs: Sequence[Job]) -> AsyncIterator[tuple[int, str]]:
     """The pieces of all jobs, until they have their answers.  Raises: the first error of a job."""
     done = asyncio.gather(*(job.answer for job in jobs))
-    done.add_done_callback(lambda _: pieces.put_nowait((-1, "")))
+    done.add_done_callback(partial(_tell_end, pieces))
     while (item := await pieces.get())[0] >= 0:
         yield item
     done.result()
+
+
+def _tell_end(pieces: "asyncio.Queue[tuple[int, str]]", done: "asyncio.Future[Any]") -> None:
+    if not done.cancelled():
+        done.exception()  # read, as the one who waits may have left
+    pieces.put_nowait((-1, ""))
 
 
 def _put(pieces: "asyncio.Queue[tuple[int, str]]", choice: int, piece: str) -> None:
@@ -439,7 +459,8 @@ def _cancel(jobs: Sequence[Job]) -> None:
 async def _inspection(served: Served, chat: ChatRequest, plan: Plan) -> bytes:
     decoded = await served.decode(chat, also=_items)
     engine = served.pipe.engine
-    inspection = await asyncio.to_thread(attempt, partial(engine.inspect, decoded.request, plan))
+    inspect = partial(attempt, partial(engine.inspect, decoded.request, plan))
+    inspection = await asyncio.get_running_loop().run_in_executor(served.inspections, inspect)
     if isinstance(inspection, FastAVError):
         raise inspection
     data = to_json(inspection, decoded.request, items=json.loads(decoded.also))
@@ -530,6 +551,9 @@ def _bytes(body: Any) -> bytes:
 
 def _status(error: Exception) -> tuple[int, str, str]:
     """Status, code and message of an error."""
+    if type(error) is FastAVError and isinstance(error.__cause__, Exception):  # not one that fastav foresees
+        _log.error("a request failed", exc_info=error.__cause__)
+        return 500, "internal_error", "this could not be answered"
     status, code = next((status, code) for kind, status, code in STATUS if isinstance(error, kind))
     if isinstance(error, FastAVError):
         return status, code, f"{error.message} ({error.hint})" if error.hint else error.message

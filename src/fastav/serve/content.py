@@ -5,9 +5,12 @@ import os
 import stat
 from base64 import b64decode
 from binascii import Error as Base64Error
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from fastav.errors import FastAVError, MediaError, UnreadableMedia
@@ -51,6 +54,7 @@ class MediaAccess:
     domains: frozenset[str] | None = None
     private: bool = False
     policy: MediaPolicy = field(init=False)
+    downloads: asyncio.Semaphore = field(init=False)
 
     def __post_init__(self) -> None:
         policy = MediaPolicy(
@@ -62,6 +66,8 @@ class MediaAccess:
             max_seconds=self.limits.decode_seconds,
         )
         object.__setattr__(self, "policy", policy)
+        # a request waits for one download at a time, so slow hosts hold up nothing but their own requests
+        object.__setattr__(self, "downloads", asyncio.Semaphore(self.limits.queue))
 
     async def messages(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Chat messages as `fastav.Request` takes them, whose media are bytes.
@@ -141,8 +147,9 @@ class MediaAccess:
                 f"a URL of {scheme[:20]!r} is not loaded" if ":" in url else "a path is not a URL",
                 "send a data: URL, or upload the file to /v1/files",
             )
-        source = await asyncio.to_thread(source_of, url, self.policy)
-        return source.data if scheme == "data" else left.take(source.data)
+        if scheme == "data":
+            return (await asyncio.to_thread(source_of, url, self.policy)).data
+        return left.take((await _aside(partial(source_of, url, self.policy), self.downloads)).data)
 
     def _read(self, url: str) -> bytes:
         """A file below the root.  The same error for a file that is missing and one that is not allowed."""
@@ -177,6 +184,37 @@ class _Left:
         if self._left < 0:
             raise UnreadableMedia(f"the media behind the URLs of a request may have {self._size:,} bytes together")
         return data
+
+
+async def _aside(work: Callable[[], Any], places: asyncio.Semaphore) -> Any:
+    """The result of some work in a thread that the end of the process does not wait for.
+
+    places: one is held until the thread ends, also if nobody waits for it any more.
+    """
+    await places.acquire()
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Any] = loop.create_future()
+
+    def settle(result: Any, error: Exception | None) -> None:
+        places.release()
+        if done.done():
+            return
+        if error is None:
+            done.set_result(result)
+        else:
+            done.set_exception(error)
+
+    def run() -> None:
+        result = error = None
+        try:
+            result = work()
+        except Exception as raised:
+            error = raised
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(settle, result, error)
+
+    Thread(target=run, name="fastav-serve-download", daemon=True).start()
+    return await done
 
 
 def _open_below(root: Path, path: Path) -> int:

@@ -3,10 +3,12 @@
 import asyncio
 import ipaddress
 import json
+import signal
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import h11
@@ -164,6 +166,11 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._on_ready = on_ready
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Finish what runs, and return from `run` as if nothing had happened; at the second SIGINT, finish nothing."""
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then tell."""
         await super().startup(sockets)
@@ -198,6 +205,13 @@ class _TimedProtocol(H11Protocol):
         """Begin to wait for the next request's."""
         super().on_response_complete()
         self._wait_for_headers()
+
+    def shutdown(self) -> None:
+        """Begin to shut down: requests that have arrived are answered."""
+        if self.cycle is not None and not self.cycle.response_complete and self.cycle.more_body:
+            self.transport.abort()
+        else:
+            super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is not HTTP, as an error of the API; in the middle of a response, the connection ends."""
