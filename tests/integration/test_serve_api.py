@@ -234,9 +234,19 @@ def test_an_inspection_is_that_of_the_answers_prefill(server):
         assert {name: kinds.count(index) for index, name in enumerate(names) if name in counts} == dict(counts)
     assert told["flops"] == answer.flops.to_dict()
     (item,) = told["items"]
+    assert item["kind"] == "video"
     assert len(item["frames"]) == 32
     assert all(frame["uri"].startswith("data:image/jpeg") for frame in item["frames"])
     assert item["waveform"]["seconds"] == pytest.approx(32, abs=0.1)
+
+
+def test_an_inspection_names_media_as_the_client_did(server):
+    part = {"type": "file", "file": {"file_id": "example-knock"}}
+    body = {"model": "tiny-long", "messages": messages("which color moves?", part)}
+    request = urllib.request.Request(
+        f"{server.url}/v1/inspect", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    assert [item["name"] for item in json.load(urllib.request.urlopen(request))["items"]] == ["knock.mp4"]
 
 
 WRONG: list[tuple[dict[str, Any], int, str]] = [
@@ -277,6 +287,14 @@ def test_a_wrong_request_is_one_clear_error(client, fields, status, says, stream
     assert body["type"] == "invalid_request_error"
     assert "Traceback" not in body["message"]
     assert str(CLIPS.parent) not in body["message"]
+
+
+def test_what_does_not_stop_an_answer_is_told(client):
+    known = ask(client, QUESTION).usage.model_extra["fastav"]["warnings"]
+    unknown = ask(client, "does the wombat move?").usage.model_extra["fastav"]["warnings"]
+    assert known == []
+    assert len(unknown) == 1
+    assert "'wombat'" in unknown[0]
 
 
 def test_fields_about_the_client_change_nothing(server, client):

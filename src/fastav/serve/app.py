@@ -5,7 +5,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
 from functools import cached_property, partial
@@ -260,6 +260,7 @@ class ChatAnswers(Response):
         self._served, self._chat, self._request = served, chat, request
         self._id, self._created, self._start = protocol.new_id(), int(time.time()), time.monotonic()
         self._recorders: list[LogprobRecorder] = []
+        self._warnings: list[str] = []  # about the media and the question
         self._plan = served.plan_of(chat)
         self._settings = [served.settings(chat, choice) for choice in range(chat.choices)]  # before any work
         if chat.choices > served.limits.queue:
@@ -280,11 +281,12 @@ class ChatAnswers(Response):
         finally:
             _cancel(jobs)
         logprobs = [self._steps(index, 0, answer.token_ids) for index, answer in enumerate(answers)]
-        return _bytes(protocol.completion(self._id, self._served.name, answers, logprobs))
+        return _bytes(protocol.completion(self._id, self._served.name, answers, logprobs, self._warnings))
 
     def _jobs(self, decoded: Decoded, pieces: "asyncio.Queue[tuple[int, str]] | None" = None) -> list[Job]:
         """The jobs of all choices, submitted.  pieces: gets the text of each."""
         chat, jobs = self._chat, []
+        self._warnings = [str(warning) for warning in decoded.warnings]
         for choice, settings in enumerate(self._settings):
             if chat.logprobs:
                 engine: Any = self._served.pipe.engine
@@ -340,8 +342,8 @@ class ChatAnswers(Response):
                     steps = self._steps(choice, self._told[choice], answer.token_ids)
                     await events.send(self._piece(choice, {}, finish=answer.finish, logprobs=steps))
                 if self._chat.includes_usage:
-                    usage = protocol.usage_chunk(self._id, self._served.name, self._created, answers)
-                    await events.send(usage)
+                    name, created = self._served.name, self._created
+                    await events.send(protocol.usage_chunk(self._id, name, created, answers, self._warnings))
         except (FastAVError, TimeoutError) as error:
             await events.fail(_error_response(error))
         except Exception:
@@ -463,7 +465,10 @@ async def _inspection(served: Served, chat: ChatRequest, plan: Plan) -> bytes:
     inspection = await asyncio.get_running_loop().run_in_executor(served.inspections, inspect)
     if isinstance(inspection, FastAVError):
         raise inspection
-    data = to_json(inspection, decoded.request, items=json.loads(decoded.also))
+    items, names = json.loads(decoded.also), served.access.names(chat.messages)
+    if len(items) == len(names):  # fewer, if a sound is that of a video
+        items = [item | ({"name": name} if name else {}) for item, name in zip(items, names, strict=True)]
+    data = to_json(inspection, decoded.request, items=items)
     return await asyncio.to_thread(_bytes, data | {"model": served.name})
 
 

@@ -88,6 +88,19 @@ class MediaAccess:
             )
         return loaded
 
+    def names(self, messages: Sequence[Mapping[str, Any]]) -> list[str | None]:
+        """The names of the media of messages, in order, as far as clients gave any."""
+        parts = [part for message in messages for part in _parts(message) if part.get("type") not in TEXT_PARTS]
+        return [self._name(part.get("file")) for part in parts]
+
+    def _name(self, file: Any) -> str | None:
+        if not isinstance(file, Mapping):
+            return None
+        identifier, name = file.get("file_id"), file.get("filename")
+        if isinstance(identifier, str):
+            return self.files.get(identifier).name
+        return name if isinstance(name, str) else None
+
     async def _message(self, message: Mapping[str, Any], place: str, left: "_Left") -> dict[str, Any]:
         content = message.get("content")
         if message.get("role") == "developer":

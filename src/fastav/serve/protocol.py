@@ -222,7 +222,7 @@ def new_id() -> str:
     return f"chatcmpl-{uuid.uuid4().hex}"
 
 
-def usage(answers: Sequence[Answer]) -> dict[str, Any]:
+def usage(answers: Sequence[Answer], warnings: Sequence[str]) -> dict[str, Any]:
     """The usage of a request, with what the plan saved.  answers: its choices, which share a prompt."""
     first = answers[0]
     prompt, completion = sum(first.prompt_tokens.values()), sum(len(answer.token_ids) for answer in answers)
@@ -238,12 +238,17 @@ def usage(answers: Sequence[Answer]) -> dict[str, Any]:
             "flops": first.flops.to_dict(),
             "kv_bytes": first.kv_bytes.to_dict(),
             "seconds": {name: round(value, 6) for name, value in first.seconds.items()},
+            "warnings": list(warnings),
         },
     }
 
 
 def completion(
-    identifier: str, model: str, answers: Sequence[Answer], logprobs: Sequence[list[dict[str, Any]] | None]
+    identifier: str,
+    model: str,
+    answers: Sequence[Answer],
+    logprobs: Sequence[list[dict[str, Any]] | None],
+    warnings: Sequence[str],
 ) -> dict[str, Any]:
     """A whole response."""
     return {
@@ -260,7 +265,7 @@ def completion(
             }
             for index, (answer, steps) in enumerate(zip(answers, logprobs, strict=True))
         ],
-        "usage": usage(answers),
+        "usage": usage(answers, warnings),
     }
 
 
@@ -284,9 +289,11 @@ def chunk(
     return _chunk(identifier, model, created, [choice])
 
 
-def usage_chunk(identifier: str, model: str, created: int, answers: Sequence[Answer]) -> dict[str, Any]:
+def usage_chunk(
+    identifier: str, model: str, created: int, answers: Sequence[Answer], warnings: Sequence[str]
+) -> dict[str, Any]:
     """The last piece of a streamed response, with the usage."""
-    return _chunk(identifier, model, created, []) | {"usage": usage(answers)}
+    return _chunk(identifier, model, created, []) | {"usage": usage(answers, warnings)}
 
 
 def _chunk(identifier: str, model: str, created: int, choices: list[dict[str, Any]]) -> dict[str, Any]:

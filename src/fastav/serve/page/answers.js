@@ -71,6 +71,7 @@ export class AnswerCard {
     const usage = costsOf(answer);
     this.costs.replaceChildren(
       ...(usage ? [viewer.costs(usage, { longest, generated: answer.usage.completion_tokens })] : []),
+      ...((usage && usage.warnings) || []).map((text) => make("p", { className: "error" }, text)),
     );
   }
 
