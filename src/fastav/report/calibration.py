@@ -2,7 +2,7 @@
 
 import base64
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ def _context(content: Content) -> dict[str, Any]:
         "example": _example(content),
         "viewer": _viewer(content),
         "layers": _layers(content),
-        "costs": _costs(content) + ([] if comparison is None else comparison["ratios"]),
+        "costs": _costs(content, [] if comparison is None else comparison["ratios"]),
         "comparison": comparison,
         "unpruned": content.unpruned,
         "pruned": content.pruned,
@@ -289,10 +289,12 @@ def _layers(content: Content) -> dict[str, Any]:
     return {"heads": present, "rows": [(f"{a}" if a == b else f"{a}-{b}", row) for a, b, row in rows]}
 
 
-def _costs(content: Content) -> list[tuple[str, float]]:
+def _costs(content: Content, measured: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Names and shares of the unpruned model's costs.  measured: those of time."""
     return [
         ("Prefill FLOPs, mean over prompts", content.flops),
-        ("Prefill FLOPs, this prompt", content.pruned.flops),
         ("KV cache, mean over prompts", content.kv),
+        *measured,
+        ("Prefill FLOPs, this prompt", content.pruned.flops),
         ("KV cache, this prompt", content.pruned.kv),
     ]

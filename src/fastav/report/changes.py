@@ -10,7 +10,7 @@ from fastav.agreement import UNSPACED
 Segment = tuple[str, bool]  # a part of a text, and whether it differs
 
 # a word, a character of a script without spaces, a sign, or spaces
-_PARTS = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+|[^\w\s]|_|\s+")
+_PARTS = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+|[^\w\s]|\s+")
 
 
 def changed_words(before: str, after: str) -> tuple[list[Segment], list[Segment]]:
