@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastav import statistics
+from fastav.agreement import Agreement, longest_common_subsequence, rouge_l, words
 from fastav.engine import Answer
 from fastav.errors import FastAVError
-from fastav.evaluate import statistics
-from fastav.evaluate.agreement import longest_common_subsequence, rouge_l, words
 from fastav.evaluate.divergence import CHUNK, Divergence, kl_divergence
 from fastav.flops import Saving
 
@@ -162,3 +162,11 @@ def test_few_values():
     assert statistics.bootstrap_interval([0.5, 0.5]) == (0.5, 0.5)
     assert statistics.share([]) is statistics.divergence([]) is None
     assert statistics.divergence([{"mean": 1.0, "max": 3.0}]) == {"mean": 1.0, "interval": None, "max": 3.0}
+
+
+def test_an_agreement_has_equal_texts_equal_first_tokens_and_rouge_l():
+    found = Agreement.of("a red drum", [1, 2, 3], "a blue drum", [1, 5, 3])
+    assert found == Agreement(exact=False, first_token=True, rouge_l=2 / 3)
+    assert Agreement.of("yes", [7], "yes", [7]) == Agreement(exact=True, first_token=True, rouge_l=1.0)
+    assert Agreement.of("", (), "", []) == Agreement(exact=True, first_token=True, rouge_l=1.0)
+    assert not Agreement.of("", [], "yes", [7]).first_token

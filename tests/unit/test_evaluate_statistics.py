@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from fastav.evaluate import statistics
+from fastav import statistics
 
 BINARY = st.sampled_from([0.0, 1.0])
 REAL = st.sampled_from([0.0, 0.125, 0.25, 0.5, 0.75, 1.0])

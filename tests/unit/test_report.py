@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from fastav.calibrate import Evidence, Preview, Record, Store
+from fastav.calibrate import AnswerPair, Evidence, Preview, Record, Store
 from fastav.errors import CalibrationError, InstallationError
 from fastav.layout import Layout, Modality
 from fastav.plan import Before, Frames, Keep, Plan, Share, Step, Tokens
@@ -84,8 +84,12 @@ def made(
     answers: tuple[str, str] = ("a bell", "a bell"),
     plan: Plan = PLAN,
     failures: Sequence[tuple[str, str]] = (),
+    comparison: dict[str, Any] | None = None,
 ) -> Path:
-    """A finished calibration of prompts with these layouts, the first of which is shown."""
+    """A finished calibration of prompts with these layouts, the first of which is shown.
+
+    comparison: that of its result; None as in folders of earlier versions.
+    """
     store = Store(folder)
     head = {"layers": DEPTH, "hidden": 8, "alpha": 0.5, "dtype": "float32", "device": "cpu"}
     store.begin({"model": "tiny", "source": "tiny", **head})
@@ -123,6 +127,7 @@ def made(
             "failures": [{"clip": f"/clips/{clip}", "reason": reason} for clip, reason in failures],
             "answers": [answer_of(answers[0], Plan(), first), answer_of(answers[1], small, first)],
         }
+        | ({} if comparison is None else {"comparison": comparison})
     )
     return folder
 
@@ -452,6 +457,99 @@ def test_it_warns_of_cuts_that_drop_what_attention_is_on(tmp_path):
     assert "drops the tokens with 100" in text
     keeps = fastav(Keep(audio=Tokens(8), video=Tokens(12)), start=START, name="calibrated")
     assert "drops the tokens" not in page(made(tmp_path / "all", [layout_of()], plan=keeps))
+
+
+def compared(folder: Path, *texts: tuple[str, str], traced: int | None = None, failures: Sequence[Any] = ()) -> Path:
+    """A finished calibration with these pairs of answers; the question of a pair is its number."""
+    costs = {"finish": "stop", "flops": {"ratio": 0.5}, "kv_bytes": {"ratio": 0.4}}
+    store = Store(folder)
+    entry = {
+        "pairs": [f"pair{number}" for number in range(len(texts))],
+        "traced": len(texts) + len(failures) if traced is None else traced,
+        "max_new_tokens": 64,
+        "failures": list(failures),
+    }
+    made(folder, [layout_of()], comparison=entry)
+    for number, both in enumerate(texts):
+        answers = [
+            {"text": text, "token_ids": [ord(one) for one in text], "seconds": {"prefill": prefill, "decode": 3.0}}
+            for text, prefill in zip(both, (2.0, 1.0), strict=True)
+        ]
+        unpruned, pruned = (answer | costs for answer in answers)
+        machine = {"cpu": "A measuring processor", "cores": 4}
+        pair = AnswerPair(clip="b.mp4", question=f"<q>{number}", machine=machine, unpruned=unpruned, pruned=pruned)
+        store.save_pair(f"pair{number}", pair)
+    return folder
+
+
+def section(html: str, name: str) -> str:
+    return html.split(f'<section aria-labelledby="{name}">')[1].split("</section>")[0]
+
+
+def test_answers_that_differ_come_first_with_their_words_marked_and_equal_ones_are_folded(tmp_path):
+    texts = [("a bell", "a bell"), ("a <red> drum", "a <big> drum"), ("yes", "no"), ("", "")]
+    html = page(compared(tmp_path / "cal", *texts, traced=9, failures=[("c.mp4", "why <me>?", "no memory")]))
+    parsed, answers = Strict(html), section(html, "answers")
+    text = Strict(answers).text
+    assert answers.index("&lt;q&gt;2") < answers.index("&lt;q&gt;1")
+    assert answers.index("&lt;q&gt;1") < answers.index("<details>") < answers.index("&lt;q&gt;0")
+    assert re.findall("<mark>(.*?)</mark>", answers) == ["marked", "yes", "no", "red", "big"]
+    assert "a &lt;<mark>red</mark>&gt; drum" in answers
+    for said in (
+        "have answered 5 of 9 prompts, evenly spread, greedily, with at most 64 tokens",
+        "Same answer 2 of 4 50.0 [15.0, 85.0]",
+        "Same first token 3 of 4 75.0",
+        "ROUGE-L",
+        "Answers that differ: 2 of 4",
+        "Answers that stay the same: 2 of 4",
+        "(nothing)",
+        "why <me>? c.mp4 no memory",
+    ):
+        assert said in " ".join(text.split()), said
+    assert "2 of 4 answers stay the same" in parsed.text
+
+
+def test_measured_time_is_beside_flops_with_its_machine_and_told_to_be_noisy_if_few(tmp_path):
+    few = Strict(section(page(compared(tmp_path / "few", *[("a", "a")] * 3)), "layers")).text
+    many = Strict(section(page(compared(tmp_path / "many", *[("a", "a")] * 12)), "layers")).text
+    for text in (few, many):
+        assert "50.0 % Prefill time, measured, median over" in text
+        assert "100.0 % Decoding time per token, measured" in text
+        assert "Prefill 2 s 1 s 50.0 % 50.0 to 50.0 %" in text
+        assert "A measuring processor, 4 cores; weights in float32 on cpu" in text
+    assert "There are only 3 of them, so these times are noisy." in few
+    assert "noisy" not in many
+
+
+def test_answers_that_are_all_the_same_are_told_so(tmp_path):
+    html = page(compared(tmp_path / "cal", ("a", "a")))
+    assert "No answer differs." in html
+    assert "have answered the only prompt" in Strict(html).text
+    assert "Answers that differ" not in html
+
+
+def test_answers_that_differ_in_spaces_alone_say_so(tmp_path):
+    assert page(compared(tmp_path / "cal", ("a b", "a  b"))).count("Only spaces differ.") == 1
+
+
+def test_a_folder_without_answers_says_how_to_add_them(tmp_path):
+    folder = made(tmp_path / "cal", [layout_of()])
+    assert read(folder).comparison is None
+    html = page(folder)
+    assert "The folder of this calibration has no answers of all prompts." in Strict(html).text
+    assert "Measured time" not in html
+    assert "answers stay the same" not in Strict(html).text
+
+
+def test_answers_that_cannot_be_read_are_named(tmp_path):
+    folder = compared(tmp_path / "cal", ("a", "b"))
+    (folder / "answers" / "pair0.json").write_text("{")
+    with pytest.raises(CalibrationError, match=r"pair0\.json"):
+        page(folder)
+    result = Store(folder).result()
+    Store(folder).finish(result | {"comparison": {"pairs": []}})
+    with pytest.raises(CalibrationError, match="is not what a calibration writes"):
+        page(folder)
 
 
 @pytest.mark.parametrize("name", ["matplotlib", "jinja2"])

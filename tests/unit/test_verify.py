@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from fastav import statistics
 from fastav.errors import FastAVError, PlanError
-from fastav.evaluate import statistics
 from fastav.presets import NONE
 from fastav.report import losses_page
 from fastav.verify import Compared, Measured, Row, Thresholds, Verification, open_rows, read, report

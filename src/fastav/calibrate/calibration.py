@@ -1,7 +1,8 @@
-"""Tracing prompts one by one, and choosing a plan."""
+"""Tracing prompts one by one, choosing a plan, and answering with it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 
 from fastav.adapter import ModelAdapter
+from fastav.batches import attempt
+from fastav.calibrate.answers import ANSWERS, MAX_NEW_TOKENS, AnswerPair, evenly_spread
 from fastav.calibrate.evidence import Evidence, evidence_of
 from fastav.calibrate.prompts import Prompt, prompts_of
 from fastav.calibrate.rule import Choice, Criterion, choose
@@ -16,6 +19,7 @@ from fastav.calibrate.store import Record, Store
 from fastav.calibrate.thumbnail import make_preview
 from fastav.decoding.settings import greedy_settings
 from fastav.device import resolve_device
+from fastav.engine import Answer
 from fastav.errors import CalibrationError, FastAVError, reason_of
 from fastav.flops import DecoderShape, kv_bytes
 from fastav.media import Clip
@@ -29,7 +33,7 @@ from fastav.request import Request
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A prompt that could not be traced, and why."""
+    """A prompt that could not be traced or answered, and why."""
 
     prompt: Prompt
     reason: str
@@ -56,6 +60,7 @@ class Calibration:
         self.model, self.adapter, self.shape, self.prompts, self.store = model, adapter, shape, prompts, store
         self.alpha, self._device, self._dtype = alpha, device, dtype
         self._pipeline: Pipeline | None = None
+        self._evidence: tuple[list[Prompt], Evidence] | None = None
 
     @classmethod
     def of(
@@ -124,24 +129,16 @@ class Calibration:
 
     def evidence(self) -> Evidence:
         """Statistics over the traced prompts.  Raises: CalibrationError if there are none."""
-        evidence = evidence_of(self.store.load(one.key).trace for one in self.prompts if self.store.has(one.key))
-        if not evidence.layouts:
+        traced = self._traced()
+        if self._evidence is None or self._evidence[0] != traced:
+            self._evidence = traced, evidence_of(self.store.load(prompt.key).trace for prompt in traced)
+        if not traced:
             raise CalibrationError("no prompt could be traced", "see why each of them failed")
-        return evidence
+        return self._evidence[1]
 
-    def finish(self, criterion: Criterion, *, failures: Sequence[Failure] = (), max_new_tokens: int = 64) -> Choice:
-        """Choose a plan, try it on the first traced prompt, and store the result.
-
-        Raises: as `choose`.
-        """
-        traced = [prompt for prompt in self.prompts if self.store.has(prompt.key)]
-        evidence = self.evidence()
-        best = choose(evidence, self.shape, criterion)
-        kv = mean(
-            kv_bytes(self.shape, best.plan.cache_tokens(layout, self.shape.layers))
-            / kv_bytes(self.shape, [len(layout)] * self.shape.layers)
-            for layout in evidence.layouts
-        )
+    def choose(self, criterion: Criterion) -> Choice:
+        """The plan that follows from the traced prompts, with its origin.  Raises: as `fastav.calibrate.choose`."""
+        best, traced = choose(self.evidence(), self.shape, criterion), self._traced()
         origin = provenance(torch.device(self._device)) | {
             "model": self.adapter.name,
             "layers": self.shape.layers,
@@ -152,10 +149,85 @@ class Calibration:
             "criterion": asdict(criterion),
             "rule": best.rule,
         }
-        choice = replace(best, plan=replace(best.plan, origin=origin))
-        shown_key = f"{traced[0].key}-{choice.plan.fingerprint}"
-        self.store.save(shown_key, self._trace(traced[0], choice.plan))
-        answers = [self._answer(traced[0], plan, max_new_tokens) for plan in (NONE, choice.plan)]
+        return replace(best, plan=replace(best.plan, origin=origin))
+
+    def unanswered(
+        self, choice: Choice, *, answers: int = ANSWERS, max_new_tokens: int = MAX_NEW_TOKENS
+    ) -> list[Prompt]:
+        """The traced prompts that `answer` has to answer: without those whose answers are stored."""
+        return [
+            prompt
+            for prompt in evenly_spread(self._traced(), answers)
+            if not self.store.has_pair(_pair_key(prompt, choice.plan, max_new_tokens))
+        ]
+
+    def answer(
+        self,
+        choice: Choice,
+        *,
+        answers: int = ANSWERS,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        keep_going: bool = False,
+    ) -> Iterator[Prompt | Failure]:
+        """Answer the traced prompts that have no answers yet, greedily, without pruning and with the chosen plan.
+
+        The two alternate, so that other load on the machine affects both alike. Before the first prompt, each answers
+        once without being measured.
+        choice: of `choose`. answers: prompts at most, evenly spread. keep_going: yield failures instead of raising
+        them.
+        Raises: CalibrationError with the clip's name; as `fastav.pipeline` and `fastav.batches.attempt`; OSError if
+        answers cannot be written.
+        """
+        remaining = self.unanswered(choice, answers=answers, max_new_tokens=max_new_tokens)
+        yield from self._answer_each(remaining, choice.plan, max_new_tokens, keep_going=keep_going)
+
+    def finish(
+        self,
+        criterion: Criterion | Choice,
+        *,
+        failures: Sequence[Failure] = (),
+        answers: int = ANSWERS,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+    ) -> Choice:
+        """Choose a plan, answer the prompts that have no answers yet, and store the result.
+
+        criterion: or what `choose` has returned. failures: of `run` and `answer`; these prompts are not tried again.
+        answers: prompts to answer at most, evenly spread; 0 to answer only the one that the report shows.
+        Raises: as `choose` and `answer`.
+        """
+        choice = criterion if isinstance(criterion, Choice) else self.choose(criterion)
+        evidence, traced, failed = self.evidence(), self._traced(), {one.prompt.key for one in failures}
+        remaining = self.unanswered(choice, answers=answers, max_new_tokens=max_new_tokens)
+        remaining = [prompt for prompt in remaining if prompt.key not in failed]
+        for _ in self._answer_each(remaining, choice.plan, max_new_tokens, keep_going=False):
+            pass
+        pairs = {
+            prompt.key: key
+            for prompt in evenly_spread(traced, answers)
+            if self.store.has_pair(key := _pair_key(prompt, choice.plan, max_new_tokens))
+        }
+        kv = mean(
+            kv_bytes(self.shape, choice.plan.cache_tokens(layout, self.shape.layers))
+            / kv_bytes(self.shape, [len(layout)] * self.shape.layers)
+            for layout in evidence.layouts
+        )
+        shown = next((prompt for prompt in traced if prompt.key not in failed), traced[0])
+        shown_key = f"{shown.key}-{choice.plan.fingerprint}"
+        self.store.save(shown_key, self._trace(shown, choice.plan))
+        if shown.key in pairs:
+            pair = self.store.load_pair(pairs[shown.key])
+            shown_answers = [pair.unpruned, pair.pruned]
+        else:
+            shown_answers = [self._answer(shown, plan, max_new_tokens).to_dict() for plan in (NONE, choice.plan)]
+        keys = {prompt.key for prompt in traced}
+        comparison = {
+            "pairs": list(pairs.values()),
+            "traced": len(traced),
+            "max_new_tokens": max_new_tokens,
+            "failures": [
+                (one.prompt.clip.name, one.prompt.question, one.reason) for one in failures if one.prompt.key in keys
+            ],
+        }
         self.store.finish(
             {
                 "plan": choice.plan.to_json(),
@@ -166,12 +238,40 @@ class Calibration:
                 "tokens": choice.tokens,
                 "prompts": [prompt.key for prompt in traced],
                 "shown": shown_key,
-                "failures": [{"clip": str(one.prompt.clip), "reason": one.reason} for one in failures],
+                "failures": [
+                    {"clip": str(one.prompt.clip), "reason": one.reason}
+                    for one in failures
+                    if one.prompt.key not in keys
+                ],
                 "kv": kv,
-                "answers": [answer.to_dict() for answer in answers],
+                "answers": shown_answers,
+                "comparison": comparison if answers else None,
             }
         )
         return choice
+
+    def _answer_each(
+        self, prompts: Sequence[Prompt], plan: Plan, max_new_tokens: int, *, keep_going: bool
+    ) -> Iterator[Prompt | Failure]:
+        if not prompts:
+            return
+        self._pipe()  # an error while loading the model is no failure of a clip
+        machine = provenance(torch.device(self._device))["machine"]
+        for one in (NONE, plan):
+            attempt(partial(self._answer, prompts[0], one, 2))  # the first run of a plan is slower
+        for prompt in prompts:
+            outcome = attempt(partial(self._pair, prompt, plan, max_new_tokens, machine))
+            if isinstance(outcome, FastAVError):
+                reason = " ".join(outcome.message.split())
+                if not keep_going:
+                    raise CalibrationError(f"{prompt.clip.name}: {reason}", outcome.hint) from outcome
+                yield Failure(prompt, reason)
+            else:
+                self.store.save_pair(_pair_key(prompt, plan, max_new_tokens), outcome)
+                yield prompt
+
+    def _traced(self) -> list[Prompt]:
+        return [prompt for prompt in self.prompts if self.store.has(prompt.key)]
 
     def _pipe(self) -> Pipeline:
         if self._pipeline is None:
@@ -183,6 +283,16 @@ class Calibration:
         trace = self._pipe().engine.trace(Request(clip=clip, question=prompt.question), plan, alpha=self.alpha)
         return Record(clip=prompt.clip.name, question=prompt.question, trace=trace, preview=make_preview(clip, trace))
 
-    def _answer(self, prompt: Prompt, plan: Plan, max_new_tokens: int) -> Any:
+    def _pair(self, prompt: Prompt, plan: Plan, max_new_tokens: int, machine: Mapping[str, Any]) -> AnswerPair:
+        unpruned, pruned = (self._answer(prompt, one, max_new_tokens).to_dict() for one in (NONE, plan))
+        return AnswerPair(
+            clip=prompt.clip.name, question=prompt.question, machine=machine, unpruned=unpruned, pruned=pruned
+        )
+
+    def _answer(self, prompt: Prompt, plan: Plan, max_new_tokens: int) -> Answer:
         settings = {**greedy_settings(), "max_new_tokens": max_new_tokens}
         return self._pipe()(prompt.clip, prompt.question, plan=plan, **settings)
+
+
+def _pair_key(prompt: Prompt, plan: Plan, max_new_tokens: int) -> str:
+    return f"{prompt.key}-{plan.fingerprint}-{max_new_tokens}"

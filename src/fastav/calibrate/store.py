@@ -1,8 +1,8 @@
-"""A calibration on disk: its settings, a file per prompt, and the result."""
+"""A calibration on disk: its settings, a file per prompt and per pair of answers, and the result."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -10,6 +10,7 @@ from zipfile import BadZipFile
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from fastav.calibrate.answers import AnswerPair, Comparison
 from fastav.errors import CalibrationError, reason_of
 from fastav.files import atomic_write
 from fastav.layout import Layout, Modality
@@ -124,8 +125,50 @@ class Store:
                 f"cannot read {self._path(key)}: {reason_of(error)}", "delete it and calibrate again"
             ) from None
 
+    def has_pair(self, key: str) -> bool:
+        """Whether a pair of answers is stored."""
+        return self._pair_path(key).exists()
+
+    def save_pair(self, key: str, pair: AnswerPair) -> None:
+        """Store a pair of answers."""
+        self._pair_path(key).parent.mkdir(exist_ok=True)
+        with atomic_write(self._pair_path(key)) as part:
+            part.write_text(json.dumps(asdict(pair)) + "\n", encoding="utf-8")
+
+    def load_pair(self, key: str) -> AnswerPair:
+        """A pair of answers.  Raises: CalibrationError if its file cannot be read."""
+        try:
+            pair = AnswerPair(**json.loads(self._pair_path(key).read_text(encoding="utf-8")))
+            Comparison(pairs=(pair,), traced=1, max_new_tokens=1).summary()  # fails if something is missing
+            return pair
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise CalibrationError(
+                f"cannot read {self._pair_path(key)}: {reason_of(error)}", "delete it and calibrate again"
+            ) from None
+
+    def comparison(self) -> Comparison | None:
+        """The answers of the finished calibration; None if it has none, as those that earlier versions have made.
+
+        Raises: CalibrationError.
+        """
+        entry = self.result().get("comparison")
+        if entry is None:
+            return None
+        try:
+            keys, failures = list(entry["pairs"]), [(str(a), str(b), str(c)) for a, b, c in entry["failures"]]
+            numbers = {name: int(entry[name]) for name in ("traced", "max_new_tokens")}
+        except (KeyError, TypeError, ValueError) as error:
+            raise CalibrationError(
+                f"{self.folder / 'result.json'} is not what a calibration writes: {reason_of(error, with_type=True)}",
+                "calibrate again",
+            ) from None
+        return Comparison(pairs=tuple(map(self.load_pair, keys)), failures=tuple(failures), **numbers)
+
     def _path(self, key: str) -> Path:
         return self.folder / "prompts" / f"{key}.npz"
+
+    def _pair_path(self, key: str) -> Path:
+        return self.folder / "answers" / f"{key}.json"
 
     def _json(self, name: str) -> dict[str, Any]:
         path = self.folder / name

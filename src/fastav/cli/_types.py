@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from typer._click.formatting import HelpFormatter
 
     from fastav.adapter import ModelAdapter
-    from fastav.calibrate import Calibration, Choice
+    from fastav.calibrate import Calibration, Choice, Prompt
     from fastav.calibrate import Failure as CalibrationFailure
     from fastav.engine import Answer
     from fastav.evaluate import Evaluation
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fastav.task import Task
 else:
     Answer = Calibration = CalibrationFailure = Choice = Clip = Command = Context = DecoderShape = Any
-    Evaluation = HelpFormatter = Layout = Method = ModelAdapter = Pipeline = Plan = PreTrainedConfig = Any
+    Evaluation = HelpFormatter = Layout = Method = ModelAdapter = Pipeline = Plan = PreTrainedConfig = Prompt = Any
     Request = RowFile = Status = Step = Task = Any
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "Pipeline",
     "Plan",
     "PreTrainedConfig",
+    "Prompt",
     "Request",
     "RowFile",
     "Status",

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from fastav import statistics
+from fastav.agreement import rouge_l
 from fastav.errors import FastAVError
-from fastav.evaluate import statistics
-from fastav.evaluate.agreement import rouge_l
 from fastav.evaluate.rows import Results, Row
 
 Metrics = Mapping[str, Mapping[str, Mapping[str, float | int]]]  # by plan, then family (or `all`), then name

@@ -2,7 +2,7 @@
 
 import base64
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from fastav.errors import InstallationError, install_hint
 from fastav.layout import MEDIA, Modality
 from fastav.report import formatting
 from fastav.report.answer import embedded, read_text
+from fastav.report.comparison import agreement_number, comparison_context
 from fastav.report.content import (
     COLUMNS,
     LAST,
@@ -55,6 +56,7 @@ def page(folder: str | Path) -> str:
 
 
 def _context(content: Content) -> dict[str, Any]:
+    comparison = None if content.comparison is None else comparison_context(content.comparison, content.head)
     cuts = modality_cuts(content)
     cut_texts = {m: _cut_text(cut) for m, cut in cuts.items()}
     return {
@@ -80,7 +82,8 @@ def _context(content: Content) -> dict[str, Any]:
         "example": _example(content),
         "viewer": _viewer(content),
         "layers": _layers(content),
-        "costs": _costs(content),
+        "costs": _costs(content, [] if comparison is None else comparison["ratios"]),
+        "comparison": comparison,
         "unpruned": content.unpruned,
         "pruned": content.pruned,
         "failures": [(clip, count, reason) for (clip, reason), count in Counter(content.failures).items()],
@@ -100,6 +103,8 @@ def _numbers(content: Content) -> Iterator[tuple[str, str, str]]:
             "of the rollout stays",
             "of the rollout of audio and video at the cut",
         )
+    if content.comparison is not None and (agreement := agreement_number(content.comparison)):
+        yield agreement
     clips = content.origin.get("clips")
     yield (
         f"{prompts:,}",
@@ -284,10 +289,12 @@ def _layers(content: Content) -> dict[str, Any]:
     return {"heads": present, "rows": [(f"{a}" if a == b else f"{a}-{b}", row) for a, b, row in rows]}
 
 
-def _costs(content: Content) -> list[tuple[str, float]]:
+def _costs(content: Content, measured: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Names and shares of the unpruned model's costs.  measured: those of time."""
     return [
         ("Prefill FLOPs, mean over prompts", content.flops),
-        ("Prefill FLOPs, this prompt", content.pruned.flops),
         ("KV cache, mean over prompts", content.kv),
+        *measured,
+        ("Prefill FLOPs, this prompt", content.pruned.flops),
         ("KV cache, this prompt", content.pruned.kv),
     ]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from fastav.calibrate import KINDS, Evidence, Moments, Record, Store, evidence_of
+from fastav.calibrate import KINDS, Comparison, Evidence, Moments, Record, Store, evidence_of
 from fastav.errors import CalibrationError, reason_of
 from fastav.layout import MEDIA, Layout, Modality
 from fastav.plan import Plan
@@ -62,6 +62,7 @@ class Content:
     pruned: AnswerSummary
     evidence: Evidence
     example: Record
+    comparison: Comparison | None = None
 
     @property
     def depth(self) -> int:
@@ -96,6 +97,7 @@ def read(folder: Path) -> Content:
             pruned=pruned,
             evidence=evidence,
             example=store.load(result["shown"]),
+            comparison=store.comparison(),
         )
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise CalibrationError(

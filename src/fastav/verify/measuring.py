@@ -6,11 +6,11 @@ from functools import partial
 from jaxtyping import Float
 from torch import Tensor
 
+from fastav.agreement import Agreement
 from fastav.batches import attempt
 from fastav.decoding.settings import greedy_settings
 from fastav.engine import Answer, Engine
 from fastav.errors import FastAVError
-from fastav.evaluate.agreement import rouge_l
 from fastav.evaluate.divergence import Divergence
 from fastav.layout import MEDIA
 from fastav.plan import Plan
@@ -77,11 +77,12 @@ def _greedy(engine: Engine, requests: Sequence[Request], plan: Plan, max_new_tok
 
 
 def _compared(unpruned: Answer, pruned: Answer, divergence: Divergence) -> Compared:
+    agreement = Agreement.of(pruned.text, pruned.token_ids, unpruned.text, unpruned.token_ids)
     return Compared(
         answer=_measured(pruned),
-        exact=pruned.text == unpruned.text,
-        first_token=pruned.token_ids[:1] == unpruned.token_ids[:1],
-        rouge_l=rouge_l(pruned.text, unpruned.text),
+        exact=agreement.exact,
+        first_token=agreement.first_token,
+        rouge_l=agreement.rouge_l,
         kl={"mean": divergence.mean, "max": divergence.max},
     )
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fastav.evaluate import statistics
+from fastav import statistics
 from fastav.formatting import plural
 from fastav.verify.rows import Measured, Results, Row
 

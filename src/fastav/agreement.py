@@ -2,10 +2,33 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 # scripts without spaces between words: Thai, Lao, Khmer, Japanese, Chinese
-_UNSPACED = "\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+UNSPACED = "\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """An answer against the unpruned one.
+
+    exact: whether the texts are equal. first_token: whether the first tokens are, or neither has one. rouge_l: in
+    [0, 1].
+    """
+
+    exact: bool
+    first_token: bool
+    rouge_l: float
+
+    @classmethod
+    def of(cls, text: str, token_ids: Sequence[int], reference: str, reference_ids: Sequence[int]) -> "Agreement":
+        """The agreement of an answer, its text and tokens, with the unpruned one, its text and tokens."""
+        return cls(
+            exact=text == reference,
+            first_token=list(token_ids[:1]) == list(reference_ids[:1]),
+            rouge_l=rouge_l(text, reference),
+        )
 
 
 def words(text: str) -> list[str]:
