@@ -9,16 +9,14 @@ import re
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +25,9 @@ import pytest
 from fastav.serve import content, server
 from fastav.serve.files import FileStore
 from fastav.serve.limits import Limits
-from support.serving import Serving, serving
+from support.serving import MODEL, Serving, serving, started
 
-MODEL, EXAMPLE, JSON = "tiny-long", "example-triangle", ("Content-Type", "application/json")
+EXAMPLE, JSON = "example-triangle", ("Content-Type", "application/json")
 BODY_BYTES = 2**20
 KEY = "a-key"
 INSIDE = re.compile(r"Traceback|site-packages|\.py\b|/tmp/|/usr/|/root|/home|0x[0-9a-f]{6}")
@@ -913,18 +911,6 @@ def test_made_up_paths_and_methods_make_no_new_numbers(target):
 # --- the whole process
 
 
-@contextmanager
-def started(port: int = 0) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`fastav serve` in a process of its own, and its URL."""
-    command = [sys.executable, "-m", "fastav", "serve", MODEL, "--port", str(port), "--decoders", "1"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        try:
-            yield process, next(found[0] for line in process.stderr if (found := re.search(r"http://\S+:\d+", line)))
-        finally:
-            process.kill()
-
-
 def children(parent: int) -> list[int]:
     """All processes below one."""
     pairs = []
@@ -955,7 +941,7 @@ def fetched(url: str, body: dict[str, Any]) -> bytes:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 def test_killed_processes_and_signals():
-    with started() as (process, url):
+    with started("--decoders", "1") as (process, url):
         port = int(url.rpartition(":")[2])
         for one in reversed(children(process.pid)):  # of the decoder, the one that forks last
             os.kill(one, signal.SIGKILL)
@@ -968,7 +954,7 @@ def test_killed_processes_and_signals():
         gone(below)
 
     with (
-        started(port) as (process, url),
+        started("--decoders", "1", port=port) as (process, url),
         socket.create_connection(("127.0.0.1", port)),
         socket.create_connection(("127.0.0.1", port)) as partial,
         ThreadPoolExecutor(3) as pool,
