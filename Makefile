@@ -11,7 +11,7 @@ RIVALS := $(foreach share,$(SHARES),$(addsuffix @$(share),fastv pyramiddrop dart
 	random strided keep-first snapkv tova)) vtw omnidrop omnizip
 CONTEST := fastv pyramiddrop dycoke@0.25 random@0.5
 
-.PHONY: help setup serve demo test test-slow test-browser parity-cpus compat hf-suite media-compat docs dist-test wheel-test vllm-test vllm-test-slow bench-load check format tables leaderboard bench bench-prepare bench-batches bench-rollout train-tiny gpu \
+.PHONY: help setup serve demo test test-slow test-browser parity-cpus compat hf-suite media-compat docs dist-test wheel-test vllm-test vllm-test-slow bench-load check format tables leaderboard bench bench-prepare bench-batches bench-rollout bench-serve train-tiny gpu \
 	gpu-videollama gpu-salmonn gpu-omni gpu-scaling gpu-rollout clean
 
 help:  ## this list
@@ -146,6 +146,9 @@ bench-prepare: $(READY)  ## the time to prepare a clip for every model, against 
 
 bench-batches: $(READY)  ## answers a second of sets of questions, in batches and one by one
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.batches
+
+bench-serve: $(READY)  ## what the server adds to the pipeline: latency, and answers a second of many clients
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.serve --out results
 
 bench-rollout: $(READY)  ## time and memory of attention rollout against whole maps
 	$(BIN)/python -m benchmarks.rollout --out results

@@ -1,5 +1,8 @@
-"""A server of `tiny-long` in this process, for tests of what clients see."""
+"""A server of `tiny-long` in this process or in one of its own, for tests of what clients see."""
 
+import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,3 +57,15 @@ def serving(plan: str = "fastav", **options: Any) -> Iterator[Serving]:
                 server.should_exit = True
                 thread.join(STOP_SECONDS)
                 assert not thread.is_alive(), "the server does not stop"
+
+
+@contextmanager
+def started(*arguments: str, port: int = 0) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`fastav serve` in a process of its own, and its URL.  The process is killed at the end if it still runs."""
+    command = [sys.executable, "-m", "fastav", "serve", MODEL, "--port", str(port), *arguments]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            yield process, next(found[0] for line in process.stderr if (found := re.search(r"http://\S+:\d+", line)))
+        finally:
+            process.kill()

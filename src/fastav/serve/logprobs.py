@@ -40,10 +40,11 @@ class LogprobRecorder(LogitsProcessor):
         with self._lock:
             if tokens is not None and self._last is not None and len(self._steps) < len(tokens):
                 self._record(tokens[len(self._steps)])
-            steps = self._steps[start : None if tokens is None else len(tokens)]
+            known = self._steps[: None if tokens is None else len(tokens)]
+        before = [None, *(token for token, _, _ in known)]
         return [
-            self._entry(token, value) | {"top_logprobs": [self._entry(*one) for one in top]}
-            for token, value, top in steps
+            self._entry(token, value, last) | {"top_logprobs": [self._entry(*one, last) for one in top]}
+            for (token, value, top), last in zip(known[start:], before[start:], strict=False)
         ]
 
     def _record(self, token: int) -> None:
@@ -53,7 +54,11 @@ class LogprobRecorder(LogitsProcessor):
         self._steps.append((token, float(self._last[token]), best))
         self._last = None
 
-    def _entry(self, token: int, value: float) -> dict[str, Any]:
+    def _entry(self, token: int, value: float, last: int | None) -> dict[str, Any]:
+        """A token.  last: the one before it, because some tokenizers leave out a space at the start of a text."""
         text: str = self._tokenizer.decode([token])
+        if last is not None:
+            start, both = self._tokenizer.decode([last]), self._tokenizer.decode([last, token])
+            text = both[len(start) :] if both.startswith(start) else text
         whole = "\N{REPLACEMENT CHARACTER}" not in text  # else the token is a part of a character
         return {"token": text, "logprob": max(value, -9999.0), "bytes": list(text.encode()) if whole else None}
