@@ -988,3 +988,11 @@ def gone(numbers: list[int]) -> None:
     while any(map(is_running, numbers)):
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_threads_take_turns_quickly_while_a_server_runs():
+    before = sys.getswitchinterval()
+    with serving(decoders=1) as running:
+        assert sys.getswitchinterval() < before
+        rest(running)
+    assert sys.getswitchinterval() == before
