@@ -133,7 +133,7 @@ def test_log_probabilities_are_those_of_the_models_logits(server, client):
     (logits,) = engine.forced_logits([request], server.pipe.plan, [ids])
     expected = logits.float().log_softmax(-1)
     steps = response.choices[0].logprobs.content
-    assert [step.token for step in steps] == [tokenizer.decode([token]) for token in ids]
+    assert [step.token.strip() for step in steps] == [tokenizer.decode([token]).strip() for token in ids]
     for step, row, token in zip(steps, expected, ids, strict=False):
         assert step.logprob == pytest.approx(float(row[token]), abs=1e-3)
         top = torch.topk(row, 3).values.tolist()

@@ -238,9 +238,11 @@ def test_a_body_without_a_size_is_too_large_once_it_is(target, path):
     assert reply[2][length:].startswith(b"HTTP/1.1 200")  # the connection still serves
 
 
-def test_a_client_that_sends_too_much_at_once_reads_why(target):
+@pytest.mark.parametrize("connection", ["close", "keep-alive"])
+def test_a_client_that_sends_too_much_at_once_reads_why(target, connection):
+    headers = {"Content-Type": "text/plain", "Connection": connection}
     connection = http.client.HTTPConnection(*target.address, timeout=20)
-    connection.request("POST", "/v1/files", bytes(8 * BODY_BYTES), {"Content-Type": "text/plain"})
+    connection.request("POST", "/v1/files", bytes(8 * BODY_BYTES), headers)
     with connection.getresponse() as response:
         assert response.status == 413
     connection.close()
@@ -263,7 +265,10 @@ def test_what_is_not_http_after_a_response_has_begun(target, caplog):
     start = message("POST", "/nowhere", ("Transfer-Encoding", "chunked"), close=False) + b"5\r\nhello\r\n"
     with socket.create_connection(target.address, timeout=20) as connection:
         connection.sendall(start)
-        assert connection.recv(65_536).startswith(b"HTTP/1.1 404")
+        begun = b""
+        while not begun.endswith(b"}}"):
+            begun += connection.recv(65_536)
+        assert begun.startswith(b"HTTP/1.1 404")
         connection.sendall(b"ZZ\r\n")
         assert read(connection) == b""
     assert not caplog.records
@@ -983,3 +988,15 @@ def gone(numbers: list[int]) -> None:
     while any(map(is_running, numbers)):
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_threads_take_turns_quickly_while_a_server_runs():
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(0.004)
+    try:
+        with serving(decoders=1) as running:
+            assert sys.getswitchinterval() == pytest.approx(server.SWITCH_SECONDS)
+            rest(running)
+        assert sys.getswitchinterval() == pytest.approx(0.004)
+    finally:
+        sys.setswitchinterval(before)

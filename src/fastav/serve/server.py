@@ -5,11 +5,12 @@ import ipaddress
 import json
 import signal
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import h11
 import uvicorn
@@ -32,6 +33,12 @@ READ_SECONDS = 30.0
 
 CHECK_SECONDS = 2.0
 """Seconds between two looks at what a client reads."""
+
+LINGER_SECONDS = 2.0
+"""How long a client may go on to send what is refused."""
+
+SWITCH_SECONDS = 0.0005
+"""How long the thread that runs the model may keep the event loop waiting; the interpreter's 5 ms delay each text."""
 
 MAX_CONNECTIONS = 512
 """Connections at the same time; more are cut."""
@@ -173,9 +180,16 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then tell."""
+        self._interval = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_SECONDS)
         await super().startup(sockets)
         if self.started:
             self._on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Shut down, and leave the interpreter as it was."""
+        await super().shutdown(sockets)
+        sys.setswitchinterval(self._interval)
 
 
 class _TimedProtocol(H11Protocol):
@@ -187,13 +201,23 @@ class _TimedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Begin to wait for headers."""
-        super().connection_made(transport)
+        super().connection_made(cast(Any, _Lingering(transport, self)))
         if len(self.connections) > MAX_CONNECTIONS:
             transport.abort()
             return
         self._unsent, self._since = 0, self.loop.time()  # bytes that wait for the client, and since when it reads none
         self._watch = self.loop.call_later(CHECK_SECONDS, self._cut_if_unread)
         self._wait_for_headers()
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether the client still sends the body of a request that is answered."""
+        return self.conn.their_state is h11.SEND_BODY
+
+    def data_received(self, data: bytes) -> None:
+        """Pass on what the client sends, unless the connection is being closed."""
+        if not self.transport.is_closing():
+            super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
@@ -242,3 +266,30 @@ class _TimedProtocol(H11Protocol):
         """Close, unless another request has begun since.  cycle: uvicorn's last request at that time."""
         if self.cycle is cycle and (cycle is None or cycle.response_complete) and not self.transport.is_closing():
             self.transport.close()
+
+
+class _Lingering:
+    """A transport whose `close` lets the client read the last response although it still sends its request.
+
+    To close at once would reset the connection, by which the client can lose the response. What it sends is dropped.
+    """
+
+    def __init__(self, transport: asyncio.Transport, protocol: _TimedProtocol) -> None:
+        self._transport, self._protocol, self._is_closing = transport, protocol, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        """Whether `close` was called, or the connection is lost."""
+        return self._is_closing or self._transport.is_closing()
+
+    def close(self) -> None:
+        """Close once everything is sent, and the client has stopped to send or had its time."""
+        if self._is_closing or not self._protocol.is_sending or self._transport.is_closing():
+            self._transport.close()
+            return
+        self._is_closing = True
+        self._transport.write_eof()
+        self._transport.resume_reading()
+        self._protocol.loop.call_later(LINGER_SECONDS, self._transport.close)
