@@ -314,13 +314,14 @@ def test_fields_about_the_client_change_nothing(server, client):
 def blocks(server, tmp_path, monkeypatch):
     shutil.copy(CLIP, tmp_path / "clip.mp4")
     monkeypatch.chdir(tmp_path)
-    found = [block for block in pages.blocks("docs/serve.md") if "runs it against a server" in block.mark]
-    return [(block.language, block.code.replace("http://127.0.0.1:8000", server.url)) for block in found]
+    found = {block.language: block.code for block in pages.blocks("docs/serve.md") if "against a server" in block.mark}
+    (body,) = [block.code for block in pages.blocks("docs/serve.md") if "sends it to a server" in block.mark]
+    (tmp_path / "request.json").write_text(body)
+    return {language: code.replace("http://127.0.0.1:8000", server.url) for language, code in found.items()}
 
 
 def test_the_code_of_the_page_runs(server, blocks, capsys):
-    assert [language for language, _ in blocks] == ["bash", "python"]
-    exec(blocks[1][1], {})
+    exec(blocks["python"], {})
     printed = capsys.readouterr().out
     assert (
         "".join(printed.partition("CompletionUsage")[0].split("\n"))
@@ -331,7 +332,7 @@ def test_the_code_of_the_page_runs(server, blocks, capsys):
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_the_curl_lines_of_the_page_run(server, blocks):
     done = subprocess.run(
-        ["bash", "-e", "-c", blocks[0][1].replace("curl ", "curl -sS --fail-with-body -w '\\n' ")],
+        ["bash", "-e", "-c", blocks["bash"].replace("curl ", "curl -sS --fail-with-body -w '\\n' ")],
         capture_output=True,
         text=True,
         check=True,

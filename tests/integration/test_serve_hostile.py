@@ -945,6 +945,7 @@ def fetched(url: str, body: dict[str, Any]) -> bytes:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+@pytest.mark.slow
 def test_killed_processes_and_signals():
     with started("--decoders", "1") as (process, url):
         port = int(url.rpartition(":")[2])
@@ -988,15 +989,3 @@ def gone(numbers: list[int]) -> None:
     while any(map(is_running, numbers)):
         assert time.monotonic() < end
         time.sleep(0.05)
-
-
-def test_threads_take_turns_quickly_while_a_server_runs():
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(0.004)
-    try:
-        with serving(decoders=1) as running:
-            assert sys.getswitchinterval() == pytest.approx(server.SWITCH_SECONDS)
-            rest(running)
-        assert sys.getswitchinterval() == pytest.approx(0.004)
-    finally:
-        sys.setswitchinterval(before)

@@ -6,6 +6,7 @@ rest run as they are. Classes are always checked: they are constructed rarely.
 """
 
 import inspect
+import sys
 from functools import partial, wraps
 from types import FunctionType
 from typing import Any
@@ -14,6 +15,7 @@ import jaxtyping
 
 # Frames of a function that wraps one of fastav's are skipped where fastav looks for its caller, as jaxtyping's own are.
 __name__ = "jaxtyping.sampled_checks"
+sys.modules[__name__] = sys.modules["support.sampled_checks"]  # which torch.compile imports by that name
 
 CALLS = 8
 _every_call = jaxtyping.jaxtyped

@@ -5,7 +5,6 @@ import ipaddress
 import json
 import signal
 import socket
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,9 +35,6 @@ CHECK_SECONDS = 2.0
 
 LINGER_SECONDS = 2.0
 """How long a client may go on to send what is refused."""
-
-SWITCH_SECONDS = 0.0005
-"""How long the thread that runs the model may keep the event loop waiting; the interpreter's 5 ms delay each text."""
 
 MAX_CONNECTIONS = 512
 """Connections at the same time; more are cut."""
@@ -180,16 +176,9 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then tell."""
-        self._interval = sys.getswitchinterval()
-        sys.setswitchinterval(SWITCH_SECONDS)
         await super().startup(sockets)
         if self.started:
             self._on_ready()
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Shut down, and leave the interpreter as it was."""
-        await super().shutdown(sockets)
-        sys.setswitchinterval(self._interval)
 
 
 class _TimedProtocol(H11Protocol):
