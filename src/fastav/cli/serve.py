@@ -10,7 +10,7 @@ import typer
 from fastav.cli import _options
 from fastav.cli._progress import suppress_warnings
 from fastav.cli._text import stderr
-from fastav.errors import FastAVError, InstallationError, install_hint
+from fastav.errors import InstallationError, install_hint
 
 ACCESS, LIMITS = "Access", "Limits"  # headings in the help
 KEY = "FASTAV_API_KEY"
@@ -75,7 +75,7 @@ def serve(
     """
     keys = [*(api_key or ()), *filter(None, [os.environ.get(KEY)])]
     try:
-        from fastav.serve.server import ServerOptions, is_loopback
+        from fastav.serve.server import ServerOptions
         from fastav.serve.server import serve as run
     except ImportError as error:
         raise InstallationError(
@@ -84,10 +84,6 @@ def serve(
     from fastav.cli.run import load_pipeline, out_of_memory_as_error
     from fastav.serve.limits import Limits
 
-    if not is_loopback(host) and not keys:
-        raise FastAVError(
-            f"on {host} other machines reach the server, and it has no API key", f"set {KEY} or --api-key"
-        )
     options = ServerOptions(
         host=host,
         port=port,

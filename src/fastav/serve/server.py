@@ -48,7 +48,7 @@ class ServerOptions:
     hosts: names for the Host header besides those of `host`. root, domains, private: as for `MediaAccess`. batch:
     answers that run together at most. decoders: processes that decode media. limits: of each request.
 
-    Raises: FastAVError if it would be open to others without a key.
+    Raises: FastAVError for values that cannot be used, and for a server that others reach without a key.
     """
 
     host: str = "127.0.0.1"
@@ -64,6 +64,11 @@ class ServerOptions:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
+        if not (self.keys or is_loopback(self.host)):
+            raise FastAVError(
+                f"on {self.host} other machines reach the server, and it has no API key",
+                "set FASTAV_API_KEY, or --api-key",
+            )
         if not 0 <= self.port < 2**16:
             raise FastAVError(f"a port is a number from 0 to 65535, got {self.port}")
         if any(not key or not key.isascii() or any(map(str.isspace, key)) for key in self.keys):
