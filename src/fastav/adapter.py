@@ -127,7 +127,8 @@ class ModelAdapter(ABC):
 
     name: the registry's name of the family. architectures: class names in a configuration's `architectures`.
     checkpoint: hub id of the released weights. revision: revision of the checkpoint, None for the main one. presets:
-    plans by name. supports_audio: whether the model takes sound. packages: required packages besides transformers.
+    plans by name. supports_audio, supports_images: whether the model takes sound,
+    and images that are no video of one frame. packages: required packages besides transformers.
     decode_syncs: whether a decoding step reads values from the device, so that it cannot be captured. cache_limit: when
     the model's own code drops its cache during an answer, for messages.
     """
@@ -138,6 +139,7 @@ class ModelAdapter(ABC):
     revision: ClassVar[str | None] = None
     presets: ClassVar[Mapping[str, Plan]]
     supports_audio: ClassVar[bool] = True
+    supports_images: ClassVar[bool] = True
     packages: ClassVar[tuple[str, ...]] = ()
     decode_syncs: ClassVar[bool] = True
     prefix: ClassVar[int] = 0  # tokens of a typical prompt before the clip

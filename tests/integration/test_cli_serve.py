@@ -32,6 +32,7 @@ def test_other_machines_need_a_key(capsys, monkeypatch):
         (["tiny", "--port", "70000"], "65535"),
         (["tiny", "--media-root", "no/such/folder"], "is not a folder"),
         (["tiny", "--api-key", "a b"], "must be ASCII without spaces"),
+        (["tiny", "--allow-domains", "http://a.com/"], "is not the name of a host"),
         (["tiny", "--queue", "0"], "--queue"),
         (["tiny", "--timeout", "0"], "--timeout"),
     ],

@@ -128,7 +128,8 @@ def error_of(reply: Reply) -> tuple[int, str]:
     assert headers["content-type"].startswith("application/json"), body
     error = json.loads(body)["error"]
     assert set(error) == {"message", "type", "param", "code"}
-    assert error["type"] == ("invalid_request_error" if status < 500 else "server_error")
+    kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
+    assert error["type"] == kind
     assert 0 < len(error["message"]) < 1000
     assert not INSIDE.search(error["message"]), error
     return status, error["code"]

@@ -11,6 +11,7 @@ from fastav.cli import _options
 from fastav.cli._progress import suppress_warnings
 from fastav.cli._text import stderr
 from fastav.errors import InstallationError, install_hint
+from fastav.formatting import plural
 
 ACCESS, LIMITS = "Access", "Limits"  # headings in the help
 KEY = "FASTAV_API_KEY"
@@ -96,7 +97,7 @@ def serve(
         batch=batch,
         decoders=decoders,
         limits=Limits(
-            body_bytes=max_body_mb * 2**20,
+            body_bytes=max_body_mb * 1_000_000,
             media_seconds=max_media_seconds,
             new_tokens=max_new_tokens,
             request_seconds=timeout,
@@ -109,5 +110,9 @@ def serve(
         stderr().print(f"fastav serves {options.name} with the plan {plan} at {url} (API: {url}/v1)", soft_wrap=True)
         sys.stderr.flush()
 
+    def tell_end(answers: int) -> None:
+        rest = f"finishing {plural(answers, 'answer')}; Ctrl-C again ends at once" if answers else "ending"
+        print(f"\n{rest}", file=sys.stderr, flush=True)
+
     with pipe, suppress_warnings(), out_of_memory_as_error():
-        run(pipe, options, on_ready=tell)
+        run(pipe, options, on_ready=tell, on_stopping=tell_end)

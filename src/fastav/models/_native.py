@@ -51,6 +51,7 @@ class NativeAdapter(ModelAdapter):
     """
 
     decode_syncs = False
+    supports_images = False
     config_class: ClassVar[Any]
     model_class: ClassVar[Any]
     processor_class: ClassVar[Any]

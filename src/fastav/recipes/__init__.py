@@ -9,6 +9,11 @@ from fastav.plan import Plan
 from fastav.registry import RECIPES
 
 
+def has_budget(name: str) -> bool:
+    """Whether a recipe takes a share after @.  Raises: UnknownName."""
+    return "keep" in signature(RECIPES[name]).parameters
+
+
 def recipe(text: str) -> Plan:
     """The plan of a recipe; a number after @ is its `keep`, the share of tokens to keep at its first cut.
 
@@ -18,7 +23,7 @@ def recipe(text: str) -> Plan:
     make: Callable[..., Plan] = RECIPES[name]
     if not at:
         return make()
-    if "keep" not in signature(make).parameters:
+    if not has_budget(name):
         options = ", ".join(signature(make).parameters) or "none"
         raise PlanError(f"the recipe {name!r} has no budget to set with @", f"its arguments, in Python: {options}")
     try:

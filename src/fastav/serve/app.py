@@ -29,6 +29,7 @@ from fastav.errors import EngineStopped, FastAVError, PlanNotApplied
 from fastav.messages import Use
 from fastav.pipelines import Pipeline
 from fastav.plan import Plan
+from fastav.recipes import has_budget
 from fastav.registry import RECIPES
 from fastav.report.answer import template
 from fastav.report.inspection import items_json, to_json
@@ -95,9 +96,11 @@ class Served:
                 "device": engine.device,
                 "dtype": engine.dtype,
                 "supports_audio": adapter.supports_audio,
+                "supports_images": adapter.supports_images,
                 "default_plan": self.pipe.plan.name or "custom",
                 "plans": ["none", *adapter.presets],
                 "recipes": list(RECIPES),
+                "budgets": [name for name in RECIPES if has_budget(name)],
                 "limits": {name: getattr(self.limits, name) for name in names},
             },
         }
@@ -569,7 +572,7 @@ def _error_response(error: Exception) -> Response:
     status, code, message = _status(error)
     retry = {429: getattr(error, "retry_after", 1), 503: 5}.get(status)
     headers = {} if retry is None else {"Retry-After": str(retry)}
-    return JSONResponse(error_object(message, code, status), status, headers)
+    return JSONResponse(error_object(message, code, status, getattr(error, "param", None)), status, headers)
 
 
 def _internal_error() -> Response:
@@ -582,9 +585,10 @@ async def _on_error(_: Request, error: Exception) -> Response:
 
 async def _on_http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return JSONResponse(
-        error_object(str(error.detail), "http_error", error.status_code), error.status_code, error.headers
-    )
+    status, message = error.status_code, str(error.detail)
+    if status == 404:
+        message = "there is no such path: chats are at /v1/chat/completions, the model is at /v1/models"
+    return JSONResponse(error_object(message, "http_error", status), status, error.headers)
 
 
 async def _on_left(_: Request, error: Exception) -> Response:

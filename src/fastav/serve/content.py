@@ -160,6 +160,11 @@ class MediaAccess:
                 f"a URL of {scheme[:20]!r} is not loaded" if ":" in url else "a path is not a URL",
                 "send a data: URL, or upload the file to /v1/files",
             )
+        if scheme != "data" and self.domains is None:
+            raise UnreadableMedia(
+                "this server loads nothing from other hosts",
+                "send a data: URL or an upload; --allow-domains of the server allows hosts",
+            )
         if scheme == "data":
             return (await asyncio.to_thread(source_of, url, self.policy)).data
         return left.take((await _aside(partial(source_of, url, self.policy), self.downloads)).data)

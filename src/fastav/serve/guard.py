@@ -197,10 +197,10 @@ class _Exchange:
         await self._send(message)
 
 
-def error_object(message: str, code: str, status: int) -> dict[str, Any]:
-    """An error as OpenAI's API has it."""
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+def error_object(message: str, code: str, status: int, param: str | None = None) -> dict[str, Any]:
+    """An error as OpenAI's API has it.  param: the field of the request that is wrong."""
+    kind = "rate_limit_error" if status == 429 else "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 async def _respond(send: Send, status: int, message: str, code: str) -> None:

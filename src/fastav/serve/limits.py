@@ -19,8 +19,8 @@ class Limits:
     Raises: FastAVError for a limit that is not positive.
     """
 
-    body_bytes: int = 64 * 2**20
-    files_bytes: int = 512 * 2**20
+    body_bytes: int = 64_000_000
+    files_bytes: int = 512_000_000
     media: int = 16
     media_seconds: float | int = 3600
     pixels: int = 7680 * 4320

@@ -1,5 +1,6 @@
 """OpenAI's chat completions as this server takes them: checked requests, and the objects of responses."""
 
+import json
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -53,7 +54,11 @@ NOTES = (
 
 
 class InvalidRequest(FastAVError):
-    """A request that cannot be answered as it is."""
+    """A request that cannot be answered as it is.  param: the field that is wrong, if it is one."""
+
+    def __init__(self, message: str, hint: str = "", param: str | None = None) -> None:
+        super().__init__(message, hint)
+        self.param = param
 
 
 class UnknownModel(FastAVError):
@@ -186,31 +191,33 @@ def parse(body: Any) -> ChatRequest:
     for name, value in body.items():
         if name in NEUTRAL:
             if value not in NEUTRAL[name]:
-                raise InvalidRequest(f"{name} is not supported by this server", "leave it out")
+                raise InvalidRequest(f"{name} is not supported by this server", "leave it out", name)
         elif name not in NOTES:
             fields[name] = value
     try:
         request = ChatRequest.model_validate(fields)
     except ValidationError as error:
-        raise InvalidRequest(_first_fault(error)) from None
+        message, param = _first_fault(error)
+        raise InvalidRequest(message, param=param) from None
+    if not request.messages:
+        raise InvalidRequest("there are no messages", "send one of the role user", "messages")
     if request.top_logprobs and not request.logprobs:
-        raise InvalidRequest("top_logprobs needs logprobs", 'set "logprobs": true')
+        raise InvalidRequest("top_logprobs needs logprobs", 'set "logprobs": true', "top_logprobs")
     if request.stream_options is not None and not request.stream:
-        raise InvalidRequest("stream_options needs stream", 'set "stream": true')
+        raise InvalidRequest("stream_options needs stream", 'set "stream": true', "stream_options")
     return request
 
 
-def _first_fault(error: ValidationError) -> str:
+def _first_fault(error: ValidationError) -> tuple[str, str]:
+    """What is wrong, and in which field."""
     fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = ".".join(str(part)[:80] for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
-        return f"{place} is not a field that this server knows"
-    return f"{place}: {fault['msg'][:1].lower()}{fault['msg'][1:]}"
+        return f"{place} is not a field that this server knows", place
+    return f"{place}: {fault['msg'][:1].lower()}{fault['msg'][1:]}", place
 
 
 def _json(plan: Mapping[str, Any]) -> str:
-    import json
-
     return json.dumps(plan)
 
 

@@ -3,6 +3,8 @@
 import asyncio
 import ipaddress
 import json
+import os
+import re
 import signal
 import socket
 from collections.abc import Callable, Sequence
@@ -73,6 +75,9 @@ class ServerOptions:
             raise FastAVError(f"a port is a number from 0 to 65535, got {self.port}")
         if any(not key or not key.isascii() or any(map(str.isspace, key)) for key in self.keys):
             raise FastAVError("an API key must be ASCII without spaces, and not empty")
+        for domain in self.domains or ():
+            if not re.fullmatch(r"[\w.-]+|\[?[0-9a-f:.]+\]?", domain):
+                raise FastAVError(f"{domain!r} is not the name of a host", "such as media.example.org, without http://")
         if self.root is not None and not self.root.is_dir():
             raise FastAVError(f"{self.root} is not a folder", "--media-root names the folder that clients may read")
 
@@ -92,21 +97,33 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
-def serve(pipe: Pipeline, options: ServerOptions, *, on_ready: Callable[[str], None] = lambda url: None) -> None:
+def serve(
+    pipe: Pipeline,
+    options: ServerOptions,
+    *,
+    on_ready: Callable[[str], None] = lambda url: None,
+    on_stopping: Callable[[int], None] = lambda answers: None,
+) -> None:
     """Serve a pipeline until SIGINT or SIGTERM; what runs then is finished.
 
-    pipe: of the engine transformers; it is closed at the end. on_ready: called with the server's URL.
+    pipe: of the engine transformers; it is closed at the end. on_ready: called with the server's URL. on_stopping:
+    called at a signal, with the number of answers that are finished before the end; a second SIGINT ends the process.
     Raises: FastAVError if the address cannot be bound.
     """
     with bound_socket(options.host, options.port) as listening:
-        server, _ = make_server(pipe, options, lambda: on_ready(url_of(listening)))
+        server, _ = make_server(pipe, options, lambda: on_ready(url_of(listening)), on_stopping)
         server.run(sockets=[listening])
 
 
 def make_server(
-    pipe: Pipeline, options: ServerOptions, on_ready: Callable[[], None] = lambda: None
+    pipe: Pipeline,
+    options: ServerOptions,
+    on_ready: Callable[[], None] = lambda: None,
+    on_stopping: Callable[[int], None] = lambda answers: None,
 ) -> tuple[uvicorn.Server, Served]:
-    """A server that does not run yet, and what its routes share.  on_ready: called when it serves.
+    """A server that does not run yet, and what its routes share.
+
+    on_ready: called when it serves. on_stopping: as for `serve`.
 
     `run(sockets=[...])` serves until `should_exit` is set, and then closes what the routes share, the pipe included.
     """
@@ -141,7 +158,7 @@ def make_server(
         proxy_headers=False,
         h11_max_incomplete_event_size=32 * 1024,
     )
-    return _Server(config, on_ready), served
+    return _Server(config, on_ready, lambda: on_stopping(served.scheduler.admitted)), served
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
@@ -170,14 +187,16 @@ def url_of(listening: socket.socket) -> str:
 class _Server(uvicorn.Server):
     """uvicorn's server, which tells when it is ready."""
 
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None], on_stopping: Callable[[], None]) -> None:
         super().__init__(config)
-        self._on_ready = on_ready
+        self._on_ready, self._on_stopping = on_ready, on_stopping
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Finish what runs, and return from `run` as if nothing had happened; at the second SIGINT, finish nothing."""
-        self.force_exit = self.should_exit and sig == signal.SIGINT
+        """Finish what runs, and return from `run` as if nothing had happened; at a second SIGINT, end at once."""
+        if self.should_exit and sig == signal.SIGINT:
+            os._exit(128 + sig)  # a model in mid-answer stops in no other way; decoding processes end by themselves
         self.should_exit = True
+        self._on_stopping()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then tell."""

@@ -392,7 +392,7 @@ class TransformersEngine(Engine):
         if prompt + new > config.max_position_embeddings:
             raise FastAVError(
                 f"a prompt of {prompt} tokens and {new} new ones exceed the model's {config.max_position_embeddings}",
-                "ask for a shorter answer, or about a shorter part of the clip",
+                "ask for a shorter answer, in fewer words, or about a shorter part of the clip",
             )
 
     def _answer(

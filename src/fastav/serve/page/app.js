@@ -49,10 +49,10 @@ function offerModel() {
   for (const element of document.querySelectorAll(".model-id")) element.textContent = model.id;
   at("outgrow-plan").textContent = fastav.default_plan;
   at("version").textContent = `fastav ${fastav.version}`;
-  pickers.left.offer(fastav.plans, fastav.recipes, "none");
-  pickers.right.offer(fastav.plans, fastav.recipes, fastav.default_plan === "none" ? "fastav" : fastav.default_plan);
+  pickers.left.offer(fastav, "none");
+  pickers.right.offer(fastav, fastav.default_plan === "none" ? "fastav" : fastav.default_plan);
   if (fastav.limits && fastav.limits.new_tokens) at("max-tokens").max = fastav.limits.new_tokens;
-  clips.setLimits(fastav.limits);
+  clips.setLimits(fastav);
   drawCode();
 }
 

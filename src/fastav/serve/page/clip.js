@@ -52,9 +52,11 @@ export class ClipChooser {
     });
   }
 
-  setLimits(limits) {
+  setLimits({ limits, supports_audio: audio, supports_images: images }) {
     this.limits = limits || {};
-    const parts = ["video, sound or picture"];
+    const kinds = ["video", ...(audio ? ["sound"] : []), ...(images ? ["picture"] : [])];
+    at("file").accept = ["video/*", ...(audio ? ["audio/*"] : []), ...(images ? ["image/*"] : [])].join(",");
+    const parts = [kinds.join(" or ")];
     if (this.limits.media_seconds) parts.push(`up to ${format.moment(this.limits.media_seconds)}`);
     if (this.limits.body_bytes) parts.push(`${format.bytes(this.limits.body_bytes)} at most`);
     at("clip-limits").textContent = parts.join(", ");

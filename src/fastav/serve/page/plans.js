@@ -21,7 +21,7 @@ export class PlanPicker {
       id: `${side}-custom`,
       rows: 2,
       spellcheck: false,
-      placeholder: 'dart@0.3, or a plan as JSON: {"steps": […]}',
+      placeholder: 'dart@0.3, or a plan as JSON (fastav plan write)',
     });
     this.budgetLabel = make("label", { className: "inline", hidden: true }, "keep ", this.budget);
     this.customLabel = make(
@@ -44,12 +44,13 @@ export class PlanPicker {
   }
 
   /** Offer what the model has. */
-  offer(plans, recipes, chosen) {
+  offer({ plans, recipes, budgets }, chosen) {
     const options = (names) => names.map((name) => make("option", { value: name }, name));
-    this.recipes = new Set(recipes.filter((name) => !plans.includes(name)));
+    const offered = recipes.filter((name) => !plans.includes(name));
+    this.recipes = new Set(offered.filter((name) => budgets.includes(name))); // those that take a budget
     this.select.replaceChildren(
       make("optgroup", { label: "Plans of this model" }, ...options(plans)),
-      make("optgroup", { label: "Recipes" }, ...options([...this.recipes])),
+      make("optgroup", { label: "Recipes" }, ...options(offered)),
       make("optgroup", { label: "Your own" }, ...options([CUSTOM])),
     );
     this.select.disabled = false;
