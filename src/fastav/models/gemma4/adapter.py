@@ -141,7 +141,7 @@ class Gemma4Adapter(OfficialAdapter):
         Without `VIDEO_FRAMES`, all frames of a prompt are of one video.
         """
         frames_of_videos = (int(n) for n in iter_rows(inputs, VIDEO_FRAMES))
-        of_frames, of_images = iter_rows(inputs, "video_position_ids"), iter_rows(inputs, "image_position_ids")
+        of_frames, of_images = _positions(inputs, "video_position_ids"), _positions(inputs, "image_position_ids")
         for ids in prompt_ids(inputs):
             run, image = token_runs(ids == media_tokens.video), token_runs(ids == media_tokens.image)
             frames = np.arange(run.max() + 1)
@@ -198,6 +198,12 @@ def attention_by_tower(attention: str) -> dict[str, str]:
     """
     audio = "sdpa" if transformers.Gemma4AudioModel._supports_sdpa else "eager"
     return {"": attention, "text_config": attention, "vision_config": attention, "audio_config": audio}
+
+
+def _positions(inputs: Mapping[str, Any], name: str) -> Iterator[Int[np.ndarray, "patches 2"]]:
+    """The positions of the patches of each picture; transformers 5.17 has a row for each video, not for each frame."""
+    for row in iter_rows(inputs, name):
+        yield from row.reshape(-1, *row.shape[-2:])
 
 
 def _boxes(
