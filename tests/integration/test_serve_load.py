@@ -177,8 +177,8 @@ def test_a_thousand_requests_and_a_kill():
         assert load.wrong == []
         assert load.answered == 1000
         assert load.left > 50
-        # the first quarter fills what is kept from then on; glibc's arenas of threads vary by up to 100 MB, without end
-        # in either direction (MALLOC_ARENA_MAX=2 leaves 30); the media of 500 requests would be 110 MB, their frames more
+        # The first quarter fills what is kept from then on. Then glibc's arenas of threads go up and down by up to
+        # 100 MB (by 30 with MALLOC_ARENA_MAX=2). The files of 500 requests would be 110 MB.
         assert sizes[3] < sizes[1] + 110e6, sizes
         running = threading.Thread(target=load.run, args=(64, 32))
         running.start()
