@@ -51,16 +51,7 @@ def run(release: str) -> dict[str, int]:
             subprocess.run([*pip, *extras], check=True)
         (target / ".ready").touch()
     spread = ["-n", "2", "--dist", "worksteal"] if importlib.util.find_spec("xdist") else []
-    tests = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-m",
-        "not slow and not gpu and not browser",
-        "-p",
-        "no:cacheprovider",
-        *spread,
-    ]
+    tests = [sys.executable, *media_versions.PYTEST, *spread]
     path = f"{target}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [*tests, RUNS[release].tests]

@@ -23,6 +23,7 @@ import torch
 import transformers
 
 from compat import commit
+from media_versions import PYTEST
 
 ROOT = Path(__file__).parents[1]
 TESTS = ["tests/parity", "tests/unit/test_spectra.py", "tests/contract/test_traces.py"]
@@ -55,17 +56,7 @@ def intel(folder: Path) -> Path | None:
 def run(settings: dict[str, str], tests: list[str]) -> dict[str, int]:
     """How many tests passed, failed, and so on."""
     variables = {"OMP_NUM_THREADS": "1", **settings}
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-m",
-        "not slow and not gpu and not browser",
-        "-p",
-        "no:cacheprovider",
-        "-rf",
-        *tests,
-    ]
+    command = [sys.executable, *PYTEST, "-rf", *tests]
     done = subprocess.run(command, env=os.environ | variables, cwd=ROOT, capture_output=True, text=True)
     print(done.stdout[-2000:], done.stderr[-2000:], flush=True)
     counts = re.findall(r"(\d+) (passed|failed|skipped|errors?)", done.stdout.splitlines()[-1])

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
+PYTEST = ("-m", "pytest", "-m", "not slow and not gpu and not browser", "-p", "no:cacheprovider")
 TESTS = sorted((ROOT / "tests" / "unit").glob("test_media_*.py"))
 TOOLS = ("pillow", "jaxtyping", "beartype", "pytest", "pytest-timeout", "hypothesis")
 
@@ -54,16 +55,7 @@ def run(combination: Combination) -> tuple[str, dict[str, int]]:
     Raises: SystemExit if there is no such Python; CalledProcessError if pip fails or the tests cannot be started.
     """
     python = _environment(combination)
-    tests = [
-        str(python),
-        "-m",
-        "pytest",
-        "-m",
-        "not slow and not gpu and not browser",
-        "-p",
-        "no:cacheprovider",
-        *map(str, TESTS),
-    ]
+    tests = [str(python), *PYTEST, *map(str, TESTS)]
     path = f"{ROOT / 'src'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     done = subprocess.run(tests, env=os.environ | {"PYTHONPATH": path}, cwd=ROOT, capture_output=True, text=True)
     last = (done.stdout.splitlines() or [""])[-1]
