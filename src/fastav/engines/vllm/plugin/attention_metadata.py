@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastav.engines.vllm import compat
+from fastav.engines.vllm.plugin.batches import Batches, BuildMetadata
 from fastav.engines.vllm.plugin.packed_batch import Geometry, PackedBatch, upload
 
 PADDING_SLOT = -1  # of a token that is not stored
@@ -19,12 +20,12 @@ PADDING_SLOT = -1  # of a token that is not stored
 class PackedMetadata:
     """Builds the metadata of packed batches.
 
-    runner: vLLM's model runner. layer_names: of the decoder, in order.
+    batches: of the model runner. layer_names: of the decoder, in order.
     """
 
-    def __init__(self, runner: Any, layer_names: Sequence[str]) -> None:
-        self.runner, self.layer_names = runner, layer_names
-        self._builders: dict[str, tuple[Any, int]] = {}
+    def __init__(self, batches: Batches, layer_names: Sequence[str]) -> None:
+        self.batches, self.layer_names = batches, layer_names
+        self._builders: dict[str, tuple[BuildMetadata, int]] = {}
 
     @contextmanager
     def override(self, context: Any, batch: PackedBatch) -> Iterator[Any]:
@@ -50,8 +51,8 @@ class PackedMetadata:
 
     def _by_kv_group(self, layer_names: Sequence[str]) -> Iterator[list[str]]:
         """Layers, in order, by the group of the KV cache that they are in."""
-        for group in self.runner.kv_cache_config.kv_cache_groups:
-            if members := [name for name in layer_names if name in group.layer_names]:
+        for group in self.batches.kv_groups():
+            if members := [name for name in layer_names if name in group]:
                 yield members
 
     def build(self, layer_name: str, where: Geometry, width: int) -> tuple[Any, Tensor]:
@@ -59,11 +60,10 @@ class PackedMetadata:
 
         width: tokens that the layer runs on, with those that only pad the batch.
         """
-        builder, group = self._builder(layer_name)
-        blocks, device = self.runner.input_batch.block_table[group], self.runner.device
-        table = blocks.get_device_tensor(self.runner.input_batch.num_reqs)[upload(where.request_indices, device)]
+        build, group = self._builder(layer_name)
+        size, device = self.batches.block_size(group), self.batches.device
+        table = self.batches.block_table(group)[upload(where.request_indices, device)]
         rows, positions = upload(where.batch_indices, device), upload(where.positions, device)
-        size = blocks.block_size
         slots = table[rows, positions // size].long() * size + positions % size
         slots = nn.functional.pad(slots, (0, width - len(slots)), value=PADDING_SLOT)
         query_start_loc, seq_lens = where.query_start_loc.astype(np.int32), where.seq_lens.astype(np.int32)
@@ -80,18 +80,14 @@ class PackedMetadata:
             slot_mapping=slots,
             causal=True,
         )
-        return builder.build(0, common), slots
+        return build(common), slots
 
-    def _builder(self, layer_name: str) -> tuple[Any, int]:
+    def _builder(self, layer_name: str) -> tuple[BuildMetadata, int]:
         """A metadata builder for a layer and those that share its metadata, and the index of their KV cache group.
 
         Each has a builder to itself: a builder may own the memory of its metadata.
         """
         if layer_name not in self._builders:
-            groups = [group for groups in self.runner.attn_groups for group in groups]
-            (group,) = (group for group in groups if layer_name in group.layer_names)
-            size = self.runner.input_batch.block_table[group.kv_cache_group_id].block_size
-            spec, builder_class = group.kv_cache_spec.copy_with_new_block_size(size), group.backend.get_builder_cls()
-            builder = builder_class(spec, [layer_name], self.runner.vllm_config, self.runner.device)
-            self._builders[layer_name] = builder, group.kv_cache_group_id
+            (group,) = (index for index, names in enumerate(self.batches.kv_groups()) if layer_name in names)
+            self._builders[layer_name] = self.batches.metadata_builder(layer_name), group
         return self._builders[layer_name]

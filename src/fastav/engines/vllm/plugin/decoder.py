@@ -6,15 +6,16 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fastav.engines.vllm import compat
 from fastav.engines.vllm.plugin.attention_metadata import PackedMetadata
+from fastav.engines.vllm.plugin.batches import Batches
 from fastav.engines.vllm.plugin.packed_batch import BatchRow, PackedBatch
 from fastav.engines.vllm.plugin.request_state import PlanCache, RequestState
 from fastav.engines.vllm.plugin.requests import layout_inputs, plan_cache, plan_override
+from fastav.engines.vllm.plugin.runner_v1 import BatchesV1
 from fastav.engines.vllm.plugin.step_check import ExpectedStep, StepRecord, require_step
 from fastav.engines.vllm.plugin.tensor_parallel import TensorParallel
 from fastav.errors import UnsupportedModel, UnsupportedPlan
@@ -69,7 +70,8 @@ class DecoderPruner:
     """
 
     def __init__(self, plans: PlanCache, decoder: Any, runner: Any) -> None:
-        self.decoder, self.runner, self.plans = decoder, runner, plans
+        self.decoder, self.plans = decoder, plans
+        self.batches: Batches = BatchesV1(runner, self)
         self.request_states: dict[str, RequestState] = {}
         self.ranks = TensorParallel(compat.get_tp_group())
         self.layer_names = [layer.self_attn.attn.layer_name for layer in decoder.layers]
@@ -79,7 +81,7 @@ class DecoderPruner:
                     f"pruning does not support the attention backend {backend}",
                     f"--attention-backend {compat.ATTENTION_BACKENDS[-1]}",
                 )
-        self.metadata = PackedMetadata(runner, self.layer_names)
+        self.metadata = PackedMetadata(self.batches, self.layer_names)
         self._record = StepRecord(len(self.layer_names))
         for index, layer in enumerate(decoder.layers):
             self._record.attach(layer.self_attn.attn.impl, index)
@@ -88,15 +90,14 @@ class DecoderPruner:
     def checked_step(self, scheduler_output: Any) -> Iterator[None]:
         """Check at the end of a step that every layer has run as the plan says.  Raises: PlanNotApplied."""
         self._record.clear()
-        yield
+        with self.batches.step():
+            yield
         if not (tokens := scheduler_output.num_scheduled_tokens):
             return
         computed = compat.num_computed_tokens(scheduler_output)
-        states = [
-            self.request_states.get(request_id)
-            or self._request_state(request_id, self.runner.requests[request_id], num_computed=0)
-            for request_id in tokens
-        ]
+        if not tokens.keys() <= self.request_states.keys():
+            self.batches.rows()  # vLLM has not called the decoder
+        states = [self.request_states[request_id] for request_id in tokens]
         step = ExpectedStep.of(states, [computed[request_id] for request_id in tokens], list(tokens.values()))
         require_step(step, self._record)
 
@@ -110,9 +111,10 @@ class DecoderPruner:
         of the batch.
         """
         context = compat.get_forward_context()
-        if not context.attn_metadata:
-            return run_unpruned()  # vLLM profiles memory or compiles
-        batch = PackedBatch(self._rows(), positions.device)
+        if not context.attn_metadata or not self.batches.is_armed:
+            return run_unpruned()  # vLLM profiles memory, compiles or warms up
+        rows = [BatchRow(self.request_states[name], computed, tokens) for name, computed, tokens in self.batches.rows()]
+        batch = PackedBatch(rows, positions.device)
         if batch.is_unpruned:
             return run_unpruned()
         if not batch.is_cut:
@@ -147,28 +149,16 @@ class DecoderPruner:
         out[remaining] = hidden
         return out
 
-    def _rows(self) -> list[BatchRow]:
-        """The requests of the batch, in its order."""
-        batch, requests = self.runner.input_batch, self.runner.requests
-        for ended in self.request_states.keys() - requests.keys():
-            del self.request_states[ended]
-        num_tokens = np.diff(self.runner.query_start_loc.np[: batch.num_reqs + 1]).tolist()
-        num_computed = batch.num_computed_tokens_cpu[: batch.num_reqs].tolist()
-        return [
-            BatchRow(self._request_state(request_id, requests[request_id], computed), computed, tokens)
-            for request_id, computed, tokens in zip(batch.req_ids, num_computed, num_tokens, strict=True)
-        ]
+    def start_request(self, request_id: str, request: Any) -> None:
+        """A request begins, or begins again after it was preempted; as `Batches` tells it."""
+        runtime = self.plans.get(plan_override(request.sampling_params))
+        inputs = layout_inputs(runtime.pruning.adapter, request)
+        broadcast = None if self.ranks.is_single else self.ranks.broadcast_indices
+        self.request_states[request_id] = runtime.request_state(inputs, self.batches.device, broadcast)
 
-    def _request_state(self, request_id: str, request: Any, num_computed: int) -> RequestState:
-        if not num_computed:  # a new request, or one that was preempted
-            runtime = self.plans.get(plan_override(request.sampling_params))
-            inputs = layout_inputs(runtime.pruning.adapter, request)
-            broadcast = None if self.ranks.is_single else self.ranks.broadcast_indices
-            self.request_states[request_id] = runtime.request_state(inputs, self.runner.device, broadcast)
-        state = self.request_states[request_id]
-        if state.prompt_len != request.num_prompt_tokens:
-            raise UnsupportedPlan("a prompt grew after it had run, as streamed input does", "send whole prompts")
-        return state
+    def end_request(self, request_id: str) -> None:
+        """A request has ended, or was preempted."""
+        del self.request_states[request_id]
 
     def _drop_prefills(self) -> None:
         """Free what only the prefill needed."""
