@@ -71,6 +71,11 @@ class CompiledPlan:
         return all(method.layout_only for method in self.methods)
 
     @cached_property
+    def first_scored_layer(self) -> int:
+        """The first layer where tokens are dropped by more than the layout; the depth if there is none."""
+        return min((layer for layer, method in self.cuts if not method.layout_only), default=self.depth)
+
+    @cached_property
     def fingerprint(self) -> str:
         """The plan's fingerprint, which marks the caches of pruned layers."""
         return self.plan.fingerprint

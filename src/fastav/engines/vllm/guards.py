@@ -242,10 +242,27 @@ def check(pruning: PruningConfig, serving: Serving) -> None:
 
 
 def _check_pieces(pruning: PruningConfig, chunked_prefill: bool) -> None:
+    if chunked_prefill and (reason := needs_whole_prompts(pruning)):
+        raise UnsupportedPlan(reason, "--no-enable-chunked-prefill")
+
+
+def needs_whole_prompts(pruning: PruningConfig) -> str | None:
+    """Why a prompt cannot come in chunks under a plan; None if it can.  Raises: PlanError, UnsupportedPlan."""
     compiled = pruning.compiled
-    if chunked_prefill and not compiled.layout_only:
-        method = next(method for method in compiled.methods if not method.layout_only)
-        raise UnsupportedPlan(
-            f"method {compiled.name_of(method)!r} scores whole prompts, and chunked prefill runs pieces of them",
-            "--no-enable-chunked-prefill",
+    for method in compiled.methods:
+        if Signal.ROLLOUT in method.needs:
+            return (
+                f"method {compiled.name_of(method)!r} reads the attention of all tokens in every layer before its cut, and "
+                "a chunk of chunked prefill has only that of its own tokens"
+            )
+    if not compiled.layout_only and compiled.first_scored_layer < (layers := _deepstack_layers(pruning.config)):
+        return (
+            f"the plan scores tokens before layer {compiled.first_scored_layer}, but this decoder adds visual features in "
+            f"its first {layers} layers, which later chunks no longer have"
         )
+    return None
+
+
+def _deepstack_layers(config: Any) -> int:
+    """The number of decoder layers after which visual features are added (deepstack)."""
+    return len(getattr(getattr(config, "vision_config", None), "deepstack_visual_indexes", None) or ())

@@ -49,6 +49,18 @@ class PackedMetadata:
         with compat.override_forward_context(own):
             yield update
 
+    @contextmanager
+    def override_slice(self, context: Any, layers: range, where: Geometry) -> Iterator[None]:
+        """Replace the forward context by a copy for some layers that run on tokens of one request."""
+        own = copy(context)
+        own.attn_metadata, own.slot_mapping = dict(context.attn_metadata), dict(context.slot_mapping)
+        for names in self._by_kv_group([self.layer_names[layer] for layer in layers]):
+            metadata, slots = self.build(names[0], where, len(where.batch_indices))
+            for name in names:
+                own.attn_metadata[name], own.slot_mapping[name] = metadata, slots
+        with compat.override_forward_context(own):
+            yield
+
     def _by_kv_group(self, layer_names: Sequence[str]) -> Iterator[list[str]]:
         """Layers, in order, by the group of the KV cache that they are in."""
         for group in self.batches.kv_groups():

@@ -1,8 +1,8 @@
 """What pruning reads of vLLM's model runner, whichever runner it is.
 
 vLLM has two model runners. They keep requests and batches in different objects, so `runner_v1` and `runner_v2` each
-implement `Batches`, and nothing else in the plugin reads a runner. Positions are not part of it: both runners pass them
-to the decoder.
+implement `Batches`, and nothing else in the plugin reads a runner. Both pass the positions of scheduled tokens to the
+decoder.
 """
 
 from collections.abc import Callable, Sequence
@@ -68,6 +68,10 @@ class Batches(Protocol):
 
     def rows(self) -> list[ScheduledRequest]:
         """The requests of the batch, in its order; the listener knows all of them."""
+        ...
+
+    def prompt_positions(self, request_id: str) -> Int[Tensor, "*axes tokens"]:
+        """The positions of a prompt's tokens, [tokens] or [axes, tokens], as the runner passes them to the decoder."""
         ...
 
     def kv_groups(self) -> Sequence[Sequence[str]]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -12,7 +12,10 @@ from torch import Tensor
 from fastav.engines.vllm import compat
 from fastav.engines.vllm.plugin.attention_metadata import PackedMetadata
 from fastav.engines.vllm.plugin.batches import Batches
-from fastav.engines.vllm.plugin.packed_batch import BatchRow, PackedBatch
+from fastav.engines.vllm.plugin.chunked_prefill import ChunkedPrefill
+from fastav.engines.vllm.plugin.held_states import HeldPages
+from fastav.engines.vllm.plugin.late_schedule import Slice
+from fastav.engines.vllm.plugin.packed_batch import BatchRow, PackedBatch, geometry
 from fastav.engines.vllm.plugin.request_state import PlanCache, RequestState
 from fastav.engines.vllm.plugin.requests import layout_inputs, plan_cache, plan_override
 from fastav.engines.vllm.plugin.runner_v1 import BatchesV1
@@ -66,6 +69,7 @@ class DecoderPruner:
     """Runs a decoder's layers by the plans of the requests in each batch.
 
     request_states: by request id, of the requests that run. layer_names: of the decoder's attention, in order.
+    held_layers: by name, the layers of the KV cache that hold states; set before it is allocated.
     Raises: UnsupportedPlan for an unknown attention backend.
     """
 
@@ -73,6 +77,8 @@ class DecoderPruner:
         self.decoder, self.plans = decoder, plans
         self.batches: Batches = BatchesV1(runner, self)
         self.request_states: dict[str, RequestState] = {}
+        self.held_layers: dict[str, Any] = {}
+        self._chunked: dict[str, ChunkedPrefill] = {}
         self.ranks = TensorParallel(compat.get_tp_group())
         self.layer_names = [layer.self_attn.attn.layer_name for layer in decoder.layers]
         for backend in {layer.self_attn.attn.attn_backend.get_name() for layer in decoder.layers}:
@@ -113,8 +119,8 @@ class DecoderPruner:
         context = compat.get_forward_context()
         if not context.attn_metadata or not self.batches.is_armed:
             return run_unpruned()  # vLLM profiles memory, compiles or warms up
-        rows = [BatchRow(self.request_states[name], computed, tokens) for name, computed, tokens in self.batches.rows()]
-        batch = PackedBatch(rows, positions.device)
+        rows = self.batches.rows()
+        batch = PackedBatch([self._row(index, *row) for index, row in enumerate(rows)], positions.device)
         if batch.is_unpruned:
             return run_unpruned()
         if not batch.is_cut:
@@ -124,7 +130,8 @@ class DecoderPruner:
         hidden = self.decoder.embed_input_ids(input_ids) if embeds is None else embeds
         with self.metadata.override(context, batch) as update:
             out = self._run_layers(batch, hidden, positions, deepstack, update)
-        self._drop_prefills()
+        self._run_late(context, batch, out)
+        self._drop_prefills([row.request_id for row in rows], batch)
         return out
 
     def _run_layers(
@@ -132,10 +139,14 @@ class DecoderPruner:
     ) -> Tensor:
         residual, remaining, cut_layers = None, None, batch.cut_layers
         out = torch.zeros_like(hidden)
+        if batch.is_uneven:
+            hidden, positions, deepstack = self._with_withheld(batch, hidden, positions, deepstack)
+            remaining = batch.remaining()
+            hidden = hidden[remaining]
         for index, layer in enumerate(self.decoder.layers):
             if index in cut_layers:
                 hidden = hidden if residual is None else hidden + residual
-                hidden, residual = batch.cut(index, hidden[: batch.num_tokens]), None
+                hidden, residual = batch.cut(index, hidden if remaining is not None else hidden[: batch.num_tokens]), None
                 remaining = batch.remaining()
                 if not len(remaining):
                     return out  # a piece of a prompt of which no token remains
@@ -149,6 +160,86 @@ class DecoderPruner:
         out[remaining] = hidden
         return out
 
+    def _with_withheld(
+        self, batch: PackedBatch, hidden: Tensor, positions: Tensor, deepstack: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
+        """What enters the decoder, with the batch's withheld tokens behind all others."""
+        count, ids = batch.num_tokens, batch.withheld
+        if not len(ids):
+            return hidden[:count], positions[..., :count], [one[:count] for one in deepstack]
+        withheld = self.decoder.embed_input_ids(ids)
+        hidden = torch.cat([hidden[:count], withheld])
+        positions = torch.cat([positions[..., :count], batch.withheld_positions.to(positions)], -1)
+        return hidden, positions, [torch.cat([one[:count], torch.zeros_like(withheld)]) for one in deepstack]
+
+    def _run_late(self, context: Any, batch: PackedBatch, out: Tensor) -> None:
+        """Run the late slices of prompts in chunks, and put the states of their last tokens into `out`."""
+        for index, row in enumerate(batch.rows):
+            if (chunks := row.chunks) is None:
+                continue
+            for one in chunks.late.slices(row.num_computed, row.num_tokens):
+                chunks.begin(one)
+                hidden = self._run_slice(context, chunks, index, one)
+                if one.stage == len(chunks.late.stages) - 1:
+                    out[batch.last_index(index)] = hidden[-1]
+                else:
+                    chunks.hold(hidden)
+
+    def _run_slice(self, context: Any, chunks: ChunkedPrefill, row: int, one: Slice) -> Tensor:
+        """The hidden states after a slice's layers; after the decoder's norm if these are its last."""
+        first, end, _ = chunks.late.stages[one.stage]
+        hidden, residual, positions = chunks.states(one), None, chunks.positions_of(one)
+        where = geometry([0] * row + [one.end - one.start], [0] * row + [one.start])
+        with self.metadata.override_slice(context, range(first, end), where):
+            for index in range(first, end):
+                layer = self.decoder.layers[index]
+                with self._observe_slice(chunks, index, layer):
+                    hidden, residual = layer(positions, hidden, residual)
+        if end == len(self.decoder.layers):
+            return self.decoder.norm(hidden, residual)[0]
+        return hidden + residual
+
+    def _row(self, index: int, request_id: str, num_computed: int, num_tokens: int) -> BatchRow:
+        """A request of the batch.  index: its row."""
+        state = self.request_states[request_id]
+        if not state.comes_in_chunks(num_computed, num_tokens):
+            return BatchRow(state, num_computed, num_tokens)
+        assert state.late is not None
+        assert state.prefill is not None
+        if request_id not in self._chunked:
+            self._chunked[request_id] = ChunkedPrefill(
+                state.late,
+                state.prefill,
+                self.batches.prompt_positions(request_id),
+                self.held_pages,
+                self.ranks,
+                self.decoder.layers[0].self_attn.total_num_kv_heads,
+            )
+        chunks = self._chunked[request_id]
+        groups = {page.group for page in self.held_pages.pages}
+        chunks.enter_step({group: self.batches.block_table(group)[index] for group in groups})
+        return BatchRow(state, num_computed, num_tokens, chunks)
+
+    @property
+    def held_features(self) -> int:
+        """What is held of a token, in numbers of the model's dtype: a hidden state, and one layer's keys of this rank."""
+        attention = self.decoder.layers[0].self_attn
+        return len(self.decoder.norm.weight) + attention.num_kv_heads * attention.head_dim
+
+    @cached_property
+    def held_pages(self) -> HeldPages:
+        """The memory for held states, in the order of its layers."""
+        attention, groups = self.decoder.layers[0].self_attn, self.batches.kv_groups()
+        caches = [
+            (group, self.held_layers[name].kv_cache) for group, names in enumerate(groups) for name in names if name in self.held_layers
+        ]
+        return HeldPages(
+            caches,
+            block_size=self.batches.block_size(caches[0][0]),
+            key_features=attention.num_kv_heads * attention.head_dim,
+            like=self.decoder.norm.weight,
+        )
+
     def start_request(self, request_id: str, request: Any) -> None:
         """A request begins, or begins again after it was preempted; as `Batches` tells it."""
         runtime = self.plans.get(plan_override(request.sampling_params))
@@ -156,15 +247,35 @@ class DecoderPruner:
         broadcast = None if self.ranks.is_single else self.ranks.broadcast_indices
         self.request_states[request_id] = runtime.request_state(inputs, self.batches.device, broadcast)
 
+        self._chunked.pop(request_id, None)
+
     def end_request(self, request_id: str) -> None:
         """A request has ended, or was preempted."""
         del self.request_states[request_id]
+        self._chunked.pop(request_id, None)
 
-    def _drop_prefills(self) -> None:
-        """Free what only the prefill needed."""
-        for request_id, state in self.request_states.items():
-            if state.prefill is not None:
-                self.request_states[request_id] = replace(state, prefill=None)
+    def _drop_prefills(self, request_ids: Sequence[str], batch: PackedBatch) -> None:
+        """Free what only the prefill needed, of requests whose prompts have run."""
+        for request_id, row in zip(request_ids, batch.rows, strict=True):
+            if row.state.prefill is not None and row.num_computed + row.num_tokens >= row.state.prompt_len:
+                self.request_states[request_id] = replace(row.state, prefill=None)
+                self._chunked.pop(request_id, None)
+
+    @contextmanager
+    def _observe_slice(self, chunks: ChunkedPrefill, index: int, layer: Any) -> Iterator[None]:
+        """Record the signals that a prompt in chunks needs of a layer's attention."""
+        if not (signals := chunks.signals(index)):
+            yield
+            return
+
+        def record(_: Any, inputs: tuple[Tensor, ...]) -> None:
+            chunks.observe(signals, *_by_head(layer.self_attn, inputs), layer.self_attn.scaling)
+
+        hook = layer.self_attn.attn.register_forward_pre_hook(record)
+        try:
+            yield
+        finally:
+            hook.remove()
 
     @contextmanager
     def _observe(self, batch: PackedBatch, index: int, layer: Any) -> Iterator[None]:
@@ -175,20 +286,24 @@ class DecoderPruner:
         attention, ranks = layer.self_attn, self.ranks
 
         def record(_: Any, inputs: tuple[Tensor, ...]) -> None:
-            query, key = (
-                x.view(-1, heads, attention.head_dim)
-                for x, heads in zip(inputs, (attention.num_heads, attention.num_kv_heads), strict=False)
-            )
+            query, key = _by_head(attention, inputs)
+            batch.observe(index, signals, query, key, attention.scaling, in_chunks=True)
             if means := signals & ATTENTION_SIGNALS:
-                batch.observe(index, means, query, key, attention.scaling)
+                batch.observe(index, means, query, key, attention.scaling, in_chunks=False)
                 batch.average(index, means, ranks.mean)
             if others := signals - ATTENTION_SIGNALS:
                 query = ranks.gather_heads(query, attention.total_num_heads)
                 key = ranks.gather_heads(key, attention.total_num_kv_heads)
-                batch.observe(index, others, query, key, attention.scaling)
+                batch.observe(index, others, query, key, attention.scaling, in_chunks=False)
 
         hook = attention.attn.register_forward_pre_hook(record)
         try:
             yield
         finally:
             hook.remove()
+
+
+def _by_head(attention: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """A layer's queries and keys, [tokens, heads, head], from what its attention is given."""
+    query, key = inputs[:2]
+    return query.view(-1, attention.num_heads, attention.head_dim), key.view(-1, attention.num_kv_heads, attention.head_dim)

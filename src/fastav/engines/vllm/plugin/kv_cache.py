@@ -7,6 +7,7 @@ many layers, so that they share one pool of blocks.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from math import ceil
 from typing import Any
 
 from fastav.engines.vllm.compat import FullAttentionManager, FullAttentionSpec, KVCacheSpec, KVCacheSpecRegistry
@@ -30,6 +31,11 @@ class KVGroupSpec(FullAttentionSpec):
         return all(spec == self for spec in kv_cache_specs.values())
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeldSpec(KVGroupSpec):
+    """The cache of one layer that holds states, which has the memory of a layer's keys and values."""
+
+
 class KVGroupManager(FullAttentionManager):
     """Allocates blocks for the tokens that the layers of one group keep.
 
@@ -40,33 +46,74 @@ class KVGroupManager(FullAttentionManager):
 
     def get_num_blocks_to_allocate(self, request_id: str, num_tokens: int, *args: Any, **kwargs: Any) -> int:
         """The number of blocks missing for the first `num_tokens` of prompt and answer."""
-        return super().get_num_blocks_to_allocate(request_id, self._kv_len(request_id, num_tokens), *args, **kwargs)
+        return super().get_num_blocks_to_allocate(request_id, self._slots(request_id, num_tokens), *args, **kwargs)
 
     def allocate_new_blocks(self, request_id: str, num_tokens: int, *args: Any, **kwargs: Any) -> Any:
         """Allocate those blocks."""
-        return super().allocate_new_blocks(request_id, self._kv_len(request_id, num_tokens), *args, **kwargs)
+        return super().allocate_new_blocks(request_id, self._slots(request_id, num_tokens), *args, **kwargs)
 
-    def _kv_len(self, request_id: str, num_tokens: int) -> int:
-        return self.request_states[request_id].kv_len(self.kv_cache_spec.first_layer, num_tokens)
+    def _slots(self, request_id: str, num_tokens: int) -> int:
+        return self.num_blocks(request_id, num_tokens) * self.block_size
+
+    def num_blocks(self, request_id: str, num_tokens: int) -> int:
+        """The number of blocks that a request has for the first `num_tokens` of prompt and answer."""
+        return ceil(self.request_states[request_id].kv_len(self.kv_cache_spec.first_layer, num_tokens) / self.block_size)
+
+
+class HeldManager(KVGroupManager):
+    """Allocates blocks for held states, and frees them when the prompt has run."""
+
+    def num_blocks(self, request_id: str, num_tokens: int) -> int:
+        """The number of blocks for states; none if the prompt runs at once."""
+        late = self.request_states[request_id].late
+        if late is None or (num_tokens >= late.prompt_len and not self.req_to_blocks.get(request_id)):
+            return 0
+        return late.num_held_blocks(num_tokens, self.block_size)
+
+    def remove_skipped_blocks(
+        self, request_id: str, processed_computed_tokens: int, num_prompt_tokens: int | None = None
+    ) -> None:
+        """Free the blocks of a prompt that has run."""
+        late = self.request_states[request_id].late
+        if late is not None and processed_computed_tokens >= late.prompt_len:
+            if blocks := self.req_to_blocks.get(request_id):
+                self.block_pool.free_blocks(reversed(blocks))
+                self.req_to_blocks[request_id] = []
 
 
 KVCacheSpecRegistry._ensure_registered()  # vLLM's own specs, which it would not register after ours
 KVCacheSpecRegistry.register(KVGroupSpec, KVGroupManager, KVGroupSpec)
+KVCacheSpecRegistry.register(HeldSpec, HeldManager, HeldSpec)
 
 
 def partition_kv_cache(
-    specs: Mapping[str, Any], layer_names: Sequence[str], runtime: PlanRuntime, max_len: int
+    specs: Mapping[str, Any], layer_names: Sequence[str], runtime: PlanRuntime, max_len: int, held_features: int
 ) -> dict[str, Any]:
-    """The specs of a model's cache, with those of the decoder's layers divided into groups.
+    """The specs of a model's cache, with those of the decoder's layers divided into groups, and with layers for states.
 
     layer_names: of the decoder, in order. runtime: of the server's plan. max_len: tokens that a prompt may have.
+    held_features: of each token whose states are held.
     """
-    first_layers = kv_groups(runtime.pruning.plan.tokens(example_layout(runtime, max_len), runtime.depth))
-    if len(first_layers) == 1 or any(type(specs[name]) is not FullAttentionSpec for name in layer_names):
+    kv_lens = runtime.pruning.plan.tokens(example_layout(runtime, max_len), runtime.depth)
+    first_layers = kv_groups(kv_lens, min_groups=1 if runtime.chunking is None else 2)
+    divides = len(first_layers) > 1 or runtime.chunking is not None
+    if not divides or any(type(specs[name]) is not FullAttentionSpec for name in layer_names):
         return dict(specs)  # other kinds of cache are not divided
     partitioned = dict(specs)
     for index, name in enumerate(layer_names):
         first_layer = max(first for first in first_layers if first <= index)
         common = {field.name: getattr(specs[name], field.name) for field in fields(FullAttentionSpec) if field.init}
         partitioned[name] = KVGroupSpec(**common, first_layer=first_layer)
+    if runtime.chunking is not None:
+        partitioned |= _held_specs(partitioned[layer_names[0]], len(layer_names), len(first_layers), held_features)
     return partitioned
+
+
+def _held_specs(spec: KVGroupSpec, depth: int, n_groups: int, held_features: int) -> dict[str, HeldSpec]:
+    """The specs of as many layers as hold the states of a token, in whole groups.  spec: of a layer of the decoder."""
+    common = {field.name: getattr(spec, field.name) for field in fields(FullAttentionSpec) if field.init}
+    features = spec.page_size_bytes // (spec.block_size * spec.dtype.itemsize)
+    group_size = depth // n_groups
+    count = ceil(held_features / (features * group_size)) * group_size
+    held = HeldSpec(**common, first_layer=depth)
+    return {f"fastav.held.{depth + index}": held for index in range(count)}  # vLLM reads a layer's number in its name

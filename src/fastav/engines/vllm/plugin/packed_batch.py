@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fastav.engines.vllm.plugin.chunked_prefill import ChunkedPrefill
 from fastav.engines.vllm.plugin.request_state import RequestState
 from fastav.errors import UnsupportedPlan
 from fastav.method import Signal
@@ -50,20 +51,36 @@ def geometry(num_tokens: Sequence[int], kv_lens: Sequence[int]) -> Geometry:
 class BatchRow:
     """One request of a batch.
 
-    num_computed: tokens of prompt and answer that have run before. num_tokens: how many run now. remaining: indices of
-    those that no cut has dropped yet.
+    num_computed: tokens of prompt and answer that have run before. num_tokens: how many vLLM runs now. chunks: the
+    prefill that goes on, of a prompt in chunks that scores select from; None for other requests. num_early: how many
+    enter the first layer: withheld ones besides with the last chunk, none in later steps. remaining: indices of the
+    tokens that no cut has dropped yet, counted from the first that runs now.
 
-    Raises: UnsupportedPlan for a piece of a prompt whose tokens are selected by scores.
+    Raises: UnsupportedPlan for a piece of a prompt whose tokens are selected by scores, without `chunks`.
     """
 
-    def __init__(self, state: RequestState, num_computed: int, num_tokens: int) -> None:
-        self.state, self.num_computed, self.num_tokens = state, num_computed, num_tokens
-        self.remaining: Tensor | np.ndarray = np.arange(num_tokens)
-        if self.is_cut and state.prefill is not None and (num_computed or num_tokens < state.prompt_len):
+    def __init__(
+        self, state: RequestState, num_computed: int, num_tokens: int, chunks: ChunkedPrefill | None = None
+    ) -> None:
+        self.state, self.num_computed, self.num_tokens, self.chunks = state, num_computed, num_tokens, chunks
+        self.num_early = num_tokens
+        if chunks is not None:
+            self.num_early = chunks.late.num_early(num_computed + num_tokens) - chunks.late.num_early(num_computed)
+        self.remaining: Tensor | np.ndarray = np.arange(self.num_early)
+        is_whole = not num_computed and num_tokens >= state.prompt_len
+        if self.is_cut and state.prefill is not None and chunks is None and not is_whole:
             raise UnsupportedPlan(
                 f"the plan scores whole prompts, but only {num_tokens} of a prompt's {state.prompt_len} tokens came",
                 "--no-enable-chunked-prefill",
             )
+
+    @property
+    def withheld(self) -> Int[np.ndarray, " tokens"]:
+        """The ids of the tokens that run now and that vLLM does not schedule yet."""
+        if self.num_early <= self.num_tokens:
+            return np.zeros(0, np.int64)
+        assert self.state.withheld is not None
+        return self.state.withheld
 
     @property
     def is_cut(self) -> bool:
@@ -78,10 +95,14 @@ class BatchRow:
         """The hidden states that enter a layer, of those that remained until there."""
         if not self.is_cut or layer not in self.state.runtime.cut_layers:
             return hidden
-        if self.state.prefill is not None:
+        if self.chunks is not None and layer >= self.chunks.late.held_layer:
+            if len(hidden):  # it is the held layer
+                self.chunks.hold(hidden)
+                self.remaining = self.remaining[:0]
+            return hidden[:0]
+        if layer >= len(self.state.keep_masks):
             return self._cut_by_scores(layer, hidden)
         assert isinstance(self.remaining, np.ndarray)
-        assert self.state.keep_masks is not None
         positions = self.num_computed + self.remaining
         keep = np.ones(len(positions), bool)  # all tokens of an answer that runs again
         in_prompt = positions < self.state.prompt_len
@@ -100,7 +121,7 @@ class BatchRow:
 
     def signals(self, layer: int) -> frozenset[Signal]:
         """The signals that methods need of a layer's attention."""
-        return frozenset(self.state.runtime.signals.get(layer, ()) if self.is_cut else ())
+        return frozenset(self.state.runtime.signals.get(layer, ()) if self.is_cut and len(self.remaining) else ())
 
     def observe(
         self,
@@ -111,7 +132,9 @@ class BatchRow:
         scaling: float | int,
     ) -> None:
         """Record signals of a layer from its attention's inputs, of this row's prompt."""
-        if signals and (prefill := self.state.prefill) is not None:
+        if signals and self.chunks is not None:
+            self.chunks.observe(signals, query, key, scaling)
+        elif signals and (prefill := self.state.prefill) is not None:
             prefill.enter_layer(layer)
             length = prefill.slots.shape[1]
             q, k = (x[:length].transpose(0, 1)[None] for x in (query, key))
@@ -119,11 +142,15 @@ class BatchRow:
 
 
 class PackedBatch:
-    """The rows of a batch and the tokens of them that remain."""
+    """The rows of a batch and the tokens of them that remain.
+
+    Withheld tokens follow the batch's own: their indices begin at `num_tokens`.
+    """
 
     def __init__(self, rows: Sequence[BatchRow], device: torch.device) -> None:
         self.rows, self.device = rows, device
         self._starts = np.concatenate([[0], np.cumsum([row.num_tokens for row in rows])])
+        self._withheld_starts = self.num_tokens + np.cumsum([0, *(len(row.withheld) for row in rows)])
 
     @property
     def is_cut(self) -> bool:
@@ -139,7 +166,24 @@ class PackedBatch:
     def cut_layers(self) -> tuple[int, ...]:
         """Layers that are cut for some request, in order."""
         states = [row.state for row in self.rows if not row.state.is_unpruned]
-        return tuple(sorted({layer for state in states for layer in state.runtime.cut_layers}))
+        layers = {layer for state in states for layer in state.runtime.cut_layers}
+        return tuple(sorted(layers | {0} if self.is_uneven else layers))
+
+    @property
+    def is_uneven(self) -> bool:
+        """Whether other tokens enter the first layer than vLLM has scheduled."""
+        return any(row.num_early != row.num_tokens for row in self.rows)
+
+    @property
+    def withheld(self) -> Int[Tensor, " tokens"]:
+        """The ids of the withheld tokens that run now."""
+        return upload(np.concatenate([row.withheld for row in self.rows]), self.device)
+
+    @property
+    def withheld_positions(self) -> Int[Tensor, "*axes tokens"]:
+        """Their positions."""
+        rows = [row for row in self.rows if len(row.withheld) and row.chunks is not None]
+        return torch.cat([row.chunks.positions[..., -len(row.withheld) :] for row in rows], -1)
 
     @property
     def num_tokens(self) -> int:
@@ -153,11 +197,18 @@ class PackedBatch:
 
     def remaining(self) -> Int[Tensor, " kept"]:
         """Indices, in the whole batch, of the tokens that no cut has dropped yet."""
-        indices = [
-            start + (row.remaining if isinstance(row.remaining, Tensor) else upload(row.remaining, self.device))
-            for start, row in zip(self._starts[:-1].tolist(), self.rows, strict=True)
-        ]
-        return torch.cat(indices)
+        starts = zip(self._starts[:-1].tolist(), self._withheld_starts[:-1].tolist(), self.rows, strict=True)
+        return torch.cat([self._indices(*one) for one in starts])
+
+    def _indices(self, start: int, withheld_start: int, row: BatchRow) -> Int[Tensor, " kept"]:
+        if isinstance(row.remaining, Tensor):
+            return start + row.remaining
+        withheld = withheld_start + row.remaining - row.num_tokens
+        return upload(np.where(row.remaining < row.num_tokens, start + row.remaining, withheld), self.device)
+
+    def last_index(self, row: int) -> int:
+        """The index of the last token that vLLM has scheduled of a row."""
+        return int(self._starts[row + 1]) - 1
 
     def geometry(self, layer: int) -> Geometry:
         """Where the remaining tokens are in a layer."""
@@ -174,12 +225,18 @@ class PackedBatch:
         query: Float[Tensor, "tokens heads head"],
         key: Float[Tensor, "tokens kv_heads head"],
         scaling: float | int,
+        *,
+        in_chunks: bool,
     ) -> None:
-        """Record signals of a layer from its attention's inputs, for the rows whose methods need them."""
+        """Record signals of a layer from its attention's inputs, for the rows whose methods need them.
+
+        in_chunks: for which rows, those of prompts in chunks or the others.
+        """
         sizes = [len(row.remaining) for row in self.rows]
         total = sum(sizes)
         for row, q, k in zip(self.rows, query[:total].split(sizes), key[:total].split(sizes), strict=True):
-            row.observe(layer, row.signals(layer).intersection(signals), q, k, scaling)
+            if (row.chunks is not None) is in_chunks:
+                row.observe(layer, row.signals(layer).intersection(signals), q, k, scaling)
 
     def average(self, layer: int, signals: Collection[Signal], mean: Callable[[Tensor], Tensor]) -> None:
         """Replace recorded signals of a layer by their mean over ranks, in one call for all rows."""
@@ -187,8 +244,10 @@ class PackedBatch:
             (row.state.prefill, signal)
             for row in self.rows
             for signal in sorted(row.signals(layer).intersection(signals))
-            if row.state.prefill is not None
+            if row.state.prefill is not None and row.chunks is None
         ]
+        if not entries:
+            return
         scores = [prefill.signals[signal] for prefill, signal in entries]
         means = mean(torch.cat(scores, 1)).split([row.shape[1] for row in scores], 1)
         for (prefill, signal), row in zip(entries, means, strict=True):

@@ -90,8 +90,8 @@ def _adapt(config: Any, pruning: PruningConfig) -> None:
     if config.cache_config.enable_prefix_caching:
         log.warning("fastav: turned off prefix caching, as blocks of pruned layers hold other tokens than it expects")
         config.cache_config.enable_prefix_caching = False
-    if scheduler.enable_chunked_prefill and not pruning.compiled.layout_only:
-        log.warning("fastav: turned off chunked prefill, as the plan's methods score whole prompts")
+    if scheduler.enable_chunked_prefill and (reason := guards.needs_whole_prompts(pruning)):
+        log.warning("fastav: turned off chunked prefill: %s", reason)
         scheduler.enable_chunked_prefill = False
     if not scheduler.enable_chunked_prefill:
         _make_room(scheduler, config.model_config.max_model_len)

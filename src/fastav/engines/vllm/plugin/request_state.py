@@ -1,22 +1,22 @@
 """A request under a plan: how many tokens of its prompt every layer keeps, and which.
 
 The counts follow from the layout before anything runs. So do the tokens themselves where methods read the layout
-alone; where they read scores, a `PruningState` selects them while the whole prompt runs, as in the engine
-transformers.
+alone; where they read scores, a `PruningState` selects them while the prompt runs, as in the engine transformers.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
 
 from fastav.engines.vllm.guards import PruningConfig, with_plan
+from fastav.engines.vllm.plugin.late_schedule import LateSchedule
 from fastav.errors import PlanError
-from fastav.layout import Layout
+from fastav.layout import Layout, Modality
 from fastav.method import Signal
 from fastav.pruning.state import BroadcastIndices, PruningState
 from fastav.pruning.verification import require_applied
@@ -24,25 +24,48 @@ from fastav.pruning.verification import require_applied
 KeepMask = Bool[np.ndarray, " tokens"]
 
 
+class Chunking(NamedTuple):
+    """How a server chunks prompts whose hidden states are held.
+
+    max_tokens: of a late step. max_withheld: the most tokens of a prompt that late steps may take the place of.
+    """
+
+    max_tokens: int
+    max_withheld: int
+
+    @classmethod
+    def of(cls, token_budget: int) -> "Chunking":
+        """For a server whose steps have at most `token_budget` tokens: late steps take half of them."""
+        return cls(max(1, token_budget // 2), max(1, token_budget // 4))
+
+
 @dataclass(frozen=True, kw_only=True)
 class RequestState:
     """One request.
 
     runtime: of its model and plan. prompt_len: tokens of its prompt. prompt_kv_lens: how many of them each layer keeps.
-    keep_masks: which ones, per layer; None where scores decide. prefill: selects them, where scores decide and the
-    prompt is about to run.
+    keep_masks: which ones, of every layer before scores decide. prefill: selects the others, while the prompt runs.
+    late: the schedule of a prompt that comes in chunks although scores decide; None if it cannot. withheld: the ids of
+    the tokens that this schedule withholds from vLLM, the first one excepted.
     """
 
     runtime: "PlanRuntime"
     prompt_len: int
     prompt_kv_lens: tuple[int, ...]
-    keep_masks: tuple[KeepMask, ...] | None
+    keep_masks: tuple[KeepMask, ...]
     prefill: PruningState | None = None
+    late: LateSchedule | None = None
+    withheld: Int[np.ndarray, " withheld"] | None = None
 
     @property
     def is_unpruned(self) -> bool:
         """Whether every layer keeps the whole prompt."""
         return min(self.prompt_kv_lens) == self.prompt_len
+
+    def comes_in_chunks(self, num_computed: int, num_tokens: int) -> bool:
+        """Whether a step of `num_tokens` tokens is one of a late schedule, and not of an answer or the whole prompt."""
+        is_whole = not num_computed and num_tokens >= self.prompt_len
+        return self.late is not None and num_computed < self.prompt_len and not is_whole
 
     def kv_lens(self, num_computed: int) -> Int[np.ndarray, " layers"]:
         """The tokens in every layer's cache once the first `num_computed` of prompt and answer have run."""
@@ -58,14 +81,21 @@ class RequestState:
         """The tokens in one layer's cache once the first `num_computed` of prompt and answer have run."""
         if num_computed >= self.prompt_len:
             return self.prompt_kv_lens[layer] + num_computed - self.prompt_len
-        return int(self.keep_masks[layer][:num_computed].sum()) if self.keep_masks is not None else 0
+        if self.late is not None:
+            if layer >= self.late.held_layer:
+                return self.late.late_len(layer, num_computed)
+            num_computed = self.late.num_early(num_computed)
+        return int(self.keep_masks[layer][:num_computed].sum()) if layer < len(self.keep_masks) else 0
 
 
 class PlanRuntime:
-    """One plan for one model, which makes the states of its requests."""
+    """One plan for one model, which makes the states of its requests.
 
-    def __init__(self, pruning: PruningConfig) -> None:
-        self.pruning, self.depth = pruning, pruning.depth
+    chunking: of prompts whose tokens are selected by scores; None if these run at once.
+    """
+
+    def __init__(self, pruning: PruningConfig, chunking: Chunking | None = None) -> None:
+        self.pruning, self.depth, self.chunking = pruning, pruning.depth, chunking
 
     @property
     def cut_layers(self) -> tuple[int, ...]:
@@ -93,18 +123,41 @@ class PlanRuntime:
         if min(prompt_kv_lens) == len(layout):
             keep_masks = (np.ones(len(layout), bool),) * self.depth
         else:
-            keep_masks = self._keep_masks(layout) if self.pruning.compiled.layout_only else None
-            if keep_masks is not None:
-                require_applied(prompt_kv_lens, [int(mask.sum()) for mask in keep_masks], "cache is to hold {} tokens")
-        prefill = None
-        if keep_masks is None and device is not None:
-            prefill = self._prefill(layout, device, broadcast_indices)
+            keep_masks = self._keep_masks(layout, self.pruning.compiled.first_scored_layer)
+            kept = [int(mask.sum()) for mask in keep_masks]
+            require_applied(prompt_kv_lens[: len(kept)], kept, "cache is to hold {} tokens")
+        prefill = late = withheld = None
+        if len(keep_masks) < self.depth:
+            late = self._late(layout, prompt_kv_lens, keep_masks)
+            if late is not None and device is not None:
+                withheld = inputs["input_ids"][0][late.first_withheld + 1 :]
+            prefill = None if device is None else self._prefill(layout, device, broadcast_indices)
         return RequestState(
             runtime=self,
             prompt_len=len(layout),
             prompt_kv_lens=prompt_kv_lens,
             keep_masks=keep_masks,
             prefill=prefill,
+            late=late,
+            withheld=withheld,
+        )
+
+    def _late(
+        self, layout: Layout, prompt_kv_lens: tuple[int, ...], keep_masks: tuple[KeepMask, ...]
+    ) -> LateSchedule | None:
+        """The schedule of a prompt in chunks."""
+        if self.chunking is None:
+            return None
+        held_layer, n_tokens = len(keep_masks), len(layout)
+        entering = keep_masks[-1] if keep_masks else np.ones(n_tokens, bool)
+        is_text = layout.modality == Modality.TEXT  # the only tokens whose embeddings follow from their ids
+        n_text = int(np.cumprod(is_text[::-1]).sum())
+        return LateSchedule.of(
+            np.concatenate([np.zeros(1, np.int64), np.cumsum(entering)]),
+            prompt_kv_lens,
+            [layer for layer in self.cut_layers if layer >= held_layer],
+            max_tokens=self.chunking.max_tokens,
+            max_steps=max(1, min(n_text, self.chunking.max_withheld)),
         )
 
     def count(self, inputs: Mapping[str, Any]) -> tuple[Layout, tuple[int, ...]]:
@@ -116,11 +169,11 @@ class PlanRuntime:
         (layout,) = self.pruning.adapter.layouts(self.pruning.config, inputs)
         return layout, self.pruning.plan.tokens(layout, self.depth)
 
-    def _keep_masks(self, layout: Layout) -> tuple[KeepMask, ...]:
-        """The tokens that each layer keeps, selected by a prefill of tokens without features."""
+    def _keep_masks(self, layout: Layout, end_layer: int) -> tuple[KeepMask, ...]:
+        """The tokens that each layer before `end_layer` keeps, selected by a prefill of tokens without features."""
         prefill = self._prefill(layout, torch.device("cpu"))
-        hidden, mask, masks = torch.empty(1, len(layout), 0), np.ones(len(layout), bool), []
-        for layer in range(self.depth):
+        hidden, mask, masks = torch.empty(1, len(layout), 0), np.ones(len(layout), bool), list[KeepMask]()
+        for layer in range(end_layer):
             if layer in self.cut_layers:
                 hidden = prefill.cut(layer, hidden)
                 mask = np.zeros(len(layout), bool)
@@ -139,9 +192,9 @@ class PlanRuntime:
 class PlanCache:
     """The plans of a server's requests: its own, and those that requests override it with."""
 
-    def __init__(self, pruning: PruningConfig, chunked_prefill: bool) -> None:
-        self.default = PlanRuntime(pruning)
-        self._chunked_prefill = chunked_prefill
+    def __init__(self, pruning: PruningConfig, chunking: Chunking | None) -> None:
+        self.default = PlanRuntime(pruning, chunking)
+        self.chunking = chunking
         self._overrides = lru_cache(maxsize=64)(self._create)  # bounded, as clients choose the keys
 
     def get(self, plan_override: Any) -> PlanRuntime:
@@ -159,4 +212,5 @@ class PlanCache:
         return self._overrides(plan_override)
 
     def _create(self, plan_spec: str) -> PlanRuntime:
-        return PlanRuntime(with_plan(self.default.pruning, plan_spec, self._chunked_prefill))
+        chunked_prefill = self.chunking is not None
+        return PlanRuntime(with_plan(self.default.pruning, plan_spec, chunked_prefill), self.chunking)

@@ -8,7 +8,7 @@ import numpy as np
 
 from fastav.adapter import ModelAdapter
 from fastav.engines.vllm import compat, guards
-from fastav.engines.vllm.plugin.request_state import PlanCache
+from fastav.engines.vllm.plugin.request_state import Chunking, PlanCache
 from fastav.errors import FastAVError, reason_of
 
 
@@ -20,7 +20,9 @@ def plan_cache(config: Any) -> PlanCache:
     """
     pruning = guards.read(config.additional_config, config.model_config.hf_config)
     assert pruning is not None, "vLLM runs our classes only where a plan is configured"
-    return PlanCache(pruning, bool(config.scheduler_config.enable_chunked_prefill))
+    scheduler = config.scheduler_config
+    budget = scheduler.max_num_scheduled_tokens or scheduler.max_num_batched_tokens
+    return PlanCache(pruning, Chunking.of(budget) if scheduler.enable_chunked_prefill else None)
 
 
 def plan_override(params: Any) -> Any:

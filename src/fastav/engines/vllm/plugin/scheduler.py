@@ -6,7 +6,7 @@ from math import ceil
 from typing import Any
 
 from fastav.engines.vllm.compat import AsyncScheduler, Scheduler, init_logger, num_computed_tokens
-from fastav.engines.vllm.plugin.kv_cache import KVGroupManager
+from fastav.engines.vllm.plugin.kv_cache import HeldManager, KVGroupManager
 from fastav.engines.vllm.plugin.kv_groups import example_layout
 from fastav.engines.vllm.plugin.request_state import PlanRuntime, RequestState
 from fastav.engines.vllm.plugin.requests import layout_inputs, plan_cache, plan_override
@@ -29,11 +29,13 @@ def _pruning_scheduler(base: Any) -> type:
             super().__init__(*args, **kwargs)
             self.request_states: dict[str, RequestState] = {}
             self._plans = plan_cache(self.vllm_config)
+            self._token_budget, self._late_is_free = self.max_num_scheduled_tokens, False
+            self.need_mamba_block_aligned_split |= self._plans.chunking is not None
             managers = self.kv_cache_manager.coordinator.single_type_managers
             for manager in managers:
                 manager.request_states = self.request_states
             example = example_layout(self._plans.default, self.max_model_len)
-            specs = [manager.kv_cache_spec for manager in managers]
+            specs = [manager.kv_cache_spec for manager in managers if not isinstance(manager, HeldManager)]
             _log_capacity(self._plans.default, example, specs, self.kv_cache_manager.block_pool.get_num_free_blocks())
 
         def add_request(self, request: Any) -> None:
@@ -43,23 +45,51 @@ def _pruning_scheduler(base: Any) -> type:
             super().add_request(request)
 
         def schedule(self, *args: Any, **kwargs: Any) -> Any:
+            self._begin_step()
             output = super().schedule(*args, **kwargs)
             self._require_blocks(output)
             return output
+
+        def _begin_step(self) -> None:
+            """Leave room in the step's budget for a late step of a prompt in chunks."""
+            if (chunking := self._plans.chunking) is None:
+                return
+            requests = [*self.running, *(self.waiting.peek_request() for _ in range(min(1, len(self.waiting))))]
+            self._late_is_free = any(self._may_run_late(request) for request in requests)
+            self.max_num_scheduled_tokens = self._token_budget - chunking.max_tokens * self._late_is_free
+
+        def _may_run_late(self, request: Any) -> bool:
+            """Whether a prompt may come to its late steps in the next step."""
+            late = self.request_states[request.request_id].late
+            return late is not None and late.first_withheld - self._token_budget < request.num_computed_tokens < late.prompt_len
+
+        def _mamba_block_aligned_split(
+            self, request: Any, num_new_tokens: int, num_local: int = 0, num_external: int = 0
+        ) -> int:
+            """vLLM's hook into the number of tokens that it schedules of a request: as its late schedule says.
+
+            0 makes the request wait for another step.
+            """
+            state = self.request_states[request.request_id]
+            computed = request.num_computed_tokens + num_local + num_external
+            if state.late is None or not state.comes_in_chunks(computed, num_new_tokens):
+                return num_new_tokens
+            limited = state.late.limit(computed, num_new_tokens, late=self._late_is_free)
+            if computed + limited > state.late.first_withheld:
+                self._late_is_free = False
+            return limited
 
         def _require_blocks(self, output: Any) -> None:
             """Refuse a step in which a group has too many or too few blocks for a request.  Raises: PlanNotApplied."""
             computed = num_computed_tokens(output)
             managers = self.kv_cache_manager.coordinator.single_type_managers
-            groups = [manager for manager in managers if type(manager) is KVGroupManager]
+            groups = [manager for manager in managers if isinstance(manager, KVGroupManager)]
             for request_id, tokens in output.num_scheduled_tokens.items():
                 for group in groups:
-                    layer, size = group.kv_cache_spec.first_layer, group.kv_cache_spec.block_size
-                    kv_len = self.request_states[request_id].kv_len(layer, computed[request_id] + tokens)
-                    if (blocks := len(group.req_to_blocks[request_id])) != ceil(kv_len / size):
-                        raise not_applied(
-                            f"layer {layer} has {blocks} blocks of {size} for a request of {kv_len} tokens"
-                        )
+                    expected = group.num_blocks(request_id, computed[request_id] + tokens)
+                    if (blocks := len(group.req_to_blocks[request_id])) != expected:
+                        layer = group.kv_cache_spec.first_layer
+                        raise not_applied(f"layer {layer} has {blocks} blocks for a request, and by the plan {expected}")
 
         def _free_blocks(self, request: Any) -> None:
             super()._free_blocks(request)

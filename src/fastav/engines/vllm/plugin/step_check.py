@@ -38,18 +38,17 @@ NO_CALL = AttentionCall(num_queries=0, num_actual_tokens=0, max_query_len=0, max
 class StepRecord:
     """What the decoder's layers were given in one step.
 
-    calls: of each layer's attention. num_slots: of each layer, how many cache slots were to be written.
+    calls: of each layer's attention. num_slots: of each layer, how many cache slots each call was to write.
     """
 
     def __init__(self, depth: int) -> None:
         self.calls: list[list[AttentionCall]] = [[] for _ in range(depth)]
-        self.num_slots = [0] * depth
+        self.num_slots: list[list[int]] = [[] for _ in range(depth)]
 
     def clear(self) -> None:
         """Begin a step."""
-        for calls in self.calls:
-            calls.clear()
-        self.num_slots = [0] * len(self.num_slots)
+        for one in (*self.calls, *self.num_slots):
+            one.clear()
 
     def attach(self, attention: Any, layer: int) -> None:
         """Record from now on what a layer's attention implementation is given.
@@ -77,7 +76,7 @@ class StepRecord:
         def recorded_update(
             module: Any, key: Tensor, value: Tensor, cache: Any, slots: Tensor, *args: Any, **kwargs: Any
         ) -> Any:
-            self.num_slots[layer] += len(slots)
+            self.num_slots[layer].append(len(slots))
             _require_tokens(len(slots), len(key), layer)
             return update(module, key, value, cache, slots, *args, **kwargs)
 
@@ -94,13 +93,15 @@ def _require_tokens(expected: int, tokens: int, layer: int) -> None:
 class ExpectedStep:
     """What the plan says of a step.
 
-    seq_lens: tokens of each request in each layer's cache after it. query_lens: those that the step runs. total: tokens
-    that it runs before any cut.
+    seq_lens: tokens of each request in each layer's cache after the batch has run. query_lens: those that the batch
+    runs. total: tokens that vLLM has scheduled. slices: of each layer, the tokens of every late slice that runs after
+    the batch, and the tokens of its request in the cache then.
     """
 
     seq_lens: Int[np.ndarray, "requests layers"]
     query_lens: Int[np.ndarray, "requests layers"]
     total: int
+    slices: Sequence[Sequence[tuple[int, int]]]
 
     @classmethod
     def of(
@@ -111,9 +112,18 @@ class ExpectedStep:
         num_computed: tokens of each that have run before. num_tokens: how many run now, before any cut.
         """
         before = np.stack([state.kv_lens(done) for state, done in zip(states, num_computed, strict=True)])
-        triples = zip(states, num_computed, num_tokens, strict=True)
+        triples = list(zip(states, num_computed, num_tokens, strict=True))
         after = np.stack([state.kv_lens(done + new) for state, done, new in triples])
-        return cls(seq_lens=after, query_lens=after - before, total=sum(num_tokens))
+        slices: list[list[tuple[int, int]]] = [[] for _ in range(after.shape[1])]
+        for row, (state, done, new) in enumerate(triples):
+            if (late := state.late) is None or not state.comes_in_chunks(done, new):
+                continue
+            after[row, late.held_layer :] = before[row, late.held_layer :]  # the batch runs none of these
+            for one in late.slices(done, new):
+                stage = late.stages[one.stage]
+                for layer in range(stage.first_layer, stage.end_layer):
+                    slices[layer].append((one.end - one.start, one.end))
+        return cls(seq_lens=after, query_lens=after - before, total=sum(num_tokens), slices=slices)
 
 
 def require_step(expected: ExpectedStep, record: StepRecord) -> None:
@@ -123,13 +133,17 @@ def require_step(expected: ExpectedStep, record: StepRecord) -> None:
     """
     tokens = expected.query_lens.sum(0)
     # a piece of a prompt may leave later layers without tokens
-    require_applied((tokens > 0).astype(int).tolist(), [len(calls) for calls in record.calls], "attention ran {} times")
-    calls = [calls[0] if calls else NO_CALL for calls in record.calls]
+    n_batches = (tokens > 0).astype(int)
+    n_calls = [int(n) + len(slices) for n, slices in zip(n_batches, expected.slices, strict=True)]
+    require_applied(n_calls, [len(calls) for calls in record.calls], "attention ran {} times")
+    require_applied(n_calls, [len(slots) for slots in record.num_slots], "cache was updated {} times")
+    calls = [calls[0] if n else NO_CALL for calls, n in zip(record.calls, n_batches, strict=True)]
+    slots = [slots[0] if n else 0 for slots, n in zip(record.num_slots, n_batches, strict=True)]
     seq_lens = np.where(expected.query_lens > 0, expected.seq_lens, 0)
     # padding may add rows to layers that run on every token
     queries, slots = (
         np.where(tokens < expected.total, counts, np.minimum(counts, tokens)).tolist()
-        for counts in ([call.num_queries for call in calls], record.num_slots)
+        for counts in ([call.num_queries for call in calls], slots)
     )
     for planned, recorded, what in (
         (tokens, [call.num_actual_tokens for call in calls], "attention metadata has {} tokens"),
@@ -145,3 +159,17 @@ def require_step(expected: ExpectedStep, record: StepRecord) -> None:
             raise not_applied(
                 f"layer {layer}'s cache holds {call.seq_lens} tokens of requests, and by the plan {planned}"
             )
+    _require_slices(expected, record, n_batches.tolist())
+
+
+def _require_slices(expected: ExpectedStep, record: StepRecord, n_batches: Sequence[int]) -> None:
+    """Compare what ran after the batch, whose order among requests is vLLM's.  n_batches: calls before, by layer."""
+    for layer, (slices, first) in enumerate(zip(expected.slices, n_batches, strict=True)):
+        planned = sorted((count, count, count, end, count) for count, end in slices)
+        calls = zip(record.calls[layer][first:], record.num_slots[layer][first:], strict=True)
+        recorded = sorted(
+            (call.num_queries, call.num_actual_tokens, call.max_query_len, call.max_seq_len, slots)
+            for call, slots in calls
+        )
+        if recorded != planned:
+            raise not_applied(f"layer {layer} ran late slices of {recorded}, and by the plan {planned}")

@@ -8,6 +8,7 @@ from typing import Any
 
 from fastav.engines.vllm import compat
 from fastav.engines.vllm.plugin.decoder import DecoderPruner, prune_decoder
+from fastav.engines.vllm.plugin.held_states import held_layer
 from fastav.engines.vllm.plugin.kv_cache import partition_kv_cache
 
 
@@ -21,7 +22,13 @@ class PruningWorker(compat.worker_class()):
         processes.
         """
         pruner, max_len = self.pruner, self.vllm_config.model_config.max_model_len
-        return partition_kv_cache(super().get_kv_cache_spec(), pruner.layer_names, pruner.plans.default, max_len)
+        specs = partition_kv_cache(
+            super().get_kv_cache_spec(), pruner.layer_names, pruner.plans.default, max_len, pruner.held_features
+        )
+        layers = self.vllm_config.compilation_config.static_forward_context
+        for name in specs.keys() - layers.keys():
+            layers[name] = pruner.held_layers[name] = held_layer(layers[pruner.layer_names[0]], specs[name])
+        return specs
 
     def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         """vLLM's step, checked against the plan.  Raises: PlanNotApplied, which ends the engine."""

@@ -1,0 +1,164 @@
+"""A prefill in chunks whose tokens are selected by scores: held states, sums of attention, and the late stages."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fastav.engines.vllm.plugin.held_states import BlockStore, HeldPages, StateStore, TensorStore
+from fastav.engines.vllm.plugin.late_schedule import LateSchedule, Slice
+from fastav.engines.vllm.plugin.tensor_parallel import TensorParallel
+from fastav.method import Signal
+from fastav.pruning.attention import attention_rows
+from fastav.pruning.state import WINDOW, PruningState
+
+
+class ChunkedPrefill:
+    """One running prefill in chunks.
+
+    A stage is a run of layers between two cuts; the layers before the first scored cut come before stage 0. Each
+    produces states of its tokens, chunk by chunk or slice by slice: the hidden states that enter the next cut, and keys
+    of the last layer if its method reads them or attention. The cut then selects among all of them.
+
+    late: the schedule. positions: of all tokens of the prompt, [tokens] or [axes, tokens].
+    """
+
+    def __init__(
+        self,
+        late: LateSchedule,
+        prefill: PruningState,
+        positions: Int[Tensor, "*axes tokens"],
+        pages: HeldPages,
+        ranks: TensorParallel,
+        total_kv_heads: int,
+    ) -> None:
+        self.late, self.positions = late, positions
+        self._prefill, self._pages, self._ranks, self._total_kv_heads = prefill, pages, ranks, total_kv_heads
+        self._prompt = BlockStore(pages, 0)
+        n_held = int(late.held_lens[-1])
+        self._buffer: StateStore | None = None
+        if late.buffer_len:
+            self._buffer = BlockStore(pages, -(-n_held // pages.block_size))
+        self._source: StateStore = self._prompt  # of the states that the current stage reads
+        self._indices = prefill.slots[0]  # of its tokens in the source
+        self._stage, self._count, self._done = -1, n_held, 0  # the stage, its tokens, and how many have run
+        self._keys: Tensor | None = None
+        self._sums: dict[Signal, Tensor] = {}
+
+    def enter_step(self, tables: Mapping[int, Int[Tensor, " blocks"]]) -> None:
+        """Begin a step.  tables: the request's blocks of every KV cache group that holds states."""
+        for store in (self._prompt, self._buffer):
+            if isinstance(store, BlockStore):
+                store.enter_step(tables)
+
+    # --- before a cut
+
+    def observe(
+        self,
+        signals: Collection[Signal],
+        query: Float[Tensor, "tokens heads head"],
+        key: Float[Tensor, "tokens kv_heads head"],
+        scaling: float | int,
+    ) -> None:
+        """Record what the next cut reads of a layer's attention.
+
+        query, key: of this rank's heads, of the next tokens.
+        """
+        self._keys = key.flatten(1)
+        lengths = {
+            Signal.LAST_QUERY: 1,
+            Signal.WINDOW: WINDOW,
+            Signal.TEXT_QUERIES: self._prefill.max_question_len,
+        }
+        n_queries = max((length for signal, length in lengths.items() if signal in signals), default=0)
+        first, shape = max(0, self._count - n_queries - self._done), (-1, *key.shape[1:])
+        if first >= len(key):
+            return
+        keys = torch.cat([self._written.keys(self._done).view(shape), key]) if self._done else key
+        q, k = (x.transpose(0, 1)[None] for x in (query, keys))
+        rows = attention_rows(q, k, None, None, scaling, first=first)[0]
+        for signal, weight in self._weights(signals).items():
+            if signal not in self._sums:
+                self._sums[signal] = torch.zeros(1, self._count, device=query.device)
+            self._sums[signal][0, : len(keys)] += weight[first:] @ rows
+
+    def _weights(self, signals: Collection[Signal]) -> dict[Signal, Float[Tensor, " tokens"]]:
+        """The weights of the next tokens' queries, for every signal of attention."""
+        assert self._keys is not None
+        places = torch.arange(self._done, self._done + len(self._keys), device=self._keys.device)
+        weights = dict[Signal, Tensor]()
+        if Signal.LAST_QUERY in signals:
+            weights[Signal.LAST_QUERY] = (places == self._count - 1).float()
+        if Signal.WINDOW in signals:
+            weights[Signal.WINDOW] = (places >= self._count - WINDOW).float()
+        if Signal.TEXT_QUERIES in signals:
+            weights[Signal.TEXT_QUERIES] = self._prefill.layout.question[0, self._prefill.slots[0, places]].float()
+        return weights
+
+    def hold(self, hidden: Float[Tensor, "tokens features"]) -> None:
+        """Store the states of the next tokens, which enter the next cut."""
+        self._written.write(self._done, hidden, self._keys)
+        self._done += len(hidden)
+        self._keys = None
+
+    @property
+    def _written(self) -> StateStore:
+        """Where the current stage's states go."""
+        if self._stage < 0:
+            return self._prompt
+        assert self._buffer is not None
+        return self._buffer
+
+    # --- late stages
+
+    def begin(self, one: Slice) -> None:
+        """Make the cut of a slice's stage, if the slice is its first."""
+        if one.stage == self._stage:
+            return
+        assert self._done == self._count, "a cut before all of its tokens have come"
+        prefill, compiled = self._prefill, self._prefill.compiled
+        layer = self.late.stages[one.stage].first_layer
+        methods = [method for cut_layer, method in compiled.cuts if cut_layer == layer]
+        needs = frozenset[Signal]().union(*(method.needs for method in methods))
+        written = self._written
+        for signal, total in self._sums.items():
+            prefill.replace_signal(signal, self._ranks.mean(total / total.sum()))
+        if Signal.KEYS in needs:
+            keys = written.keys(self._count).view(self._count, -1, self._head_size)
+            prefill.keys = self._ranks.gather_heads(keys, self._total_kv_heads).transpose(0, 1)[None]
+        everything = torch.arange(self._count, device=prefill.slots.device)
+        merges = any(method.merges for method in methods)
+        if merges or Signal.HIDDEN_STATES in needs:
+            states = written.hidden(everything)[None]
+        else:
+            states = torch.empty(1, self._count, 0, device=prefill.slots.device)
+        before = prefill.slots[0]
+        states = prefill.cut(layer, states)[0]
+        self._source, self._indices = written, torch.searchsorted(before, prefill.slots[0])
+        self._stage, self._count, self._done, self._sums = one.stage, len(prefill.slots[0]), 0, {}
+        assert self._count == self.late.stages[one.stage].num_tokens
+        if self._buffer is None:
+            like = states if states.shape[1] else written.hidden(everything[:1])
+            self._buffer = TensorStore(self._count, like, self._pages.key_features)
+        if merges:
+            self._source, self._indices = self._buffer, everything[: self._count]
+            self._buffer.write(0, states, None)
+
+    @property
+    def _head_size(self) -> int:
+        text: Any = self._prefill.compiled.config
+        return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+
+    def states(self, one: Slice) -> Float[Tensor, "tokens features"]:
+        """The hidden states that enter a slice's stage."""
+        return self._source.hidden(self._indices[one.start : one.end])
+
+    def positions_of(self, one: Slice) -> Int[Tensor, "*axes tokens"]:
+        """The positions of a slice's tokens."""
+        return self.positions[..., self._prefill.slots[0, one.start : one.end]]
+
+    def signals(self, layer: int) -> frozenset[Signal]:
+        """The signals that the next cut reads of a layer's attention."""
+        return self._prefill.compiled.observed.get(layer, frozenset())

@@ -1,0 +1,163 @@
+"""Hidden states held between the steps of a prefill, in blocks of the KV cache or in a tensor."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fastav.engines.vllm import compat
+from fastav.errors import UnsupportedPlan
+
+
+@runtime_checkable
+class StateStore(Protocol):
+    """Hidden states of tokens that are numbered from 0, with the keys that score them."""
+
+    def write(
+        self, start: int, hidden: Float[Tensor, "tokens features"], keys: Float[Tensor, "tokens key_features"] | None
+    ) -> None:
+        """Store the states of tokens from `start` on; keys of None leave those that are stored."""
+        ...
+
+    def hidden(self, indices: Int[Tensor, " tokens"]) -> Float[Tensor, "tokens features"]:
+        """The hidden states of some tokens."""
+        ...
+
+    def keys(self, count: int) -> Float[Tensor, "count key_features"]:
+        """The keys of the first tokens."""
+        ...
+
+
+class TensorStore:
+    """States in memory of their own, for tokens that fit into one step."""
+
+    def __init__(self, count: int, like: Float[Tensor, "tokens features"], key_features: int) -> None:
+        self._hidden = like.new_empty(count, like.shape[1])
+        self._keys = like.new_empty(count, key_features)
+
+    def write(
+        self, start: int, hidden: Float[Tensor, "tokens features"], keys: Float[Tensor, "tokens key_features"] | None
+    ) -> None:
+        """Store states."""
+        self._hidden[start : start + len(hidden)] = hidden
+        if keys is not None:
+            self._keys[start : start + len(keys)] = keys
+
+    def hidden(self, indices: Int[Tensor, " tokens"]) -> Float[Tensor, "tokens features"]:
+        """The hidden states of some tokens."""
+        return self._hidden[indices]
+
+    def keys(self, count: int) -> Float[Tensor, "count key_features"]:
+        """The keys of the first tokens."""
+        return self._keys[:count]
+
+
+class Page(NamedTuple):
+    """The cache of one held layer.  group: its KV cache group. states: a view of its memory."""
+
+    group: int
+    states: Float[Tensor, "blocks block_size features"]
+
+
+class HeldPages:
+    """The memory of the KV cache groups that hold states: every token's record is spread over the pages of its blocks.
+
+    caches: of each held layer, its group and its cache. block_size: tokens of a block. key_features: of a token's keys in
+    one layer. like: as wide as hidden states, and of their dtype.
+    Raises: UnsupportedPlan for a layout of the cache in which a block is in several places.
+    """
+
+    def __init__(
+        self, caches: Sequence[tuple[int, Tensor]], *, block_size: int, key_features: int, like: Tensor
+    ) -> None:
+        self.block_size, self.hidden_size, self.key_features = block_size, len(like), key_features
+        self.pages = [Page(group, _blocks(cache, block_size, like.dtype)) for group, cache in caches]
+        assert sum(page.states.shape[2] for page in self.pages) >= len(like) + key_features, "states fit in no block"
+
+
+def _blocks(cache: Tensor, block_size: int, dtype: torch.dtype) -> Tensor:
+    """The memory of a layer's cache as [blocks, tokens, features], whatever the backend stores there."""
+    order = sorted(range(1, cache.ndim), key=cache.stride, reverse=True)
+    try:
+        flat = cache.permute(0, *order).view(cache.shape[0], -1)
+    except RuntimeError:
+        raise UnsupportedPlan(
+            "this layout of the KV cache has the memory of a block in several places, so that blocks cannot hold "
+            "hidden states",
+            "--no-enable-chunked-prefill --no-enable-prefix-caching, or VLLM_KV_CACHE_LAYOUT=LBNHC",
+        ) from None
+    return flat.view(torch.uint8).view(dtype).view(cache.shape[0], block_size, -1)
+
+
+class BlockStore:
+    """States of one request in blocks of the KV cache.
+
+    pages: where. first_block: index among the request's blocks of the first that this store has.
+    """
+
+    def __init__(self, pages: HeldPages, first_block: int) -> None:
+        self._pages, self._first = pages, first_block
+        self._tables: Mapping[int, Tensor] = {}
+
+    def enter_step(self, tables: Mapping[int, Int[Tensor, " blocks"]]) -> None:
+        """Continue with the request's blocks, by KV cache group; later steps may have more of them."""
+        self._tables = tables
+
+    def write(
+        self, start: int, hidden: Float[Tensor, "tokens features"], keys: Float[Tensor, "tokens key_features"] | None
+    ) -> None:
+        """Store states."""
+        record = hidden if keys is None else torch.cat([hidden, keys], 1)
+        self._scatter(torch.arange(start, start + len(hidden), device=hidden.device), record)
+
+    def hidden(self, indices: Int[Tensor, " tokens"]) -> Float[Tensor, "tokens features"]:
+        """The hidden states of some tokens."""
+        return self._gather(indices, 0, self._pages.hidden_size)
+
+    def keys(self, count: int) -> Float[Tensor, "count key_features"]:
+        """The keys of the first tokens."""
+        indices = torch.arange(count, device=next(iter(self._tables.values())).device)
+        return self._gather(indices, self._pages.hidden_size, self._pages.hidden_size + self._pages.key_features)
+
+    def _scatter(self, indices: Tensor, record: Tensor) -> None:
+        column = 0
+        for page in self._pages.pages:
+            if column >= record.shape[1]:
+                return
+            part = record[:, column : column + page.states.shape[2]]
+            page.states[*self._places(page, indices), : part.shape[1]] = part
+            column += page.states.shape[2]
+
+    def _gather(self, indices: Tensor, first: int, end: int) -> Tensor:
+        parts, column = list[Tensor](), 0
+        for page in self._pages.pages:
+            width = page.states.shape[2]
+            if column < end and column + width > first:
+                parts.append(page.states[self._places(page, indices)][:, max(0, first - column) : end - column])
+            column += width
+        return torch.cat(parts, 1)
+
+    def _places(self, page: Page, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Blocks and places in them of some tokens."""
+        size = self._pages.block_size
+        return self._tables[page.group][self._first + indices // size].long(), indices % size
+
+
+def held_layer(attention: Any, spec: Any) -> Any:
+    """A layer for vLLM's KV cache that attends to nothing: its blocks hold states.
+
+    attention: a layer of the decoder, whose backend says how the cache is laid out.
+    """
+
+    class HeldLayer(compat.AttentionLayerBase):
+        num_heads, impl = attention.num_heads, attention.impl
+
+        def get_attn_backend(self) -> Any:
+            return attention.get_attn_backend()
+
+        def get_kv_cache_spec(self, vllm_config: Any) -> Any:
+            return spec
+
+    return HeldLayer()
