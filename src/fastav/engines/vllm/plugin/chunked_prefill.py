@@ -1,13 +1,13 @@
 """A prefill in chunks whose tokens are selected by scores: held states, sums of attention, and the late stages."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fastav.engines.vllm.plugin.held_states import BlockStore, HeldPages, StateStore, TensorStore
+from fastav.engines.vllm.plugin.held_states import BlockStore, StateStore, TensorStore
 from fastav.engines.vllm.plugin.late_schedule import LateSchedule, Slice
 from fastav.engines.vllm.plugin.tensor_parallel import TensorParallel
 from fastav.method import Signal
@@ -22,7 +22,8 @@ class ChunkedPrefill:
     produces states of its tokens, chunk by chunk or slice by slice: the hidden states that enter the next cut, and keys
     of the last layer if its method reads them or attention. The cut then selects among all of them.
 
-    late: the schedule. positions: of all tokens of the prompt, [tokens] or [axes, tokens].
+    late: the schedule. positions: of all tokens of the prompt, [tokens] or [axes, tokens]. prompt: where the states that
+    enter the held layer are. buffer: where those of later stages are, if they outlast a step.
     """
 
     def __init__(
@@ -30,28 +31,28 @@ class ChunkedPrefill:
         late: LateSchedule,
         prefill: PruningState,
         positions: Int[Tensor, "*axes tokens"],
-        pages: HeldPages,
+        prompt: BlockStore,
+        buffer: BlockStore,
         ranks: TensorParallel,
         total_kv_heads: int,
     ) -> None:
+        nothing = torch.empty(1, prefill.length, 0, device=prefill.slots.device)
+        for layer in prefill.compiled.cut_layers:
+            if layer < late.held_layer:  # by the layout alone
+                nothing = prefill.cut(layer, nothing)
         self.late, self.positions = late, positions
-        self._prefill, self._pages, self._ranks, self._total_kv_heads = prefill, pages, ranks, total_kv_heads
-        self._prompt = BlockStore(pages, 0)
-        n_held = int(late.held_lens[-1])
-        self._buffer: StateStore | None = None
-        if late.buffer_len:
-            self._buffer = BlockStore(pages, -(-n_held // pages.block_size))
-        self._source: StateStore = self._prompt  # of the states that the current stage reads
+        self._prefill, self._ranks, self._total_kv_heads = prefill, ranks, total_kv_heads
+        self._prompt = prompt
+        self._buffer: StateStore | None = buffer if late.buffer_len else None
+        self._source: StateStore = prompt  # of the states that the current stage reads
         self._indices = prefill.slots[0]  # of its tokens in the source
-        self._stage, self._count, self._done = -1, n_held, 0  # the stage, its tokens, and how many have run
+        self._stage, self._count, self._done = (
+            -1,
+            int(late.held_lens[-1]),
+            0,
+        )  # the stage, its tokens, and how many have run
         self._keys: Tensor | None = None
         self._sums: dict[Signal, Tensor] = {}
-
-    def enter_step(self, tables: Mapping[int, Int[Tensor, " blocks"]]) -> None:
-        """Begin a step.  tables: the request's blocks of every KV cache group that holds states."""
-        for store in (self._prompt, self._buffer):
-            if isinstance(store, BlockStore):
-                store.enter_step(tables)
 
     # --- before a cut
 
@@ -140,8 +141,7 @@ class ChunkedPrefill:
         self._stage, self._count, self._done, self._sums = one.stage, len(prefill.slots[0]), 0, {}
         assert self._count == self.late.stages[one.stage].num_tokens
         if self._buffer is None:
-            like = states if states.shape[1] else written.hidden(everything[:1])
-            self._buffer = TensorStore(self._count, like, self._pages.key_features)
+            self._buffer = TensorStore(self._count, written.hidden(everything[:1]), written.keys(1).shape[1])
         if merges:
             self._source, self._indices = self._buffer, everything[: self._count]
             self._buffer.write(0, states, None)

@@ -13,7 +13,7 @@ from fastav.engines.vllm import compat
 from fastav.engines.vllm.plugin.attention_metadata import PackedMetadata
 from fastav.engines.vllm.plugin.batches import Batches
 from fastav.engines.vllm.plugin.chunked_prefill import ChunkedPrefill
-from fastav.engines.vllm.plugin.held_states import HeldPages
+from fastav.engines.vllm.plugin.held_states import BlockStore, HeldPages
 from fastav.engines.vllm.plugin.late_schedule import Slice
 from fastav.engines.vllm.plugin.packed_batch import BatchRow, PackedBatch, geometry
 from fastav.engines.vllm.plugin.request_state import PlanCache, RequestState
@@ -78,7 +78,7 @@ class DecoderPruner:
         self.batches: Batches = BatchesV1(runner, self)
         self.request_states: dict[str, RequestState] = {}
         self.held_layers: dict[str, Any] = {}
-        self._chunked: dict[str, ChunkedPrefill] = {}
+        self._chunked: dict[str, tuple[ChunkedPrefill, tuple[BlockStore, BlockStore]]] = {}
         self.ranks = TensorParallel(compat.get_tp_group())
         self.layer_names = [layer.self_attn.attn.layer_name for layer in decoder.layers]
         for backend in {layer.self_attn.attn.attn_backend.get_name() for layer in decoder.layers}:
@@ -146,7 +146,10 @@ class DecoderPruner:
         for index, layer in enumerate(self.decoder.layers):
             if index in cut_layers:
                 hidden = hidden if residual is None else hidden + residual
-                hidden, residual = batch.cut(index, hidden if remaining is not None else hidden[: batch.num_tokens]), None
+                hidden, residual = (
+                    batch.cut(index, hidden if remaining is not None else hidden[: batch.num_tokens]),
+                    None,
+                )
                 remaining = batch.remaining()
                 if not len(remaining):
                     return out  # a piece of a prompt of which no token remains
@@ -207,17 +210,20 @@ class DecoderPruner:
         assert state.late is not None
         assert state.prefill is not None
         if request_id not in self._chunked:
-            self._chunked[request_id] = ChunkedPrefill(
+            prompt, buffer = (BlockStore(pages) for pages in self._held_pages)
+            chunks = ChunkedPrefill(
                 state.late,
                 state.prefill,
                 self.batches.prompt_positions(request_id),
-                self.held_pages,
+                prompt,
+                buffer,
                 self.ranks,
                 self.decoder.layers[0].self_attn.total_num_kv_heads,
             )
-        chunks = self._chunked[request_id]
-        groups = {page.group for page in self.held_pages.pages}
-        chunks.enter_step({group: self.batches.block_table(group)[index] for group in groups})
+            self._chunked[request_id] = chunks, (prompt, buffer)
+        chunks, stores = self._chunked[request_id]
+        for store, pages in zip(stores, self._held_pages, strict=True):
+            store.enter_step({group: self.batches.block_table(group)[index] for group in pages.groups})
         return BatchRow(state, num_computed, num_tokens, chunks)
 
     @property
@@ -227,18 +233,23 @@ class DecoderPruner:
         return len(self.decoder.norm.weight) + attention.num_kv_heads * attention.head_dim
 
     @cached_property
-    def held_pages(self) -> HeldPages:
-        """The memory for held states, in the order of its layers."""
+    def _held_pages(self) -> tuple[HeldPages, HeldPages]:
+        """The memory for states that enter the held layer, and for those between late steps."""
         attention, groups = self.decoder.layers[0].self_attn, self.batches.kv_groups()
-        caches = [
-            (group, self.held_layers[name].kv_cache) for group, names in enumerate(groups) for name in names if name in self.held_layers
-        ]
-        return HeldPages(
-            caches,
-            block_size=self.batches.block_size(caches[0][0]),
-            key_features=attention.num_kv_heads * attention.head_dim,
-            like=self.decoder.norm.weight,
-        )
+
+        def pages(*, is_buffer: bool) -> HeldPages:
+            layers = {name: layer for name, layer in self.held_layers.items() if layer.spec.is_buffer is is_buffer}
+            caches = [
+                (group, layers[name].kv_cache) for group, names in enumerate(groups) for name in names if name in layers
+            ]
+            return HeldPages(
+                caches,
+                block_size=self.batches.block_size(caches[0][0]),
+                key_features=attention.num_kv_heads * attention.head_dim,
+                like=self.decoder.norm.weight,
+            )
+
+        return pages(is_buffer=False), pages(is_buffer=True)
 
     def start_request(self, request_id: str, request: Any) -> None:
         """A request begins, or begins again after it was preempted; as `Batches` tells it."""
@@ -306,4 +317,6 @@ class DecoderPruner:
 def _by_head(attention: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """A layer's queries and keys, [tokens, heads, head], from what its attention is given."""
     query, key = inputs[:2]
-    return query.view(-1, attention.num_heads, attention.head_dim), key.view(-1, attention.num_kv_heads, attention.head_dim)
+    return query.view(-1, attention.num_heads, attention.head_dim), key.view(
+        -1, attention.num_kv_heads, attention.head_dim
+    )

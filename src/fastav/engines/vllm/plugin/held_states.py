@@ -62,7 +62,7 @@ class Page(NamedTuple):
 
 
 class HeldPages:
-    """The memory of the KV cache groups that hold states: every token's record is spread over the pages of its blocks.
+    """The memory of KV cache groups that hold states: every token's record is spread over the pages of its blocks.
 
     caches: of each held layer, its group and its cache. block_size: tokens of a block. key_features: of a token's keys in
     one layer. like: as wide as hidden states, and of their dtype.
@@ -74,6 +74,7 @@ class HeldPages:
     ) -> None:
         self.block_size, self.hidden_size, self.key_features = block_size, len(like), key_features
         self.pages = [Page(group, _blocks(cache, block_size, like.dtype)) for group, cache in caches]
+        self.groups = {page.group for page in self.pages}
         assert sum(page.states.shape[2] for page in self.pages) >= len(like) + key_features, "states fit in no block"
 
 
@@ -92,17 +93,14 @@ def _blocks(cache: Tensor, block_size: int, dtype: torch.dtype) -> Tensor:
 
 
 class BlockStore:
-    """States of one request in blocks of the KV cache.
+    """States of one request in blocks of the KV cache.  pages: where."""
 
-    pages: where. first_block: index among the request's blocks of the first that this store has.
-    """
-
-    def __init__(self, pages: HeldPages, first_block: int) -> None:
-        self._pages, self._first = pages, first_block
+    def __init__(self, pages: HeldPages) -> None:
+        self._pages = pages
         self._tables: Mapping[int, Tensor] = {}
 
     def enter_step(self, tables: Mapping[int, Int[Tensor, " blocks"]]) -> None:
-        """Continue with the request's blocks, by KV cache group; later steps may have more of them."""
+        """Continue with the request's blocks, by KV cache group: later steps may have more of them."""
         self._tables = tables
 
     def write(
@@ -142,22 +140,22 @@ class BlockStore:
     def _places(self, page: Page, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Blocks and places in them of some tokens."""
         size = self._pages.block_size
-        return self._tables[page.group][self._first + indices // size].long(), indices % size
+        return self._tables[page.group][indices // size].long(), indices % size
 
 
-def held_layer(attention: Any, spec: Any) -> Any:
+def held_layer(attention: Any, held_spec: Any) -> Any:
     """A layer for vLLM's KV cache that attends to nothing: its blocks hold states.
 
     attention: a layer of the decoder, whose backend says how the cache is laid out.
     """
 
     class HeldLayer(compat.AttentionLayerBase):
-        num_heads, impl = attention.num_heads, attention.impl
+        num_heads, impl, spec = attention.num_heads, attention.impl, held_spec
 
         def get_attn_backend(self) -> Any:
             return attention.get_attn_backend()
 
         def get_kv_cache_spec(self, vllm_config: Any) -> Any:
-            return spec
+            return held_spec
 
     return HeldLayer()

@@ -5,7 +5,7 @@ block table of their own, and the plan says before a prompt runs how many tokens
 many layers, so that they share one pool of blocks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import ceil
 from typing import Any
@@ -33,7 +33,12 @@ class KVGroupSpec(FullAttentionSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class HeldSpec(KVGroupSpec):
-    """The cache of one layer that holds states, which has the memory of a layer's keys and values."""
+    """The cache of one layer that holds states, which has the memory of a layer's keys and values.
+
+    is_buffer: whether these are the states between late steps, and not those that enter the held layer.
+    """
+
+    is_buffer: bool
 
 
 class KVGroupManager(FullAttentionManager):
@@ -57,18 +62,27 @@ class KVGroupManager(FullAttentionManager):
 
     def num_blocks(self, request_id: str, num_tokens: int) -> int:
         """The number of blocks that a request has for the first `num_tokens` of prompt and answer."""
-        return ceil(self.request_states[request_id].kv_len(self.kv_cache_spec.first_layer, num_tokens) / self.block_size)
+        return ceil(
+            self.request_states[request_id].kv_len(self.kv_cache_spec.first_layer, num_tokens) / self.block_size
+        )
 
 
 class HeldManager(KVGroupManager):
-    """Allocates blocks for held states, and frees them when the prompt has run."""
+    """Allocates blocks for held states, and frees them when the prompt has run.
+
+    at_once: ids of requests whose prompts run in one step; the scheduler's own.
+    """
+
+    at_once: Collection[str] = ()
 
     def num_blocks(self, request_id: str, num_tokens: int) -> int:
         """The number of blocks for states; none if the prompt runs at once."""
         late = self.request_states[request_id].late
-        if late is None or (num_tokens >= late.prompt_len and not self.req_to_blocks.get(request_id)):
+        if late is None or num_tokens > late.prompt_len or request_id in self.at_once:
             return 0
-        return late.num_held_blocks(num_tokens, self.block_size)
+        if self.kv_cache_spec.is_buffer:
+            return late.num_buffer_blocks(num_tokens, self.block_size)
+        return late.num_prompt_blocks(num_tokens, self.block_size)
 
     def remove_skipped_blocks(
         self, request_id: str, processed_computed_tokens: int, num_prompt_tokens: int | None = None
@@ -110,10 +124,14 @@ def partition_kv_cache(
 
 
 def _held_specs(spec: KVGroupSpec, depth: int, n_groups: int, held_features: int) -> dict[str, HeldSpec]:
-    """The specs of as many layers as hold the states of a token, in whole groups.  spec: of a layer of the decoder."""
+    """The specs of as many layers as hold the states of a token, in whole groups, twice.
+
+    spec: of a layer of the decoder.
+    """
     common = {field.name: getattr(spec, field.name) for field in fields(FullAttentionSpec) if field.init}
     features = spec.page_size_bytes // (spec.block_size * spec.dtype.itemsize)
     group_size = depth // n_groups
     count = ceil(held_features / (features * group_size)) * group_size
-    held = HeldSpec(**common, first_layer=depth)
-    return {f"fastav.held.{depth + index}": held for index in range(count)}  # vLLM reads a layer's number in its name
+    held = [HeldSpec(**common, first_layer=depth, is_buffer=is_buffer) for is_buffer in (False, True)]
+    # vLLM reads a layer's number in its name
+    return {f"fastav.held.{depth + index}": held[index // count] for index in range(2 * count)}

@@ -154,15 +154,10 @@ class LateSchedule:
         """Tokens whose states are held between late steps."""
         return self.stages[0].num_tokens if len(self.steps) > 1 else 0
 
-    def num_held_blocks(self, num_computed: int, block_size: int) -> int:
-        """Blocks for held states in a step at whose end vLLM counts `num_computed`.
+    def num_prompt_blocks(self, num_computed: int, block_size: int) -> int:
+        """Blocks for what enters the held layer, in a step at whose end vLLM counts `num_computed`, within the prompt."""
+        return max(1, -(-int(self.held_lens[self.num_early(num_computed)]) // block_size))
 
-        What enters the held layer has its blocks, then what is held between late steps. Both are freed once the prompt
-        has run.
-        """
-        if num_computed > self.prompt_len:
-            return 0
-        held = max(1, -(-int(self.held_lens[self.num_early(num_computed)]) // block_size))
-        if num_computed <= self.first_withheld or not self.buffer_len:
-            return held
-        return held + -(-self.buffer_len // block_size)
+    def num_buffer_blocks(self, num_computed: int, block_size: int) -> int:
+        """Blocks for what is held between late steps, in such a step."""
+        return -(-self.buffer_len // block_size) if num_computed > self.first_withheld else 0

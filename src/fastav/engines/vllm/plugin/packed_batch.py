@@ -100,7 +100,7 @@ class BatchRow:
                 self.chunks.hold(hidden)
                 self.remaining = self.remaining[:0]
             return hidden[:0]
-        if layer >= len(self.state.keep_masks):
+        if self.chunks is None and self.state.prefill is not None:
             return self._cut_by_scores(layer, hidden)
         assert isinstance(self.remaining, np.ndarray)
         positions = self.num_computed + self.remaining

@@ -28,12 +28,13 @@ def _pruning_scheduler(base: Any) -> type:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self.request_states: dict[str, RequestState] = {}
+            self._at_once: set[str] = set()
             self._plans = plan_cache(self.vllm_config)
             self._token_budget, self._late_is_free = self.max_num_scheduled_tokens, False
             self.need_mamba_block_aligned_split |= self._plans.chunking is not None
             managers = self.kv_cache_manager.coordinator.single_type_managers
             for manager in managers:
-                manager.request_states = self.request_states
+                manager.request_states, manager.at_once = self.request_states, self._at_once
             example = example_layout(self._plans.default, self.max_model_len)
             specs = [manager.kv_cache_spec for manager in managers if not isinstance(manager, HeldManager)]
             _log_capacity(self._plans.default, example, specs, self.kv_cache_manager.block_pool.get_num_free_blocks())
@@ -61,7 +62,10 @@ def _pruning_scheduler(base: Any) -> type:
         def _may_run_late(self, request: Any) -> bool:
             """Whether a prompt may come to its late steps in the next step."""
             late = self.request_states[request.request_id].late
-            return late is not None and late.first_withheld - self._token_budget < request.num_computed_tokens < late.prompt_len
+            return (
+                late is not None
+                and late.first_withheld - self._token_budget < request.num_computed_tokens < late.prompt_len
+            )
 
         def _mamba_block_aligned_split(
             self, request: Any, num_new_tokens: int, num_local: int = 0, num_external: int = 0
@@ -72,7 +76,11 @@ def _pruning_scheduler(base: Any) -> type:
             """
             state = self.request_states[request.request_id]
             computed = request.num_computed_tokens + num_local + num_external
-            if state.late is None or not state.comes_in_chunks(computed, num_new_tokens):
+            if state.late is None or computed >= state.prompt_len:
+                return num_new_tokens
+            self._at_once.discard(request.request_id)
+            if not state.comes_in_chunks(computed, num_new_tokens):
+                self._at_once.add(request.request_id)
                 return num_new_tokens
             limited = state.late.limit(computed, num_new_tokens, late=self._late_is_free)
             if computed + limited > state.late.first_withheld:
@@ -89,10 +97,13 @@ def _pruning_scheduler(base: Any) -> type:
                     expected = group.num_blocks(request_id, computed[request_id] + tokens)
                     if (blocks := len(group.req_to_blocks[request_id])) != expected:
                         layer = group.kv_cache_spec.first_layer
-                        raise not_applied(f"layer {layer} has {blocks} blocks for a request, and by the plan {expected}")
+                        raise not_applied(
+                            f"layer {layer} has {blocks} blocks for a request, and by the plan {expected}"
+                        )
 
         def _free_blocks(self, request: Any) -> None:
             super()._free_blocks(request)
+            self._at_once.discard(request.request_id)
             del self.request_states[request.request_id]
 
     return PruningScheduler
