@@ -20,6 +20,7 @@ _V0_32 = {
     "VLLMClientError": "vllm.exceptions",
     "VLLMValidationError": "vllm.exceptions",
     "AdapterLogitsProcessor": "vllm.v1.sample.logits_processor",
+    "LogitsProcessor": "vllm.v1.worker.gpu.sample.logits_processor",
     "MULTIMODAL_REGISTRY": "vllm.multimodal",
     "MultiModalDataParser": "vllm.multimodal.parse",
     "MultiModalFieldConfig": "vllm.multimodal.inputs",
@@ -39,7 +40,7 @@ _V0_32 = {
     "VllmConfig": "vllm.config",
     "MODELS_CONFIG_MAP": "vllm.model_executor.models.config",
     "current_platform": "vllm.platforms",
-    "VLLM_USE_BREAKABLE_CUDAGRAPH": "vllm.envs",
+    "is_breakable_cudagraph_enabled": "vllm.compilation.breakable_cudagraph",
     "init_logger": "vllm.logger",
     "cleanup_dist_env_and_memory": "vllm.distributed",
     "get_tp_group": "vllm.distributed",
@@ -62,9 +63,11 @@ _V0_32 = {
     "KVCacheSpec": "vllm.v1.kv_cache_interface",
     "KVCacheSpecRegistry": "vllm.v1.kv_cache_spec_registry",
     # internal: workers and attention
+    "AttentionGroup": "vllm.v1.worker.utils",
     "CPUWorker": "vllm.v1.worker.cpu_worker",
     "Worker": "vllm.v1.worker.gpu_worker",
     "CommonAttentionMetadata": "vllm.v1.attention.backend",
+    "DefaultModelState": "vllm.v1.worker.gpu.model_states.default",
     "get_forward_context": "vllm.forward_context",
     "override_forward_context": "vllm.forward_context",
 }

@@ -91,11 +91,10 @@ class PlanRuntime:
         """
         layout, prompt_kv_lens = self.count(inputs)
         if min(prompt_kv_lens) == len(layout):
-            keep_masks = (np.ones(len(layout), bool),) * self.depth
-        else:
-            keep_masks = self._keep_masks(layout) if self.pruning.compiled.layout_only else None
-            if keep_masks is not None:
-                require_applied(prompt_kv_lens, [int(mask.sum()) for mask in keep_masks], "cache is to hold {} tokens")
+            return self.unpruned_state(len(layout))
+        keep_masks = self._keep_masks(layout) if self.pruning.compiled.layout_only else None
+        if keep_masks is not None:
+            require_applied(prompt_kv_lens, [int(mask.sum()) for mask in keep_masks], "cache is to hold {} tokens")
         prefill = None
         if keep_masks is None and device is not None:
             prefill = self._prefill(layout, device, broadcast_indices)
@@ -105,6 +104,15 @@ class PlanRuntime:
             prompt_kv_lens=prompt_kv_lens,
             keep_masks=keep_masks,
             prefill=prefill,
+        )
+
+    def unpruned_state(self, prompt_len: int) -> RequestState:
+        """The state of a request of which every layer keeps the whole prompt, whatever the plan says."""
+        return RequestState(
+            runtime=self,
+            prompt_len=prompt_len,
+            prompt_kv_lens=(prompt_len,) * self.depth,
+            keep_masks=(np.ones(prompt_len, bool),) * self.depth,
         )
 
     def count(self, inputs: Mapping[str, Any]) -> tuple[Layout, tuple[int, ...]]:
