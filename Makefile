@@ -11,7 +11,7 @@ RIVALS := $(foreach share,$(SHARES),$(addsuffix @$(share),fastv pyramiddrop dart
 	random strided keep-first snapkv tova)) vtw omnidrop omnizip
 CONTEST := fastv pyramiddrop dycoke@0.25 random@0.5
 
-.PHONY: help setup serve demo test test-slow test-browser parity-cpus compat hf-suite media-compat docs dist-test wheel-test vllm-test vllm-test-slow bench-load check format tables leaderboard bench bench-prepare bench-batches bench-rollout bench-serve train-tiny gpu \
+.PHONY: help setup serve demo test test-slow test-browser parity-cpus compat hf-suite media-compat docs dist-test wheel-test vllm-test vllm-test-v2 vllm-test-slow bench-load check format tables leaderboard bench bench-prepare bench-batches bench-rollout bench-serve train-tiny gpu \
 	gpu-videollama gpu-salmonn gpu-omni gpu-scaling gpu-rollout clean
 
 help:  ## this list
@@ -108,6 +108,9 @@ PYTEST_VLLM := PYTHONPATH=tests/vllm/site OMP_NUM_THREADS=1 $(VLLM)/bin/python -
 
 vllm-test: $(VLLM)/.ready  ## the tests of pruning inside vLLM, on a CPU; builds .vllm the first time
 	$(PYTEST_VLLM) -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile
+
+vllm-test-v2: $(VLLM)/.ready  ## the same tests with vLLM's model runner V2, its default on a GPU, whose Triton kernels are interpreted
+	VLLM_USE_V2_MODEL_RUNNER=1 $(PYTEST_VLLM) -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile
 
 vllm-test-slow: $(VLLM)/.ready  ## those of them that take minutes: the load benchmark from end to end, a second leak hunt
 	$(PYTEST_VLLM) -m slow

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from importlib.metadata import requires
 
 import pytest
-from harness import RATE, TOLERANCE, Question, agree, ask, difference, generated, plan_of, sampling, sound
+from harness import RATE, RUNNER, TOLERANCE, Question, agree, ask, difference, generated, plan_of, sampling, sound
 from test_vllm_exact import GLOBAL, QUESTIONS
 from vllm.exceptions import VLLMValidationError
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP
@@ -195,6 +195,7 @@ def server(folder, plan, log, *more):
     with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out, env=env) as process:
         try:
             wait_for(url := f"http://127.0.0.1:{port}", process, log)
+            assert ("Using V2 Model Runner" in log.read_text()) == (RUNNER == "V2")
             yield url
         finally:
             process.terminate()

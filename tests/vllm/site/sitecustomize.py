@@ -35,9 +35,9 @@ if BESIDE.is_dir():
 class InterpretedTriton(MetaPathFinder):
     """Lets vLLM's model runner V2, which needs Triton, run on a CPU: its kernels are interpreted.
 
-    The registry's Triton has no backend for CPUs, and vLLM looks for one. The interpreter takes integers for masks no
-    more than a GPU does, but vLLM's grammar kernel gives it some. And it cannot run vLLM's kernel of top-k sampling, for
-    which vLLM has a version in PyTorch.
+    The registry's Triton has no backend for CPUs, and vLLM looks for one. The interpreter refuses integers as masks,
+    which vLLM's kernel of grammars has. And it cannot run vLLM's kernel of top-k sampling, for which vLLM also has
+    code in PyTorch.
     """
 
     def __init__(self) -> None:
