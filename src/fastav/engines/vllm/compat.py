@@ -2,8 +2,7 @@
 
 Other modules take these names from here. A name is imported when it is first read, so that a process loads no part of
 vLLM that it does not need, and this module itself can be imported without vLLM. To support another version, add its
-table to `INTERNALS`, and its number to the extra `vllm` in pyproject.toml; `tests/vllm/test_vllm_compat.py` says which
-names have moved.
+table to `INTERNALS`; `tests/vllm/test_vllm_compat.py` says which names have moved. A patch release is another version.
 """
 
 from collections.abc import Mapping
@@ -71,8 +70,13 @@ _V0_32 = {
     "get_forward_context": "vllm.forward_context",
     "override_forward_context": "vllm.forward_context",
 }
-INTERNALS: Mapping[str, Mapping[str, str]] = {"0.32.0": _V0_32}  # by tested version: the module of each name
+_V0_33 = {**_V0_32}  # none has moved
+INTERNALS: Mapping[str, Mapping[str, str]] = {  # by tested version: the module of each name
+    "0.32.0": _V0_32,
+    "0.33.0": _V0_33,
+}
 VERSIONS = tuple(INTERNALS)
+INSTALLED = VERSIONS[0]  # the version of the extra `vllm`, for which there is a build for CPUs
 
 DECODERS = frozenset(  # module and class of the decoders whose layers can be pruned
     {
@@ -123,7 +127,7 @@ def require_version() -> None:
     if not is_supported():
         raise FastAVError(
             f"fastav prunes inside vLLM {' or '.join(VERSIONS)}, this is {_full_version()}",
-            f"pip install vllm=={VERSIONS[-1]}",
+            f"pip install vllm=={INSTALLED}",
         )
 
 
