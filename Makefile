@@ -11,7 +11,7 @@ RIVALS := $(foreach share,$(SHARES),$(addsuffix @$(share),fastv pyramiddrop dart
 	random strided keep-first snapkv tova)) vtw omnidrop omnizip
 CONTEST := fastv pyramiddrop dycoke@0.25 random@0.5
 
-.PHONY: help setup serve demo test test-slow test-browser parity-cpus compat hf-suite media-compat docs dist-test wheel-test vllm-test vllm-test-slow bench-load check format tables leaderboard bench bench-prepare bench-batches bench-rollout bench-serve train-tiny gpu \
+.PHONY: help setup serve demo test test-slow test-browser parity-cpus compat hf-suite media-compat docs dist-test wheel-test vllm-test vllm-test-v2 vllm-test-33 vllm-test-slow bench-load check format tables leaderboard bench bench-prepare bench-batches bench-rollout bench-serve train-tiny gpu \
 	gpu-videollama gpu-salmonn gpu-omni gpu-scaling gpu-rollout clean
 
 help:  ## this list
@@ -109,6 +109,27 @@ PYTEST_VLLM := PYTHONPATH=tests/vllm/site OMP_NUM_THREADS=1 $(VLLM)/bin/python -
 vllm-test: $(VLLM)/.ready  ## the tests of pruning inside vLLM, on a CPU; builds .vllm the first time
 	$(PYTEST_VLLM) -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile
 
+vllm-test-v2: $(VLLM)/.ready  ## the same tests with vLLM's model runner V2, its default on a GPU, whose Triton kernels are interpreted
+	VLLM_USE_V2_MODEL_RUNNER=1 $(PYTEST_VLLM) -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile
+
+# A vLLM without a build for CPUs: its Python files over the compiled parts and the PyTorch of $(VLLM).
+VLLM_33 := .vllm-33
+
+$(VLLM_33)/.ready: $(VLLM)/.ready tests/vllm/mixture.py
+	rm -rf $(VLLM_33)
+	$(VLLM)/bin/pip download --quiet --disable-pip-version-check --no-deps --dest $(VLLM_33)/wheel "vllm==0.33.0"
+	$(VLLM)/bin/python tests/vllm/mixture.py $(VLLM_33)/wheel/*.whl $(VLLM_33)
+	rm -r $(VLLM_33)/wheel
+	@touch $(VLLM_33)/.ready
+
+ON_33 := compat runner exact memory took_effect qwen3 parallel serving models
+PYTEST_33 := FASTAV_VLLM=0.33.0 PYTHONPATH=$(VLLM_33):tests/vllm/site OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -W ignore \
+	-m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile $(ON_33:%=tests/vllm/test_vllm_%.py)
+
+vllm-test-33: $(VLLM_33)/.ready  ## most of these tests with the Python files of vLLM 0.33 and both runners; builds .vllm-33
+	$(PYTEST_33)
+	VLLM_USE_V2_MODEL_RUNNER=1 $(PYTEST_33)
+
 vllm-test-slow: $(VLLM)/.ready  ## those of them that take minutes: the load benchmark from end to end, a second leak hunt
 	$(PYTEST_VLLM) -m slow
 
@@ -178,4 +199,4 @@ gpu-rollout:
 	$(GPU) benchmarks.rollout --layer-up-to 32768 $(ON_GPU)
 
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) $(VLLM) $(TOOLS) $(HF_SUITE) site .compat .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VLLM) $(VLLM_33) $(TOOLS) $(HF_SUITE) site .compat .pytest_cache .ruff_cache .hypothesis .import_linter_cache

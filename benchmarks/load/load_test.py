@@ -110,10 +110,10 @@ class LoadTest:
         names = {sys.executable: "python", self.model.source: self.model.name}
         self.output(f"round {number + 1}, {one.name}: starting the server")
         log, start = self.folder / f"{one.name.replace('/', '-')}-{number}.log", time.perf_counter()
-        with serving(words, server_args.ENVIRONMENT, log, seconds=self.bounds.start) as server:
+        with serving(words, {}, log, seconds=self.bounds.start) as server:
             ready = time.perf_counter() - start
             command = [names.get(word, word) for word in words]
-            entry = {"environment": dict(server_args.ENVIRONMENT), "command": command, "start": []}
+            entry = {"command": command, "start": []}
             self.servers.setdefault(one.name, entry)["start"].append(ready)
             self._require_pruning(one, server)
             # a question of every kind, two at a time, so that caches are filled and kernels compiled

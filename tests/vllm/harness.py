@@ -1,6 +1,7 @@
 """The same questions, to vLLM and to the transformers engine, with the logits of every generated token."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from fastav.engines.transformers import prune
 from fastav.plan import Plan
 from fastav.registry import MODELS
 
+RUNNER = "V2" if os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1" else "V1"  # that these tests are for
 RATE, FPS = 16_000, 2.0
 LIKELY = 8  # tokens of which each step's probability is compared
 positions: dict[tuple[int, ...], tuple[torch.Tensor, int]] = {}  # that vLLM gave each prompt
@@ -222,6 +224,7 @@ class Engines:
         while len(self._open) >= self._limit:
             _shut(self._open.pop(next(iter(self._open))))
         llm = LLM(str(folder), **arguments)
+        assert set(llm.collective_rpc(runner_of)) == {RUNNER}
         record_positions(llm)
         return llm
 
@@ -236,6 +239,13 @@ class Engines:
 
 def _shut(llm: Any) -> None:
     llm.llm_engine.engine_core.shutdown()
+
+
+def runner_of(worker: Any) -> str:
+    """The model runner of a worker: V1 or V2."""
+    modules = {base.__module__ for base in type(worker.model_runner).__mro__}
+    (runner,) = {"vllm.v1.worker.gpu_model_runner": "V1", "vllm.v1.worker.gpu.model_runner": "V2"}.keys() & modules
+    return "V2" if ".gpu." in runner else "V1"
 
 
 def record_positions(llm: Any) -> None:

@@ -1,5 +1,6 @@
 """The installed vLLM has the names that fastav takes from it, in the modules that the table of its version gives."""
 
+import os
 import subprocess
 import sys
 
@@ -13,6 +14,10 @@ NAMES = compat.INTERNALS[compat.version()]
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_every_name_is_where_the_table_says(name):
     assert getattr(compat, name) is not None
+
+
+def test_the_version_is_the_one_that_these_tests_are_for():
+    assert compat.version() == os.environ.get("FASTAV_VLLM", compat.INSTALLED)
 
 
 def test_every_version_has_all_names():

@@ -41,10 +41,8 @@ def serve_config(
         cpu = server_args.has_cpu_build() if device is None else device == "cpu"
         command = [*server_args.server_program(source, cpu=cpu), *(arg for flag in flags for arg in flag.args)]
     if as_json:
-        why = dict.fromkeys(server_args.ENVIRONMENT, "fastav does not know vLLM's model runner V2")
-        why |= {flag.name: flag.reason for flag in flags}
-        print_json({"environment": dict(server_args.ENVIRONMENT), "command": command, "why": why})
+        print_json({"command": command, "why": {flag.name: flag.reason for flag in flags}})
         return
     for flag in flags:
         stderr().print(f"{flag.name}: {printable(flag.reason)}", soft_wrap=True)
-    print(server_args.shell_command(server_args.ENVIRONMENT, command))
+    print(server_args.shell_command(command))

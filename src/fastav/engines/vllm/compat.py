@@ -2,8 +2,7 @@
 
 Other modules take these names from here. A name is imported when it is first read, so that a process loads no part of
 vLLM that it does not need, and this module itself can be imported without vLLM. To support another version, add its
-table to `INTERNALS`, and its number to the extra `vllm` in pyproject.toml; `tests/vllm/test_vllm_compat.py` says which
-names have moved.
+table to `INTERNALS`; `tests/vllm/test_vllm_compat.py` says which names have moved. A patch release is another version.
 """
 
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ _V0_32 = {
     "VLLMClientError": "vllm.exceptions",
     "VLLMValidationError": "vllm.exceptions",
     "AdapterLogitsProcessor": "vllm.v1.sample.logits_processor",
+    "LogitsProcessor": "vllm.v1.worker.gpu.sample.logits_processor",
     "MULTIMODAL_REGISTRY": "vllm.multimodal",
     "MultiModalDataParser": "vllm.multimodal.parse",
     "MultiModalFieldConfig": "vllm.multimodal.inputs",
@@ -39,7 +39,7 @@ _V0_32 = {
     "VllmConfig": "vllm.config",
     "MODELS_CONFIG_MAP": "vllm.model_executor.models.config",
     "current_platform": "vllm.platforms",
-    "VLLM_USE_BREAKABLE_CUDAGRAPH": "vllm.envs",
+    "is_breakable_cudagraph_enabled": "vllm.compilation.breakable_cudagraph",
     "init_logger": "vllm.logger",
     "cleanup_dist_env_and_memory": "vllm.distributed",
     "get_tp_group": "vllm.distributed",
@@ -62,15 +62,22 @@ _V0_32 = {
     "KVCacheSpec": "vllm.v1.kv_cache_interface",
     "KVCacheSpecRegistry": "vllm.v1.kv_cache_spec_registry",
     # internal: workers and attention
+    "AttentionGroup": "vllm.v1.worker.utils",
     "CPUWorker": "vllm.v1.worker.cpu_worker",
     "Worker": "vllm.v1.worker.gpu_worker",
     "AttentionLayerBase": "vllm.model_executor.layers.attention_layer_base",
     "CommonAttentionMetadata": "vllm.v1.attention.backend",
+    "DefaultModelState": "vllm.v1.worker.gpu.model_states.default",
     "get_forward_context": "vllm.forward_context",
     "override_forward_context": "vllm.forward_context",
 }
-INTERNALS: Mapping[str, Mapping[str, str]] = {"0.32.0": _V0_32}  # by tested version: the module of each name
+_V0_33 = {**_V0_32}  # none has moved
+INTERNALS: Mapping[str, Mapping[str, str]] = {  # by tested version: the module of each name
+    "0.32.0": _V0_32,
+    "0.33.0": _V0_33,
+}
 VERSIONS = tuple(INTERNALS)
+INSTALLED = VERSIONS[0]  # the version of the extra `vllm`, for which there is a build for CPUs
 
 DECODERS = frozenset(  # module and class of the decoders whose layers can be pruned
     {
@@ -121,7 +128,7 @@ def require_version() -> None:
     if not is_supported():
         raise FastAVError(
             f"fastav prunes inside vLLM {' or '.join(VERSIONS)}, this is {_full_version()}",
-            f"pip install vllm=={VERSIONS[-1]}",
+            f"pip install vllm=={INSTALLED}",
         )
 
 

@@ -83,7 +83,6 @@ class Serving:
     shared_media: bool = False
     own_worker: bool = False
     own_scheduler: bool = False
-    v2_runner: bool = False
     whole_graphs: bool = False
 
 
@@ -127,10 +126,6 @@ _REFUSED = {  # a field of Serving: the reason, and what to do
     "own_scheduler": (
         "pruning needs its own scheduler class to count cached tokens, but another one is set",
         "leave --scheduler-cls out",
-    ),
-    "v2_runner": (
-        "vLLM's model runner V2 (its default on a GPU) is not supported yet",
-        "VLLM_USE_V2_MODEL_RUNNER=0, which has not been run on a GPU",
     ),
     "whole_graphs": (
         "CUDA graphs that contain attention or KV cache updates replay with the token counts of their capture",

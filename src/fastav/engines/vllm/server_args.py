@@ -1,9 +1,9 @@
-"""The environment and the arguments of a vLLM server that prunes."""
+"""The arguments of a vLLM server that prunes."""
 
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from typing import Any
@@ -14,7 +14,6 @@ from fastav.engines.vllm.guards import PruningConfig
 from fastav.errors import FastAVError
 
 MODULE = ("-m", "vllm.entrypoints.openai.api_server")
-ENVIRONMENT: Mapping[str, str] = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,9 +112,9 @@ def _is_installed(name: str) -> bool:
     return True
 
 
-def shell_command(environment: Mapping[str, str], args: Sequence[str]) -> str:
+def shell_command(args: Sequence[str]) -> str:
     """A command for any POSIX shell, with each flag and its value on a line."""
-    lines = [f"{name}={shlex.quote(value)}" for name, value in environment.items()]
+    lines: list[str] = []
     line: list[str] = []
     for arg in args:
         if arg.startswith("--") and line:

@@ -44,21 +44,23 @@ class ConfigHook:
 
     @staticmethod
     def verify_and_update_model_config(model_config: Any) -> None:
-        """Set our renderer, video loader and repetition penalty.
+        """Set our renderer and video loader.
 
         Raises: UnsupportedModel if vLLM is configured to leave the encoders out.
         """
-        media, penalty = model_config.multimodal_config, f"{__name__}._sampling:GeneratedPenalty"
+        media = model_config.multimodal_config
         if media is None or not model_config.supports_multimodal_inputs:
             raise UnsupportedModel("this model needs its encoders", "leave --language-model-only out")
         model_config.tokenizer_mode = NAME
         media.media_io_kwargs = {**(media.media_io_kwargs or {}), "video": {"video_backend": NAME}}
-        if penalty not in (others := model_config.logits_processors or []):
-            model_config.logits_processors = [penalty, *others]
 
     @staticmethod
     def verify_and_update_config(config: Any) -> None:
-        """Do nothing."""
+        """Set our repetition penalty, by the interface of the model runner."""
+        penalty = "GeneratedPenaltyV2" if config.use_v2_model_runner else "GeneratedPenaltyV1"
+        target, model_config = f"{__name__}._sampling:{penalty}", config.model_config
+        if target not in (others := model_config.logits_processors or []):
+            model_config.logits_processors = [target, *others]
 
 
 class BytesLoader:

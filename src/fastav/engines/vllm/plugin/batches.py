@@ -70,8 +70,11 @@ class Batches(Protocol):
         """The requests of the batch, in its order; the listener knows all of them."""
         ...
 
-    def prompt_positions(self, request_id: str) -> Int[Tensor, "*axes tokens"]:
-        """The positions of a prompt's tokens, [tokens] or [axes, tokens], as the runner passes them to the decoder."""
+    def prompt_positions(self, request_id: str, length: int) -> Int[Tensor, "*axes tokens"]:
+        """The positions of a prompt's tokens, [tokens] or [axes, tokens], as the runner passes them to the decoder.
+
+        length: number of the prompt's tokens.
+        """
         ...
 
     def kv_groups(self) -> Sequence[Sequence[str]]:

@@ -1,6 +1,6 @@
 """The pruned decoder: layers before the first cut run as they are, later ones on the tokens that remain."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, cached_property
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastav.engines.vllm import compat
 from fastav.engines.vllm.plugin.attention_metadata import PackedMetadata
-from fastav.engines.vllm.plugin.batches import Batches
+from fastav.engines.vllm.plugin.batches import Batches, RequestListener
 from fastav.engines.vllm.plugin.chunked_prefill import ChunkedPrefill
 from fastav.engines.vllm.plugin.held_states import BlockStore, HeldPages
 from fastav.engines.vllm.plugin.late_schedule import Slice
@@ -19,6 +19,7 @@ from fastav.engines.vllm.plugin.packed_batch import BatchRow, PackedBatch, geome
 from fastav.engines.vllm.plugin.request_state import PlanCache, RequestState
 from fastav.engines.vllm.plugin.requests import layout_inputs, plan_cache, plan_override
 from fastav.engines.vllm.plugin.runner_v1 import BatchesV1
+from fastav.engines.vllm.plugin.runner_v2 import BatchesV2
 from fastav.engines.vllm.plugin.step_check import ExpectedStep, StepRecord, require_step
 from fastav.engines.vllm.plugin.tensor_parallel import TensorParallel
 from fastav.errors import UnsupportedModel, UnsupportedPlan
@@ -36,7 +37,8 @@ def prune_decoder(runner: Any, config: Any) -> "DecoderPruner":
             "leave --model-impl out",
         )
     decoder.__class__ = _pruned_class(decoder_class)  # which keeps its weights and compiled code
-    decoder.__dict__["pruner"] = pruner = DecoderPruner(plans, decoder, runner)
+    batches_class = BatchesV2 if config.use_v2_model_runner else BatchesV1
+    decoder.__dict__["pruner"] = pruner = DecoderPruner(plans, decoder, lambda pruner: batches_class(runner, pruner))
     return pruner
 
 
@@ -68,14 +70,16 @@ def _pruned_class(decoder_class: Any) -> type:
 class DecoderPruner:
     """Runs a decoder's layers by the plans of the requests in each batch.
 
-    request_states: by request id, of the requests that run. layer_names: of the decoder's attention, in order.
-    held_layers: by name, the layers of the KV cache that hold states; set before it is allocated.
+    batches_for: makes the batches of a model runner, which tell the given listener of requests. request_states: by
+    request id, of the requests that run. layer_names: of the decoder's attention, in order. held_layers: by name, the
+    layers of the KV cache that hold states; set before it is allocated.
     Raises: UnsupportedPlan for an unknown attention backend.
     """
 
-    def __init__(self, plans: PlanCache, decoder: Any, runner: Any) -> None:
+    def __init__(self, plans: PlanCache, decoder: Any, batches_for: Callable[[RequestListener], Batches]) -> None:
         self.decoder, self.plans = decoder, plans
-        self.batches: Batches = BatchesV1(runner, self)
+        self.batches = batches_for(self)
+        self._is_warming_up = False
         self.request_states: dict[str, RequestState] = {}
         self.held_layers: dict[str, Any] = {}
         self._chunked: dict[str, tuple[ChunkedPrefill, tuple[BlockStore, BlockStore]]] = {}
@@ -214,7 +218,7 @@ class DecoderPruner:
             chunks = ChunkedPrefill(
                 state.late,
                 state.prefill,
-                self.batches.prompt_positions(request_id),
+                self.batches.prompt_positions(request_id, state.prompt_len),
                 prompt,
                 buffer,
                 self.ranks,
@@ -242,17 +246,31 @@ class DecoderPruner:
             caches = [
                 (group, layers[name].kv_cache) for group, names in enumerate(groups) for name in names if name in layers
             ]
+            spec = next(iter(layers.values())).spec
             return HeldPages(
                 caches,
                 block_size=self.batches.block_size(caches[0][0]),
+                features=spec.page_size_bytes // (spec.block_size * self.decoder.norm.weight.itemsize),
                 key_features=attention.num_kv_heads * attention.head_dim,
                 like=self.decoder.norm.weight,
             )
 
         return pages(is_buffer=False), pages(is_buffer=True)
 
+    @contextmanager
+    def warm_up(self) -> Iterator[None]:
+        """Run requests that vLLM makes up unpruned: their ids are any, also those of media that they do not have."""
+        self._is_warming_up = True
+        try:
+            yield
+        finally:
+            self._is_warming_up = False
+
     def start_request(self, request_id: str, request: Any) -> None:
         """A request begins, or begins again after it was preempted; as `Batches` tells it."""
+        if self._is_warming_up:
+            self.request_states[request_id] = self.plans.default.unpruned_state(len(request.prompt_token_ids))
+            return
         runtime = self.plans.get(plan_override(request.sampling_params))
         inputs = layout_inputs(runtime.pruning.adapter, request)
         broadcast = None if self.ranks.is_single else self.ranks.broadcast_indices

@@ -64,32 +64,36 @@ class Page(NamedTuple):
 class HeldPages:
     """The memory of KV cache groups that hold states: every token's record is spread over the pages of its blocks.
 
-    caches: of each held layer, its group and its cache. block_size: tokens of a block. key_features: of a token's keys in
-    one layer. like: as wide as hidden states, and of their dtype.
+    caches: of each held layer, its group and its cache. block_size: tokens of a block. features: of a token in one cache.
+    key_features: of a token's keys in one layer. like: as wide as hidden states, and of their dtype.
     Raises: UnsupportedPlan for a layout of the cache in which a block is in several places.
     """
 
     def __init__(
-        self, caches: Sequence[tuple[int, Tensor]], *, block_size: int, key_features: int, like: Tensor
+        self, caches: Sequence[tuple[int, Tensor]], *, block_size: int, features: int, key_features: int, like: Tensor
     ) -> None:
         self.block_size, self.hidden_size, self.key_features = block_size, len(like), key_features
-        self.pages = [Page(group, _blocks(cache, block_size, like.dtype)) for group, cache in caches]
+        self.pages = [Page(group, _blocks(cache, block_size, features, like.dtype)) for group, cache in caches]
         self.groups = {page.group for page in self.pages}
         assert sum(page.states.shape[2] for page in self.pages) >= len(like) + key_features, "states fit in no block"
 
 
-def _blocks(cache: Tensor, block_size: int, dtype: torch.dtype) -> Tensor:
-    """The memory of a layer's cache as [blocks, tokens, features], whatever the backend stores there."""
+def _blocks(cache: Tensor, block_size: int, features: int, dtype: torch.dtype) -> Tensor:
+    """The memory of a layer's cache as [blocks, tokens, features], whatever the backend stores there.
+
+    The backend may see a block as several of its own.
+    """
     order = sorted(range(1, cache.ndim), key=cache.stride, reverse=True)
     try:
-        flat = cache.permute(0, *order).view(cache.shape[0], -1)
+        flat = cache.permute(0, *order).view(cache.shape[0], -1).view(torch.uint8).view(dtype)
+        n_blocks = cache.shape[0] if flat.shape[1] == block_size * features else -1
+        return flat.view(n_blocks, block_size, features)
     except RuntimeError:
         raise UnsupportedPlan(
             "this layout of the KV cache has the memory of a block in several places, so that blocks cannot hold "
             "hidden states",
-            "--no-enable-chunked-prefill --no-enable-prefix-caching, or VLLM_KV_CACHE_LAYOUT=LBNHC",
+            "--no-enable-chunked-prefill, or VLLM_KV_CACHE_LAYOUT=LBHNC",
         ) from None
-    return flat.view(torch.uint8).view(dtype).view(cache.shape[0], block_size, -1)
 
 
 class BlockStore:

@@ -139,12 +139,11 @@ def _serving(config: Any) -> Serving:
         shared_media=media is not None and media.mm_processor_cache_type == "shm",
         own_worker=parallel.worker_cls not in ("auto", WORKER),
         own_scheduler=config.scheduler_config.scheduler_cls not in (None, SCHEDULER),
-        v2_runner=bool(config.use_v2_model_runner),
         whole_graphs=graphs is not None
         and graphs.name != "NONE"
         and (
             graphs.has_full_cudagraphs()
-            or bool(compat.VLLM_USE_BREAKABLE_CUDAGRAPH)
+            or compat.is_breakable_cudagraph_enabled()
             or (splits is not None and not compat.ATTENTION_OPS.issubset(splits))
         ),
     )

@@ -121,11 +121,10 @@ class PlanRuntime:
         """
         layout, prompt_kv_lens = self.count(inputs)
         if min(prompt_kv_lens) == len(layout):
-            keep_masks = (np.ones(len(layout), bool),) * self.depth
-        else:
-            keep_masks = self._keep_masks(layout, self.pruning.compiled.first_scored_layer)
-            kept = [int(mask.sum()) for mask in keep_masks]
-            require_applied(prompt_kv_lens[: len(kept)], kept, "cache is to hold {} tokens")
+            return self.unpruned_state(len(layout))
+        keep_masks = self._keep_masks(layout, self.pruning.compiled.first_scored_layer)
+        kept = [int(mask.sum()) for mask in keep_masks]
+        require_applied(prompt_kv_lens[: len(kept)], kept, "cache is to hold {} tokens")
         prefill = late = withheld = None
         if len(keep_masks) < self.depth:
             late = self._late(layout, prompt_kv_lens, keep_masks)
@@ -158,6 +157,15 @@ class PlanRuntime:
             [layer for layer in self.cut_layers if layer >= held_layer],
             max_tokens=self.chunking.max_tokens,
             max_steps=max(1, min(n_text, self.chunking.max_withheld)),
+        )
+
+    def unpruned_state(self, prompt_len: int) -> RequestState:
+        """The state of a request of which every layer keeps the whole prompt, whatever the plan says."""
+        return RequestState(
+            runtime=self,
+            prompt_len=prompt_len,
+            prompt_kv_lens=(prompt_len,) * self.depth,
+            keep_masks=(np.ones(prompt_len, bool),) * self.depth,
         )
 
     def count(self, inputs: Mapping[str, Any]) -> tuple[Layout, tuple[int, ...]]:

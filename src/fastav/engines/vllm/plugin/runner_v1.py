@@ -67,12 +67,12 @@ class BatchesV1:
             elif self._prompt_lens[row.request_id] != request.num_prompt_tokens:
                 raise UnsupportedPlan("a prompt grew after it had run, as streamed input does", "send whole prompts")
 
-    def prompt_positions(self, request_id: str) -> Int[Tensor, "*axes tokens"]:
+    def prompt_positions(self, request_id: str, length: int) -> Int[Tensor, "*axes tokens"]:
         """The positions of a prompt's tokens."""
-        request = self._runner.requests[request_id]
-        if request.mrope_positions is None:
-            return torch.arange(request.num_prompt_tokens, device=self.device)
-        return request.mrope_positions.to(self.device)
+        positions = self._runner.requests[request_id].mrope_positions
+        if positions is None:
+            return torch.arange(length, device=self.device)
+        return positions[:, :length].to(self.device)
 
     def kv_groups(self) -> Sequence[Sequence[str]]:
         """The names of the layers in each group of the KV cache."""

@@ -35,6 +35,11 @@ class PruningWorker(compat.worker_class()):
         with self.pruner.checked_step(scheduler_output):
             return super().execute_model(scheduler_output, *args, **kwargs)
 
+    def compile_or_warm_up_model(self, *args: Any, **kwargs: Any) -> Any:
+        """vLLM's compilation, warm-up and capture of graphs."""
+        with self.pruner.warm_up():
+            return super().compile_or_warm_up_model(*args, **kwargs)
+
     @cached_property
     def pruner(self) -> DecoderPruner:
         """Runs the decoder."""
