@@ -100,7 +100,9 @@ def _adapt(config: Any, pruning: PruningConfig) -> None:
     mode = config.compilation_config.cudagraph_mode
     if mode is None or mode.has_full_cudagraphs():
         # graphs of the whole model would replay with the token counts of their capture; these leave attention out
-        config.compilation_config.cudagraph_mode = compat.CUDAGraphMode.PIECEWISE
+        modes = compat.CUDAGraphMode
+        graphs = modes.FULL_AND_PIECEWISE if compat.has_decode_graphs(config) else modes.PIECEWISE
+        config.compilation_config.cudagraph_mode = graphs
 
 
 def _make_room(scheduler: Any, max_model_len: int) -> None:
@@ -142,8 +144,14 @@ def _serving(config: Any) -> Serving:
         whole_graphs=graphs is not None
         and graphs.name != "NONE"
         and (
-            graphs.has_full_cudagraphs()
+            (graphs.has_full_cudagraphs() and not _has_decode_graphs_only(config))
             or compat.is_breakable_cudagraph_enabled()
             or (splits is not None and not compat.ATTENTION_OPS.issubset(splits))
         ),
     )
+
+
+def _has_decode_graphs_only(config: Any) -> bool:
+    """Whether graphs of the whole model are of decoding steps, with which fastav was tested."""
+    mode = config.compilation_config.cudagraph_mode
+    return compat.has_decode_graphs(config) and mode.mixed_mode() != compat.CUDAGraphMode.FULL
