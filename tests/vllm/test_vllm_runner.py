@@ -166,11 +166,11 @@ def test_a_batch_that_another_replaces_is_not_read():
     with batches.step():
         assert not batches.is_armed
         state.preprocess_state(batch, (table,), None, None)
-        batches.prepare(batch, is_full_graph=False)
+        batches.prepare(batch)
         assert batches.is_armed
         assert batches.rows() == [("a", 5, 1), ("b", 0, 4)]
         assert batches.block_table(0).tolist() == [[0, 1], [2, 3]]
-        batches.prepare(SimpleNamespace(**vars(batch)), is_full_graph=False)
+        batches.prepare(SimpleNamespace(**vars(batch)))
         assert not batches.is_armed
         with pytest.raises(AssertionError, match="no batch of requests"):
             batches.rows()
@@ -191,12 +191,23 @@ def test_requests_end_once_and_begin_again():
         state.add_request(1, request_of("c", [1, 2, 3], computed=2))
 
 
-def test_requests_never_run_in_graphs_of_the_whole_model():
-    _, state, _ = batches_v2()
-    batch = SimpleNamespace()
-    state.preprocess_state(batch, (), None, None)
+@V2
+def test_nothing_runs_in_graphs_of_the_whole_model(omni, engines):
+    llm = engines(omni.folder, "fastav")
+    assert worker_of(llm).pruner.batches.graphs is None
     with pytest.raises(UnsupportedPlan, match="replay with the token counts of their capture"):
-        state.prepare_attn(batch, compat.CUDAGraphMode.FULL, (), None, [], None)
+        prepare_dummy(worker_of(llm).model_runner, compat.CUDAGraphMode.FULL)
+
+
+def prepare_dummy(runner, mode):
+    """The attention metadata of a batch of four that vLLM would capture."""
+    from vllm.v1.worker.gpu.input_batch import InputBatch
+
+    batch = InputBatch.make_dummy(4, 4, runner.input_buffers)
+    tables, slots = runner.prepare_dummy_attn(batch)
+    return runner.model_state.prepare_attn(
+        batch, mode, tables, slots, runner.attn_groups, runner.kv_cache_config, for_capture=True
+    )
 
 
 def test_an_unknown_state_of_a_model_is_refused():

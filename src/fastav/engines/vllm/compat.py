@@ -88,6 +88,7 @@ DECODERS = frozenset(  # module and class of the decoders whose layers can be pr
     }
 )
 ATTENTION_BACKENDS = ("CPU_ATTN", "FLASH_ATTN")  # others may own much memory in every metadata builder
+DECODE_GRAPHS: frozenset[str] = frozenset()  # versions whose CUDA graphs of whole decoding steps a GPU test has run
 ATTENTION_OPS = frozenset({"vllm::unified_attention_with_output", "vllm::unified_kv_cache_update"})
 HF_TOKENIZER = ("vllm.tokenizers.hf", "CachedHfTokenizer")
 
@@ -148,6 +149,11 @@ def device_type() -> str:
 def worker_class() -> Any:
     """vLLM's worker class for this platform."""
     return _imported("CPUWorker" if _imported("current_platform").is_cpu() else "Worker")
+
+
+def has_decode_graphs(config: Any) -> bool:
+    """Whether decoding steps may run as CUDA graphs of the whole model.  config: vLLM's."""
+    return version() in DECODE_GRAPHS and config.use_v2_model_runner
 
 
 def num_computed_tokens(scheduler_output: Any) -> dict[str, int]:

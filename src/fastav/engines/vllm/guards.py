@@ -66,7 +66,6 @@ class PruningConfig:
 class Serving:
     """The settings of a vLLM server that pruning depends on.  Every default is compatible with pruning."""
 
-    prefix_caching: bool = False
     chunked_prefill: bool = False
     speculative: bool = False
     pipeline_parallel: int = 1
@@ -87,10 +86,6 @@ class Serving:
 
 
 _REFUSED = {  # a field of Serving: the reason, and what to do
-    "prefix_caching": (
-        "prefix caching finds blocks by the hash of their tokens, but blocks of pruned layers hold other tokens",
-        "--no-enable-prefix-caching",
-    ),
     "speculative": ("speculative decoding puts draft tokens where methods expect the last query", "leave it out"),
     "microbatches": ("microbatches (DBO) split a batch in a way that the plugin does not follow", "leave it out"),
     "expert_parallel": (
@@ -250,10 +245,15 @@ def needs_whole_prompts(pruning: PruningConfig) -> str | None:
                 f"method {compiled.name_of(method)!r} reads the attention of all tokens in every layer before its cut, and "
                 "a chunk of chunked prefill has only that of its own tokens"
             )
-    if not compiled.layout_only and compiled.first_scored_layer < (layers := _deepstack_layers(pruning.config)):
+    return None if compiled.layout_only else needs_late_cuts(pruning, compiled.first_scored_layer)
+
+
+def needs_late_cuts(pruning: PruningConfig, layer: int) -> str | None:
+    """Why the states that enter a layer cannot be held; None if they can."""
+    if layer < (layers := _deepstack_layers(pruning.config)):
         return (
-            f"the plan scores tokens before layer {compiled.first_scored_layer}, but this decoder adds visual features in "
-            f"its first {layers} layers, which later chunks no longer have"
+            f"the states before layer {layer} cannot be held: this decoder adds visual features in its first {layers} "
+            "layers, which later steps no longer have"
         )
     return None
 

@@ -53,8 +53,11 @@ class Batches(Protocol):
         """Where the model runs."""
         ...
 
-    def step(self) -> AbstractContextManager[None]:
-        """A step of requests, within which the runner runs; only there can the decoder's batch be listed."""
+    def step(self, scheduler_output: Any) -> AbstractContextManager[None]:
+        """A step of requests, within which the runner runs; only there can the decoder's batch be listed.
+
+        scheduler_output: what vLLM's scheduler has decided of it.
+        """
         ...
 
     @property

@@ -23,7 +23,8 @@ class ChunkedPrefill:
     of the last layer if its method reads them or attention. The cut then selects among all of them.
 
     late: the schedule. positions: of all tokens of the prompt, [tokens] or [axes, tokens]. prompt: where the states that
-    enter the held layer are. buffer: where those of later stages are, if they outlast a step.
+    enter the held layer are. buffer: where those of later stages are, if they outlast a step. num_reused: tokens whose
+    states were in the prefix cache.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class ChunkedPrefill:
         buffer: BlockStore,
         ranks: TensorParallel,
         total_kv_heads: int,
+        num_reused: int,
     ) -> None:
         nothing = torch.empty(1, prefill.length, 0, device=prefill.slots.device)
         for layer in prefill.compiled.cut_layers:
@@ -46,11 +48,8 @@ class ChunkedPrefill:
         self._buffer: StateStore | None = buffer if late.buffer_len else None
         self._source: StateStore = prompt  # of the states that the current stage reads
         self._indices = prefill.slots[0]  # of its tokens in the source
-        self._stage, self._count, self._done = (
-            -1,
-            int(late.held_lens[-1]),
-            0,
-        )  # the stage, its tokens, and how many have run
+        # the stage, its tokens, and how many have run
+        self._stage, self._count, self._done = -1, int(late.held_lens[-1]), num_reused
         self._keys: Tensor | None = None
         self._sums: dict[Signal, Tensor] = {}
 

@@ -1,7 +1,7 @@
 """The pruned decoder: layers before the first cut run as they are, later ones on the tokens that remain."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cache, cached_property
 from typing import Any
@@ -13,6 +13,7 @@ from fastav.engines.vllm import compat
 from fastav.engines.vllm.plugin.attention_metadata import PackedMetadata
 from fastav.engines.vllm.plugin.batches import Batches, RequestListener
 from fastav.engines.vllm.plugin.chunked_prefill import ChunkedPrefill
+from fastav.engines.vllm.plugin.decode_graphs import DecodeGraphs
 from fastav.engines.vllm.plugin.held_states import BlockStore, HeldPages
 from fastav.engines.vllm.plugin.late_schedule import Slice
 from fastav.engines.vllm.plugin.packed_batch import BatchRow, PackedBatch, geometry
@@ -39,6 +40,9 @@ def prune_decoder(runner: Any, config: Any) -> "DecoderPruner":
     decoder.__class__ = _pruned_class(decoder_class)  # which keeps its weights and compiled code
     batches_class = BatchesV2 if config.use_v2_model_runner else BatchesV1
     decoder.__dict__["pruner"] = pruner = DecoderPruner(plans, decoder, lambda pruner: batches_class(runner, pruner))
+    if isinstance(pruner.batches, BatchesV2) and compat.has_decode_graphs(config):
+        sizes = config.scheduler_config.max_num_seqs, config.model_config.max_model_len
+        pruner.batches.graphs = pruner.graphs = pruner.decode_graphs(*sizes)
     return pruner
 
 
@@ -79,6 +83,7 @@ class DecoderPruner:
     def __init__(self, plans: PlanCache, decoder: Any, batches_for: Callable[[RequestListener], Batches]) -> None:
         self.decoder, self.plans = decoder, plans
         self.batches = batches_for(self)
+        self.graphs: DecodeGraphs | None = None
         self._is_warming_up = False
         self.request_states: dict[str, RequestState] = {}
         self.held_layers: dict[str, Any] = {}
@@ -96,11 +101,19 @@ class DecoderPruner:
         for index, layer in enumerate(decoder.layers):
             self._record.attach(layer.self_attn.attn.impl, index)
 
+    def decode_graphs(self, max_requests: int, max_len: int) -> DecodeGraphs:
+        """New buffers for CUDA graphs of decoding steps.
+
+        max_requests: of a step. max_len: tokens of a request.
+        """
+        states, record = self.request_states, self._record
+        return DecodeGraphs(self.batches, states, self.layer_names, record, max_requests, max_len)
+
     @contextmanager
     def checked_step(self, scheduler_output: Any) -> Iterator[None]:
         """Check at the end of a step that every layer has run as the plan says.  Raises: PlanNotApplied."""
         self._record.clear()
-        with self.batches.step():
+        with self.batches.step(scheduler_output):
             yield
         if not (tokens := scheduler_output.num_scheduled_tokens):
             return
@@ -122,7 +135,8 @@ class DecoderPruner:
         """
         context = compat.get_forward_context()
         if not context.attn_metadata or not self.batches.is_armed:
-            return run_unpruned()  # vLLM profiles memory, compiles or warms up
+            with nullcontext() if self.graphs is None else self.graphs.captured_slots(context):
+                return run_unpruned()  # vLLM profiles memory, compiles, warms up or captures graphs
         rows = self.batches.rows()
         batch = PackedBatch([self._row(index, *row) for index, row in enumerate(rows)], positions.device)
         if batch.is_unpruned:
@@ -223,6 +237,7 @@ class DecoderPruner:
                 buffer,
                 self.ranks,
                 self.decoder.layers[0].self_attn.total_num_kv_heads,
+                num_computed,
             )
             self._chunked[request_id] = chunks, (prompt, buffer)
         chunks, stores = self._chunked[request_id]

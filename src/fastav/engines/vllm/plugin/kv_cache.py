@@ -13,13 +13,18 @@ from typing import Any
 from fastav.engines.vllm.compat import FullAttentionManager, FullAttentionSpec, KVCacheSpec, KVCacheSpecRegistry
 from fastav.engines.vllm.plugin.kv_groups import example_layout, kv_groups
 from fastav.engines.vllm.plugin.request_state import PlanRuntime, RequestState
+from fastav.errors import UnsupportedPlan
 
 
 @dataclass(frozen=True, kw_only=True)
 class KVGroupSpec(FullAttentionSpec):
-    """The cache of one layer of a group.  first_layer: the first layer of the group, which keeps most tokens."""
+    """The cache of one layer of a group.
+
+    first_layer: the first layer of the group, which keeps most tokens. end_layer: the layer behind the last.
+    """
 
     first_layer: int
+    end_layer: int
 
     @classmethod
     def merge(cls, specs: list[Any]) -> Any:
@@ -40,6 +45,11 @@ class HeldSpec(KVGroupSpec):
 
     is_buffer: bool
 
+    @property
+    def prefix_cacheable(self) -> bool:
+        """Whether requests with the same prefix can share blocks."""
+        return not self.is_buffer
+
 
 class KVGroupManager(FullAttentionManager):
     """Allocates blocks for the tokens that the layers of one group keep.
@@ -56,6 +66,18 @@ class KVGroupManager(FullAttentionManager):
     def allocate_new_blocks(self, request_id: str, num_tokens: int, *args: Any, **kwargs: Any) -> Any:
         """Allocate those blocks."""
         return super().allocate_new_blocks(request_id, self._slots(request_id, num_tokens), *args, **kwargs)
+
+    def cache_blocks(self, request: Any, num_tokens: int, *args: Any, **kwargs: Any) -> None:
+        """Let later requests find the blocks of a prefix, if all of the group's layers keep all of its tokens."""
+        if self.is_reusable(request.request_id):
+            super().cache_blocks(request, num_tokens, *args, **kwargs)
+
+    def is_reusable(self, request_id: str) -> bool:
+        """Whether a request's blocks hold what a prefix's tokens alone decide."""
+        state = self.request_states[request_id]
+        if state.is_unpruned:
+            return True
+        return state.max_reused is not None and self.kv_cache_spec.end_layer <= len(state.keep_masks)
 
     def _slots(self, request_id: str, num_tokens: int) -> int:
         return self.num_blocks(request_id, num_tokens) * self.block_size
@@ -74,6 +96,15 @@ class HeldManager(KVGroupManager):
     """
 
     at_once: Collection[str] = ()
+
+    def cache_blocks(self, request: Any, num_tokens: int, *args: Any, **kwargs: Any) -> None:
+        """Let later requests find the states of a prefix, while the prompt runs."""
+        if self.req_to_blocks.get(request.request_id):
+            super().cache_blocks(request, min(num_tokens, request.num_prompt_tokens), *args, **kwargs)
+
+    def is_reusable(self, request_id: str) -> bool:
+        """Whether the states are those of a server's first cut."""
+        return self.request_states[request_id].max_reused is not None and not self.kv_cache_spec.is_buffer
 
     def num_blocks(self, request_id: str, num_tokens: int) -> int:
         """The number of blocks for states; none if the prompt runs at once."""
@@ -109,15 +140,23 @@ def partition_kv_cache(
     held_features: of each token whose states are held.
     """
     kv_lens = runtime.pruning.plan.tokens(example_layout(runtime, max_len), runtime.depth)
-    first_layers = kv_groups(kv_lens, min_groups=1 if runtime.chunking is None else 2)
-    divides = len(first_layers) > 1 or runtime.chunking is not None
-    if not divides or any(type(specs[name]) is not FullAttentionSpec for name in layer_names):
+    reused = None if runtime.chunking is None else runtime.chunking.reused_layer
+    first_layers = kv_groups(kv_lens, min_groups=1 if runtime.chunking is None else 2, boundary=reused or 0)
+    if any(type(specs[name]) is not FullAttentionSpec for name in layer_names):
+        if runtime.chunking is not None:
+            raise UnsupportedPlan(
+                "this decoder's layers have several kinds of KV cache, which hold no states of prompts in chunks",
+                "--no-enable-chunked-prefill",
+            )
         return dict(specs)  # other kinds of cache are not divided
+    if len(first_layers) == 1 and runtime.chunking is None:
+        return dict(specs)
     partitioned = dict(specs)
     for index, name in enumerate(layer_names):
         first_layer = max(first for first in first_layers if first <= index)
         common = {field.name: getattr(specs[name], field.name) for field in fields(FullAttentionSpec) if field.init}
-        partitioned[name] = KVGroupSpec(**common, first_layer=first_layer)
+        size = len(layer_names) // len(first_layers)
+        partitioned[name] = KVGroupSpec(**common, first_layer=first_layer, end_layer=first_layer + size)
     if runtime.chunking is not None:
         partitioned |= _held_specs(partitioned[layer_names[0]], len(layer_names), len(first_layers), held_features)
     return partitioned
@@ -132,6 +171,6 @@ def _held_specs(spec: KVGroupSpec, depth: int, n_groups: int, held_features: int
     features = spec.page_size_bytes // (spec.block_size * spec.dtype.itemsize)
     group_size = depth // n_groups
     count = ceil(held_features / (features * group_size)) * group_size
-    held = [HeldSpec(**common, first_layer=depth, is_buffer=is_buffer) for is_buffer in (False, True)]
+    held = [HeldSpec(**common, first_layer=depth, end_layer=depth, is_buffer=is_buffer) for is_buffer in (False, True)]
     # vLLM reads a layer's number in its name
     return {f"fastav.held.{depth + index}": held[index // count] for index in range(2 * count)}

@@ -9,16 +9,24 @@ MAX_GROUPS = 4  # each group has a block table and attention metadata of its own
 TEXT_TOKENS = 64  # of a typical question, with the chat template around it
 
 
-def kv_groups(kv_lens: Sequence[int], max_groups: int = MAX_GROUPS, min_groups: int = 1) -> tuple[int, ...]:
+def kv_groups(
+    kv_lens: Sequence[int], max_groups: int = MAX_GROUPS, min_groups: int = 1, boundary: int = 0
+) -> tuple[int, ...]:
     """The first layer of each group, for the division into equal groups that stores a prompt in the fewest slots.
 
     Of equal divisions, the one with the fewest groups. kv_lens: tokens of the prompt that each layer keeps, which never
-    grow from layer to layer. min_groups: the least number, if the layers can be divided so.
+    grow from layer to layer. min_groups: the least number, if the layers can be divided so. boundary: a layer that must
+    be the first of a group (`can_divide_at`), or the depth.
     """
     n_layers = len(kv_lens)
-    numbers = [n for n in range(1, max_groups + 1) if n_layers % n == 0]
+    numbers = [n for n in range(1, max_groups + 1) if n_layers % n == 0 and boundary % (n_layers // n) == 0]
     divisions = [range(0, n_layers, n_layers // n) for n in numbers if n >= min(min_groups, numbers[-1])]
     return tuple(min(divisions, key=lambda firsts: sum(kv_lens[first] for first in firsts) * firsts.step))
+
+
+def can_divide_at(layer: int, depth: int, max_groups: int = MAX_GROUPS) -> bool:
+    """Whether a layer can be the first of a group, or is the depth."""
+    return any(depth % n == 0 and layer % (depth // n) == 0 for n in range(1, max_groups + 1))
 
 
 def example_layout(runtime: PlanRuntime, max_len: int) -> Layout:

@@ -9,6 +9,7 @@ from typing import Any
 
 from fastav.engines.vllm import compat, guards
 from fastav.engines.vllm.guards import PruningConfig, Serving
+from fastav.engines.vllm.plugin.kv_groups import can_divide_at
 from fastav.engines.vllm.plugin.requests import check_inputs, refuse_beam_search
 from fastav.pruning.verification import not_applied
 
@@ -87,12 +88,12 @@ def _adapt(config: Any, pruning: PruningConfig) -> None:
     """Turn off defaults of vLLM with which pruning would not be exact, and log that."""
     log, scheduler = compat.init_logger("vllm.fastav"), config.scheduler_config  # vLLM shows its own loggers only
     log.info("fastav: pruning %s by the plan %s", pruning.adapter.name, pruning.plan.name or pruning.plan.fingerprint)
-    if config.cache_config.enable_prefix_caching:
-        log.warning("fastav: turned off prefix caching, as blocks of pruned layers hold other tokens than it expects")
-        config.cache_config.enable_prefix_caching = False
     if scheduler.enable_chunked_prefill and (reason := guards.needs_whole_prompts(pruning)):
         log.warning("fastav: turned off chunked prefill: %s", reason)
         scheduler.enable_chunked_prefill = False
+    if config.cache_config.enable_prefix_caching and (reason := _no_prefix(pruning, scheduler.enable_chunked_prefill)):
+        log.warning("fastav: turned off prefix caching: %s", reason)
+        config.cache_config.enable_prefix_caching = False
     if not scheduler.enable_chunked_prefill:
         _make_room(scheduler, config.model_config.max_model_len)
     if not compat.current_platform.is_cpu():
@@ -100,7 +101,20 @@ def _adapt(config: Any, pruning: PruningConfig) -> None:
     mode = config.compilation_config.cudagraph_mode
     if mode is None or mode.has_full_cudagraphs():
         # graphs of the whole model would replay with the token counts of their capture; these leave attention out
-        config.compilation_config.cudagraph_mode = compat.CUDAGraphMode.PIECEWISE
+        modes = compat.CUDAGraphMode
+        graphs = modes.FULL_AND_PIECEWISE if compat.has_decode_graphs(config) else modes.PIECEWISE
+        config.compilation_config.cudagraph_mode = graphs
+
+
+def _no_prefix(pruning: PruningConfig, chunked_prefill: bool) -> str | None:
+    """Why no prompt can reuse the blocks of a prefix; None if prompts can."""
+    if not chunked_prefill:
+        return "the rest of a prompt is a chunk of it, and chunked prefill is off"
+    if reason := guards.needs_late_cuts(pruning, pruning.compiled.first_layer):
+        return reason
+    if not can_divide_at(layer := pruning.compiled.first_layer, pruning.depth):
+        return f"the layers before the first cut, at {layer}, are not whole groups of the KV cache, which are equal"
+    return None
 
 
 def _make_room(scheduler: Any, max_model_len: int) -> None:
@@ -122,7 +136,6 @@ def _serving(config: Any) -> Serving:
     graphs, splits = compilation.cudagraph_mode, compilation.splitting_ops
     transfers = (config.kv_transfer_config, config.ec_transfer_config, cache.kv_offloading_size)
     return Serving(
-        prefix_caching=bool(cache.enable_prefix_caching),
         chunked_prefill=bool(config.scheduler_config.enable_chunked_prefill),
         speculative=config.speculative_config is not None,
         pipeline_parallel=parallel.pipeline_parallel_size,
@@ -142,8 +155,14 @@ def _serving(config: Any) -> Serving:
         whole_graphs=graphs is not None
         and graphs.name != "NONE"
         and (
-            graphs.has_full_cudagraphs()
+            (graphs.has_full_cudagraphs() and not _has_decode_graphs_only(config))
             or compat.is_breakable_cudagraph_enabled()
             or (splits is not None and not compat.ATTENTION_OPS.issubset(splits))
         ),
     )
+
+
+def _has_decode_graphs_only(config: Any) -> bool:
+    """Whether graphs of the whole model are of decoding steps, with which fastav was tested."""
+    mode = config.compilation_config.cudagraph_mode
+    return compat.has_decode_graphs(config) and mode.mixed_mode() != compat.CUDAGraphMode.FULL

@@ -18,7 +18,8 @@ from fastav.engines.vllm.plugin.late_schedule import LateSchedule
 from fastav.errors import PlanError
 from fastav.layout import Layout, Modality
 from fastav.method import Signal
-from fastav.pruning.state import BroadcastIndices, PruningState
+from fastav.pruning.device_layout import question_mask
+from fastav.pruning.state import WINDOW, BroadcastIndices, PruningState
 from fastav.pruning.verification import require_applied
 
 KeepMask = Bool[np.ndarray, " tokens"]
@@ -28,15 +29,17 @@ class Chunking(NamedTuple):
     """How a server chunks prompts whose hidden states are held.
 
     max_tokens: of a late step. max_withheld: the most tokens of a prompt that late steps may take the place of.
+    reused_layer: the layer whose inputs prefix caching reuses with the caches of all layers before it; None without.
     """
 
     max_tokens: int
     max_withheld: int
+    reused_layer: int | None
 
     @classmethod
-    def of(cls, token_budget: int) -> "Chunking":
+    def of(cls, token_budget: int, reused_layer: int | None) -> "Chunking":
         """For a server whose steps have at most `token_budget` tokens: late steps take half of them."""
-        return cls(max(1, token_budget // 2), max(1, token_budget // 4))
+        return cls(max(1, token_budget // 2), max(1, token_budget // 4), reused_layer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +49,8 @@ class RequestState:
     runtime: of its model and plan. prompt_len: tokens of its prompt. prompt_kv_lens: how many of them each layer keeps.
     keep_masks: which ones, of every layer before scores decide. prefill: selects the others, while the prompt runs.
     late: the schedule of a prompt that comes in chunks although scores decide; None if it cannot. withheld: the ids of
-    the tokens that this schedule withholds from vLLM, the first one excepted.
+    the tokens that this schedule withholds from vLLM, the first one excepted. max_reused: how many tokens of the prompt
+    may be taken from the prefix cache; None if the states that enter its first cut are not cached.
     """
 
     runtime: "PlanRuntime"
@@ -56,6 +60,7 @@ class RequestState:
     prefill: PruningState | None = None
     late: LateSchedule | None = None
     withheld: Int[np.ndarray, " withheld"] | None = None
+    max_reused: int | None = None
 
     @property
     def is_unpruned(self) -> bool:
@@ -63,8 +68,11 @@ class RequestState:
         return min(self.prompt_kv_lens) == self.prompt_len
 
     def comes_in_chunks(self, num_computed: int, num_tokens: int) -> bool:
-        """Whether a step of `num_tokens` tokens is one of a late schedule, and not of an answer or the whole prompt."""
-        is_whole = not num_computed and num_tokens >= self.prompt_len
+        """Whether a step of `num_tokens` tokens is one of a late schedule, and not of an answer or the whole prompt.
+
+        A prompt whose states are to be cached always has such steps.
+        """
+        is_whole = self.max_reused is None and not num_computed and num_tokens >= self.prompt_len
         return self.late is not None and num_computed < self.prompt_len and not is_whole
 
     def kv_lens(self, num_computed: int) -> Int[np.ndarray, " layers"]:
@@ -122,12 +130,14 @@ class PlanRuntime:
         layout, prompt_kv_lens = self.count(inputs)
         if min(prompt_kv_lens) == len(layout):
             return self.unpruned_state(len(layout))
-        keep_masks = self._keep_masks(layout, self.pruning.compiled.first_scored_layer)
+        keep_masks = self._keep_masks(layout, self._held_layer)
         kept = [int(mask.sum()) for mask in keep_masks]
         require_applied(prompt_kv_lens[: len(kept)], kept, "cache is to hold {} tokens")
-        prefill = late = withheld = None
+        prefill = late = withheld = max_reused = None
         if len(keep_masks) < self.depth:
             late = self._late(layout, prompt_kv_lens, keep_masks)
+            if late is not None and self._reuses:
+                max_reused = self._max_reused(layout, late)
             if late is not None and device is not None:
                 withheld = inputs["input_ids"][0][late.first_withheld + 1 :]
             prefill = None if device is None else self._prefill(layout, device, broadcast_indices)
@@ -139,7 +149,32 @@ class PlanRuntime:
             prefill=prefill,
             late=late,
             withheld=withheld,
+            max_reused=max_reused,
         )
+
+    @property
+    def _reuses(self) -> bool:
+        """Whether the states that enter the first cut are those that the prefix cache has."""
+        return self.chunking is not None and self.chunking.reused_layer == self.pruning.compiled.first_layer
+
+    @property
+    def _held_layer(self) -> int:
+        compiled = self.pruning.compiled
+        return compiled.first_layer if self._reuses else compiled.first_scored_layer
+
+    def _max_reused(self, layout: Layout, late: LateSchedule) -> int:
+        """Tokens before the first whose query scores others, and before those that are withheld.
+
+        One more token must run, as vLLM admits no prompt without.
+        """
+        n_queries = {
+            Signal.LAST_QUERY: 1,
+            Signal.WINDOW: WINDOW,
+            Signal.TEXT_QUERIES: int(question_mask(layout).sum()),
+        }
+        signals = self.signals.get(late.held_layer - 1, ())
+        queried = len(layout) - max((n for signal, n in n_queries.items() if signal in signals), default=0)
+        return max(0, min(queried, late.first_withheld - 1))
 
     def _late(
         self, layout: Layout, prompt_kv_lens: tuple[int, ...], keep_masks: tuple[KeepMask, ...]

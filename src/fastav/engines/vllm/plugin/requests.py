@@ -22,7 +22,9 @@ def plan_cache(config: Any) -> PlanCache:
     assert pruning is not None, "vLLM runs our classes only where a plan is configured"
     scheduler = config.scheduler_config
     budget = scheduler.max_num_scheduled_tokens or scheduler.max_num_batched_tokens
-    return PlanCache(pruning, Chunking.of(budget) if scheduler.enable_chunked_prefill else None)
+    # before layer 0 there is nothing to reuse but embeddings
+    reused_layer = pruning.compiled.first_layer or None if config.cache_config.enable_prefix_caching else None
+    return PlanCache(pruning, Chunking.of(budget, reused_layer) if scheduler.enable_chunked_prefill else None)
 
 
 def plan_override(params: Any) -> Any:

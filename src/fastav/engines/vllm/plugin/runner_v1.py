@@ -21,6 +21,7 @@ class BatchesV1:
         self._runner, self._listener = runner, listener
         self._prompt_lens: dict[str, int] = {}  # of the requests that the listener knows
         self._in_step = False
+        self._started: set[str] = set()  # in the running step, until the listener knows
 
     @property
     def device(self) -> torch.device:
@@ -28,8 +29,10 @@ class BatchesV1:
         return self._runner.device
 
     @contextmanager
-    def step(self) -> Iterator[None]:
+    def step(self, scheduler_output: Any) -> Iterator[None]:
         """A step of requests."""
+        new, resumed = scheduler_output.scheduled_new_reqs, scheduler_output.scheduled_cached_reqs.resumed_req_ids
+        self._started = {*(request.req_id for request in new), *resumed}
         self._in_step = True
         try:
             yield
@@ -61,7 +64,8 @@ class BatchesV1:
             self._listener.end_request(ended)
         for row in rows:
             request = requests[row.request_id]
-            if not row.num_computed:  # a new request, or one that was preempted
+            if row.request_id in self._started:
+                self._started.remove(row.request_id)
                 self._listener.start_request(row.request_id, request)
                 self._prompt_lens[row.request_id] = request.num_prompt_tokens
             elif self._prompt_lens[row.request_id] != request.num_prompt_tokens:

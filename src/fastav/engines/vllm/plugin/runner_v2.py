@@ -17,18 +17,21 @@ from torch import Tensor
 
 from fastav.engines.vllm import compat
 from fastav.engines.vllm.plugin.batches import BuildMetadata, RequestListener, ScheduledRequest
+from fastav.engines.vllm.plugin.decode_graphs import DecodeGraphs
 from fastav.errors import UnsupportedModel, UnsupportedPlan
 
 
 class BatchesV2:
     """Implements `Batches`.
 
-    runner: vLLM's, with its model loaded. listener: is told which requests begin and end.
+    runner: vLLM's, with its model loaded. listener: is told which requests begin and end. graphs: of decoding steps;
+    None refuses them.
     Raises: UnsupportedModel for a model with a state of its own.
     """
 
     def __init__(self, runner: Any, listener: RequestListener) -> None:
         self._runner, self._listener = runner, listener
+        self.graphs: DecodeGraphs | None = None
         self._requests: set[str] = set()  # that the listener knows
         self._batch: Any = None  # of the running step, as vLLM's InputBatch
         self._block_tables: Sequence[Tensor] = ()
@@ -47,7 +50,7 @@ class BatchesV2:
         return self._runner.device
 
     @contextmanager
-    def step(self) -> Iterator[None]:
+    def step(self, scheduler_output: Any) -> Iterator[None]:
         """A step of requests."""
         try:
             yield
@@ -102,7 +105,7 @@ class BatchesV2:
         request: vLLM's NewRequestData; its `prompt_token_ids` are the prompt alone also when an answer has begun.
         Raises: UnsupportedPlan for a prompt that has become longer.
         """
-        if request.num_computed_tokens:
+        if request.num_computed_tokens and not self._runner.cache_config.enable_prefix_caching:
             raise UnsupportedPlan("a prompt grew after it had run, as streamed input does", "send whole prompts")
         self._listener.start_request(request.req_id, request)
         self._requests.add(request.req_id)
@@ -120,19 +123,24 @@ class BatchesV2:
         """
         self._batch, self._block_tables = batch, block_tables
 
-    def prepare(self, batch: Any, is_full_graph: bool) -> None:
-        """The batch whose attention is about to be prepared; one that is not armed ends the step.
-
-        is_full_graph: whether the batch replays a graph of the whole model.
-        Raises: UnsupportedPlan, if requests are to run in such a graph.
-        """
+    def prepare(self, batch: Any) -> None:
+        """The batch whose attention is about to be prepared; one that is not armed ends the step."""
         if batch is not self._batch:
             self._disarm()
-        elif is_full_graph:
+        if self.graphs is not None:
+            self.graphs.is_prepared = False
+
+    def graph_metadata(self, batch: Any, block_tables: Sequence[Tensor], for_capture: bool) -> dict[str, Any]:
+        """The attention metadata of a batch that runs as a graph of the whole model, by layer.
+
+        Raises: UnsupportedPlan, unless such graphs were tested.
+        """
+        if self.graphs is None:
             raise UnsupportedPlan(
                 "CUDA graphs of the whole model replay with the token counts of their capture",
                 "leave cudagraph_mode out",
             )
+        return self.graphs.prepare(batch, self.rows() if self.is_armed else [], block_tables, for_capture)
 
     def _disarm(self) -> None:
         self._batch, self._block_tables = None, ()
@@ -157,8 +165,14 @@ def _pruning_state(state_class: Any) -> type:
             super().preprocess_state(input_batch, block_tables, *args, **kwargs)
             self.batches.arm(input_batch, block_tables)
 
-        def prepare_attn(self, input_batch: Any, cudagraph_mode: Any, *args: Any, **kwargs: Any) -> Any:
-            self.batches.prepare(input_batch, cudagraph_mode.name == "FULL")
-            return super().prepare_attn(input_batch, cudagraph_mode, *args, **kwargs)
+        def prepare_attn(
+            self, input_batch: Any, cudagraph_mode: Any, block_tables: Any, *args: Any, **kwargs: Any
+        ) -> dict[str, Any]:
+            self.batches.prepare(input_batch)
+            metadata = super().prepare_attn(input_batch, cudagraph_mode, block_tables, *args, **kwargs)
+            if cudagraph_mode.name != "FULL":
+                return metadata
+            for_capture = kwargs.get("for_capture", False)
+            return metadata | self.batches.graph_metadata(input_batch, block_tables, for_capture)
 
     return PruningModelState

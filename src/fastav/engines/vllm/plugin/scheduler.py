@@ -51,12 +51,38 @@ def _pruning_scheduler(base: Any) -> type:
             self._require_blocks(output)
             return output
 
+        def _get_local_prefix_cache_hit(self, request: Any) -> Any:
+            """vLLM's lookup of a prefix, in the groups whose blocks the request's plan can reuse."""
+            state, coordinator = self.request_states[request.request_id], self.kv_cache_manager.coordinator
+            if not self.cache_config.enable_prefix_caching:
+                return super()._get_local_prefix_cache_hit(request)
+            managers, every = coordinator.single_type_managers, coordinator.attention_groups
+            own = [
+                group
+                for group in every
+                if all(
+                    not isinstance(managers[i], KVGroupManager) or managers[i].is_reusable(request.request_id)
+                    for i in group.group_ids
+                )
+            ]
+            if not own or (not state.is_unpruned and state.max_reused is None):
+                return self.kv_cache_manager.empty_kv_cache_blocks, 0, 0, False
+            coordinator.attention_groups = own
+            try:
+                blocks, num_tokens, *_ = super()._get_local_prefix_cache_hit(request)
+            finally:
+                coordinator.attention_groups = every
+            if state.max_reused is not None and num_tokens > state.max_reused:
+                count = state.max_reused // self.block_size
+                num_tokens = count * self.block_size
+                blocks = self.kv_cache_manager.create_kv_cache_blocks(tuple(list(one[:count]) for one in blocks.blocks))
+            return blocks, num_tokens, 0, False
+
         def _begin_step(self) -> None:
             """Leave room in the step's budget for a late step of a prompt in chunks."""
             if (chunking := self._plans.chunking) is None:
                 return
-            requests = [*self.running, *(self.waiting.peek_request() for _ in range(min(1, len(self.waiting))))]
-            self._late_is_free = any(self._may_run_late(request) for request in requests)
+            self._late_is_free = any(self._may_run_late(request) for request in self.running)
             self.max_num_scheduled_tokens = self._token_budget - chunking.max_tokens * self._late_is_free
 
         def _may_run_late(self, request: Any) -> bool:

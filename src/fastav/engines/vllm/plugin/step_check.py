@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from fastav.engines.vllm.plugin.request_state import RequestState
@@ -49,6 +49,28 @@ class StepRecord:
         """Begin a step."""
         for one in (*self.calls, *self.num_slots):
             one.clear()
+
+    def replay(
+        self, seq_lens: Int[np.ndarray, "layers requests"], is_stored: Bool[np.ndarray, "layers requests"]
+    ) -> None:
+        """Record a step that calls no attention, as it replays a graph of the whole model, by what the graph reads.
+
+        seq_lens: tokens of each request in each layer's cache. is_stored: whether the request's one token is among
+        them.
+        """
+        for layer, calls in enumerate(self.calls):
+            lens, tokens = seq_lens[layer][is_stored[layer]].tolist(), int(is_stored[layer].sum())
+            if tokens:
+                calls.append(
+                    AttentionCall(
+                        num_queries=tokens,
+                        num_actual_tokens=tokens,
+                        max_query_len=1,
+                        max_seq_len=max(lens),
+                        seq_lens=tuple(lens),
+                    )
+                )
+            self.num_slots[layer].append(tokens)
 
     def attach(self, attention: Any, layer: int) -> None:
         """Record from now on what a layer's attention implementation is given.
