@@ -15,7 +15,7 @@ CONTEST := fastv pyramiddrop dycoke@0.25 random@0.5
 	gpu-videollama gpu-salmonn gpu-omni gpu-scaling gpu-rollout clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## */\1\t/' | expand -t 12
 
 setup: $(READY)  ## the environment, which the other targets make when needed
 
@@ -122,7 +122,7 @@ $(VLLM_33)/.ready: $(VLLM)/.ready tests/vllm/mixture.py
 	rm -r $(VLLM_33)/wheel
 	@touch $(VLLM_33)/.ready
 
-ON_33 := compat runner exact memory took_effect qwen3 parallel serving models
+ON_33 := compat runner stand_ins graphs exact memory took_effect qwen3 parallel serving models
 PYTEST_33 := FASTAV_VLLM=0.33.0 PYTHONPATH=$(VLLM_33):tests/vllm/site OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -W ignore \
 	-m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile $(ON_33:%=tests/vllm/test_vllm_%.py)
 

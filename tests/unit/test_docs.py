@@ -103,11 +103,11 @@ def test_versions_agree():
 
 
 def test_readme_names_the_first_commands_and_every_page_names_targets_that_exist():
-    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z][a-z0-9-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     used = {}
     for page in [*pages.pages(), *OTHERS]:
         text = pages.text_of(page)
-        lists = re.findall(r"(?:^|`)make((?: [a-z][a-z-]*)+)", text, re.MULTILINE)
+        lists = re.findall(r"(?:^|`)make((?: [a-z][a-z0-9-]*)+)", text, re.MULTILINE)
         lists = [words.split("  ")[0] for words in lists]  # a comment follows after two spaces
         used[page] = {word for words in lists for word in words.split()}
         assert used[page] <= targets, f"{page}: the Makefile has no {used[page] - targets}"

@@ -142,7 +142,9 @@ class Batch(PackedBatch):
     def __init__(self):
         """Without rows."""
 
-    cut_layers = (2, 5)
+    @property
+    def cut_layers(self):
+        return (2, 5)
 
     def geometry(self, layer):
         return geometry([1, 1], [70 - 10 * layer, 40 - 4 * layer])
@@ -188,6 +190,7 @@ def test_steps_that_piecewise_graphs_pad_are_exact(omni, engines, monkeypatch, p
     """vLLM runs them as PIECEWISE, padded to the next size that it would have captured; nothing is captured here."""
     llm = engines(omni.folder, plan, max_num_batched_tokens=256, max_num_seqs=8)
     runner, padded = llm.llm_engine.model_executor.driver_worker.worker.model_runner, []
+    mode = compat.CUDAGraphMode.PIECEWISE
 
     def pad(tokens):
         padded.append(min(-(-tokens // 24) * 24, 256))
@@ -197,16 +200,15 @@ def test_steps_that_piecewise_graphs_pad_are_exact(omni, engines, monkeypatch, p
         from vllm.v1.worker.gpu import model_runner
         from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 
-        def dispatch(manager, num_reqs, num_tokens, *args, **kwargs):
-            mode = compat.CUDAGraphMode.PIECEWISE
+        def dispatch_v2(manager, num_reqs, num_tokens, *args, **kwargs):
             return BatchExecutionDescriptor(cg_mode=mode, num_tokens=pad(num_tokens), num_reqs=None), None
 
-        monkeypatch.setattr(model_runner, "dispatch_cg_and_sync_dp", dispatch)
+        monkeypatch.setattr(model_runner, "dispatch_cg_and_sync_dp", dispatch_v2)
     else:
         from vllm.forward_context import BatchDescriptor
 
         def dispatch(num_tokens, **kwargs):
-            return compat.CUDAGraphMode.PIECEWISE, BatchDescriptor(num_tokens=pad(num_tokens))
+            return mode, BatchDescriptor(num_tokens=pad(num_tokens))
 
         monkeypatch.setattr(runner.cudagraph_dispatcher, "dispatch", dispatch)
     agree(llm, omni, plan, QUESTIONS[:5])
