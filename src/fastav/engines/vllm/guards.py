@@ -181,7 +181,7 @@ def misspelled_key(keys: Iterable[Any]) -> str | None:
     return None
 
 
-def with_plan(pruning: PruningConfig, plan_spec: str, chunked_prefill: bool) -> PruningConfig:
+def with_plan(pruning: PruningConfig, plan_spec: str) -> PruningConfig:
     """The configuration for a request that overrides the server's plan.
 
     plan_spec: a preset of the model, a recipe, or a plan's JSON; not a file name, as files belong to the server.
@@ -189,7 +189,6 @@ def with_plan(pruning: PruningConfig, plan_spec: str, chunked_prefill: bool) -> 
     """
     override = replace(pruning, plan=client_plan(plan_spec, pruning.adapter))
     check_plan(override)
-    _check_pieces(override, chunked_prefill)
     return override
 
 
@@ -228,11 +227,7 @@ def check(pruning: PruningConfig, serving: Serving) -> None:
     for name, term in _PARALLEL.items():
         if (number := getattr(serving, name)) > 1:
             raise UnsupportedPlan(f"{term} of {number} is not shown to be exact while pruning", PARALLEL_HINT)
-    _check_pieces(pruning, serving.chunked_prefill)
-
-
-def _check_pieces(pruning: PruningConfig, chunked_prefill: bool) -> None:
-    if chunked_prefill and (reason := needs_whole_prompts(pruning)):
+    if serving.chunked_prefill and (reason := needs_whole_prompts(pruning)):
         raise UnsupportedPlan(reason, "--no-enable-chunked-prefill")
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int
 
-from fastav.engines.vllm.guards import PruningConfig, with_plan
+from fastav.engines.vllm import guards
+from fastav.engines.vllm.guards import PruningConfig
 from fastav.engines.vllm.plugin.late_schedule import LateSchedule
 from fastav.errors import PlanError
 from fastav.layout import Layout, Modality
@@ -28,10 +29,11 @@ KeepMask = Bool[np.ndarray, " tokens"]
 class Chunking(NamedTuple):
     """How a server chunks prompts whose hidden states are held.
 
-    max_tokens: of a late step. max_withheld: the most tokens of a prompt that late steps may take the place of.
+    token_budget: of a step. max_tokens: of a late step. max_withheld: the most tokens of a prompt that late steps may take the place of.
     reused_layer: the layer whose inputs prefix caching reuses with the caches of all layers before it; None without.
     """
 
+    token_budget: int
     max_tokens: int
     max_withheld: int
     reused_layer: int | None
@@ -39,7 +41,7 @@ class Chunking(NamedTuple):
     @classmethod
     def of(cls, token_budget: int, reused_layer: int | None) -> "Chunking":
         """For a server whose steps have at most `token_budget` tokens: late steps take half of them."""
-        return cls(max(1, token_budget // 2), max(1, token_budget // 4), reused_layer)
+        return cls(token_budget, max(1, token_budget // 2), max(1, token_budget // 4), reused_layer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +157,9 @@ class PlanRuntime:
     @property
     def _reuses(self) -> bool:
         """Whether the states that enter the first cut are those that the prefix cache has."""
-        return self.chunking is not None and self.chunking.reused_layer == self.pruning.compiled.first_layer
+        if self.chunking is None or self.needs_whole_prompts:
+            return False
+        return self.chunking.reused_layer == self.pruning.compiled.first_layer
 
     @property
     def _held_layer(self) -> int:
@@ -176,11 +180,16 @@ class PlanRuntime:
         queried = len(layout) - max((n for signal, n in n_queries.items() if signal in signals), default=0)
         return max(0, min(queried, late.first_withheld - 1))
 
+    @cached_property
+    def needs_whole_prompts(self) -> bool:
+        """Whether no prompt that is pruned can come in chunks, on a server that chunks others."""
+        return self.chunking is not None and guards.needs_whole_prompts(self.pruning) is not None
+
     def _late(
         self, layout: Layout, prompt_kv_lens: tuple[int, ...], keep_masks: tuple[KeepMask, ...]
     ) -> LateSchedule | None:
         """The schedule of a prompt in chunks."""
-        if self.chunking is None:
+        if self.chunking is None or self.needs_whole_prompts:
             return None
         held_layer, n_tokens = len(keep_masks), len(layout)
         entering = keep_masks[-1] if keep_masks else np.ones(n_tokens, bool)
@@ -235,7 +244,7 @@ class PlanRuntime:
 class PlanCache:
     """The plans of a server's requests: its own, and those that requests override it with."""
 
-    def __init__(self, pruning: PruningConfig, chunking: Chunking | None) -> None:
+    def __init__(self, pruning: PruningConfig, chunking: Chunking | None = None) -> None:
         self.default = PlanRuntime(pruning, chunking)
         self.chunking = chunking
         self._overrides = lru_cache(maxsize=64)(self._create)  # bounded, as clients choose the keys
@@ -255,5 +264,4 @@ class PlanCache:
         return self._overrides(plan_override)
 
     def _create(self, plan_spec: str) -> PlanRuntime:
-        chunked_prefill = self.chunking is not None
-        return PlanRuntime(with_plan(self.default.pruning, plan_spec, chunked_prefill), self.chunking)
+        return PlanRuntime(guards.with_plan(self.default.pruning, plan_spec), self.chunking)

@@ -69,6 +69,12 @@ def check_inputs(process_inputs: Any) -> Any:
         with _as_validation_error():
             runtime = plans.get(plan_override(params))
         request = process_inputs(self, request_id, prompt, params, *args, **kwargs)
+        if plans.chunking is not None and runtime.needs_whole_prompts and request.mm_features:
+            if (length := len(request.prompt_token_ids)) > (budget := plans.chunking.token_budget):
+                raise _validation_error(
+                    f"{guards.needs_whole_prompts(runtime.pruning)}; this prompt has {length} tokens, and a step {budget}: "
+                    "name another plan, or start the server with --no-enable-chunked-prefill"
+                )
         if all(feature.data is not None for feature in request.mm_features or ()):  # unless vLLM's cache has it
             with _as_validation_error():
                 runtime.count(layout_inputs(runtime.pruning.adapter, request))

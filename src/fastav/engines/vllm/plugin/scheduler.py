@@ -48,6 +48,10 @@ def _pruning_scheduler(base: Any) -> type:
         def schedule(self, *args: Any, **kwargs: Any) -> Any:
             self._begin_step()
             output = super().schedule(*args, **kwargs)
+            for new in output.scheduled_new_reqs:
+                # vLLM leaves out media that the prefix cache covers, but layouts are read from them, and a prompt that
+                # is preempted may not find them there again
+                new.mm_features = self.requests[new.req_id].mm_features
             self._require_blocks(output)
             return output
 
@@ -102,16 +106,36 @@ def _pruning_scheduler(base: Any) -> type:
             """
             state = self.request_states[request.request_id]
             computed = request.num_computed_tokens + num_local + num_external
-            if state.late is None or computed >= state.prompt_len:
+            if state.is_unpruned or computed >= state.prompt_len:
                 return num_new_tokens
-            self._at_once.discard(request.request_id)
+            if state.late is None:
+                return num_new_tokens if self._may_start(state, num_new_tokens) else 0
             if not state.comes_in_chunks(computed, num_new_tokens):
                 self._at_once.add(request.request_id)
                 return num_new_tokens
+            self._at_once.discard(request.request_id)
             limited = state.late.limit(computed, num_new_tokens, late=self._late_is_free)
             if computed + limited > state.late.first_withheld:
                 self._late_is_free = False
             return limited
+
+        def _may_start(self, state: RequestState, num_tokens: int) -> bool:
+            """Whether a prompt can run on so many tokens, if its plan needs whole prompts."""
+            return not state.runtime.needs_whole_prompts or num_tokens >= state.prompt_len
+
+        def _try_schedule_encoder_inputs(
+            self, request: Any, num_computed: int, num_new_tokens: int, budget: int, *args: Any, **kwargs: Any
+        ) -> Any:
+            """vLLM's scheduling of encoders, which may leave fewer tokens of a prompt: then it does not run at once."""
+            scheduled = super()._try_schedule_encoder_inputs(
+                request, num_computed, num_new_tokens, budget, *args, **kwargs
+            )
+            state = self.request_states[request.request_id]
+            if not state.is_unpruned and num_computed < state.prompt_len and scheduled[1] < num_new_tokens:
+                self._at_once.discard(request.request_id)
+                if not self._may_start(state, scheduled[1]):
+                    return [], 0, budget, [], []
+            return scheduled
 
         def _require_blocks(self, output: Any) -> None:
             """Refuse a step in which a group has too many or too few blocks for a request.  Raises: PlanNotApplied."""

@@ -10,6 +10,7 @@ from fastav.engines.vllm import compat
 from fastav.engines.vllm.plugin.decoder import DecoderPruner, prune_decoder
 from fastav.engines.vllm.plugin.held_states import held_layer
 from fastav.engines.vllm.plugin.kv_cache import partition_kv_cache
+from fastav.engines.vllm.plugin.seeds import rewind_seeds
 
 
 class PruningWorker(compat.worker_class()):
@@ -34,6 +35,12 @@ class PruningWorker(compat.worker_class()):
         """vLLM's step, checked against the plan.  Raises: PlanNotApplied, which ends the engine."""
         with self.pruner.checked_step(scheduler_output):
             return super().execute_model(scheduler_output, *args, **kwargs)
+
+    def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
+        """vLLM's sampling."""
+        if compat.current_platform.is_cpu() and not self.vllm_config.use_v2_model_runner:
+            rewind_seeds(self.model_runner)
+        return super().sample_tokens(*args, **kwargs)
 
     def compile_or_warm_up_model(self, *args: Any, **kwargs: Any) -> Any:
         """vLLM's compilation, warm-up and capture of graphs."""
