@@ -120,6 +120,7 @@ $(VLLM_33)/.ready: $(VLLM)/.ready tests/vllm/mixture.py
 	$(VLLM)/bin/pip download --quiet --disable-pip-version-check --no-deps --dest $(VLLM_33)/wheel "vllm==0.33.0"
 	$(VLLM)/bin/python tests/vllm/mixture.py $(VLLM_33)/wheel/*.whl $(VLLM_33)
 	rm -r $(VLLM_33)/wheel
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-deps --target $(VLLM_33) "orjson==3.13.0"  # its server's
 	@touch $(VLLM_33)/.ready
 
 ON_33 := compat runner stand_ins graphs exact memory took_effect qwen3 parallel serving models
