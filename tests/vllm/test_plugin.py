@@ -116,22 +116,27 @@ def test_ways_of_serving_are_refused(name):
     assert error.value.hint
 
 
-def test_pieces_of_prompts_are_refused_where_scores_decide():
+ROLLOUT = Plan((Step(layers="4", method="rollout", keep=Keep(media=Share(0.5))),))
+
+
+def test_plans_that_need_whole_prompts_are_refused_with_chunks():
     check(config_of(GLOBAL), Serving(chunked_prefill=True))
-    with pytest.raises(UnsupportedPlan, match="method 'last-query' scores whole prompts"):
-        check(config_of("fastav"), Serving(chunked_prefill=True))
+    check(config_of("fastav"), Serving(chunked_prefill=True))
+    with pytest.raises(UnsupportedPlan, match="method 'rollout' reads the attention of all tokens"):
+        check(config_of(ROLLOUT), Serving(chunked_prefill=True))
+    stacked = MODELS["qwen3-vl"]().config()
+    check(config_of("fastav", stacked), Serving(chunked_prefill=True))
+    with pytest.raises(UnsupportedPlan, match="adds visual features in its first 3 layers"):
+        check(config_of("fastv", stacked), Serving(chunked_prefill=True))
 
 
-def test_methods_of_the_layout_alone_run_with_chunked_prefill():
+def test_methods_of_the_layout_alone_are_known():
     layout_only = {name for name, method in METHODS.items() if method().layout_only}
     assert layout_only == {"keep-first", "position", "random", "strided", "unpadded"}
     for name in METHODS:
         pruning = config_of(Plan((Step(layers="2", method=name, keep=Keep(media=Share(0.5))),)))
-        if name in layout_only:
-            check(pruning, Serving(chunked_prefill=True))
-        else:
-            with pytest.raises(UnsupportedPlan):
-                check(pruning, Serving(chunked_prefill=True))
+        assert pruning.compiled.layout_only is (name in layout_only)
+        assert pruning.compiled.first_scored_layer == (LAYERS if name in layout_only else 2)
 
 
 def test_a_layout_says_what_stays_in_every_piece():
@@ -148,7 +153,7 @@ def test_a_layout_says_what_stays_in_every_piece():
 
 def test_where_scores_decide_only_how_many_stay_is_known():
     state = PlanRuntime(config_of("fastav")).request_state(prompt(), torch.device("cpu"))
-    assert state.keep_masks is None
+    assert len(state.keep_masks) == config_of("fastav").compiled.first_scored_layer
     assert state.kv_len(LAYERS - 1, len(IDS) + 3) == state.prompt_kv_lens[-1] + 3
     with pytest.raises(UnsupportedPlan, match=f"only 4 of a prompt's {len(IDS)} tokens came"):
         BatchRow(state, 0, 4)

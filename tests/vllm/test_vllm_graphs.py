@@ -27,7 +27,7 @@ SIZE, BLOCKS = 4, 8
 
 
 KEPT = (10, 6, 3, 3)  # by four layers, of a prompt of ten tokens
-STATE = RequestState(runtime=PlanRuntime(config_of("fastav")), prompt_len=10, prompt_kv_lens=KEPT, keep_masks=None)
+STATE = RequestState(runtime=PlanRuntime(config_of("fastav")), prompt_len=10, prompt_kv_lens=KEPT, keep_masks=())
 
 
 class StandIn:

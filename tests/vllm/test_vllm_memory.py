@@ -11,8 +11,9 @@ from vllm.exceptions import VLLMValidationError
 from fastav.plan import Keep, Plan, Share, Step
 
 BLOCK = 32
-SMALL = {"block_size": BLOCK, "disable_log_stats": False}
+SMALL = {"block_size": BLOCK, "disable_log_stats": False, "enable_prefix_caching": False}
 WHOLE = SMALL | {"enable_chunked_prefill": False}  # which the plan `none` would leave as it is
+ROLLOUT = Plan((Step(layers="4", method="rollout", keep=Keep(media=Share(0.5))),))
 HALF = Plan((Step(layers="middle", method="strided", keep=Keep(all=Share(0.2))),))
 LONG = [
     Question(text=f"{n} {VIDEO} and {AUDIO} tell", video=film(8, n), audio=sound(3, n), new=20) for n in range(1, 5)
@@ -26,6 +27,7 @@ def scheduler_of(llm):
 def blocks_of(scheduler):
     """Of each request that has any, how many blocks each part of the cache gives it, by the part's first layer."""
     managers = scheduler.kv_cache_manager.coordinator.single_type_managers
+    managers = [m for m in managers if type(m).__name__ != "HeldManager"]  # of states, while a prompt runs
     requests = {name for manager in managers for name, blocks in manager.req_to_blocks.items() if blocks}
     return {
         name: {getattr(m.kv_cache_spec, "first_layer", 0): len(m.req_to_blocks[name]) for m in managers}
@@ -134,8 +136,11 @@ def test_pieces_and_servers_that_do_not_prune_refuse_plans_of_requests(omni, eng
     llm = engines(omni.folder, HALF, **SMALL)  # by the layout alone: prompts may come in pieces
     (output,) = llm.generate([LONG[0].for_vllm()], sampling(2, extra_args={"fastav": "none"}), use_tqdm=False)
     assert list(output.outputs[0].token_ids) == omni(LONG[0], Plan())[1][:2]
-    with pytest.raises(VLLMValidationError, match="chunked prefill runs pieces"):
-        llm.generate([LONG[0].for_vllm()], sampling(2, extra_args={"fastav": "fastav"}), use_tqdm=False)
+    agree(llm, omni, "fastav", LONG[:1])
+    agree(llm, omni, ROLLOUT, LONG[:1])  # at once, as it fits into a step
+    llm = engines(omni.folder, HALF, **SMALL, max_num_batched_tokens=64, max_num_seqs=8)
+    with pytest.raises(VLLMValidationError, match="this prompt has 1.. tokens, and a step 64: name another plan"):
+        llm.generate([LONG[0].for_vllm()], sampling(2, extra_args={"fastav": ROLLOUT.to_json()}), use_tqdm=False)
     llm = engines(omni.folder, None)
     with pytest.raises(VLLMValidationError, match="does not prune"):
         llm.generate([LONG[0].for_vllm()], sampling(2, extra_args={"fastav": "fastav"}), use_tqdm=False)

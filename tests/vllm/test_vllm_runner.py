@@ -145,8 +145,8 @@ class Listener:
 def batches_v2(**runner):
     state = object.__new__(compat.DefaultModelState)
     state.rope_state = state.prompt_embeds_state = None
-    listener = Listener()
-    return BatchesV2(SimpleNamespace(model_state=state, **runner), listener), state, listener
+    listener, cache = Listener(), SimpleNamespace(enable_prefix_caching=False)
+    return BatchesV2(SimpleNamespace(model_state=state, cache_config=cache, **runner), listener), state, listener
 
 
 def request_of(name, ids, computed=0):
@@ -163,7 +163,7 @@ def test_a_batch_that_another_replaces_is_not_read():
         num_scheduled_tokens=np.array([1, 4]),
     )
     table = torch.arange(8).view(4, 2)  # with rows of padding
-    with batches.step():
+    with batches.step(None):
         assert not batches.is_armed
         state.preprocess_state(batch, (table,), None, None)
         batches.prepare(batch)

@@ -37,7 +37,7 @@ def test_a_preempted_request_goes_on_exactly(omni, engines, plan, room, steps):
     questions = [Question(text=q.text, video=q.video, audio=q.audio, new=40) for q in QUESTIONS[:4]]
     blocks = room * 32 * 8 * 512  # of 32 tokens, in 8 layers, of 512 bytes: too few for all
     options = {"block_size": 32, "kv_cache_memory_bytes": blocks, "disable_log_stats": False}
-    llm = engines(omni.folder, plan, **options)
+    llm = engines(omni.folder, plan, enable_chunked_prefill=False, **options)
     answers = ask(llm, questions)
     assert preempted(llm) > 0
     for answer, question in zip(answers, questions, strict=True):
@@ -280,7 +280,7 @@ def test_plans_that_others_would_wait_for_are_refused(omni, extra_args, words):
     from fastav.engines.vllm.plugin.request_state import PlanCache
 
     pruning = PruningConfig(plan=Plan(), adapter=omni.adapter, config=omni.model.config)
-    plans = PlanCache(pruning, chunked_prefill=False)
+    plans = PlanCache(pruning)
     with pytest.raises(PlanError, match=words):
         plans.get(extra_args["fastav"])
 

@@ -70,14 +70,14 @@ def keep_slots(llm, monkeypatch):
     ],
 )
 def test_a_cut_that_vanishes_is_an_error(omni, engines, monkeypatch, plan, lose, words):
-    with engines.own(omni.folder, plan) as llm:
+    with engines.own(omni.folder, plan, enable_prefix_caching=False) as llm:
         lose(llm, monkeypatch)
         with pytest.raises(PlanNotApplied, match=f"the plan did not take effect: {words}"):
             ask(llm, ASKED)
 
 
 def test_a_cut_that_answers_forget_is_an_error(omni, engines, monkeypatch):
-    with engines.own(omni.folder, "fastav") as llm:
+    with engines.own(omni.folder, "fastav", enable_prefix_caching=False) as llm:
         engine = llm.llm_engine
         engine.add_request("0", ASKED[0].for_vllm(), sampling(4))
         engine.step()
@@ -86,11 +86,29 @@ def test_a_cut_that_answers_forget_is_an_error(omni, engines, monkeypatch):
             engine.step()
 
 
+@pytest.mark.parametrize("budget", [32, 256])
+def test_a_late_cut_that_vanishes_is_an_error(omni, engines, monkeypatch, budget):
+    from fastav.pruning.state import PruningState
+
+    with engines.own(omni.folder, "fastav", max_num_batched_tokens=budget, max_num_seqs=8) as llm:
+        monkeypatch.setattr(PruningState, "cut", lambda self, layer, hidden: hidden)
+        with pytest.raises(PlanNotApplied, match=r"the plan did not take effect: layer 4 gets \d+ tokens, and by the plan"):
+            ask(llm, ASKED)
+
+
+def test_a_late_slice_that_does_not_run_is_an_error(omni, engines, monkeypatch):
+    with engines.own(omni.folder, "fastav", max_num_batched_tokens=32, max_num_seqs=8) as llm:
+        decoder = "fastav.engines.vllm.plugin.decoder.DecoderPruner._run_late"
+        monkeypatch.setattr(decoder, lambda self, context, batch, out: None)
+        with pytest.raises(PlanNotApplied, match=r"layer 4's attention ran 0 times, and by the plan 1"):
+            ask(llm, ASKED)
+
+
 def test_a_group_of_the_cache_with_other_blocks_is_an_error(omni, engines, monkeypatch):
     from fastav.engines.vllm.plugin.kv_cache import KVGroupManager
 
-    monkeypatch.setattr(KVGroupManager, "_kv_len", lambda self, request, tokens: tokens)
-    with engines.own(omni.folder, "fastav") as llm, pytest.raises(PlanNotApplied, match=r"layer \d has \d+ blocks of"):
+    monkeypatch.setattr(KVGroupManager, "_slots", lambda self, request, tokens: tokens)
+    with engines.own(omni.folder, "fastav") as llm, pytest.raises(PlanNotApplied, match=r"layer \d has \d+ blocks for a request"):
         ask(llm, ASKED)
 
 

@@ -13,6 +13,7 @@ from fastav.engines.vllm.plugin.tensor_parallel import TensorParallel
 from fastav.method import Signal
 from fastav.pruning.attention import attention_rows
 from fastav.pruning.state import WINDOW, PruningState
+from fastav.pruning.verification import not_applied
 
 
 class ChunkedPrefill:
@@ -138,7 +139,8 @@ class ChunkedPrefill:
         states = prefill.cut(layer, states)[0]
         self._source, self._indices = written, torch.searchsorted(before, prefill.slots[0])
         self._stage, self._count, self._done, self._sums = one.stage, len(prefill.slots[0]), 0, {}
-        assert self._count == self.late.stages[one.stage].num_tokens
+        if self._count != (planned := self.late.stages[one.stage].num_tokens):
+            raise not_applied(f"layer {layer} gets {self._count} tokens, and by the plan {planned}")
         if self._buffer is None:
             self._buffer = TensorStore(self._count, written.hidden(everything[:1]), written.keys(1).shape[1])
         if merges:
