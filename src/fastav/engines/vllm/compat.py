@@ -46,6 +46,9 @@ _V0_32 = {
     # internal: from requests to token ids
     "EngineDeadError": "vllm.v1.engine.exceptions",
     "InputProcessor": "vllm.v1.engine.input_processor",
+    "ExecutionContext": "vllm.v1.metrics.perf",
+    "LoggingStatLogger": "vllm.v1.metrics.loggers",
+    "MediaConnector": "vllm.multimodal.media",
     "MediaWithBytes": "vllm.multimodal.media",
     "VIDEO_LOADER_REGISTRY": "vllm.multimodal.video",
     "HfRenderer": "vllm.renderers.hf",

@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 
 from fastav.adapter import ModelAdapter, adapter_for, plan_named
 from fastav.client_plans import client_plan
+from fastav.engines.vllm.request_plans import request_plans
 from fastav.errors import PlanError, UnsupportedModel, UnsupportedPlan
 from fastav.method import Signal
 from fastav.plan import Plan
@@ -30,6 +31,9 @@ MODELS: Mapping[str, Features] = {
     "video-salmonn2": CLIPS | {"audio_index": np.concatenate},
     "videollama2": CLIPS,
 }
+WORKER = "fastav.engines.vllm.plugin.worker.PruningWorker"
+SCHEDULER = "fastav.engines.vllm.plugin.scheduler.create_scheduler"
+MIDDLEWARE = "fastav.engines.vllm.plugin.middleware.UsageMiddleware"
 HINT = 'start it with --additional-config \'{"fastav": {"plan": "fastav"}}\''
 PROVIDES = frozenset(Signal) - {Signal.GIVEN, Signal.ENCODER, Signal.SECONDS}  # signals that exist inside vLLM
 
@@ -149,16 +153,17 @@ def read(additional_config: Any, model_config: PreTrainedConfig) -> PruningConfi
     """The pruning that `additional_config` configures; None if it has no entry for fastav.
 
     model_config: of the whole model. The entry's `plan` is a preset of the model, a recipe, a file's name, or a plan's
-    JSON object.
+    JSON object; `requests` is as `request_plans` reads it.
     Raises: PlanError, UnknownName, UnsupportedModel.
     """
     if (entry := pruning_entry(additional_config)) is None:
         return None
-    if not isinstance(entry, Mapping) or set(entry) != {"plan"}:
+    if not isinstance(entry, Mapping) or set(entry) - {"requests"} != {"plan"}:
         raise PlanError(
             f'additional_config\'s "fastav" must be an object with a "plan", got {json.dumps(entry)}',
-            '{"fastav": {"plan": "fastav"}}',
+            '{"fastav": {"plan": "fastav"}}; it may also have "requests"',
         )
+    request_plans(entry)
     adapter = adapter_for(model_config.architectures or (), model_config.to_dict())
     plan_spec = entry["plan"]
     if isinstance(plan_spec, Mapping):
@@ -201,6 +206,16 @@ def with_plan(pruning: PruningConfig, plan_spec: str, chunked_prefill: bool) -> 
     check_plan(override)
     _check_pieces(override, chunked_prefill)
     return override
+
+
+def check_request_plans(pruning: PruningConfig, entry: Any, chunked_prefill: bool) -> None:
+    """Refuse a list of plans for requests that names one which requests could not choose.
+
+    entry: for fastav in `additional_config`.
+    Raises: PlanError, UnknownName, UnsupportedPlan.
+    """
+    for name in request_plans(entry).names or ():
+        with_plan(pruning, name, chunked_prefill)
 
 
 def check_plan(pruning: PruningConfig) -> None:

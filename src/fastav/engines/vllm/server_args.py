@@ -13,25 +13,48 @@ from fastav.engines.vllm import guards
 from fastav.engines.vllm.guards import PruningConfig
 from fastav.errors import FastAVError
 
+NOWHERE = "nowhere.invalid"  # a host that cannot exist (RFC 2606)
 MODULE = ("-m", "vllm.entrypoints.openai.api_server")
-ENVIRONMENT: Mapping[str, str] = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
+ENVIRONMENT: Mapping[str, str] = {"VLLM_USE_V2_MODEL_RUNNER": "0", "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0"}
+ENVIRONMENT_REASONS: Mapping[str, str] = {
+    "VLLM_USE_V2_MODEL_RUNNER": "fastav does not know vLLM's model runner V2",
+    "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "an allowed host could lead the server to any other",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flag:
-    """A flag of vLLM's server.  value: None for a switch. reason: why it is there, in words."""
+    """A flag of vLLM's server.
+
+    value: None for a switch. values: of a flag that takes several, in place of `value`. reason: why it is there.
+    """
 
     name: str
     value: str | None = None
+    values: tuple[str, ...] = ()
     reason: str
 
     @property
     def args(self) -> tuple[str, ...]:
         """The flag as arguments of a command."""
-        return (self.name,) if self.value is None else (self.name, self.value)
+        return (self.name, *self.values) if self.value is None else (self.name, self.value)
 
 
-def flags(pruning: PruningConfig, max_model_len: int) -> tuple[Flag, ...]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """What clients of a server may choose.
+
+    media_domains: hosts that `http(s)://` URLs of media may name; empty: none. media_path: the folder that `file://`
+    URLs may name; empty: none. requests: the plans that requests may name, as `request_plans` reads them; None: all
+    names.
+    """
+
+    media_domains: Sequence[str] = ()
+    media_path: str = ""
+    requests: Any = None
+
+
+def flags(pruning: PruningConfig, max_model_len: int, access: Access = Access()) -> tuple[Flag, ...]:
     """The flags with which vLLM's server prunes.
 
     max_model_len: tokens of the longest prompt with its answer.
@@ -69,8 +92,40 @@ def flags(pruning: PruningConfig, max_model_len: int) -> tuple[Flag, ...]:
                 reason="room for a whole prompt in one step",
             ),
         ]
-    additional_config = json.dumps({"fastav": {"plan": plan_spec(pruning)}})
-    return (*result, Flag(name="--additional-config", value=additional_config, reason="the plan"))
+    entry = {"plan": plan_spec(pruning)} | ({} if access.requests is None else {"requests": access.requests})
+    guards.check_request_plans(pruning, entry, chunked_prefill=pruning.compiled.layout_only)
+    return (*result, *_access_flags(access), *_plugin_flags(json.dumps({"fastav": entry})))
+
+
+def _access_flags(access: Access) -> tuple[Flag, ...]:
+    """What of the network and of its files the server reads for clients."""
+    return (
+        Flag(
+            name="--allowed-media-domains",
+            values=tuple(access.media_domains) or (NOWHERE,),
+            reason="by default vLLM fetches any URL that a client names, also of loopback and of your network"
+            + ("" if access.media_domains else "; this host cannot exist, so media come as data: URLs"),
+        ),
+        Flag(
+            name="--allowed-local-media-path",
+            value=access.media_path,
+            reason="the folder that file:// URLs may name" + ("" if access.media_path else ": none"),
+        ),
+    )
+
+
+def _plugin_flags(additional_config: str) -> tuple[Flag, ...]:
+    """What makes vLLM prune, and not start where it would not."""
+    return (
+        Flag(name="--additional-config", value=additional_config, reason="the plan"),
+        Flag(
+            name="--worker-cls",
+            value=guards.WORKER,
+            reason="set anyway; named here, so that vLLM does not start, unpruned, without fastav or its plugin",
+        ),
+        Flag(name="--scheduler-cls", value=guards.SCHEDULER, reason="likewise"),
+        Flag(name="--middleware", value=guards.MIDDLEWARE, reason="responses say what the plan kept, in usage.fastav"),
+    )
 
 
 def media_limits(adapter: ModelAdapter) -> str:

@@ -8,12 +8,11 @@ import json
 from typing import Any
 
 from fastav.engines.vllm import compat, guards
-from fastav.engines.vllm.guards import PruningConfig, Serving
-from fastav.engines.vllm.plugin.requests import check_inputs, refuse_beam_search
+from fastav.engines.vllm.guards import SCHEDULER, WORKER, PruningConfig, Serving
+from fastav.engines.vllm.plugin.metrics import log_with
+from fastav.engines.vllm.plugin.requests import check_inputs, open_admission, refuse_beam_search
+from fastav.errors import PlanError
 from fastav.pruning.verification import not_applied
-
-WORKER = "fastav.engines.vllm.plugin.worker.PruningWorker"
-SCHEDULER = "fastav.engines.vllm.plugin.scheduler.create_scheduler"
 
 
 def install() -> None:
@@ -33,8 +32,10 @@ def install() -> None:
             hooks[name] = _ConfigHook(original)
     if not hasattr(processor_class, "_fastav"):
         processor_class._fastav = True
+        processor_class.__init__ = open_admission(processor_class.__init__)
         processor_class.process_inputs = check_inputs(processor_class.process_inputs)
         processor_class.resolve_watermarking = refuse_beam_search(processor_class.resolve_watermarking)
+        compat.LoggingStatLogger.log = log_with(compat.LoggingStatLogger.log)
 
 
 def _check_after(post_init: Any) -> Any:
@@ -43,7 +44,10 @@ def _check_after(post_init: Any) -> Any:
     def __post_init__(self: Any) -> None:  # noqa: N807
         post_init(self)
         model = self.model_config
-        if model is None or (entry := guards.pruning_entry(self.additional_config)) is None:
+        if model is None:
+            return
+        if (entry := guards.pruning_entry(self.additional_config)) is None:
+            _refuse_classes_without_plan(self)
             return
         compat.require_version()
         if model.is_submodel_config:  # a part of a configuration that has been checked
@@ -55,6 +59,16 @@ def _check_after(post_init: Any) -> Any:
         guards.check(pruning, _serving(self))  # again, as vLLM has changed settings since
 
     return __post_init__
+
+
+def _refuse_classes_without_plan(config: Any) -> None:
+    """Raises: PlanError if vLLM is to run our worker or scheduler, which need a plan."""
+    for flag, named, ours in (
+        ("--worker-cls", config.parallel_config.worker_cls, WORKER),
+        ("--scheduler-cls", config.scheduler_config.scheduler_cls, SCHEDULER),
+    ):
+        if named == ours:
+            raise PlanError(f"{flag} is fastav's, but no plan is configured", guards.HINT)
 
 
 class _ConfigHook:
@@ -74,10 +88,12 @@ class _ConfigHook:
             compat.require_version()
             _adapt(config, pruning)
             guards.check(pruning, _serving(config))
+            entry = config.additional_config["fastav"]
+            guards.check_request_plans(pruning, entry, bool(config.scheduler_config.enable_chunked_prefill))
             # the same plan in every process, even if its file changes
             config.additional_config = {
                 **config.additional_config,
-                "fastav": {"plan": json.loads(pruning.plan.to_json())},
+                "fastav": {**entry, "plan": json.loads(pruning.plan.to_json())},
             }
             config.parallel_config.worker_cls = WORKER
             config.scheduler_config.scheduler_cls = SCHEDULER

@@ -8,6 +8,7 @@ from typing import Any
 from fastav.engines.vllm.compat import AsyncScheduler, Scheduler, init_logger, num_computed_tokens
 from fastav.engines.vllm.plugin.kv_cache import KVGroupManager
 from fastav.engines.vllm.plugin.kv_groups import example_layout
+from fastav.engines.vllm.plugin.perf import PrunedPerfMetrics
 from fastav.engines.vllm.plugin.request_state import PlanRuntime, RequestState
 from fastav.engines.vllm.plugin.requests import layout_inputs, plan_cache, plan_override
 from fastav.layout import Layout
@@ -32,6 +33,9 @@ def _pruning_scheduler(base: Any) -> type:
             managers = self.kv_cache_manager.coordinator.single_type_managers
             for manager in managers:
                 manager.request_states = self.request_states
+            if self.perf_metrics is not None:
+                depth = self._plans.default.depth
+                self.perf_metrics = PrunedPerfMetrics(self.perf_metrics, self.request_states, depth)
             example = example_layout(self._plans.default, self.max_model_len)
             specs = [manager.kv_cache_spec for manager in managers]
             _log_capacity(self._plans.default, example, specs, self.kv_cache_manager.block_pool.get_num_free_blocks())
@@ -45,6 +49,8 @@ def _pruning_scheduler(base: Any) -> type:
         def schedule(self, *args: Any, **kwargs: Any) -> Any:
             output = super().schedule(*args, **kwargs)
             self._require_blocks(output)
+            if self.perf_metrics is not None:
+                self.perf_metrics.schedule(output)
             return output
 
         def _require_blocks(self, output: Any) -> None:

@@ -9,10 +9,16 @@ from typing import Any
 from fastav.engines.vllm import compat
 from fastav.engines.vllm.plugin.decoder import DecoderPruner, prune_decoder
 from fastav.engines.vllm.plugin.kv_cache import partition_kv_cache
+from fastav.engines.vllm.plugin.requests import require_plugin
 
 
 class PruningWorker(compat.worker_class()):
     """A worker whose decoder is pruned, and whose KV cache is divided into groups of layers."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Raises: FastAVError if vLLM has not loaded the plugin."""
+        require_plugin()
+        super().__init__(*args, **kwargs)
 
     def get_kv_cache_spec(self) -> dict[str, Any]:
         """vLLM's specs, divided into groups.  Raises: UnsupportedModel, UnsupportedPlan.
