@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 from weakref import WeakSet
 
-from fastav.engines.vllm.compat import init_logger
+from fastav.engines.vllm import compat
 from fastav.engines.vllm.plugin.usage import PromptUsage
 from fastav.flops import Saving
 
@@ -137,6 +137,6 @@ def log_with(log: Any) -> Any:
         log(self)
         for metrics in _logged:
             if (line := metrics.line()) is not None:
-                init_logger("vllm.fastav").info("%s", line)
+                compat.init_logger("vllm.fastav").info("%s", line)
 
     return wrapper
