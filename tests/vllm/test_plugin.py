@@ -106,7 +106,7 @@ def test_requests_name_only_plans_that_the_operator_allows(entry, taken):
         if spec in taken:
             allowed.check(spec)
         else:
-            with pytest.raises(PlanError, match="this server (does not let|takes plans of requests by name)"):
+            with pytest.raises(PlanError, match=r"this server (does not let|takes plans of requests by name)"):
                 allowed.check(spec)
 
 

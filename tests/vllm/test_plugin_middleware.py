@@ -56,7 +56,11 @@ def response(kind, *bodies):
 def test_a_whole_response_has_the_usage_and_its_length(monkeypatch):
     body = json.dumps({"id": "x", "usage": {"prompt_tokens": 7}, "text": "ä"}, ensure_ascii=False).encode()
     start, sent = answer(monkeypatch, response(b"application/json", body[:10], body[10:]))
-    assert json.loads(sent["body"]) == {"id": "x", "usage": {"prompt_tokens": 7, "fastav": USAGE.to_dict()}, "text": "ä"}
+    assert json.loads(sent["body"]) == {
+        "id": "x",
+        "usage": {"prompt_tokens": 7, "fastav": USAGE.to_dict()},
+        "text": "ä",
+    }
     headers = dict(start["headers"])
     assert int(headers[b"content-length"]) == len(sent["body"])
     assert headers[b"x-other"] == b"1"

@@ -184,9 +184,7 @@ def test_a_server_prunes_for_concurrent_clients(omni, tmp_path):
 @contextmanager
 def server(folder, plan, log, *more):
     """The URL of vLLM's own server, in processes of its own.  more: of its command line."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
     command += ["--served-model-name", "omni", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
     command += ["--enforce-eager", "--max-model-len", "256", "--kv-cache-memory-bytes", str(64 << 20)]
@@ -198,6 +196,12 @@ def server(folder, plan, log, *more):
             yield url
         finally:
             process.terminate()
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def wait_for(url, process, log):

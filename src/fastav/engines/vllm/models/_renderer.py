@@ -108,9 +108,7 @@ def _as_video(part: Any) -> Any:
         return {"type": "video_url", "video_url": None, "uuid": uuid}
     fields = SOUNDS[kind]
     if not isinstance(sound, Mapping) or not all(isinstance(sound.get(name), str) for name in fields):
-        raise VLLMValidationError(
-            f"{kind} must be an object with the text{'s' * (len(fields) > 1)} {' and '.join(fields)}"
-        )
+        raise VLLMValidationError(f"{kind} must be an object with {' and '.join(fields)}, which are texts")
     url = sound["url"] if kind == "audio_url" else f"data:audio/{sound['format']};base64,{sound['data']}"
     return {"type": "video_url", "video_url": {"url": url}} | ({"uuid": uuid} if uuid else {})
 
