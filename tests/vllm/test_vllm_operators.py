@@ -26,9 +26,9 @@ SMALL = ["--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", str
 QUESTION = "which color moves?"
 
 
-def serve_config(*options):
-    """The command that `fastav serve-config` prints for `tiny`, and its environment."""
-    arguments = ["serve-config", "tiny", "--device", "cpu", "--max-model-len", "256", *options, "--json"]
+def serve_config(*options, model="tiny"):
+    """The command that `fastav serve-config` prints, and its environment."""
+    arguments = ["serve-config", model, "--device", "cpu", "--max-model-len", "256", *options, "--json"]
     done = subprocess.run(
         [sys.executable, "-m", "fastav", *arguments], capture_output=True, text=True, check=True, timeout=120
     )
@@ -256,8 +256,43 @@ def test_hosts_and_files_that_cannot_be_read_are_the_clients_errors(tmp_path):
             ask(json.dumps({"steps": []}))
 
 
-def test_without_the_plugin_the_command_does_not_start(tmp_path):
+def test_counters_of_several_processes_are_added(tmp_path):
     command, environment = serve_config()
+    command = [sys.executable, str(Path(__file__).with_name("several_servers.py")), *command[3:]]
+    log = tmp_path / "log"
+    with serving(command, environment, log, "--api-server-count", "2") as url:
+        before = metrics(url)
+
+        def ask(plan):
+            named = {"model": "tiny", "messages": turn(clip()), "vllm_xargs": {"fastav": plan}, "max_tokens": 2}
+            request = urllib.request.Request(
+                f"{url}/v1/chat/completions", json.dumps(named).encode(), {"Content-Type": "application/json"}
+            )
+            with urllib.request.urlopen(request, timeout=120) as response:  # a connection of its own
+                return json.loads(response.read())["usage"]["fastav"]
+
+        plans = ["fastav", "none", "fastav-plus"] * 8
+        with ThreadPoolExecutor(4) as pool:
+            usages = list(pool.map(ask, plans))
+        counted = metrics(url) - before
+    answering = re.findall(r"\(ApiServer_(\d) pid=\d+\) INFO:.*POST /v1/chat/completions", log.read_text())
+    assert set(answering) == {"0", "1"}, "both processes answered"
+    for plan in set(plans):
+        own = [usage for usage in usages if usage["plan"] == plan]
+        assert counted["fastav_requests_total", plan] == 8
+        assert counted["fastav_kv_blocks_total", plan, "pruned"] == sum(usage["kv_blocks"]["pruned"] for usage in own)
+        assert counted["fastav_prefill_flops_total", plan, "pruned"] == sum(usage["flops"]["pruned"] for usage in own)
+
+
+NAMED = {"--worker-cls": guards.WORKER, "--scheduler-cls": guards.SCHEDULER, "--middleware": guards.MIDDLEWARE}
+
+
+@pytest.mark.parametrize("flag", [None, *(pytest.param(flag, marks=pytest.mark.slow) for flag in NAMED)])
+def test_without_the_plugin_the_command_does_not_start(sight, tmp_path, flag):
+    """The whole command, and each of the flags that name a class of ours alone."""
+    command, environment = serve_config(model=str(sight.folder))
+    if flag is not None:
+        command = [*command[: command.index("--additional-config") + 2], flag, NAMED[flag]]
     log = tmp_path / "log"
     process, url = start(command, environment | {"VLLM_PLUGINS": "other"}, log)
     with process:
@@ -268,17 +303,3 @@ def test_without_the_plugin_the_command_does_not_start(tmp_path):
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(f"{url}/health", timeout=5)
     assert "vLLM has not loaded the plugin fastav, so it would not prune" in log.read_text()
-
-
-@pytest.mark.parametrize("flag", ["--worker-cls", "--scheduler-cls"])
-def test_each_of_the_named_classes_alone_needs_the_plugin(tmp_path, flag):
-    command, environment = serve_config()
-    value = guards.WORKER if flag == "--worker-cls" else guards.SCHEDULER
-    keep = command[: command.index("--additional-config") + 2]
-    process, _ = start([*keep, flag, value], environment | {"VLLM_PLUGINS": "other"}, tmp_path / "log")
-    with process:
-        try:
-            assert process.wait(timeout=240) != 0
-        finally:
-            process.kill()
-    assert "vLLM has not loaded the plugin fastav" in (tmp_path / "log").read_text()
