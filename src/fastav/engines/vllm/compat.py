@@ -47,6 +47,7 @@ _V0_32 = {
     "EngineDeadError": "vllm.v1.engine.exceptions",
     "InputProcessor": "vllm.v1.engine.input_processor",
     "ExecutionContext": "vllm.v1.metrics.perf",
+    "ModelMetrics": "vllm.v1.metrics.perf",
     "LoggingStatLogger": "vllm.v1.metrics.loggers",
     "MediaConnector": "vllm.multimodal.media",
     "MediaWithBytes": "vllm.multimodal.media",

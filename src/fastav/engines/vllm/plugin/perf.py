@@ -6,11 +6,13 @@ language model's head is counted once, as in vLLM: pruning never drops the token
 
 from collections import Counter
 from collections.abc import Mapping
+from copy import copy
 from typing import Any
 
 import numpy as np
 
 from fastav.engines.vllm import compat
+from fastav.engines.vllm.guards import PruningConfig
 from fastav.engines.vllm.plugin.request_state import RequestState
 
 HEAD = "unembed"  # vLLM's name of the part that does not belong to a layer
@@ -19,11 +21,15 @@ HEAD = "unembed"  # vLLM's name of the part that does not belong to a layer
 class PrunedPerfMetrics:
     """Stands in for vLLM's `ModelMetrics` in a scheduler.
 
-    metrics: vLLM's. states: of all requests in the scheduler, by id. depth: the number of decoder layers.
+    config: vLLM's. states: of all requests in the scheduler, by id.
     """
 
-    def __init__(self, metrics: Any, states: Mapping[str, RequestState], depth: int) -> None:
-        self._metrics, self._states, self._depth = metrics, states, depth
+    def __init__(self, config: Any, pruning: PruningConfig, states: Mapping[str, RequestState]) -> None:
+        # vLLM does not look for the decoder's dimensions inside a thinker's configuration, and would assume some
+        config = copy(config)
+        config.model_config = copy(config.model_config)
+        config.model_config.hf_config = pruning.config
+        self._metrics, self._states, self._depth = compat.ModelMetrics(config), states, pruning.depth
         self._scheduled: dict[int, Any] = {}
 
     def is_enabled(self) -> bool:

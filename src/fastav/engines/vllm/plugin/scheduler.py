@@ -34,8 +34,8 @@ def _pruning_scheduler(base: Any) -> type:
             for manager in managers:
                 manager.request_states = self.request_states
             if self.perf_metrics is not None:
-                depth = self._plans.default.depth
-                self.perf_metrics = PrunedPerfMetrics(self.perf_metrics, self.request_states, depth)
+                pruning = self._plans.default.pruning
+                self.perf_metrics = PrunedPerfMetrics(self.vllm_config, pruning, self.request_states)
             example = example_layout(self._plans.default, self.max_model_len)
             specs = [manager.kv_cache_spec for manager in managers]
             _log_capacity(self._plans.default, example, specs, self.kv_cache_manager.block_pool.get_num_free_blocks())
