@@ -164,7 +164,8 @@ def plan_of(plan: Plan | str, reference: Reference) -> Plan:
 
 def settings(plan: Plan | str | None, **options: Any) -> dict[str, Any]:
     """Of an `LLM` for these tests."""
-    entry = {"plan": plan if isinstance(plan, str) else json.loads(plan.to_json())} if plan is not None else None
+    spec = plan if isinstance(plan, str) or plan is None else json.loads(plan.to_json())
+    entry = None if spec is None else {"plan": spec, "requests": "any"}
     arguments: dict[str, Any] = {
         "dtype": "float32",
         "enforce_eager": True,

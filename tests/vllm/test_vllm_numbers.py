@@ -6,6 +6,7 @@ import pytest
 from harness import ask, sampling
 from test_vllm_exact import GLOBAL, QUESTIONS
 from test_vllm_memory import blocks_of, scheduler_of
+from test_vllm_qwen3 import QUESTIONS as QUESTIONS3
 
 from fastav.engines.vllm.plugin import requests
 from fastav.engines.vllm.plugin.perf import PrunedPerfMetrics
@@ -73,19 +74,24 @@ class Recorded:
 def layer_flops(text, tokens, length):
     """Of one layer, by the definition: projections, scores and sums over the cache, a gated MLP."""
     hidden, heads, kv_heads = text.hidden_size, text.num_attention_heads, text.num_key_value_heads
-    head_dim = hidden // heads
+    head_dim = getattr(text, "head_dim", hidden // heads)
+    experts = getattr(text, "num_experts", 0)
+    width = text.moe_intermediate_size * text.num_experts_per_tok if experts else text.intermediate_size
     projections = 2 * tokens * hidden * head_dim * (2 * heads + 2 * kv_heads)
     attention = 2 * 2 * heads * head_dim * tokens * length
-    return projections + attention + 2 * 3 * tokens * hidden * text.intermediate_size
+    return projections + attention + 2 * 3 * tokens * hidden * width
 
 
-@pytest.mark.parametrize("plan", ["fastav", "none"])
-def test_the_flops_of_a_step_are_those_of_the_tokens_that_each_layer_runs_on(omni, engines, monkeypatch, plan):
-    with engines.own(omni.folder, plan, **SMALL, disable_log_stats=False, enable_mfu_metrics=True) as llm:
+@pytest.mark.parametrize(("model", "plan"), [("omni", "fastav"), ("omni", "none"), ("omni3", "fastav")])
+def test_the_flops_of_a_step_are_those_of_the_tokens_that_each_layer_runs_on(
+    request, engines, monkeypatch, model, plan
+):
+    reference = request.getfixturevalue(model)
+    with engines.own(reference.folder, plan, **SMALL, disable_log_stats=False, enable_mfu_metrics=True) as llm:
         recorded = Recorded(scheduler_of(llm), monkeypatch)
-        ask(llm, QUESTIONS[:4])
+        ask(llm, (QUESTIONS if model == "omni" else QUESTIONS3)[:4])
         total = sum(m.value for m in llm.get_metrics() if m.name == "vllm:estimated_flops_per_gpu")
-    text = omni.model.config.get_text_config(decoder=True)
+    text = reference.model.config.get_text_config(decoder=True)
     assert recorded.steps
     for whole, stats, lens in recorded.steps:
         expected, full = 0, 0

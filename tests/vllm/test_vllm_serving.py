@@ -17,12 +17,19 @@ from importlib.metadata import requires
 
 import pytest
 from harness import RATE, TOLERANCE, Question, agree, ask, difference, generated, plan_of, sampling, sound
+from packaging.requirements import Requirement
 from test_vllm_exact import GLOBAL, QUESTIONS
+from vllm.config import VllmConfig
 from vllm.exceptions import VLLMValidationError
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+from vllm.multimodal.media import MediaConnector
 from vllm.v1.engine.input_processor import InputProcessor
+from vllm.v1.metrics.loggers import LoggingStatLogger
 
-from fastav.engines.vllm import register
+from fastav.engines.vllm import guards, register
+from fastav.engines.vllm.plugin.errors import explain_fetching
+from fastav.engines.vllm.plugin.requests import plan_cache
+from fastav.engines.vllm.plugin.worker import PruningWorker
 from fastav.errors import FastAVError, PlanError, PlanNotApplied
 from fastav.plan import Keep, Plan, Share, Step
 from vllm import LLM
@@ -70,7 +77,7 @@ def test_a_video_that_comes_again_is_exact(omni, engines):
         agree(engines(omni.folder, "fastav"), omni, "fastav-plus", [QUESTIONS[3]])
 
 
-@pytest.mark.parametrize("version", ["0.33.0", "0.32.1", "0.32.0rc1", "0.32.1+cpu"])
+@pytest.mark.parametrize("version", ["0.33.0", "0.32.1", "0.32.0rc1", "0.32.1+cpu", "0.32.0.post1"])
 def test_another_version_of_vllm_is_refused(omni, monkeypatch, version):
     monkeypatch.setattr("vllm.__version__", version)
     monkeypatch.delitem(MODELS_CONFIG_MAP, "Qwen2_5OmniModel")  # of another version nothing but configurations is known
@@ -109,11 +116,40 @@ def test_the_extra_names_the_version_that_is_taken():
     assert [line.partition(";")[0].strip() for line in wanted] == [f"vllm=={version}" for version in compat.VERSIONS]
 
 
+def test_the_extra_takes_no_release_that_was_not_checked():
+    (wanted,) = [Requirement(line) for line in requires("fastav") if "extra == 'vllm'" in line.replace('"', "'")]
+    assert "0.32.0+cu130" in wanted.specifier
+    for version in ("0.31.9", "0.32.0rc1", "0.32.0.post1", "0.32.1", "0.32.2", "0.33.0"):
+        assert not wanted.specifier.contains(version, prereleases=True)
+
+
+@pytest.mark.parametrize("flag", ["worker_cls", "scheduler_cls"])
+def test_our_classes_without_a_plan_are_refused(omni, flag):
+    named = {"worker_cls": guards.WORKER, "scheduler_cls": guards.SCHEDULER}[flag]
+    words = f"--{flag.replace('_', '-')} is fastav's, but no plan is configured.*--additional-config"
+    with pytest.raises((FastAVError, ValueError), match=words):
+        LLM(str(omni.folder), **{flag: named})
+
+
+def test_without_the_plugin_our_classes_do_not_run(monkeypatch):
+    monkeypatch.delattr(VllmConfig, "_fastav")
+    for start in (PruningWorker, lambda: plan_cache(None)):  # the scheduler begins with the latter
+        with pytest.raises(FastAVError, match="has not loaded the plugin fastav.*VLLM_PLUGINS must be unset or name"):
+            start()
+
+
 def test_installing_again_changes_nothing():
+    def hooked():
+        processor = InputProcessor.__init__, InputProcessor.process_inputs, InputProcessor.resolve_watermarking
+        fetching = MediaConnector.load_from_url, MediaConnector.load_from_url_async
+        return dict(MODELS_CONFIG_MAP), processor, fetching, LoggingStatLogger.log
+
     register()
-    before = dict(MODELS_CONFIG_MAP), InputProcessor.process_inputs
+    explain_fetching()
+    before = hooked()
     register()
-    assert (dict(MODELS_CONFIG_MAP), InputProcessor.process_inputs) == before
+    explain_fetching()
+    assert hooked() == before
 
 
 def test_several_answers_are_alike_and_prompt_logprobs_refused(omni, engines):

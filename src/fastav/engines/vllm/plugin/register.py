@@ -47,7 +47,8 @@ def _check_after(post_init: Any) -> Any:
         if model is None:
             return
         if (entry := guards.pruning_entry(self.additional_config)) is None:
-            _refuse_classes_without_plan(self)
+            if compat.is_supported():
+                _refuse_classes_without_plan(self)
             return
         compat.require_version()
         if model.is_submodel_config:  # a part of a configuration that has been checked
