@@ -96,7 +96,7 @@ def test_the_server_fetches_nothing_but_what_the_operator_names(capsys):
     assert printed["environment"]["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
     assert value(printed["command"], "--allowed-media-domains") == "nowhere.invalid"
     assert value(printed["command"], "--allowed-local-media-path") == ""
-    hosts = ("--media-domain", "a.example", "--media-domain", "b.example", "--media-path", "/srv/clips")
+    hosts = ("--allow-domains", "a.example, B.example", "--media-root", "/srv/clips")
     command = told(capsys, "qwen2-5-omni", *hosts)["command"]
     at = command.index("--allowed-media-domains")
     assert command[at + 1 : at + 4] == ["a.example", "b.example", "--allowed-local-media-path"]

@@ -234,7 +234,7 @@ def test_json_of_a_model_that_cannot_write_it_is_refused(ask, kind):
 
 def test_hosts_and_files_that_cannot_be_read_are_the_clients_errors(tmp_path):
     (tmp_path / "folder").mkdir()
-    command, environment = serve_config("--media-domain", "127.0.0.1", "--media-path", str(tmp_path))
+    command, environment = serve_config("--allow-domains", "127.0.0.1", "--media-root", str(tmp_path))
     with serving(command, environment, tmp_path / "log") as url:
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
         for address, words in (

