@@ -175,7 +175,8 @@ CACHE = Plan((Step(layers="5", method="position", keep=Keep(media=Share(0.5)), c
     ("plan", "options", "words"),
     [
         ("fastav", {"video_pruning_rate": 0.5}, "vLLM's own video pruning"),
-        ("fastav", {"enable_lora": True}, "LoRA"),
+        ("fastav", {"enable_lora": True, "enable_tower_connector_lora": True}, "LoRA of encoders"),
+        ("fastav", {"enable_lora": True, "tensor_parallel_size": 2}, "LoRA with tensor parallelism"),
         ("fastav", {"pipeline_parallel_size": 2}, "pipeline parallelism of 2"),
         ("fastav", {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}, "speculative decoding"),
         ("fastaw", {}, "did you mean"),

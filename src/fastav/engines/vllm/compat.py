@@ -68,6 +68,7 @@ _V0_32 = {
     # internal: workers and attention
     "CPUWorker": "vllm.v1.worker.cpu_worker",
     "Worker": "vllm.v1.worker.gpu_worker",
+    "LoRAMapping": "vllm.lora.layers",
     "CommonAttentionMetadata": "vllm.v1.attention.backend",
     "get_forward_context": "vllm.forward_context",
     "override_forward_context": "vllm.forward_context",

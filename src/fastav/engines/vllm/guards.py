@@ -78,7 +78,9 @@ class Serving:
     context_parallel: int = 1
     expert_parallel: bool = False
     microbatches: bool = False
-    lora: bool = False
+    lora_experts: bool = False
+    lora_ranks: bool = False
+    lora_towers: bool = False
     kv_transfer: bool = False
     pooling: bool = False
     prompt_embeds: bool = False
@@ -102,9 +104,17 @@ _REFUSED = {  # a field of Serving: the reason, and what to do
         "expert parallelism, which gives whole experts to ranks, is not shown to be exact while pruning",
         "leave --enable-expert-parallel out: tensor parallelism divides every expert",
     ),
-    "lora": (
-        "LoRA maps every token of a batch to an adapter, but pruned layers run on fewer tokens",
-        "merge the adapter",
+    "lora_experts": (
+        "LoRA of a mixture of experts is not shown to be exact while pruning",
+        "merge the adapter into the weights",
+    ),
+    "lora_ranks": (
+        "LoRA with tensor parallelism is not shown to be exact while pruning",
+        "merge the adapter into the weights, or leave --tensor-parallel-size out",
+    ),
+    "lora_towers": (
+        "LoRA of encoders is not shown to be exact while pruning",
+        "leave enable_tower_connector_lora out: adapters of the decoder work",
     ),
     "kv_transfer": (
         "KV connectors and offloading move the blocks of an unpruned layer",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastav.engines.vllm import compat
 from fastav.engines.vllm.plugin.attention_metadata import PackedMetadata
+from fastav.engines.vllm.plugin.lora import following_cuts
 from fastav.engines.vllm.plugin.packed_batch import BatchRow, PackedBatch
 from fastav.engines.vllm.plugin.request_state import PlanCache, RequestState
 from fastav.engines.vllm.plugin.requests import layout_inputs, plan_cache, plan_override
@@ -120,7 +121,10 @@ class DecoderPruner:
                 update()
                 return run_unpruned()
         hidden = self.decoder.embed_input_ids(input_ids) if embeds is None else embeds
-        with self.metadata.override(context, batch) as update:
+        with (
+            self.metadata.override(context, batch) as update_metadata,
+            following_cuts(self.runner, batch, update_metadata) as update,
+        ):
             out = self._run_layers(batch, hidden, positions, deepstack, update)
         self._drop_prefills()
         return out

@@ -136,6 +136,7 @@ def _serving(config: Any) -> Serving:
     """The settings of a `VllmConfig` that pruning depends on."""
     parallel, model, cache = config.parallel_config, config.model_config, config.cache_config
     media, compilation = model.multimodal_config, config.compilation_config
+    lora = config.lora_config
     graphs, splits = compilation.cudagraph_mode, compilation.splitting_ops
     transfers = (config.kv_transfer_config, config.ec_transfer_config, cache.kv_offloading_size)
     return Serving(
@@ -147,7 +148,9 @@ def _serving(config: Any) -> Serving:
         context_parallel=max(parallel.prefill_context_parallel_size, parallel.decode_context_parallel_size),
         expert_parallel=bool(parallel.enable_expert_parallel),
         microbatches=bool(parallel.enable_dbo or parallel.ubatch_size),
-        lora=config.lora_config is not None,
+        lora_experts=lora is not None and bool(model.get_num_experts()),
+        lora_ranks=lora is not None and parallel.tensor_parallel_size > 1,
+        lora_towers=lora is not None and bool(lora.enable_tower_connector_lora),
         kv_transfer=any(setting is not None for setting in transfers),
         pooling=model.runner_type != "generate",
         prompt_embeds=bool(model.enable_prompt_embeds),
