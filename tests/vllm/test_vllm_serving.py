@@ -79,6 +79,7 @@ def test_a_video_that_comes_again_is_exact(omni, engines):
 
 @pytest.mark.parametrize("version", ["0.33.0", "0.32.1", "0.32.0rc1", "0.32.1+cpu", "0.32.0.post1"])
 def test_another_version_of_vllm_is_refused(omni, monkeypatch, version):
+    register()
     monkeypatch.setattr("vllm.__version__", version)
     monkeypatch.delitem(MODELS_CONFIG_MAP, "Qwen2_5OmniModel")  # of another version nothing but configurations is known
     words = rf"prunes inside vLLM 0\.32\.0, this is {re.escape(version)}.*pip install vllm==0\.32\.0"
@@ -87,6 +88,7 @@ def test_another_version_of_vllm_is_refused(omni, monkeypatch, version):
 
 
 def test_a_plan_that_no_hook_has_read_is_an_error(omni, monkeypatch):
+    register()
     monkeypatch.delitem(MODELS_CONFIG_MAP, "Qwen2_5OmniModel")  # as that of a model which came after the plugin
     with pytest.raises(PlanNotApplied, match=r"vLLM did not read .* for Qwen2_5OmniModel"):
         LLM(str(omni.folder), additional_config={"fastav": {"plan": "fastav"}})
