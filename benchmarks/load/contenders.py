@@ -105,9 +105,9 @@ def server_flags(
 
     common: flags of all servers with their values; None for switches. The contender's own flags override them.
     """
-    values = dict(common)
+    values = {name: () if value is None else (value,) for name, value in common.items()}
     if contender.prunes:
-        values |= {flag.name: flag.value for flag in server_args.flags(model.pruned(contender.plan), max_model_len)}
+        values |= {flag.name: flag.args[1:] for flag in server_args.flags(model.pruned(contender.plan), max_model_len)}
     if contender.evs:
-        values["--video-pruning-rate"] = str(contender.evs)
-    return [word for name, value in values.items() for word in ((name,) if value is None else (name, value))]
+        values["--video-pruning-rate"] = (str(contender.evs),)
+    return [word for name, words in values.items() for word in (name, *words)]

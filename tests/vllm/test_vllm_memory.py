@@ -139,7 +139,7 @@ def test_pieces_and_servers_that_do_not_prune_refuse_plans_of_requests(omni, eng
     agree(llm, omni, "fastav", LONG[:1])
     agree(llm, omni, ROLLOUT, LONG[:1])  # at once, as it fits into a step
     llm = engines(omni.folder, HALF, **SMALL, max_num_batched_tokens=64, max_num_seqs=8)
-    with pytest.raises(VLLMValidationError, match="this prompt has 1.. tokens, and a step 64: name another plan"):
+    with pytest.raises(VLLMValidationError, match=r"this prompt has 1\d\d tokens, and a step 64"):
         llm.generate([LONG[0].for_vllm()], sampling(2, extra_args={"fastav": ROLLOUT.to_json()}), use_tqdm=False)
     llm = engines(omni.folder, None)
     with pytest.raises(VLLMValidationError, match="does not prune"):

@@ -17,12 +17,19 @@ from importlib.metadata import requires
 
 import pytest
 from harness import RATE, RUNNER, TOLERANCE, Question, agree, ask, difference, generated, plan_of, sampling, sound
+from packaging.requirements import Requirement
 from test_vllm_exact import GLOBAL, QUESTIONS
+from vllm.config import VllmConfig
 from vllm.exceptions import VLLMValidationError
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+from vllm.multimodal.media import MediaConnector
 from vllm.v1.engine.input_processor import InputProcessor
+from vllm.v1.metrics.loggers import LoggingStatLogger
 
-from fastav.engines.vllm import register
+from fastav.engines.vllm import guards, register
+from fastav.engines.vllm.plugin.errors import explain_fetching
+from fastav.engines.vllm.plugin.requests import plan_cache
+from fastav.engines.vllm.plugin.worker import PruningWorker
 from fastav.errors import FastAVError, PlanError, PlanNotApplied
 from fastav.plan import Keep, Plan, Share, Step
 from vllm import LLM
@@ -71,9 +78,11 @@ def test_a_video_that_comes_again_is_exact(omni, engines):
 
 
 @pytest.mark.parametrize(
-    "version", ["0.31.0", "0.32.1", "0.32.0rc1", "0.32.1+cpu", "0.33.1", "0.33.0rc2", "0.34.0+cu130"]
+    "version",
+    ["0.31.0", "0.32.1", "0.32.0rc1", "0.32.1+cpu", "0.32.0.post1", "0.33.1", "0.33.0rc2", "0.34.0+cu130"],
 )
 def test_another_version_of_vllm_is_refused(omni, monkeypatch, version):
+    register()
     monkeypatch.setattr("vllm.__version__", version)
     monkeypatch.delitem(MODELS_CONFIG_MAP, "Qwen2_5OmniModel")  # of another version nothing but configurations is known
     words = rf"prunes inside vLLM 0\.32\.0 or 0\.33\.0, this is {re.escape(version)}.*pip install vllm==0\.32\.0"
@@ -82,6 +91,7 @@ def test_another_version_of_vllm_is_refused(omni, monkeypatch, version):
 
 
 def test_a_plan_that_no_hook_has_read_is_an_error(omni, monkeypatch):
+    register()
     monkeypatch.delitem(MODELS_CONFIG_MAP, "Qwen2_5OmniModel")  # as that of a model which came after the plugin
     with pytest.raises(PlanNotApplied, match=r"vLLM did not read .* for Qwen2_5OmniModel"):
         LLM(str(omni.folder), additional_config={"fastav": {"plan": "fastav"}})
@@ -111,11 +121,40 @@ def test_the_extra_names_the_version_that_is_taken():
     assert [line.partition(";")[0].strip() for line in wanted] == [f"vllm=={compat.INSTALLED}"]
 
 
+def test_the_extra_takes_no_release_that_was_not_checked():
+    (wanted,) = [Requirement(line) for line in requires("fastav") if "extra == 'vllm'" in line.replace('"', "'")]
+    assert "0.32.0+cu130" in wanted.specifier
+    for version in ("0.31.9", "0.32.0rc1", "0.32.0.post1", "0.32.1", "0.32.2", "0.33.0"):
+        assert not wanted.specifier.contains(version, prereleases=True)
+
+
+@pytest.mark.parametrize("flag", ["worker_cls", "scheduler_cls"])
+def test_our_classes_without_a_plan_are_refused(omni, flag):
+    named = {"worker_cls": guards.WORKER, "scheduler_cls": guards.SCHEDULER}[flag]
+    words = f"--{flag.replace('_', '-')} is fastav's, but no plan is configured.*--additional-config"
+    with pytest.raises((FastAVError, ValueError), match=words):
+        LLM(str(omni.folder), **{flag: named})
+
+
+def test_without_the_plugin_our_classes_do_not_run(monkeypatch):
+    monkeypatch.delattr(VllmConfig, "_fastav")
+    for start in (PruningWorker, lambda: plan_cache(None)):  # the scheduler begins with the latter
+        with pytest.raises(FastAVError, match=r"has not loaded the plugin fastav.*VLLM_PLUGINS must be unset"):
+            start()
+
+
 def test_installing_again_changes_nothing():
+    def hooked():
+        processor = InputProcessor.__init__, InputProcessor.process_inputs, InputProcessor.resolve_watermarking
+        fetching = MediaConnector.load_from_url, MediaConnector.load_from_url_async
+        return dict(MODELS_CONFIG_MAP), processor, fetching, LoggingStatLogger.log
+
     register()
-    before = dict(MODELS_CONFIG_MAP), InputProcessor.process_inputs
+    explain_fetching()
+    before = hooked()
     register()
-    assert (dict(MODELS_CONFIG_MAP), InputProcessor.process_inputs) == before
+    explain_fetching()
+    assert hooked() == before
 
 
 def test_several_answers_are_alike_and_prompt_logprobs_refused(omni, engines):
@@ -141,7 +180,8 @@ CACHE = Plan((Step(layers="5", method="position", keep=Keep(media=Share(0.5)), c
     ("plan", "options", "words"),
     [
         ("fastav", {"video_pruning_rate": 0.5}, "vLLM's own video pruning"),
-        ("fastav", {"enable_lora": True}, "LoRA"),
+        ("fastav", {"enable_lora": True, "enable_tower_connector_lora": True}, "LoRA of encoders"),
+        ("fastav", {"enable_lora": True, "tensor_parallel_size": 2}, "LoRA with tensor parallelism"),
         ("fastav", {"pipeline_parallel_size": 2}, "pipeline parallelism of 2"),
         ("fastav", {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}, "speculative decoding"),
         ("fastaw", {}, "did you mean"),
@@ -186,9 +226,7 @@ def test_a_server_prunes_for_concurrent_clients(omni, tmp_path):
 @contextmanager
 def server(folder, plan, log, *more):
     """The URL of vLLM's own server, in processes of its own.  more: of its command line."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
     command += ["--served-model-name", "omni", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
     command += ["--enforce-eager", "--max-model-len", "256", "--kv-cache-memory-bytes", str(64 << 20)]
@@ -201,6 +239,12 @@ def server(folder, plan, log, *more):
             yield url
         finally:
             process.terminate()
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def wait_for(url, process, log):

@@ -92,7 +92,9 @@ def test_a_late_cut_that_vanishes_is_an_error(omni, engines, monkeypatch, budget
 
     with engines.own(omni.folder, "fastav", max_num_batched_tokens=budget, max_num_seqs=8) as llm:
         monkeypatch.setattr(PruningState, "cut", lambda self, layer, hidden: hidden)
-        with pytest.raises(PlanNotApplied, match=r"the plan did not take effect: layer 4 gets \d+ tokens, and by the plan"):
+        with pytest.raises(
+            PlanNotApplied, match=r"the plan did not take effect: layer 4 gets \d+ tokens, and by the plan"
+        ):
             ask(llm, ASKED)
 
 
@@ -108,7 +110,10 @@ def test_a_group_of_the_cache_with_other_blocks_is_an_error(omni, engines, monke
     from fastav.engines.vllm.plugin.kv_cache import KVGroupManager
 
     monkeypatch.setattr(KVGroupManager, "_slots", lambda self, request, tokens: tokens)
-    with engines.own(omni.folder, "fastav") as llm, pytest.raises(PlanNotApplied, match=r"layer \d has \d+ blocks for a request"):
+    with (
+        engines.own(omni.folder, "fastav") as llm,
+        pytest.raises(PlanNotApplied, match=r"layer \d has \d+ blocks for a request"),
+    ):
         ask(llm, ASKED)
 
 

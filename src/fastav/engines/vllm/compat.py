@@ -46,6 +46,10 @@ _V0_32 = {
     # internal: from requests to token ids
     "EngineDeadError": "vllm.v1.engine.exceptions",
     "InputProcessor": "vllm.v1.engine.input_processor",
+    "ExecutionContext": "vllm.v1.metrics.perf",
+    "ModelMetrics": "vllm.v1.metrics.perf",
+    "LoggingStatLogger": "vllm.v1.metrics.loggers",
+    "MediaConnector": "vllm.multimodal.media",
     "MediaWithBytes": "vllm.multimodal.media",
     "VIDEO_LOADER_REGISTRY": "vllm.multimodal.video",
     "HfRenderer": "vllm.renderers.hf",
@@ -66,6 +70,7 @@ _V0_32 = {
     "CPUWorker": "vllm.v1.worker.cpu_worker",
     "Worker": "vllm.v1.worker.gpu_worker",
     "AttentionLayerBase": "vllm.model_executor.layers.attention_layer_base",
+    "LoRAMapping": "vllm.lora.layers",
     "CommonAttentionMetadata": "vllm.v1.attention.backend",
     "DefaultModelState": "vllm.v1.worker.gpu.model_states.default",
     "get_forward_context": "vllm.forward_context",

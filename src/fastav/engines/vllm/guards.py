@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 
 from fastav.adapter import ModelAdapter, adapter_for, plan_named
 from fastav.client_plans import client_plan
+from fastav.engines.vllm.request_plans import request_plans
 from fastav.errors import PlanError, UnsupportedModel, UnsupportedPlan
 from fastav.method import Signal
 from fastav.plan import Plan
@@ -30,6 +31,9 @@ MODELS: Mapping[str, Features] = {
     "video-salmonn2": CLIPS | {"audio_index": np.concatenate},
     "videollama2": CLIPS,
 }
+WORKER = "fastav.engines.vllm.plugin.worker.PruningWorker"
+SCHEDULER = "fastav.engines.vllm.plugin.scheduler.create_scheduler"
+MIDDLEWARE = "fastav.engines.vllm.plugin.middleware.UsageMiddleware"
 HINT = 'start it with --additional-config \'{"fastav": {"plan": "fastav"}}\''
 PROVIDES = frozenset(Signal) - {Signal.GIVEN, Signal.ENCODER, Signal.SECONDS}  # signals that exist inside vLLM
 
@@ -73,7 +77,9 @@ class Serving:
     context_parallel: int = 1
     expert_parallel: bool = False
     microbatches: bool = False
-    lora: bool = False
+    lora_experts: bool = False
+    lora_ranks: bool = False
+    lora_towers: bool = False
     kv_transfer: bool = False
     pooling: bool = False
     prompt_embeds: bool = False
@@ -92,9 +98,17 @@ _REFUSED = {  # a field of Serving: the reason, and what to do
         "expert parallelism, which gives whole experts to ranks, is not shown to be exact while pruning",
         "leave --enable-expert-parallel out: tensor parallelism divides every expert",
     ),
-    "lora": (
-        "LoRA maps every token of a batch to an adapter, but pruned layers run on fewer tokens",
-        "merge the adapter",
+    "lora_experts": (
+        "LoRA of a mixture of experts is not shown to be exact while pruning",
+        "merge the adapter into the weights",
+    ),
+    "lora_ranks": (
+        "LoRA with tensor parallelism is not shown to be exact while pruning",
+        "merge the adapter into the weights, or leave --tensor-parallel-size out",
+    ),
+    "lora_towers": (
+        "LoRA of encoders is not shown to be exact while pruning",
+        "leave enable_tower_connector_lora out: adapters of the decoder work",
     ),
     "kv_transfer": (
         "KV connectors and offloading move the blocks of an unpruned layer",
@@ -139,16 +153,17 @@ def read(additional_config: Any, model_config: PreTrainedConfig) -> PruningConfi
     """The pruning that `additional_config` configures; None if it has no entry for fastav.
 
     model_config: of the whole model. The entry's `plan` is a preset of the model, a recipe, a file's name, or a plan's
-    JSON object.
+    JSON object; `requests` is as `request_plans` reads it.
     Raises: PlanError, UnknownName, UnsupportedModel.
     """
     if (entry := pruning_entry(additional_config)) is None:
         return None
-    if not isinstance(entry, Mapping) or set(entry) != {"plan"}:
+    if not isinstance(entry, Mapping) or set(entry) - {"requests"} != {"plan"}:
         raise PlanError(
             f'additional_config\'s "fastav" must be an object with a "plan", got {json.dumps(entry)}',
-            '{"fastav": {"plan": "fastav"}}',
+            '{"fastav": {"plan": "fastav"}}; it may also have "requests"',
         )
+    request_plans(entry)
     adapter = adapter_for(model_config.architectures or (), model_config.to_dict())
     plan_spec = entry["plan"]
     if isinstance(plan_spec, Mapping):
@@ -190,6 +205,16 @@ def with_plan(pruning: PruningConfig, plan_spec: str) -> PruningConfig:
     override = replace(pruning, plan=client_plan(plan_spec, pruning.adapter))
     check_plan(override)
     return override
+
+
+def check_request_plans(pruning: PruningConfig, entry: Any) -> None:
+    """Refuse a list of plans for requests that names one which requests could not choose.
+
+    entry: for fastav in `additional_config`.
+    Raises: PlanError, UnknownName, UnsupportedPlan.
+    """
+    for name in request_plans(entry).names or ():
+        with_plan(pruning, name)
 
 
 def check_plan(pruning: PruningConfig) -> None:
@@ -237,8 +262,8 @@ def needs_whole_prompts(pruning: PruningConfig) -> str | None:
     for method in compiled.methods:
         if Signal.ROLLOUT in method.needs:
             return (
-                f"method {compiled.name_of(method)!r} reads the attention of all tokens in every layer before its cut, and "
-                "a chunk of chunked prefill has only that of its own tokens"
+                f"method {compiled.name_of(method)!r} reads the attention of all tokens in every layer before its cut, "
+                "and a chunk of chunked prefill has only that of its own tokens"
             )
     return None if compiled.layout_only else needs_late_cuts(pruning, compiled.first_scored_layer)
 

@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedConfig, ProcessorMixin
 from fastav.adapter import VllmInputs
 from fastav.engines.vllm import compat, guards
 from fastav.engines.vllm.plugin import register
-from fastav.engines.vllm.plugin.requests import prompt_inputs
+from fastav.engines.vllm.plugin.requests import allow_any_plan, prompt_inputs
 from fastav.errors import EngineStopped, FastAVError, reason_of
 from fastav.plan import Plan
 from fastav.request_lock import Cancellation, RequestLock
@@ -59,6 +59,7 @@ class Offline:
                 'LLM(..., additional_config={"fastav": {"plan": "fastav"}}); VLLM_PLUGINS must not leave fastav out',
             )
         self.pruning = pruning
+        allow_any_plan(llm.llm_engine.input_processor)
         self.generation_config = _generation_config(config.model_config, pruning.config)
         self._request_ids = count()
         self._render_lock, self._engine_lock = Lock(), RequestLock()

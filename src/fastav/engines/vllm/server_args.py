@@ -3,7 +3,7 @@
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from typing import Any
@@ -11,26 +11,50 @@ from typing import Any
 from fastav.adapter import ModelAdapter
 from fastav.engines.vllm import guards
 from fastav.engines.vllm.guards import PruningConfig
+from fastav.engines.vllm.plugin.kv_groups import needs_no_prefixes
 from fastav.errors import FastAVError
 
+NOWHERE = "nowhere.invalid"  # a host that cannot exist (RFC 2606)
 MODULE = ("-m", "vllm.entrypoints.openai.api_server")
+ENVIRONMENT: Mapping[str, str] = {"VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0"}
+ENVIRONMENT_REASONS: Mapping[str, str] = {
+    "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "an allowed host could lead the server to any other",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flag:
-    """A flag of vLLM's server.  value: None for a switch. reason: why it is there, in words."""
+    """A flag of vLLM's server.
+
+    value: None for a switch. values: of a flag that takes several, in place of `value`. reason: why it is there.
+    """
 
     name: str
     value: str | None = None
+    values: tuple[str, ...] = ()
     reason: str
 
     @property
     def args(self) -> tuple[str, ...]:
         """The flag as arguments of a command."""
-        return (self.name,) if self.value is None else (self.name, self.value)
+        return (self.name, *self.values) if self.value is None else (self.name, self.value)
 
 
-def flags(pruning: PruningConfig, max_model_len: int) -> tuple[Flag, ...]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """What clients of a server may choose.
+
+    media_domains: hosts that `http(s)://` URLs of media may name; empty: none. media_path: the folder that `file://`
+    URLs may name; empty: none. requests: the plans that requests may name, as `request_plans` reads them; None: all
+    names.
+    """
+
+    media_domains: Sequence[str] = ()
+    media_path: str = ""
+    requests: Any = None
+
+
+def flags(pruning: PruningConfig, max_model_len: int, access: Access = Access()) -> tuple[Flag, ...]:
     """The flags with which vLLM's server prunes.
 
     max_model_len: tokens of the longest prompt with its answer.
@@ -51,25 +75,53 @@ def flags(pruning: PruningConfig, max_model_len: int) -> tuple[Flag, ...]:
             value=media_limits(pruning.adapter),
             reason="one clip per prompt; set other limits if your prompts show more",
         ),
-        Flag(
-            name="--no-enable-prefix-caching",
-            reason="blocks of pruned layers hold other tokens than prefix caching expects",
-        ),
     ]
-    if not pruning.compiled.layout_only:
+    whole_prompts = guards.needs_whole_prompts(pruning)
+    if no_prefixes := needs_no_prefixes(pruning, chunked_prefill=whole_prompts is None):
+        result.append(Flag(name="--no-enable-prefix-caching", reason=no_prefixes))
+    if whole_prompts is not None:
         result += [
-            Flag(
-                name="--no-enable-chunked-prefill",
-                reason="the plan's methods score whole prompts, not chunks",
-            ),
+            Flag(name="--no-enable-chunked-prefill", reason=whole_prompts),
             Flag(
                 name="--max-num-batched-tokens",
                 value=str(max_model_len),
                 reason="room for a whole prompt in one step",
             ),
         ]
-    additional_config = json.dumps({"fastav": {"plan": plan_spec(pruning)}})
-    return (*result, Flag(name="--additional-config", value=additional_config, reason="the plan"))
+    entry = {"plan": plan_spec(pruning)} | ({} if access.requests is None else {"requests": access.requests})
+    guards.check_request_plans(pruning, entry)
+    return (*result, *_access_flags(access), *_plugin_flags(json.dumps({"fastav": entry})))
+
+
+def _access_flags(access: Access) -> tuple[Flag, ...]:
+    """What of the network and of its files the server reads for clients."""
+    return (
+        Flag(
+            name="--allowed-media-domains",
+            values=tuple(access.media_domains) or (NOWHERE,),
+            reason="by default vLLM fetches any URL that a client names, also of loopback and of your network"
+            + ("" if access.media_domains else "; this host cannot exist, so media come as data: URLs"),
+        ),
+        Flag(
+            name="--allowed-local-media-path",
+            value=access.media_path,
+            reason="the folder that file:// URLs may name" + ("" if access.media_path else ": none"),
+        ),
+    )
+
+
+def _plugin_flags(additional_config: str) -> tuple[Flag, ...]:
+    """What makes vLLM prune, and not start where it would not."""
+    return (
+        Flag(name="--additional-config", value=additional_config, reason="the plan"),
+        Flag(
+            name="--worker-cls",
+            value=guards.WORKER,
+            reason="set anyway; named here, so that vLLM does not start, unpruned, without fastav or its plugin",
+        ),
+        Flag(name="--scheduler-cls", value=guards.SCHEDULER, reason="likewise"),
+        Flag(name="--middleware", value=guards.MIDDLEWARE, reason="responses say what the plan kept, in usage.fastav"),
+    )
 
 
 def media_limits(adapter: ModelAdapter) -> str:

@@ -7,12 +7,15 @@ from typing import Any
 
 from fastav.engines.vllm.compat import (
     HfRenderer,
+    VLLMValidationError,
     parse_chat_messages,
     parse_chat_messages_async,
     safe_apply_chat_template,
 )
 from fastav.engines.vllm.models._clips import KINDS, as_validation_error
 from fastav.models._conversations import flat
+
+SOUNDS = {"audio_url": ("url",), "input_audio": ("data", "format")}  # parts that show a sound: their fields
 
 
 class ClipRenderer(HfRenderer):
@@ -94,15 +97,20 @@ def as_videos(messages: Sequence[Mapping[str, Any]]) -> tuple[list[Any], str]:
 
 
 def _as_video(part: Any) -> Any:
+    """A part that shows a sound, as one that shows a video.  Raises: VLLMValidationError for what is no sound."""
     if not isinstance(part, Mapping):
         return part
-    url = part.get("audio_url")
-    if sound := part.get("input_audio"):
-        url = {"url": f"data:audio/{sound.get('format', '')};base64,{sound.get('data', '')}"}
-    if not url:
+    kind = part.get("type") or next((kind for kind in SOUNDS if kind in part), None)
+    if kind not in SOUNDS:
         return part
-    video = {"type": "video_url", "video_url": url}
-    return video | ({"uuid": part["uuid"]} if part.get("uuid") else {})
+    uuid, sound = part.get("uuid"), part.get(kind)
+    if uuid and not sound:  # a sound that was sent before
+        return {"type": "video_url", "video_url": None, "uuid": uuid}
+    fields = SOUNDS[kind]
+    if not isinstance(sound, Mapping) or not all(isinstance(sound.get(name), str) for name in fields):
+        raise VLLMValidationError(f"{kind} must be an object with {' and '.join(fields)}, which are texts")
+    url = sound["url"] if kind == "audio_url" else f"data:audio/{sound['format']};base64,{sound['data']}"
+    return {"type": "video_url", "video_url": {"url": url}} | ({"uuid": uuid} if uuid else {})
 
 
 def _with_kind(turn: Mapping[str, Any], kind: str) -> dict[str, Any]:
@@ -118,6 +126,8 @@ def _loading_options(params: Any) -> dict[str, Any]:
 
 def _prompt(text: str, kind: str, media: Any, uuids: Any) -> dict[str, Any]:
     prompt: dict[str, Any] = {"prompt": text}
+    if others := sorted({*(media or {}), *(uuids or {})} - {"video"}):
+        raise VLLMValidationError(f"this model takes video_url, audio_url and input_audio, not {', '.join(others)}")
     if media is not None:
         prompt["multi_modal_data"] = {kind: media["video"]}
     if uuids is not None:

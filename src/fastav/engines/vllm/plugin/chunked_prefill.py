@@ -23,9 +23,9 @@ class ChunkedPrefill:
     produces states of its tokens, chunk by chunk or slice by slice: the hidden states that enter the next cut, and keys
     of the last layer if its method reads them or attention. The cut then selects among all of them.
 
-    late: the schedule. positions: of all tokens of the prompt, [tokens] or [axes, tokens]. prompt: where the states that
-    enter the held layer are. buffer: where those of later stages are, if they outlast a step. num_reused: tokens whose
-    states were in the prefix cache.
+    late: the schedule. positions: of all tokens of the prompt, [tokens] or [axes, tokens]. prompt: where the states
+    that enter the held layer are. buffer: where those of later stages are, if they outlast a step. num_reused: tokens
+    whose states were in the prefix cache.
     """
 
     def __init__(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -12,11 +12,10 @@ from torch import Tensor
 from fastav.engines.vllm import compat
 from fastav.engines.vllm.plugin.attention_metadata import PackedMetadata
 from fastav.engines.vllm.plugin.batches import Batches, RequestListener
-from fastav.engines.vllm.plugin.chunked_prefill import ChunkedPrefill
 from fastav.engines.vllm.plugin.decode_graphs import DecodeGraphs
-from fastav.engines.vllm.plugin.held_states import BlockStore, HeldPages
-from fastav.engines.vllm.plugin.late_schedule import Slice
-from fastav.engines.vllm.plugin.packed_batch import BatchRow, PackedBatch, geometry
+from fastav.engines.vllm.plugin.late_layers import LateLayers, by_head
+from fastav.engines.vllm.plugin.lora import adapters_of_row, following_cuts
+from fastav.engines.vllm.plugin.packed_batch import PackedBatch
 from fastav.engines.vllm.plugin.request_state import PlanCache, RequestState
 from fastav.engines.vllm.plugin.requests import layout_inputs, plan_cache, plan_override
 from fastav.engines.vllm.plugin.runner_v1 import BatchesV1
@@ -39,7 +38,7 @@ def prune_decoder(runner: Any, config: Any) -> "DecoderPruner":
         )
     decoder.__class__ = _pruned_class(decoder_class)  # which keeps its weights and compiled code
     batches_class = BatchesV2 if config.use_v2_model_runner else BatchesV1
-    decoder.__dict__["pruner"] = pruner = DecoderPruner(plans, decoder, lambda pruner: batches_class(runner, pruner))
+    decoder.__dict__["pruner"] = pruner = DecoderPruner(plans, decoder, runner, batches_class)
     if isinstance(pruner.batches, BatchesV2) and compat.has_decode_graphs(config):
         sizes = config.scheduler_config.max_num_seqs, config.model_config.max_model_len
         pruner.batches.graphs = pruner.graphs = pruner.decode_graphs(*sizes)
@@ -74,20 +73,20 @@ def _pruned_class(decoder_class: Any) -> type:
 class DecoderPruner:
     """Runs a decoder's layers by the plans of the requests in each batch.
 
-    batches_for: makes the batches of a model runner, which tell the given listener of requests. request_states: by
-    request id, of the requests that run. layer_names: of the decoder's attention, in order. held_layers: by name, the
+    runner: vLLM's. batches_class: of its batches, which tell the given listener of requests. request_states: by request
+    id, of the requests that run. layer_names: of the decoder's attention, in order. held_layers: by name, the
     layers of the KV cache that hold states; set before it is allocated.
     Raises: UnsupportedPlan for an unknown attention backend.
     """
 
-    def __init__(self, plans: PlanCache, decoder: Any, batches_for: Callable[[RequestListener], Batches]) -> None:
+    def __init__(
+        self, plans: PlanCache, decoder: Any, runner: Any, batches_class: Callable[[Any, RequestListener], Batches]
+    ) -> None:
         self.decoder, self.plans = decoder, plans
-        self.batches = batches_for(self)
+        self.runner, self.batches = runner, batches_class(runner, self)
         self.graphs: DecodeGraphs | None = None
         self._is_warming_up = False
         self.request_states: dict[str, RequestState] = {}
-        self.held_layers: dict[str, Any] = {}
-        self._chunked: dict[str, tuple[ChunkedPrefill, tuple[BlockStore, BlockStore]]] = {}
         self.ranks = TensorParallel(compat.get_tp_group())
         self.layer_names = [layer.self_attn.attn.layer_name for layer in decoder.layers]
         for backend in {layer.self_attn.attn.attn_backend.get_name() for layer in decoder.layers}:
@@ -97,6 +96,7 @@ class DecoderPruner:
                     f"--attention-backend {compat.ATTENTION_BACKENDS[-1]}",
                 )
         self.metadata = PackedMetadata(self.batches, self.layer_names)
+        self.late = LateLayers(decoder, self.batches, self.metadata, self.ranks)
         self._record = StepRecord(len(self.layer_names))
         for index, layer in enumerate(decoder.layers):
             self._record.attach(layer.self_attn.attn.impl, index)
@@ -138,7 +138,10 @@ class DecoderPruner:
             with nullcontext() if self.graphs is None else self.graphs.captured_slots(context):
                 return run_unpruned()  # vLLM profiles memory, compiles, warms up or captures graphs
         rows = self.batches.rows()
-        batch = PackedBatch([self._row(index, *row) for index, row in enumerate(rows)], positions.device)
+        batch = PackedBatch(
+            [self.late.row(index, self.request_states[row.request_id], row) for index, row in enumerate(rows)],
+            positions.device,
+        )
         if batch.is_unpruned:
             return run_unpruned()
         if not batch.is_cut:
@@ -146,9 +149,12 @@ class DecoderPruner:
                 update()
                 return run_unpruned()
         hidden = self.decoder.embed_input_ids(input_ids) if embeds is None else embeds
-        with self.metadata.override(context, batch) as update:
+        with (
+            self.metadata.override(context, batch) as update_metadata,
+            following_cuts(self.runner, batch, update_metadata) as update,
+        ):
             out = self._run_layers(batch, hidden, positions, deepstack, update)
-        self._run_late(context, batch, out)
+        self.late.run(context, batch, out, partial(adapters_of_row, self.runner, batch))
         self._drop_prefills([row.request_id for row in rows], batch)
         return out
 
@@ -193,85 +199,6 @@ class DecoderPruner:
         positions = torch.cat([positions[..., :count], batch.withheld_positions.to(positions)], -1)
         return hidden, positions, [torch.cat([one[:count], torch.zeros_like(withheld)]) for one in deepstack]
 
-    def _run_late(self, context: Any, batch: PackedBatch, out: Tensor) -> None:
-        """Run the late slices of prompts in chunks, and put the states of their last tokens into `out`."""
-        for index, row in enumerate(batch.rows):
-            if (chunks := row.chunks) is None:
-                continue
-            for one in chunks.late.slices(row.num_computed, row.num_tokens):
-                chunks.begin(one)
-                hidden = self._run_slice(context, chunks, index, one)
-                if one.stage == len(chunks.late.stages) - 1:
-                    out[batch.last_index(index)] = hidden[-1]
-                else:
-                    chunks.hold(hidden)
-
-    def _run_slice(self, context: Any, chunks: ChunkedPrefill, row: int, one: Slice) -> Tensor:
-        """The hidden states after a slice's layers; after the decoder's norm if these are its last."""
-        first, end, _ = chunks.late.stages[one.stage]
-        hidden, residual, positions = chunks.states(one), None, chunks.positions_of(one)
-        where = geometry([0] * row + [one.end - one.start], [0] * row + [one.start])
-        with self.metadata.override_slice(context, range(first, end), where):
-            for index in range(first, end):
-                layer = self.decoder.layers[index]
-                with self._observe_slice(chunks, index, layer):
-                    hidden, residual = layer(positions, hidden, residual)
-        if end == len(self.decoder.layers):
-            return self.decoder.norm(hidden, residual)[0]
-        return hidden + residual
-
-    def _row(self, index: int, request_id: str, num_computed: int, num_tokens: int) -> BatchRow:
-        """A request of the batch.  index: its row."""
-        state = self.request_states[request_id]
-        if not state.comes_in_chunks(num_computed, num_tokens):
-            return BatchRow(state, num_computed, num_tokens)
-        assert state.late is not None
-        assert state.prefill is not None
-        if request_id not in self._chunked:
-            prompt, buffer = (BlockStore(pages) for pages in self._held_pages)
-            chunks = ChunkedPrefill(
-                state.late,
-                state.prefill,
-                self.batches.prompt_positions(request_id, state.prompt_len),
-                prompt,
-                buffer,
-                self.ranks,
-                self.decoder.layers[0].self_attn.total_num_kv_heads,
-                num_computed,
-            )
-            self._chunked[request_id] = chunks, (prompt, buffer)
-        chunks, stores = self._chunked[request_id]
-        for store, pages in zip(stores, self._held_pages, strict=True):
-            store.enter_step({group: self.batches.block_table(group)[index] for group in pages.groups})
-        return BatchRow(state, num_computed, num_tokens, chunks)
-
-    @property
-    def held_features(self) -> int:
-        """What is held of a token, in numbers of the model's dtype: a hidden state, and one layer's keys of this rank."""
-        attention = self.decoder.layers[0].self_attn
-        return len(self.decoder.norm.weight) + attention.num_kv_heads * attention.head_dim
-
-    @cached_property
-    def _held_pages(self) -> tuple[HeldPages, HeldPages]:
-        """The memory for states that enter the held layer, and for those between late steps."""
-        attention, groups = self.decoder.layers[0].self_attn, self.batches.kv_groups()
-
-        def pages(*, is_buffer: bool) -> HeldPages:
-            layers = {name: layer for name, layer in self.held_layers.items() if layer.spec.is_buffer is is_buffer}
-            caches = [
-                (group, layers[name].kv_cache) for group, names in enumerate(groups) for name in names if name in layers
-            ]
-            spec = next(iter(layers.values())).spec
-            return HeldPages(
-                caches,
-                block_size=self.batches.block_size(caches[0][0]),
-                features=spec.page_size_bytes // (spec.block_size * self.decoder.norm.weight.itemsize),
-                key_features=attention.num_kv_heads * attention.head_dim,
-                like=self.decoder.norm.weight,
-            )
-
-        return pages(is_buffer=False), pages(is_buffer=True)
-
     @contextmanager
     def warm_up(self) -> Iterator[None]:
         """Run requests that vLLM makes up unpruned: their ids are any, also those of media that they do not have."""
@@ -291,35 +218,19 @@ class DecoderPruner:
         broadcast = None if self.ranks.is_single else self.ranks.broadcast_indices
         self.request_states[request_id] = runtime.request_state(inputs, self.batches.device, broadcast)
 
-        self._chunked.pop(request_id, None)
+        self.late.drop(request_id)
 
     def end_request(self, request_id: str) -> None:
         """A request has ended, or was preempted."""
         del self.request_states[request_id]
-        self._chunked.pop(request_id, None)
+        self.late.drop(request_id)
 
     def _drop_prefills(self, request_ids: Sequence[str], batch: PackedBatch) -> None:
         """Free what only the prefill needed, of requests whose prompts have run."""
         for request_id, row in zip(request_ids, batch.rows, strict=True):
             if row.state.prefill is not None and row.num_computed + row.num_tokens >= row.state.prompt_len:
                 self.request_states[request_id] = replace(row.state, prefill=None)
-                self._chunked.pop(request_id, None)
-
-    @contextmanager
-    def _observe_slice(self, chunks: ChunkedPrefill, index: int, layer: Any) -> Iterator[None]:
-        """Record the signals that a prompt in chunks needs of a layer's attention."""
-        if not (signals := chunks.signals(index)):
-            yield
-            return
-
-        def record(_: Any, inputs: tuple[Tensor, ...]) -> None:
-            chunks.observe(signals, *_by_head(layer.self_attn, inputs), layer.self_attn.scaling)
-
-        hook = layer.self_attn.attn.register_forward_pre_hook(record)
-        try:
-            yield
-        finally:
-            hook.remove()
+                self.late.drop(request_id)
 
     @contextmanager
     def _observe(self, batch: PackedBatch, index: int, layer: Any) -> Iterator[None]:
@@ -330,7 +241,7 @@ class DecoderPruner:
         attention, ranks = layer.self_attn, self.ranks
 
         def record(_: Any, inputs: tuple[Tensor, ...]) -> None:
-            query, key = _by_head(attention, inputs)
+            query, key = by_head(attention, inputs)
             batch.observe(index, signals, query, key, attention.scaling, in_chunks=True)
             if means := signals & ATTENTION_SIGNALS:
                 batch.observe(index, means, query, key, attention.scaling, in_chunks=False)
@@ -345,11 +256,3 @@ class DecoderPruner:
             yield
         finally:
             hook.remove()
-
-
-def _by_head(attention: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """A layer's queries and keys, [tokens, heads, head], from what its attention is given."""
-    query, key = inputs[:2]
-    return query.view(-1, attention.num_heads, attention.head_dim), key.view(
-        -1, attention.num_kv_heads, attention.head_dim
-    )

@@ -64,8 +64,8 @@ class Page(NamedTuple):
 class HeldPages:
     """The memory of KV cache groups that hold states: every token's record is spread over the pages of its blocks.
 
-    caches: of each held layer, its group and its cache. block_size: tokens of a block. features: of a token in one cache.
-    key_features: of a token's keys in one layer. like: as wide as hidden states, and of their dtype.
+    caches: of each held layer, its group and its cache. block_size: tokens of a block. features: of a token in one
+    cache. key_features: of a token's keys in one layer. like: as wide as hidden states, and of their dtype.
     Raises: UnsupportedPlan for a layout of the cache in which a block is in several places.
     """
 

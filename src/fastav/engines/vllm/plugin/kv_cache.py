@@ -120,10 +120,10 @@ class HeldManager(KVGroupManager):
     ) -> None:
         """Free the blocks of a prompt that has run."""
         late = self.request_states[request_id].late
-        if late is not None and processed_computed_tokens >= late.prompt_len:
-            if blocks := self.req_to_blocks.get(request_id):
-                self.block_pool.free_blocks(reversed(blocks))
-                self.req_to_blocks[request_id] = []
+        blocks = self.req_to_blocks.get(request_id)
+        if blocks and late is not None and processed_computed_tokens >= late.prompt_len:
+            self.block_pool.free_blocks(reversed(blocks))
+            self.req_to_blocks[request_id] = []
 
 
 KVCacheSpecRegistry._ensure_registered()  # vLLM's own specs, which it would not register after ours

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from fastav.engines.vllm import guards
+from fastav.engines.vllm.guards import PruningConfig
 from fastav.engines.vllm.plugin.request_state import PlanRuntime
 from fastav.layout import Layout, Modality
 
@@ -27,6 +29,18 @@ def kv_groups(
 def can_divide_at(layer: int, depth: int, max_groups: int = MAX_GROUPS) -> bool:
     """Whether a layer can be the first of a group, or is the depth."""
     return any(depth % n == 0 and layer % (depth // n) == 0 for n in range(1, max_groups + 1))
+
+
+def needs_no_prefixes(pruning: PruningConfig, chunked_prefill: bool) -> str | None:
+    """Why no prompt can reuse the blocks of a prefix; None if prompts can."""
+    if not chunked_prefill:
+        return "the rest of a prompt is a chunk of it, and chunked prefill is off"
+    layer = pruning.compiled.first_layer
+    if reason := guards.needs_late_cuts(pruning, layer):
+        return reason
+    if not can_divide_at(layer, pruning.depth):
+        return f"the layers before the first cut, at {layer}, are not whole groups of the KV cache, which are equal"
+    return None
 
 
 def example_layout(runtime: PlanRuntime, max_len: int) -> Layout:

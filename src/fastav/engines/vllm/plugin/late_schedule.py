@@ -29,7 +29,7 @@ class Stage(NamedTuple):
 
 
 class Slice(NamedTuple):
-    """Tokens that run through the layers of one stage in one step: from `start` to before `end` of those that remain."""
+    """Tokens that run through a stage's layers in one step: from `start` to before `end` of those that remain."""
 
     stage: int
     start: int
@@ -155,7 +155,7 @@ class LateSchedule:
         return self.stages[0].num_tokens if len(self.steps) > 1 else 0
 
     def num_prompt_blocks(self, num_computed: int, block_size: int) -> int:
-        """Blocks for what enters the held layer, in a step at whose end vLLM counts `num_computed`, within the prompt."""
+        """Blocks for what enters the held layer, in a step of the prompt at whose end vLLM counts `num_computed`."""
         return max(1, -(-int(self.held_lens[self.num_early(num_computed)]) // block_size))
 
     def num_buffer_blocks(self, num_computed: int, block_size: int) -> int:

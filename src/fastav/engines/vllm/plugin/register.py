@@ -8,13 +8,12 @@ import json
 from typing import Any
 
 from fastav.engines.vllm import compat, guards
-from fastav.engines.vllm.guards import PruningConfig, Serving
-from fastav.engines.vllm.plugin.kv_groups import can_divide_at
-from fastav.engines.vllm.plugin.requests import check_inputs, refuse_beam_search
+from fastav.engines.vllm.guards import SCHEDULER, WORKER, PruningConfig, Serving
+from fastav.engines.vllm.plugin.kv_groups import needs_no_prefixes
+from fastav.engines.vllm.plugin.metrics import log_with
+from fastav.engines.vllm.plugin.requests import check_inputs, open_admission, refuse_beam_search
+from fastav.errors import PlanError
 from fastav.pruning.verification import not_applied
-
-WORKER = "fastav.engines.vllm.plugin.worker.PruningWorker"
-SCHEDULER = "fastav.engines.vllm.plugin.scheduler.create_scheduler"
 
 
 def install() -> None:
@@ -34,8 +33,10 @@ def install() -> None:
             hooks[name] = _ConfigHook(original)
     if not hasattr(processor_class, "_fastav"):
         processor_class._fastav = True
+        processor_class.__init__ = open_admission(processor_class.__init__)
         processor_class.process_inputs = check_inputs(processor_class.process_inputs)
         processor_class.resolve_watermarking = refuse_beam_search(processor_class.resolve_watermarking)
+        compat.LoggingStatLogger.log = log_with(compat.LoggingStatLogger.log)
 
 
 def _check_after(post_init: Any) -> Any:
@@ -44,7 +45,11 @@ def _check_after(post_init: Any) -> Any:
     def __post_init__(self: Any) -> None:  # noqa: N807
         post_init(self)
         model = self.model_config
-        if model is None or (entry := guards.pruning_entry(self.additional_config)) is None:
+        if model is None:
+            return
+        if (entry := guards.pruning_entry(self.additional_config)) is None:
+            if compat.is_supported():
+                _refuse_classes_without_plan(self)
             return
         compat.require_version()
         if model.is_submodel_config:  # a part of a configuration that has been checked
@@ -56,6 +61,16 @@ def _check_after(post_init: Any) -> Any:
         guards.check(pruning, _serving(self))  # again, as vLLM has changed settings since
 
     return __post_init__
+
+
+def _refuse_classes_without_plan(config: Any) -> None:
+    """Raises: PlanError if vLLM is to run our worker or scheduler, which need a plan."""
+    for flag, named, ours in (
+        ("--worker-cls", config.parallel_config.worker_cls, WORKER),
+        ("--scheduler-cls", config.scheduler_config.scheduler_cls, SCHEDULER),
+    ):
+        if named == ours:
+            raise PlanError(f"{flag} is fastav's, but no plan is configured", guards.HINT)
 
 
 class _ConfigHook:
@@ -75,10 +90,12 @@ class _ConfigHook:
             compat.require_version()
             _adapt(config, pruning)
             guards.check(pruning, _serving(config))
+            entry = config.additional_config["fastav"]
+            guards.check_request_plans(pruning, entry)
             # the same plan in every process, even if its file changes
             config.additional_config = {
                 **config.additional_config,
-                "fastav": {"plan": json.loads(pruning.plan.to_json())},
+                "fastav": {**entry, "plan": json.loads(pruning.plan.to_json())},
             }
             config.parallel_config.worker_cls = WORKER
             config.scheduler_config.scheduler_cls = SCHEDULER
@@ -91,7 +108,8 @@ def _adapt(config: Any, pruning: PruningConfig) -> None:
     if scheduler.enable_chunked_prefill and (reason := guards.needs_whole_prompts(pruning)):
         log.warning("fastav: turned off chunked prefill: %s", reason)
         scheduler.enable_chunked_prefill = False
-    if config.cache_config.enable_prefix_caching and (reason := _no_prefix(pruning, scheduler.enable_chunked_prefill)):
+    chunks = scheduler.enable_chunked_prefill
+    if config.cache_config.enable_prefix_caching and (reason := needs_no_prefixes(pruning, chunks)):
         log.warning("fastav: turned off prefix caching: %s", reason)
         config.cache_config.enable_prefix_caching = False
     if not scheduler.enable_chunked_prefill:
@@ -104,17 +122,6 @@ def _adapt(config: Any, pruning: PruningConfig) -> None:
         modes = compat.CUDAGraphMode
         graphs = modes.FULL_AND_PIECEWISE if compat.has_decode_graphs(config) else modes.PIECEWISE
         config.compilation_config.cudagraph_mode = graphs
-
-
-def _no_prefix(pruning: PruningConfig, chunked_prefill: bool) -> str | None:
-    """Why no prompt can reuse the blocks of a prefix; None if prompts can."""
-    if not chunked_prefill:
-        return "the rest of a prompt is a chunk of it, and chunked prefill is off"
-    if reason := guards.needs_late_cuts(pruning, pruning.compiled.first_layer):
-        return reason
-    if not can_divide_at(layer := pruning.compiled.first_layer, pruning.depth):
-        return f"the layers before the first cut, at {layer}, are not whole groups of the KV cache, which are equal"
-    return None
 
 
 def _make_room(scheduler: Any, max_model_len: int) -> None:
@@ -133,6 +140,7 @@ def _serving(config: Any) -> Serving:
     """The settings of a `VllmConfig` that pruning depends on."""
     parallel, model, cache = config.parallel_config, config.model_config, config.cache_config
     media, compilation = model.multimodal_config, config.compilation_config
+    lora = config.lora_config
     graphs, splits = compilation.cudagraph_mode, compilation.splitting_ops
     transfers = (config.kv_transfer_config, config.ec_transfer_config, cache.kv_offloading_size)
     return Serving(
@@ -143,7 +151,9 @@ def _serving(config: Any) -> Serving:
         context_parallel=max(parallel.prefill_context_parallel_size, parallel.decode_context_parallel_size),
         expert_parallel=bool(parallel.enable_expert_parallel),
         microbatches=bool(parallel.enable_dbo or parallel.ubatch_size),
-        lora=config.lora_config is not None,
+        lora_experts=lora is not None and bool(model.get_num_experts()),
+        lora_ranks=lora is not None and parallel.tensor_parallel_size > 1,
+        lora_towers=lora is not None and bool(lora.enable_tower_connector_lora),
         kv_transfer=any(setting is not None for setting in transfers),
         pooling=model.runner_type != "generate",
         prompt_embeds=bool(model.enable_prompt_embeds),

@@ -4,7 +4,7 @@ The counts follow from the layout before anything runs. So do the tokens themsel
 alone; where they read scores, a `PruningState` selects them while the prompt runs, as in the engine transformers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from jaxtyping import Bool, Int
 from fastav.engines.vllm import guards
 from fastav.engines.vllm.guards import PruningConfig
 from fastav.engines.vllm.plugin.late_schedule import LateSchedule
-from fastav.errors import PlanError
+from fastav.errors import PlanError, UnsupportedPlan
 from fastav.layout import Layout, Modality
 from fastav.method import Signal
 from fastav.pruning.device_layout import question_mask
@@ -29,8 +29,9 @@ KeepMask = Bool[np.ndarray, " tokens"]
 class Chunking(NamedTuple):
     """How a server chunks prompts whose hidden states are held.
 
-    token_budget: of a step. max_tokens: of a late step. max_withheld: the most tokens of a prompt that late steps may take the place of.
-    reused_layer: the layer whose inputs prefix caching reuses with the caches of all layers before it; None without.
+    token_budget: of a step. max_tokens: of a late step. max_withheld: the most tokens of a prompt that late steps may
+    take the place of. reused_layer: the layer whose inputs prefix caching reuses, with the caches of all layers before
+    it; None without.
     """
 
     token_budget: int
@@ -184,6 +185,21 @@ class PlanRuntime:
     def needs_whole_prompts(self) -> bool:
         """Whether no prompt that is pruned can come in chunks, on a server that chunks others."""
         return self.chunking is not None and guards.needs_whole_prompts(self.pruning) is not None
+
+    def require_room(self, prompt_len: int, prompt_kv_lens: Sequence[int]) -> None:
+        """Refuse a prompt that does not fit into a step, if it cannot come in chunks.
+
+        prompt_kv_lens: how many of its tokens each layer keeps.
+        Raises: UnsupportedPlan.
+        """
+        if self.chunking is None or not self.needs_whole_prompts or min(prompt_kv_lens) == prompt_len:
+            return
+        if prompt_len > self.chunking.token_budget:
+            raise UnsupportedPlan(
+                f"{guards.needs_whole_prompts(self.pruning)}; this prompt has {prompt_len} tokens, and a step "
+                f"{self.chunking.token_budget}",
+                "name another plan, or start the server with --no-enable-chunked-prefill",
+            )
 
     def _late(
         self, layout: Layout, prompt_kv_lens: tuple[int, ...], keep_masks: tuple[KeepMask, ...]

@@ -8,6 +8,7 @@ from typing import Any
 from fastav.engines.vllm.compat import AsyncScheduler, Scheduler, init_logger, num_computed_tokens
 from fastav.engines.vllm.plugin.kv_cache import HeldManager, KVGroupManager
 from fastav.engines.vllm.plugin.kv_groups import example_layout
+from fastav.engines.vllm.plugin.perf import PrunedPerfMetrics
 from fastav.engines.vllm.plugin.request_state import PlanRuntime, RequestState
 from fastav.engines.vllm.plugin.requests import layout_inputs, plan_cache, plan_override
 from fastav.layout import Layout
@@ -35,6 +36,9 @@ def _pruning_scheduler(base: Any) -> type:
             managers = self.kv_cache_manager.coordinator.single_type_managers
             for manager in managers:
                 manager.request_states, manager.at_once = self.request_states, self._at_once
+            if self.perf_metrics is not None:
+                pruning = self._plans.default.pruning
+                self.perf_metrics = PrunedPerfMetrics(self.vllm_config, pruning, self.request_states)
             example = example_layout(self._plans.default, self.max_model_len)
             specs = [manager.kv_cache_spec for manager in managers if not isinstance(manager, HeldManager)]
             _log_capacity(self._plans.default, example, specs, self.kv_cache_manager.block_pool.get_num_free_blocks())
@@ -53,6 +57,8 @@ def _pruning_scheduler(base: Any) -> type:
                 # is preempted may not find them there again
                 new.mm_features = self.requests[new.req_id].mm_features
             self._require_blocks(output)
+            if self.perf_metrics is not None:
+                self.perf_metrics.schedule(output)
             return output
 
         def _get_local_prefix_cache_hit(self, request: Any) -> Any:

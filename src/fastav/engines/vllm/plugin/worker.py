@@ -10,11 +10,17 @@ from fastav.engines.vllm import compat
 from fastav.engines.vllm.plugin.decoder import DecoderPruner, prune_decoder
 from fastav.engines.vllm.plugin.held_states import held_layer
 from fastav.engines.vllm.plugin.kv_cache import partition_kv_cache
+from fastav.engines.vllm.plugin.requests import require_plugin
 from fastav.engines.vllm.plugin.seeds import rewind_seeds
 
 
 class PruningWorker(compat.worker_class()):
     """A worker whose decoder is pruned, and whose KV cache is divided into groups of layers."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Raises: FastAVError if vLLM has not loaded the plugin."""
+        require_plugin()
+        super().__init__(*args, **kwargs)
 
     def get_kv_cache_spec(self) -> dict[str, Any]:
         """vLLM's specs, divided into groups.  Raises: UnsupportedModel, UnsupportedPlan.
@@ -24,11 +30,11 @@ class PruningWorker(compat.worker_class()):
         """
         pruner, max_len = self.pruner, self.vllm_config.model_config.max_model_len
         specs = partition_kv_cache(
-            super().get_kv_cache_spec(), pruner.layer_names, pruner.plans.default, max_len, pruner.held_features
+            super().get_kv_cache_spec(), pruner.layer_names, pruner.plans.default, max_len, pruner.late.held_features
         )
         layers = self.vllm_config.compilation_config.static_forward_context
         for name in specs.keys() - layers.keys():
-            layers[name] = pruner.held_layers[name] = held_layer(layers[pruner.layer_names[0]], specs[name])
+            layers[name] = pruner.late.held_layers[name] = held_layer(layers[pruner.layer_names[0]], specs[name])
         return specs
 
     def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
