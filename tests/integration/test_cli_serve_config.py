@@ -10,7 +10,7 @@ from fastav.cli import main
 from fastav.engines.vllm import server_args
 from fastav.engines.vllm.guards import read
 from fastav.pipelines import resolve
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.plan import Keep, Plan, Share, Step, Tokens
 from support.command import failure, stdout
 
 GLOBAL = Plan((Step(layers="middle", method="position", keep=Keep(media=Share(0.3))),), 'it\'s mine & "quoted"')
@@ -38,22 +38,28 @@ def test_the_server_reads_the_plan_that_was_asked_for(capsys, model, plan):
     assert value(command, "--max-model-len") == str(config.get_text_config(decoder=True).max_position_embeddings)
 
 
-def test_plans_that_score_need_whole_prompts(capsys):
+def test_chunks_and_prefixes_stay_on_where_a_plan_can_have_them(capsys):
     command = told(capsys, "qwen2-5-omni", "--max-model-len", "8000")["command"]
-    assert "--no-enable-chunked-prefill" in command
+    assert not [word for word in command if word.startswith(("--no-enable", "--max-num-batched"))]
+    assert "--no-enable-prefix-caching" in told(capsys, "qwen2-5-omni", "--plan", "fastv")["command"]  # cut at layer 2
+
+
+def test_plans_with_rollout_need_whole_prompts(capsys, tmp_path):
+    file = tmp_path / "rollout.json"
+    file.write_text(Plan((Step(layers="middle", method="rollout", keep=Keep(video=Tokens(5))),)).to_json())
+    command = told(capsys, "qwen2-5-omni", "--plan", str(file), "--max-model-len", "8000")["command"]
+    assert {"--no-enable-chunked-prefill", "--no-enable-prefix-caching"} <= set(command)
     assert value(command, "--max-num-batched-tokens") == value(command, "--max-model-len") == "8000"
-    assert json.loads(value(command, "--additional-config")) == {"fastav": {"plan": "fastav"}}
     assert json.loads(value(command, "--limit-mm-per-prompt")) == {"image": 0, "video": 1, "audio": 1}
 
 
-def test_a_file_is_written_out_and_needs_no_whole_prompts_where_the_layout_decides(capsys, tmp_path):
+def test_a_file_is_written_out(capsys, tmp_path):
     file = tmp_path / "mine.json"
     file.write_text(GLOBAL.to_json())
     command = told(capsys, "qwen2-5-vl", "--plan", str(file))["command"]
     assert asked("qwen2-5-vl", command).plan == GLOBAL
     assert str(file) not in " ".join(command)
     assert not {"--no-enable-chunked-prefill", "--max-num-batched-tokens"} & set(command)
-    assert "--no-enable-prefix-caching" in command
     assert "audio" not in value(command, "--limit-mm-per-prompt")
 
 
@@ -78,7 +84,7 @@ def test_a_shell_takes_it_as_it_is(capsys, tmp_path):
 def test_why_each_flag_is_there_goes_to_stderr(capsys):
     assert main(["serve-config", "qwen2-5-omni"]) == 0
     out, err = capsys.readouterr()
-    assert out.startswith(("vllm serve ", "python -m vllm"))
+    assert out.startswith("VLLM_MEDIA_URL_ALLOW_REDIRECTS=0 ")
     assert {line.partition(":")[0] for line in err.splitlines()} == {
         *(word for word in told(capsys, "qwen2-5-omni")["command"] if word.startswith("--")),
         *server_args.ENVIRONMENT,

@@ -113,10 +113,8 @@ def test_requests_name_only_plans_that_the_operator_allows(entry, taken):
 def test_a_list_of_plans_for_requests_has_plans_that_can_run():
     for name, error in (("fastaw", UnknownName), ("omnizip", UnsupportedPlan), ("mine.json", PlanError)):
         with pytest.raises(error):
-            check_request_plans(config_of("fastav"), {"requests": ["none", name]}, chunked_prefill=False)
-    check_request_plans(config_of(GLOBAL), {"requests": ["none", "random@0.5"]}, chunked_prefill=True)
-    with pytest.raises(UnsupportedPlan, match="scores whole prompts"):
-        check_request_plans(config_of(GLOBAL), {"requests": ["fastav"]}, chunked_prefill=True)
+            check_request_plans(config_of("fastav"), {"requests": ["none", name]})
+    check_request_plans(config_of(GLOBAL), {"requests": ["none", "random@0.5", "fastav"]})
 
 
 def media(mm_hash, data, offset=0):

@@ -164,9 +164,9 @@ def _is_installed(name: str) -> bool:
     return True
 
 
-def shell_command(args: Sequence[str]) -> str:
-    """A command for any POSIX shell, with each flag and its value on a line."""
-    lines: list[str] = []
+def shell_command(environment: Mapping[str, str], args: Sequence[str]) -> str:
+    """A command for any POSIX shell, with each variable, and each flag with its value, on a line."""
+    lines = [f"{name}={shlex.quote(value)}" for name, value in environment.items()]
     line: list[str] = []
     for arg in args:
         if arg.startswith("--") and line:

@@ -132,12 +132,12 @@ KVCacheSpecRegistry.register(HeldSpec, HeldManager, HeldSpec)
 
 
 def partition_kv_cache(
-    specs: Mapping[str, Any], layer_names: Sequence[str], runtime: PlanRuntime, max_len: int, held_features: int
+    specs: Mapping[str, Any], layer_names: Sequence[str], runtime: PlanRuntime, max_len: int, held_bytes: int
 ) -> dict[str, Any]:
     """The specs of a model's cache, with those of the decoder's layers divided into groups, and with layers for states.
 
     layer_names: of the decoder, in order. runtime: of the server's plan. max_len: tokens that a prompt may have.
-    held_features: of each token whose states are held.
+    held_bytes: of each token whose states are held.
     """
     kv_lens = runtime.pruning.plan.tokens(example_layout(runtime, max_len), runtime.depth)
     reused = None if runtime.chunking is None else runtime.chunking.reused_layer
@@ -158,19 +158,21 @@ def partition_kv_cache(
         size = len(layer_names) // len(first_layers)
         partitioned[name] = KVGroupSpec(**common, first_layer=first_layer, end_layer=first_layer + size)
     if runtime.chunking is not None:
-        partitioned |= _held_specs(partitioned[layer_names[0]], len(layer_names), len(first_layers), held_features)
+        partitioned |= _held_specs(partitioned[layer_names[0]], len(layer_names), len(first_layers), held_bytes)
     return partitioned
 
 
-def _held_specs(spec: KVGroupSpec, depth: int, n_groups: int, held_features: int) -> dict[str, HeldSpec]:
+def _held_specs(spec: KVGroupSpec, depth: int, n_groups: int, held_bytes: int) -> dict[str, HeldSpec]:
     """The specs of as many layers as hold the states of a token, in whole groups, twice.
 
     spec: of a layer of the decoder.
     """
     common = {field.name: getattr(spec, field.name) for field in fields(FullAttentionSpec) if field.init}
-    features = spec.page_size_bytes // (spec.block_size * spec.dtype.itemsize)
-    group_size = depth // n_groups
-    count = ceil(held_features / (features * group_size)) * group_size
-    held = [HeldSpec(**common, first_layer=depth, end_layer=depth, is_buffer=is_buffer) for is_buffer in (False, True)]
-    # vLLM reads a layer's number in its name
-    return {f"fastav.held.{depth + index}": held[index // count] for index in range(2 * count)}
+    group_size, token_bytes = depth // n_groups, spec.page_size_bytes // spec.block_size
+    count = ceil(held_bytes / (token_bytes * group_size)) * group_size
+    specs: dict[str, HeldSpec] = {}
+    for is_buffer in (False, True):
+        held = HeldSpec(**common, first_layer=depth, end_layer=depth, is_buffer=is_buffer)
+        # vLLM reads a layer's number in its name
+        specs |= {f"fastav.held.{depth + len(specs) + index}": held for index in range(count)}
+    return specs

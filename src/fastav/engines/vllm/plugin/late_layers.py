@@ -93,7 +93,8 @@ class LateLayers:
     def _run_slice(self, context: Any, chunks: ChunkedPrefill, row: int, one: Slice) -> Tensor:
         """The hidden states after a slice's layers; after the decoder's norm if these are its last."""
         first, end, _ = chunks.late.stages[one.stage]
-        hidden, residual, positions = chunks.states(one), None, chunks.positions_of(one)
+        hidden, positions = chunks.states(one), chunks.positions_of(one)
+        residual: Any = None
         where = geometry([0] * row + [one.end - one.start], [0] * row + [one.start])
         with self._metadata.override_slice(context, range(first, end), where):
             for index in range(first, end):
@@ -123,9 +124,9 @@ class LateLayers:
     # --- memory for states
 
     @property
-    def held_features(self) -> int:
-        """Numbers that are held of a token: a hidden state, and one layer's keys of this rank."""
-        return len(self._decoder.norm.weight) + self._key_features
+    def held_bytes(self) -> int:
+        """Bytes that are held of a token: a hidden state, and one layer's keys of this rank."""
+        return (len(self._decoder.norm.weight) + self._key_features) * self._decoder.norm.weight.itemsize
 
     @property
     def _key_features(self) -> int:

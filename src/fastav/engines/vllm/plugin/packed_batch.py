@@ -182,8 +182,8 @@ class PackedBatch:
     @property
     def withheld_positions(self) -> Int[Tensor, "*axes tokens"]:
         """Their positions."""
-        rows = [row for row in self.rows if len(row.withheld) and row.chunks is not None]
-        return torch.cat([row.chunks.positions[..., -len(row.withheld) :] for row in rows], -1)
+        rows = [(row.chunks, len(row.withheld)) for row in self.rows if len(row.withheld)]
+        return torch.cat([chunks.positions[..., -count:] for chunks, count in rows if chunks is not None], -1)
 
     @property
     def num_tokens(self) -> int:

@@ -23,9 +23,9 @@ class RewindableGenerator(torch.Generator):
         """Any position: `set_offset` does not read it."""
         return 0
 
-    def set_offset(self, offset: int) -> None:
+    def set_offset(self, offset: int) -> torch.Generator:
         """Go back to the mark."""
-        self.set_state(self.marked)
+        return self.set_state(self.marked)
 
 
 def rewind_seeds(runner: Any) -> None:

@@ -30,7 +30,7 @@ class PruningWorker(compat.worker_class()):
         """
         pruner, max_len = self.pruner, self.vllm_config.model_config.max_model_len
         specs = partition_kv_cache(
-            super().get_kv_cache_spec(), pruner.layer_names, pruner.plans.default, max_len, pruner.late.held_features
+            super().get_kv_cache_spec(), pruner.layer_names, pruner.plans.default, max_len, pruner.late.held_bytes
         )
         layers = self.vllm_config.compilation_config.static_forward_context
         for name in specs.keys() - layers.keys():
