@@ -168,9 +168,17 @@ def test_several_answers_are_alike_and_prompt_logprobs_refused(omni, engines):
     agree(llm, omni, "fastav", [QUESTIONS[1]])
 
 
-def test_a_compiled_decoder_is_exact(omni, engines):
+def test_a_compiled_decoder_is_exact(omni, engines, monkeypatch):
+    from fastav.engines.vllm.plugin.decoder import DecoderPruner
+
+    run, beside = DecoderPruner._run_uncut, []
+    monkeypatch.setattr(DecoderPruner, "_run_uncut", lambda *args: beside.append(1) or run(*args))
     with engines.own(omni.folder, "fastav", enforce_eager=False) as llm:
         agree(llm, omni, "fastav", QUESTIONS)
+        assert beside, "answers that go on beside prompts"
+        beside.clear()
+        agree(llm, omni, "none", QUESTIONS)
+        assert not beside
 
 
 CACHE = Plan((Step(layers="5", method="position", keep=Keep(media=Share(0.5)), cache_only=True),))

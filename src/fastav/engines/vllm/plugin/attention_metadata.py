@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastav.engines.vllm import compat
 from fastav.engines.vllm.plugin.batches import Batches, BuildMetadata
-from fastav.engines.vllm.plugin.packed_batch import Geometry, PackedBatch, upload
+from fastav.engines.vllm.plugin.packed_batch import Geometry, PackedBatch, geometry, upload
 
 PADDING_SLOT = -1  # of a token that is not stored
 
@@ -33,8 +33,7 @@ class PackedMetadata:
 
         The function takes a cut layer and updates the layers from there to the next cut; without an argument, all.
         """
-        own = copy(context)
-        own.attn_metadata, own.slot_mapping = dict(context.attn_metadata), dict(context.slot_mapping)
+        own = self._copied(context)
         stages = dict(pairwise([*batch.cut_layers, len(self.layer_names)]))
 
         def update(cut_layer: int | None = None) -> None:
@@ -52,14 +51,31 @@ class PackedMetadata:
     @contextmanager
     def override_slice(self, context: Any, layers: range, where: Geometry) -> Iterator[None]:
         """Replace the forward context by a copy for some layers that run on tokens of one request."""
+        own = self._copied(context)
+        self._set(own, layers, where)
+        with compat.override_forward_context(own):
+            yield
+
+    @contextmanager
+    def override_uncut(self, context: Any, batch: PackedBatch, num_tokens: Sequence[int]) -> Iterator[None]:
+        """Replace the forward context by a copy for all layers, which run on so many tokens of each request."""
+        own = self._copied(context)
+        own.cudagraph_runtime_mode = compat.CUDAGraphMode.NONE  # graphs are of the whole batch's size
+        for first, end in pairwise(sorted({0, *batch.cut_layers, len(self.layer_names)})):
+            self._set(own, range(first, end), geometry(num_tokens, [row.kv_len(first) for row in batch.rows]))
+        with compat.override_forward_context(own):
+            yield
+
+    def _copied(self, context: Any) -> Any:
         own = copy(context)
         own.attn_metadata, own.slot_mapping = dict(context.attn_metadata), dict(context.slot_mapping)
+        return own
+
+    def _set(self, context: Any, layers: range, where: Geometry) -> None:
         for names in self._by_kv_group([self.layer_names[layer] for layer in layers]):
             metadata, slots = self.build(names[0], where, len(where.batch_indices))
             for name in names:
-                own.attn_metadata[name], own.slot_mapping[name] = metadata, slots
-        with compat.override_forward_context(own):
-            yield
+                context.attn_metadata[name], context.slot_mapping[name] = metadata, slots
 
     def _by_kv_group(self, layer_names: Sequence[str]) -> Iterator[list[str]]:
         """Layers, in order, by the group of the KV cache that they are in."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from fastav.engines.vllm.plugin.attention_metadata import PackedMetadata
 from fastav.engines.vllm.plugin.batches import Batches, RequestListener
 from fastav.engines.vllm.plugin.decode_graphs import DecodeGraphs
 from fastav.engines.vllm.plugin.late_layers import LateLayers, by_head
-from fastav.engines.vllm.plugin.lora import adapters_of_row, following_cuts
+from fastav.engines.vllm.plugin.lora import adapters_of_rows, following_cuts
 from fastav.engines.vllm.plugin.packed_batch import PackedBatch
 from fastav.engines.vllm.plugin.request_state import PlanCache, RequestState
 from fastav.engines.vllm.plugin.requests import layout_inputs, plan_cache, plan_override
@@ -60,14 +61,29 @@ def _pruned_class(decoder_class: Any) -> type:
         ) -> Any:
             call = super().__call__
 
-            def run_unpruned() -> Any:
-                more = {} if deepstack_input_embeds is None else {"deepstack_input_embeds": deepstack_input_embeds}
-                return call(input_ids, positions, intermediate_tensors, inputs_embeds, **more)
+            def run_unpruned(tokens: Tensor | None = None) -> Any:
+                ids, embeds, visual = input_ids, inputs_embeds, deepstack_input_embeds
+                if tokens is not None:
+                    ids, embeds = (None if one is None else one[tokens] for one in (ids, embeds))
+                    if visual is not None:
+                        visual = type(visual)({name: one[tokens] for name, one in visual.tensors.items()})
+                more = {} if visual is None else {"deepstack_input_embeds": visual}
+                return call(ids, _of_tokens(positions, tokens), intermediate_tensors, embeds, **more)
 
             deepstack = [] if deepstack_input_embeds is None else list(deepstack_input_embeds.tensors.values())
             return self.pruner.forward(run_unpruned, input_ids, positions, inputs_embeds, deepstack)
 
     return PrunedDecoder
+
+
+def _of_tokens(positions: Tensor, tokens: Tensor | None) -> Tensor:
+    """The positions of some tokens (None: of all), with the strides that a compiled decoder expects."""
+    if tokens is None:
+        return positions
+    taken = torch.empty_strided(
+        (*positions.shape[:-1], len(tokens)), positions.stride(), dtype=positions.dtype, device=positions.device
+    )
+    return taken.copy_(positions[..., tokens])
 
 
 class DecoderPruner:
@@ -121,7 +137,8 @@ class DecoderPruner:
         if not tokens.keys() <= self.request_states.keys():
             self.batches.rows()  # vLLM has not called the decoder
         states = [self.request_states[request_id] for request_id in tokens]
-        step = ExpectedStep.of(states, [computed[request_id] for request_id in tokens], list(tokens.values()))
+        num_computed = [computed[request_id] for request_id in tokens]
+        step = ExpectedStep.of(states, num_computed, list(tokens.values()), is_split=self._record.is_split)
         require_step(step, self._record)
 
     @torch.inference_mode()
@@ -130,8 +147,8 @@ class DecoderPruner:
     ) -> Any:
         """The decoder's hidden states, at the indices of the whole batch; zero where tokens were dropped.
 
-        run_unpruned: runs the decoder as it is. deepstack: what is added after each of the first layers, for all tokens
-        of the batch.
+        run_unpruned: runs the decoder as it is, on some tokens of the batch or on all. deepstack: what is added after
+        each of the first layers, for all tokens of the batch.
         """
         context = compat.get_forward_context()
         if not context.attn_metadata or not self.batches.is_armed:
@@ -149,20 +166,44 @@ class DecoderPruner:
                 update()
                 return run_unpruned()
         hidden = self.decoder.embed_input_ids(input_ids) if embeds is None else embeds
+        out = torch.zeros_like(hidden)
+        if len(uncut := batch.uncut_tokens()) and not getattr(self.decoder, "do_not_compile", True):
+            out[uncut] = self._run_uncut(context, batch, partial(run_unpruned, uncut))
         with (
             self.metadata.override(context, batch) as update_metadata,
             following_cuts(self.runner, batch, update_metadata) as update,
         ):
-            out = self._run_layers(batch, hidden, positions, deepstack, update)
-        self.late.run(context, batch, out, partial(adapters_of_row, self.runner, batch))
+            self._run_layers(batch, hidden, positions, deepstack, update, out)
+        self.late.run(context, batch, out, partial(adapters_of_rows, self.runner, batch))
         self._drop_prefills([row.request_id for row in rows], batch)
         return out
 
+    def _run_uncut(self, context: Any, batch: PackedBatch, run: Callable[[], Tensor]) -> Tensor:
+        """Run the requests that no cut concerns, as their answers go on, by the compiled decoder.
+
+        The others remain in the batch.
+        """
+        counts = [0 if row.is_cut else row.num_tokens for row in batch.rows]
+        rows = np.flatnonzero(counts)
+        with (
+            self.metadata.override_uncut(context, batch, counts),
+            adapters_of_rows(self.runner, batch, rows, np.array(counts)[rows]),
+        ):
+            hidden = run()
+        batch.set_aside_uncut()
+        self._record.is_split = True
+        return hidden
+
     def _run_layers(
-        self, batch: PackedBatch, hidden: Tensor, positions: Tensor, deepstack: Sequence[Tensor], update: Any
-    ) -> Tensor:
+        self,
+        batch: PackedBatch,
+        hidden: Tensor,
+        positions: Tensor,
+        deepstack: Sequence[Tensor],
+        update: Any,
+        out: Tensor,
+    ) -> None:
         residual, remaining, cut_layers = None, None, batch.cut_layers
-        out = torch.zeros_like(hidden)
         if batch.is_uneven:
             hidden, positions, deepstack = self._with_withheld(batch, hidden, positions, deepstack)
             remaining = batch.remaining()
@@ -176,7 +217,7 @@ class DecoderPruner:
                 )
                 remaining = batch.remaining()
                 if not len(remaining):
-                    return out  # a piece of a prompt of which no token remains
+                    return  # a piece of a prompt of which no token remains
                 update(index)
             layer_positions = positions if remaining is None else positions[..., remaining]
             with self._observe(batch, index, layer):
@@ -185,7 +226,6 @@ class DecoderPruner:
                 hidden = hidden + (deepstack[index] if remaining is None else deepstack[index][remaining])
         hidden, _ = self.decoder.norm(hidden, residual)
         out[remaining] = hidden
-        return out
 
     def _with_withheld(
         self, batch: PackedBatch, hidden: Tensor, positions: Tensor, deepstack: Sequence[Tensor]

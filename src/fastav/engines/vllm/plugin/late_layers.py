@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from fastav.engines.vllm.plugin.attention_metadata import PackedMetadata
@@ -72,18 +73,18 @@ class LateLayers:
         context: Any,
         batch: PackedBatch,
         out: Tensor,
-        adapters_of_row: Callable[[int, int], AbstractContextManager[None]],
+        adapters_of_rows: Callable[[Any, Any], AbstractContextManager[None]],
     ) -> None:
         """Run the late slices of a batch, and put the states of prompts' last tokens into `out`.
 
-        adapters_of_row: selects LoRA adapters for a number of tokens of a row.
+        adapters_of_rows: selects LoRA adapters for rows, given their indices and numbers of tokens.
         """
         for index, row in enumerate(batch.rows):
             if (chunks := row.chunks) is None:
                 continue
             for one in chunks.late.slices(row.num_computed, row.num_tokens):
                 chunks.begin(one)
-                with adapters_of_row(index, one.end - one.start):
+                with adapters_of_rows(np.array([index]), np.array([one.end - one.start])):
                     hidden = self._run_slice(context, chunks, index, one)
                 if one.stage == len(chunks.late.stages) - 1:
                     out[batch.last_index(index)] = hidden[-1]

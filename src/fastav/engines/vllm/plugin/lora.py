@@ -38,15 +38,17 @@ def following_cuts(runner: Any, batch: PackedBatch, update: Update) -> Iterator[
 
 
 @contextmanager
-def adapters_of_row(runner: Any, batch: PackedBatch, row: int, num_tokens: int) -> Iterator[None]:
-    """Let layers run on tokens of one request of a batch.
+def adapters_of_rows(
+    runner: Any, batch: PackedBatch, rows: Int[np.ndarray, " rows"], num_tokens: Int[np.ndarray, " rows"]
+) -> Iterator[None]:
+    """Let layers run on so many tokens of some requests of a batch.
 
     Raises: UnsupportedPlan if vLLM keeps its adapters elsewhere.
     """
     if (adapters := _Adapters.of(runner, batch)) is None:
         yield
         return
-    adapters.map(np.array([row]), np.array([num_tokens]))
+    adapters.map(rows, num_tokens)
     try:
         yield
     finally:

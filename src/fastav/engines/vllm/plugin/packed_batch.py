@@ -206,6 +206,18 @@ class PackedBatch:
         withheld = withheld_start + row.remaining - row.num_tokens
         return upload(np.where(row.remaining < row.num_tokens, start + row.remaining, withheld), self.device)
 
+    def uncut_tokens(self) -> Int[Tensor, " tokens"]:
+        """Indices of the tokens of rows that no cut concerns."""
+        spans = zip(self.rows, self._starts[:-1].tolist(), strict=True)
+        tokens = [np.arange(start, start + row.num_tokens) for row, start in spans if not row.is_cut]
+        return upload(np.concatenate([np.zeros(0, np.int64), *tokens]), self.device)
+
+    def set_aside_uncut(self) -> None:
+        """Leave out the rows that no cut concerns, as they have run."""
+        for row in self.rows:
+            if not row.is_cut:
+                row.num_early, row.remaining = 0, np.arange(0)
+
     def last_index(self, row: int) -> int:
         """The index of the last token that vLLM has scheduled of a row."""
         return int(self._starts[row + 1]) - 1

@@ -38,8 +38,11 @@ NO_CALL = AttentionCall(num_queries=0, num_actual_tokens=0, max_query_len=0, max
 class StepRecord:
     """What the decoder's layers were given in one step.
 
-    calls: of each layer's attention. num_slots: of each layer, how many cache slots each call was to write.
+    calls: of each layer's attention. num_slots: of each layer, how many cache slots each call was to write. is_split:
+    whether requests that no cut concerns ran before the others.
     """
+
+    is_split = False
 
     def __init__(self, depth: int) -> None:
         self.calls: list[list[AttentionCall]] = [[] for _ in range(depth)]
@@ -49,6 +52,7 @@ class StepRecord:
         """Begin a step."""
         for one in (*self.calls, *self.num_slots):
             one.clear()
+        self.is_split = False
 
     def replay(
         self, seq_lens: Int[np.ndarray, "layers requests"], is_stored: Bool[np.ndarray, "layers requests"]
@@ -116,23 +120,34 @@ class ExpectedStep:
     """What the plan says of a step.
 
     seq_lens: tokens of each request in each layer's cache after the batch has run. query_lens: those that the batch
-    runs. total: tokens that vLLM has scheduled. slices: of each layer, the tokens of every late slice that runs after
-    the batch, and the tokens of its request in the cache then.
+    runs. total: tokens that vLLM has scheduled. batches: the requests that run together, by their indices. slices: of
+    each layer, the tokens of every late slice that runs after the batch, and the tokens of its request in the cache
+    then.
     """
 
     seq_lens: Int[np.ndarray, "requests layers"]
     query_lens: Int[np.ndarray, "requests layers"]
     total: int
+    batches: Sequence[Sequence[int]]
     slices: Sequence[Sequence[tuple[int, int]]]
 
     @classmethod
     def of(
-        cls, states: Sequence[RequestState], num_computed: Sequence[int], num_tokens: Sequence[int]
+        cls,
+        states: Sequence[RequestState],
+        num_computed: Sequence[int],
+        num_tokens: Sequence[int],
+        *,
+        is_split: bool = False,
     ) -> "ExpectedStep":
         """The step of these requests.
 
-        num_computed: tokens of each that have run before. num_tokens: how many run now, before any cut.
+        num_computed: tokens of each that have run before. num_tokens: how many run now, before any cut. is_split:
+        whether those that no cut concerns run before the others.
         """
+        rows = range(len(states))
+        cut = [row for row in rows if not states[row].is_unpruned and num_computed[row] < states[row].prompt_len]
+        batches = [[row for row in rows if row not in cut], cut] if is_split else [list(rows)]
         before = np.stack([state.kv_lens(done) for state, done in zip(states, num_computed, strict=True)])
         triples = list(zip(states, num_computed, num_tokens, strict=True))
         after = np.stack([state.kv_lens(done + new) for state, done, new in triples])
@@ -145,7 +160,8 @@ class ExpectedStep:
                 stage = late.stages[one.stage]
                 for layer in range(stage.first_layer, stage.end_layer):
                     slices[layer].append((one.end - one.start, one.end))
-        return cls(seq_lens=after, query_lens=after - before, total=sum(num_tokens), slices=slices)
+        query_lens, total = after - before, sum(num_tokens)
+        return cls(seq_lens=after, query_lens=query_lens, total=total, batches=batches, slices=slices)
 
 
 def require_step(expected: ExpectedStep, record: StepRecord) -> None:
@@ -153,15 +169,29 @@ def require_step(expected: ExpectedStep, record: StepRecord) -> None:
 
     Raises: PlanNotApplied.
     """
-    tokens = expected.query_lens.sum(0)
     # a piece of a prompt may leave later layers without tokens
-    n_batches = (tokens > 0).astype(int)
-    n_calls = [int(n) + len(slices) for n, slices in zip(n_batches, expected.slices, strict=True)]
+    runs = np.stack([expected.query_lens[batch].sum(0) > 0 for batch in expected.batches]).astype(int)
+    n_calls = [int(n) + len(slices) for n, slices in zip(runs.sum(0), expected.slices, strict=True)]
     require_applied(n_calls, [len(calls) for calls in record.calls], "attention ran {} times")
     require_applied(n_calls, [len(slots) for slots in record.num_slots], "cache was updated {} times")
-    calls = [calls[0] if n else NO_CALL for calls, n in zip(record.calls, n_batches, strict=True)]
-    slots = [slots[0] if n else 0 for slots, n in zip(record.num_slots, n_batches, strict=True)]
-    seq_lens = np.where(expected.query_lens > 0, expected.seq_lens, 0)
+    for index, batch in enumerate(expected.batches):
+        places = runs[:index].sum(0).tolist()  # among the calls of each layer
+        _require_batch(
+            expected, record, list(batch), [n if run else None for n, run in zip(places, runs[index], strict=True)]
+        )
+    _require_slices(expected, record, runs.sum(0).tolist())
+
+
+def _require_batch(expected: ExpectedStep, record: StepRecord, rows: list[int], places: Sequence[int | None]) -> None:
+    """Compare one call of every layer.
+
+    rows: the requests that it ran. places: its index among each layer's calls; None where it has no tokens.
+    """
+    query_lens = expected.query_lens[rows]
+    tokens = query_lens.sum(0)
+    seq_lens = np.where(query_lens > 0, expected.seq_lens[rows], 0)
+    calls = [NO_CALL if n is None else calls[n] for calls, n in zip(record.calls, places, strict=True)]
+    slots = [0 if n is None else slots[n] for slots, n in zip(record.num_slots, places, strict=True)]
     # padding may add rows to layers that run on every token
     queries, slots = (
         np.where(tokens < expected.total, counts, np.minimum(counts, tokens)).tolist()
@@ -171,17 +201,16 @@ def require_step(expected: ExpectedStep, record: StepRecord) -> None:
         (tokens, [call.num_actual_tokens for call in calls], "attention metadata has {} tokens"),
         (tokens, queries, "attention was given {} tokens"),
         (tokens, slots, "cache was given {} tokens"),
-        (expected.query_lens.max(0), [call.max_query_len for call in calls], "attention got {} tokens of one prompt"),
+        (query_lens.max(0), [call.max_query_len for call in calls], "attention got {} tokens of one prompt"),
         (seq_lens.max(0), [call.max_seq_len for call in calls], "cache holds {} tokens of one request"),
     ):
         require_applied(planned.tolist(), recorded, what)
     for layer, call in enumerate(calls):
-        planned = sorted(seq_lens[:, layer][expected.query_lens[:, layer] > 0].tolist())
+        planned = sorted(seq_lens[:, layer][query_lens[:, layer] > 0].tolist())
         if call.seq_lens is not None and sorted(call.seq_lens) != planned:
             raise not_applied(
                 f"layer {layer}'s cache holds {call.seq_lens} tokens of requests, and by the plan {planned}"
             )
-    _require_slices(expected, record, n_batches.tolist())
 
 
 def _require_slices(expected: ExpectedStep, record: StepRecord, n_batches: Sequence[int]) -> None:
