@@ -134,7 +134,7 @@ vllm-test-33: $(VLLM_33)/.ready  ## most of these tests with the Python files of
 vllm-test-slow: $(VLLM)/.ready  ## those of them that take minutes: the load benchmark from end to end, a second leak hunt
 	$(PYTEST_VLLM) -m slow
 
-LOAD := --out results --serve=--enforce-eager  # eager: compiling takes each server minutes on a CPU
+LOAD := --out results --serve=--enforce-eager --contenders off,off+chunks=512,global,fastav,fastav+chunks=512,fastav+prefix  # eager: compiling takes each server minutes on a CPU
 
 bench-load: $(VLLM)/.ready  ## vLLM's server under load, unpruned and pruned, on a CPU: about 25 minutes; writes docs/vllm.md's table
 	PYTHONPATH=tests/vllm/site:tests OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VLLM)/bin/python -W ignore -m benchmarks.load $(LOAD)

@@ -77,7 +77,8 @@ def _parser() -> argparse.ArgumentParser:
         default="",
         metavar="A,B,...",
         help="off, global (the first step of the preset fastav), presets, recipes, files of plans, vllm-evs@0.5 for "
-        "models that vLLM prunes by itself (default: off,global,fastav, and vllm-evs@0.5 where it works)",
+        "models that vLLM prunes by itself; each also with +chunks=512 (tokens of a step) and +prefix (prefix caching) "
+        "(default: off,global,fastav, and vllm-evs@0.5 where it works)",
     )
     add("--clients", metavar="N,...", default="1,2,4,8,16,32", help="concurrent clients (default: %(default)s)")
     for name, kind, default, metavar, text in NUMBERS:

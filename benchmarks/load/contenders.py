@@ -1,7 +1,7 @@
-"""The contenders: vLLM as it is, plans, and vLLM's own video pruning."""
+"""The contenders: vLLM as it is, plans, and vLLM's own video pruning, each with ways to schedule."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from fastav.adapter import ModelAdapter, plan_named
 from fastav.bench.contenders import require_unique
@@ -12,6 +12,7 @@ from fastav.plan import Plan
 from fastav.presets import NONE
 
 OFF, GLOBAL, EVS = "off", "global", "vllm-evs"
+CHUNKS, PREFIX = "chunks", "prefix"  # behind a name, with +
 EVS_MODELS = ("qwen2-5-vl",)  # the models that vLLM can prune by itself, among those that fastav can prune in it
 
 
@@ -20,12 +21,14 @@ class ServerContender:
     """One way to serve.
 
     plan: NONE too for vLLM's own video pruning, whose tokens are unknown before it runs. evs: the share of video tokens
-    that vLLM itself drops before the first layer.
+    that vLLM itself drops before the first layer. flags: with their values, in place of those of all servers; None for
+    switches.
     """
 
     name: str
     plan: Plan = NONE
     evs: float | int = 0
+    flags: Mapping[str, str | None] = field(default_factory=dict[str, str | None])
 
     @property
     def prunes(self) -> bool:
@@ -57,6 +60,8 @@ class ServedModel:
 def contenders(model: ServedModel, names: Sequence[str], *, gpu: bool) -> tuple[ServerContender, ...]:
     """The contenders with these names: `off`, `global`, `vllm-evs@0.5`, or a plan's name or file.
 
+    A name may end in `+chunks=512` (a step has at most so many tokens) and in `+prefix` (prefix caching is on).
+
     names: if none, off, the first step of the preset fastav, all of fastav, and vLLM's own pruning if it supports the
     model.
     gpu: whether servers run on one; on a CPU vLLM 0.32 cannot prune by itself (positions stay glued to embeddings).
@@ -69,6 +74,22 @@ def contenders(model: ServedModel, names: Sequence[str], *, gpu: bool) -> tuple[
 
 
 def _contender(model: ServedModel, name: str, gpu: bool) -> ServerContender:
+    base, *ways = name.split("+")
+    flags: dict[str, str | None] = {}
+    for way in ways:
+        kind, _, value = way.partition("=")
+        if kind == CHUNKS and value.isdecimal() and int(value) > 1:
+            flags["--max-num-batched-tokens"] = value
+        elif way == PREFIX:
+            flags["--enable-prefix-caching"] = None
+        else:
+            raise FastAVError(f"{name!r} ends in +{way}, which is unknown", f"+{CHUNKS}=512, +{PREFIX}")
+    if not ways:
+        return _plain(model, name, gpu)
+    return replace(_plain(model, base, gpu), name=name, flags=flags)
+
+
+def _plain(model: ServedModel, name: str, gpu: bool) -> ServerContender:
     if name == OFF:
         return ServerContender(name=OFF)
     if name.partition("@")[0] == EVS:
@@ -110,4 +131,7 @@ def server_flags(
         values |= {flag.name: flag.args[1:] for flag in server_args.flags(model.pruned(contender.plan), max_model_len)}
     if contender.evs:
         values["--video-pruning-rate"] = (str(contender.evs),)
+    if "--enable-prefix-caching" in contender.flags:
+        values.pop("--no-enable-prefix-caching", None)
+    values |= {name: () if value is None else (value,) for name, value in contender.flags.items()}
     return [word for name, words in values.items() for word in (name, *words)]

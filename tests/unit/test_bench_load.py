@@ -48,6 +48,9 @@ def test_vllms_own_pruning_takes_part_where_there_is_one():
         (OMNI, ["fastaw"], UnknownName, "did you mean"),
         (OMNI, ["omnizip"], UnsupportedPlan, "reads encoder, seconds, which vLLM does not provide"),
         (OMNI, ["fastav", "fastav"], PlanError, "two contenders"),
+        (OMNI, ["fastav+chunks"], FastAVError, "ends in [+]chunks, which is unknown"),
+        (OMNI, ["fastav+chunks=1"], FastAVError, "ends in [+]chunks=1, which is unknown"),
+        (OMNI, ["off+prefixes"], FastAVError, "ends in [+]prefixes, which is unknown"),
         (ServedModel.of("gemma3n", "gemma3n"), ["fastav"], UnsupportedModel, "cannot be pruned inside vLLM yet"),
     ],
 )
@@ -56,13 +59,27 @@ def test_who_cannot_serve_is_refused(of, named, error, says):
         contenders(of, named, gpu=True)
 
 
+def test_a_name_says_how_to_schedule():
+    common = {"--max-num-batched-tokens": "2048", "--no-enable-prefix-caching": None}
+    named = ["off", "off+chunks=512", "fastav+prefix", "fastav+chunks=64+prefix"]
+    off, chunks, prefix, both = (server_flags(OMNI, one, common, 2048) for one in contenders(OMNI, named, gpu=False))
+    assert off == ["--max-num-batched-tokens", "2048", "--no-enable-prefix-caching"]
+    assert chunks == ["--max-num-batched-tokens", "512", "--no-enable-prefix-caching"]
+    for flags in (prefix, both):
+        assert "--enable-prefix-caching" in flags
+        assert "--no-enable-prefix-caching" not in flags
+        assert "--additional-config" in flags
+    assert both[both.index("--max-num-batched-tokens") + 1] == "64"
+    assert names(OMNI, *named) == named
+
+
 def test_a_contender_has_what_all_have_and_what_it_needs():
     common = {"--max-model-len": "2048", "--no-enable-prefix-caching": None}
     off, early, fastav, evs = (server_flags(SIGHT, one, common, 2048) for one in contenders(SIGHT, [], gpu=True))
     assert off == ["--max-model-len", "2048", "--no-enable-prefix-caching"]
     assert evs == [*off, "--video-pruning-rate", "0.5"]
-    assert "--no-enable-chunked-prefill" in fastav
-    assert "--no-enable-chunked-prefill" not in early
+    assert "--additional-config" in fastav
+    assert "--no-enable-chunked-prefill" not in {*early, *fastav}
     said = read(json.loads(early[early.index("--additional-config") + 1]), SIGHT.unpruned.config)
     assert said.plan.steps == SIGHT.adapter.preset("fastav").steps[:1]
 
