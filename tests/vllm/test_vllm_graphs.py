@@ -34,7 +34,7 @@ class StandIn:
     """Batches of a runner with two groups of two layers; a builder returns what it is given."""
 
     device, is_armed = torch.device("cpu"), False
-    step = rows = block_table = list  # which nothing calls here
+    step = rows = block_table = prompt_positions = list  # which nothing calls here
 
     def __init__(self):
         self.built = []

@@ -9,6 +9,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from fastav.engines.vllm import guards, server_args
 from fastav.engines.vllm.guards import PruningConfig
+from fastav.engines.vllm.plugin.kv_groups import needs_no_prefixes
 from fastav.pipelines import plan_named, resolve
 
 
@@ -21,9 +22,9 @@ def test_the_parser_takes_every_flag(plan):
     taken = parser.parse_args([arg for flag in flags for arg in flag.args])
     assert taken.max_model_len == 4096
     assert taken.limit_mm_per_prompt == {"image": 0, "video": 1, "audio": 1}
-    assert taken.enable_prefix_caching is False
-    assert taken.enable_chunked_prefill is (None if pruning.compiled.layout_only else False)
-    assert taken.max_num_batched_tokens == (None if pruning.compiled.layout_only else 4096)
+    has_prefixes = needs_no_prefixes(pruning, chunked_prefill=True) is None
+    assert taken.enable_prefix_caching is (None if has_prefixes else False)
+    assert (taken.enable_chunked_prefill, taken.max_num_batched_tokens) == (None, None)
     assert json.loads(json.dumps(taken.additional_config)) == {"fastav": {"plan": server_args.plan_spec(pruning)}}
     assert (taken.worker_cls, taken.scheduler_cls) == (guards.WORKER, guards.SCHEDULER)
     assert taken.middleware == [guards.MIDDLEWARE]
