@@ -16,13 +16,13 @@ import pytest
 import torch
 from torch import nn
 
-from contract.test_families import NAMES
 from fastav.adapter import ModelAdapter, Prepared, adapter_for
 from fastav.layout import Layout, Modality
 from fastav.media import Clip
 from fastav.models.tiny import TinyAdapter
 from fastav.models.videollama2.connector import SqueezeExcite
 from fastav.request import Request
+from support.family import NAMES
 from support.native import FAMILIES
 
 SIZES = {"wide": (60, 100), "high": (110, 60)}

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from contract.test_families import NAMES, REFERENCE, family_of, generate
 from fastav.engines.transformers import Decoding, prune
 from fastav.engines.transformers.generation import cuda_graphs, loop
 from fastav.engines.transformers.generation.buffers import LayerKV
@@ -17,6 +16,7 @@ from fastav.pipelines import pipeline
 from fastav.presets import NONE
 from fastav.request import Request
 from support import replay
+from support.family import NAMES, REFERENCE, family_of, generate
 from support.launches import DEVICE, WouldWait, launches
 from support.ties import assert_same_greedy
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_families import NAMES, Family, family_of
 
 from fastav.engines.transformers import TransformersEngine
 from fastav.engines.transformers.generation.sampler import TokenSampler
@@ -16,6 +15,7 @@ from fastav.models._official import TOKEN_INPUTS, concatenate
 from fastav.pipelines import Pipeline
 from fastav.plan import Keep, Plan, Share, Step
 from fastav.presets import NONE
+from support.family import NAMES, Family, family_of
 from support.masked import masked_conversation, rules_of
 
 EARLY = Plan((Step(layers="0", method="position", keep=Keep(media=Share(0.6))),))

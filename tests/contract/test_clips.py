@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from contract.test_families import NAMES, family_of
 from fastav.errors import FastAVError, MediaError
 from fastav.layout import Modality
 from fastav.media import Clip
 from fastav.request import Request, Use
 from media_files import tone
+from support.family import NAMES, family_of
 
 RATE = 16_000
 SIZES = (1, 3, 30)  # pixels a side, of which processors could take the first two for channels

@@ -6,19 +6,14 @@ second (`FPS`) where each frame that is shown costs hundreds of tokens, and how 
 where a batch of sounds of different length gives other encoder outputs than each sound alone.
 """
 
-import importlib
-import pkgutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, cached_property
-from pathlib import Path
-from typing import Any, cast
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from fastav.adapter import ModelAdapter, Prepared, adapter_for
+from fastav.adapter import Prepared
 from fastav.engines.transformers import Decoding, TransformersEngine, prune
 from fastav.errors import CheckpointError, MediaError, UnsupportedPlan
 from fastav.flops import prefill_flops
@@ -28,154 +23,24 @@ from fastav.messages import Kind
 from fastav.models.video_salmonn2_plus import VideoSalmonn2PlusProcessor
 from fastav.pipelines import pipeline
 from fastav.plan import Keep, Plan, Share, Step
-from fastav.presets import NONE, fastav, plus
+from fastav.presets import NONE, plus
 from fastav.recipes import recipe
 from fastav.request import Request, Use
 from media_files import tone, write_clip
-from support import families
 from support.costs import answered, cached_alone, counted_flops
+from support.family import EARLY, NAMES, REFERENCE, STEPS, Family, clips_of, family_of, generate
 from support.masked import masked_logits, rules_of
-from support.pretended import FIRST, pretended, spread
+from support.pairs import pairwise
+from support.pretended import FIRST, pretended
 from support.ties import assert_same_greedy
-
-NAMES = sorted(m.name for m in pkgutil.iter_modules(families.__path__) if not m.name.startswith("_"))
-STEPS = 4
-REFERENCE = Path(__file__).parents[1] / "reference"
-PLAN = fastav(Keep(media=Share(0.6)), drop=0.2)
-EARLY = Plan((Step(layers="0", method="position", keep=Keep(media=Share(0.6))),))
-EVERYTHING = fastav(Keep(media=Share(1.0)), drop=1e-9)
 
 # for what attention does not change: `test_every_step_equals_the_masked_model` runs with both
 EAGER_SLOW = ["sdpa", pytest.param("eager", marks=pytest.mark.slow)]
 
 
-@dataclass(frozen=True)
-class Generated:
-    """What `generate` gave, and how many tokens of each modality every layer kept of each row."""
-
-    sequences: torch.Tensor
-    logits: tuple[torch.Tensor, ...]
-    tokens: Any
-
-
-class Family:
-    """One family: adapter, model by attention, processor, and its plans."""
-
-    def __init__(self, name: str) -> None:
-        self.module = importlib.import_module(f"support.families.{name}")
-        model, self.processor = self.module.build("sdpa")
-        self.models = {"sdpa": model}
-        self.adapter: ModelAdapter = adapter_for([type(model).__name__])
-        self.depth = self.adapter.shape(model.config).layers
-        self.plan: Plan = getattr(self.module, "PLAN", PLAN)
-        self.everything: Plan = getattr(self.module, "EVERYTHING", EVERYTHING)
-        self.clips = _clips(
-            self.adapter.supports_audio, getattr(self.module, "SOUND", None), getattr(self.module, "FPS", 10)
-        )
-        self.known: dict[tuple[int, ...], Prepared] = {}
-        self.versions: dict[tuple[int, ...], dict[str, int]] = {}
-        self.prepared = self.prepare(*self.clips)
-        self.held: dict[int, int] = {}
-        self.masked: dict[Any, torch.Tensor] = {}
-        self.generated: dict[Any, Generated] = {}
-
-    def model(self, attention: str = "sdpa") -> Any:
-        if attention not in self.models:
-            self.models[attention], _ = self.module.build(attention)
-        return self.models[attention]
-
-    def spread(self, on_second: Callable[[int], bool]) -> Any:
-        """The model on devices: which layers on the second."""
-        model, _ = self.module.build("sdpa")
-        model.load_state_dict(self.model().state_dict())
-        if model._can_set_experts_implementation():
-            model.set_experts_implementation("eager")  # others count tokens as only a real device does
-        return spread(model, cast(Any, self.adapter.decoder(model)).layers, on_second)
-
-    @cached_property
-    def placed(self) -> tuple[Any, Any]:
-        """The model on one device, and with its layers on two in turns."""
-        return self.spread(lambda _: False), self.spread(lambda number: number % 2 == 1)
-
-    def prepare(self, *requests: Request) -> Prepared:
-        """Inputs and layouts; of the clips made once, to be read only."""
-        key = tuple(number for one in requests for number, clip in enumerate(self.clips) if clip is one)
-        if len(key) < len(requests):
-            return self.adapter.prepare(self.processor, requests)
-        if key not in self.known:
-            self.known[key] = self.adapter.prepare(self.processor, requests)
-            self.versions[key] = _versions(self.known[key])
-        assert _versions(self.known[key]) == self.versions[key], "a test or a model changed inputs that others share"
-        return self.known[key]
-
-    def generate(self, plan: Plan, rows: Sequence[int], attention: str = "sdpa") -> Generated:
-        """What `generate` answers about these clips under a plan; made once, to be read only."""
-        key = plan, tuple(rows), attention
-        if key not in self.generated:
-            model, prepared = self.model(attention), self.prepare(*(self.clips[row] for row in rows))
-            with prune(model, plan, layouts=prepared.layouts, adapter=self.adapter) as pruning:
-                out = generate(model, prepared)
-            self.generated[key] = Generated(out.sequences, out.logits, pruning.tokens())
-        return self.generated[key]
-
-    def masked_logits(self, clip: int, answer: torch.Tensor, plan: Plan, attention: str) -> torch.Tensor:
-        """Logits of an answer about one clip by the oracle, which is the same for every batch."""
-        key = clip, tuple(answer.tolist()), plan, attention
-        if key not in self.masked:
-            alone, model = self.prepare(self.clips[clip]), self.model(attention)
-            rules = rules_of(plan, alone.layouts[0], self.depth)
-            self.masked[key] = masked_logits(model, self.adapter.decoder(model).layers, alone.inputs, answer, rules)
-        return self.masked[key]
-
-    def unpruned_bytes(self, clip: int) -> int:
-        """What the cache holds of one clip without pruning."""
-        if clip not in self.held:
-            engine = TransformersEngine(self.model(), self.processor, self.adapter)
-            self.held[clip] = answered(engine, [self.clips[clip]], self.adapter.preset("none"))[1]
-        return self.held[clip]
-
-
-def _clips(supports_audio: bool, samples: int | None = None, fps: int = 10) -> tuple[Request, Request]:
-    """Two questions about clips of different length, whose sound is as long as they are, or of so many samples."""
-    make = np.random.default_rng(0)
-    requests = []
-    for frames, size, question in ((40, (24, 32), "What is heard?"), (21, (32, 24), "Who?")):
-        clip = Clip.from_arrays(
-            frames=make.integers(0, 256, (frames, *size, 3), dtype=np.uint8),
-            fps=fps,
-            waveform=make.uniform(-0.5, 0.5, samples or frames * 16_000 // fps).astype(np.float32)
-            if supports_audio
-            else None,
-            sample_rate=16_000 if supports_audio else None,
-        )
-        requests.append(Request(clip=clip, question=question))
-    return requests[0], requests[1]
-
-
-def _versions(prepared: Prepared) -> dict[str, int]:
-    """How often each tensor of the inputs was changed in place."""
-    return {name: value._version for name, value in prepared.inputs.items() if isinstance(value, torch.Tensor)}
-
-
-@cache
-def family_of(name: str) -> Family:
-    return Family(name)
-
-
 @pytest.fixture(params=NAMES)
 def family(request):
     return family_of(request.param)
-
-
-def generate(model: Any, prepared: Prepared, **options: Any) -> Any:
-    return model.generate(
-        **prepared.inputs,
-        max_new_tokens=STEPS,
-        do_sample=False,
-        output_logits=True,
-        return_dict_in_generate=True,
-        **options,
-    )
 
 
 # --- prompts and layouts
@@ -224,8 +89,8 @@ def test_a_model_has_audio_tokens_or_refuses_requests_for_audio(family):
     assert not any(heard)
     for use in (Use.BOTH, Use.AUDIO):
         with pytest.raises(MediaError, match="does not take audio"):
-            family.prepare(Request(clip=_clips(True)[0].clip, question="?", use=use))
-    with_sound = family.prepare(Request(clip=_clips(True)[0].clip, question="?"))
+            family.prepare(Request(clip=clips_of(True)[0].clip, question="?", use=use))
+    with_sound = family.prepare(Request(clip=clips_of(True)[0].clip, question="?"))
     assert with_sound.layouts[0].count(Modality.AUDIO) == 0
 
 
@@ -300,9 +165,7 @@ def test_beams_that_keep_everything_are_the_plain_models(family):
     assert (plain.sequences_scores - kept.sequences_scores).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("rows", [[0], [0, 1]])
-@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize(("early", "rows", "attention"), pairwise([False, True], [(0,), (0, 1)], ["sdpa", "eager"]))
 def test_every_step_equals_the_masked_model(family, attention, rows, early):
     plan = EARLY if early else family.plan
     out, prepared = family.generate(plan, rows, attention), family.prepare(*(family.clips[row] for row in rows))
@@ -373,7 +236,8 @@ def test_a_decoder_on_several_devices_says_the_same(family, loop):
         layouts = family.prepared.layouts
         with pretended(), prune(model, family.plan, adapter=family.adapter, layouts=layouts) as pruning:
             inputs = {name: on_first(value) for name, value in family.prepared.inputs.items()}
-            output = generate(model, replace(family.prepared, inputs=inputs), **more)
+            # the second step decodes with what the first wrote
+            output = generate(model, replace(family.prepared, inputs=inputs), max_new_tokens=3, **more)
             said.append((output.sequences.tolist(), torch.stack(output.logits).cpu(), pruning.tokens()))
     (ids, logits, kept), (found_ids, found_logits, found_kept) = said
     assert found_ids == ids

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from contract.test_families import NAMES, Family, family_of
 from fastav.engines.transformers import TransformersEngine, prune
 from fastav.errors import UnsupportedPlan
 from fastav.layout import MEDIA
 from fastav.plan import Keep, Plan, Share, Step
 from fastav.presets import NONE
 from fastav.pruning.compiled import compile_plan
+from support.family import NAMES, Family, family_of
 
 
 def cut_in_cache(layer: int) -> Plan:

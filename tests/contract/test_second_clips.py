@@ -9,7 +9,6 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from test_families import NAMES, PLAN, family_of
 from transformers import DynamicCache
 
 from fastav.adapter import ModelAdapter, Prepared
@@ -21,6 +20,7 @@ from fastav.models.tiny import TinyAdapter
 from fastav.plan import Keep, Plan, Share, Step
 from fastav.presets import NONE
 from fastav.request import Request
+from support.family import NAMES, PLAN, family_of
 from support.masked import masked_conversation, rules_of
 
 EARLY = Plan((Step(layers="0", method="position", keep=Keep(media=Share(0.6))),))

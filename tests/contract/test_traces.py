@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from contract.test_families import NAMES, family_of
 from fastav.engines.transformers import TransformersEngine
 from fastav.pipelines import pipeline
 from fastav.presets import NONE
 from fastav.pruning.device_layout import question_mask
 from fastav.trace import QUERIES
+from support.family import NAMES, family_of
 from support.toy import scene_request
 
 SLICED = {"gemma3n", "gemma4", "gemma4_bidirectional"}

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import fastav
-from contract.test_families import NAMES, family_of, generate
 from fastav import batches
 from fastav.engines.transformers import Decoding, TransformersEngine, prune
 from fastav.engines.transformers.prefetch import EncoderPrefetcher
@@ -18,6 +17,7 @@ from fastav.media import Clip
 from fastav.pipelines import Pipeline
 from fastav.plan import Keep, Plan, Share, Step
 from fastav.request import Request, Use
+from support.family import NAMES, family_of, generate
 from support.toy import scene_request
 
 QUESTIONS = ("which color moves?", "describe the clip.", "what sound do you hear?")

@@ -26,11 +26,23 @@ QUESTIONS = ("describe the clip.", "how many beeps do you hear?")
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """A folder to work in, with two clips and two questions."""
-    (tmp_path / "clips").mkdir()
+    return filled(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory) -> Path:
+    """Such a folder with a plan, in which nothing is written any more."""
+    folder = filled(tmp_path_factory.mktemp("calibrated"))
+    assert main(command(folder)) == 0
+    return folder
+
+
+def filled(folder: Path) -> Path:
+    (folder / "clips").mkdir()
     for name in ("knock", "triangle"):
-        shutil.copy(CLIPS / f"{name}.mp4", tmp_path / "clips")
-    (tmp_path / "questions.txt").write_text("\n".join(QUESTIONS))
-    return tmp_path
+        shutil.copy(CLIPS / f"{name}.mp4", folder / "clips")
+    (folder / "questions.txt").write_text("\n".join(QUESTIONS))
+    return folder
 
 
 def command(folder: Path, *options: str) -> list[str]:
@@ -96,10 +108,8 @@ def test_nothing_but_broken_clips_gives_no_plan(folder, capsys):
     assert not (folder / "plan.json").exists()
 
 
-def test_a_calibrated_plan_is_refused_by_other_models(folder, capsys):
-    assert main(command(folder)) == 0
-    capsys.readouterr()
-    plan = str(folder / "plan.json")
+def test_a_calibrated_plan_is_refused_by_other_models(calibrated, capsys):
+    plan = str(calibrated / "plan.json")
     err = failure(capsys, "flops", "videollama2", "--plan", plan)
     assert "was calibrated for tiny" in err
     assert "fastav calibrate" in err
@@ -123,11 +133,10 @@ def test_bad_settings_are_refused_in_one_line(folder, capsys, options, said):
     assert not (folder / "plan.json").exists()
 
 
-def test_other_settings_of_the_rollout_need_another_folder(folder, capsys):
-    assert main(command(folder)) == 0
-    capsys.readouterr()
-    assert "with alpha 0.5, not 0.8" in failure(capsys, *command(folder, "--alpha", "0.8"))
-    assert main(command(folder, "--alpha", "0.8", "--work", str(folder / "other"))) == 0
+def test_other_settings_of_the_rollout_need_another_folder(calibrated, capsys, tmp_path):
+    assert "with alpha 0.5, not 0.8" in failure(capsys, *command(calibrated, "--alpha", "0.8"))
+    elsewhere = ("--work", str(tmp_path / "other"), "--out", str(tmp_path / "plan.json"))
+    assert main(command(calibrated, "--alpha", "0.8", *elsewhere)) == 0
 
 
 def interrupted(folder: Path, written: Path, pattern: str) -> str:
@@ -203,7 +212,7 @@ def test_every_prompt_is_answered_by_both_plans_in_turn(folder, capsys, monkeypa
 
 
 def test_ctrl_c_loses_no_answer(folder, capsys, monkeypatch):
-    (folder / "questions.txt").write_text("\n".join(f"describe the clip. {'very ' * n}" for n in range(12)))
+    (folder / "questions.txt").write_text("\n".join(f"describe the clip. {'very ' * n}" for n in range(8)))
     written = folder / "plan.calibration" / "answers"
     assert "the answers so far are in" in interrupted(folder, written, "*.json")
     assert not (folder / "plan.json").exists()
@@ -213,8 +222,8 @@ def test_ctrl_c_loses_no_answer(folder, capsys, monkeypatch):
     plain = Calibration._pair
     monkeypatch.setattr(Calibration, "_pair", lambda self, *what: answered.append(what[0]) or plain(self, *what))
     assert main(command(folder, "--json")) == 0
-    assert json.loads(capsys.readouterr().out)["answers"]["n"] == 24
-    assert len(answered) == 24 - len(before)
+    assert json.loads(capsys.readouterr().out)["answers"]["n"] == 16
+    assert len(answered) == 16 - len(before)
     assert {path.name: path.read_bytes() for path in written.iterdir() if path.name in before} == before
 
 

@@ -28,6 +28,7 @@ from support import flash
 from support.cases import PLAN, ROWS
 from support.masked import masked_conversation, rules_of
 from support.oracle import Evidence, conversation_logits
+from support.pairs import pairwise
 from support.tiny import TinyAdapter, layout_of, prompt, tiny_model
 from support.turns import Conversation, converse, expected, turn_under
 
@@ -46,7 +47,8 @@ PLANS = {
     "fastv": recipe("fastv"),
     "every attention": steps((1, "window", False), (3, "rollout", False), (4, "text-queries", False)),
     "caches": steps((2, "dart", True), (3, "position", False), (3, "last-query", True), (5, "window", True)),
-} | {name: steps((2, name, False), (4, name, False)) for name in METHODS if name != "given"}
+}
+BY_METHOD = {name: steps((2, name, False), (4, name, False)) for name in METHODS if name != "given"}
 TEXT = prompt(video=0, audio=0, before=4, after=0, seed=9)
 MEDIA = [prompt(seed=1), prompt(before=2, video=12, audio=7, after=4, seed=4)]
 CONVERSATIONS = {"1 and 3": [MEDIA[0], TEXT, MEDIA[1]], "1 and 2": [*MEDIA, TEXT], "2": [TEXT, *MEDIA[:1], TEXT]}
@@ -76,16 +78,27 @@ def assert_exact(model: Any, plan: Plan, said: Conversation, scores: Any = None)
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_every_step_equals_the_oracle(plan, turns, attention):
-    model, turns = tiny_model(attention), [[ids] for ids in CONVERSATIONS[turns]]
-    assert_exact(model, PLANS[plan], pruned(model, PLANS[plan], turns, [[3], [2], [3]]))
+    assert_conversation_exact(PLANS[plan], turns, attention)
 
 
-@pytest.mark.parametrize("plan", PLANS)
+# whatever the method, the same code observes attention and sees which turns bring media
+@pytest.mark.parametrize(("attention", "method", "turns"), pairwise(ATTENTION, BY_METHOD, CONVERSATIONS))
+def test_every_step_equals_the_oracle_by_every_method(method, turns, attention):
+    assert_conversation_exact(BY_METHOD[method], turns, attention)
+
+
+def assert_conversation_exact(plan: Plan, turns: str, attention: str) -> None:
+    model, prompts = tiny_model(attention), [[ids] for ids in CONVERSATIONS[turns]]
+    assert_exact(model, plan, pruned(model, plan, prompts, [[3], [2], [3]]))
+
+
+@pytest.mark.parametrize("plan", [*PLANS, *BY_METHOD])
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_rows_that_differ_in_every_turn_equal_the_oracle_row_by_row(plan, attention):
     """Prompts are padded on the left, answers that end early on the right, so that padding is between turns."""
     model, answers = tiny_model(attention), [[3, 1, 2], [2, 2, 1], [2, 2, 2]]
-    assert_exact(model, PLANS[plan], pruned(model, PLANS[plan], RAGGED, answers))
+    chosen = (PLANS | BY_METHOD)[plan]
+    assert_exact(model, chosen, pruned(model, chosen, RAGGED, answers))
 
 
 def test_layouts_are_read_from_the_ids_of_the_turn():
