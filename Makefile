@@ -12,7 +12,7 @@ RIVALS := $(foreach share,$(SHARES),$(addsuffix @$(share),fastv pyramiddrop dart
 CONTEST := fastv pyramiddrop dycoke@0.25 random@0.5
 
 .PHONY: help setup serve demo test test-slow test-browser parity-cpus compat hf-suite media-compat docs dist-test wheel-test vllm-test vllm-test-v2 vllm-test-33 vllm-test-slow bench-load check format tables leaderboard bench bench-prepare bench-batches bench-rollout bench-serve train-tiny gpu \
-	gpu-videollama gpu-salmonn gpu-omni gpu-scaling gpu-rollout clean
+	gpu-videollama gpu-salmonn gpu-omni gpu-scaling gpu-rollout gpu-vllm clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## */\1\t/' | expand -t 12
@@ -198,6 +198,10 @@ gpu-scaling:
 
 gpu-rollout:
 	$(GPU) benchmarks.rollout --layer-up-to 32768 $(ON_GPU)
+
+# vLLM finds its plugins by the packages that are installed: pip install '.[vllm]' (vllm==0.32.0) for this Python.
+gpu-vllm:  ## on a CUDA machine with vllm==0.32.0: exactness, then servers of a random Qwen2.5-Omni-7B under load; nine minutes
+	PYTHONPATH=src:tests HF_HUB_OFFLINE=1 $(PYTHON) -W ignore -m benchmarks.gpu_vllm --out results $(if $(COMMIT),--commit $(COMMIT))
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) $(VLLM) $(VLLM_33) $(TOOLS) $(HF_SUITE) site .compat .pytest_cache .ruff_cache .hypothesis .import_linter_cache

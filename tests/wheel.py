@@ -33,6 +33,7 @@ sys.exit(main(["run", str(files("fastav") / "assets" / "clips" / "triangle.mp4")
 """
 
 IN_SDIST = (
+    "benchmarks/gpu_vllm/__main__.py",
     "benchmarks/load/__main__.py",
     "tests/vllm/site/sitecustomize.py",
     "README.md",

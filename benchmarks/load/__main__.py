@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(words)
-    before = signal.signal(signal.SIGTERM, _interrupt)  # so that servers are stopped on the way out
+    before = signal.signal(signal.SIGTERM, interrupt)  # so that servers are stopped on the way out
     try:
         with tempfile.TemporaryDirectory(prefix="fastav-load-") as folder:
             return _measure(options, words, Path(folder))
@@ -56,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, before)
 
 
-def _interrupt(*_: Any) -> None:
+def interrupt(*_: Any) -> None:
+    """Handle a signal as Ctrl-C."""
     raise KeyboardInterrupt
 
 
@@ -82,16 +83,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--clients", metavar="N,...", default="1,2,4,8,16,32", help="concurrent clients (default: %(default)s)")
     for name, kind, default, metavar, text in NUMBERS:
-        add(name, type=_positive(kind), default=default, metavar=metavar, help=f"{text} (default: %(default)s)")
+        add(name, type=positive(kind), default=default, metavar=metavar, help=f"{text} (default: %(default)s)")
     cache = f"size of the KV cache (default: {SMALL_CACHE} for small models, else vLLM's)"
-    add("--cache", type=_positive(int), metavar="MIB", help=cache)
+    add("--cache", type=positive(int), metavar="MIB", help=cache)
     add("--serve", default="", metavar="FLAGS", help="more flags for every server, in one string")
     add("--out", type=Path, metavar="DIR", help="folder for the JSON report, written after every server")
     add("--commit", metavar="NAME", help="name of the commit, where git cannot tell")
     return parser
 
 
-def _positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+def positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """The type of an option that is a positive number."""
+
     def number(text: str) -> Any:
         value = kind(text)
         if not 0 < value < 1e6:
@@ -104,7 +107,7 @@ def _positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
 
 def _measure(options: argparse.Namespace, words: Sequence[str], folder: Path) -> int:
     _require_vllm()
-    levels = _levels(options.clients)
+    levels = parse_levels(options.clients)
     model = _served_model(options.model, folder)
     names = [name.strip() for name in options.contenders.split(",") if name.strip()]
     test = LoadTest(
@@ -129,7 +132,7 @@ def _measure(options: argparse.Namespace, words: Sequence[str], folder: Path) ->
     for one in test.contenders:  # what a server would refuse is refused before any starts
         if one.prunes:
             server_args.flags(model.pruned(one.plan), options.max_model_len)
-    test.prepare(_processor(model))
+    test.prepare(load_processor(model))
     heading = _heading(options, words, test)
     file = options.out and options.out / f"load-{heading['model']}-{heading['device']}.json"
     test.run(lambda results: file and write({**heading, **results}, file))
@@ -149,7 +152,7 @@ def _require_vllm() -> None:
             raise FastAVError(f"the package {name!r} is not installed, which vLLM brings", f"pip install {name}")
 
 
-def _levels(text: str) -> list[int]:
+def parse_levels(text: str) -> list[int]:
     """Numbers of clients.  Raises: FastAVError."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts or not all(part.isdecimal() and 0 < int(part) <= 4096 for part in parts):
@@ -171,7 +174,8 @@ def _served_model(model: str, folder: Path) -> ServedModel:
     return ServedModel.of(model, str(checkpoint))
 
 
-def _processor(model: ServedModel) -> Any:
+def load_processor(model: ServedModel) -> Any:
+    """The model's processor."""
     from transformers import AutoProcessor
 
     return AutoProcessor.from_pretrained(model.source)
@@ -198,10 +202,10 @@ def _common_flags(options: argparse.Namespace, model: ServedModel) -> Mapping[st
         common["--dtype"] = "float32"  # in which answers do not depend on the batch; vLLM's default is bfloat16
     if cache is not None:
         common["--kv-cache-memory-bytes"] = str(cache << 20)
-    return common | _parse_flags(options.serve)
+    return common | parse_flags(options.serve)
 
 
-def _parse_flags(text: str) -> dict[str, str | None]:
+def parse_flags(text: str) -> dict[str, str | None]:
     """Flags with their values.  Raises: FastAVError."""
     parsed: dict[str, str | None] = {}
     name = ""

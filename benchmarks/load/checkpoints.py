@@ -1,9 +1,10 @@
-"""Small models with random weights, written to disk for vLLM: most of their time goes into the decoder.
+"""Models with random weights, written to disk for vLLM.
 
-Text is bytes, a token covers 28 x 28 pixels as in the releases, and encoders are next to nothing. Tokenizers come from
-`tests/support`, which must be importable.
+Text is bytes, and a token covers 28 x 28 pixels as in the releases. Small models spend most of their time in the
+decoder: their encoders are next to nothing. Tokenizers come from `tests/support`, which must be importable.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,22 +45,74 @@ PIXELS: Mapping[str, Any] = {
 }
 # of random weights, times the root of their fan-in: attention is far from uniform, and activations stay small
 SPREAD = 1.5
+FILE_BYTES = 4_000_000_000  # of a large model's file of weights
 
 
-def write_omni(folder: Path) -> None:
-    """Write a Qwen2.5-Omni without a talker."""
+def write_omni(folder: Path, decoder: Mapping[str, Any] = DECODER) -> None:
+    """Write a Qwen2.5-Omni without a talker.  decoder: its dimensions; a head must be 64 wide."""
     from support.families import qwen2_5_omni
 
-    thinker, tiny = qwen2_5_omni.thinker(), qwen2_5_omni.processor()
-    thinker["text_config"] |= DECODER
-    thinker["vision_config"] |= VISION
-    thinker["audio_config"] |= {"encoder_ffn_dim": 64, "output_dim": WIDTH}
-    config: Any = Qwen2_5OmniConfig(thinker_config=thinker, enable_audio_output=False)
-    config.architectures = ["Qwen2_5OmniModel"]
-    audio = WhisperFeatureExtractor(feature_size=16, chunk_length=30, return_attention_mask=True)
-    processor = Qwen2_5OmniProcessor(*_pixels(), audio, tiny.tokenizer, chat_template=tiny.chat_template)
+    thinker, width = qwen2_5_omni.thinker(), decoder["hidden_size"]
+    thinker["text_config"] |= decoder
+    thinker["vision_config"] |= {**VISION, "out_hidden_size": width}
+    thinker["audio_config"] |= {"encoder_ffn_dim": 64, "output_dim": width}
+    config = _omni_config(thinker)
     model = Qwen2_5OmniThinkerForConditionalGeneration(config.thinker_config)
-    _write(folder, config, model, processor, prefix="thinker.")
+    _write(folder, config, model, _omni_processor(mels=16), prefix="thinker.")
+
+
+def write_omni_7b(folder: Path, device: torch.device) -> None:
+    """Write a model with the dimensions of Qwen2.5-Omni-7B's thinker, in bfloat16: 18 GB, in files of at most 4 GB.
+
+    The tokenizer has 256 bytes and few marks, so the rest of the vocabulary is never generated: its rows of the last
+    matrix are zero. device: where weights are drawn.
+    """
+    from fastav.models.qwen2_5_omni import Qwen25OmniAdapter
+    from support.families import qwen2_5_omni
+
+    tiny, released = qwen2_5_omni.thinker(), Qwen25OmniAdapter().config().to_dict()
+    config = _omni_config(released | {name: value for name, value in tiny.items() if not name.endswith("_config")})
+    processor = _omni_processor(mels=released["audio_config"]["num_mel_bins"])
+    with torch.device("meta"):
+        model = Qwen2_5OmniThinkerForConditionalGeneration(config.thinker_config)
+    config.dtype = torch.bfloat16
+    config.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    generator = torch.Generator(device).manual_seed(0)
+    files, shard, size = dict[str, str](), dict[str, torch.Tensor](), 0
+    for name, shape in model.state_dict().items():
+        weight = _random(name, shape, generator).to(torch.bfloat16)
+        if name == "lm_head.weight":
+            weight[len(processor.tokenizer) :] = 0
+        if size + weight.nbytes > FILE_BYTES:
+            _write_shard(folder, shard, files)
+            size = 0
+        shard[f"thinker.{name}"] = weight.cpu()
+        size += weight.nbytes
+    _write_shard(folder, shard, files)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+
+
+def _write_shard(folder: Path, shard: dict[str, torch.Tensor], files: dict[str, str]) -> None:
+    """Write weights, forget them, and note their file."""
+    file = f"model-{len(set(files.values())) + 1:05}.safetensors"
+    save_file(shard, folder / file, metadata={"format": "pt"})
+    files |= dict.fromkeys(shard, file)
+    shard.clear()
+
+
+def _omni_config(thinker: Mapping[str, Any]) -> Any:
+    config: Any = Qwen2_5OmniConfig(thinker_config=dict(thinker), enable_audio_output=False)
+    config.architectures = ["Qwen2_5OmniModel"]
+    return config
+
+
+def _omni_processor(mels: int) -> Any:
+    from support.families import qwen2_5_omni
+
+    tiny: Any = qwen2_5_omni.processor()
+    audio = WhisperFeatureExtractor(feature_size=mels, chunk_length=30, return_attention_mask=True)
+    return Qwen2_5OmniProcessor(*_pixels(), audio, tiny.tokenizer, chat_template=tiny.chat_template)
 
 
 def write_vl(folder: Path) -> None:
@@ -97,6 +150,8 @@ def _write(
 
 
 def _random(name: str, weight: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """A weight of this shape, on the device of the generator."""
+    device = generator.device
     if weight.ndim == 1:
-        return torch.ones_like(weight) if "norm" in name or "ln_q" in name else torch.zeros_like(weight)
-    return torch.randn(weight.shape, generator=generator) * SPREAD / weight[0].numel() ** 0.5
+        return torch.full(weight.shape, 1.0 if "norm" in name or "ln_q" in name else 0.0, device=device)
+    return torch.randn(weight.shape, generator=generator, device=device) * SPREAD / weight[0].numel() ** 0.5

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from benchmarks.load.questions import QuestionSet
@@ -35,10 +36,11 @@ class Completion:
 class LevelResult:
     """One level of load.
 
-    seconds: elapsed, from the first question to the last answer. cpu: CPU seconds of the server's processes. metrics:
-    of the server, read while it works. after: its metrics after the last answer.
+    asked: numbers of the questions. seconds: elapsed, from the first question to the last answer. cpu: CPU seconds of
+    the server's processes. metrics: of the server, read while it works. after: its metrics after the last answer.
     """
 
+    asked: Sequence[int]
     completions: Sequence[Completion]
     seconds: float | int
     cpu: float | int
@@ -47,26 +49,41 @@ class LevelResult:
 
 
 def run_clients(
-    server: Server, questions: QuestionSet, numbers: Sequence[int], clients: int, *, new: int, patience: float | int
+    server: Server,
+    questions: QuestionSet,
+    numbers: Sequence[int],
+    clients: int,
+    *,
+    new: int,
+    patience: float | int,
+    seconds: float | int = inf,
 ) -> LevelResult:
     """Ask the questions with these numbers, by this many clients at once.
 
-    new: tokens of every answer. patience: seconds that a client waits for one.
+    new: tokens of every answer. patience: seconds that a client waits for one. seconds: time after which no question
+    is asked.
     """
-    return asyncio.run(_run(server, questions, numbers, clients, new, patience))
+    return asyncio.run(_run(server, questions, numbers, clients, new, patience, seconds))
 
 
 async def _run(
-    server: Server, questions: QuestionSet, numbers: Sequence[int], clients: int, new: int, patience: float | int
+    server: Server,
+    questions: QuestionSet,
+    numbers: Sequence[int],
+    clients: int,
+    new: int,
+    patience: float | int,
+    bound: float | int,
 ) -> LevelResult:
     from openai import AsyncOpenAI  # pyright: ignore[reportMissingImports]
 
-    bodies = iter([(number, questions.body(number)) for number in numbers])
+    asked: list[int] = []
     completions: list[Completion] = []
     metrics = [server.metrics()]
     async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=patience, max_retries=0) as client:
         monitor = asyncio.create_task(_monitor(server, metrics))
         cpu, start = server.cpu(), time.perf_counter()
+        bodies = _bodies(questions, numbers, asked, start + bound)
         await asyncio.gather(*(_client(client, bodies, completions, new, patience) for _ in range(clients)))
         seconds, cpu = time.perf_counter() - start, server.cpu() - cpu
         monitor.cancel()
@@ -74,7 +91,18 @@ async def _run(
             await monitor
     server.require_alive()
     after = await _idle_metrics(server)
-    return LevelResult(completions=completions, seconds=seconds, cpu=cpu, metrics=metrics, after=after)
+    return LevelResult(asked=asked, completions=completions, seconds=seconds, cpu=cpu, metrics=metrics, after=after)
+
+
+def _bodies(
+    questions: QuestionSet, numbers: Sequence[int], asked: list[int], end: float | int
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The questions, until a time of `time.perf_counter`.  asked: gets the number of each."""
+    for number in numbers:
+        if time.perf_counter() >= end:
+            return
+        asked.append(number)
+        yield number, questions.body(number)
 
 
 async def _client(

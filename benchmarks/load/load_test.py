@@ -1,5 +1,6 @@
 """The load test: round after round, each contender's server answers more and more concurrent clients."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 from benchmarks.load import report
 from benchmarks.load.clients import Completion, LevelResult, run_clients
 from benchmarks.load.contenders import OFF, ServedModel, ServerContender, server_flags
-from benchmarks.load.questions import QuestionSet
+from benchmarks.load.questions import MIXED, SILENT, QuestionSet
 from benchmarks.load.server import Server, serving
 from fastav.bench.measure import rotated
 from fastav.engines.vllm import server_args
@@ -18,6 +19,9 @@ from fastav.errors import FastAVError
 from fastav.layout import Layout
 
 WARMUP_NUMBER = 90_000  # of the first question that warms a server up
+KINDS = math.lcm(len(MIXED), len(SILENT))  # after which questions are of the same kinds again
+ASKING = 0.8  # share of a timed level in which clients ask; the rest is for the last answers
+SHORTEST = 1.0  # second of a timed level, below which it is left out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +30,9 @@ class Bounds:
 
     levels: numbers of concurrent clients. least, each: questions of a level: at least `least`, and `each` for each
     client. new: tokens of an answer. seconds: time after which no level begins. start: seconds that a server may take
-    to start. patience: seconds that a client waits for an answer.
+    to start. patience: seconds that a client waits for an answer. timed: whether levels have a time instead of a
+    number of questions: what is left of `seconds` is divided among contenders and levels. Then no question is repeated
+    and each is about media of its own, so that vLLM's caches may be on.
     """
 
     levels: Sequence[int]
@@ -37,10 +43,23 @@ class Bounds:
     seconds: float | int
     start: float | int
     patience: float | int
+    timed: bool = False
 
     def questions(self, level: int) -> int:
         """The number of questions of a level."""
         return max(self.least, round(self.each * level))
+
+    def numbers(self, place: int) -> range:
+        """The numbers of the questions of the level in this place; of a timed level, more than it has time for."""
+        if not self.timed:
+            return range(self.questions(self.levels[place]))
+        each = WARMUP_NUMBER // len(self.levels) // KINDS * KINDS
+        return range(place * each, (place + 1) * each)
+
+
+def divided(now: float | int, end: float | int, parts: int) -> float | int:
+    """The time of the next of several parts of equal length."""
+    return max(end - now, 0) / parts
 
 
 @dataclass(kw_only=True)
@@ -69,7 +88,7 @@ class LoadTest:
     _prompts: dict[str, dict[str, int]] = field(default_factory=dict)  # tokens by contender and kind, from the server
 
     def __post_init__(self) -> None:
-        self.questions = QuestionSet(self.model.adapter)
+        self.questions = QuestionSet(self.model.adapter, distinct=self.bounds.timed)
 
     def prepare(self, processor: Any) -> None:
         """Compute the layouts of prompts.  Raises: FastAVError if the longest does not fit."""
@@ -90,11 +109,13 @@ class LoadTest:
         end = time.monotonic() + self.bounds.seconds
         failed: set[str] = set()
         for number in range(self.bounds.rounds):
-            for one in rotated(self.contenders, number):
+            for place, one in enumerate(rotated(self.contenders, number)):
                 if one.name in failed or time.monotonic() >= end:
                     continue
+                left = (self.bounds.rounds - number) * len(self.contenders) - place
+                now = time.monotonic()
                 try:
-                    self._serve(one, number, end)
+                    self._serve(one, number, now + divided(now, end, left) if self.bounds.timed else end)
                 except FastAVError as error:
                     failed.add(one.name)
                     self.wrong.append(f"{one.name}: {error}")
@@ -110,7 +131,8 @@ class LoadTest:
         names = {sys.executable: "python", self.model.source: self.model.name}
         self.output(f"round {number + 1}, {one.name}: starting the server")
         log, start = self.folder / f"{one.name.replace('/', '-')}-{number}.log", time.perf_counter()
-        with serving(words, {}, log, seconds=self.bounds.start) as server:
+        longest = min(self.bounds.start, end - time.monotonic()) if self.bounds.timed else self.bounds.start
+        with serving(words, {}, log, seconds=longest) as server:
             ready = time.perf_counter() - start
             command = [names.get(word, word) for word in words]
             entry = {"command": command, "start": []}
@@ -119,18 +141,23 @@ class LoadTest:
             # a question of every kind, two at a time, so that caches are filled and kernels compiled
             first = WARMUP_NUMBER - WARMUP_NUMBER % len(self.questions.kinds)
             self._ask(server, range(first, first + len(self.questions.kinds)), clients=2)
-            for level in self.bounds.levels:
-                if time.monotonic() >= end:
-                    return
-                numbers = range(self.bounds.questions(level))
-                result = self._ask(server, numbers, clients=level)
-                self._check(one, level, numbers, result)
+            for place, level in enumerate(self.bounds.levels):
+                now = time.monotonic()
+                seconds = ASKING * divided(now, end, len(self.bounds.levels) - place) if self.bounds.timed else math.inf
+                if now >= end or seconds < SHORTEST:
+                    if self.bounds.timed:
+                        self.wrong.append(f"{one.name}: there was no time for {level} clients")
+                    continue
+                result = self._ask(server, self.bounds.numbers(place), clients=level, seconds=seconds)
+                self._check(one, level, result)
                 self.runs.append(run := report.run(one.name, number, level, result))
                 self.output(report.line(run))
 
-    def _ask(self, server: Server, numbers: Sequence[int], clients: int) -> LevelResult:
-        bounds = self.bounds
-        return run_clients(server, self.questions, numbers, clients, new=bounds.new, patience=bounds.patience)
+    def _ask(
+        self, server: Server, numbers: Sequence[int], clients: int, seconds: float | int = math.inf
+    ) -> LevelResult:
+        new, patience = self.bounds.new, self.bounds.patience
+        return run_clients(server, self.questions, numbers, clients, new=new, patience=patience, seconds=seconds)
 
     def _require_pruning(self, one: ServerContender, server: Server) -> None:
         """Raises: FastAVError if the server's log contradicts the contender."""
@@ -141,10 +168,10 @@ class LoadTest:
                 "is fastav installed where vLLM is, with its entry points?",
             )
 
-    def _check(self, one: ServerContender, level: int, numbers: Sequence[int], result: LevelResult) -> None:
+    def _check(self, one: ServerContender, level: int, result: LevelResult) -> None:
         """Note errors: missing answers, prompts of other lengths, blocks that the server does not free."""
         where, completions = f"{one.name}, {level} clients", result.completions
-        if lost := set(numbers) - {completion.number for completion in completions}:
+        if lost := set(result.asked) - {completion.number for completion in completions}:
             self.wrong.append(f"{where}: {len(lost)} questions were lost")
         if result.after.busy:
             self.wrong.append(f"{where}: after the last answer the server holds {asdict(result.after)}")

@@ -61,7 +61,7 @@ class Media:
         """The file's bytes: an MP4 with lossless sound, or a WAV."""
         return encode(self.kind)
 
-    @property
+    @cached_property
     def part(self) -> dict[str, Any]:
         """The content part of an OpenAI chat message."""
         text = base64.b64encode(self.data).decode()
@@ -71,10 +71,13 @@ class Media:
 
 
 class QuestionSet:
-    """All questions, by number."""
+    """All questions, by number.
 
-    def __init__(self, adapter: ModelAdapter) -> None:
-        self.adapter = adapter
+    distinct: whether vLLM's caches take the media of every question for others, as if each were about its own clip.
+    """
+
+    def __init__(self, adapter: ModelAdapter, *, distinct: bool = False) -> None:
+        self.adapter, self._distinct = adapter, distinct
         self.kinds = MIXED if adapter.supports_audio else SILENT
         self._media = {kind: Media(kind) for kind in self.kinds if kind.seconds}
 
@@ -85,7 +88,8 @@ class QuestionSet:
     def body(self, number: int) -> dict[str, Any]:
         """The question as chat messages, and vLLM's extra parameters."""
         kind, text = self.kind(number), {"type": "text", "text": question(number)}
-        media = [self._media[kind].part] if kind.seconds else []
+        own = {"uuid": f"clip-{number}"} if self._distinct else {}
+        media = [self._media[kind].part | own] if kind.seconds else []
         extra = {"mm_processor_kwargs": {"use_audio_in_video": True}} if kind.video and kind.audio else {}
         return {"messages": [{"role": "user", "content": [*media, text]}], "extra_body": extra}
 

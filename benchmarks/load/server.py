@@ -75,7 +75,7 @@ class Server:
 
     def cpu(self) -> float:
         """CPU seconds of its processes so far."""
-        return sum(map(_cpu_seconds, self._tree()))
+        return sum(map(_cpu_seconds, _tree(self._process.pid)))
 
     def require_alive(self) -> None:
         """Raises: FastAVError if its process has ended."""
@@ -95,21 +95,7 @@ class Server:
 
     def stop(self) -> None:
         """End all its processes; at once, if interrupted again."""
-        processes = self._tree()
-        try:
-            self._process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(PATIENCE)
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)  # it leads a group, which outlives it
-            for process in processes:
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()  # psutil never kills a new process with the same id
-            self._process.wait()
-            end = time.monotonic() + PATIENCE
-            while any(map(_is_alive, processes)) and time.monotonic() < end:
-                time.sleep(0.05)
+        _stop(self._process)
 
     def _log_excerpt(self) -> str:
         """The first errors of its log, which cause the later ones; without errors, its end."""
@@ -120,11 +106,31 @@ class Server:
         with urllib.request.urlopen(self.url + path, timeout=seconds) as answer:
             return answer.read()
 
-    def _tree(self) -> list[psutil.Process]:
-        with suppress(psutil.NoSuchProcess):
-            process = psutil.Process(self._process.pid)
-            return [process, *process.children(recursive=True)]
-        return []
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    """End a process, its group and its children; at once, if interrupted again."""
+    tree = _tree(process.pid)
+    try:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(PATIENCE)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # it leads a group, which outlives it
+        for one in tree:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()  # psutil never kills a new process with the same id
+        process.wait()
+        end = time.monotonic() + PATIENCE
+        while any(map(_is_alive, tree)) and time.monotonic() < end:
+            time.sleep(0.05)
+
+
+def _tree(pid: int) -> list[psutil.Process]:
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    return []
 
 
 def _is_alive(process: psutil.Process) -> bool:
@@ -151,8 +157,39 @@ def serving(
     """
     port = _free_port()
     words = [*command, "--host", "127.0.0.1", "--port", str(port)]
+    server = Server(_start(words, environment, log), port, log)
+    try:
+        server.wait_until_ready(seconds)
+        yield server
+    finally:
+        server.stop()
+
+
+def run_to_end(
+    name: str, command: Sequence[str], environment: Mapping[str, str], log: Path, *, seconds: float | int
+) -> None:
+    """Run a program that ends by itself; none of its processes is left in any case.
+
+    name: for errors. environment: added to this process's own. seconds: time that it may take.
+    Raises: FastAVError if it fails or takes longer.
+    """
+    process = _start(command, environment, log)
+    try:
+        code = process.wait(max(seconds, 0))
+    except subprocess.TimeoutExpired:
+        code = None
+    finally:
+        _stop(process)
+    if code != 0:
+        tail = log.read_text(encoding="utf-8", errors="replace")[-TAIL:].strip()
+        reason = f"took more than {seconds:.0f} s" if code is None else f"ended with exit code {code}"
+        raise FastAVError(f"{name} {reason}: ...{tail}")
+
+
+def _start(words: Sequence[str], environment: Mapping[str, str], log: Path) -> "subprocess.Popen[bytes]":
+    """A process that leads a group of its own and writes into a log."""
     with log.open("wb") as out:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             words,
             stdin=subprocess.DEVNULL,
             stdout=out,
@@ -160,12 +197,6 @@ def serving(
             env={**os.environ, **environment},
             start_new_session=True,
         )
-    server = Server(process, port, log)
-    try:
-        server.wait_until_ready(seconds)
-        yield server
-    finally:
-        server.stop()
 
 
 def _free_port() -> int:

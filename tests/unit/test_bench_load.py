@@ -85,19 +85,19 @@ def test_a_contender_has_what_all_have_and_what_it_needs():
 
 
 def test_flags_of_every_server_may_be_added():
-    assert command._parse_flags("--dtype bfloat16 --enforce-eager --a=b") == {
+    assert command.parse_flags("--dtype bfloat16 --enforce-eager --a=b") == {
         "--dtype": "bfloat16",
         "--enforce-eager": None,
         "--a": "b",
     }
     with pytest.raises(FastAVError, match="got 'three'"):
-        command._parse_flags("--two words three")
+        command.parse_flags("--two words three")
 
 
 @pytest.mark.parametrize("levels", ["", "0", "1,x", "-1", "5000"])
 def test_levels_that_make_no_sense_are_refused(levels):
     with pytest.raises(FastAVError, match="--clients must be"):
-        command._levels(levels)
+        command.parse_levels(levels)
 
 
 def test_levels_have_enough_questions():
@@ -161,7 +161,9 @@ def level_result(seconds, *, failed=0):
     completions += [Completion(number=9, error="gone")] * failed
     metrics = [QUIET, Metrics(running=4, waiting=2, cache=0.5, preemptions=1)]
     after = Metrics(running=0, waiting=0, cache=0.0, preemptions=4)
-    return LevelResult(completions=completions, seconds=seconds, cpu=8.0, metrics=metrics, after=after)
+    asked = [completion.number for completion in completions]
+    given = {"asked": asked, "completions": completions, "metrics": metrics, "after": after}
+    return LevelResult(**given, seconds=seconds, cpu=8.0)
 
 
 def test_a_run_counts_what_was_answered():
