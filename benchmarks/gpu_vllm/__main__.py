@@ -117,6 +117,7 @@ def _measure(options: argparse.Namespace, words: Sequence[str], folder: Path) ->
         large=sources[options.shape],
         dtypes=dtypes(options.shape, device.type),
         plans={one.name: one.plan for one in test.contenders if one.prunes},
+        early=[one.name for one in test.contenders if one.prunes and not model.pruned(one.plan).compiled.first_layer],
         device=device.type,
         folder=folder,
         end=start + CHECKING * 60 * options.minutes,
