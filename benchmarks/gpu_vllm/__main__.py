@@ -34,7 +34,7 @@ CHECKING = 0.6  # share of the time after which the spot checks must have ended
 INSTALL = (
     f"pip install '.[vllm]' in a checkout of fastav, on a machine with a GPU, which brings vllm=={compat.INSTALLED}"
 )
-SMALL_CACHE = 64  # MiB of the small model's KV cache
+SMALL_CACHE = 128  # MiB of the small model's KV cache: room for a longest prompt under every plan
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -117,6 +117,7 @@ def _measure(options: argparse.Namespace, words: Sequence[str], folder: Path) ->
         large=sources[options.shape],
         dtypes=dtypes(options.shape, device.type),
         plans={one.name: one.plan for one in test.contenders if one.prunes},
+        early=[one.name for one in test.contenders if one.prunes and not model.pruned(one.plan).compiled.first_layer],
         device=device.type,
         folder=folder,
         end=start + CHECKING * 60 * options.minutes,

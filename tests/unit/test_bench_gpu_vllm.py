@@ -12,11 +12,15 @@ from benchmarks.gpu_vllm import __main__ as command
 from benchmarks.gpu_vllm import exactness, shapes
 from benchmarks.gpu_vllm.answers import PROMPTS, Answer, Question, request
 from benchmarks.gpu_vllm.exactness import Comparison, SpotChecks, compare
+from benchmarks.load import checkpoints
 from benchmarks.load.contenders import ServedModel, contenders, server_flags
 from benchmarks.load.load_test import WARMUP_NUMBER, Bounds, LoadTest, divided
 from benchmarks.load.questions import QuestionSet
+from safetensors.torch import load_file
 
+import fastav
 from fastav.errors import FastAVError
+from fastav.models.qwen2_5_omni import Qwen25OmniAdapter
 from fastav.presets import plus
 from fastav.registry import MODELS
 
@@ -114,6 +118,9 @@ def test_every_contender_gets_its_share_and_what_has_no_time_is_told(monkeypatch
     assert [round(end) for end in ends] == [50, 100]
 
 
+EVERY = ("together and alone", "vLLM and transformers", "chunks and whole prompt")
+
+
 def answer(*steps, tokens=None, **given):
     own = [max(step, key=step.get) for step in steps] if tokens is None else tokens
     return Answer(**{"prompt": "sound", "plan": "none", "length": 9, "cached": 0} | given, tokens=own, logprobs=steps)
@@ -161,6 +168,7 @@ def checks(monkeypatch, tmp_path, answers):
         large=tmp_path / "large",
         dtypes=("float16", "bfloat16"),
         plans=PLANS,
+        early=["fastav-plus@0.25"],
         device="cuda",
         folder=tmp_path,
         end=time.monotonic() + 60,
@@ -180,10 +188,9 @@ def test_every_plan_is_checked_by_every_way(monkeypatch, tmp_path):
     spot, jobs = checks(monkeypatch, tmp_path, exact)
     assert spot.run()
     assert list(jobs) == ["vllm", "transformers", "whole", "chunks-fastav", "chunks-fastav-plus@0.25"]
-    assert {(one.check, one.plan) for one in spot.comparisons} >= {
-        (check, plan)
-        for check in ("vLLM and transformers", "chunks and whole prompt", "prefix cache and whole prompt")
-        for plan in ("none", *PLANS)
+    assert {(one.check, one.plan) for one in spot.comparisons} == {
+        *((check, plan) for check in EVERY for plan in ("none", *PLANS)),
+        *(("prefix cache and whole prompt", plan) for plan in ("none", "fastav")),
     }
     assert jobs["transformers"]["settings"] is None
     assert jobs["chunks-fastav"]["settings"]["enforce_eager"] is False
@@ -237,3 +244,38 @@ def test_a_model_is_written_once(monkeypatch, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         shapes.checkpoint(broken, tmp_path / "cache", torch.device("cpu"))
     assert [one.name for one in (tmp_path / "cache").iterdir()] == ["some-v1"]
+
+
+def test_the_large_model_is_written_in_files_and_can_be_loaded(monkeypatch, tmp_path):
+    config = Qwen25OmniAdapter().config()
+    text = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 4}
+    sizes = {
+        "text_config": {**text, "intermediate_size": 64, "vocab_size": 1000, "layer_types": None},
+        "vision_config": {"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 64},
+        "audio_config": {"encoder_layers": 1, "d_model": 32, "encoder_attention_heads": 2, "encoder_ffn_dim": 32},
+    }
+    own = config.to_dict()
+    for name, values in sizes.items():
+        own[name] |= values
+    own["text_config"]["rope_parameters"]["mrope_section"] = [8, 12, 12]
+    own["vision_config"] |= {"out_hidden_size": 128, "fullatt_block_indexes": [0]}
+    own["audio_config"]["output_dim"] = 128
+    monkeypatch.setattr(Qwen25OmniAdapter, "config", lambda *_: type(config)(**own))
+    monkeypatch.setattr(checkpoints, "FILE_BYTES", 300_000)
+    checkpoints.write_omni_7b(tmp_path, torch.device("cpu"))
+    files = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    weights = {}
+    for file in set(files.values()):
+        weights |= load_file(tmp_path / file)
+    assert len(set(files.values())) > 2
+    assert {name for name in weights if files[name]} == set(files)
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+    head = weights["thinker.lm_head.weight"]
+    assert head.shape == (1000, 128)
+    assert head[:200].abs().sum(1).min() > 0
+    assert not head[300:].any()
+    with fastav.pipeline(str(tmp_path), plan="fastav", dtype="float32", device="cpu") as pipe:
+        assert pipe.adapter.name == "qwen2-5-omni"
+        (answer,) = pipe.engine.generate([request("silent clip")], pipe.plan, max_new_tokens=4)
+    assert len(answer.token_ids) == 4
+    assert max(answer.token_ids) < 300
