@@ -107,11 +107,14 @@ def test_states_in_blocks_are_those_that_were_written(permuted, padded):
     pages = HeldPages(list(enumerate(parts)), block_size=block_size, features=8, key_features=key_features, like=like)
     block, tensor = BlockStore(pages), TensorStore(20, torch.zeros(1, 11), key_features)
     block.enter_step({0: torch.tensor([4, 1, 3, 0]), 1: torch.tensor([2, 5, 0, 0])})
-    for start, count, has_keys in [(0, 5, True), (5, 9, True), (14, 6, True), (3, 4, False)]:
+    for start, count, has_hidden, has_keys in [(0, 5, 1, 1), (5, 9, 1, 1), (14, 6, 1, 1), (3, 4, 1, 0), (6, 4, 0, 1)]:
         hidden = torch.randn(count, 11, generator=generator)
-        keys = torch.randn(count, key_features, generator=generator) if has_keys else None
+        keys = torch.randn(count, key_features, generator=generator)
         for store in (block, tensor):
-            store.write(start, hidden, keys)
+            if has_keys:
+                store.write_keys(start, keys)
+            if has_hidden:
+                store.write(start, hidden)
     indices = torch.tensor([19, 0, 7, 7, 12])
     assert torch.equal(block.hidden(indices), tensor.hidden(indices))
     assert torch.equal(block.keys(20), tensor.keys(20))
@@ -137,6 +140,7 @@ def test_a_cache_of_another_dtype_holds_states_in_as_many_bytes():
     store = BlockStore(pages)
     store.enter_step({0: torch.tensor([2, 1])})
     hidden, keys = torch.randn(11, 28).bfloat16(), torch.randn(11, 4).bfloat16()
-    store.write(0, hidden, keys)
+    store.write(0, hidden)
+    store.write_keys(0, keys)
     assert torch.equal(store.hidden(torch.arange(11)), hidden)
     assert torch.equal(store.keys(11), keys)

@@ -118,6 +118,33 @@ def test_prompts_that_end_within_their_chunks_leave_the_others_exact(omni, engin
     assert not scheduler.request_states
 
 
+def test_prompts_and_answers_get_on_whatever_room_there_is(omni, engines):
+    for settings in (
+        {"max_num_batched_tokens": 64, "long_prefill_token_threshold": 4},
+        {"max_num_batched_tokens": 256, "long_prefill_token_threshold": 64},
+        {"max_num_batched_tokens": 1, "max_num_seqs": 1},
+        {"max_num_batched_tokens": 2, "max_num_seqs": 1},
+    ):
+        with engines.own(omni.folder, "fastav-plus", block_size=32, **{"max_num_seqs": 8} | settings) as llm:
+            engine = llm.llm_engine
+            for at, question in enumerate(LONG[:2]):
+                engine.add_request(str(at), question.for_vllm(), sampling(2))
+            for _ in range(700):
+                engine.step()
+                if not engine.has_unfinished_requests():
+                    break
+            assert not engine.has_unfinished_requests(), settings
+
+
+def test_a_refused_prompt_leaves_its_clip_to_others(omni, engines):
+    options = {"max_num_batched_tokens": 64, "max_num_seqs": 8, "block_size": 32, "mm_processor_cache_gb": 1}
+    llm = engines(omni.folder, "fastav-plus", **options)
+    for _ in range(2):
+        with pytest.raises(VLLMValidationError, match="'rollout' reads the attention"):
+            ask(llm, LONG[:1], Plan((Step(layers="4", method="rollout", keep=BOTH),)))
+        agree(llm, omni, "fastav-plus", LONG[:1])
+
+
 def test_rollout_in_chunks_is_refused(omni, engines):
     llm = engines(omni.folder, "fastav-plus", max_num_batched_tokens=48, max_num_seqs=8, block_size=32)
     with pytest.raises(VLLMValidationError, match="'rollout' reads the attention of all tokens in every layer"):

@@ -81,6 +81,21 @@ def test_other_plans_find_nothing_that_is_not_theirs(omni, engines):
         assert found(llm, omni, plan, ONE_CLIP[0]) == [160], plan
 
 
+def test_what_a_plan_reads_is_there_whatever_plan_came_before(omni, engines):
+    llm = engines(omni.folder, HALF, max_num_batched_tokens=256, **SETTINGS)
+    for name in ("layout", "window", "keys"):
+        llm.reset_prefix_cache()
+        for plan in (PLANS[name], *PLANS.values()):
+            found(llm, omni, plan, ONE_CLIP[1])
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_what_another_request_computes_in_the_same_step_is_there(omni, engines, name):
+    llm = engines(omni.folder, PLANS[name], max_num_batched_tokens=512, **SETTINGS | {"block_size": 32})
+    llm.reset_prefix_cache()
+    assert any(found(llm, omni, PLANS[name], *ONE_CLIP[:3]))
+
+
 def test_other_media_of_the_same_shape_find_nothing(omni, engines):
     llm = engines(omni.folder, HALF, max_num_batched_tokens=256, **SETTINGS)
     llm.reset_prefix_cache()

@@ -51,10 +51,16 @@ class ChunkedPrefill:
         self._indices = prefill.slots[0]  # of its tokens in the source
         # the stage, its tokens, and how many have run
         self._stage, self._count, self._done = -1, int(late.held_lens[-1]), num_reused
-        self._keys: Tensor | None = None
         self._sums: dict[Signal, Tensor] = {}
 
     # --- before a cut
+
+    def store_keys(self, key: Float[Tensor, "tokens kv_heads head"]) -> None:
+        """Store the keys of the next tokens, of this rank's heads.
+
+        All requests of a batch store theirs before any observes: one may reuse what another computes in the same step.
+        """
+        self._written.write_keys(self._done, key.flatten(1))
 
     def observe(
         self,
@@ -65,9 +71,8 @@ class ChunkedPrefill:
     ) -> None:
         """Record what the next cut reads of a layer's attention.
 
-        query, key: of this rank's heads, of the next tokens.
+        query, key: of this rank's heads, of the next tokens, whose keys are stored.
         """
-        self._keys = key.flatten(1)
         lengths = {
             Signal.LAST_QUERY: 1,
             Signal.WINDOW: WINDOW,
@@ -77,18 +82,17 @@ class ChunkedPrefill:
         first, shape = max(0, self._count - n_queries - self._done), (-1, *key.shape[1:])
         if first >= len(key):
             return
-        keys = torch.cat([self._written.keys(self._done).view(shape), key]) if self._done else key
+        keys = self._written.keys(self._done + len(key)).view(shape)
         q, k = (x.transpose(0, 1)[None] for x in (query, keys))
         rows = attention_rows(q, k, None, None, scaling, first=first)[0]
-        for signal, weight in self._weights(signals).items():
+        for signal, weight in self._weights(signals, len(key)).items():
             if signal not in self._sums:
                 self._sums[signal] = torch.zeros(1, self._count, device=query.device)
             self._sums[signal][0, : len(keys)] += weight[first:] @ rows
 
-    def _weights(self, signals: Collection[Signal]) -> dict[Signal, Float[Tensor, " tokens"]]:
+    def _weights(self, signals: Collection[Signal], count: int) -> dict[Signal, Float[Tensor, " tokens"]]:
         """The weights of the next tokens' queries, for every signal of attention."""
-        assert self._keys is not None
-        places = torch.arange(self._done, self._done + len(self._keys), device=self._keys.device)
+        places = torch.arange(self._done, self._done + count, device=self._prefill.slots.device)
         weights = dict[Signal, Tensor]()
         if Signal.LAST_QUERY in signals:
             weights[Signal.LAST_QUERY] = (places == self._count - 1).float()
@@ -100,9 +104,8 @@ class ChunkedPrefill:
 
     def hold(self, hidden: Float[Tensor, "tokens features"]) -> None:
         """Store the states of the next tokens, which enter the next cut."""
-        self._written.write(self._done, hidden, self._keys)
+        self._written.write(self._done, hidden)
         self._done += len(hidden)
-        self._keys = None
 
     @property
     def _written(self) -> StateStore:
@@ -145,7 +148,7 @@ class ChunkedPrefill:
             self._buffer = TensorStore(self._count, written.hidden(everything[:1]), written.keys(1).shape[1])
         if merges:
             self._source, self._indices = self._buffer, everything[: self._count]
-            self._buffer.write(0, states, None)
+            self._buffer.write(0, states)
 
     @property
     def _head_size(self) -> int:

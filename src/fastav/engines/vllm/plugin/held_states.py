@@ -15,10 +15,12 @@ from fastav.errors import UnsupportedPlan
 class StateStore(Protocol):
     """Hidden states of tokens that are numbered from 0, with the keys that score them."""
 
-    def write(
-        self, start: int, hidden: Float[Tensor, "tokens features"], keys: Float[Tensor, "tokens key_features"] | None
-    ) -> None:
-        """Store the states of tokens from `start` on; keys of None leave those that are stored."""
+    def write(self, start: int, hidden: Float[Tensor, "tokens features"]) -> None:
+        """Store the hidden states of tokens from `start` on."""
+        ...
+
+    def write_keys(self, start: int, keys: Float[Tensor, "tokens key_features"]) -> None:
+        """Store the keys of tokens from `start` on."""
         ...
 
     def hidden(self, indices: Int[Tensor, " tokens"]) -> Float[Tensor, "tokens features"]:
@@ -37,13 +39,13 @@ class TensorStore:
         self._hidden = like.new_empty(count, like.shape[1])
         self._keys = like.new_empty(count, key_features)
 
-    def write(
-        self, start: int, hidden: Float[Tensor, "tokens features"], keys: Float[Tensor, "tokens key_features"] | None
-    ) -> None:
-        """Store states."""
+    def write(self, start: int, hidden: Float[Tensor, "tokens features"]) -> None:
+        """Store hidden states."""
         self._hidden[start : start + len(hidden)] = hidden
-        if keys is not None:
-            self._keys[start : start + len(keys)] = keys
+
+    def write_keys(self, start: int, keys: Float[Tensor, "tokens key_features"]) -> None:
+        """Store keys."""
+        self._keys[start : start + len(keys)] = keys
 
     def hidden(self, indices: Int[Tensor, " tokens"]) -> Float[Tensor, "tokens features"]:
         """The hidden states of some tokens."""
@@ -107,12 +109,13 @@ class BlockStore:
         """Continue with the request's blocks, by KV cache group: later steps may have more of them."""
         self._tables = tables
 
-    def write(
-        self, start: int, hidden: Float[Tensor, "tokens features"], keys: Float[Tensor, "tokens key_features"] | None
-    ) -> None:
-        """Store states."""
-        record = hidden if keys is None else torch.cat([hidden, keys], 1)
-        self._scatter(torch.arange(start, start + len(hidden), device=hidden.device), record)
+    def write(self, start: int, hidden: Float[Tensor, "tokens features"]) -> None:
+        """Store hidden states."""
+        self._scatter(start, hidden, 0)
+
+    def write_keys(self, start: int, keys: Float[Tensor, "tokens key_features"]) -> None:
+        """Store keys."""
+        self._scatter(start, keys, self._pages.hidden_size)
 
     def hidden(self, indices: Int[Tensor, " tokens"]) -> Float[Tensor, "tokens features"]:
         """The hidden states of some tokens."""
@@ -123,13 +126,15 @@ class BlockStore:
         indices = torch.arange(count, device=next(iter(self._tables.values())).device)
         return self._gather(indices, self._pages.hidden_size, self._pages.hidden_size + self._pages.key_features)
 
-    def _scatter(self, indices: Tensor, record: Tensor) -> None:
-        column = 0
+    def _scatter(self, start: int, part: Tensor, first: int) -> None:
+        """Write columns of the records of tokens from `start` on, the first of them at `first`."""
+        indices = torch.arange(start, start + len(part), device=part.device)
+        end, column = first + part.shape[1], 0
         for page in self._pages.pages:
-            if column >= record.shape[1]:
-                return
-            part = record[:, column : column + page.states.shape[2]]
-            page.states[*self._places(page, indices), : part.shape[1]] = part
+            begin, stop = max(first, column), min(end, column + page.states.shape[2])
+            if begin < stop:
+                blocks, places = self._places(page, indices)
+                page.states[blocks, places, begin - column : stop - column] = part[:, begin - first : stop - first]
             column += page.states.shape[2]
 
     def _gather(self, indices: Tensor, first: int, end: int) -> Tensor:

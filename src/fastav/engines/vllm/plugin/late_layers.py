@@ -114,7 +114,9 @@ class LateLayers:
             return
 
         def record(_: Any, inputs: tuple[Tensor, ...]) -> None:
-            chunks.observe(signals, *by_head(layer.self_attn, inputs), layer.self_attn.scaling)
+            query, key = by_head(layer.self_attn, inputs)
+            chunks.store_keys(key)
+            chunks.observe(signals, query, key, layer.self_attn.scaling)
 
         hook = layer.self_attn.attn.register_forward_pre_hook(record)
         try:

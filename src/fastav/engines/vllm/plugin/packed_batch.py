@@ -120,8 +120,16 @@ class BatchRow:
         return torch.cat([prompt, answer])
 
     def signals(self, layer: int) -> frozenset[Signal]:
-        """The signals that methods need of a layer's attention."""
-        return frozenset(self.state.runtime.signals.get(layer, ()) if self.is_cut and len(self.remaining) else ())
+        """The signals that methods need of a layer's attention.
+
+        Keys before the first cut are stored whatever its method, if other plans may find them in the prefix cache.
+        """
+        if not self.is_cut or not len(self.remaining):
+            return frozenset()
+        signals = frozenset(self.state.runtime.signals.get(layer, ()))
+        if self.chunks is not None and self.state.max_reused is not None and layer == self.chunks.late.held_layer - 1:
+            signals |= {Signal.KEYS}
+        return signals
 
     def observe(
         self,
@@ -246,7 +254,11 @@ class PackedBatch:
         """
         sizes = [len(row.remaining) for row in self.rows]
         total = sum(sizes)
-        for row, q, k in zip(self.rows, query[:total].split(sizes), key[:total].split(sizes), strict=True):
+        rows = list(zip(self.rows, query[:total].split(sizes), key[:total].split(sizes), strict=True))
+        for row, _, k in rows:
+            if in_chunks and row.chunks is not None and row.signals(layer):
+                row.chunks.store_keys(k)
+        for row, q, k in rows:
             if (row.chunks is not None) is in_chunks:
                 row.observe(layer, row.signals(layer).intersection(signals), q, k, scaling)
 

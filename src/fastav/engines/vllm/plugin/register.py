@@ -112,6 +112,9 @@ def _adapt(config: Any, pruning: PruningConfig) -> None:
     if config.cache_config.enable_prefix_caching and (reason := needs_no_prefixes(pruning, chunks)):
         log.warning("fastav: turned off prefix caching: %s", reason)
         config.cache_config.enable_prefix_caching = False
+    if scheduler.long_prefill_token_threshold:
+        log.warning("fastav: turned off long_prefill_token_threshold, as the last chunk of a prompt needs its room")
+        scheduler.long_prefill_token_threshold = 0
     if not scheduler.enable_chunked_prefill:
         _make_room(scheduler, config.model_config.max_model_len)
     if not compat.current_platform.is_cpu():

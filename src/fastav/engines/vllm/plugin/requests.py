@@ -78,7 +78,7 @@ class Admission:
     """
 
     def __init__(self, config: Any, mm_cache: Any) -> None:
-        self.plans = plan_cache(config)
+        self.plans, self._mm_cache = plan_cache(config), mm_cache
         self.allowed: RequestPlans = request_plans(guards.pruning_entry(config.additional_config))
         pruning, model = self.plans.default.pruning, config.model_config
         self.metrics = PruningMetrics(_served_name(model), pruning.plan.name or pruning.plan.fingerprint)
@@ -101,9 +101,23 @@ class Admission:
             self.metrics.refuse(reason)
             raise
 
+    @contextmanager
+    def _forgetting(self, features: Sequence[Any]) -> Iterator[None]:
+        """Forget the media of a refused request: vLLM takes them for sent, and the engine has not got them.
+
+        features: vLLM's, of the request.
+        """
+        try:
+            yield
+        except Exception:
+            for feature in features:
+                if self._mm_cache is not None and feature.mm_hash is not None:
+                    self._mm_cache.invalidate(feature.mm_hash)
+            raise
+
     def admit(self, request: Any, plan_spec: str | None) -> None:
         """Count a request by its layout.  Raises: VLLMValidationError if it cannot be pruned."""
-        with self.refusing("prompt"):
+        with self.refusing("prompt"), self._forgetting(list(request.mm_features or ())):
             runtime = self.plans.get(plan_spec)
             if (media := self._features.of(list(request.mm_features or ()))) is None:
                 return  # which the engine refuses, as it lacks a medium

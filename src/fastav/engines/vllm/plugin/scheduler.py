@@ -92,16 +92,16 @@ def _pruning_scheduler(base: Any) -> type:
             """Leave room in the step's budget for a late step of a prompt in chunks."""
             if (chunking := self._plans.chunking) is None:
                 return
-            self._late_is_free = any(self._may_run_late(request) for request in self.running)
-            self.max_num_scheduled_tokens = self._token_budget - chunking.max_tokens * self._late_is_free
+            budget = max(1, self._token_budget - chunking.max_tokens)
+            self._late_is_free = any(self._may_run_late(one, budget - n) for n, one in enumerate(self.running))
+            self.max_num_scheduled_tokens = budget if self._late_is_free else self._token_budget
 
-        def _may_run_late(self, request: Any) -> bool:
-            """Whether a prompt may come to its late steps in the next step."""
+        def _may_run_late(self, request: Any, room: int) -> bool:
+            """Whether a prompt comes to its late steps in the next step, with room for so many tokens."""
             late = self.request_states[request.request_id].late
-            return (
-                late is not None
-                and late.first_withheld - self._token_budget < request.num_computed_tokens < late.prompt_len
-            )
+            if late is None or (computed := request.num_computed_tokens) >= late.prompt_len:
+                return False
+            return room >= (1 if computed > late.first_withheld else late.prompt_len - computed)
 
         def _mamba_block_aligned_split(
             self, request: Any, num_new_tokens: int, num_local: int = 0, num_external: int = 0
