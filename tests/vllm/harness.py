@@ -36,6 +36,8 @@ class Question:
     audio: np.ndarray | None = None
     together: bool = False
     new: int = 6
+    more_images: tuple[np.ndarray, ...] = ()
+    more_audio: tuple[np.ndarray, ...] = ()
 
     @property
     def video_metadata(self) -> dict[str, Any]:
@@ -49,9 +51,9 @@ class Question:
         if self.video is not None:
             media["video"] = (self.video, self.video_metadata | {"video_backend": "opencv", "do_sample_frames": False})
         if self.image is not None:
-            media["image"] = Image.fromarray(self.image)
+            media["image"] = [Image.fromarray(one) for one in (self.image, *self.more_images)]
         if self.audio is not None:
-            media["audio"] = (self.audio, RATE)
+            media["audio"] = [(one, RATE) for one in (self.audio, *self.more_audio)]
         prompt: dict[str, Any] = {"prompt": self.text}
         prompt |= {"multi_modal_data": media} if media else {}
         # vLLM does not read the rate off the video, and Qwen3-Omni orders the tokens of both by it
@@ -63,9 +65,9 @@ class Question:
             frames = torch.from_numpy(self.video).permute(0, 3, 1, 2)
             arguments |= {"videos": [frames], "video_metadata": [self.video_metadata], "do_sample_frames": False}
         if self.image is not None:
-            arguments |= {"images": [Image.fromarray(self.image)]}
+            arguments |= {"images": [Image.fromarray(one) for one in (self.image, *self.more_images)]}
         if self.audio is not None:
-            arguments |= {"audio": [self.audio]}
+            arguments |= {"audio": [self.audio, *self.more_audio]}
         return arguments | ({"use_audio_in_video": True} if self.together else {})
 
 

@@ -1,7 +1,7 @@
 """Pruned inside vLLM or by the transformers engine: the same tokens, and the same probabilities."""
 
 import pytest
-from harness import AUDIO, IMAGE, VIDEO, Question, agree, film, questions
+from harness import AUDIO, IMAGE, VIDEO, Question, agree, film, questions, sound
 
 from fastav.plan import Before, Keep, Plan, Share, Step, Tokens
 from fastav.presets import fastav
@@ -69,6 +69,20 @@ def test_text_may_be_cut_too(omni, engines):
 @pytest.mark.parametrize("plan", ["fastv", "pyramiddrop", "dart", "divprune", "vtw"])
 def test_recipes_are_exact(omni, engines, plan):
     agree(engines(omni.folder, "fastav"), omni, plan, QUESTIONS)
+
+
+SEVERAL = [
+    Question(
+        text=f"{AUDIO} and {VIDEO} and {AUDIO} what?", video=film(4, 1), audio=sound(1, 2), more_audio=(sound(2, 3),)
+    ),
+    Question(text=f"of {IMAGE}{IMAGE} which?", image=film(0.5, 4)[0], more_images=(film(0.5, 5)[0],)),
+]
+
+
+@pytest.mark.parametrize("method", ["keep-first", "position", "last-query"])
+def test_several_media_of_a_kind_are_told_apart(omni, engines, method):
+    plan = Plan((Step(layers="4", method=method, keep=Keep(audio=Share(0.5), image=Share(0.5), video=Share(0.4))),))
+    agree(engines(omni.folder, "fastav", **WHOLE), omni, plan, SEVERAL)
 
 
 SIGHT = "<|vision_start|><|video_pad|><|vision_end|>"

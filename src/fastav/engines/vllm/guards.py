@@ -1,7 +1,7 @@
 """Checks when vLLM starts: plans and settings with which pruning would not be exact are refused."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,13 +18,23 @@ from fastav.plan import Plan
 from fastav.pruning import decoder_layers
 from fastav.pruning.compiled import CompiledPlan, compile_plan
 
+
+def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows of different lengths as one array, with zeros at their ends."""
+    padded = np.zeros((len(rows), max(len(row) for row in rows)), rows[0].dtype)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = row
+    return padded
+
+
 Features = Mapping[str, Callable[..., Any]]  # what of the media's features layouts read: how several become one array
-GRIDS: Features = {"video_grid_thw": np.stack}
+GRIDS: Features = {"video_grid_thw": np.stack, "image_grid_thw": np.stack}
+OMNI: Features = GRIDS | {"feature_attention_mask": _padded}  # which tells sounds apart
 CLIPS: Features = {"feature_attention_mask": np.concatenate}
 MODELS: Mapping[str, Features] = {
-    "qwen2-5-omni": GRIDS,
+    "qwen2-5-omni": OMNI,
     "qwen2-5-vl": GRIDS,
-    "qwen3-omni": GRIDS,
+    "qwen3-omni": OMNI,
     "qwen3-vl": GRIDS,
     "tiny": CLIPS,
     "tiny-long": CLIPS,
