@@ -1,7 +1,5 @@
 """The checks of types that tests run with."""
 
-from dataclasses import dataclass
-
 import jaxtyping
 import numpy as np
 import pytest
@@ -30,38 +28,3 @@ def test_the_first_calls_in_every_test_are_checked_and_shapes_with_them():
             with pytest.raises(jaxtyping.TypeCheckError):
                 twice(np.zeros((2, 2)))
         assert twice(np.ones((2, 2))).sum() == 8
-
-
-def test_of_calls_that_look_alike_the_first_in_every_test_is_checked():
-    results: list[object] = [1]
-
-    @jaxtyping.jaxtyped(typechecker=beartype)
-    def last(values: list[np.ndarray], kind: str = "") -> int:
-        return results[-1]  # pyright: ignore[reportReturnType]
-
-    assert last([np.zeros(2)]) == 1
-    results.append("no number")
-    assert last([np.ones(2)]) == "no number"
-    for others in (
-        {"values": [np.zeros(3)]},
-        {"values": [np.zeros(2, np.float32)]},
-        {"values": [np.zeros(2)] * 2},
-        {"values": [np.zeros(2)], "kind": "another"},
-    ):
-        with pytest.raises(jaxtyping.TypeCheckError):
-            last(**others)
-    sampled_checks.next_test()
-    with pytest.raises(jaxtyping.TypeCheckError):
-        last([np.zeros(2)])
-
-
-def test_dataclasses_are_checked():
-    @jaxtyping.jaxtyped(typechecker=beartype)
-    @dataclass
-    class Point:
-        values: Float[np.ndarray, " n"]
-
-    for _ in range(2 * sampled_checks.CALLS):
-        assert Point(np.zeros(2)).values.shape == (2,)
-    with pytest.raises(jaxtyping.TypeCheckError):
-        Point(np.zeros((2, 2)))
