@@ -165,9 +165,10 @@ def on_tiny(block):
 
 
 def commands(code):
-    """The words of each command of a shell's, without its environment."""
-    for line in code.replace("\\\n", " ").splitlines():
+    """The words of each command of a shell's, without its environment and where its output goes."""
+    for line in re.split(r"\n| && ", code.replace("\\\n", " ")):
         words = shlex.split(line, comments=True)
+        words = words[: words.index(">")] if ">" in words else words
         while words and re.fullmatch(r"[A-Z_\d]+=.*", words[0]):
             del words[0]
         if words:
