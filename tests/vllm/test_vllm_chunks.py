@@ -96,6 +96,19 @@ def test_a_preempted_prompt_in_chunks_goes_on_exactly(omni, engines, name):
     assert preempted(llm) > before
 
 
+def test_states_may_outlast_their_prompt_by_a_step(omni, engines, monkeypatch):
+    """As where vLLM schedules a step before the one before it has ended, which a CPU does not do."""
+    from fastav.engines.vllm.plugin.kv_cache import HeldManager
+
+    free = HeldManager.remove_skipped_blocks
+    monkeypatch.setattr(HeldManager, "remove_skipped_blocks", lambda self, name, done, n: free(self, name, done - 1, n))
+    llm = engines(omni.folder, "fastav-plus", max_num_batched_tokens=48, max_num_seqs=8, block_size=32)
+    pool = llm.llm_engine.engine_core.engine_core.scheduler.kv_cache_manager.block_pool
+    before = pool.get_num_free_blocks()
+    agree(llm, omni, "fastav-plus", LONG[:2])
+    assert pool.get_num_free_blocks() == before
+
+
 def test_prompts_that_end_within_their_chunks_leave_the_others_exact(omni, engines):
     llm = engines(omni.folder, "fastav-plus", max_num_batched_tokens=48, max_num_seqs=8, block_size=32)
     engine, answers = llm.llm_engine, {}

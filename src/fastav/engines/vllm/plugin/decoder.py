@@ -90,8 +90,7 @@ class DecoderPruner:
     """Runs a decoder's layers by the plans of the requests in each batch.
 
     runner: vLLM's. batches_class: of its batches, which tell the given listener of requests. request_states: by request
-    id, of the requests that run. layer_names: of the decoder's attention, in order. held_layers: by name, the
-    layers of the KV cache that hold states; set before it is allocated.
+    id, of the requests that run. layer_names: of the decoder's attention, in order. late: runs prompts in chunks.
     Raises: UnsupportedPlan for an unknown attention backend.
     """
 

@@ -149,8 +149,12 @@ def _pruning_scheduler(base: Any) -> type:
             managers = self.kv_cache_manager.coordinator.single_type_managers
             groups = [manager for manager in managers if isinstance(manager, KVGroupManager)]
             for request_id, tokens in output.num_scheduled_tokens.items():
+                end = computed[request_id] + tokens
+                has_run = end > self.request_states[request_id].prompt_len
                 for group in groups:
-                    expected = group.num_blocks(request_id, computed[request_id] + tokens)
+                    if has_run and isinstance(group, HeldManager):
+                        continue  # whose blocks go once the prompt's last step has ended, perhaps not yet
+                    expected = group.num_blocks(request_id, end)
                     if (blocks := len(group.req_to_blocks[request_id])) != expected:
                         layer = group.kv_cache_spec.first_layer
                         raise not_applied(
