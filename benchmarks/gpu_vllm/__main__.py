@@ -1,9 +1,7 @@
 """`python -m benchmarks.gpu_vllm`: checks the installation, writes the model, checks exactness, then measures."""
 
 import argparse
-import signal
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -45,18 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(words)
-    before = signal.signal(signal.SIGTERM, load.interrupt)  # so that servers are stopped on the way out
-    try:
-        with tempfile.TemporaryDirectory(prefix="fastav-gpu-vllm-") as folder:
-            return _measure(options, words, Path(folder))
-    except FastAVError as error:
-        print(f"benchmarks.gpu_vllm: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; no server is left", file=sys.stderr)
-        return 130
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return load.run("benchmarks.gpu_vllm", lambda folder: _measure(options, words, folder))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -42,12 +42,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(words)
-    before = signal.signal(signal.SIGTERM, interrupt)  # so that servers are stopped on the way out
+    return run("benchmarks.load", lambda folder: _measure(options, words, folder))
+
+
+def run(name: str, measure: Callable[[Path], int]) -> int:
+    """The exit code of a benchmark that starts servers, which are stopped whatever ends it.
+
+    name: of the benchmark. measure: takes a folder for what is needed meanwhile, and returns the exit code.
+    """
+    before = signal.signal(signal.SIGTERM, _interrupt)  # so that servers are stopped on the way out
     try:
         with tempfile.TemporaryDirectory(prefix="fastav-load-") as folder:
-            return _measure(options, words, Path(folder))
+            return measure(Path(folder))
     except FastAVError as error:
-        print(f"benchmarks.load: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted; no server is left", file=sys.stderr)
@@ -56,8 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, before)
 
 
-def interrupt(*_: Any) -> None:
-    """Handle a signal as Ctrl-C."""
+def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 

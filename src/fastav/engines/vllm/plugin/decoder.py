@@ -166,7 +166,7 @@ class DecoderPruner:
                 return run_unpruned()
         hidden = self.decoder.embed_input_ids(input_ids) if embeds is None else embeds
         out = torch.zeros_like(hidden)
-        if len(uncut := batch.uncut_tokens()) and not getattr(self.decoder, "do_not_compile", True):
+        if not getattr(self.decoder, "do_not_compile", True) and len(uncut := batch.uncut_tokens()):
             out[uncut] = self._run_uncut(context, batch, partial(run_unpruned, uncut))
         with (
             self.metadata.override(context, batch) as update_metadata,

@@ -3,6 +3,9 @@
 vLLM gives layers of the same kind one block table, as long as the prompt. Here consecutive layers form groups with a
 block table of their own, and the plan says before a prompt runs how many tokens each group stores. All groups have as
 many layers, so that they share one pool of blocks.
+
+Prompts in chunks that scores select from, and prompts whose prefix is cached, hold hidden states until their last token
+has run. These have groups of their own in the same pool, whose layers attend to nothing.
 """
 
 from collections.abc import Collection, Mapping, Sequence
