@@ -14,10 +14,11 @@ import torch
 
 import conftest  # noqa: F401  (Gemma 3n's vision tower is timm's, which `make setup` puts where tests find it)
 from fastav.adapter import ModelAdapter
+from fastav.budgets import Before, Budget, Frames, Share, Tokens
 from fastav.engines.vllm.guards import MODELS as SERVED
 from fastav.flops import prefill_flops
 from fastav.layout import Layout, Modality
-from fastav.plan import Before, Budget, Frames, Plan, Share, Tokens
+from fastav.plan import Plan
 from fastav.registry import MODELS
 
 ROOT = Path(__file__).parents[1]

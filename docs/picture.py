@@ -6,8 +6,9 @@ proportion depends on the clip.
 
 from pathlib import Path
 
+from fastav.budgets import Tokens
 from fastav.layout import MEDIA, Layout, Modality
-from fastav.plan import Keep, Plan, Tokens
+from fastav.plan import Keep, Plan
 from fastav.presets import fastav
 
 TOKENS = {Modality.VIDEO: 676, Modality.AUDIO: 1496, Modality.TEXT: 44}

@@ -21,9 +21,10 @@ from benchmarks.load.clients import MODEL
 from benchmarks.load.contenders import OFF, ServedModel, contenders
 from benchmarks.load.load_test import Bounds, LoadTest
 from fastav.bench.report import FORMAT, circumstances, write
+from fastav.budgets import Share
 from fastav.engines.vllm import compat, server_args
 from fastav.errors import FastAVError
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.plan import Keep, Plan, Step
 
 QUARTER = Keep(audio=Share(0.25), video=Share(0.25), image=Share(0.25))
 PLUS = Plan((Step(layers="0", method="dycoke", keep=QUARTER),), "fastav-plus@0.25")  # the preset keeps half

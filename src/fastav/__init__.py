@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastav.adapter import ModelAdapter, Prepared
+    from fastav.budgets import Before, Frames, Share, Tokens, Unpadded
     from fastav.decoding.stopping import Stop
     from fastav.engine import Answer, Sampling
     from fastav.engines.transformers import Decoding, Pruning, prune
@@ -23,19 +24,19 @@ if TYPE_CHECKING:
     from fastav.media import Clip
     from fastav.method import Method, Signal, View
     from fastav.pipelines import Pipeline, pipeline
-    from fastav.plan import Before, Frames, Keep, Plan, Share, Step, Tokens, Unpadded
+    from fastav.plan import Keep, Plan, Step
     from fastav.request import Request
 
 __version__ = "0.2.0"
 
 _HOMES = {
     "Answer": "engine",
-    "Before": "plan",
+    "Before": "budgets",
     "Clip": "media",
     "Decoding": "engines.transformers",
     "FastAVError": "errors",
     "FastAVWarning": "errors",
-    "Frames": "plan",
+    "Frames": "budgets",
     "Inspection": "inspection",
     "Keep": "plan",
     "Layout": "layout",
@@ -48,12 +49,12 @@ _HOMES = {
     "Pruning": "engines.transformers",
     "Request": "request",
     "Sampling": "engine",
-    "Share": "plan",
+    "Share": "budgets",
     "Signal": "method",
     "Step": "plan",
     "Stop": "decoding.stopping",
-    "Tokens": "plan",
-    "Unpadded": "plan",
+    "Tokens": "budgets",
+    "Unpadded": "budgets",
     "View": "method",
     "pipeline": "pipelines",
     "prune": "engines.transformers",

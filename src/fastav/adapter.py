@@ -23,6 +23,7 @@ from fastav.presets import NONE
 from fastav.recipes import recipe
 from fastav.registry import MODELS, RECIPES, unknown_name
 from fastav.request import Request
+from fastav.target import Target
 
 require_tested("torch", "transformers")
 
@@ -284,6 +285,7 @@ def adapter_for(architectures: Collection[str], config: Mapping[Any, Any] | None
 def plan_named(plan: Any, adapter: ModelAdapter) -> Plan:
     """A `Plan` as it is; or, by name, a preset of the model, a JSON file, or a recipe (`fastv`, `fastv@0.25`).
 
+    Behind any of these, `@r=0.25` sets a target of mean retention, `@flops=0.4` and `@kv=0.3` others.
     Raises: UnknownName, PlanError.
     """
     if isinstance(plan, Plan):
@@ -297,6 +299,12 @@ def plan_named(plan: Any, adapter: ModelAdapter) -> Plan:
         return adapter.preset(plan)
     if plan.endswith(".json"):
         return Plan.load(plan)
-    if plan.partition("@")[0] not in RECIPES:
+    path, _, suffix = plan.rpartition("@")
+    if path.endswith(".json"):
+        return Plan.load(path).aiming_at(Target.from_suffix(suffix))
+    name, _, suffix = plan.partition("@")
+    if name in presets and "=" in suffix:
+        return adapter.preset(name).aiming_at(Target.from_suffix(suffix))
+    if name not in RECIPES:
         raise unknown_name(f"plan of {adapter.name}", plan, [*presets, *RECIPES])
     return recipe(plan)

@@ -22,6 +22,7 @@ from fastav.pruning.compiled import CompiledPlan
 from fastav.pruning.rollout import ALPHA
 from fastav.request import Request
 from fastav.request_lock import Cancellation
+from fastav.retention import mean_retention
 from fastav.trace import Trace
 
 
@@ -121,6 +122,11 @@ class Answer:
         seconds = f"{sum(self.seconds.values()):.2f} s"
         return f"Answer({self.text!r}, finish={self.finish!r}, plan={self.plan!r}: {tokens}, {costs}, {seconds})"
 
+    @property
+    def mean_retention(self) -> float | None:
+        """The share of the prompt's audio, video and images that layers ran on, mean over layers; None if unknown."""
+        return mean_retention(self.tokens_per_layer, self.prompt_tokens)
+
     def to_dict(self) -> dict[str, Any]:
         """The answer as a JSON object."""
         return {
@@ -130,6 +136,7 @@ class Answer:
             "plan": self.plan,
             "prompt_tokens": dict(self.prompt_tokens),
             "tokens_per_layer": [dict(layer) for layer in self.tokens_per_layer],
+            "mean_retention": self.mean_retention,
             "flops": self.flops.to_dict(),
             "kv_bytes": self.kv_bytes.to_dict(),
             "seconds": dict(self.seconds),

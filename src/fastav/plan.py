@@ -7,111 +7,23 @@ of tokens of every layer before anything runs.
 import hashlib
 import json
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Set
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from fractions import Fraction
+from functools import lru_cache
 from math import ceil
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
-import numpy as np
-
+from fastav.budgets import Between, Budget, budget_of
 from fastav.errors import PlanError, reason_of
+from fastav.flops import DecoderShape
 from fastav.formatting import brief_repr
 from fastav.layout import MEDIA, Layout, Modality
 from fastav.registry import METHODS
-
-Remaining = Mapping[frozenset[Modality], int]  # numbers of remaining tokens, by groups whose split is known
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Budget(ABC):
-    """How many tokens of a pool to keep: a share of the remaining ones, or a number that the layout gives."""
-
-    key: ClassVar[str]
-
-    def __repr__(self) -> str:
-        return brief_repr(self, *(field.name for field in fields(self)))
-
-    @abstractmethod
-    def tokens(self, layout: Layout, pool: Collection[Modality], remaining: int) -> int:
-        """Number of tokens to keep, of the `remaining` tokens of `pool`; it may exceed `remaining`."""
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Share(Budget):
-    """A share of the remaining tokens, rounded up: dropping 20 % drops floor(0.2 n)."""
-
-    share: float | int
-    key: ClassVar[str] = "share"
-
-    def __post_init__(self) -> None:
-        if not (_is_number(self.share) and 0 < self.share <= 1):
-            raise PlanError(f"a share must be in (0, 1], got {self.share!r}", "to drop a whole modality keep 0 tokens")
-        object.__setattr__(self, "share", float(self.share))
-
-    def tokens(self, layout: Layout, pool: Collection[Modality], remaining: int) -> int:  # noqa: D102
-        # use the decimal as written, not its binary approximation: 0.8 of 5 is 4
-        return ceil(Fraction(repr(self.share)) * remaining)
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Tokens(Budget):
-    """A maximum number of tokens."""
-
-    number: int
-    key: ClassVar[str] = "tokens"
-
-    def __post_init__(self) -> None:
-        _require_count("a number of tokens", self.number, 0)
-
-    def tokens(self, layout: Layout, pool: Collection[Modality], remaining: int) -> int:  # noqa: D102
-        return self.number
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Before(Budget):
-    """The number of tokens before a position of the prompt (counted from 0, without batch padding)."""
-
-    position: int
-    key: ClassVar[str] = "before"
-
-    def __post_init__(self) -> None:
-        _require_count("a position", self.position, 0)
-
-    def tokens(self, layout: Layout, pool: Collection[Modality], remaining: int) -> int:  # noqa: D102
-        return int(np.isin(layout.modality[: self.position], list(pool)).sum())
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Frames(Budget):
-    """The number of tokens that belong to the first `frames` sampled frames."""
-
-    frames: int
-    key: ClassVar[str] = "frames"
-
-    def __post_init__(self) -> None:
-        _require_count("a number of frames", self.frames, 1)
-
-    def tokens(self, layout: Layout, pool: Collection[Modality], remaining: int) -> int:  # noqa: D102
-        in_frames = (layout.frame >= 0) & (layout.frame < self.frames)
-        return int((np.isin(layout.modality, list(pool)) & in_frames).sum())
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Unpadded(Budget):
-    """The number of tokens that are not padding by construction."""
-
-    key: ClassVar[str] = "unpadded"
-
-    def tokens(self, layout: Layout, pool: Collection[Modality], remaining: int) -> int:  # noqa: D102
-        return int((np.isin(layout.modality, list(pool)) & ~layout.padding).sum())
-
-
-_BUDGETS: dict[str, type[Budget]] = {b.key: b for b in (Share, Tokens, Before, Frames, Unpadded)}
+from fastav.target import Efforts, Remaining, Target, least_effort, modality_retention
 
 
 class Pool(Enum):
@@ -132,9 +44,11 @@ class Keep:
 
     `clip` is one budget for audio and video together, `media` one for audio, video and image, `all` one that includes
     text: tokens that share a budget compete for it.
+    `total` is what the pools keep together: their own budgets then give only the proportions in which they share it,
+    and a pool that would keep more than it has leaves the rest to the others.
     The last token of the prompt is always kept: its logits give the answer.
 
-    Raises: PlanError if a modality has two budgets.
+    Raises: PlanError if a modality has two budgets, or if `total` stands alone.
     """
 
     text: Budget | None = None
@@ -144,9 +58,12 @@ class Keep:
     clip: Budget | None = None
     media: Budget | None = None
     all: Budget | None = None
+    total: Budget | None = None
 
     def __post_init__(self) -> None:
         pools = self.pools()
+        if self.total is not None and not pools:
+            raise PlanError("a total without budgets", "give the budgets of the modalities that share it")
         if sum(len(pool) for pool in pools) > len(frozenset[Modality]().union(*pools)):
             names = ", ".join(f.name for f in fields(self) if getattr(self, f.name) is not None)
             raise PlanError(f"keep names a modality twice: {names}", "give every modality one budget")
@@ -158,14 +75,22 @@ class Keep:
         """The budgets, by the modalities that share them."""
         return {pool.value: budget for pool in Pool if (budget := getattr(self, pool.name)) is not None}
 
-    def counts(self, layout: Layout, remaining: Remaining) -> dict[frozenset[Modality], int]:
+    def counts(
+        self,
+        layout: Layout,
+        remaining: Remaining,
+        efforts: Efforts | None = None,
+        entering: Remaining | None = None,
+    ) -> dict[frozenset[Modality], int]:
         """The number of tokens to keep of every pool, from the layout alone.
 
-        remaining: numbers of remaining tokens, by groups of modalities whose split is known.
+        remaining: numbers of remaining tokens, by groups of modalities whose split is known. efforts: of the budgets of
+        each modality, in a plan with a target. entering: numbers of tokens that enter the decoder (None: of the
+        prompt).
         Raises: PlanError if an earlier step pooled modalities that this one separates.
         """
-        counts: dict[frozenset[Modality], int] = {}
-        for pool, budget in self.pools().items():
+        pools = self.pools()
+        for pool in pools:
             split = [group for group in remaining if group & pool and not group <= pool]
             if split:
                 names = " + ".join(sorted(m.label for m in split[0]))
@@ -173,24 +98,48 @@ class Keep:
                     f"a step budgets part of {names}, which an earlier step pooled: how many remain of it is unknown",
                     "use the same pool (clip, media, all), or put the step by modality first",
                 )
-            n_pool = sum(n for group, n in remaining.items() if group <= pool)
-            has_last_token = len(layout) > 0 and Modality(layout.modality[-1]) in pool
-            counts[pool] = min(n_pool, max(int(has_last_token), budget.tokens(layout, pool, n_pool)))
-        return counts
+        sizes = {pool: _within(remaining, pool) for pool in pools}
+        entering = _token_counts(layout) if entering is None else entering
+
+        def tokens(budget: Budget, pool: frozenset[Modality], size: int) -> int:
+            if efforts is None or (effort := efforts.get(next(iter(pool)))) is None:
+                return budget.tokens(layout, pool, size)
+            return budget.scaled(effort, layout, pool, size, _within(entering, pool))
+
+        kept = {pool: tokens(budget, pool, sizes[pool]) for pool, budget in pools.items()}
+        if self.total is not None:
+            together = frozenset[Modality]().union(*pools)
+            kept = _shared_out(tokens(self.total, together, sum(sizes.values())), kept, sizes)
+        last = {Modality(m) for m in layout.modality[-1:]}
+        return {pool: min(sizes[pool], max(int(last <= pool and bool(last)), n)) for pool, n in kept.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """The budgets as a JSON object: `{"audio": {"tokens": 10}}`."""
-        return {
-            f.name: {b.key: getattr(b, fields(b)[0].name) if fields(b) else True}
-            for f in fields(self)
-            if (b := getattr(self, f.name)) is not None
-        }
+        return {f.name: {b.key: b.argument()} for f in fields(self) if (b := getattr(self, f.name)) is not None}
 
     @classmethod
     def from_dict(cls, data: Any) -> "Keep":
         """The inverse of `to_dict`.  Raises: PlanError."""
         budgets = _json_object("keep", data, optional={f.name for f in fields(cls)})
-        return cls(**{name: _budget(name, value) for name, value in budgets.items()})
+        return cls(**{name: budget_of(name, value) for name, value in budgets.items()})
+
+
+def _within(remaining: Remaining, pool: frozenset[Modality]) -> int:
+    """The number of tokens in the groups of a pool."""
+    return sum(n for group, n in remaining.items() if group <= pool)
+
+
+def _shared_out(
+    total: int, weights: Mapping[frozenset[Modality], int], sizes: Mapping[frozenset[Modality], int]
+) -> dict[frozenset[Modality], int]:
+    """A total, shared out among pools in proportion to weights, each up to its size and rounded up."""
+    counts, left = dict.fromkeys(weights, 0), {pool: n for pool, n in weights.items() if n}
+    while left:
+        scale = Fraction(max(0, total - sum(counts.values())), sum(left.values()))
+        full = [pool for pool, n in left.items() if scale * n >= sizes[pool]]
+        counts |= {pool: sizes[pool] if full else ceil(scale * left[pool]) for pool in full or left}
+        left = {pool: n for pool, n in left.items() if full and pool not in full}
+    return counts
 
 
 _ORIGIN_KEYS = ("model", "layers", "hidden")
@@ -297,16 +246,56 @@ class Plan:
 
     origin: for a calibrated plan, the model that it was made for (`model`, `layers`, `hidden`: the adapter's name, the
     decoder's depth and width) and its data (any JSON values). Such a plan fits no other model.
+    target: what the prefill may cost in all. The steps then give the schedule's shape, and for every prompt one effort
+    (one per modality, if the target is by modality) scales their budgets until the cost is the target, or as far below
+    it as whole tokens leave it.
+
+    Raises: PlanError if budgets have bounds but the plan no target, or if steps pool modalities that the target tells
+    apart.
     """
 
     steps: tuple[Step, ...] = ()
     name: str = ""
     origin: Mapping[str, Any] | None = field(default=None, hash=False)
+    target: Target | None = None
 
     VERSION: ClassVar[int] = 1
 
+    def __post_init__(self) -> None:
+        pools = {pool: budget for step in self.steps for pool, budget in step.keep.pools().items()}
+        budgets = [budget for step in self.steps for budget in (*step.keep.pools().values(), step.keep.total)]
+        if self.target is None:
+            if any(isinstance(budget, Between) for budget in budgets):
+                raise PlanError(
+                    "a budget between bounds needs a plan with a target", 'e.g. "target": {"retention": 0.25}'
+                )
+            return
+        if not self.steps:
+            raise PlanError("a plan without steps cannot meet a target", "choose a plan that prunes")
+        for modality in self.target.by_modality:
+            if frozenset({modality}) not in pools or any(modality in pool and len(pool) > 1 for pool in pools):
+                raise PlanError(
+                    f"a target for {modality.label} needs steps with a budget of its own for {modality.label}",
+                    "choose another plan, or one target for all media",
+                )
+
     def __repr__(self) -> str:
         return brief_repr(self, "steps")
+
+    def retaining(self, retention: float | int | Mapping[str, float | int]) -> "Plan":
+        """The plan with a target of mean retention; its name tells it.  Raises: PlanError."""
+        return self.aiming_at(Target(retention=retention))
+
+    def aiming_at(self, target: Target) -> "Plan":
+        """The plan with this target; its name tells it.  Raises: PlanError."""
+        base = self.name.partition("@")[0] if self.target is not None else self.name
+        return replace(self, target=target, name=f"{base}@{target.suffix}")
+
+    def for_decoder(self, shape: DecoderShape) -> "Plan":
+        """The plan for a decoder of this shape, which targets of FLOPs and KV bytes need."""
+        if self.target is None or self.target.retention is not None:
+            return self
+        return replace(self, target=replace(self.target, shape=shape))
 
     def cuts(self, depth: int) -> tuple[tuple[int, Step], ...]:
         """Every (layer, step) that drops tokens in a decoder of this depth, in order.
@@ -340,42 +329,43 @@ class Plan:
 
     def schedule(self, layout: Layout, depth: int) -> tuple[Cut, ...]:
         """The cuts of a prompt, known before anything runs.  Raises: PlanError."""
-        remaining = _token_counts(layout)
+        return self._schedule(self.cuts(depth), layout, self._efforts(layout, depth))
+
+    @staticmethod
+    def _schedule(cuts: tuple[tuple[int, Step], ...], layout: Layout, efforts: Efforts | None) -> tuple[Cut, ...]:
+        remaining = entering = _token_counts(layout)
         schedule: list[Cut] = []
-        for layer, step in self.cuts(depth):
-            counts = step.keep.counts(layout, remaining)
+        for layer, step in cuts:
+            counts = step.keep.counts(layout, remaining, efforts, entering)
             remaining = _apply_counts(remaining, counts)
+            entering = remaining if layer == 0 else entering
             schedule.append(Cut(layer=layer, step=step, counts=counts, remaining=remaining))
         return tuple(schedule)
 
     def cache_schedule(self, layout: Layout, depth: int) -> tuple[Cut, ...]:
         """The cuts of a prompt that change a layer's cache alone.  Raises: PlanError."""
-        running, cuts = self.layers(layout, depth), self._layer_steps(depth, cache_only=True)
+        return self._cache_schedule(self.layers(layout, depth), layout, self._efforts(layout, depth))
+
+    def _cache_schedule(self, running: Sequence[Remaining], layout: Layout, efforts: Efforts | None) -> tuple[Cut, ...]:
+        """running: numbers of tokens that each layer runs on."""
+        cuts = self._layer_steps(len(running), cache_only=True)
         if len({layer for layer, _ in cuts}) < len(cuts):
             raise PlanError("two cache-only steps name the same layer", "use one cache-only step per layer")
         schedule: list[Cut] = []
         for layer, step in cuts:
-            counts = step.keep.counts(layout, running[layer])
+            counts = step.keep.counts(layout, running[layer], efforts, running[0])
             remaining = _apply_counts(running[layer], counts)
             schedule.append(Cut(layer=layer, step=step, counts=counts, remaining=remaining))
         return tuple(schedule)
 
     def cache_tokens(self, layout: Layout, depth: int) -> tuple[int, ...]:
         """The number of prompt tokens in every layer's cache.  Raises: PlanError."""
-        counts = list(self.tokens(layout, depth))
-        for cut in self.cache_schedule(layout, depth):
-            counts[cut.layer] = cut.total
-        return tuple(counts)
+        running = self.layers(layout, depth)
+        return _cached(running, self._cache_schedule(running, layout, self._efforts(layout, depth)))
 
     def layers(self, layout: Layout, depth: int) -> tuple[Remaining, ...]:
         """The numbers of tokens that every layer runs on, by groups whose split is known.  Raises: PlanError."""
-        after_cut = {cut.layer: cut.remaining for cut in self.schedule(layout, depth)}
-        layers: list[Remaining] = []
-        remaining = _token_counts(layout)
-        for layer in range(depth):
-            remaining = after_cut.get(layer, remaining)
-            layers.append(remaining)
-        return tuple(layers)
+        return _running(layout, depth, self.schedule(layout, depth))
 
     def by_layer(self, layout: Layout, depth: int) -> list[dict[str, int]]:
         """`layers` with the groups' names as keys: a pool's name where only the scores decide which modality is kept.
@@ -387,6 +377,10 @@ class Plan:
     def tokens(self, layout: Layout, depth: int) -> tuple[int, ...]:
         """The number of tokens that every layer runs on.  Raises: PlanError."""
         return tuple(sum(layer.values()) for layer in self.layers(layout, depth))
+
+    def _efforts(self, layout: Layout, depth: int) -> Efforts | None:
+        """The efforts at which a prompt costs what the target says; None without a target.  Raises: PlanError."""
+        return None if self.target is None else _solve(self, layout, depth, self.target.shape)
 
     def require(self, model: str, layers: int, hidden: int) -> None:
         """Refuse a model that the plan was not made for.  Raises: PlanError."""
@@ -400,13 +394,15 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits that differ when the steps differ; name and origin do not count."""
-        steps = json.dumps([step.to_dict() for step in self.steps], sort_keys=True)
-        return hashlib.sha256(steps.encode()).hexdigest()[:12]
+        """Twelve hexadecimal digits that differ when the steps or targets differ; name and origin do not count."""
+        steps: list[Any] = [step.to_dict() for step in self.steps]
+        steps += [] if self.target is None else [self.target.to_dict()]
+        return hashlib.sha256(json.dumps(steps, sort_keys=True).encode()).hexdigest()[:12]
 
     def to_json(self) -> str:
         """The plan as JSON text."""
         data = {"fastav_plan": self.VERSION, "name": self.name, "steps": [step.to_dict() for step in self.steps]}
+        data |= {} if self.target is None else {"target": self.target.to_dict()}
         data |= {} if self.origin is None else {"origin": dict(self.origin)}
         return json.dumps(data, indent=2)
 
@@ -417,7 +413,8 @@ class Plan:
             parsed = json.loads(text, object_pairs_hook=_unique)
         except (ValueError, RecursionError) as error:
             raise PlanError(f"a plan must be JSON: {reason_of(error)}") from None
-        data = _json_object("plan", parsed, required={"fastav_plan", "name", "steps"}, optional={"origin"})
+        data = _json_object("plan", parsed, required={"fastav_plan", "name", "steps"}, optional={"origin", "target"})
+        target = None if data.get("target") is None else Target.from_dict(data["target"])
         origin = _origin(data.get("origin"))
         if data["fastav_plan"] != cls.VERSION or isinstance(data["fastav_plan"], bool):
             raise PlanError(
@@ -427,7 +424,7 @@ class Plan:
         if not isinstance(data["name"], str) or not isinstance(data["steps"], list):
             raise PlanError("a plan's name must be a string and its steps a list")
         steps = cast("list[Any]", data["steps"])
-        return cls(tuple(Step.from_dict(step) for step in steps), data["name"], origin)
+        return cls(tuple(Step.from_dict(step) for step in steps), data["name"], origin, target)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> "Plan":
@@ -452,6 +449,58 @@ def _apply_counts(remaining: Remaining, counts: Remaining) -> Remaining:
     return {**outside, **counts}
 
 
+@lru_cache(maxsize=32)
+def _solve(plan: Plan, layout: Layout, depth: int, shape: DecoderShape | None) -> Efforts:
+    """The efforts of a plan with a target for one prompt.
+
+    shape: of the target, which does not count when plans are compared.
+    Raises: PlanError if the plan cannot meet its target.
+    """
+    target = plan.target
+    assert target is not None
+    if not (media := layout.count(*MEDIA)):
+        return dict.fromkeys(Modality, 0.0)  # there is nothing to prune
+    cuts, n_pools = plan.cuts(depth), sum(len(step.keep.pools()) for step in plan.steps)
+
+    def layers(efforts: Efforts) -> tuple[Remaining, ...]:
+        return _running(layout, depth, plan._schedule(cuts, layout, efforts))
+
+    def cost(effort: float) -> float:
+        efforts = dict.fromkeys(Modality, effort)
+        running = layers(efforts)
+        return target.cost(layout, running, _cached(running, plan._cache_schedule(running, layout, efforts)))
+
+    what = f"the target of {target} of the plan {plan.name or plan.fingerprint!r}"
+    if target.share is not None:
+        return dict.fromkeys(Modality, least_effort(cost, target.share, n_pools / media, what))
+    return {
+        modality: least_effort(
+            lambda effort, m=modality: modality_retention(layout, layers({m: effort}), m), share, n_pools / n, what
+        )
+        for modality, share in target.by_modality.items()
+        if (n := layout.count(modality))
+    }
+
+
+def _running(layout: Layout, depth: int, schedule: Sequence[Cut]) -> tuple[Remaining, ...]:
+    """The tokens that every layer runs on."""
+    after_cut = {cut.layer: cut.remaining for cut in schedule}
+    layers: list[Remaining] = []
+    remaining = _token_counts(layout)
+    for layer in range(depth):
+        remaining = after_cut.get(layer, remaining)
+        layers.append(remaining)
+    return tuple(layers)
+
+
+def _cached(running: Sequence[Remaining], cache_schedule: Sequence[Cut]) -> tuple[int, ...]:
+    """The number of tokens in every layer's cache."""
+    counts = [sum(layer.values()) for layer in running]
+    for cut in cache_schedule:
+        counts[cut.layer] = cut.total
+    return tuple(counts)
+
+
 def _origin(value: Any) -> dict[str, Any] | None:
     if value is None:
         return None
@@ -463,35 +512,10 @@ def _origin(value: Any) -> dict[str, Any] | None:
     return origin
 
 
-def _budget(pool: str, value: Any) -> Budget:
-    entries = list(cast("dict[str, Any]", value).items()) if isinstance(value, dict) else []
-    if len(entries) != 1 or entries[0][0] not in _BUDGETS:
-        raise PlanError(f"keep.{pool} must be one of {', '.join(_BUDGETS)}, got {value!r}", 'e.g. {"share": 0.8}')
-    ((key, argument),) = entries
-    kind = _BUDGETS[key]
-    if fields(kind) and not (_is_number(argument) and (kind is Share or isinstance(argument, int))):
-        number = "a number" if kind is Share else "a whole number"
-        raise PlanError(f"keep.{pool}: {key} must be {number}, got {argument!r}")
-    make = cast("Callable[..., Budget]", kind)
-    try:
-        return make(argument) if fields(kind) else make()
-    except PlanError as error:
-        raise PlanError(f"keep.{pool}: {error.message}", error.hint) from None
-
-
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(data := dict(pairs)) < len(pairs):
         raise PlanError(f"a key occurs twice among {', '.join(key for key, _ in pairs)}")
     return data
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _require_count(what: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise PlanError(f"{what} must be a whole number of at least {least}, got {value!r}")
 
 
 def _json_object(

@@ -1,7 +1,8 @@
 """Plans that several models share."""
 
+from fastav.budgets import Share, Unpadded
 from fastav.errors import PlanError
-from fastav.plan import Keep, Plan, Share, Step, Unpadded
+from fastav.plan import Keep, Plan, Step
 
 NONE = Plan(name="none")
 

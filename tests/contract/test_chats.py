@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from fastav.budgets import Share
 from fastav.engines.transformers import TransformersEngine
 from fastav.engines.transformers.generation.sampler import TokenSampler
 from fastav.layout import Layout, Modality
 from fastav.models._official import TOKEN_INPUTS, concatenate
 from fastav.pipelines import Pipeline
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.plan import Keep, Plan, Step
 from fastav.presets import NONE
 from support.family import NAMES, Family, family_of
 from support.masked import masked_conversation, rules_of

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from fastav.adapter import Prepared
+from fastav.budgets import Share
 from fastav.engines.transformers import Decoding, TransformersEngine, prune
 from fastav.errors import CheckpointError, MediaError, UnsupportedPlan
 from fastav.flops import prefill_flops
@@ -22,7 +23,7 @@ from fastav.media import Clip
 from fastav.messages import Kind
 from fastav.models.video_salmonn2_plus import VideoSalmonn2PlusProcessor
 from fastav.pipelines import pipeline
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.plan import Keep, Plan, Step
 from fastav.presets import NONE, plus
 from fastav.recipes import recipe
 from fastav.request import Request, Use

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
+from fastav.budgets import Share
 from fastav.engines.transformers import TransformersEngine, prune
 from fastav.errors import UnsupportedPlan
 from fastav.layout import MEDIA
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.plan import Keep, Plan, Step
 from fastav.presets import NONE
 from fastav.pruning.compiled import compile_plan
 from support.family import NAMES, Family, family_of

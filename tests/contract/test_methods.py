@@ -5,10 +5,11 @@ from dataclasses import fields
 import pytest
 import torch
 
+from fastav.budgets import Share
 from fastav.errors import PlanError, UndeclaredSignal
 from fastav.layout import MEDIA, Modality
 from fastav.method import LAYOUT_SIGNALS, BatchLayout, Method, Signal, View, method_of
-from fastav.plan import Keep, Share, Step
+from fastav.plan import Keep, Step
 from fastav.pruning.device_layout import batch_layout
 from fastav.pruning.selection import SelectionGroups, select
 from fastav.registry import METHODS

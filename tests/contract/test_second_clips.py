@@ -12,12 +12,13 @@ import torch
 from transformers import DynamicCache
 
 from fastav.adapter import ModelAdapter, Prepared
+from fastav.budgets import Share
 from fastav.cache_argument import as_argument
 from fastav.engines.transformers import prune
 from fastav.errors import UnsupportedPlan
 from fastav.media import Clip
 from fastav.models.tiny import TinyAdapter
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.plan import Keep, Plan, Step
 from fastav.presets import NONE
 from fastav.request import Request
 from support.family import NAMES, PLAN, family_of

@@ -6,8 +6,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from fastav.budgets import Share, Tokens
 from fastav.engines.transformers import prune
-from fastav.plan import Keep, Plan, Share, Step, Tokens
+from fastav.plan import Keep, Plan, Step
 from fastav.presets import fastav, trim
 from fastav.registry import RECIPES
 from support.tiny import TinyAdapter, prompt, tiny_model

@@ -10,12 +10,13 @@ import torch
 
 import fastav
 from fastav import batches
+from fastav.budgets import Share
 from fastav.engines.transformers import Decoding, TransformersEngine, prune
 from fastav.engines.transformers.prefetch import EncoderPrefetcher
 from fastav.errors import FastAVError, MissingTrack, PlanError
 from fastav.media import Clip
 from fastav.pipelines import Pipeline
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.plan import Keep, Plan, Step
 from fastav.request import Request, Use
 from support.family import NAMES, family_of, generate
 from support.toy import scene_request

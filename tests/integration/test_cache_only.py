@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from fastav.budgets import Share, Tokens
 from fastav.cache_argument import of_output
 from fastav.engines.transformers import TransformersEngine, prune
 from fastav.errors import PlanError, UnsupportedPlan
-from fastav.plan import Keep, Plan, Share, Step, Tokens
+from fastav.plan import Keep, Plan, Step
 from support import flash
 from support.cases import ROWS, STEPS
 from support.tiny import TinyAdapter, pad_left, tiny_model

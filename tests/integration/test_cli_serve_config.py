@@ -6,11 +6,12 @@ import subprocess
 import pytest
 
 from fastav.adapter import plan_named
+from fastav.budgets import Share, Tokens
 from fastav.cli import main
 from fastav.engines.vllm import server_args
 from fastav.engines.vllm.guards import read
 from fastav.pipelines import resolve
-from fastav.plan import Keep, Plan, Share, Step, Tokens
+from fastav.plan import Keep, Plan, Step
 from support.command import failure, stdout
 
 GLOBAL = Plan((Step(layers="middle", method="position", keep=Keep(media=Share(0.3))),), 'it\'s mine & "quoted"')

@@ -10,12 +10,13 @@ import torch
 from transformers import DynamicCache, TextStreamer
 from transformers.generation.stopping_criteria import StoppingCriteria
 
+from fastav.budgets import Tokens
 from fastav.cache_argument import as_argument
 from fastav.engines.transformers import Decoding, prune
 from fastav.engines.transformers.generation import loop, sampler
 from fastav.engines.transformers.generation.sampler import HostStream, Stop
 from fastav.errors import UnsupportedPlan
-from fastav.plan import Keep, Tokens
+from fastav.plan import Keep
 from fastav.presets import NONE, fastav
 from support.cases import PLAN, ROWS, STEPS
 from support.tiny import TinyAdapter, pad_left, prompt, tiny_model

@@ -16,6 +16,7 @@ from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni as qwen2_5
 from transformers.models.qwen3_omni_moe import modeling_qwen3_omni_moe as qwen3
 
 from fastav.adapter import ModelAdapter, adapter_for
+from fastav.budgets import Share
 from fastav.engines.transformers import TransformersEngine, prune
 from fastav.errors import UnsupportedPlan
 from fastav.layout import Modality
@@ -25,7 +26,7 @@ from fastav.models.tiny import TinyAdapter
 from fastav.models.video_salmonn2 import VideoSalmonn2Adapter
 from fastav.models.videollama2 import VideoLlama2Adapter
 from fastav.models.videollama2.beats import relative_buckets
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.plan import Keep, Plan, Step
 from fastav.recipes import recipe
 from fastav.request import Request, Use
 from support.families import qwen2_5_omni, qwen3_omni

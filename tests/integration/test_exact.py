@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from fastav.budgets import Share
 from fastav.engines.transformers import prune
-from fastav.plan import Keep, Plan, Share
+from fastav.plan import Keep, Plan
 from fastav.presets import fastav
 from support import flash
 from support.cases import PLAN, ROWS, STEPS, generate, rules_of

@@ -9,11 +9,12 @@ import torch
 
 import fastav
 from fastav.adapter import ModelAdapter, adapter_for
+from fastav.budgets import Share
 from fastav.engines.transformers import Decoding, TransformersEngine, prune
 from fastav.errors import FastAVError, UnsupportedPlan
 from fastav.evaluate.divergence import kl_divergence
 from fastav.media import Clip
-from fastav.plan import Keep, Plan, Share
+from fastav.plan import Keep, Plan
 from fastav.presets import NONE
 from fastav.request import Request
 from support.masked import masked_logits, rules_of

@@ -6,10 +6,11 @@ import pytest
 import torch
 from transformers import DynamicCache, GenerationConfig, StaticCache
 
+from fastav.budgets import Share, Tokens
 from fastav.cache_argument import as_argument
 from fastav.engines.transformers import prune
 from fastav.errors import PlanError, UnsupportedModel, UnsupportedPlan
-from fastav.plan import Keep, Plan, Share, Step, Tokens
+from fastav.plan import Keep, Plan, Step
 from support import flash
 from support.cases import PLAN, ROWS, STEPS, generate, rules_of
 from support.oracle import drop_lowest, keep_only_first, oracle_logits

@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 import torch
 
+from fastav.budgets import Tokens
 from fastav.cache_argument import of_output
 from fastav.engines.transformers import prune
 from fastav.layout import MEDIA, Modality
-from fastav.plan import Keep, Plan, Step, Tokens
+from fastav.plan import Keep, Plan, Step
 from fastav.presets import fastav, plus, trim
 from fastav.pruning.selection import select
 from fastav.registry import METHODS, RECIPES

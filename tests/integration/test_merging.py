@@ -8,10 +8,11 @@ import pytest
 import torch
 from transformers import Gemma3nForCausalLM, Gemma3nTextConfig
 
+from fastav.budgets import Share, Tokens
 from fastav.engines.transformers import TransformersEngine, prune
 from fastav.errors import UnsupportedPlan
 from fastav.method import Method, Signal
-from fastav.plan import Keep, Plan, Share, Step, Tokens
+from fastav.plan import Keep, Plan, Step
 from fastav.recipes import recipe
 from support import flash
 from support.cases import ROWS, STEPS

@@ -11,10 +11,11 @@ from accelerate import cpu_offload, disk_offload, dispatch_model
 
 import fastav
 from fastav.adapter import plan_named
+from fastav.budgets import Share
 from fastav.engines.transformers import Decoding, TransformersEngine, devices, prune
 from fastav.engines.transformers.generation import cuda_graphs
 from fastav.errors import PlanNotApplied
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.plan import Keep, Plan, Step
 from fastav.presets import NONE
 from support.cases import PLAN, ROWS, rules_of
 from support.oracle import oracle_logits

@@ -7,9 +7,10 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from fastav.budgets import Share
 from fastav.cache_argument import as_argument, of_output
 from fastav.engines.transformers import prune
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.plan import Keep, Plan, Step
 from support.cases import PLAN, ROWS
 from support.pretended import CPU, FIRST, pretended, spread
 from support.tiny import TinyAdapter, pad_left, tiny_model

@@ -9,11 +9,12 @@ import torch
 from transformers import DynamicCache, Gemma3nForCausalLM, Gemma3nTextConfig
 
 from fastav import cache_argument
+from fastav.budgets import Share
 from fastav.engines.transformers import Decoding, prune
 from fastav.engines.transformers.hooks import Pruning
 from fastav.engines.transformers.kv_cache import PrunedLayer
 from fastav.errors import PlanNotApplied
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.plan import Keep, Plan, Step
 from integration.test_shared_keys import DEPTH, TEXT
 from support.families._tiny import randomized
 from support.tiny import TinyAdapter, pad_left, prompt, tiny_model

@@ -11,10 +11,11 @@ import pytest
 import torch
 from transformers import DynamicCache, QuantizedCache
 
+from fastav.budgets import Share
 from fastav.cache_argument import as_argument, of_output
 from fastav.engines.transformers import prune
 from fastav.errors import UnsupportedPlan
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.plan import Keep, Plan, Step
 from fastav.presets import NONE
 from support.cases import PLAN
 from support.masked import masked_steps, rules_of

@@ -5,11 +5,12 @@ import threading
 import pytest
 import torch
 
+from fastav.budgets import Share
 from fastav.engine import Engine
 from fastav.engines.transformers import prune
 from fastav.engines.vllm.engine import VllmEngine
 from fastav.errors import UnsupportedPlan
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.plan import Keep, Plan, Step
 from fastav.pruning.state import PruningState
 from support.cases import PLAN, ROWS
 from support.tiny import AUDIO_ID, VIDEO_ID, TinyAdapter, pad_left, tiny_model

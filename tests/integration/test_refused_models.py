@@ -20,10 +20,11 @@ from transformers import (
 
 from fastav import token_mixing
 from fastav.adapter import adapter_for
+from fastav.budgets import Share
 from fastav.engines.transformers import prune
 from fastav.errors import UnsupportedModel
 from fastav.pipelines import resolve
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.plan import Keep, Plan, Step
 from support.tiny import TinyAdapter, tiny_model
 
 SIZES = {

@@ -11,11 +11,12 @@ from transformers import DynamicCache
 
 import fastav
 from fastav.adapter import plan_named
+from fastav.budgets import Share
 from fastav.cache_argument import as_argument, of_output
 from fastav.engines.transformers import Decoding, TransformersEngine, prune
 from fastav.engines.transformers.devices import running_on
 from fastav.engines.transformers.generation import cuda_graphs
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.plan import Keep, Plan, Step
 from fastav.presets import NONE
 from fastav.pruning.rollout import LayerAttention
 from fastav.registry import METHODS

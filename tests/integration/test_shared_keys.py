@@ -6,11 +6,12 @@ import pytest
 import torch
 from transformers import Gemma3nForCausalLM, Gemma3nTextConfig, Gemma4ForCausalLM, Gemma4TextConfig
 
+from fastav.budgets import Share
 from fastav.cache_argument import of_output
 from fastav.engines.transformers import prune
 from fastav.errors import UnsupportedPlan
 from fastav.layout import MEDIA
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.plan import Keep, Plan, Step
 from support.families._tiny import randomized
 from support.masked import masked_logits, rules_of
 from support.tiny import TinyAdapter, pad_left, prompt

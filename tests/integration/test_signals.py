@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from fastav.budgets import Share
 from fastav.engines.transformers import prune
 from fastav.errors import PlanError, UnsupportedModel
 from fastav.method import Method, Signal, View
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.plan import Keep, Plan, Step
 from fastav.pruning.compiled import compile_plan
 from fastav.pruning.state import WINDOW
 from support.cases import ROWS

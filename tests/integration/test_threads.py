@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 import fastav
+from fastav.budgets import Share
 from fastav.engines.transformers.engine import MAX_PLANS
 from fastav.errors import FastAVError, PlanError
 from fastav.media import Clip
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.plan import Keep, Plan, Step
 from fastav.request import Request
 from fastav.request_lock import RequestLock
 

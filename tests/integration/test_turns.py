@@ -13,12 +13,13 @@ from test_windows import DEPTH as SLIDING_DEPTH
 from test_windows import GLOBAL, built
 from transformers import DynamicCache
 
+from fastav.budgets import Share
 from fastav.cache_argument import as_argument
 from fastav.engines.transformers import Pruning, prune
 from fastav.errors import PlanError, UnsupportedPlan
 from fastav.layout import Layout, Modality
 from fastav.method import Method, Signal, View
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.plan import Keep, Plan, Step
 from fastav.presets import NONE, plus
 from fastav.pruning.rollout import LayerAttention, rollout_row
 from fastav.pruning.state import WINDOW

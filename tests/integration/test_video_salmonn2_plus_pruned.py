@@ -7,12 +7,13 @@ import pytest
 import torch
 
 import fastav
+from fastav.budgets import Tokens
 from fastav.cache_argument import as_argument, of_output
 from fastav.engines.transformers import prune
 from fastav.layout import MEDIA, Modality
 from fastav.media import Clip
 from fastav.models.video_salmonn2_plus import VideoSalmonn2PlusAdapter, VideoSalmonn2PlusProcessor
-from fastav.plan import Keep, Tokens
+from fastav.plan import Keep
 from fastav.presets import fastav as fastav_plan
 from fastav.request import Request, Use
 from support.oracle import drop_lowest, keep_only_first

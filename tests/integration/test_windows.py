@@ -8,13 +8,14 @@ import torch
 import transformers
 from transformers import Phi4MultimodalForCausalLM
 
+from fastav.budgets import Share, Tokens
 from fastav.cache_argument import of_output
 from fastav.engines.transformers import Decoding, prune
 from fastav.engines.transformers.engine import TransformersEngine
 from fastav.errors import UnsupportedModel, UnsupportedPlan
 from fastav.media import Clip
 from fastav.models.phi4_multimodal import Phi4MultimodalAdapter
-from fastav.plan import Keep, Plan, Share, Step, Tokens
+from fastav.plan import Keep, Plan, Step
 from fastav.presets import NONE
 from fastav.pruning import decoder_layers
 from fastav.request import Request

@@ -5,8 +5,9 @@ from typing import Any
 from torch import Tensor
 from transformers import Qwen2ForCausalLM
 
+from fastav.budgets import Tokens
 from fastav.engines.transformers import Pruning, prune
-from fastav.plan import Keep, Plan, Tokens
+from fastav.plan import Keep, Plan
 from fastav.presets import fastav
 from support.oracle import Rule, drop_lowest, keep_only_first
 from support.tiny import AUDIO_ID, VIDEO_ID, TinyAdapter, prompt

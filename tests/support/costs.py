@@ -7,10 +7,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastav.adapter import ModelAdapter
+from fastav.budgets import Share
 from fastav.cache_argument import of_output
 from fastav.engine import Answer
 from fastav.engines.transformers import TransformersEngine
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.plan import Keep, Plan, Step
 from fastav.request import Request
 
 

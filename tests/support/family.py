@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from fastav.adapter import ModelAdapter, Prepared, adapter_for
+from fastav.budgets import Share
 from fastav.engines.transformers import TransformersEngine, prune
 from fastav.media import Clip
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.plan import Keep, Plan, Step
 from fastav.presets import fastav
 from fastav.request import Request
 from support import families

@@ -7,6 +7,7 @@ import torch
 
 from fastav import presets
 from fastav.ablations import FINE, GLOBAL, TABLES, plans, tables
+from fastav.budgets import Before, Share, Tokens
 from fastav.engines.transformers import prune
 from fastav.errors import PlanError, UnknownName
 from fastav.method import method_of
@@ -14,7 +15,7 @@ from fastav.methods.last_query import LastQuery
 from fastav.methods.position import Position
 from fastav.methods.random import Random
 from fastav.methods.rollout import Rollout
-from fastav.plan import Before, Keep, Plan, Share, Step, Tokens
+from fastav.plan import Keep, Plan, Step
 from support.tiny import AUDIO_ID, VIDEO_ID, TinyAdapter, layout_of, prompt, tiny_model
 
 DEPTH = 28

@@ -20,11 +20,12 @@ from fastav.bench.measure import Quartiles
 from fastav.bench.session import Session
 from fastav.bench.specs import ModelSpec, model_spec, prompt_specs
 from fastav.bench.table import SPEED
+from fastav.budgets import Share
 from fastav.engines.transformers import timing
 from fastav.engines.transformers.compiled_layers import compiled, is_compiled
 from fastav.errors import FastAVError, PlanError, UnknownName, UnsupportedPlan
 from fastav.flops import DecoderShape, kv_bytes, prefill_flops
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.plan import Keep, Plan, Step
 from fastav.presets import NONE
 from fastav.pruning.rollout import LayerAttention, rollout_row
 from fastav.registry import MODELS

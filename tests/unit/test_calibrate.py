@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastav.budgets import Before, Frames, Tokens
 from fastav.calibrate import (
     Criterion,
     Evidence,
@@ -23,7 +24,7 @@ from fastav.calibrate import (
 from fastav.errors import CalibrationError, PlanError
 from fastav.flops import DecoderShape, prefill_flops
 from fastav.layout import Layout, Modality
-from fastav.plan import Before, Frames, Plan, Tokens
+from fastav.plan import Plan
 from fastav.trace import Trace
 
 SHAPE = DecoderShape(layers=6, hidden=32, intermediate=64, heads=4, kv_heads=2, head_dim=8, vocab=50)

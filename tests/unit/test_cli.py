@@ -15,6 +15,7 @@ import pytest
 import typer
 
 from fastav import presets
+from fastav.budgets import Before, Share, Tokens
 from fastav.cli import COMMANDS as HEADINGS
 from fastav.cli import _chart, _help, _plans, _render, _text, main
 from fastav.cli._output import write_file
@@ -23,7 +24,7 @@ from fastav.cli.run import out_of_memory_as_error
 from fastav.errors import FastAVError, PlanError
 from fastav.formatting import plural
 from fastav.layout import Layout, Modality
-from fastav.plan import Before, Keep, Plan, Share, Tokens
+from fastav.plan import Keep, Plan
 from fastav.registry import MODELS
 
 FASTAV = presets.fastav(Keep(audio=Tokens(10)))

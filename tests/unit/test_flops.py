@@ -7,12 +7,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
+from fastav.budgets import Tokens
 from fastav.cache_argument import as_argument
 from fastav.engines.transformers import prune
 from fastav.errors import PlanError
 from fastav.flops import DecoderShape, kv_bytes, paper_flops, prefill_flops
 from fastav.layout import Layout, Modality
-from fastav.plan import Keep, Plan, Tokens
+from fastav.plan import Keep, Plan
 from fastav.presets import fastav
 from support.tiny import TinyAdapter, prompt, tiny_model
 

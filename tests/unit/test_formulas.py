@@ -9,11 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastav.budgets import Share
 from fastav.errors import PlanError
 from fastav.layout import Layout, Modality
 from fastav.method import Signal, View, method_of
 from fastav.methods._order import earlier, ranks, temporal_ranks
-from fastav.plan import Keep, Share, Step
+from fastav.plan import Keep, Step
 from fastav.pruning.device_layout import batch_layout
 from fastav.pruning.selection import select
 from fastav.registry import METHODS

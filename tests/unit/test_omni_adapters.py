@@ -12,13 +12,14 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2VLVideoProcessor
 
 from fastav.adapter import Prepared, adapter_for
+from fastav.budgets import Share
 from fastav.engines.transformers import prune
 from fastav.errors import CheckpointError, MediaError, MissingTrack
 from fastav.layout import Layout, Modality
 from fastav.media import Clip
 from fastav.models._omni import OmniAdapter
 from fastav.pipelines import resolve
-from fastav.plan import Keep, Share
+from fastav.plan import Keep
 from fastav.presets import fastav
 from fastav.request import Request, Use
 from support.families import qwen2_5_omni, qwen3_omni

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 import fastav
+from fastav.budgets import Share
 from fastav.cli import main
 from fastav.errors import CheckpointError, FastAVError, MissingTrack, PlanError, UnknownName, UnsupportedModel
 from fastav.media import Clip
 from fastav.models.videollama2 import VideoLlama2Processor
 from fastav.pipelines import resolve
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.plan import Keep, Plan, Step
 from fastav.registry import MODELS
 from fastav.request import Request
 

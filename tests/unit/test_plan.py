@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastav.budgets import Before, Frames, Share, Tokens, Unpadded
 from fastav.errors import PlanError, UnknownName
 from fastav.layout import MEDIA, Layout, Modality
-from fastav.plan import Before, Frames, Keep, Plan, Share, Step, Tokens, Unpadded
+from fastav.plan import Keep, Plan, Step
 from fastav.presets import fastav, plus, trim
 
 

@@ -11,12 +11,13 @@ from transformers.image_utils import PILImageResampling, SizeDict
 from transformers.video_utils import VideoMetadata
 
 from fastav.adapter import adapter_for
+from fastav.budgets import Share
 from fastav.engines.transformers import prune
 from fastav.errors import CheckpointError, MediaError
 from fastav.layout import Modality
 from fastav.media import Clip
 from fastav.models.qwen3_vl import Qwen3VLAdapter
-from fastav.plan import Keep, Share
+from fastav.plan import Keep
 from fastav.presets import fastav
 from fastav.request import Request
 from support.families import qwen3_vl, qwen3_vl_moe

@@ -16,10 +16,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from fastav.budgets import Before, Frames, Share, Tokens
 from fastav.calibrate import AnswerPair, Evidence, Preview, Record, Store
 from fastav.errors import CalibrationError, InstallationError
 from fastav.layout import Layout, Modality
-from fastav.plan import Before, Frames, Keep, Plan, Share, Step, Tokens
+from fastav.plan import Keep, Plan, Step
 from fastav.presets import fastav
 from fastav.report import figures, formatting, page
 from fastav.report.content import (

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from fastav import presets
+from fastav.budgets import Before, Frames, Share, Tokens, Unpadded
 from fastav.engine import Answer, Sampling
 from fastav.flops import Saving
 from fastav.layout import Layout, Modality
 from fastav.media import Clip
-from fastav.plan import Before, Frames, Keep, Plan, Share, Step, Tokens, Unpadded
+from fastav.plan import Keep, Plan, Step
 from media_files import tone, write_clip
 
 VALUES = [

@@ -8,12 +8,13 @@ from transformers import VideoLlama3VideoProcessor
 from transformers.image_utils import PILImageResampling, SizeDict
 from transformers.video_utils import VideoMetadata
 
+from fastav.budgets import Share
 from fastav.engines.transformers import prune
 from fastav.errors import CheckpointError, MediaError
 from fastav.layout import Modality
 from fastav.media import Clip
 from fastav.models.video_llama3 import VideoLlama3Adapter
-from fastav.plan import Keep, Share
+from fastav.plan import Keep
 from fastav.presets import fastav
 from fastav.request import Request
 from support.families import video_llama3

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastav.budgets import Share, Tokens
 from fastav.engines import vllm as package
 from fastav.engines.vllm.guards import MODELS as SERVED
 from fastav.engines.vllm.guards import Serving, check, check_request_plans, read
@@ -22,7 +23,7 @@ from fastav.engines.vllm.plugin.packed_batch import BatchRow, PackedBatch, geome
 from fastav.engines.vllm.plugin.request_state import PlanRuntime
 from fastav.engines.vllm.request_plans import request_plans
 from fastav.errors import PlanError, UnknownName, UnsupportedModel, UnsupportedPlan
-from fastav.plan import Keep, Plan, Share, Step, Tokens
+from fastav.plan import Keep, Plan, Step
 from fastav.registry import METHODS, MODELS
 
 OMNI = MODELS["qwen2-5-omni"]()

@@ -6,7 +6,8 @@ from test_vllm_exact import QUESTIONS
 from test_vllm_serving import preempted
 from vllm.exceptions import VLLMValidationError
 
-from fastav.plan import Keep, Plan, Share, Step, Tokens
+from fastav.budgets import Share, Tokens
+from fastav.plan import Keep, Plan, Step
 
 # unpruned, too, vLLM 0.32 says something else of a video with its own sound when it comes in small pieces
 ASKED = [question for question in QUESTIONS if not question.together]

@@ -3,7 +3,8 @@
 import pytest
 from harness import AUDIO, IMAGE, VIDEO, Question, agree, film, questions, sound
 
-from fastav.plan import Before, Keep, Plan, Share, Step, Tokens
+from fastav.budgets import Before, Share, Tokens
+from fastav.plan import Keep, Plan, Step
 from fastav.presets import fastav
 
 QUESTIONS = questions(AUDIO, VIDEO, IMAGE)

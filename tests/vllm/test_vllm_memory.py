@@ -8,7 +8,8 @@ from harness import TOLERANCE, Question, agree, ask, difference, film, generated
 from test_vllm_exact import AUDIO, GLOBAL, QUESTIONS, VIDEO
 from vllm.exceptions import VLLMValidationError
 
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.budgets import Share
+from fastav.plan import Keep, Plan, Step
 
 BLOCK = 32
 SMALL = {"block_size": BLOCK, "disable_log_stats": False, "enable_prefix_caching": False}

@@ -18,11 +18,12 @@ from vllm.exceptions import VLLMValidationError
 
 import fastav
 from fastav.adapter import plan_named
+from fastav.budgets import Share, Tokens
 from fastav.engines.transformers import prune
 from fastav.errors import FastAVError
 from fastav.media import Clip
 from fastav.models.tiny import TinyAdapter
-from fastav.plan import Keep, Plan, Share, Step, Tokens
+from fastav.plan import Keep, Plan, Step
 from fastav.registry import MODELS
 from fastav.request import Request, Use
 from vllm import LLM

@@ -5,7 +5,8 @@ from harness import AUDIO, VIDEO, Question, agree, film, sound
 from test_vllm_chunks import BOTH, MOST
 from test_vllm_serving import preempted
 
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.budgets import Share
+from fastav.plan import Keep, Plan, Step
 
 SEEN, HEARD = film(8, 1), sound(3, 1)
 ABOUT = [  # a clip, and much to ask

@@ -4,7 +4,8 @@ import pytest
 from harness import Question, agree, film, questions
 from test_vllm_exact import ASKING, BOTH, WHOLE
 
-from fastav.plan import Before, Keep, Plan, Share, Step
+from fastav.budgets import Before, Share
+from fastav.plan import Keep, Plan, Step
 
 AUDIO = "<|audio_start|><|audio_pad|><|audio_end|>"
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_vllm_exact import GLOBAL, QUESTIONS
 
+from fastav.budgets import Share
 from fastav.engines.vllm import compat, guards
 from fastav.engines.vllm.models import _sampling
 from fastav.engines.vllm.plugin import register
@@ -18,7 +19,7 @@ from fastav.engines.vllm.plugin.batches import Batches
 from fastav.engines.vllm.plugin.runner_v1 import BatchesV1
 from fastav.engines.vllm.plugin.runner_v2 import BatchesV2
 from fastav.errors import UnsupportedModel, UnsupportedPlan
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.plan import Keep, Plan, Step
 
 V2 = pytest.mark.skipif(RUNNER != "V2", reason="model runner V2 alone does this")
 TEXT_TOO = Plan((Step(layers="2", method="strided", keep=Keep(all=Share(0.5))),))

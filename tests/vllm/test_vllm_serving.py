@@ -26,12 +26,13 @@ from vllm.multimodal.media import MediaConnector
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.metrics.loggers import LoggingStatLogger
 
+from fastav.budgets import Share
 from fastav.engines.vllm import guards, register
 from fastav.engines.vllm.plugin.errors import explain_fetching
 from fastav.engines.vllm.plugin.requests import plan_cache
 from fastav.engines.vllm.plugin.worker import PruningWorker
 from fastav.errors import FastAVError, PlanError, PlanNotApplied
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.plan import Keep, Plan, Step
 from vllm import LLM
 
 

@@ -94,7 +94,7 @@ def supported_plans(
     skipped: dict[str, str] = {}
     for name in names or DEFAULT_PLANS:
         try:
-            plan = plan_named(name, model.adapter)
+            plan = plan_named(name, model.adapter).for_decoder(model.adapter.shape(model.config))
             if plan.steps:  # `none` is measured in any case
                 _require_effect(model, plan, prompts, attention)
                 plans.append(plan)

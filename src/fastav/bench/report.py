@@ -60,6 +60,11 @@ def milliseconds(quartiles: Json | None, *, brief: bool = False) -> str:
     return cell(quartiles, ".4g", scale=1000, brief=brief)
 
 
+def share(value: float | None) -> str:
+    """`0.534`."""
+    return "-" if value is None else f"{value:.3f}"
+
+
 def times(value: float | None) -> str:
     """`1.23 x`."""
     return "-" if value is None else f"{value:.2f} x"
@@ -98,7 +103,10 @@ def table(part: Json) -> str:
     rows = part["rows"]
     lines = [f"{part['model']}, {modalities(part['by_modality'])} tokens, batch {part['batch']}"]
     if rows:
-        lines += ["", _line("prefill", "ms", "of transformers'", "FLOPs", "over limit", "peak MB", "KV MB")]
+        lines += [
+            "",
+            _line("prefill", "ms", "of transformers'", "retention", "FLOPs", "over limit", "peak MB", "KV MB"),
+        ]
         lines += map(_prefill, rows)
     if any(row["end_to_end"] for row in rows):
         head = ("ms a token", "all, ms", "ratio", "over limit", "peak MB", "capture s")
@@ -111,7 +119,8 @@ def _prefill(row: Json) -> str:
         row["contender"],
         milliseconds(row["prefill"]),
         cell(row["prefill_ratio"]),
-        f"{row['flops_ratio']:.3f}",
+        share(row["mean_retention"]),
+        share(row["flops_ratio"]),
         times(row["prefill_over_limit"]),
         megabytes(row["prefill_peak_bytes"]),
         megabytes(row["kv_bytes"]),
@@ -131,7 +140,7 @@ def _answer(row: Json) -> str:
 
 
 def _line(name: str, *cells: str) -> str:
-    return f"{name:<18.18}" + "".join(f"{text:>{width}}" for text, width in zip(cells, WIDTHS, strict=True))
+    return f"{name:<18.18}" + "".join(f"{text:>{width}}" for text, width in zip(cells, WIDTHS, strict=False))
 
 
 def _notes(part: Json) -> Iterator[str]:

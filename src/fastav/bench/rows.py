@@ -11,6 +11,7 @@ from fastav.bench.measure import AnswerRun, PrefillRun, Quartiles, Rounds
 from fastav.bench.workload import Workload, is_out_of_memory
 from fastav.errors import FastAVError
 from fastav.flops import kv_bytes
+from fastav.retention import mean_retention
 
 Result = TypeVar("Result")
 
@@ -65,6 +66,7 @@ class PartRuns:
         read = weights and limits.token_cost(shape, weights, cached, self.new_tokens, itemsize, batch=batch)
         return {
             "tokens_per_layer": list(tokens),
+            "mean_retention": mean_retention(plan.by_layer(layout, shape.layers), layout.by_modality()),
             "flops": batch * flops,
             "flops_ratio": flops / unpruned,
             "logits": "last" if heads == 1 else "all",

@@ -11,10 +11,11 @@ from transformers import PreTrainedConfig
 
 from fastav import pipelines
 from fastav.adapter import ModelAdapter
+from fastav.budgets import Before
 from fastav.errors import FastAVError
 from fastav.layout import Layout, Modality
 from fastav.models.videollama2 import VideoLlama2Adapter, VideoLlama2Config
-from fastav.plan import Before, Keep, Plan
+from fastav.plan import Keep, Plan
 from fastav.presets import fastav, plus, trim
 
 TEXT = 44  # tokens of a short question within a chat template

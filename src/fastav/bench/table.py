@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastav.bench.report import cell, machine, megabytes, milliseconds, read, times
+from fastav.bench.report import cell, machine, megabytes, milliseconds, read, share, times
 from fastav.errors import FastAVError
 from fastav.files import atomic_write
 
@@ -95,6 +95,7 @@ HEAD = (
     "contender",
     "prefill, ms",
     "of transformers'",
+    "retention",
     "FLOPs",
     "over limit",
     "ms a token",
@@ -124,7 +125,8 @@ def _row(part: Json, row: Json) -> list[str]:
         f"`{row['contender']}`" if row["plan"] != "none" else row["contender"],
         milliseconds(row["prefill"], brief=True),
         cell(row["prefill_ratio"]),
-        f"{row['flops_ratio']:.3f}",
+        share(row.get("mean_retention")),
+        share(row["flops_ratio"]),
         times(row["prefill_over_limit"]),
         milliseconds(row["decode"], brief=True),
         times(row["decode_over_limit"]),

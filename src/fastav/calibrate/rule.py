@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fastav.budgets import Before, Budget, Frames, Share, Tokens
 from fastav.calibrate.evidence import KINDS, Evidence
 from fastav.errors import CalibrationError
 from fastav.flops import DecoderShape, prefill_flops
 from fastav.layout import MEDIA, Layout, Modality
-from fastav.plan import Before, Budget, Frames, Keep, Plan, Share, Step, Tokens
+from fastav.plan import Keep, Plan, Step
 from fastav.presets import fastav
 from fastav.trace import QUERIES
 

@@ -13,7 +13,7 @@ from fastav.formatting import plural
 SHOWN = 10  # answers that differ, at most
 NOTE = (
     "same answer, first token: of 100 questions, with Wilson's 95 % interval; ROUGE-L: against the unpruned answer; "
-    "KL: nats per token along it, with a bootstrap interval over questions; kept: audio, video and image "
+    "KL: nats per token along it, with a bootstrap interval over questions; retention: audio, video and image "
     "tokens, mean over layers; FLOPs, KV cache: of the unpruned prefill; prefill, whole: median; memory: peak"
 )
 
@@ -44,7 +44,7 @@ def _tables(report: Mapping[str, Any]) -> Iterator[RenderableType]:
     )
     costs = {"unpruned": report["unpruned"], **plans}
     yield table(
-        ["plan", "kept", "FLOPs", "KV cache", "prefill", "whole", "memory"],
+        ["plan", "retention", "FLOPs", "KV cache", "prefill", "whole", "memory"],
         [
             [
                 name,

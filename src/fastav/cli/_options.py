@@ -51,6 +51,13 @@ PlanName = Annotated[
         help="A preset (fastav models), a recipe (fastav recipes), or the .json file of a plan.",
     ),
 ]
+Retention = Annotated[
+    str | None,
+    typer.Option(
+        metavar="R",
+        help="Scale the plan to keep the share R of audio and video, mean over layers: 0.25, or audio:0.5+video:0.2.",
+    ),
+]
 
 # models, benchmarks, and files of answers
 ModelName = Annotated[

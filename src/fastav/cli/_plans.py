@@ -17,6 +17,21 @@ def share(text: str) -> float:
     return round(value / 100, 12) if percent else value
 
 
+def aimed(name: str, retention: str | None) -> str:
+    """The name of a plan with the target of `--retention`, which `plan_named` reads.
+
+    Raises: PlanError for a retention that cannot be read, and for a plan that prunes nothing.
+    """
+    if retention is None:
+        return name
+    from fastav.target import Target
+
+    target = Target.from_suffix(f"r={retention.strip()}")
+    if name == "none":
+        raise PlanError("the plan 'none' prunes nothing, so it cannot have a --retention", "choose a plan that prunes")
+    return f"{name}@{target.suffix}"
+
+
 def tune(
     plan: Plan,
     *,
@@ -31,7 +46,8 @@ def tune(
     Raises: PlanError if settings contradict each other, or if the plan has no global cut to change.
     """
     from fastav import presets
-    from fastav.plan import Before, Keep, Plan, Tokens
+    from fastav.budgets import Before, Tokens
+    from fastav.plan import Keep, Plan
 
     if keep_audio is not None and before is not None:
         raise PlanError("--keep-audio and --before both set the global cut", "give only one of them")
@@ -56,7 +72,7 @@ def tune(
         exempt_text=(fine_cuts is None or fine_cuts.keep.all is None) if exempt_text is None else exempt_text,
     )
     others = tuple(step for step in plan.steps if step not in (global_cut, fine_cuts))
-    return Plan((*others, *new.steps), plan.name)
+    return Plan((*others, *new.steps), plan.name, target=plan.target)
 
 
 def check_runnable(plan: Plan, config: PreTrainedConfig, adapter: ModelAdapter) -> None:
@@ -78,7 +94,7 @@ def _parse_layer(text: str) -> int | str:
 
 
 def _dropped_share(fine_cuts: Step | None) -> float:
-    from fastav.plan import Share
+    from fastav.budgets import Share
 
     if fine_cuts is None:
         return 0.0

@@ -27,10 +27,20 @@ def plan(report: Mapping[str, Any], *, every_layer: bool) -> None:
     ]
     if rows:
         console.print("", listing(["layers", "method", "options", "tokens kept"], rows), "", sep="\n")
+        if target := report["plan"].get("target"):
+            from fastav.target import Target
+
+            console.print(f"target: {Target.from_dict(target)}; for every prompt the steps are scaled to meet it\n")
     else:
         console.print("prunes nothing")
-    console.print(f"{report['model']}, {plural(depth, 'layer')}, example prompt: {prompt(report['prompt_tokens'])}\n")
+    console.print(f"{report['model']}, {plural(depth, 'layer')}, example prompt: {prompt(report['prompt_tokens'])}")
+    console.print(f"{_retention(report)}\n")
     console.print(chart({"": report["tokens_per_layer"]}, every_layer=every_layer))
+
+
+def _retention(report: Mapping[str, Any]) -> str:
+    kept = report["mean_retention"]
+    return f"mean retention: {'unknown' if kept is None else percent(kept)} of audio, video and images"
 
 
 def _settings(method: Mapping[str, Any]) -> str:
@@ -44,6 +54,7 @@ def _budget_lines(keep: Mapping[str, Mapping[str, Any]]) -> str:
         "before": lambda value: f"as many as there are before position {number(value)}",
         "frames": lambda value: f"as many as the first {plural(value, 'frame')} {'has' if value == 1 else 'have'}",
         "unpadded": lambda _: "as many as are not padding",
+        "between": lambda value: f"{100 * value[0]:g} to {100 * value[1]:g} % of the prompt's tokens",
     }
     return "\n".join(f"{pool}: {templates[kind](value)}" for pool, b in keep.items() for kind, value in b.items())
 
@@ -63,6 +74,7 @@ def flops(report: Mapping[str, Any]) -> None:
         (f"KV cache, {report['kv_bytes']['dtype']}", report["kv_bytes"], "B"),
     ]
     note = "The paper's formula counts multiply-accumulates of a plain transformer; the paper's tables show its ratio."
+    console.print(_retention(report))
     console.print("", costs(rows), Text(note, "dim"), "", chart({"": report["tokens_per_layer"]}), sep="\n")
 
 
@@ -121,9 +133,10 @@ def summary(answer: Mapping[str, Any]) -> Table:
     seconds, last = answer["seconds"], sum(answer["tokens_per_layer"][-1].values())
     times = " · ".join(f"{phase} {duration(seconds[phase])}" for phase in PHASES if phase in seconds)
     grid.add_row("prompt", f"{prompt(answer['prompt_tokens'])}; {number(last)} in the last layer")
+    kept = "" if answer["mean_retention"] is None else f"retention {percent(answer['mean_retention'])} · "
     grid.add_row(
         "prefill",
-        f"{_pruned_of_full(answer['flops'], scaled, 'FLOPs')} · KV cache {_pruned_of_full(answer['kv_bytes'], size)}",
+        f"{kept}{_pruned_of_full(answer['flops'], scaled, 'FLOPs')} · KV cache {_pruned_of_full(answer['kv_bytes'], size)}",
     )
     grid.add_row("time", f"{times} ({plural(len(answer['token_ids']), 'token')})")
     grid.add_row("memory", f"{size(answer['peak_bytes'])} at the peak")

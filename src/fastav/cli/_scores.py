@@ -48,10 +48,11 @@ def _tables(report: Mapping[str, Any]) -> Iterator[Table]:
         ],
     )
     yield table(
-        ["plan", "FLOPs", "KV cache", "prefill", "decode", "unparsed"],
+        ["plan", "retention", "FLOPs", "KV cache", "prefill", "decode", "unparsed"],
         [
             [
                 name,
+                formatting.percent(p["mean_retention"]),
                 formatting.percent(p["flops_ratio"]),
                 formatting.percent(p["kv_ratio"]),
                 formatting.seconds(p, "prefill"),

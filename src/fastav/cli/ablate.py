@@ -100,7 +100,8 @@ def _family_tables(table: Mapping[str, Any], plans: Mapping[str, Any]) -> Iterat
     mean = ("mean", [formatting.score(plan) for plan in totals])
     n = ("n", [number(plan["n"]) for plan in totals])
     per_table = max(1, (width() - FIXED_WIDTH) // FAMILY_WIDTH)
-    first = [flops, *families[:per_table], mean, n]
+    retention = ("retention", [formatting.percent(plan["mean_retention"]) for plan in totals])
+    first = [retention, flops, *families[:per_table], mean, n]
     for columns in (first, *(families[at : at + per_table] for at in range(per_table, len(families), per_table))):
         headings, values = zip(*columns, strict=True)
         yield _scores.table([table["name"], *headings], list(zip(labels, *values, strict=True)))

@@ -10,7 +10,7 @@ from typing import Annotated, Any, BinaryIO
 
 import typer
 
-from fastav.cli import _options
+from fastav.cli import _options, _plans
 from fastav.cli._output import print_json
 from fastav.cli._progress import progress, spinner, suppress_warnings
 from fastav.cli._text import duration, number, print_note
@@ -31,6 +31,7 @@ def batch(
     ],
     model: _options.Model = DEFAULT_MODEL,
     plan: _options.PlanName = "fastav",
+    retention: _options.Retention = None,
     batch_size: Annotated[
         int, typer.Option("--batch", min=1, metavar="N", help="Questions per batch; use 64 or more with vllm.")
     ] = 8,
@@ -61,7 +62,7 @@ def batch(
 
     The exit code is 1 if some questions failed.
     """
-    all_questions = read_questions(questions, use)
+    all_questions, plan = read_questions(questions, use), _plans.aimed(plan, retention)
     settings = _options.generation_settings(max_new_tokens, temperature, top_p, top_k, repetition_penalty, stop, seed)
     plan_fields = _plan_fields(model, plan)
     answers = _read_answers(out, plan_fields)

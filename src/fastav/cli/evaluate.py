@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fastav.cli import _help, _options, _scores
+from fastav.cli import _help, _options, _plans, _scores
 from fastav.cli._output import print_json
 from fastav.cli._progress import spinner, suppress_warnings
 from fastav.cli._rows import rows_path, write_rows
@@ -26,6 +26,7 @@ def evaluate(
             help="Presets, recipes, .json files, or folders of them. Can be repeated.",
         ),
     ] = ["none,fastav"],  # noqa: B006  # typer takes the default of a list as a list
+    retention: _options.Retention = None,
     folder: _options.Folder = None,
     limit: _options.Limit = None,
     families: _options.Families = None,
@@ -51,7 +52,7 @@ def evaluate(
         evaluation = library.Evaluation.of(
             model,
             load_task(task, folder),
-            plans_by_name(model, split_commas(plans)),
+            plans_by_name(model, split_commas(plans), retention),
             families=split_commas(families or []),
             limit=limit,
             device=device,
@@ -94,9 +95,10 @@ def split_commas(values: Sequence[str]) -> list[str]:
     return [part for value in values for part in map(str.strip, value.split(",")) if part]
 
 
-def plans_by_name(model: str, names: Sequence[str]) -> dict[str, Plan]:
+def plans_by_name(model: str, names: Sequence[str], retention: str | None = None) -> dict[str, Plan]:
     """The plans by the names that rows carry: as given, or a file's name without .json. A folder means all its plans.
 
+    retention: a target for all of them but `none`.
     Raises: PlanError if two plans have one name or a folder has no plans; as `pipelines.plan_named`.
     """
     from fastav import pipelines
@@ -105,7 +107,8 @@ def plans_by_name(model: str, names: Sequence[str]) -> dict[str, Plan]:
     plans: dict[str, Plan] = {}
     for name in chain.from_iterable(map(_expand_folder, names)):
         label = Path(name).stem if name.endswith(".json") else name
-        plan = pipelines.plan_named(name, adapter)
+        target = None if name == "none" else retention
+        plan, label = pipelines.plan_named(_plans.aimed(name, target), adapter), _plans.aimed(label, target)
         if plans.setdefault(label, plan) != plan:
             raise PlanError(f"two plans have the name {label!r}", "rename one of the files")
     return plans

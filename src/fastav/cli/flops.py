@@ -23,6 +23,7 @@ def flops(
         ),
     ] = "videollama2",
     plan: _options.PlanName = "fastav",
+    retention: _options.Retention = None,
     drop: _options.Drop = None,
     start: _options.Start = None,
     keep_audio: _options.KeepAudio = None,
@@ -64,7 +65,7 @@ def flops(
 
         adapter, _, config = pipelines.resolve(model)
         tuned_plan = _plans.tune(
-            pipelines.plan_named(plan, adapter),
+            pipelines.plan_named(_plans.aimed(plan, retention), adapter),
             drop=drop,
             start=start,
             keep_audio=keep_audio,
@@ -85,7 +86,9 @@ def costs(shape: DecoderShape, plan: Plan, layout: Layout) -> dict[str, Any]:
     from dataclasses import asdict
 
     from fastav.flops import kv_bytes, paper_flops, prefill_flops
+    from fastav.retention import mean_retention
 
+    plan = plan.for_decoder(shape)
     full, pruned = [len(layout)] * shape.layers, plan.tokens(layout, shape.layers)
     cached = plan.cache_tokens(layout, shape.layers)
 
@@ -93,11 +96,13 @@ def costs(shape: DecoderShape, plan: Plan, layout: Layout) -> dict[str, Any]:
         before, after = cost(shape, full), cost(shape, tokens)
         return {"full": before, "pruned": after, "ratio": after / before}
 
+    prompt, layers = layout.by_modality(), plan.by_layer(layout, shape.layers)
     return {
         "decoder": asdict(shape),
         "plan": json.loads(plan.to_json()),
-        "prompt_tokens": layout.by_modality(),
-        "tokens_per_layer": plan.by_layer(layout, shape.layers),
+        "prompt_tokens": prompt,
+        "tokens_per_layer": layers,
+        "mean_retention": mean_retention(layers, prompt),
         "paper_flops": saving(paper_flops),
         "flops": saving(prefill_flops),
         "kv_bytes": {**saving(kv_bytes, cached), "dtype": "bfloat16"},

@@ -22,6 +22,7 @@ def show(
         typer.Argument(metavar="PLAN", autocompletion=plans, help="A preset of the model, a recipe, or a .json file."),
     ],
     model: _options.Model = "videollama2",
+    retention: _options.Retention = None,
     layers: Annotated[bool, typer.Option("--layers", help="Print every layer on its own line.")] = False,
     as_json: _options.Json = False,
 ) -> None:
@@ -31,18 +32,21 @@ def show(
     """
     with spinner(f"reading {plan}"), suppress_warnings():
         from fastav import pipelines
+        from fastav.retention import mean_retention
 
         adapter, _, config = pipelines.resolve(model)
-        resolved = pipelines.plan_named(plan, adapter)
+        resolved = pipelines.plan_named(_plans.aimed(plan, retention), adapter)
         _plans.check_runnable(resolved, config, adapter)
         layout = adapter.example(config, audio=None, video=None, text=_options.TEXT_TOKENS)
-        tokens = resolved.by_layer(layout, adapter.shape(config).layers)
+        shape = adapter.shape(config)
+        tokens, prompt = resolved.for_decoder(shape).by_layer(layout, shape.layers), layout.by_modality()
     report = {
         "plan": json.loads(resolved.to_json()),
         "fingerprint": resolved.fingerprint,
         "model": model,
-        "prompt_tokens": layout.by_modality(),
+        "prompt_tokens": prompt,
         "tokens_per_layer": tokens,
+        "mean_retention": mean_retention(tokens, prompt),
     }
     if as_json:
         print_json(report)
@@ -58,6 +62,7 @@ def write(
     ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="File for the plan.")],
     model: _options.Model = "videollama2",
+    retention: _options.Retention = None,
     drop: _options.Drop = None,
     start: _options.Start = None,
     keep_audio: _options.KeepAudio = None,
@@ -81,7 +86,7 @@ def write(
 
         adapter, _, config = pipelines.resolve(model)
         resolved = _plans.tune(
-            pipelines.plan_named(name, adapter),
+            pipelines.plan_named(_plans.aimed(name, retention), adapter),
             drop=drop,
             start=start,
             keep_audio=keep_audio,

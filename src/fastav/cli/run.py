@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from fastav import __version__
-from fastav.cli import _options, _render
+from fastav.cli import _options, _plans, _render
 from fastav.cli._output import print_json, require_folder, write_file
 from fastav.cli._progress import progress, spinner, suppress_warnings
 from fastav.cli._text import printable, stderr
@@ -33,6 +33,7 @@ def run(
     ] = None,
     model: _options.Model = DEFAULT_MODEL,
     plan: _options.PlanName = "fastav",
+    retention: _options.Retention = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Also run unpruned, and compare; PLAN can be a list A,B,...")
     ] = False,
@@ -63,7 +64,7 @@ def run(
     which knows only a toy world.
 
     --json prints one object with model, clip, question, device, dtype and versions, and with text, token_ids, finish,
-    plan, prompt_tokens, tokens_per_layer, flops, kv_bytes, seconds and peak_bytes. With --compare the latter are in
+    plan, prompt_tokens, tokens_per_layer, mean_retention, flops, kv_bytes, seconds and peak_bytes. With --compare the latter are in
     plans, by plan.
 
     --report writes one self-contained HTML page with the answer and every token of the prompt: which part of which
@@ -74,7 +75,7 @@ def run(
         raise PlanError("--repeat needs --compare", "give both or neither")
     request = _request_of(clip, question, use)
     settings = _options.generation_settings(max_new_tokens, temperature, top_p, top_k, repetition_penalty, stop, seed)
-    names = plan.split(",") if compare else [plan]
+    names = [_plans.aimed(name, retention) for name in (plan.split(",") if compare else [plan])]
     if report is not None:
         _check_report(report, engine)
     pipe = load_pipeline(model, names, device, dtype, engine, compare=compare)

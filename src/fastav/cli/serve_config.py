@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from fastav.cli import _options
+from fastav.cli import _options, _plans
 from fastav.cli._output import print_json
 from fastav.cli._progress import spinner, suppress_warnings
 from fastav.cli._text import printable, stderr
@@ -13,6 +13,7 @@ from fastav.cli._text import printable, stderr
 def serve_config(
     model: _options.ModelName,
     plan: _options.PlanName = "fastav",
+    retention: _options.Retention = None,
     max_model_len: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Maximum tokens of a prompt with its answer.  [default: the model's]"),
@@ -48,7 +49,8 @@ def serve_config(
         from fastav.engines.vllm import guards, server_args
 
         adapter, source, config = pipelines.resolve(model)
-        pruning = guards.PruningConfig(plan=pipelines.plan_named(plan, adapter), adapter=adapter, config=config)
+        resolved = pipelines.plan_named(_plans.aimed(plan, retention), adapter)
+        pruning = guards.PruningConfig(plan=resolved, adapter=adapter, config=config)
         guards.check_plan(pruning)
         max_model_len = server_args.model_max_len(pruning) if max_model_len is None else max_model_len
         access = server_args.Access(

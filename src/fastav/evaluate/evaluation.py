@@ -149,6 +149,7 @@ class Evaluation:
             kv_bytes={"full": answer.kv_bytes.full, "pruned": answer.kv_bytes.pruned},
             seconds=dict(answer.seconds),
             new_tokens=len(answer.token_ids),
+            retention=answer.mean_retention,
             kl=None if outcome.kl is None else {"mean": outcome.kl.mean, "max": outcome.kl.max},
         )
 

@@ -18,6 +18,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         "against unpruned",
         "p",
         "unparsed",
+        "retention",
         "FLOPs",
         "KV cache",
         "prefill",
@@ -41,7 +42,8 @@ def markdown(report: Mapping[str, Any]) -> str:
     note = (
         "Score: of 100 points, with Wilson's 95 % interval. Against unpruned: difference in points on the same samples "
         "with its 95 % interval (Bonett and Price); p: exact McNemar test. Same answer, ROUGE-L and KL (nats per "
-        "token, bootstrap interval): against the unpruned answers."
+        "token, bootstrap interval): against the unpruned answers. Retention: audio, video and image tokens that layers "
+        "run on, mean over layers."
     )
     parts.append(f"{note} {_escape(formatting.provenance(report))}.")
     parts += [f"{_escape(line)}." for line in formatting.missing_answers(report)]
@@ -62,6 +64,7 @@ def _cells(group: Mapping[str, Any], task_metrics: Sequence[str]) -> list[str]:
         formatting.difference(group),
         formatting.p(group),
         str(group["unparsed"]),
+        formatting.percent(group["mean_retention"]),
         formatting.percent(group["flops_ratio"]),
         formatting.percent(group["kv_ratio"]),
         formatting.seconds(group, "prefill"),

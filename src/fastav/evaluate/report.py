@@ -93,6 +93,7 @@ def _group(rows: Sequence[Row], reference: Sequence[Row] | None, metrics: Mappin
         "score": statistics.mean(scores) if answered else None,
         "stderr": statistics.standard_error(scores) if answered else None,
         "interval": list(statistics.interval(scores)) if answered else None,
+        "mean_retention": _mean_retention(answered),
         "flops_ratio": _mean_ratio([row.flops for row in answered]),
         "kv_ratio": _mean_ratio([row.kv_bytes for row in answered]),
         "seconds": {
@@ -124,6 +125,12 @@ def _agreement(rows: Sequence[Row], unpruned: Mapping[str, str]) -> dict[str, An
         "rouge_l": statistics.share([rouge_l(row.answer, unpruned[row.sample]) for row in both]),
         "kl": statistics.divergence([row.kl for row in both if row.kl is not None]),
     }
+
+
+def _mean_retention(rows: Sequence[Row]) -> float | None:
+    """The mean over the rows that have media; None if it is unknown for one of them."""
+    known = [row.retention for row in rows if set(row.prompt_tokens) - {"text"}]
+    return None if not known or None in known else float(np.mean(known))
 
 
 def _mean_ratio(savings: Sequence[Mapping[str, int]]) -> float | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastav import row_files
 
-VERSION = 2  # 1 had no kl
+VERSION = 3  # 1 had no kl, 2 no retention
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +17,8 @@ class Row:
 
     gold: the sample's answer. score: in [0, 1]. prompt_tokens: by modality, before pruning. flops, kv_bytes: of the
     prefill, `full` and `pruned`. seconds: by phase. kl: the divergence from the unpruned model along its answer, `mean`
-    over tokens and `max`, in nats (None: not measured). error: why there is no answer; the fields after `gold` are then
+    over tokens and `max`, in nats (None: not measured). retention: as `Answer.mean_retention`; None in files of earlier
+    versions, too. error: why there is no answer; the fields after `gold` are then
     empty.
     """
 
@@ -36,6 +37,7 @@ class Row:
     seconds: Mapping[str, float | int] = field(default_factory=dict)
     new_tokens: int = 0
     kl: Mapping[str, float | int] | None = None
+    retention: float | int | None = None
     error: str | None = None
 
     @property
@@ -63,7 +65,8 @@ def read(path: Path) -> Results:
 
 
 def _parse_row(entry: dict[str, Any]) -> Row:
-    row = Row(**{f.name: entry[f.name] for f in fields(Row) if f.name != "kl"}, kl=entry.get("kl"))
+    later = {name: entry.get(name) for name in ("kl", "retention")}
+    row = Row(**{f.name: entry[f.name] for f in fields(Row) if f.name not in later}, **later)
     if row.error is None and not all({"full", "pruned"} <= saving.keys() for saving in (row.flops, row.kv_bytes)):
         raise ValueError("flops and kv_bytes need full and pruned")
     if row.kl is not None and not {"mean", "max"} <= row.kl.keys():

@@ -6,11 +6,12 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int
 from transformers import PreTrainedConfig
 
+from fastav.budgets import Share
 from fastav.errors import MediaError
 from fastav.flops import DecoderShape, LayerShape
 from fastav.layout import Modality
 from fastav.media import Clip
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.plan import Keep, Plan, Step
 
 RATE = 16_000  # samples per second
 PIECE = 30 * RATE  # samples; the feature extractors cut off longer audio

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from fastav.adapter import Transcript, VllmInputs
+from fastav.budgets import Share
 from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
 from fastav.messages import Kind, Media
@@ -25,7 +26,7 @@ from fastav.models._official import (
     vllm_metadata,
 )
 from fastav.models._pieces import Pieces, Sample
-from fastav.plan import Keep, Plan, Share
+from fastav.plan import Keep, Plan
 from fastav.request import Request
 
 EXAMPLE_SECONDS = 30.0

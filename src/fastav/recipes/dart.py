@@ -1,6 +1,7 @@
 """DART."""
 
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.budgets import Share
+from fastav.plan import Keep, Plan, Step
 
 
 def dart(keep: float | int = 0.222, layer: int = 2) -> Plan:

@@ -1,6 +1,7 @@
 """DivPrune."""
 
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.budgets import Share
+from fastav.plan import Keep, Plan, Step
 
 
 def divprune(keep: float | int = 0.098, layer: int = 0) -> Plan:

@@ -1,6 +1,7 @@
 """DyCoke on video and audio."""
 
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.budgets import Share
+from fastav.plan import Keep, Plan, Step
 
 
 def dycoke(keep: float | int = 0.475) -> Plan:

@@ -1,6 +1,7 @@
 """Efficient Video Sampling."""
 
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.budgets import Share
+from fastav.plan import Keep, Plan, Step
 
 
 def evs(keep: float | int = 0.25) -> Plan:

@@ -1,6 +1,7 @@
 """FastV."""
 
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.budgets import Share
+from fastav.plan import Keep, Plan, Step
 
 
 def fastv(keep: float | int = 0.5, layer: int = 2) -> Plan:

@@ -2,7 +2,8 @@
 
 from math import exp
 
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.budgets import Share
+from fastav.plan import Keep, Plan, Step
 
 _LAYERS = 28  # of Qwen2.5-Omni-7B, for which the schedule is written
 _STEEPNESS, _MIDDLE = 20.0, 0.5

@@ -1,6 +1,7 @@
 """OmniZip."""
 
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.budgets import Share
+from fastav.plan import Keep, Plan, Step
 
 
 def omnizip(audio: float | int = 0.7, video: float | int = 0.4, anchors: float | int = 0.05, merged: int = 3) -> Plan:

@@ -1,6 +1,7 @@
 """PyramidDrop."""
 
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.budgets import Share
+from fastav.plan import Keep, Plan, Step
 
 
 def pyramiddrop(keep: float | int = 0.5) -> Plan:

@@ -1,6 +1,7 @@
 """Random choice, the control."""
 
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.budgets import Share
+from fastav.plan import Keep, Plan, Step
 
 
 def random(keep: float | int = 0.5, layer: int = 2, seed: int = 0) -> Plan:

@@ -1,6 +1,7 @@
 """Even spacing, a control."""
 
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.budgets import Share
+from fastav.plan import Keep, Plan, Step
 
 
 def strided(keep: float | int = 0.5, layer: int = 2) -> Plan:

@@ -1,6 +1,7 @@
 """VidCom2."""
 
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.budgets import Share
+from fastav.plan import Keep, Plan, Step
 
 
 def vidcom2(keep: float | int = 0.25) -> Plan:

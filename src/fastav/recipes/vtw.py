@@ -1,6 +1,7 @@
 """Visual tokens withdrawal."""
 
-from fastav.plan import Keep, Plan, Step, Tokens
+from fastav.budgets import Tokens
+from fastav.plan import Keep, Plan, Step
 
 
 def vtw(layer: int | None = None) -> Plan:

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from fastav.budgets import Before, Budget, Frames, Share, Tokens, Unpadded
 from fastav.layout import MEDIA, Modality
-from fastav.plan import Before, Budget, Frames, Keep, Plan, Share, Step, Tokens, Unpadded
+from fastav.plan import Keep, Plan, Step
 
 SPACE = "\N{NO-BREAK SPACE}"
 RULES = {

@@ -13,7 +13,8 @@ from transformers import (
 )
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.budgets import Share
+from fastav.plan import Keep, Plan, Step
 from support.families._tiny import TEXT, byte_tokenizer, randomized, template
 
 DEPTH, SHARED, WINDOW = 20, 4, 24

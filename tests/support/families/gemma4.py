@@ -15,8 +15,9 @@ from transformers import (
     ProcessorMixin,
 )
 
+from fastav.budgets import Share
 from fastav.models.gemma4.adapter import attention_by_tower
-from fastav.plan import Keep, Plan, Share, Step
+from fastav.plan import Keep, Plan, Step
 from support.families._tiny import TEXT, byte_tokenizer, randomized, template
 
 DEPTH, SHARED, WINDOW = 24, 4, 24

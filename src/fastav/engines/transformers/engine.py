@@ -428,7 +428,7 @@ class TransformersEngine(Engine):
         shape = self.adapter.shape(self.model.config)
         full = [len(layout)] * shape.layers
         pruned = [sum(layer.values()) for layer in layer_tokens]
-        stored, itemsize = plan.cache_tokens(layout, shape.layers), self.model.dtype.itemsize
+        stored, itemsize = plan.for_decoder(shape).cache_tokens(layout, shape.layers), self.model.dtype.itemsize
         return (
             Saving(prefill_flops(shape, full), prefill_flops(shape, pruned)),
             Saving(kv_bytes(shape, full, itemsize), kv_bytes(shape, stored, itemsize)),

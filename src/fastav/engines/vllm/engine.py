@@ -205,7 +205,7 @@ class VllmEngine(Engine):
         self, layout: Layout, call: _Call, stop: Stop, generation: Generation, seconds: dict[str, float]
     ) -> Answer:
         shape, itemsize = self._pruning.adapter.shape(self._pruning.config), self._vllm.itemsize
-        plan, tokens, end_tokens = call.plan, generation.tokens, set(call.settings.end_tokens)
+        plan, tokens, end_tokens = call.plan.for_decoder(shape), generation.tokens, set(call.settings.end_tokens)
         full, kept = [len(layout)] * shape.layers, plan.tokens(layout, shape.layers)
         length = next((index for index, token in enumerate(tokens) if token in end_tokens), len(tokens))
         token_ids, text, stopped = stop.cut(tokens[:length])

@@ -59,6 +59,9 @@ class PruningConfig:
     adapter: ModelAdapter
     config: PreTrainedConfig
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "plan", self.plan.for_decoder(self.adapter.shape(self.config)))
+
     @property
     def text(self) -> PreTrainedConfig:
         """The decoder's configuration."""

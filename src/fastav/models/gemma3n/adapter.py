@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from fastav.budgets import Tokens
 from fastav.errors import MissingTrack
 from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
@@ -20,7 +21,7 @@ from fastav.models._gemma import PIECE, RATE, audio_pieces, gemma_plan, gemma_sh
 from fastav.models._grids import MediaTokens, image_tokens
 from fastav.models._official import CHANNELS_LAST, OfficialAdapter
 from fastav.models._pieces import Pieces, Sample, follows_frame
-from fastav.plan import Keep, Plan, Tokens
+from fastav.plan import Keep, Plan
 from fastav.presets import plus, trim
 
 MAX_FRAMES = 32  # one per started second

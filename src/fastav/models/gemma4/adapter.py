@@ -10,6 +10,7 @@ from jaxtyping import Float, Float32, Int
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
+from fastav.budgets import Tokens
 from fastav.errors import MissingTrack
 from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
@@ -29,7 +30,7 @@ from fastav.models._gemma import (
 from fastav.models._grids import MediaTokens
 from fastav.models._official import CHANNELS_LAST, VIDEO_FRAMES, OfficialAdapter, sample_video
 from fastav.models._pieces import Pieces, Sample, pieces_of_lengths
-from fastav.plan import Keep, Plan, Tokens
+from fastav.plan import Keep, Plan
 from fastav.presets import plus, trim
 
 FRAMES, FRAME_TOKENS = 32, 66  # per video, and per frame at 1280 x 720

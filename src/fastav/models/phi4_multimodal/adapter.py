@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from fastav.adapter import Prepared, PreparedTurn, Transcript
+from fastav.budgets import Tokens
 from fastav.errors import MediaError
 from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
@@ -25,7 +26,7 @@ from fastav.models._grids import MediaTokens, image_tokens
 from fastav.models._official import CHANNELS_LAST, PICTURE_SIZES, OfficialAdapter, concatenate, render_chat
 from fastav.models._pieces import Pieces, Sample, follows_frame, pieces_of_lengths
 from fastav.models.phi4_multimodal.lora import merge
-from fastav.plan import Keep, Plan, Tokens
+from fastav.plan import Keep, Plan
 from fastav.presets import fastav, plus, trim
 from fastav.request import Request
 

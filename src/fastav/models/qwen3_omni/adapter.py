@@ -7,11 +7,12 @@ import numpy as np
 from jaxtyping import Float
 from transformers import PreTrainedConfig
 
+from fastav.budgets import Share
 from fastav.flops import DecoderShape
 from fastav.models._adapters import sparse_shape
 from fastav.models._grids import Grids
 from fastav.models._omni import FPS, KEEP_SHARE, MEL_FRAMES, OmniAdapter
-from fastav.plan import Keep, Plan, Share
+from fastav.plan import Keep, Plan
 from fastav.presets import fastav, plus, trim
 
 STRIDE = 8  # columns of the spectrogram per audio token; every second starts a new token

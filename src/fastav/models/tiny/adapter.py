@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 from transformers import ProcessorMixin
 
 from fastav.adapter import Prepared, PreparedTurn, Transcript, VllmInputs
+from fastav.budgets import Share
 from fastav.errors import FastAVWarning
 from fastav.models._adapters import preset_plans
 from fastav.models.tiny.modeling import FastAVTinyForConditionalGeneration
 from fastav.models.videollama2 import VideoLlama2Adapter, VideoLlama2Config
-from fastav.plan import Keep, Plan, Share
+from fastav.plan import Keep, Plan
 from fastav.request import Request
 
 

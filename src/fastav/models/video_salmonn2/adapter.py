@@ -9,6 +9,7 @@ from jaxtyping import Bool
 from transformers import PreTrainedConfig, ProcessorMixin
 
 from fastav.adapter import VllmInputs
+from fastav.budgets import Frames
 from fastav.layout import Layout, Modality
 from fastav.models._adapters import preset_plans, to_numpy
 from fastav.models._boxes import Boxes, grid_boxes, with_line_ends
@@ -20,7 +21,7 @@ from fastav.models.video_salmonn2.modeling import VideoSalmonn2ForConditionalGen
 from fastav.models.video_salmonn2.processing import VideoSalmonn2Processor
 from fastav.models.video_salmonn2.reading import sample_frames
 from fastav.models.video_salmonn2.scheme import Scheme
-from fastav.plan import Frames, Keep, Plan
+from fastav.plan import Keep, Plan
 from fastav.request import Request
 
 EXAMPLE_SECONDS = 10  # of the clips in AVHBench and AVQA, on which the paper measures

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool
 from transformers import PreTrainedConfig
 
+from fastav.budgets import Share
 from fastav.layout import Layout, Modality
 from fastav.models._adapters import preset_plans, to_numpy
 from fastav.models._boxes import Boxes, grid_boxes
@@ -23,7 +24,7 @@ from fastav.models.video_salmonn2_plus.scheme import (
     audio_per_step,
     audio_tokens,
 )
-from fastav.plan import Keep, Plan, Share
+from fastav.plan import Keep, Plan
 
 EXAMPLE_SECONDS, EXAMPLE_SIZE = 40.0, (720, 1280)
 KEPT = 0.4  # the share of the clip that the paper keeps of video-SALMONN 2: 4 of its 10 frames

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from fastav.adapter import AudioAttention, VllmInputs
+from fastav.budgets import Tokens
 from fastav.layout import Layout, Modality
 from fastav.models._adapters import preset_plans, to_numpy
 from fastav.models._boxes import Boxes, grid_boxes
@@ -20,7 +21,7 @@ from fastav.models.videollama2.configuration import VideoLlama2Config
 from fastav.models.videollama2.modeling import VideoLlama2ForConditionalGeneration
 from fastav.models.videollama2.processing import VideoLlama2Processor
 from fastav.models.videollama2.scheme import MERGE, RATE, SHIFT, Scheme
-from fastav.plan import Keep, Plan, Tokens
+from fastav.plan import Keep, Plan
 from fastav.request import Request
 
 
