@@ -136,7 +136,8 @@ def summary(answer: Mapping[str, Any]) -> Table:
     kept = "" if answer["mean_retention"] is None else f"retention {percent(answer['mean_retention'])} · "
     grid.add_row(
         "prefill",
-        f"{kept}{_pruned_of_full(answer['flops'], scaled, 'FLOPs')} · KV cache {_pruned_of_full(answer['kv_bytes'], size)}",
+        f"{kept}{_pruned_of_full(answer['flops'], scaled, 'FLOPs')} · "
+        f"KV cache {_pruned_of_full(answer['kv_bytes'], size)}",
     )
     grid.add_row("time", f"{times} ({plural(len(answer['token_ids']), 'token')})")
     grid.add_row("memory", f"{size(answer['peak_bytes'])} at the peak")

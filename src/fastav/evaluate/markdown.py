@@ -42,8 +42,8 @@ def markdown(report: Mapping[str, Any]) -> str:
     note = (
         "Score: of 100 points, with Wilson's 95 % interval. Against unpruned: difference in points on the same samples "
         "with its 95 % interval (Bonett and Price); p: exact McNemar test. Same answer, ROUGE-L and KL (nats per "
-        "token, bootstrap interval): against the unpruned answers. Retention: audio, video and image tokens that layers "
-        "run on, mean over layers."
+        "token, bootstrap interval): against the unpruned answers. Retention: audio, video and image tokens that "
+        "layers run on, mean over layers."
     )
     parts.append(f"{note} {_escape(formatting.provenance(report))}.")
     parts += [f"{_escape(line)}." for line in formatting.missing_answers(report)]
