@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fastav.errors import PlanError, UndeclaredSignal, reason_of
+from fastav.layout import Layout, Modality
 from fastav.plan import Step
 from fastav.registry import METHODS
 
@@ -56,7 +57,7 @@ class BatchLayout:
     counted from each row's first real token. item, padding, frame, second: as in `Layout`. last_second: the largest
     second of the token's item; NaN if all are unknown. place: index of a token among those of its modality, item and
     frame, so that tokens with the same place in two frames show the same part of the picture. question: text behind the
-    last audio or video token, and the prompt's last token.
+    last audio or video token, and the prompt's last token. layouts: the same on the host, one per row.
     """
 
     modality: Int[Tensor, "batch columns"]
@@ -68,6 +69,7 @@ class BatchLayout:
     second: Float[Tensor, "batch columns"]
     last_second: Float[Tensor, "batch columns"]
     question: Bool[Tensor, "batch columns"]
+    layouts: tuple[Layout, ...] = ()
 
 
 class View:
@@ -75,12 +77,14 @@ class View:
 
     layer: the layer about to run. slots: the column in the padded prompt of each remaining token; the left end of rows
     with fewer tokens points to the last column, and scores there are ignored. pool: index of each column's budget in
-    the step's `Keep`, the number of budgets or more for columns in none. method: the name of the method.
+    the step's `Keep`, the number of budgets or more for columns in none. method: the name of the method. kept: the
+    largest number of tokens that a row keeps of each budget, known without waiting for the device; None if all are to
+    be ranked. A method may stop there: tokens behind it in its order may have any lower scores.
 
     Reading a signal that is not in `needs` raises UndeclaredSignal, whether or not the engine has computed it.
     """
 
-    __slots__ = ("_layout", "_method", "_needs", "_pool", "_signals", "layer", "slots")
+    __slots__ = ("_layout", "_method", "_needs", "_pool", "_signals", "kept", "layer", "slots")
 
     def __init__(
         self,
@@ -92,8 +96,9 @@ class View:
         signals: Mapping[Signal, Float[Tensor, "batch *axes"]],
         method: str,
         needs: frozenset[Signal],
+        kept: Mapping[frozenset[Modality], int] | None = None,
     ) -> None:
-        self.layer, self.slots, self._pool = layer, slots, pool
+        self.layer, self.slots, self._pool, self.kept = layer, slots, pool, kept
         self._layout, self._signals, self._method, self._needs = layout, signals, method, needs
 
     def __getitem__(self, signal: Signal | str) -> Float[Tensor, "batch tokens"]:
@@ -131,6 +136,18 @@ class View:
     def position(self) -> Int[Tensor, "batch tokens"]:
         """Position in the unpruned prompt."""
         return self._layout.position.gather(1, self.slots)
+
+    @property
+    def layouts(self) -> tuple[Layout, ...]:
+        """The prompts on the host, to plan work without waiting for the device: `Signal.FRAMES`, `Signal.SECONDS`."""
+        self._require(Signal.FRAMES)
+        self._require(Signal.SECONDS)
+        return self._layout.layouts
+
+    @property
+    def columns(self) -> int:
+        """Number of columns of the padded prompts."""
+        return self._layout.modality.shape[1] - 1
 
     @property
     def padding(self) -> Bool[Tensor, "batch tokens"]:

@@ -43,9 +43,10 @@ class Target:
                 'e.g. {"retention": 0.25}',
             )
         ((kind, value),) = given.items()
-        shares = cast("dict[Any, Any]", value) if isinstance(value, Mapping) else {"": value}
+        by_modality = isinstance(value, Mapping) and kind == "retention"
+        shares = cast("dict[Any, Any]", value) if by_modality else {"": value}
         labels = [m.label for m in Modality if m is not Modality.TEXT]
-        if not shares or (isinstance(value, Mapping) and set(shares) - set(labels)):
+        if by_modality and (not shares or set(shares) - set(labels)):
             raise PlanError(f"a target's {kind} by modality must name some of {', '.join(labels)}, got {value!r}")
         for share in shares.values():
             if not (is_number(share) and 0 < share <= 1):

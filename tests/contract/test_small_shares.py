@@ -45,7 +45,7 @@ def kept(plan, layout, score=None):
     slots, cuts = torch.arange(len(layout))[None], [*plan.cuts(DEPTH), *plan.cache_cuts(DEPTH)]
     hidden, chosen = torch.randn(1, len(layout), 32, generator=make), []
     counts = cut_counts(plan, [layout], DEPTH, torch.device("cpu"))
-    for (layer, step), (pools, limits, width, _) in zip(cuts, counts, strict=True):
+    for (layer, step), (pools, limits, _, width, _) in zip(cuts, counts, strict=True):
         there = slots if not step.cache_only else torch.arange(len(layout))[None]
         signals = {signal: torch.rand(there.shape, generator=make) for signal in Signal if signal != Signal.QUESTION}
         signals[Signal.HIDDEN_STATES] = hidden.gather(1, there[..., None].expand(-1, -1, 32))

@@ -3,14 +3,17 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from fastav.layout import Modality
 from fastav.method import Method, Signal, View
 from fastav.methods._options import require_integer
 from fastav.methods._order import rows_at
+from fastav.transfer import upload
 
 _BLOCK = 256  # tokens whose distances to all others are in memory at once
 _MAX_DISTANCE = 2.0  # of cosine distances
@@ -24,9 +27,9 @@ class Divprune(Method):
     from all chosen ones. Only tokens of the same modality are compared, so that a budget by modality does not depend on
     other modalities; in a pooled budget the farther token is chosen first, whatever its modality.
 
-    limit: number of choices (None: all); the remaining tokens are ranked by their distance to the chosen ones. Choices
-    beyond the budget are unused, but a method does not know the budget. Cost: n^2 d for the first choice, n d and about
-    a dozen small kernels for every further one; memory of the hidden states in float32.
+    limit: number of choices (None: as many as the budgets keep); the remaining tokens are ranked by their distance to
+    the chosen ones. Cost: n^2 d for the first choice, n d and about a dozen small kernels for every further one; memory
+    of the hidden states in float32.
 
     Source: arXiv:2503.02175 (for image tokens before the first layer).
     """
@@ -47,15 +50,27 @@ class Divprune(Method):
         distance = _nearest(hidden, modality) + 2 * _MAX_DISTANCE
         distance = distance.masked_fill(modality < 0, -1.0)
         chosen_at = torch.full((batch, tokens), tokens, dtype=torch.long, device=modality.device)
-        steps = tokens if self.limit is None else min(tokens, self.limit)
+        quota, pool = _quota(view), view.pool
+        steps = min(tokens, sum(view.kept.values()) if view.kept is not None else tokens, self.limit or tokens)
         for step in range(steps):
-            index = distance.masked_fill(chosen_at < tokens, -2.0).argmax(1, keepdim=True)
-            chosen_at.scatter_(1, index, step)
+            is_open = (chosen_at == tokens) & (quota.gather(1, pool) > 0)
+            index = distance.masked_fill(~is_open, -2.0).argmax(1, keepdim=True)
+            chosen_at.scatter_(1, index, torch.where(is_open.gather(1, index), step, chosen_at.gather(1, index)))
+            quota.scatter_add_(1, pool.gather(1, index), torch.full_like(index, -1))
             to_chosen = 1 - (hidden @ rows_at(hidden, index).transpose(1, 2))[..., 0]
             distance = torch.where(modality == modality.gather(1, index), distance.minimum(to_chosen), distance)
         remaining = distance.masked_fill(chosen_at < tokens, -2.0)
         rank = remaining.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         return -torch.where(chosen_at < tokens, chosen_at, steps + rank).float()
+
+
+def _quota(view: View) -> Int[Tensor, "batch budgets"]:
+    """How many choices each budget has; none for tokens in no budget, and no limit where budgets are unknown."""
+    batch, tokens = view.slots.shape
+    if view.kept is None:
+        return torch.full((batch, len(Modality) + 2), tokens, device=view.slots.device)
+    limits = upload(np.array([*view.kept.values(), 0, 0]), view.slots.device)
+    return limits.expand(batch, -1).clone()
 
 
 def _nearest(hidden: Float[Tensor, "batch tokens features"], modality: Tensor) -> Float[Tensor, "batch tokens"]:

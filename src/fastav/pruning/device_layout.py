@@ -11,6 +11,7 @@ from torch import Tensor
 from fastav.layout import MEDIA, Layout, Modality
 from fastav.method import BatchLayout
 from fastav.plan import Plan
+from fastav.transfer import upload
 
 Pools = tuple[frozenset[Modality], ...]
 
@@ -19,11 +20,13 @@ class CutCounts(NamedTuple):
     """The numbers of tokens that a cut keeps in each row.
 
     limits: of each pool; then of tokens in no pool, which are all kept, and of columns without a token, which are all
-    dropped. width: tokens of the longest row after the cut. ragged: whether another row is shorter.
+    dropped. most: the largest number of each pool in a row. width: tokens of the longest row after the cut. ragged:
+    whether another row is shorter.
     """
 
     pools: Pools
     limits: Int[Tensor, "batch groups"]
+    most: tuple[int, ...]
     width: int
     ragged: bool
 
@@ -59,6 +62,7 @@ def batch_layout(layouts: Sequence[Layout], length: int, device: torch.device) -
         second=second,
         last_second=last_second,
         question=question.bool(),
+        layouts=tuple(layouts),
     )
 
 
@@ -102,14 +106,9 @@ def cut_counts(plan: Plan, layouts: Sequence[Layout], depth: int, device: torch.
     ]
     flat = np.concatenate([np.zeros((len(layouts), 0), np.int64), *limits], axis=1, dtype=np.int64)
     limits_by_cut = torch.split(upload(flat, device), [len(pool) + 2 for pool in pools], dim=1)
+    mosts = [[max(cut.counts[one] for cut in rows) for one in pool] for rows, pool in zip(cuts, pools, strict=True)]
     totals = [[cut.total for cut in rows] for rows in cuts]
     return [
-        CutCounts(pool, limit, max(total), min(total) < max(total))
-        for pool, limit, total in zip(pools, limits_by_cut, totals, strict=True)
+        CutCounts(pool, limit, tuple(most), max(total), min(total) < max(total))
+        for pool, limit, most, total in zip(pools, limits_by_cut, mosts, totals, strict=True)
     ]
-
-
-def upload(array: np.ndarray, device: torch.device) -> Tensor:
-    """Copy an array to the device without waiting for the device."""
-    tensor = torch.from_numpy(array)  # pyright: ignore[reportUnknownMemberType]
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

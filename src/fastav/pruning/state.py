@@ -171,7 +171,7 @@ class PruningState:
             self.next_cut += 1
             if counts.width == self.slots.shape[1] and not counts.ragged and self.valid is None:
                 continue  # the cut drops nothing
-            view = self._view(index, method, hidden, counts.pools)
+            view = self._view(index, method, hidden, counts)
             scores = self._scores(method, view)
             indices, valid = self._select(counts, scores)
             indices = indices if self.broadcast_indices is None else self.broadcast_indices(indices)
@@ -198,7 +198,7 @@ class PruningState:
         self.move_to(hidden.device)
         index, method = self.compiled.cache_cuts[number]
         counts = self.counts[len(self.compiled.cuts) + number]
-        scores = self._scores(method, self._view(index, method, hidden, counts.pools))
+        scores = self._scores(method, self._view(index, method, hidden, counts))
         indices, valid = self._select(counts, scores)
         self._record(index, method, counts.pools, scores, indices, valid, is_cache_only=True)
         return indices, valid
@@ -264,8 +264,8 @@ class PruningState:
 
     # --- signals
 
-    def _view(self, index: int, method: Method, hidden: Tensor, pools: Pools) -> View:
-        """The remaining tokens, as a method reads them.  pools: of the cut."""
+    def _view(self, index: int, method: Method, hidden: Tensor, counts: CutCounts) -> View:
+        """The remaining tokens, as a method reads them.  counts: of the cut."""
         if Signal.ENCODER in method.needs:
             self.signals[Signal.ENCODER] = self._encoder_signal().gather(1, self.slots)
         if Signal.ROLLOUT in method.needs:
@@ -280,10 +280,11 @@ class PruningState:
             layer=index,
             layout=self.layout,
             slots=self.slots,
-            pool=self._groups(pools).group,
+            pool=self._groups(counts.pools).group,
             signals=signals,
             method=self.compiled.name_of(method),
             needs=method.needs,
+            kept=dict(zip(counts.pools, counts.most, strict=True)),
         )
 
     def _scores(self, method: Method, view: View) -> Float[Tensor, "batch tokens"]:

@@ -19,7 +19,7 @@ from fastav.errors import UnsupportedModel, UnsupportedPlan
 from fastav.layout import Layout
 from fastav.pruning.compiled import CompiledPlan
 from fastav.pruning.decoder_layers import layers_with_cache, narrow
-from fastav.pruning.device_layout import upload
+from fastav.transfer import upload
 
 _DRAFTS = "puts draft tokens into the prefill, which shifts the last query"
 _REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {  # settings of generate: test of its value, and the reason

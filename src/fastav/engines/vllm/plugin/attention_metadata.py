@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from fastav.engines.vllm import compat
 from fastav.engines.vllm.plugin.batches import Batches, BuildMetadata
-from fastav.engines.vllm.plugin.packed_batch import Geometry, PackedBatch, geometry, upload
+from fastav.engines.vllm.plugin.packed_batch import Geometry, PackedBatch, geometry
+from fastav.transfer import upload
 
 PADDING_SLOT = -1  # of a token that is not stored
 

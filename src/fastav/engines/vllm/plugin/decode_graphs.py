@@ -21,10 +21,10 @@ from torch import Tensor
 from fastav.engines.vllm import compat
 from fastav.engines.vllm.plugin.attention_metadata import PADDING_SLOT
 from fastav.engines.vllm.plugin.batches import Batches, BuildMetadata, ScheduledRequest
-from fastav.engines.vllm.plugin.packed_batch import upload
 from fastav.engines.vllm.plugin.request_state import RequestState
 from fastav.engines.vllm.plugin.step_check import StepRecord
 from fastav.errors import UnsupportedPlan
+from fastav.transfer import upload
 
 
 class DecodeGraphs:
