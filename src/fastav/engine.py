@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -103,6 +103,8 @@ class Answer:
     last token, in steps that the request shares with others.
     peak_bytes: peak memory while generating: allocated on the GPU, resident on the CPU (None where the system does not
     report it).
+    dropped_ends: by modality, the first layer that runs on part of a clip's sound or video but on none of its last
+    third, as `fastav.retention.dropped_ends`. Empty with the engine vllm, and in conversations.
     """
 
     text: str
@@ -115,6 +117,7 @@ class Answer:
     kv_bytes: Saving
     seconds: Mapping[str, float]
     peak_bytes: int | None
+    dropped_ends: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def __repr__(self) -> str:
         tokens = f"{plural(sum(self.prompt_tokens.values()), 'prompt token')}, {len(self.token_ids)} new"
@@ -141,6 +144,7 @@ class Answer:
             "kv_bytes": self.kv_bytes.to_dict(),
             "seconds": dict(self.seconds),
             "peak_bytes": self.peak_bytes,
+            "dropped_ends": dict(self.dropped_ends),
         }
 
 

@@ -133,12 +133,15 @@ def _shared_out(
     total: int, weights: Mapping[frozenset[Modality], int], sizes: Mapping[frozenset[Modality], int]
 ) -> dict[frozenset[Modality], int]:
     """A total, shared out among pools in proportion to weights, each up to its size and rounded up."""
-    counts, left = dict.fromkeys(weights, 0), {pool: n for pool, n in weights.items() if n}
+    counts = dict.fromkeys(weights, 0)
+    left: dict[frozenset[Modality], int] = {pool: n for pool, n in weights.items() if n}
     while left:
         scale = Fraction(max(0, total - sum(counts.values())), sum(left.values()))
-        full = [pool for pool, n in left.items() if scale * n >= sizes[pool]]
-        counts |= {pool: sizes[pool] if full else ceil(scale * left[pool]) for pool in full or left}
-        left = {pool: n for pool, n in left.items() if full and pool not in full}
+        full = {pool: sizes[pool] for pool, n in left.items() if scale * n >= sizes[pool]}
+        if not full:
+            return counts | {pool: ceil(scale * n) for pool, n in left.items()}
+        counts |= full
+        left = {pool: n for pool, n in left.items() if pool not in full}
     return counts
 
 
@@ -303,10 +306,7 @@ class Plan:
         Raises: PlanError if a layer does not exist, or a step separates modalities that an earlier one pooled.
         """
         cuts = self._layer_steps(depth, cache_only=False)
-        empty = Layout.of(Modality.TEXT, 0)
-        remaining = _token_counts(empty)
-        for _, step in cuts:
-            remaining = _apply_counts(remaining, step.keep.counts(empty, remaining))
+        _schedule(cuts, Layout.of(Modality.TEXT, 0), dict.fromkeys(Modality, 0.0))
         return tuple(cuts)
 
     def cache_cuts(self, depth: int) -> tuple[tuple[int, Step], ...]:
@@ -329,39 +329,18 @@ class Plan:
 
     def schedule(self, layout: Layout, depth: int) -> tuple[Cut, ...]:
         """The cuts of a prompt, known before anything runs.  Raises: PlanError."""
-        return self._schedule(self.cuts(depth), layout, self._efforts(layout, depth))
-
-    @staticmethod
-    def _schedule(cuts: tuple[tuple[int, Step], ...], layout: Layout, efforts: Efforts | None) -> tuple[Cut, ...]:
-        remaining = entering = _token_counts(layout)
-        schedule: list[Cut] = []
-        for layer, step in cuts:
-            counts = step.keep.counts(layout, remaining, efforts, entering)
-            remaining = _apply_counts(remaining, counts)
-            entering = remaining if layer == 0 else entering
-            schedule.append(Cut(layer=layer, step=step, counts=counts, remaining=remaining))
-        return tuple(schedule)
+        return _schedule(self.cuts(depth), layout, self._efforts(layout, depth))
 
     def cache_schedule(self, layout: Layout, depth: int) -> tuple[Cut, ...]:
         """The cuts of a prompt that change a layer's cache alone.  Raises: PlanError."""
-        return self._cache_schedule(self.layers(layout, depth), layout, self._efforts(layout, depth))
-
-    def _cache_schedule(self, running: Sequence[Remaining], layout: Layout, efforts: Efforts | None) -> tuple[Cut, ...]:
-        """running: numbers of tokens that each layer runs on."""
-        cuts = self._layer_steps(len(running), cache_only=True)
-        if len({layer for layer, _ in cuts}) < len(cuts):
-            raise PlanError("two cache-only steps name the same layer", "use one cache-only step per layer")
-        schedule: list[Cut] = []
-        for layer, step in cuts:
-            counts = step.keep.counts(layout, running[layer], efforts, running[0])
-            remaining = _apply_counts(running[layer], counts)
-            schedule.append(Cut(layer=layer, step=step, counts=counts, remaining=remaining))
-        return tuple(schedule)
+        cuts = self._layer_steps(depth, cache_only=True)
+        return _cache_schedule(cuts, self.layers(layout, depth), layout, self._efforts(layout, depth))
 
     def cache_tokens(self, layout: Layout, depth: int) -> tuple[int, ...]:
         """The number of prompt tokens in every layer's cache.  Raises: PlanError."""
         running = self.layers(layout, depth)
-        return _cached(running, self._cache_schedule(running, layout, self._efforts(layout, depth)))
+        cuts = self._layer_steps(depth, cache_only=True)
+        return _cached(running, _cache_schedule(cuts, running, layout, self._efforts(layout, depth)))
 
     def layers(self, layout: Layout, depth: int) -> tuple[Remaining, ...]:
         """The numbers of tokens that every layer runs on, by groups whose split is known.  Raises: PlanError."""
@@ -449,6 +428,32 @@ def _apply_counts(remaining: Remaining, counts: Remaining) -> Remaining:
     return {**outside, **counts}
 
 
+def _schedule(cuts: Sequence[tuple[int, Step]], layout: Layout, efforts: Efforts | None) -> tuple[Cut, ...]:
+    """The cuts of a prompt.  efforts: of a plan with a target."""
+    remaining = entering = _token_counts(layout)
+    schedule: list[Cut] = []
+    for layer, step in cuts:
+        counts = step.keep.counts(layout, remaining, efforts, entering)
+        remaining = _apply_counts(remaining, counts)
+        entering = remaining if layer == 0 else entering
+        schedule.append(Cut(layer=layer, step=step, counts=counts, remaining=remaining))
+    return tuple(schedule)
+
+
+def _cache_schedule(
+    cuts: Sequence[tuple[int, Step]], running: Sequence[Remaining], layout: Layout, efforts: Efforts | None
+) -> tuple[Cut, ...]:
+    """The cuts in caches alone.  running: numbers of tokens that each layer runs on."""
+    if len({layer for layer, _ in cuts}) < len(cuts):
+        raise PlanError("two cache-only steps name the same layer", "use one cache-only step per layer")
+    schedule: list[Cut] = []
+    for layer, step in cuts:
+        counts = step.keep.counts(layout, running[layer], efforts, running[0])
+        remaining = _apply_counts(running[layer], counts)
+        schedule.append(Cut(layer=layer, step=step, counts=counts, remaining=remaining))
+    return tuple(schedule)
+
+
 @lru_cache(maxsize=32)
 def _solve(plan: Plan, layout: Layout, depth: int, shape: DecoderShape | None) -> Efforts:
     """The efforts of a plan with a target for one prompt.
@@ -460,15 +465,16 @@ def _solve(plan: Plan, layout: Layout, depth: int, shape: DecoderShape | None) -
     assert target is not None
     if not (media := layout.count(*MEDIA)):
         return dict.fromkeys(Modality, 0.0)  # there is nothing to prune
-    cuts, n_pools = plan.cuts(depth), sum(len(step.keep.pools()) for step in plan.steps)
+    cuts, cache_cuts = plan.cuts(depth), plan.cache_cuts(depth)
+    n_pools = sum(len(step.keep.pools()) for step in plan.steps)
 
     def layers(efforts: Efforts) -> tuple[Remaining, ...]:
-        return _running(layout, depth, plan._schedule(cuts, layout, efforts))
+        return _running(layout, depth, _schedule(cuts, layout, efforts))
 
     def cost(effort: float) -> float:
         efforts = dict.fromkeys(Modality, effort)
         running = layers(efforts)
-        return target.cost(layout, running, _cached(running, plan._cache_schedule(running, layout, efforts)))
+        return target.cost(layout, running, _cached(running, _cache_schedule(cache_cuts, running, layout, efforts)))
 
     what = f"the target of {target} of the plan {plan.name or plan.fingerprint!r}"
     if target.share is not None:

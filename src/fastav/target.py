@@ -43,14 +43,7 @@ class Target:
                 'e.g. {"retention": 0.25}',
             )
         ((kind, value),) = given.items()
-        by_modality = isinstance(value, Mapping) and kind == "retention"
-        shares = cast("dict[Any, Any]", value) if by_modality else {"": value}
-        labels = [m.label for m in Modality if m is not Modality.TEXT]
-        if by_modality and (not shares or set(shares) - set(labels)):
-            raise PlanError(f"a target's {kind} by modality must name some of {', '.join(labels)}, got {value!r}")
-        for share in shares.values():
-            if not (is_number(share) and 0 < share <= 1):
-                raise PlanError(f"a target's {kind} must be a share in (0, 1], got {share!r}")
+        _check(kind, value)
 
     @property
     def by_modality(self) -> dict[Modality, float]:
@@ -77,7 +70,7 @@ class Target:
         key, _, value = text.partition("=")
         kinds = {short: kind for kind, short in _SUFFIXES.items()}
         try:
-            kind, target = kinds[key], _shares(value) if ":" in value else float(value)
+            kind, target = kinds[key], cast("Any", _shares(value) if ":" in value else float(value))
         except (KeyError, ValueError):
             raise PlanError(
                 f"{text!r} is no target", "write r=0.25, r=audio:0.5+video:0.2, flops=0.4 or kv=0.3"
@@ -101,7 +94,9 @@ class Target:
             raise PlanError(
                 f"a plan's target must be one of {', '.join(_KINDS)}, got {data!r}", 'e.g. {"retention": 0.25}'
             )
-        return cls(**kinds)
+        ((kind, value),) = kinds.items()
+        _check(kind, value)
+        return cls(**{kind: value})
 
     def __str__(self) -> str:
         ((kind, value),) = self.to_dict().items()
@@ -125,6 +120,20 @@ class Target:
         if self.flops is not None:
             return prefill_flops(self.shape, [sum(n.values()) for n in layers]) / prefill_flops(self.shape, full)
         return kv_bytes(self.shape, cached) / kv_bytes(self.shape, full)
+
+
+def _check(kind: str, value: Any) -> None:
+    """Refuse what is no share, or for a retention no shares by modality.  Raises: PlanError."""
+    shares: list[Any] = [value]
+    if kind == "retention" and isinstance(value, Mapping):
+        by_modality = cast("Mapping[Any, Any]", value)
+        labels = [m.label for m in Modality if m is not Modality.TEXT]
+        if not by_modality or set(by_modality) - set(labels):
+            raise PlanError(f"a target's {kind} by modality must name some of {', '.join(labels)}, got {value!r}")
+        shares = list(by_modality.values())
+    for share in shares:
+        if not (is_number(share) and 0 < share <= 1):
+            raise PlanError(f"a target's {kind} must be a share in (0, 1], got {share!r}")
 
 
 def modality_retention(layout: Layout, layers: Sequence[Remaining], modality: Modality) -> float:

@@ -114,7 +114,8 @@ def test_a_row_scores_the_same_alone_and_padded_in_a_batch(method):
 
 def nowhere(view):
     """The view without data: on such tensors whatever would wait for a device fails, such as a mask as index."""
-    empty = {f.name: getattr(view._layout, f.name).to("meta") for f in fields(view._layout)}
+    planes = {f.name: getattr(view._layout, f.name) for f in fields(view._layout)}
+    empty = {name: plane.to("meta") if isinstance(plane, torch.Tensor) else plane for name, plane in planes.items()}
     signals = {signal: scores.to("meta") for signal, scores in view._signals.items()}
     return View(
         layer=view.layer,

@@ -59,7 +59,7 @@ shapes = st.sampled_from(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(shapes, layouts, shares)
 def test_the_mean_retention_is_the_target_or_just_below_or_the_plan_says_why_not(plan, prompt, share):
     aimed = plan.retaining(share)
@@ -75,7 +75,7 @@ def test_the_mean_retention_is_the_target_or_just_below_or_the_plan_says_why_not
     assert kept >= share - n_pools * DEPTH / (n * DEPTH) - 1e-9
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(shapes.filter(lambda plan: plan.name != "text too"), layouts, shares, shares)
 def test_a_higher_target_keeps_no_fewer_tokens(plan, prompt, one, other):
     low, high = sorted([one, other])
@@ -87,7 +87,7 @@ def test_a_higher_target_keeps_no_fewer_tokens(plan, prompt, one, other):
 
 
 def test_whole_tokens_leave_at_most_one_per_pool_between_target_and_cost():
-    for share in (0.15, 0.25, 0.35, 0.5):
+    for share in (0.2, 0.25, 0.35, 0.5):
         assert retention(recipe(f"divprune@r={share}"), layout()) == pytest.approx(share, abs=2 / 600)
         kept = retention(recipe(f"fastv@r={share}"), layout())
         assert share - 1 / 600 < kept <= share
@@ -131,6 +131,7 @@ def test_bounds_are_shares_of_what_enters_the_decoder():
     assert retention(plan, layout()) == pytest.approx(0.45, abs=1 / 600)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 400), st.integers(0, 300), shares, shares, shares)
 def test_a_total_is_shared_out_in_proportion(video, audio, of_video, of_audio, total):
     prompt = layout(video, audio)

@@ -141,6 +141,9 @@ def summary(answer: Mapping[str, Any]) -> Table:
     )
     grid.add_row("time", f"{times} ({plural(len(answer['token_ids']), 'token')})")
     grid.add_row("memory", f"{size(answer['peak_bytes'])} at the peak")
+    for modality, layer in answer["dropped_ends"].items():
+        track = {"audio": "sound"}.get(modality, modality)
+        grid.add_row("note", Text(f"from layer {layer} on, nothing of the last third of the {track} remains", "yellow"))
     return grid
 
 

@@ -64,8 +64,8 @@ def run(
     which knows only a toy world.
 
     --json prints one object with model, clip, question, device, dtype and versions, and with text, token_ids, finish,
-    plan, prompt_tokens, tokens_per_layer, mean_retention, flops, kv_bytes, seconds and peak_bytes. With --compare the
-    latter are in plans, by plan.
+    plan, prompt_tokens, tokens_per_layer, mean_retention, flops, kv_bytes, seconds, peak_bytes and dropped_ends. With
+    --compare the latter are in plans, by plan.
 
     --report writes one self-contained HTML page with the answer and every token of the prompt: which part of which
     frame or second it is, and at which layer it was dropped; with --compare, those of all plans. It prefills the prompt

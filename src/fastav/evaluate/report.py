@@ -130,7 +130,8 @@ def _agreement(rows: Sequence[Row], unpruned: Mapping[str, str]) -> dict[str, An
 def _mean_retention(rows: Sequence[Row]) -> float | None:
     """The mean over the rows that have media; None if it is unknown for one of them."""
     known = [row.retention for row in rows if set(row.prompt_tokens) - {"text"}]
-    return None if not known or None in known else float(np.mean(known))
+    values = [value for value in known if value is not None]
+    return statistics.mean(values) if values and len(values) == len(known) else None
 
 
 def _mean_ratio(savings: Sequence[Mapping[str, int]]) -> float | None:

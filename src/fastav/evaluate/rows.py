@@ -65,7 +65,7 @@ def read(path: Path) -> Results:
 
 
 def _parse_row(entry: dict[str, Any]) -> Row:
-    later = {name: entry.get(name) for name in ("kl", "retention")}
+    later: dict[str, Any] = {name: entry.get(name) for name in ("kl", "retention")}
     row = Row(**{f.name: entry[f.name] for f in fields(Row) if f.name not in later}, **later)
     if row.error is None and not all({"full", "pruned"} <= saving.keys() for saving in (row.flops, row.kv_bytes)):
         raise ValueError("flops and kv_bytes need full and pruned")

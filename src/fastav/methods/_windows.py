@@ -65,7 +65,7 @@ def windows_of(view: View, split: Callable[[Layout], Sequence[np.ndarray]]) -> W
     return Windows(tokens, order[:, :, 0], sizes)
 
 
-def by_time(layout: Layout, frames: int, seconds: float) -> list[np.ndarray]:
+def by_time(layout: Layout, frames: int, seconds: float | int) -> list[np.ndarray]:
     """The positions of the tokens of each window of every clip, sound and image, in time.
 
     frames: sampled frames (of models that join two into one grid: grids) in a window of video. seconds: of a window of

@@ -9,7 +9,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from fastav.layout import Modality
 from fastav.method import Method, Signal, View
 from fastav.methods._options import require_integer
 from fastav.methods._order import rows_at
@@ -51,12 +50,14 @@ class Divprune(Method):
         distance = distance.masked_fill(modality < 0, -1.0)
         chosen_at = torch.full((batch, tokens), tokens, dtype=torch.long, device=modality.device)
         quota, pool = _quota(view), view.pool
-        steps = min(tokens, sum(view.kept.values()) if view.kept is not None else tokens, self.limit or tokens)
+        steps = min(tokens, self.limit or tokens, tokens if view.kept is None else sum(view.kept.values()))
         for step in range(steps):
-            is_open = (chosen_at == tokens) & (quota.gather(1, pool) > 0)
+            is_open = chosen_at == tokens
+            is_open = is_open if quota is None else is_open & (quota.gather(1, pool) > 0)
             index = distance.masked_fill(~is_open, -2.0).argmax(1, keepdim=True)
             chosen_at.scatter_(1, index, torch.where(is_open.gather(1, index), step, chosen_at.gather(1, index)))
-            quota.scatter_add_(1, pool.gather(1, index), torch.full_like(index, -1))
+            if quota is not None:
+                quota.scatter_add_(1, pool.gather(1, index), torch.full_like(index, -1))
             to_chosen = 1 - (hidden @ rows_at(hidden, index).transpose(1, 2))[..., 0]
             distance = torch.where(modality == modality.gather(1, index), distance.minimum(to_chosen), distance)
         remaining = distance.masked_fill(chosen_at < tokens, -2.0)
@@ -64,13 +65,12 @@ class Divprune(Method):
         return -torch.where(chosen_at < tokens, chosen_at, steps + rank).float()
 
 
-def _quota(view: View) -> Int[Tensor, "batch budgets"]:
-    """How many choices each budget has; none for tokens in no budget, and no limit where budgets are unknown."""
-    batch, tokens = view.slots.shape
+def _quota(view: View) -> Int[Tensor, "batch budgets"] | None:
+    """How many choices each budget has, none for tokens outside of budgets; None if budgets are unknown."""
     if view.kept is None:
-        return torch.full((batch, len(Modality) + 2), tokens, device=view.slots.device)
+        return None
     limits = upload(np.array([*view.kept.values(), 0, 0]), view.slots.device)
-    return limits.expand(batch, -1).clone()
+    return limits.repeat(len(view.slots), 1)
 
 
 def _nearest(hidden: Float[Tensor, "batch tokens features"], modality: Tensor) -> Float[Tensor, "batch tokens"]:

@@ -8,8 +8,9 @@ from functools import partial
 from threading import Lock
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
@@ -42,6 +43,7 @@ from fastav.pruning.compiled import CompiledPlan, compile_plan
 from fastav.pruning.rollout import ALPHA
 from fastav.request import Request
 from fastav.request_lock import Cancellation, JointCancellation, RequestLock
+from fastav.retention import dropped_ends
 from fastav.sources import reachable
 from fastav.trace import Trace
 
@@ -348,6 +350,7 @@ class TransformersEngine(Engine):
             seconds["encode"] += encoded.seconds()
         ids = output if isinstance(output, Tensor) else output.sequences
         new_ids, layer_tokens = ids[:, prompt:], pruning.tokens()
+        cuts = [(layer, slots.cpu().numpy()) for layer, slots in pruning.slots()[1:]]
         copies = len(layer_tokens) // len(prepared.layouts)  # of each prompt, for beams
         return tuple(
             self._answer(
@@ -358,6 +361,7 @@ class TransformersEngine(Engine):
                 row,
                 new_ids[row],
                 layer_tokens[row * copies],
+                _positions(cuts, row * copies, prompt, prepared.layouts[row]),
                 seconds,
                 memory.bytes(),
             )
@@ -404,6 +408,7 @@ class TransformersEngine(Engine):
         row: int,
         ids: Tensor,
         layer_tokens: Sequence[dict[str, int]],
+        kept: Sequence[tuple[int, Int[np.ndarray, " kept"]]],
         seconds: dict[str, float],
         peak: int | None,
     ) -> Answer:
@@ -421,6 +426,7 @@ class TransformersEngine(Engine):
             kv_bytes=cache,
             seconds=seconds,
             peak_bytes=peak,
+            dropped_ends=dropped_ends(layout, kept),
         )
 
     def _costs(self, layout: Layout, plan: Plan, layer_tokens: Sequence[dict[str, int]]) -> tuple[Saving, Saving]:
@@ -433,3 +439,10 @@ class TransformersEngine(Engine):
             Saving(prefill_flops(shape, full), prefill_flops(shape, pruned)),
             Saving(kv_bytes(shape, full, itemsize), kv_bytes(shape, stored, itemsize)),
         )
+
+
+def _positions(
+    cuts: Sequence[tuple[int, Int[np.ndarray, "batch kept"]]], row: int, length: int, layout: Layout
+) -> list[tuple[int, Int[np.ndarray, " kept"]]]:
+    """The positions in one prompt of the tokens that remain after each cut.  length: of the padded prompts."""
+    return [(layer, slots[row][slots[row] < length] - (length - len(layout))) for layer, slots in cuts]
