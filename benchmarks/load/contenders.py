@@ -31,6 +31,11 @@ class ServerContender:
     flags: Mapping[str, str | None] = field(default_factory=dict[str, str | None])
 
     @property
+    def chunks(self) -> bool:
+        """Whether prompts run in chunks, whose borders depend on what else runs."""
+        return "--max-num-batched-tokens" in self.flags
+
+    @property
     def prunes(self) -> bool:
         """Whether fastav prunes."""
         return bool(self.plan.steps)

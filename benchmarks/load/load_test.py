@@ -192,7 +192,8 @@ class LoadTest:
         first = self._answers.setdefault(one.name, {}).setdefault(number, tokens)
         if first is not tokens:
             self._repeats.setdefault(one.name, []).append(first == tokens)
-            if self.deterministic and first != tokens:
+            # sums over chunks with other borders differ by rounding, which can decide between near scores
+            if self.deterministic and not one.chunks and first != tokens:
                 self.wrong.append(f"{where}: question {number} has another answer than before")
 
     def results(self) -> dict[str, Any]:

@@ -176,7 +176,7 @@ def test_layers_share_a_builder_only_where_they_share_metadata(make):
 def test_graphs_leave_attention_out(mode):
     modes = compat.CUDAGraphMode
     config = SimpleNamespace(
-        scheduler_config=SimpleNamespace(enable_chunked_prefill=True),
+        scheduler_config=SimpleNamespace(enable_chunked_prefill=True, long_prefill_token_threshold=0),
         cache_config=SimpleNamespace(enable_prefix_caching=False),
         compilation_config=SimpleNamespace(cudagraph_mode=mode and modes[mode]),
         use_v2_model_runner=True,

@@ -111,7 +111,8 @@ class DecodeGraphs:
         stored = np.zeros(after.shape, bool)
         for index, (request_id, computed, tokens) in enumerate(rows):
             state = self.states[request_id]
-            if tokens != 1 or (computed < state.prompt_len and state.keep_masks is None and not state.is_unpruned):
+            cuts_prompt = computed < state.prompt_len and len(state.keep_masks) < len(self.layer_names)
+            if tokens != 1 or cuts_prompt:
                 raise UnsupportedPlan("a graph of the whole model does not cut prompts", "cudagraph_mode")
             before, lens = state.kv_lens(computed), state.kv_lens(computed + 1)
             stored[:, index] = lens > before
