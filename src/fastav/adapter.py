@@ -102,24 +102,48 @@ class VllmInputs:
     options: Mapping[str, Any]
 
 
-class AudioAttention(ABC):
-    """The attention that a family's audio tokens receive in the last layer of its audio encoder."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EncoderCall:
+    """One call of an encoder, which is about to run.
+
+    config: of the model. model_inputs: arguments of the model's `forward`, or of `generate`, which calls the encoders
+    of some models before the first forward. inputs: arguments of the encoder. number: how many calls of this encoder
+    came before, for the same prompts.
+    """
+
+    config: PreTrainedConfig
+    model_inputs: Mapping[str, Any]
+    inputs: Mapping[str, Any]
+    number: int
+
+
+class EncoderAttention(ABC):
+    """The attention that a family's media tokens receive in the last layer of one of its encoders.
+
+    modalities: of these tokens. The model calls the encoder once for each that is in the prompts, in this order, with
+    all media of the batch.
+    """
+
+    modalities: ClassVar[tuple[Modality, ...]]
 
     @abstractmethod
     def modules(self, model: PreTrainedModel) -> tuple[nn.Module, nn.Module]:
-        """The encoder and its last layer's attention.
+        """The encoder, and the attention of its last layer that runs, which each call of the encoder calls once."""
 
-        A forward calls the encoder once, with all sounds of a batch, and the encoder calls that attention once.
+    def begin(self, call: EncoderCall) -> Any:
+        """What `scores` must know of a call of the encoder, by default the call itself.
+
+        To read numbers from the device costs less here than in `scores`: no layer of the encoder is in its queue yet.
         """
+        return call
 
     @abstractmethod
-    def scores(
-        self, attention: nn.Module, encoder_inputs: Mapping[str, Any], attention_inputs: Mapping[str, Any]
-    ) -> Float[Tensor, " tokens"]:
-        """The attention that each audio token receives, in the order of the prompts.
+    def scores(self, attention: nn.Module, call: Any, attention_inputs: Mapping[str, Any]) -> Float[Tensor, " tokens"]:
+        """The attention that each token of one modality receives, in the order of the prompts.
 
-        It is the mean over heads and over the queries that may see the token, in float32, pooled as the encoder pools
-        its output. encoder_inputs, attention_inputs: arguments by name of the encoder's and of the attention's call.
+        It is the mean over heads and over the queries that may see the token, in float32, pooled as the encoder and its
+        projector pool their output; 0 for tokens of this modality that the encoder does not make. call: from `begin`.
+        attention_inputs: arguments by name of the attention's call.
         """
 
 
@@ -259,8 +283,12 @@ class ModelAdapter(ABC):
             return None
         return "ask for text only: generation_mode='text' (Qwen2.5-Omni), return_audio=False (Qwen3-Omni)"
 
-    def audio_attention(self) -> AudioAttention | None:
-        """The audio encoder's attention, for `Signal.ENCODER`; None if this adapter does not provide it."""
+    def audio_attention(self) -> EncoderAttention | None:
+        """The audio encoder's attention, for `Signal.AUDIO_ENCODER`; None if this adapter does not provide it."""
+        return None
+
+    def vision_attention(self) -> EncoderAttention | None:
+        """The vision encoder's attention, for `Signal.VISION_ENCODER`; None if this adapter does not provide it."""
         return None
 
 

@@ -32,12 +32,14 @@ class Signal(StrEnum):
     TEXT_QUERIES = "text-queries"  # the same, mean over the queries of the text behind the last audio or video token
     WINDOW = "window"  # the same, mean over the last 32 queries
     ROLLOUT = "rollout"  # the last query's row of the attention rollout through all preceding layers
-    ENCODER = "encoder"  # attention that each audio token receives in the audio encoder's last layer, 0 for others
+    AUDIO_ENCODER = "audio-encoder"  # attention that each audio token receives in its encoder's last layer, else 0
+    VISION_ENCODER = "vision-encoder"  # the same of video and image tokens in the vision encoder
     GIVEN = "given"  # scores that the caller passes
     QUESTION = "question"  # `View.question`
 
 
 LAYOUT_SIGNALS = frozenset({Signal.FRAMES, Signal.SECONDS, Signal.QUESTION})
+ENCODER_SIGNALS = frozenset({Signal.AUDIO_ENCODER, Signal.VISION_ENCODER})  # of some models, as their adapters say
 ATTENTION_SIGNALS = frozenset({Signal.LAST_QUERY, Signal.TEXT_QUERIES, Signal.WINDOW})  # means over heads
 _PROPERTIES = {
     Signal.FRAMES: "frame, view.place",
@@ -81,10 +83,11 @@ class View:
     largest number of tokens that a row keeps of each budget, known without waiting for the device; None if all are to
     be ranked. A method may stop there: tokens behind it in its order may have any lower scores.
 
-    Reading a signal that is not in `needs` raises UndeclaredSignal, whether or not the engine has computed it.
+    Reading a signal that is not in `needs` raises UndeclaredSignal, whether or not the engine has computed it; so does
+    `get` with a signal that is neither there nor in `wants`.
     """
 
-    __slots__ = ("_layout", "_method", "_needs", "_pool", "_signals", "kept", "layer", "slots")
+    __slots__ = ("_layout", "_method", "_needs", "_pool", "_signals", "_wants", "kept", "layer", "slots")
 
     def __init__(
         self,
@@ -96,16 +99,25 @@ class View:
         signals: Mapping[Signal, Float[Tensor, "batch *axes"]],
         method: str,
         needs: frozenset[Signal],
+        wants: frozenset[Signal] = frozenset(),
         kept: Mapping[frozenset[Modality], int] | None = None,
     ) -> None:
         self.layer, self.slots, self._pool, self.kept = layer, slots, pool, kept
-        self._layout, self._signals, self._method, self._needs = layout, signals, method, needs
+        self._layout, self._signals, self._method, self._needs, self._wants = layout, signals, method, needs, wants
 
     def __getitem__(self, signal: Signal | str) -> Float[Tensor, "batch tokens"]:
         """The scores of a signal.  Raises: UndeclaredSignal; PlanError for a signal that a property returns."""
         if (signal := Signal(signal)) in _PROPERTIES:
             raise PlanError(f"view[Signal.{signal.name}] is not a score", f"read view.{_PROPERTIES[signal]}")
         return self._read(signal)
+
+    def get(self, signal: Signal | str) -> Float[Tensor, "batch tokens"] | None:
+        """The scores of a signal; None for one that the method only wants, if the model does not provide it.
+
+        Raises: as `view[signal]`.
+        """
+        signal = Signal(signal)
+        return self._signals.get(signal) if signal in self._wants - self._needs else self[signal]
 
     @property
     def hidden(self) -> Float[Tensor, "batch tokens features"]:
@@ -189,11 +201,14 @@ class View:
         return self._signals[signal]
 
     def _require(self, signal: Signal) -> None:
-        if signal not in self._needs:
-            raise UndeclaredSignal(
-                f"method {self._method!r} reads the signal {signal.value!r}, which its `needs` does not name",
-                f"declare needs = frozenset({{Signal.{signal.name}, ...}}) in the method's class",
-            )
+        if signal in self._needs:
+            return
+        hint = f"declare needs = frozenset({{Signal.{signal.name}, ...}}) in the method's class"
+        if signal in self._wants:
+            hint = f"read view.get(Signal.{signal.name}), which is None where the model does not provide it; or {hint}"
+        raise UndeclaredSignal(
+            f"method {self._method!r} reads the signal {signal.value!r}, which its `needs` does not name", hint
+        )
 
 
 class Method(ABC):
@@ -204,9 +219,12 @@ class Method(ABC):
 
     needs: every signal that `score` and `merge` read. Engines compute these and no others, and derive from them what a
     method can be combined with: chunked prefill, for example, requires `layout_only`.
+    wants: those of `ENCODER_SIGNALS` that the method reads, by `View.get`, where the model's adapter provides them, and
+    does without elsewhere. Where provided, they count as needed: an engine that cannot compute them refuses the plan.
     """
 
     needs: ClassVar[frozenset[Signal]] = frozenset()
+    wants: ClassVar[frozenset[Signal]] = frozenset()
 
     @abstractmethod
     def score(self, view: View) -> Float[Tensor, "batch tokens"]:
@@ -231,27 +249,48 @@ class Method(ABC):
     @property
     def layout_only(self) -> bool:
         """Whether the layout alone decides which tokens are kept, so that nothing has to run first."""
-        return self.needs <= LAYOUT_SIGNALS
+        return self.needs | self.wants <= LAYOUT_SIGNALS
 
 
 def needs_of(name: str, method: type[Method]) -> frozenset[Signal]:
-    """The signals that a method declares.  Raises: PlanError if `needs` is no frozenset of `Signal` on the class."""
-    needs = cast(Any, method.needs)
-    if type(needs) is not frozenset or set(map(type, cast(frozenset[Any], needs))) - {Signal}:
+    """The signals that a method needs.  Raises: PlanError if `needs` is no frozenset of `Signal` on the class."""
+    return _declared(name, "needs", method.needs, "KEYS")
+
+
+def wants_of(name: str, method: type[Method]) -> frozenset[Signal]:
+    """The signals that a method wants.
+
+    Raises: PlanError if `wants` is no frozenset of `Signal` on the class, or names others than `ENCODER_SIGNALS`.
+    """
+    wants = _declared(name, "wants", method.wants, "VISION_ENCODER")
+    if others := wants - ENCODER_SIGNALS:
         raise PlanError(
-            f"method {name!r} must declare `needs` on its class, as a frozenset of fastav.Signal",
-            "for example needs: ClassVar[frozenset[Signal]] = frozenset({Signal.KEYS})",
+            f"method {name!r} wants {', '.join(sorted(others))}: only {' and '.join(sorted(ENCODER_SIGNALS))} can be "
+            "wanted, as only they depend on the model",
+            "declare the other signals in `needs`",
         )
-    return cast(frozenset[Signal], needs)
+    return wants
+
+
+def _declared(name: str, attribute: str, signals: Any, example: str) -> frozenset[Signal]:
+    """Signals that a method's class declares.  Raises: PlanError if they are no frozenset of `Signal`."""
+    if type(signals) is not frozenset or set(map(type, cast(frozenset[Any], signals))) - {Signal}:
+        raise PlanError(
+            f"method {name!r} must declare `{attribute}` on its class, as a frozenset of fastav.Signal",
+            f"for example {attribute}: ClassVar[frozenset[Signal]] = frozenset({{Signal.{example}}})",
+        )
+    return cast(frozenset[Signal], signals)
 
 
 def method_of(step: Step) -> Method:
     """The method that a step names, with its options.
 
-    Raises: UnknownName; PlanError if the method has no such option, refuses its value, or does not declare `needs`.
+    Raises: UnknownName; PlanError if the method has no such option, refuses its value, or does not declare `needs` and
+    `wants`.
     """
     method: type[Method] = METHODS[step.method]
     needs_of(step.method, method)
+    wants_of(step.method, method)
     options: Mapping[str, Any] = step.options
     try:
         return method(**options)

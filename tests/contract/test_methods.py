@@ -8,7 +8,7 @@ import torch
 from fastav.budgets import Share
 from fastav.errors import PlanError, UndeclaredSignal
 from fastav.layout import MEDIA, Modality
-from fastav.method import LAYOUT_SIGNALS, BatchLayout, Method, Signal, View, method_of
+from fastav.method import ENCODER_SIGNALS, LAYOUT_SIGNALS, BatchLayout, Method, Signal, View, method_of
 from fastav.plan import Keep, Step
 from fastav.pruning.device_layout import batch_layout
 from fastav.pruning.selection import SelectionGroups, select
@@ -21,7 +21,7 @@ ROWS = [prompt(seed=1), prompt(before=5, video=6, audio=3, after=2, seed=2)]
 ALL = frozenset(Signal)
 
 
-def view_of(rows, layer=4, needs=ALL, pools=tuple(frozenset({m}) for m in Modality)):
+def view_of(rows, layer=4, needs=ALL, pools=tuple(frozenset({m}) for m in Modality), wants=frozenset(), provided=ALL):
     layouts = [layout_of(row[0]) for row in rows]
     length = max(len(layout) for layout in layouts)
     layout = batch_layout(layouts, length, torch.device("cpu"))
@@ -29,6 +29,7 @@ def view_of(rows, layer=4, needs=ALL, pools=tuple(frozenset({m}) for m in Modali
     signals = {signal: (position * 0.37).sin() for signal in Signal}
     signals[Signal.HIDDEN_STATES] = (position[..., None] * torch.arange(1, 9) * 0.21).sin()
     signals[Signal.KEYS] = (position[:, None, :, None] * torch.arange(1, 5) * 0.13).cos().expand(-1, 2, -1, -1)
+    signals = {signal: scores for signal, scores in signals.items() if signal in provided}
     slots = torch.arange(length).expand(len(rows), length)
     return View(
         layer=layer,
@@ -38,6 +39,7 @@ def view_of(rows, layer=4, needs=ALL, pools=tuple(frozenset({m}) for m in Modali
         signals=signals,
         method="position",
         needs=needs,
+        wants=wants,
     )
 
 
@@ -50,18 +52,24 @@ def test_it_is_a_frozen_method_with_defaults_and_a_docstring(method):
     assert isinstance(method, Method)
     assert type(method).__doc__
     assert method.needs <= set(Signal)
+    assert method.wants <= ENCODER_SIGNALS - method.needs
     assert type(method)() == method
 
 
 def test_it_reads_what_it_declares_and_nothing_else(method):
-    view = view_of(ROWS, needs=method.needs)
+    view = view_of(ROWS, needs=method.needs, wants=method.wants)
     method.score(view)
     if method.merges:
         method.merge(view, *kept_of(method, view))
-    for signal in method.needs:  # a signal that is declared and not read would be computed in vain
-        less = view_of(ROWS, needs=method.needs - {signal})
+    for signal in method.needs | method.wants:  # a signal that is declared and not read would be computed in vain
+        less = view_of(ROWS, needs=method.needs - {signal}, wants=method.wants - {signal})
         with pytest.raises(UndeclaredSignal, match=signal):
             (method.score(less), method.merges and method.merge(less, *kept_of(method, view)))
+
+
+def test_it_does_without_what_it_wants(method):
+    view = view_of(ROWS, needs=method.needs, wants=method.wants, provided=ALL - method.wants)
+    assert method.score(view).isfinite().all()
 
 
 @pytest.mark.parametrize("signal", Signal)
@@ -80,7 +88,7 @@ def test_a_view_raises_for_what_is_not_declared(signal):
 
 
 def test_layout_only_follows_from_what_is_declared(method):
-    assert method.layout_only == (method.needs <= LAYOUT_SIGNALS)
+    assert method.layout_only == (method.needs | method.wants <= LAYOUT_SIGNALS)
     if method.layout_only:  # whatever the model computes, the scores are the same
         view = view_of(ROWS, needs=method.needs)
         other = View(
@@ -212,12 +220,37 @@ def test_wrong_options_are_refused(options, message):
         method_of(step)
 
 
-@pytest.mark.parametrize("needs", [["keys"], frozenset({"hiden-states"}), None])
-def test_needs_that_are_no_signals_are_refused(monkeypatch, needs):
+@pytest.mark.parametrize("attribute", ["needs", "wants"])
+@pytest.mark.parametrize("signals", [["keys"], frozenset({"hiden-states"}), None])
+def test_declarations_that_are_no_signals_are_refused(monkeypatch, attribute, signals):
     method = METHODS["position"]
-    monkeypatch.setattr(method, "needs", needs)
-    with pytest.raises(PlanError, match="must declare `needs`"):
+    monkeypatch.setattr(method, attribute, signals)
+    with pytest.raises(PlanError, match=f"must declare `{attribute}`"):
         method_of(Step(layers="1", method="position", keep=Keep(media=Share(0.5))))
+
+
+def test_only_the_encoders_attention_can_be_wanted(monkeypatch):
+    step = Step(layers="1", method="position", keep=Keep(media=Share(0.5)))
+    monkeypatch.setattr(METHODS["position"], "wants", ENCODER_SIGNALS)
+    assert not method_of(step).layout_only
+    monkeypatch.setattr(METHODS["position"], "wants", frozenset({Signal.AUDIO_ENCODER, Signal.KEYS}))
+    with pytest.raises(PlanError, match="wants keys: only audio-encoder and vision-encoder"):
+        method_of(step)
+
+
+def test_a_view_gives_what_a_method_wants_or_nothing():
+    wanted, other = Signal.VISION_ENCODER, Signal.AUDIO_ENCODER
+    view = view_of(ROWS, needs=frozenset({Signal.WINDOW}), wants=frozenset({wanted}))
+    assert torch.equal(view.get(wanted), view.get("vision-encoder"))
+    assert torch.equal(view.get(Signal.WINDOW), view[Signal.WINDOW])
+    assert view_of(ROWS, needs=frozenset(), wants=frozenset({wanted}), provided=ALL - {wanted}).get(wanted) is None
+    with pytest.raises(UndeclaredSignal, match=other):
+        view.get(other)
+    with pytest.raises(UndeclaredSignal, match=wanted) as error:
+        view[wanted]
+    assert "view.get(Signal.VISION_ENCODER)" in error.value.hint
+    with pytest.raises(PlanError, match="is not a score"):
+        view.get(Signal.FRAMES)
 
 
 def test_a_view_takes_names_of_signals_and_refers_to_its_properties():

@@ -131,12 +131,12 @@ def test_the_form_fits_what_is_installed(capsys, monkeypatch, installed, start):
     ("arguments", "says"),
     [
         (["video-salmonn2-plus"], "cannot be pruned inside vLLM yet"),
-        (["qwen2-5-omni", "--plan", "omnizip"], "method 'omnizip' reads encoder"),
+        (["qwen2-5-omni", "--plan", "omnizip"], "method 'omnizip' reads audio-encoder"),
         (["qwen2-5-omni", "--plan", "snapkv"], "leave cache_only out"),
         (["qwen2-5-omni", "--plan", "fastaw"], "did you mean"),
         (["qwen2-5-omni", "--max-model-len", "32769"], "at most 32,768 tokens, got 32,769"),
         (["qwen2-5-omni", "--requests", "fastav,fastaw"], "did you mean"),
-        (["qwen2-5-omni", "--requests", "omnizip"], "method 'omnizip' reads encoder"),
+        (["qwen2-5-omni", "--requests", "omnizip"], "method 'omnizip' reads audio-encoder"),
         (["tests"], "no model at 'tests'"),
     ],
 )

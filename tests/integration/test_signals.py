@@ -6,7 +6,7 @@ import torch
 from fastav.budgets import Share
 from fastav.engines.transformers import prune
 from fastav.errors import PlanError, UnsupportedModel
-from fastav.method import Method, Signal, View
+from fastav.method import ENCODER_SIGNALS, Method, Signal, View
 from fastav.plan import Keep, Plan, Step
 from fastav.pruning.compiled import compile_plan
 from fastav.pruning.state import WINDOW
@@ -19,7 +19,7 @@ SEEN: dict[int, View] = {}
 class Watch(Method):
     """Keeps what it is shown, and scores by position; the encoders' attention has tests of its own."""
 
-    needs = frozenset(Signal) - {Signal.GIVEN, Signal.ENCODER}
+    needs = frozenset(Signal) - {Signal.GIVEN} - ENCODER_SIGNALS
 
     def score(self, view):
         SEEN[view.layer] = view

@@ -18,7 +18,7 @@ from fastav.cache_argument import as_argument
 from fastav.engines.transformers import Pruning, prune
 from fastav.errors import PlanError, UnsupportedPlan
 from fastav.layout import Layout, Modality
-from fastav.method import Method, Signal, View
+from fastav.method import ENCODER_SIGNALS, Method, Signal, View
 from fastav.plan import Keep, Plan, Step
 from fastav.presets import NONE, plus
 from fastav.pruning.rollout import LayerAttention, rollout_row
@@ -132,7 +132,7 @@ def test_a_turn_may_be_one_token(attention):
 class Watch(Method):
     """Keeps what it is shown, and scores by position."""
 
-    needs = frozenset(Signal) - {Signal.GIVEN, Signal.ENCODER}
+    needs = frozenset(Signal) - {Signal.GIVEN} - ENCODER_SIGNALS
 
     def score(self, view: View) -> torch.Tensor:
         SHOWN[view.layer] = view

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin, Qwen2Config, Qwen2ForCausalLM
 
-from fastav.adapter import AudioAttention, ModelAdapter, Prepared
+from fastav.adapter import EncoderAttention, EncoderCall, ModelAdapter, Prepared
 from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
 from fastav.plan import Plan
@@ -58,21 +58,30 @@ class TinyAdapter(ModelAdapter):
     def encoders(self, model: PreTrainedModel) -> tuple[nn.Module, ...]:
         return ()
 
-    def audio_attention(self) -> AudioAttention:
-        return Ears()
+    def audio_attention(self) -> EncoderAttention:
+        return Waves(Modality.AUDIO, AUDIO_ID)
+
+    def vision_attention(self) -> EncoderAttention:
+        return Waves(Modality.VIDEO, VIDEO_ID)
 
 
-class Ears(AudioAttention):
+class Waves(EncoderAttention):
     """The decoder has no encoders: here its embedding stands for one, and attention goes up and down with time."""
+
+    def __init__(self, modality: Modality, token: int) -> None:
+        self.modalities, self.token = (modality,), token
 
     def modules(self, model: PreTrainedModel) -> tuple[nn.Module, nn.Module]:
         return model.model.embed_tokens, model.model.embed_tokens
 
-    def scores(
-        self, attention: nn.Module, encoder_inputs: Mapping[str, Any], attention_inputs: Mapping[str, Any]
-    ) -> Tensor:
-        audio = attention_inputs["input"] == AUDIO_ID
-        return (audio.cumsum(1)[audio] * 2.4).sin() + 1
+    def scores(self, attention: nn.Module, call: EncoderCall, attention_inputs: Mapping[str, Any]) -> Tensor:
+        here = attention_inputs["input"] == self.token
+        return waves(here.cumsum(1)[here])
+
+
+def waves(number: Tensor) -> Tensor:
+    """The attention of the n-th token of its modality in a prompt, from 1."""
+    return (number * 2.4).sin() + 1
 
 
 def layout_of(ids: Tensor) -> Layout:

@@ -18,7 +18,7 @@ from fastav.plan import Plan
 from fastav.pruning.device_layout import batch_layout
 from fastav.pruning.state import WINDOW
 from support.oracle import Evidence, Turn, TurnRule, conversation_logits
-from support.tiny import AUDIO_ID, layout_of, pad_left
+from support.tiny import AUDIO_ID, VIDEO_ID, layout_of, pad_left, waves
 
 
 def turn_under(plan: Plan, ids: Tensor, start: int, depth: int, given: Tensor | None = None) -> Turn:
@@ -63,10 +63,10 @@ def _rule(
             signals[Signal.TEXT_QUERIES] = seen.maps[-1][
                 start + min(last + 1, n - 1) : start + n, start : start + n
             ].mean(0)
-        if Signal.ENCODER in method.needs:
-            signals[Signal.ENCODER] = torch.zeros(n)
-            audio = ids == AUDIO_ID
-            signals[Signal.ENCODER][audio] = (torch.arange(1.0, 1 + int(audio.sum())) * 2.4).sin() + 1
+        for signal, token in ((Signal.AUDIO_ENCODER, AUDIO_ID), (Signal.VISION_ENCODER, VIDEO_ID)):
+            if signal in method.needs | method.wants:
+                signals[signal] = torch.zeros(n)
+                signals[signal][ids == token] = waves(torch.arange(1.0, 1 + int((ids == token).sum())))
         if given is not None:
             signals[Signal.GIVEN] = given
         here = {name: value[left][None] for name, value in signals.items()}
@@ -81,6 +81,7 @@ def _rule(
             signals=here,
             method=type(method).__name__,
             needs=method.needs,
+            wants=method.wants,
         )
         score = method.score(view)[0]
         kept = set(left.tolist())

@@ -494,7 +494,7 @@ def test_a_file_without_marks_stays_as_it_is(out, tmp_path, capsys, measured):
     [
         ({"model": "tests"}, FastAVError, "no model at"),
         ({"plans": ["fastest"]}, UnknownName, "fastest"),
-        ({"plans": ["omnizip"]}, UnsupportedPlan, "audio encoder"),
+        ({"plans": ["omnizip"]}, UnsupportedPlan, "attention of encoders"),
         ({"plans": ["fastav-trim"], "tokens": [500]}, PlanError, "drops nothing"),
         ({"plans": ["fastv", "fastv"]}, PlanError, "two plans"),
         ({"tokens": [20]}, FastAVError, "no room for a clip"),

@@ -46,7 +46,7 @@ def test_vllms_own_pruning_takes_part_where_there_is_one():
         (SIGHT, ["vllm-evs@1"], FastAVError, "the share of a video to drop"),
         (OMNI, ["none"], PlanError, "prunes nothing"),
         (OMNI, ["fastaw"], UnknownName, "did you mean"),
-        (OMNI, ["omnizip"], UnsupportedPlan, "reads encoder, seconds, which vLLM does not provide"),
+        (OMNI, ["omnizip"], UnsupportedPlan, "reads audio-encoder, seconds, which vLLM does not provide"),
         (OMNI, ["fastav", "fastav"], PlanError, "two contenders"),
         (OMNI, ["fastav+chunks"], FastAVError, "ends in [+]chunks, which is unknown"),
         (OMNI, ["fastav+chunks=1"], FastAVError, "ends in [+]chunks=1, which is unknown"),

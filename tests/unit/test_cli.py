@@ -142,6 +142,7 @@ def test_methods_lists_names_options_and_needs(capsys):
     methods = {method["name"]: method for method in json.loads(capsys.readouterr().out)["methods"]}
     assert methods["random"]["options"] == {"seed": 0}
     assert methods["last-query"]["needs"] == ["last-query"]
+    assert all(isinstance(method["wants"], list) for method in methods.values())
     assert all(method["summary"].endswith(".") for method in methods.values())
     assert main(["methods"]) == 0
     assert "last-query" in capsys.readouterr().out

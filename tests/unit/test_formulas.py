@@ -427,7 +427,7 @@ class LiteralOmnizip:
         self.view, self.row, self.merged = view, row, merged
         kind = {i: int(view.modality[row, i]) for i in real}
         self.audio, self.video = ([i for i in real if kind[i] == m] for m in (AUDIO, VIDEO))
-        attention = {i: float(view[Signal.ENCODER][row, i]) for i in real}
+        attention = {i: float(view[Signal.AUDIO_ENCODER][row, i]) for i in real}
         total = ceil(audio * len(self.audio) - 1e-6)
         number = min(total, floor(anchors * len(self.audio) + 0.5))
         ranked = sorted(self.audio, key=lambda i: (-attention[i], i))

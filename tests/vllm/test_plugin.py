@@ -23,6 +23,7 @@ from fastav.engines.vllm.plugin.packed_batch import BatchRow, PackedBatch, geome
 from fastav.engines.vllm.plugin.request_state import PlanRuntime
 from fastav.engines.vllm.request_plans import request_plans
 from fastav.errors import PlanError, UnknownName, UnsupportedModel, UnsupportedPlan
+from fastav.method import Signal
 from fastav.plan import Keep, Plan, Step
 from fastav.registry import METHODS, MODELS
 
@@ -171,10 +172,22 @@ def test_plans_that_ask_for_more_are_refused():
         check(config_of(Plan((Step(layers="5", method="position", keep=keep, cache_only=True),))), Serving())
     with pytest.raises(UnsupportedPlan, match="method 'given' reads given"):
         check(config_of(Plan((Step(layers="5", method="given", keep=keep),))), Serving())
-    with pytest.raises(UnsupportedPlan, match="method 'omnizip' reads encoder"):
+    with pytest.raises(UnsupportedPlan, match="method 'omnizip' reads audio-encoder"):
         check(config_of("omnizip"), Serving())
     with pytest.raises(UnsupportedPlan, match="method 'omnidrop' reads seconds"):
         check(config_of("omnidrop"), Serving())
+
+
+def test_what_a_method_wants_is_refused_where_the_model_provides_it(monkeypatch):
+    """A plan means the same in every engine: what the adapter provides is not left out."""
+    plan = Plan((Step(layers="5", method="position", keep=Keep(media=Share(0.5))),))
+    monkeypatch.setattr(METHODS["position"], "wants", frozenset({Signal.AUDIO_ENCODER}))
+    with pytest.raises(UnsupportedPlan, match="method 'position' reads audio-encoder, which vLLM does not provide"):
+        check(config_of(plan), Serving())
+    check(config_of(plan, MODELS["video-salmonn2"]().config()), Serving())
+    monkeypatch.setattr(METHODS["position"], "wants", frozenset({Signal.VISION_ENCODER}))
+    with pytest.raises(UnsupportedPlan, match="method 'position' reads vision-encoder"):
+        check(config_of(plan, MODELS["video-salmonn2"]().config()), Serving())
 
 
 @pytest.mark.parametrize("name", [name for name in Serving.__dataclass_fields__ if name != "chunked_prefill"])

@@ -222,7 +222,7 @@ def test_a_file_of_questions_goes_on_where_it_was_stopped(pipe, tmp_path, monkey
     [
         ("gemma4", {}, UnsupportedModel, "cannot be pruned inside vLLM yet"),
         ("videollama2", {}, FastAVError, "cannot be reached"),  # as there is no network
-        ("omni", {"plan": "omnizip"}, UnsupportedPlan, "method 'omnizip' reads encoder"),
+        ("omni", {"plan": "omnizip"}, UnsupportedPlan, "method 'omnizip' reads audio-encoder"),
         ("omni", {"attention": "eager"}, FastAVError, "chooses its attention itself"),
         ("omni", {"device": "cuda"}, FastAVError, "runs on cpu, not on cuda"),
         ("omni", {"dtype": "int8"}, FastAVError, "dtype must be"),

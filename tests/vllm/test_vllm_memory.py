@@ -125,7 +125,7 @@ def test_requests_name_plans_of_their_own(omni, engines, server):
         ("{", "JSON"),
         ("mine.json", "cannot name a file"),
         (3, "plan must be a string"),
-        ("omnizip", "method 'omnizip' reads encoder"),
+        ("omnizip", "method 'omnizip' reads audio-encoder"),
     ]:
         with pytest.raises(VLLMValidationError, match=words):
             llm.generate([questions[0].for_vllm()], sampling(2, extra_args={"fastav": plan}), use_tqdm=False)

@@ -10,7 +10,7 @@ from fastav.adapter import plan_named
 from fastav.bench.specs import ModelSpec, PromptSpec
 from fastav.engines.transformers import TransformersEngine
 from fastav.errors import FastAVError, PlanError, UnsupportedPlan
-from fastav.method import Signal, method_of
+from fastav.method import ENCODER_SIGNALS
 from fastav.plan import Plan
 from fastav.presets import NONE
 
@@ -108,11 +108,11 @@ def supported_plans(
 
 def _require_effect(model: ModelSpec, plan: Plan, prompts: Sequence[PromptSpec], attention: str) -> None:
     """Raises: PlanError, UnsupportedPlan for a plan that cannot run on these prompts, or drops nothing of them."""
-    if any(Signal.ENCODER in method_of(step).needs for step in plan.steps):
+    compiled = TransformersEngine.check(model.config, plan, attention, adapter=model.adapter)
+    if compiled.needs & ENCODER_SIGNALS:
         raise UnsupportedPlan(
-            f"{plan.name} reads the audio encoder's attention, and prompts are embeddings here", "leave it out"
+            f"{plan.name} reads the attention of encoders, and prompts are embeddings here", "leave it out"
         )
-    TransformersEngine.check(model.config, plan, attention, adapter=model.adapter)
     depth = model.adapter.shape(model.config).layers
     for prompt in prompts:
         layout = prompt.layout

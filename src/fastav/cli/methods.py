@@ -23,7 +23,7 @@ def methods(as_json: _options.Json = False) -> None:
                 m["name"],
                 m["summary"].removesuffix("."),
                 ", ".join(f"{key}={value}" for key, value in m["options"].items()),
-                ", ".join(m["needs"]),
+                ", ".join([*m["needs"], *(f"{signal} if provided" for signal in m["wants"])]),
             ]
             for m in entries
         ]
@@ -33,7 +33,7 @@ def methods(as_json: _options.Json = False) -> None:
 def _describe(name: str, method: type[Method]) -> dict[str, Any]:
     from dataclasses import MISSING, fields, is_dataclass
 
-    from fastav.method import needs_of
+    from fastav.method import needs_of, wants_of
 
     options = fields(method) if is_dataclass(method) else ()
     return {
@@ -41,4 +41,5 @@ def _describe(name: str, method: type[Method]) -> dict[str, Any]:
         "summary": (method.__doc__ or "").partition("\n")[0],
         "options": {f.name: None if f.default is MISSING else f.default for f in options},
         "needs": sorted(needs_of(name, method)),
+        "wants": sorted(wants_of(name, method)),
     }

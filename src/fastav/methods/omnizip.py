@@ -57,7 +57,7 @@ class Omnizip(Method):
     """
 
     needs: ClassVar[frozenset[Signal]] = frozenset(
-        {Signal.ENCODER, Signal.HIDDEN_STATES, Signal.FRAMES, Signal.SECONDS}
+        {Signal.AUDIO_ENCODER, Signal.HIDDEN_STATES, Signal.FRAMES, Signal.SECONDS}
     )
     audio: float | int = 0.75
     anchors: float | int = 0.05
@@ -100,7 +100,7 @@ class Omnizip(Method):
 
     def _audio(self, view: View) -> _Audio:
         """The audio tokens to keep by attention and as anchors, and the order in which to keep audio."""
-        attention, member = view[Signal.ENCODER], view.modality == Modality.AUDIO
+        attention, member = view[Signal.AUDIO_ENCODER], view.modality == Modality.AUDIO
         size = member.sum(1, keepdim=True)
         n_kept = (size.double() * self.audio - 1e-6).ceil().long()
         n_anchors = (size.double() * self.anchors + 0.5).long().minimum(n_kept)

@@ -18,13 +18,14 @@ from jaxtyping import Float, Float32, Int
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from fastav.adapter import AudioAttention, Prepared, Transcript, VllmInputs
+from fastav.adapter import EncoderAttention, EncoderCall, Prepared, Transcript, VllmInputs
 from fastav.errors import MediaError, UnsupportedModel
 from fastav.installation import require_packages
-from fastav.layout import Layout
+from fastav.layout import Layout, Modality
 from fastav.messages import Kind, Media
 from fastav.models._adapters import iter_rows, layout_from_masks
 from fastav.models._checkpoint import HUB_OPTIONS, readable
+from fastav.models._encoder_attention import sequence_attention
 from fastav.models._grids import Grids, MediaTokens, grid_pieces
 from fastav.models._official import (
     CHANNELS_LAST,
@@ -36,6 +37,7 @@ from fastav.models._official import (
     vllm_media,
     vllm_metadata,
 )
+from fastav.models._patch_attention import PatchAttention
 from fastav.models._pieces import Pieces, Sample
 from fastav.request import Request
 
@@ -268,13 +270,19 @@ class OmniAdapter(OfficialAdapter):
         outer: Any = model if hasattr(model, "visual") else model.get_submodule("model")
         return outer.visual, outer.audio_tower
 
-    def audio_attention(self) -> AudioAttention:
+    def audio_attention(self) -> EncoderAttention:
         """The attention of the audio tower, within windows of each track."""
         return WindowedAttention(self)
 
+    def vision_attention(self) -> EncoderAttention:
+        """The attention of the vision tower, within two frames."""
+        return PatchAttention(self)
 
-class WindowedAttention(AudioAttention):
+
+class WindowedAttention(EncoderAttention):
     """The attention in the audio tower's last layer: all tracks are concatenated, and each window attends to itself."""
+
+    modalities = (Modality.AUDIO,)
 
     def __init__(self, adapter: OmniAdapter) -> None:
         self.adapter = adapter
@@ -284,34 +292,27 @@ class WindowedAttention(AudioAttention):
         tower = self.adapter.encoders(model)[1]
         return tower, tower.get_submodule("layers")[-1].self_attn  # pyright: ignore[reportIndexIssue]
 
+    def begin(self, call: EncoderCall) -> list[int]:
+        """The number of positions of each track."""
+        return [(columns + 1) // 2 for columns in call.inputs["feature_lens"].tolist()] if self.adapter.pooled else []
+
     def scores(
-        self, attention: nn.Module, encoder_inputs: Mapping[str, Any], attention_inputs: Mapping[str, Any]
+        self, attention: nn.Module, call: list[int], attention_inputs: Mapping[str, Any]
     ) -> Float[Tensor, " tokens"]:
         """The attention that each audio token receives, [tokens]: the mean over heads and its window.
 
         If the encoder pools its output, it is also the mean over a token's two positions.
-        It waits for the device to read the lengths of windows and tracks, as the tower does anyway.
+        It waits for the device to read the lengths of windows, as the tower does anyway.
         """
         module: Any = attention
-        hidden = attention_inputs["hidden_states"]
+        hidden, lengths = attention_inputs["hidden_states"], attention_inputs["cu_seqlens"].diff().tolist()
         query, key = (
-            project(hidden).unflatten(-1, (module.num_heads, -1)).transpose(0, 1)
-            for project in (module.q_proj, module.k_proj)
+            project(hidden).unflatten(-1, (module.num_heads, -1)) for project in (module.q_proj, module.k_proj)
         )
-        window_lengths = attention_inputs["cu_seqlens"].diff().tolist()
-        windows = zip(query.split(window_lengths, 1), key.split(window_lengths, 1), strict=True)
-        scores = torch.cat([_mean_attention(q, k, module.scaling) for q, k in windows])
+        scores = sequence_attention(query, key, lengths, module.scaling)
         if not self.adapter.pooled:
             return scores
-        tracks = scores.split([(columns + 1) // 2 for columns in encoder_inputs["feature_lens"].tolist()])
-        return torch.cat([track[: len(track) // 2 * 2].view(-1, 2).mean(1) for track in tracks])
-
-
-def _mean_attention(
-    query: Float[Tensor, "heads window head"], key: Float[Tensor, "heads window head"], scaling: float | int
-) -> Float[Tensor, " window"]:
-    """The attention that each position of a window receives: the mean over heads and queries."""
-    return ((query @ key.transpose(1, 2)).float() * scaling).softmax(-1).mean((0, 1))
+        return torch.cat([track[: len(track) // 2 * 2].view(-1, 2).mean(1) for track in scores.split(call)])
 
 
 def _split_after_media(text: str, marks: tuple[Sequence[str], Sequence[str]]) -> list[str]:

@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from fastav.adapter import Transcript, VllmInputs
+from fastav.adapter import EncoderAttention, Transcript, VllmInputs
 from fastav.budgets import Share
 from fastav.flops import DecoderShape
 from fastav.layout import Layout, Modality
@@ -25,6 +25,7 @@ from fastav.models._official import (
     vllm_media,
     vllm_metadata,
 )
+from fastav.models._patch_attention import PatchAttention
 from fastav.models._pieces import Pieces, Sample
 from fastav.plan import Keep, Plan
 from fastav.request import Request
@@ -141,6 +142,10 @@ class VideoOnlyAdapter(OfficialAdapter):
     def encoders(self, model: PreTrainedModel) -> tuple[nn.Module, ...]:
         """The vision tower with its merger."""
         return (model.get_submodule("model.visual"),)
+
+    def vision_attention(self) -> EncoderAttention:
+        """The attention of the vision tower, within the frames of one token."""
+        return PatchAttention(self)
 
 
 def _pad_frames(frames: UInt8[np.ndarray, "frames h w 3"], temporal: int) -> UInt8[np.ndarray, "padded h w 3"]:

@@ -8,9 +8,9 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from fastav import token_mixing
-from fastav.adapter import ModelAdapter
+from fastav.adapter import EncoderAttention, ModelAdapter
 from fastav.errors import UnsupportedModel, UnsupportedPlan
-from fastav.method import ATTENTION_SIGNALS, DECODER_SIGNALS, Method, Signal, method_of
+from fastav.method import ATTENTION_SIGNALS, DECODER_SIGNALS, ENCODER_SIGNALS, Method, Signal, method_of
 from fastav.plan import Plan
 from fastav.pruning import decoder_layers
 
@@ -62,8 +62,24 @@ class CompiledPlan:
 
     @cached_property
     def needs(self) -> frozenset[Signal]:
-        """Every signal that some method reads."""
-        return frozenset[Signal]().union(*(method.needs for method in self.methods))
+        """Every signal that some method reads in this model."""
+        return frozenset[Signal]().union(*map(self.signals_of, self.methods))
+
+    def signals_of(self, method: Method) -> frozenset[Signal]:
+        """The signals that a method reads in this model: those that it needs, and of those that it wants the provided.
+
+        What is provided depends on the model's adapter alone, so that a plan is the same in every engine.
+        """
+        return method.needs | method.wants.intersection(self.encoder_attentions)
+
+    @cached_property
+    def encoder_attentions(self) -> Mapping[Signal, EncoderAttention]:
+        """What the adapter provides of its encoders' attention, by signal."""
+        attentions = {
+            Signal.AUDIO_ENCODER: self.adapter.audio_attention(),
+            Signal.VISION_ENCODER: self.adapter.vision_attention(),
+        }
+        return {signal: attention for signal, attention in attentions.items() if attention is not None}
 
     @cached_property
     def layout_only(self) -> bool:
@@ -135,7 +151,7 @@ def compile_plan(plan: Plan, config: PreTrainedConfig, adapter: ModelAdapter) ->
         cuts=tuple((layer, method_of(step)) for layer, step in plan.cuts(depth)),
         cache_cuts=tuple((layer, method_of(step)) for layer, step in plan.cache_cuts(depth)),
     )
-    _check_encoder(compiled)
+    _check_encoders(compiled)
     _check_cuts(compiled)
     _check_cache_cuts(compiled)
     return compiled
@@ -195,12 +211,13 @@ def _check_cache_cuts(compiled: CompiledPlan) -> None:
             )
 
 
-def _check_encoder(compiled: CompiledPlan) -> None:
-    """Refuse methods that read encoder attention which the adapter does not provide."""
-    if Signal.ENCODER in compiled.needs and compiled.adapter.audio_attention() is None:
-        method = next(method for method in compiled.methods if Signal.ENCODER in method.needs)
-        raise UnsupportedPlan(
-            f"method {compiled.name_of(method)!r} reads the audio encoder's attention, which the adapter of "
-            f"{compiled.adapter.name} does not provide",
-            "choose another method, or a model that docs/methods.md lists for this method",
-        )
+def _check_encoders(compiled: CompiledPlan) -> None:
+    """Refuse methods that need encoder attention which the adapter does not provide."""
+    for method in compiled.methods:
+        if missing := (method.needs & ENCODER_SIGNALS).difference(compiled.encoder_attentions):
+            encoder = min(missing).replace("-", " ")
+            raise UnsupportedPlan(
+                f"method {compiled.name_of(method)!r} reads the {encoder}'s attention, which the adapter of "
+                f"{compiled.adapter.name} does not provide",
+                "choose another method, or a model that docs/methods.md lists for this method",
+            )

@@ -1,6 +1,6 @@
 """The state of a running prefill, for every engine: the remaining tokens, and the signals that methods read."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, cast
 
@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fastav.errors import PlanError, UnsupportedPlan
-from fastav.layout import Layout, Modality
-from fastav.method import BatchLayout, Method, Signal, View
+from fastav.layout import MEDIA, Layout, Modality
+from fastav.method import ENCODER_SIGNALS, BatchLayout, Method, Signal, View
 from fastav.pruning import device_layout, indexing
 from fastav.pruning.attention import attention_rows, last_query_attention
 from fastav.pruning.compiled import CompiledPlan
@@ -54,11 +54,13 @@ class PruningState:
     remaining tokens, and which of them are real (None: all). columns: slots, or any column for a slot without a token.
     past: number of columns of the sequence before this prompt. cached: tokens that each layer's cache held before this
     prefill, by column of the whole sequence; empty for a first prefill.
-    counts: of every cut of tokens, then of every cut in a cache. max_question_len, n_audio_tokens: of the prompts.
+    counts: of every cut of tokens, then of every cut in a cache. max_question_len, media_tokens: of the prompts; their
+    numbers of audio, video and image tokens.
     layer_tokens: the tokens of each layer so far, whose keys later layers may share. history: (layer, slots) after
-    every cut. encoder_scores: attention that audio tokens receive in their encoder, in the order of the prompts.
-    groups: selection groups of all tokens, by pools. joined: results of `key_tokens`, with what they join. next_cut:
-    index of the next cut. on_cut: called with every cut that is made; None for no records.
+    every cut. encoder_scores: of each encoder signal, the scores that each call of the encoder gave, in order.
+    encoder_copies: of encoder signals, how many rows in a row are copies of a prompt that the encoder saw once; 1 for
+    others. groups: selection groups of all tokens, by pools. joined: results of `key_tokens`, with what they join.
+    next_cut: index of the next cut. on_cut: called with every cut that is made; None for no records.
     """
 
     compiled: CompiledPlan
@@ -68,7 +70,7 @@ class PruningState:
     valid: Bool[Tensor, "batch kept"] | None
     counts: Sequence[CutCounts]
     max_question_len: int
-    n_audio_tokens: int
+    media_tokens: Mapping[Modality, int]
     layer_tokens: dict[int, TokenSubset]
     history: list[tuple[int, Tensor]]
     columns: Int[Tensor, "batch kept"]
@@ -78,7 +80,8 @@ class PruningState:
     signals: dict[Signal, Tensor] = field(default_factory=dict[Signal, Tensor])
     keys: Tensor | None = None
     attentions: list[LayerAttention] = field(default_factory=list[LayerAttention])
-    encoder_scores: list[Tensor] = field(default_factory=list[Tensor])
+    encoder_scores: dict[Signal, list[Tensor]] = field(default_factory=dict[Signal, list[Tensor]])
+    encoder_copies: dict[Signal, int] = field(default_factory=dict[Signal, int])
     groups: dict[Pools, SelectionGroups] = field(default_factory=dict[Pools, SelectionGroups])
     joined: dict[Any, tuple[TokenSubset, TokenSubset, TokenSubset]] = field(default_factory=dict[Any, Any])
     next_cut: int = 0
@@ -115,7 +118,7 @@ class PruningState:
             columns=slots,
             counts=device_layout.cut_counts(compiled.plan, layouts, compiled.depth, device),
             max_question_len=max(int(device_layout.question_mask(one).sum()) for one in layouts),
-            n_audio_tokens=sum(one.count(Modality.AUDIO) for one in layouts),
+            media_tokens={modality: sum(one.count(modality) for one in layouts) for modality in MEDIA},
             layer_tokens=dict.fromkeys(range(compiled.first_layer), tokens),
             history=[(0, slots)],
             broadcast_indices=broadcast_indices,
@@ -266,8 +269,8 @@ class PruningState:
 
     def _view(self, index: int, method: Method, hidden: Tensor, counts: CutCounts) -> View:
         """The remaining tokens, as a method reads them.  counts: of the cut."""
-        if Signal.ENCODER in method.needs:
-            self.signals[Signal.ENCODER] = self._encoder_signal().gather(1, self.slots)
+        for signal in self.compiled.signals_of(method) & ENCODER_SIGNALS:
+            self.signals[signal] = self._encoder_signal(signal).gather(1, self.slots)
         if Signal.ROLLOUT in method.needs:
             start = torch.zeros(self.slots.shape[0], self.length + 1, device=hidden.device)
             start[:, self.length - 1] = 1.0
@@ -284,6 +287,7 @@ class PruningState:
             signals=signals,
             method=self.compiled.name_of(method),
             needs=method.needs,
+            wants=method.wants,
             kept=dict(zip(counts.pools, counts.most, strict=True)),
         )
 
@@ -298,18 +302,26 @@ class PruningState:
             )
         return scores
 
-    def _encoder_signal(self) -> Float[Tensor, "batch columns"]:
-        """Encoder attention at the audio tokens of the prompts; 0 at all others."""
-        if (count := sum(len(part) for part in self.encoder_scores)) != self.n_audio_tokens:
+    def _encoder_signal(self, signal: Signal) -> Float[Tensor, "batch columns"]:
+        """Encoder attention at the tokens of the encoder's modalities; 0 at all others.
+
+        Raises: UnsupportedPlan unless a call of the encoder scored the tokens of each modality that is in the prompts.
+        """
+        copies, calls = self.encoder_copies.get(signal, 1), [*filter(len, self.encoder_scores.get(signal, ()))]
+        attention = self.compiled.encoder_attentions[signal]
+        expected = {one: n // copies for one in attention.modalities if (n := self.media_tokens[one])}
+        if (scored := [len(call) for call in calls]) != [*expected.values()]:
+            tokens = " and ".join(f"{n} {one.label}" for one, n in expected.items()) or "no such"
             raise UnsupportedPlan(
-                f"the prompts have {self.n_audio_tokens} audio tokens, and the audio encoder scored {count}",
-                "pass the sound itself to forward or generate, so that the encoder runs in that call",
+                f"the prompts have {tokens} tokens, and the {signal.replace('-', ' ')} scored "
+                f"{' and '.join(map(str, scored)) or 'none'}",
+                "pass the media themselves to forward or generate, so that the encoder runs in that call",
             )
-        audio = self.layout.modality == Modality.AUDIO
-        scores = torch.zeros(audio.shape, device=audio.device)
-        if not self.encoder_scores:
-            return scores
-        return scores.masked_scatter(audio, torch.cat(self.encoder_scores).to(audio.device))
+        modality = self.layout.modality[::copies]
+        scores = torch.zeros(modality.shape, device=modality.device)
+        for one, call in zip(expected, calls, strict=True):
+            scores = scores.masked_scatter(modality == one, call.to(scores.device))
+        return scores.repeat_interleave(copies, dim=0)
 
     def enter_layer(self, index: int) -> TokenSubset:
         """Record that a layer runs on the remaining tokens, and return the tokens whose keys it reads."""

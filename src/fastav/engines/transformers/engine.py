@@ -37,7 +37,7 @@ from fastav.formatting import plural
 from fastav.inspection import Inspection
 from fastav.installation import require_packages
 from fastav.layout import Layout
-from fastav.method import Signal
+from fastav.method import ENCODER_SIGNALS, Signal
 from fastav.plan import Plan
 from fastav.pruning.compiled import CompiledPlan, compile_plan
 from fastav.pruning.rollout import ALPHA
@@ -172,7 +172,7 @@ class TransformersEngine(Engine):
         """Compile a plan for a decoder's configuration.  Raises: PlanError, UnsupportedModel, UnsupportedPlan."""
         compiled = compile_plan(plan, decoder, adapter)
         if missing := compiled.needs - cls.provides:
-            method = next(method for method in compiled.methods if method.needs & missing)
+            method = next(method for method in compiled.methods if compiled.signals_of(method) & missing)
             raise PlanError(
                 f"the plan has a step with the method {compiled.name_of(method)!r}, whose scores only a caller can "
                 "pass",
@@ -283,9 +283,9 @@ class TransformersEngine(Engine):
     def _encodes_ahead(self, compiled: CompiledPlan) -> bool:
         """Whether encoders run ahead: if configured, and if no method reads their attention."""
         is_on = input_device(self.model).type == "cuda" if self._encode_ahead is None else self._encode_ahead
-        return (
-            is_on and Signal.ENCODER not in compiled.needs and EncoderPrefetcher.is_supported(self.model, self.adapter)
-        )
+        if not is_on or compiled.needs & ENCODER_SIGNALS:
+            return False
+        return EncoderPrefetcher.is_supported(self.model, self.adapter)
 
     def _batch(self, requests: Sequence[Request], call: Call, prepared: Prepared | None = None) -> _Batch:
         """Decode and tokenize requests, unless `prepared`.  Raises: MediaError, FastAVError for prompts too long."""

@@ -1,6 +1,7 @@
 """Checks that refuse whatever pruning cannot do exactly, before it runs."""
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -17,6 +18,7 @@ from fastav.adapter import ModelAdapter
 from fastav.engines.transformers.generation.buffers import StepCache
 from fastav.errors import UnsupportedModel, UnsupportedPlan
 from fastav.layout import Layout
+from fastav.method import Signal
 from fastav.pruning.compiled import CompiledPlan
 from fastav.pruning.decoder_layers import layers_with_cache, narrow
 from fastav.transfer import upload
@@ -139,21 +141,23 @@ class GenerateCall(threading.local):
     """The call of `generate` that runs in this thread.
 
     active: whether a call runs. arguments: its arguments, by name. copies: the number of rows in the batch for each
-    prompt, for beams and `num_return_sequences`.
+    prompt, for beams and `num_return_sequences`. encoder_scores: of encoders that it calls itself, before the prefill,
+    by signal and call; of prompts that are not copied yet.
     """
 
     active = False
     arguments: Mapping[str, Any] = {}
     copies = 1
+    encoder_scores: Mapping[Signal, list[Tensor]] = {}
 
     @contextmanager
     def run(self, arguments: Mapping[str, Any]) -> Iterator[None]:
         """Record a call while it runs."""
-        self.active, self.arguments = True, arguments
+        self.active, self.arguments, self.encoder_scores = True, arguments, defaultdict(list)
         try:
             yield
         finally:
-            self.active, self.arguments, self.copies = False, {}, 1
+            self.active, self.arguments, self.copies, self.encoder_scores = False, {}, 1, {}
 
 
 @contextmanager

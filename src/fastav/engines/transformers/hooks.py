@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from fastav import cache_argument
-from fastav.adapter import AudioAttention, ModelAdapter, adapter_for, plan_named
+from fastav.adapter import EncoderCall, ModelAdapter, adapter_for, plan_named
 from fastav.engines.transformers import guards
 from fastav.engines.transformers.applied import check_prefill
 from fastav.engines.transformers.attention_hooks import observe_attention
@@ -35,7 +35,7 @@ from fastav.engines.transformers.masks import decode_mask
 from fastav.engines.transformers.wrapped import attention_of, base_model, parameters_of, unwrapped
 from fastav.errors import PlanError, UnsupportedModel, UnsupportedPlan
 from fastav.layout import MEDIA, Layout, Modality
-from fastav.method import Signal
+from fastav.method import ENCODER_SIGNALS, Signal
 from fastav.plan import Plan
 from fastav.pruning import decoder_layers
 from fastav.pruning.compiled import CompiledPlan, compile_plan
@@ -319,22 +319,17 @@ class Pruning:
             if (name := self.compiled.adapter.deepstack_method(self._decoder)) is not None:
                 add = partial(self._add_visual, getattr(self._decoder, name))
                 enter(guards.patched(self._decoder, name, add))
-            if Signal.ENCODER in self.compiled.needs:
-                self._observe_encoder(stack)
+            for signal in self.compiled.needs & ENCODER_SIGNALS:
+                self._observe_encoder(stack, signal)
             for index, signals in self.compiled.observed.items():
                 enter(observe_attention(self._attention(index), partial(self._observe, index, signals)))
             yield
 
-    def _observe_encoder(self, stack: ExitStack) -> None:
-        """Read the attention of the audio encoder's last layer, until the stack unwinds."""
-        source = self.compiled.adapter.audio_attention()
-        assert source is not None, "compile_plan refuses such plans"
-        encoder, attention = source.modules(self.model)
-        for module, hook in (
-            (encoder, self._before_encoder),
-            (attention, partial(self._before_encoder_attention, source)),
-        ):
-            stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+    def _observe_encoder(self, stack: ExitStack, signal: Signal) -> None:
+        """Read the attention of an encoder's last layer, until the stack unwinds."""
+        encoder, attention = self.compiled.encoder_attentions[signal].modules(self.model)
+        for module, hook in ((encoder, self._before_encoder), (attention, self._before_encoder_attention)):
+            stack.callback(module.register_forward_pre_hook(partial(hook, signal), with_kwargs=True).remove)
 
     @contextmanager
     def _claimed(self) -> Iterator[None]:
@@ -365,7 +360,7 @@ class Pruning:
 
     def _before_model(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs = dict(zip(self._parameters, args, strict=False)) | kwargs
-        self._local.running = None
+        self._local.running, self._local.model_inputs = None, inputs
         if self._first < len(self._layers):
             guards.check_call(inputs, self.model.config, self._decoder)
         cache = cache_argument.in_arguments(inputs)
@@ -388,7 +383,7 @@ class Pruning:
             guards.check_copies(args[0] if args else kwargs["hidden_states"], self._call.copies)
 
     def _after_model(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        running, self._local.running = self._running, None
+        running, self._local.running, self._local.model_inputs = self._running, None, None
         if isinstance(running, LayerInputs) and output is not None:  # the output is None if the forward raised
             check_prefill(running.state, args, kwargs, output)
 
@@ -435,6 +430,8 @@ class Pruning:
             cached = cached_tokens(layers, batch, past, inputs.get("attention_mask"))
         state = PruningState.start(self.compiled, layouts, length, tokens.device, past=past, cached=cached)
         state.on_cut = self._recorder
+        state.encoder_scores |= self._call.encoder_scores
+        state.encoder_copies |= dict.fromkeys(self._call.encoder_scores, self._call.copies)
         self._local.history = (state.layout, state.history)
         if turn.scores is not None:
             state.signals[Signal.GIVEN] = _given_scores(turn.scores, batch, length, tokens.device)
@@ -488,17 +485,32 @@ class Pruning:
         mask = mask[:, -length:] if isinstance(mask, Tensor) else None
         return {**arguments, "input_ids": ids[:, -length:], "attention_mask": mask}
 
-    def _before_encoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._local.encoder_inputs = signature(module.forward).bind(*args, **kwargs).arguments
+    def _encoder_scores(self, signal: Signal) -> list[Tensor] | None:
+        """Where the scores of the running call of an encoder go; None if no prefill follows from it."""
+        if isinstance(running := self._running, LayerInputs):
+            return running.state.encoder_scores.setdefault(signal, [])
+        return self._call.encoder_scores[signal] if running is None and self._call.active else None
+
+    def _before_encoder(self, signal: Signal, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if (scores := self._encoder_scores(signal)) is None:
+            return
+        call = EncoderCall(
+            config=self.model.config,
+            model_inputs=self._call.arguments if self._running is None else self._local.model_inputs,
+            inputs=signature(module.forward).bind(*args, **kwargs).arguments,
+            number=len(scores),
+        )
+        vars(self._local).setdefault("encoder_calls", {})[signal] = self.compiled.encoder_attentions[signal].begin(call)
 
     def _before_encoder_attention(
-        self, source: AudioAttention, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, signal: Signal, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        encoder_inputs = vars(self._local).pop("encoder_inputs")
-        if isinstance(running := self._running, LayerInputs):
-            with ready_to_run(module, args, kwargs) as (moved, named):
-                inputs = signature(module.forward).bind(*moved, **named).arguments
-                running.state.encoder_scores.append(source.scores(module, encoder_inputs, inputs))
+        if (scores := self._encoder_scores(signal)) is None:
+            return
+        call = self._local.encoder_calls.pop(signal)
+        with ready_to_run(module, args, kwargs) as (moved, named):
+            inputs = signature(module.forward).bind(*moved, **named).arguments
+            scores.append(self.compiled.encoder_attentions[signal].scores(module, call, inputs))
 
     def _before_layer(
         self, index: int, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]

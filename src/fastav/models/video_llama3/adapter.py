@@ -1,17 +1,22 @@
 """The adapter of VideoLLaMA3."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int
-from torch import nn
+import torch
+from jaxtyping import Bool, Float, Float32, Int
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
 from transformers import PreTrainedModel
 
+from fastav.adapter import EncoderAttention, EncoderCall
+from fastav.layout import Modality
 from fastav.models._adapters import iter_rows, prompt_ids, to_numpy
 from fastav.models._boxes import grid_boxes, placed
 from fastav.models._grids import Grids, MediaTokens
+from fastav.models._patch_attention import rotated_attention
 from fastav.models._pieces import Pieces, pieces_of_lengths, sounds_touch
 from fastav.models._video_only import VideoOnlyAdapter
 
@@ -95,6 +100,66 @@ class VideoLlama3Adapter(VideoOnlyAdapter):
     def encoders(self, model: PreTrainedModel) -> tuple[nn.Module, ...]:
         """The vision tower and its projector."""
         return model.get_submodule("model.vision_model"), model.get_submodule("model.projector")
+
+    def vision_attention(self) -> EncoderAttention:
+        """The attention of the vision tower, within each frame."""
+        return FrameAttention()
+
+
+class Frames(NamedTuple):
+    """The frames of one call of the tower.
+
+    grids: of each video or image, its patches along time, height and width, and how many a side of a token.
+    remaining: which of their tokens the prompts hold; None for all.
+    """
+
+    grids: Sequence[tuple[int, int, int, int]]
+    remaining: Bool[Tensor, " tokens"] | None
+
+
+class FrameAttention(EncoderAttention):
+    """The attention in the vision tower's last layer, in which all patches of a frame attend to each other.
+
+    It is scaled down as the tower scales its output down: with two patches a side, a token has the mean of its four.
+    """
+
+    modalities = (Modality.IMAGE, Modality.VIDEO)
+
+    def modules(self, model: PreTrainedModel) -> tuple[nn.Module, nn.Module]:
+        """The vision tower, and the attention of its last layer."""
+        tower = model.get_submodule("model.vision_model")
+        return tower, tower.get_submodule("encoder.layers")[-1].self_attn  # pyright: ignore[reportIndexIssue]
+
+    def begin(self, call: EncoderCall) -> Frames:
+        """The frames of the call; it waits for the device to read their sizes, as the tower does."""
+        grids = zip(call.inputs["grid_thw"].tolist(), call.inputs["merge_sizes"].tolist(), strict=True)
+        is_video = call.number > 0 or call.model_inputs.get("pixel_values") is None
+        return Frames(
+            grids=[(time, height, width, merge) for (time, height, width), merge in grids],
+            remaining=call.model_inputs.get("video_compression_mask") if is_video else None,
+        )
+
+    def scores(
+        self, attention: nn.Module, call: Frames, attention_inputs: Mapping[str, Any]
+    ) -> Float[Tensor, " tokens"]:
+        """The attention that each token receives: the mean over heads and its frame, scaled down.
+
+        Where tokens are compressed, it waits for the device, as the model does.
+        """
+        lengths = [height * width for time, height, width, _ in call.grids for _ in range(time)]
+        patches = rotated_attention(attention, lengths, attention_inputs)
+        media = patches.split([time * height * width for time, height, width, _ in call.grids])
+        tokens = torch.cat([_scaled_down(part, *grid) for part, grid in zip(media, call.grids, strict=True)])
+        return tokens if call.remaining is None else tokens[call.remaining.to(tokens.device)]
+
+
+def _scaled_down(
+    patches: Float[Tensor, " patches"], time: int, height: int, width: int, merge: int
+) -> Float[Tensor, " tokens"]:
+    """The attention of a medium's tokens, from that of its patches, which are in order of tokens."""
+    rows, columns = height // merge, width // merge
+    frames = patches.view(time, rows, columns, merge, merge).transpose(2, 3).reshape(time, 1, height, width)
+    return interpolate(frames, size=(rows, columns), mode="bilinear").flatten()
 
 
 FramesAndBoxes = tuple[Int[np.ndarray, " tokens"], Float32[np.ndarray, "tokens 4"]]

@@ -1,20 +1,24 @@
 """What the rest of fastav must know about video-SALMONN 2."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import repeat
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import max_pool2d, pad
 from transformers import PreTrainedConfig, ProcessorMixin
 
-from fastav.adapter import VllmInputs
+from fastav.adapter import EncoderAttention, EncoderCall, VllmInputs
 from fastav.budgets import Frames
 from fastav.layout import Layout, Modality
 from fastav.models._adapters import preset_plans, to_numpy
 from fastav.models._boxes import Boxes, grid_boxes, with_line_ends
 from fastav.models._native import NativeAdapter
 from fastav.models._native_processing import shown_whole
+from fastav.models._siglip_attention import SiglipAttention
 from fastav.models._whisper import COLUMNS, HOP, PIECE_SECONDS, RATE, pieces
 from fastav.models.video_salmonn2.configuration import VideoSalmonn2Config
 from fastav.models.video_salmonn2.modeling import VideoSalmonn2ForConditionalGeneration
@@ -53,6 +57,10 @@ class VideoSalmonn2Adapter(NativeAdapter):
         "speech_llama_proj",
         "final_linear",
     )
+
+    def vision_attention(self) -> EncoderAttention:
+        """SigLIP's attention, pooled as its patches are."""
+        return PooledPatchesAttention(self)
 
     def vllm_inputs(self, processor: ProcessorMixin, request: Request) -> VllmInputs:
         """What vLLM is given for a request: the clip as it is."""
@@ -110,3 +118,16 @@ class VideoSalmonn2Adapter(NativeAdapter):
         )
         order = np.argsort(layout.frame, kind="stable")
         return Layout(**{name: getattr(layout, name)[order] for name in Layout.__slots__})
+
+
+class PooledPatchesAttention(SiglipAttention):
+    """The attention of SigLIP's last layer that runs: a token has the maximum of its square of patches, a newline 0.
+
+    The model too takes the maximum of these patches, in each feature.
+    """
+
+    def pool(self, patches: Float[Tensor, "frames patches"], call: EncoderCall) -> Float[Tensor, "..."]:
+        """[frames, rows, columns and the newline]; like the model without what is left of the last row and column."""
+        config: Any = call.config
+        side = math.isqrt(patches.shape[1])
+        return pad(max_pool2d(patches.reshape(-1, side, side), config.mm_spatial_pool_stride), (0, 1))

@@ -7,11 +7,13 @@ import numpy as np
 from jaxtyping import Bool
 from transformers import PreTrainedConfig
 
+from fastav.adapter import EncoderAttention
 from fastav.budgets import Share
 from fastav.layout import Layout, Modality
 from fastav.models._adapters import preset_plans, to_numpy
 from fastav.models._boxes import Boxes, grid_boxes
 from fastav.models._native import NativeAdapter, repeated
+from fastav.models._patch_attention import PatchAttention
 from fastav.models._whisper import COLUMNS, RATE
 from fastav.models.video_salmonn2_plus.configuration import VideoSalmonn2PlusConfig
 from fastav.models.video_salmonn2_plus.modeling import VideoSalmonn2PlusForConditionalGeneration
@@ -48,6 +50,10 @@ class VideoSalmonn2PlusAdapter(NativeAdapter):
     presets: ClassVar[Mapping[str, Plan]] = preset_plans(Keep(media=Share(KEPT)))
     prefix = 15  # the system message, the start of the user's, and of the vision block
     encoder_names = ("visual", "audio")
+
+    def vision_attention(self) -> EncoderAttention:
+        """The attention of Qwen2.5-VL's tower, within two frames."""
+        return PatchAttention(self)
 
     def step_boxes(self, scheme: Scheme, inputs: Mapping[str, Any]) -> Iterator[Boxes]:
         """Two frames are one step, whose size depends on the frames'."""

@@ -1,5 +1,6 @@
 """What the rest of fastav must know about VideoLLaMA2.1-7B-AV."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import repeat
 from typing import Any, ClassVar
@@ -7,15 +8,17 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool3d
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from fastav.adapter import AudioAttention, VllmInputs
+from fastav.adapter import EncoderAttention, EncoderCall, VllmInputs
 from fastav.budgets import Tokens
 from fastav.layout import Layout, Modality
 from fastav.models._adapters import preset_plans, to_numpy
 from fastav.models._boxes import Boxes, grid_boxes
 from fastav.models._native import NativeAdapter, repeated
 from fastav.models._native_processing import shown_whole
+from fastav.models._siglip_attention import SiglipAttention
 from fastav.models.videollama2.beats import Beats, BeatsAttention
 from fastav.models.videollama2.configuration import VideoLlama2Config
 from fastav.models.videollama2.modeling import VideoLlama2ForConditionalGeneration
@@ -53,9 +56,13 @@ class VideoLlama2Adapter(NativeAdapter):
         """SigLIP, the STC connector, BEATs and the audio projector, which are inside the decoder."""
         return super().encoders(model.get_decoder())
 
-    def audio_attention(self) -> AudioAttention:
+    def audio_attention(self) -> EncoderAttention:
         """BEATs' attention; each of its tokens is one of the prompt's."""
         return BeatsLastAttention()
+
+    def vision_attention(self) -> EncoderAttention:
+        """SigLIP's attention, pooled over the patches that the connector merges."""
+        return MergedPatchesAttention(self)
 
     def step_boxes(self, scheme: Scheme, inputs: Mapping[str, Any]) -> Iterator[Boxes]:
         """Two merged frames are one step. Pixels and patches that fill no patch or token have none."""
@@ -93,8 +100,10 @@ class VideoLlama2Adapter(NativeAdapter):
         )
 
 
-class BeatsLastAttention(AudioAttention):
+class BeatsLastAttention(EncoderAttention):
     """The attention of BEATs' last layer: every token of a sound, padding included, attends to all."""
+
+    modalities = (Modality.AUDIO,)
 
     def modules(self, model: PreTrainedModel) -> tuple[nn.Module, nn.Module]:
         """BEATs, and the attention of its last layer."""
@@ -103,11 +112,24 @@ class BeatsLastAttention(AudioAttention):
         return tower, tower.encoder.layers[-1].get_submodule("self_attn")
 
     def scores(
-        self, attention: nn.Module, encoder_inputs: Mapping[str, Any], attention_inputs: Mapping[str, Any]
+        self, attention: nn.Module, call: EncoderCall, attention_inputs: Mapping[str, Any]
     ) -> Float[Tensor, " tokens"]:
         """Of each audio token: the mean over heads and over all tokens of its sound."""
         assert isinstance(attention, BeatsAttention)
         return attention.received_attention(attention_inputs["hidden"], attention_inputs["position_bias"]).flatten()
+
+
+class MergedPatchesAttention(SiglipAttention):
+    """The attention of SigLIP's last layer that runs, which is the second to last in the release.
+
+    A token has the mean of the eight patches that the connector's strided convolution merges: two rows and two columns
+    of two frames. Its other convolutions see neighbours of these, and its gates the whole frame; that is left out.
+    """
+
+    def pool(self, patches: Float[Tensor, "frames patches"], call: EncoderCall) -> Float[Tensor, "..."]:
+        """[videos, pairs, rows, columns]; like the connector without a last odd frame, row and column."""
+        videos, side = len(call.model_inputs["pixel_values_videos"]), math.isqrt(patches.shape[1])
+        return avg_pool3d(patches.unflatten(1, (side, side)).unflatten(0, (videos, -1)), MERGE)
 
 
 def _silence(scheme: Scheme, is_sound: Bool[np.ndarray, "sounds rows"]) -> Bool[np.ndarray, "sounds tokens"]:
