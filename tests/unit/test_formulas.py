@@ -168,9 +168,12 @@ def test_dycoke_drops_the_same_share_of_three_frames_in_four():
             assert scores[row, i] == pytest.approx(expected)
 
 
-def greedy(view, row, member):
-    """Farthest point by farthest point, from whole distance matrices."""
-    distance = {(i, j): 1 - cosine(view.hidden[row, i], view.hidden[row, j]) for i in member for j in member}
+def greedy(view, row, member, weight=None):
+    """Farthest point by farthest point, from whole distance matrices.  weight: of each candidate's distances."""
+    weight = dict.fromkeys(member, 1.0) if weight is None else {i: float(weight[row, i]) for i in member}
+    distance = {
+        (i, j): weight[i] * (1 - cosine(view.hidden[row, i], view.hidden[row, j])) for i in member for j in member
+    }
     first = max(member, key=lambda i: (min((distance[i, j] for j in member if j != i), default=0), -i))
     chosen = [first]
     while len(chosen) < len(member):
@@ -275,7 +278,8 @@ def test_window_diversity_is_the_greedy_choice_of_each_window(options, drop):
         groups = windows_of(view, row, real, options.get("frames", 2), options.get("seconds", 2))
         for member in groups.values():
             order = sorted(member, key=lambda i: -scores[row, i])
-            assert order == greedy(view, row, member)
+            kind = Signal.AUDIO_ENCODER if view.modality[row, member[0]] == AUDIO else Signal.VISION_ENCODER
+            assert order == greedy(view, row, member, view[kind])
             for rank, i in enumerate(order):
                 assert (
                     2 < scores[row, i] <= 3

@@ -5,16 +5,17 @@ from math import ceil
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from fastav.layout import Modality
-from fastav.method import Method, Signal, View
+from fastav.method import ENCODER_SIGNALS, Method, Signal, View
 from fastav.methods._options import require_integer, require_number
 from fastav.methods._order import radical_inverse
 from fastav.methods._windows import Windows, by_time, windows_of
 
+_PICTURES = (Modality.VIDEO, Modality.IMAGE)
 _BLOCK_BYTES = 1 << 28  # of hidden states and distances in memory at once
 
 
@@ -39,6 +40,7 @@ class WindowDiversity(Method):
     """
 
     needs: ClassVar[frozenset[Signal]] = frozenset({Signal.HIDDEN_STATES, Signal.FRAMES, Signal.SECONDS})
+    wants: ClassVar[frozenset[Signal]] = ENCODER_SIGNALS
     frames: int = 2
     seconds: float | int = 2
 
@@ -79,20 +81,35 @@ def _most(view: View, windows: Windows) -> int:
 
 def _ranks(view: View, windows: Windows, most: int) -> Int[Tensor, "batch windows size"]:
     """The step at which each token is chosen in its window; for those never chosen, ranks behind by distance."""
-    hidden = normalize(view.hidden.float(), dim=-1)
+    hidden, weight = normalize(view.hidden.float(), dim=-1), _weight(view)
     batch, n_windows, size = windows.tokens.shape
     block = max(1, _BLOCK_BYTES // (4 * batch * size * (size + hidden.shape[2])))
     parts: list[Tensor] = []
     for first in range(0, n_windows, block):
         part = Windows(windows.tokens[:, first : first + block], windows.order[:, first : first + block], ())
-        parts.append(_greedy(part.gather(hidden), part.tokens < view.slots.shape[1], most))
+        parts.append(_greedy(part.gather(hidden), part.gather(weight), part.tokens < view.slots.shape[1], most))
     return torch.cat(parts, dim=1)
 
 
-def _greedy(hidden: Float[Tensor, "batch windows size features"], is_token: Tensor, most: int) -> Tensor:
+def _weight(view: View) -> Float[Tensor, "batch tokens"]:
+    """The attention that each token receives in its encoder; 1 for modalities whose encoder's is not known."""
+    modality, weight = view.modality, torch.ones(view.slots.shape, device=view.slots.device)
+    for signal, kinds in ((Signal.AUDIO_ENCODER, (Modality.AUDIO,)), (Signal.VISION_ENCODER, _PICTURES)):
+        if (attention := view.get(signal)) is not None:
+            is_own = torch.stack([modality == kind for kind in kinds]).any(0)
+            weight = torch.where(is_own, attention, weight)
+    return weight
+
+
+def _greedy(
+    hidden: Float[Tensor, "batch windows size features"],
+    weight: Float[Tensor, "batch windows size"],
+    is_token: Bool[Tensor, "batch windows size"],
+    most: int,
+) -> Int[Tensor, "batch windows size"]:
     """Greedy choices in every window at once."""
     size = hidden.shape[2]
-    distance = 1 - hidden @ hidden.transpose(2, 3)
+    distance = (1 - hidden @ hidden.transpose(2, 3)) * weight[:, :, None]  # of a candidate, in the last axis
     itself = torch.eye(size, dtype=torch.bool, device=hidden.device)
     nearest = distance.masked_fill(itself | ~is_token[..., None], torch.inf).amin(2)
     nearest = nearest.masked_fill(nearest == torch.inf, 0.0)  # of a token alone in its window
