@@ -23,7 +23,7 @@ def mean_retention(layers: Sequence[Mapping[str, int]], prompt: Mapping[str, int
     return sum(n for layer in layers for label, n in layer.items() if label != "text") / (total * len(layers))
 
 
-def dropped_ends(layout: Layout, cuts: Iterable[tuple[int, Int[np.ndarray, " kept"]]]) -> dict[str, int]:
+def dropped_ends(layout: Layout, cuts: Iterable[tuple[int, Int[np.ndarray, " _"]]]) -> dict[str, int]:
     """The first layer that runs on part of a clip's sound (or video) but on nothing of its last third, by modality.
 
     cuts: layers, and the positions of the tokens that remain from there on. Where all of a track is dropped, no

@@ -152,7 +152,7 @@ def test_any_other_file_is_refused_and_left_alone(tmp_path, content):
         b"{}",
         b"3",
         b'{"fastav_eval": 2}',
-        b'{"fastav_eval": 3, "task": "t", "model": "m", "device": "cpu", "dtype": "d", "plans": {}, "families": []}',
+        b'{"fastav_eval": 4, "task": "t", "model": "m", "device": "cpu", "dtype": "d", "plans": {}, "families": []}',
         json.dumps({**row("1").__class__.__dataclass_fields__.fromkeys(["kl"])}).encode(),
         b'{"fastav_eval": 1}',
         b"\xff",

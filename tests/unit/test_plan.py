@@ -5,7 +5,7 @@ from math import floor
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastav.budgets import Before, Frames, Share, Tokens, Unpadded
@@ -61,6 +61,7 @@ def test_json_brings_a_plan_back(plan):
     assert back.fingerprint == plan.fingerprint
 
 
+@settings(deadline=None)
 @given(plans, st.integers(0, 20), st.integers(0, 60), st.integers(0, 60), st.integers(1, 20))
 def test_a_plan_never_adds_tokens_and_keeps_the_last_one(plan, text, video, audio, tail):
     try:

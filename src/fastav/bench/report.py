@@ -13,7 +13,7 @@ from fastav.files import atomic_write
 from fastav.provenance import provenance
 
 FORMAT = 1  # version of the JSON
-WIDTHS = (22, 22, 8, 11, 9, 10, 11)  # of columns; with 18 for names, 111 in all
+WIDTHS = (19, 20, 6, 11, 9, 9, 10)  # of columns; with 16 for names, 100 in all
 
 Json = Mapping[str, Any]
 
@@ -107,7 +107,7 @@ def table(part: Json) -> str:
         lines += ["", _line("prefill", *head)]
         lines += map(_prefill, rows)
     if any(row["end_to_end"] for row in rows):
-        head = ("ms a token", "all, ms", "ratio", "over limit", "peak MB", "capture s")
+        head = ("ms a token", "all, ms", "ratio", "over limit", "peak MB", "graph s")
         lines += ["", _line(f"{rows[0]['new_tokens']} tokens", *head), *map(_answer, rows)]
     return "\n".join([*lines, "", *_notes(part), "", *_verdicts(rows), ""])
 
@@ -138,7 +138,7 @@ def _answer(row: Json) -> str:
 
 
 def _line(name: str, *cells: str) -> str:
-    return f"{name:<18.18}" + "".join(f"{text:>{width}}" for text, width in zip(cells, WIDTHS, strict=False))
+    return f"{name:<16.16}" + "".join(f"{text:>{width}}" for text, width in zip(cells, WIDTHS, strict=False))
 
 
 def _notes(part: Json) -> Iterator[str]:

@@ -408,7 +408,7 @@ class TransformersEngine(Engine):
         row: int,
         ids: Tensor,
         layer_tokens: Sequence[dict[str, int]],
-        kept: Sequence[tuple[int, Int[np.ndarray, " kept"]]],
+        kept: Sequence[tuple[int, Int[np.ndarray, " _"]]],
         seconds: dict[str, float],
         peak: int | None,
     ) -> Answer:
@@ -442,7 +442,7 @@ class TransformersEngine(Engine):
 
 
 def _positions(
-    cuts: Sequence[tuple[int, Int[np.ndarray, "batch kept"]]], row: int, length: int, layout: Layout
-) -> list[tuple[int, Int[np.ndarray, " kept"]]]:
+    cuts: Sequence[tuple[int, Int[np.ndarray, "batch _"]]], row: int, length: int, layout: Layout
+) -> list[tuple[int, Int[np.ndarray, " _"]]]:
     """The positions in one prompt of the tokens that remain after each cut.  length: of the padded prompts."""
     return [(layer, slots[row][slots[row] < length] - (length - len(layout))) for layer, slots in cuts]
