@@ -30,6 +30,8 @@ class Signal(StrEnum):
     LAST_QUERY = "last-query"  # attention of the last query over the tokens of the preceding layer, mean over heads
     TEXT_QUERIES = "text-queries"  # the same, mean over the queries of the text behind the last audio or video token
     WINDOW = "window"  # the same, mean over the last 32 queries
+    OWN_LAST_QUERY = "own-last-query"  # LAST_QUERY of the layer about to run, from what it receives before its cuts
+    OWN_TEXT_QUERIES = "own-text-queries"  # TEXT_QUERIES of that layer
     ROLLOUT = "rollout"  # the last query's row of the attention rollout through all preceding layers
     ENCODER = "encoder"  # attention that each audio token receives in the audio encoder's last layer, 0 for others
     GIVEN = "given"  # scores that the caller passes
@@ -38,6 +40,7 @@ class Signal(StrEnum):
 
 LAYOUT_SIGNALS = frozenset({Signal.FRAMES, Signal.SECONDS, Signal.QUESTION})
 ATTENTION_SIGNALS = frozenset({Signal.LAST_QUERY, Signal.TEXT_QUERIES, Signal.WINDOW})  # means over heads
+OWN_SIGNALS = frozenset({Signal.OWN_LAST_QUERY, Signal.OWN_TEXT_QUERIES})  # the same, of the layer about to run
 _PROPERTIES = {
     Signal.FRAMES: "frame, view.place",
     Signal.SECONDS: "second, view.last_second",
