@@ -176,7 +176,7 @@ def _split(plan: Plan, depth: int) -> _GlobalAndFine:
 
 
 def _is_fastav(steps: Sequence[Step], depth: int) -> bool:
-    if len(steps) < 2 or any(step.cache_only or step.options for step in steps):
+    if len(steps) < 2 or any(step.cache_only or step.earlier_caches or step.options for step in steps):
         return False
     global_cut, *fine = steps
     entries = global_cut.layer_range(depth)

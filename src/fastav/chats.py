@@ -10,11 +10,12 @@ from fastav.decoding.settings import check_settings
 from fastav.engine import Answer, Conversation
 from fastav.errors import FastAVError, FastAVWarning
 from fastav.messages import Message, Use, is_conversation
-from fastav.method import ATTENTION_SIGNALS, Signal, method_of
+from fastav.method import ATTENTION_SIGNALS, OWN_SIGNALS, Signal, method_of
 from fastav.plan import Plan
 from fastav.request import Request, clip_of, question_of
 
-_BY_QUESTION = ATTENTION_SIGNALS | {Signal.ROLLOUT, Signal.QUESTION}  # signals that depend on what is asked
+# signals that depend on what is asked
+_BY_QUESTION = ATTENTION_SIGNALS | OWN_SIGNALS | {Signal.ROLLOUT, Signal.QUESTION}
 
 
 class Chat:

@@ -111,7 +111,8 @@ def paper_flops(shape: DecoderShape, tokens: Sequence[int]) -> int:
 def prefill_flops(shape: DecoderShape, tokens: Sequence[int], *, causal: bool = True) -> int:
     """Floating-point operations of one prompt's prefill: projections, attention, MLP, and the LM head on one token.
 
-    A multiply-add counts as two. Norms, activations, RoPE and the scoring row are left out (together under 1 %).
+    A multiply-add counts as two. Norms, activations, RoPE and the scoring row are left out (together under 1 %), and so
+    are the projections that methods on the layer about to run compute once more (docs/methods.md).
     causal: count only the attention scores that a causal kernel computes; False counts the full square, as
     `torch.utils.flop_counter` does. In a layer with a window of w, a query counts with at most w kept tokens, as if the
     kept tokens were adjacent.

@@ -31,6 +31,8 @@ class Signal(StrEnum):
     LAST_QUERY = "last-query"  # attention of the last query over the tokens of the preceding layer, mean over heads
     TEXT_QUERIES = "text-queries"  # the same, mean over the queries of the text behind the last audio or video token
     WINDOW = "window"  # the same, mean over the last 32 queries
+    OWN_LAST_QUERY = "own-last-query"  # LAST_QUERY of the layer about to run, from what it receives before its cuts
+    OWN_TEXT_QUERIES = "own-text-queries"  # TEXT_QUERIES of that layer
     ROLLOUT = "rollout"  # the last query's row of the attention rollout through all preceding layers
     AUDIO_ENCODER = "audio-encoder"  # attention that each audio token receives in its encoder's last layer, else 0
     VISION_ENCODER = "vision-encoder"  # the same of video and image tokens in the vision encoder
@@ -41,6 +43,7 @@ class Signal(StrEnum):
 LAYOUT_SIGNALS = frozenset({Signal.FRAMES, Signal.SECONDS, Signal.QUESTION})
 ENCODER_SIGNALS = frozenset({Signal.AUDIO_ENCODER, Signal.VISION_ENCODER})  # of some models, as their adapters say
 ATTENTION_SIGNALS = frozenset({Signal.LAST_QUERY, Signal.TEXT_QUERIES, Signal.WINDOW})  # means over heads
+OWN_SIGNALS = frozenset({Signal.OWN_LAST_QUERY, Signal.OWN_TEXT_QUERIES})  # the same, of the layer about to run
 _PROPERTIES = {
     Signal.FRAMES: "frame, view.place",
     Signal.SECONDS: "second, view.last_second",

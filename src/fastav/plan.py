@@ -146,6 +146,7 @@ def _shared_out(
 
 
 _ORIGIN_KEYS = ("model", "layers", "hidden")
+_STEP_FLAGS = ("cache_only", "earlier_caches")
 
 _LAYERS = re.compile(
     r"(?P<first>[0-9]{1,6}|[0-9]{1,3}/[1-9][0-9]{0,2}|middle)"
@@ -162,6 +163,8 @@ class Step:
     method: a name in the registry of methods. options: its settings.
     cache_only: drop tokens only from the layer's KV cache, after the layer has run on all of them, scored by its own
     attention. This saves memory and decoding time but no prefill, and changes no other layer.
+    earlier_caches: also reduce the KV caches of all earlier layers to the tokens that the layer behind the cut runs on.
+    The prefill stays as it is; decoding reads and stores less. Of several such cuts in a plan, the last one decides.
 
     Raises: PlanError, UnknownName.
     """
@@ -171,6 +174,7 @@ class Step:
     keep: Keep
     options: Mapping[str, Any] = field(default_factory=dict[str, Any], hash=False)
     cache_only: bool = False
+    earlier_caches: bool = False
 
     def __post_init__(self) -> None:
         is_text = isinstance(self.layers, str)  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -182,6 +186,8 @@ class Step:
             METHODS[self.method]  # raises with the nearest names
         if not self.keep.pools():
             raise PlanError("a step keeps everything", "give at least one budget, e.g. keep media a share of 0.8")
+        if self.cache_only and self.earlier_caches:
+            raise PlanError("a cache-only step changes no other layer, so it cannot cut earlier caches", "remove one")
         if "name" in self.options:
             raise PlanError("a method has no option called 'name'")
         object.__setattr__(self, "options", dict(self.options))
@@ -207,14 +213,16 @@ class Step:
         """The step as a JSON object."""
         method = {"name": self.method, **self.options}
         data = {"layers": self.layers, "method": method, "keep": self.keep.to_dict()}
-        return data | ({"cache_only": True} if self.cache_only else {})
+        return data | {name: True for name in _STEP_FLAGS if getattr(self, name)}
 
     @classmethod
     def from_dict(cls, data: Any) -> "Step":
         """The inverse of `to_dict`.  Raises: PlanError, UnknownName."""
-        step = _json_object("step", data, required={"layers", "method", "keep"}, optional={"cache_only"})
-        if not isinstance(cache_only := step.get("cache_only", False), bool):
-            raise PlanError(f"a step's cache_only must be true or false, got {cache_only!r}")
+        step = _json_object("step", data, required={"layers", "method", "keep"}, optional=set(_STEP_FLAGS))
+        flags = {name: step.get(name, False) for name in _STEP_FLAGS}
+        for name, value in flags.items():
+            if not isinstance(value, bool):
+                raise PlanError(f"a step's {name} must be true or false, got {value!r}")
         method = cast("dict[str, Any]", step["method"]) if isinstance(step["method"], dict) else {}
         if not isinstance(method.get("name"), str):
             raise PlanError(f"a step's method must be an object with a name, got {step['method']!r}")
@@ -222,7 +230,7 @@ class Step:
             raise PlanError(f"a step's layers must be a string, got {step['layers']!r}", 'e.g. "14"')
         options = {key: value for key, value in method.items() if key != "name"}
         keep = Keep.from_dict(step["keep"])
-        return cls(layers=step["layers"], method=method["name"], options=options, keep=keep, cache_only=cache_only)
+        return cls(layers=step["layers"], method=method["name"], options=options, keep=keep, **flags)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,6 +326,23 @@ class Plan:
         self.cache_schedule(Layout.of(Modality.TEXT, 0), depth)
         return tuple(self._layer_steps(depth, cache_only=True))
 
+    def earlier_caches_until(self, depth: int) -> int:
+        """The layer before which every cache holds the tokens of this layer alone; 0 if no step cuts earlier caches.
+
+        Raises: PlanError if no layer comes before such a step, or if a cache-only step names one that does.
+        """
+        layers = [layer for layer, step in self._layer_steps(depth, cache_only=False) if step.earlier_caches]
+        until = max(layers, default=0)
+        if layers and not until:
+            raise PlanError("no layer comes before layer 0, so no earlier cache can be cut", "remove earlier_caches")
+        if early := [layer for layer, _ in self._layer_steps(depth, cache_only=True) if layer < until]:
+            raise PlanError(
+                f"a cache-only step cuts the cache of layer {early[0]}, and a step at layer {until} cuts it again: how "
+                "many tokens both keep depends on their scores",
+                "remove earlier_caches, or use cache-only steps at later layers only",
+            )
+        return until
+
     def _layer_steps(self, depth: int, *, cache_only: bool) -> list[tuple[int, Step]]:
         if self.steps and not any(len(step.layer_range(depth)) for step in self.steps):
             names = ", ".join(repr(step.layers) for step in self.steps)
@@ -338,9 +363,9 @@ class Plan:
 
     def cache_tokens(self, layout: Layout, depth: int) -> tuple[int, ...]:
         """The number of prompt tokens in every layer's cache.  Raises: PlanError."""
-        running = self.layers(layout, depth)
-        cuts = self._layer_steps(depth, cache_only=True)
-        return _cached(running, _cache_schedule(cuts, running, layout, self._efforts(layout, depth)))
+        running, efforts = self.layers(layout, depth), self._efforts(layout, depth)
+        cache_schedule = _cache_schedule(self._layer_steps(depth, cache_only=True), running, layout, efforts)
+        return _cached(running, cache_schedule, self.earlier_caches_until(depth))
 
     def layers(self, layout: Layout, depth: int) -> tuple[Remaining, ...]:
         """The numbers of tokens that every layer runs on, by groups whose split is known.  Raises: PlanError."""
@@ -466,6 +491,7 @@ def _solve(plan: Plan, layout: Layout, depth: int, shape: DecoderShape | None) -
     if not (media := layout.count(*MEDIA)):
         return dict.fromkeys(Modality, 0.0)  # there is nothing to prune
     cuts, cache_cuts = plan.cuts(depth), plan.cache_cuts(depth)
+    until = plan.earlier_caches_until(depth)
     n_pools = sum(len(step.keep.pools()) for step in plan.steps)
 
     def layers(efforts: Efforts) -> tuple[Remaining, ...]:
@@ -474,7 +500,9 @@ def _solve(plan: Plan, layout: Layout, depth: int, shape: DecoderShape | None) -
     def cost(effort: float) -> float:
         efforts = dict.fromkeys(Modality, effort)
         running = layers(efforts)
-        return target.cost(layout, running, _cached(running, _cache_schedule(cache_cuts, running, layout, efforts)))
+        return target.cost(
+            layout, running, _cached(running, _cache_schedule(cache_cuts, running, layout, efforts), until)
+        )
 
     what = f"the target of {target} of the plan {plan.name or plan.fingerprint!r}"
     if target.share is not None:
@@ -499,9 +527,10 @@ def _running(layout: Layout, depth: int, schedule: Sequence[Cut]) -> tuple[Remai
     return tuple(layers)
 
 
-def _cached(running: Sequence[Remaining], cache_schedule: Sequence[Cut]) -> tuple[int, ...]:
-    """The number of tokens in every layer's cache."""
+def _cached(running: Sequence[Remaining], cache_schedule: Sequence[Cut], until: int) -> tuple[int, ...]:
+    """The number of tokens in every layer's cache.  until: as `Plan.earlier_caches_until`."""
     counts = [sum(layer.values()) for layer in running]
+    counts[:until] = [counts[until]] * until
     for cut in cache_schedule:
         counts[cut.layer] = cut.total
     return tuple(counts)

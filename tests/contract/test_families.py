@@ -25,11 +25,12 @@ from fastav.models.video_salmonn2_plus import VideoSalmonn2PlusProcessor
 from fastav.pipelines import pipeline
 from fastav.plan import Keep, Plan, Step
 from fastav.presets import NONE, plus
+from fastav.pruning.compiled import compile_plan
 from fastav.recipes import recipe
 from fastav.request import Request, Use
 from media_files import tone, write_clip
 from support.costs import answered, cached_alone, counted_flops
-from support.family import EARLY, NAMES, REFERENCE, STEPS, Family, clips_of, family_of, generate
+from support.family import EARLIER, EARLY, NAMES, REFERENCE, STEPS, Family, clips_of, family_of, generate
 from support.masked import masked_logits, rules_of
 from support.pairs import pairwise
 from support.pretended import FIRST, pretended
@@ -166,9 +167,19 @@ def test_beams_that_keep_everything_are_the_plain_models(family):
     assert (plain.sequences_scores - kept.sequences_scores).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize(("early", "rows", "attention"), pairwise([False, True], [(0,), (0, 1)], ["sdpa", "eager"]))
-def test_every_step_equals_the_masked_model(family, attention, rows, early):
-    plan = EARLY if early else family.plan
+PLANS = {
+    "its own": lambda family: family.plan,
+    "early": lambda family: EARLY,
+    "the layer about to run": lambda family: family.own,
+    "earlier caches": lambda family: EARLIER,
+}
+
+
+@pytest.mark.parametrize(("kind", "rows", "attention"), pairwise(PLANS, [(0,), (0, 1)], ["sdpa", "eager"]))
+def test_every_step_equals_the_masked_model(family, attention, rows, kind):
+    plan = PLANS[kind](family)
+    if kind == "earlier caches" and is_windowed(family):
+        pytest.skip("its early layers see only a window")
     out, prepared = family.generate(plan, rows, attention), family.prepare(*(family.clips[row] for row in rows))
     for row, number in enumerate(rows):
         layout, answer = prepared.layouts[row], out.sequences[row, -STEPS:]
@@ -179,6 +190,21 @@ def test_every_step_equals_the_masked_model(family, attention, rows, early):
         kept = [sum(layer.values()) for layer in out.tokens[row]]
         assert kept == list(plan.tokens(layout, family.depth))
         assert kept[-1] < len(layout)
+
+
+def test_caches_of_early_layers_that_see_a_window_are_not_cut(family):
+    plan = Plan((Step(layers="middle", method="position", keep=Keep(media=Share(0.6)), earlier_caches=True),))
+    config = family.adapter.decoder(family.model()).config
+    if not is_windowed(family):
+        compile_plan(plan, config, family.adapter)
+        return
+    with pytest.raises(UnsupportedPlan, match="layer 0 attends within a window, and its cache holds only the window"):
+        compile_plan(plan, config, family.adapter)
+
+
+def is_windowed(family: Family) -> bool:
+    """Whether early layers see only a window, so that their caches cannot be cut."""
+    return family.full_layers[0] > 0
 
 
 def test_a_saved_checkpoint_answers_about_a_file(family, tmp_path):
@@ -212,9 +238,12 @@ def test_presets_answer_through_the_engine(family, preset):
 
 
 @pytest.mark.parametrize("attention", EAGER_SLOW)
-@pytest.mark.parametrize("plan", ["none", "pruned"])
+@pytest.mark.parametrize("plan", ["none", "pruned", pytest.param("earlier caches", marks=pytest.mark.slow)])
 def test_our_decoding_says_what_generate_says_as_it_stands_and_with_fixed_shapes(family, attention, plan):
-    model, chosen = family.model(attention), NONE if plan == "none" else family.plan
+    if plan == "earlier caches" and is_windowed(family):
+        pytest.skip("its early layers see only a window")
+    plans = {"none": NONE, "pruned": family.plan, "earlier caches": EARLIER}
+    model, chosen = family.model(attention), plans[plan]
     for rows in ([0], [0, 1]):
         prepared = family.prepare(*(family.clips[row] for row in rows))
         expected = family.generate(chosen, rows, attention)
@@ -229,13 +258,14 @@ def test_our_decoding_says_what_generate_says_as_it_stands_and_with_fixed_shapes
 # --- on several devices
 
 
+@pytest.mark.parametrize("kind", ["its own", pytest.param("the layer about to run", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("loop", ["generate", "ours"])
-def test_a_decoder_on_several_devices_says_the_same(family, loop):
+def test_a_decoder_on_several_devices_says_the_same(family, loop, kind):
     more = {"custom_generate": Decoding(family.adapter)} if loop == "ours" else {}
     said = []
     for model in family.placed:
         layouts = family.prepared.layouts
-        with pretended(), prune(model, family.plan, adapter=family.adapter, layouts=layouts) as pruning:
+        with pretended(), prune(model, PLANS[kind](family), adapter=family.adapter, layouts=layouts) as pruning:
             inputs = {name: on_first(value) for name, value in family.prepared.inputs.items()}
             # the second step decodes with what the first wrote
             output = generate(model, replace(family.prepared, inputs=inputs), max_new_tokens=3, **more)
@@ -437,12 +467,19 @@ def test_text_alone_is_answered(family):
 # --- costs
 
 
-@pytest.mark.parametrize("plan", ["fastav", "fastav-trim", "its own", "caches", "omnizip"])
+@pytest.mark.parametrize("plan", ["fastav", "fastav-trim", "its own", "caches", "earlier caches", "omnizip"])
 def test_told_kv_bytes_are_what_the_cache_holds(family, plan):
     adapter, model = family.adapter, family.model()
     if plan == "omnizip" and adapter.audio_attention() is None:
         pytest.skip("its encoder's attention is not told")
-    named = {"its own": family.plan, "caches": cached_alone(adapter, model.config), "omnizip": recipe("omnizip")}
+    if plan == "earlier caches" and is_windowed(family):
+        pytest.skip("its early layers see only a window")
+    named = {
+        "its own": family.plan,
+        "caches": cached_alone(adapter, model.config),
+        "earlier caches": EARLIER,
+        "omnizip": recipe("omnizip"),
+    }
     chosen = named[plan] if plan in named else adapter.preset(plan)
     engine = TransformersEngine(model, family.processor, adapter)
     together, _ = answered(engine, family.clips, chosen)

@@ -33,6 +33,8 @@ PLANS = {
     "fastav": PLAN,
     "caches": CACHES,
     "rollout": Plan((Step(layers="3", method="rollout", keep=HALF),)),
+    "the layer about to run": Plan((Step(layers="1..4", method="own-last-query", keep=HALF),)),
+    "earlier caches": Plan((Step(layers="2..4", method="last-query", keep=HALF, earlier_caches=True),)),
 }
 # transformers says of such models that they are on `meta`, and warns
 pytestmark = pytest.mark.filterwarnings("ignore:You are calling .generate:UserWarning")

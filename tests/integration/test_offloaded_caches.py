@@ -20,6 +20,8 @@ PLANS = {
     "fastav": PLAN,
     "before all": Plan((Step(layers="0", method="position", keep=MOST),)),
     "caches": Plan((Step(layers="2..4", method="last-query", keep=MOST, cache_only=True),)),
+    "the layer about to run": Plan((Step(layers="0..4", method="own-last-query", keep=MOST),)),
+    "earlier caches": Plan((Step(layers="2..4", method="last-query", keep=MOST, earlier_caches=True),)),
 }
 BATCH = pad_left(ROWS)
 

@@ -26,6 +26,8 @@ PLANS = {
     "a cut that merges": Plan((Step(layers="2", method="dart", keep=HALF),)),
     "a cache-only step": Plan((Step(layers="2", method="last-query", keep=HALF, cache_only=True),)),
     "cache-only steps of many layers": Plan((Step(layers="1..5", method="window", keep=HALF, cache_only=True),)),
+    "a cut by its own layer's scores": Plan((Step(layers="2", method="own-last-query", keep=HALF),)),
+    "earlier caches": Plan((Step(layers="2..3", method="last-query", keep=HALF, earlier_caches=True),)),
     "both": Plan(
         (
             Step(layers="2", method="position", keep=HALF),

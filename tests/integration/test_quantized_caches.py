@@ -26,6 +26,7 @@ PLANS = {
     "fastav": PLAN,
     "early": Plan((Step(layers="0", method="position", keep=HALF),)),
     "last query": Plan((Step(layers="2..4", method="last-query", keep=Keep(media=Share(0.7))),)),
+    "the layer about to run": Plan((Step(layers="0..3", method="own-last-query", keep=Keep(media=Share(0.8))),)),
 }
 FIRST, SECOND = prompt(seed=1), prompt(before=2, video=12, audio=7, after=4, seed=4)
 TEXT = prompt(video=0, audio=0, before=4, after=0, seed=9)
@@ -136,9 +137,10 @@ def test_quantized_caches_that_scale_tokens_together_are_refused():
     for axis in ("axis_key", "axis_value"):
         with pytest.raises(UnsupportedPlan, match="axis -1 scales a channel of several tokens"):
             _fill(model, quantized(model.config, **{axis: -1}))
-    alone = Plan((Step(layers="2", method="position", keep=HALF, cache_only=True),))
-    with pytest.raises(UnsupportedPlan, match="would round them twice"):
-        _fill(model, quantized(model.config), alone)
+    for flag in ("cache_only", "earlier_caches"):
+        alone = Plan((Step(layers="2", method="position", keep=HALF, **{flag: True}),))
+        with pytest.raises(UnsupportedPlan, match="would round them twice"):
+            _fill(model, quantized(model.config), alone)
     unpruned = _fill(model, quantized(model.config, axis_key=-1, q_group_size=8), NONE)
     assert unpruned.get_seq_length() == FIRST.shape[1]
 

@@ -44,6 +44,8 @@ PLANS = {
     "caches by position": by("position", cache_only=True),
     "caches by rollout": by("rollout", cache_only=True),
     "caches by keys": by("dart", cache_only=True),
+    "the layer about to run": by("own-text-queries", "0..4"),
+    "earlier caches": by("last-query", earlier_caches=True),
 }
 LOOPS: dict[str, Mapping[str, Any]] = {
     "generate": {},
@@ -126,9 +128,9 @@ def test_prompts_without_padding_do(model: Any, plain: Any, rows: Any) -> None:
 
 
 @pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 2}], ids=["one", "two"])
-@pytest.mark.parametrize("plan", [PLAN, PLANS["caches"]], ids=["fastav", "caches"])
-def test_beams_do(model: Any, plain: Any, plan: Plan, options: Any) -> None:
-    assert_same(model, plain, plan, **options)
+@pytest.mark.parametrize("plan", ["fastav", "caches", "the layer about to run", "earlier caches"])
+def test_beams_do(model: Any, plain: Any, plan: str, options: Any) -> None:
+    assert_same(model, plain, PLANS[plan], **options)
 
 
 def test_a_later_turn_does(model: Any, plain: Any) -> None:
@@ -191,7 +193,15 @@ def test_other_kernels_do(attention: str, loop: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "plan", [PLAN, by("rollout"), by("rollout", cache_only=True)], ids=["fastav", "rows", "caches"]
+    "plan",
+    [
+        PLAN,
+        by("rollout"),
+        by("rollout", cache_only=True),
+        by("own-last-query", "0..4"),
+        by("last-query", earlier_caches=True),
+    ],
+    ids=["fastav", "rows", "caches", "the layer about to run", "earlier caches"],
 )
 def test_a_prefill_never_waits(model: Any, plan: Plan) -> None:
     layouts = TinyAdapter().layouts(TinyAdapter().config(), {"input_ids": ROWS[0]})

@@ -6,7 +6,7 @@ import torch
 from fastav.budgets import Share
 from fastav.engines.transformers import prune
 from fastav.errors import PlanError, UnsupportedModel
-from fastav.method import ENCODER_SIGNALS, Method, Signal, View
+from fastav.method import ATTENTION_SIGNALS, ENCODER_SIGNALS, OWN_SIGNALS, Method, Signal, View
 from fastav.plan import Keep, Plan, Step
 from fastav.pruning.compiled import compile_plan
 from fastav.pruning.state import WINDOW
@@ -59,6 +59,8 @@ def test_signals_before_the_first_cut(monkeypatch, attention, rows):
             Signal.LAST_QUERY: attentions[2][-1],
             Signal.TEXT_QUERIES: attentions[2][after:].mean(0),
             Signal.WINDOW: attentions[2][-WINDOW:].mean(0),
+            Signal.OWN_LAST_QUERY: attentions[3][-1],
+            Signal.OWN_TEXT_QUERIES: attentions[3][after:].mean(0),
             Signal.ROLLOUT: rollout[-1],
         }
         for signal, value in expected.items():
@@ -69,7 +71,7 @@ def test_signals_before_the_first_cut(monkeypatch, attention, rows):
 def test_signals_after_a_cut_are_of_the_tokens_still_there(monkeypatch):
     _, seen = views(monkeypatch, "sdpa", ROWS)
     view = seen[5]
-    for signal in (Signal.LAST_QUERY, Signal.TEXT_QUERIES, Signal.WINDOW):
+    for signal in ATTENTION_SIGNALS | OWN_SIGNALS:
         real = view.modality >= 0
         assert (view[signal].masked_fill(real, 0) == 0).all()
         assert view[signal].sum(1).tolist() == pytest.approx([1.0] * len(ROWS), abs=1e-5)

@@ -48,6 +48,23 @@ PLANS = {
     "fastv": recipe("fastv"),
     "every attention": steps((1, "window", False), (3, "rollout", False), (4, "text-queries", False)),
     "caches": steps((2, "dart", True), (3, "position", False), (3, "last-query", True), (5, "window", True)),
+    "the layer about to run": steps(
+        (0, "own-last-query", False),
+        (2, "last-query", False),
+        (2, "own-text-queries", False),
+        (2, "own-last-query", True),
+        (3, "last-query", False),
+        (4, "own-last-query", False),
+    ),
+    "earlier caches": Plan(
+        (
+            Step(layers="1", method="position", keep=MOST),
+            Step(layers="2..3", method="last-query", keep=MOST, earlier_caches=True),
+            Step(layers="3", method="own-last-query", keep=MOST),
+            Step(layers="4", method="window", keep=MOST, cache_only=True),
+            Step(layers="5", method="position", keep=HALF),
+        )
+    ),
 }
 BY_METHOD = {name: steps((2, name, False), (4, name, False)) for name in METHODS if name != "given"}
 TEXT = prompt(video=0, audio=0, before=4, after=0, seed=9)
@@ -161,6 +178,8 @@ def test_signals_are_those_of_the_conversation_at_the_new_tokens(monkeypatch, at
                 Signal.LAST_QUERY: evidence.maps[-1][end - 1][left],
                 Signal.TEXT_QUERIES: evidence.maps[-1][question].mean(0)[left],
                 Signal.WINDOW: evidence.maps[-1][left[-WINDOW:]].mean(0)[left],
+                Signal.OWN_LAST_QUERY: evidence.own[end - 1][left],
+                Signal.OWN_TEXT_QUERIES: evidence.own[question].mean(0)[left],
                 Signal.ROLLOUT: rollout[end - 1][left],
                 Signal.HIDDEN_STATES: evidence.hidden[left],
                 Signal.KEYS: evidence.keys[:, left],

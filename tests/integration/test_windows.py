@@ -45,6 +45,7 @@ HALF = Keep(media=Share(0.5))
 GLOBAL = Plan((Step(layers="2", method="position", keep=Keep(audio=Tokens(4), video=Tokens(14))),))
 FINE = Plan((Step(layers="2", method="last-query", keep=HALF),))
 CACHES = Plan((Step(layers="2", method="window", keep=HALF, cache_only=True),))
+EARLIER = Plan((Step(layers="2", method="last-query", keep=HALF, earlier_caches=True),))
 
 SLIDES, WIDE = [WINDOW] * DEPTH, [None] * DEPTH
 EVERY_SECOND, LAST_TWO = [WINDOW, None] * (DEPTH // 2), [None, None, WINDOW, WINDOW]
@@ -175,6 +176,19 @@ def test_a_window_that_no_sequence_reaches_forbids_nothing():
     assert difference(expected, found) < 1e-4
     model.config.sliding_window = model.config.max_position_embeddings = ROWS[0].shape[1] - 1
     with pytest.raises(UnsupportedPlan, match="longer than the window"), prune(model, FINE, adapter=TinyAdapter()):
+        model.generate(ROWS[0], max_new_tokens=2)
+
+
+@pytest.mark.parametrize("plan", [CACHES, EARLIER], ids=["caches", "earlier caches"])
+def test_the_cache_of_a_window_that_a_prompt_fills_is_not_cut(plan):
+    """It holds all tokens but those that no later one sees."""
+    model, length = built("a window for all layers"), ROWS[0].shape[1]
+    model.config.sliding_window = model.config.max_position_embeddings = length + 1
+    expected, found = both(model, TinyAdapter(), pad_left(ROWS[:1]), plan)
+    assert difference(expected, found) < 1e-4
+    model.config.sliding_window = model.config.max_position_embeddings = length
+    refused = pytest.raises(UnsupportedPlan, match=f"{length} tokens fill the window")
+    with refused, prune(model, plan, adapter=TinyAdapter()):
         model.generate(ROWS[0], max_new_tokens=2)
 
 

@@ -28,6 +28,14 @@ STEPS = 4
 REFERENCE = Path(__file__).parents[1] / "reference"
 PLAN = fastav(Keep(media=Share(0.6)), drop=0.2)
 EARLY = Plan((Step(layers="0", method="position", keep=Keep(media=Share(0.6))),))
+EARLIER = Plan(
+    (
+        Step(layers="1", method="position", keep=Keep(media=Share(0.8))),
+        Step(layers="middle", method="last-query", keep=Keep(media=Share(0.6)), earlier_caches=True),
+        Step(layers="middle+1", method="last-query", keep=Keep(media=Share(0.7))),
+    ),
+    "earlier caches",
+)
 EVERYTHING = fastav(Keep(media=Share(1.0)), drop=1e-9)
 
 
@@ -60,6 +68,19 @@ class Family:
         self.held: dict[int, int] = {}
         self.masked: dict[Any, torch.Tensor] = {}
         self.generated: dict[Any, Generated] = {}
+
+    @cached_property
+    def own(self) -> Plan:
+        """Cuts by the attention of the layer about to run, of the first layer that sees everything and a middle one."""
+        layers = [str(layer) for layer in (self.full_layers[0], self.full_layers[len(self.full_layers) // 2])]
+        keep = Keep(media=Share(0.7))
+        return Plan(tuple(Step(layers=layer, method="own-last-query", keep=keep) for layer in layers), "own")
+
+    @cached_property
+    def full_layers(self) -> list[int]:
+        """The layers that have keys and values of their own, and see all tokens."""
+        shape = self.adapter.shape(self.model().config)
+        return [n for n in range(shape.own_kv_layers) if not (shape.windows and shape.windows[n])]
 
     def model(self, attention: str = "sdpa") -> Any:
         if attention not in self.models:
@@ -105,8 +126,9 @@ class Family:
         key = clip, tuple(answer.tolist()), plan, attention
         if key not in self.masked:
             alone, model = self.prepare(self.clips[clip]), self.model(attention)
-            rules = rules_of(plan, alone.layouts[0], self.depth)
-            self.masked[key] = masked_logits(model, self.adapter.decoder(model).layers, alone.inputs, answer, rules)
+            rules, until = rules_of(plan, alone.layouts[0], self.depth), plan.earlier_caches_until(self.depth)
+            layers = cast(Any, self.adapter.decoder(model)).layers
+            self.masked[key] = masked_logits(model, layers, alone.inputs, answer, rules, until=until)
         return self.masked[key]
 
     def unpruned_bytes(self, clip: int) -> int:

@@ -32,7 +32,8 @@ def turn_under(plan: Plan, ids: Tensor, start: int, depth: int, given: Tensor | 
         layer: _rule(method_of(step), cut.counts, layout, ids, start, layer, given)
         for (layer, step), cut in zip(plan.cache_cuts(depth), plan.cache_schedule(layout, depth), strict=True)
     }
-    return Turn(start=start, end=start + len(ids), rules=rules, cache_rules=cache_rules)
+    until = plan.earlier_caches_until(depth)
+    return Turn(start=start, end=start + len(ids), rules=rules, cache_rules=cache_rules, until=until)
 
 
 def _then(first: TurnRule, second: TurnRule) -> TurnRule:
@@ -58,11 +59,15 @@ def _rule(
     def rule(seen: Evidence, hide: Tensor) -> Tensor:
         left = (~hide).nonzero()[:, 0]
         signals = {name: read(seen, start, start + n) for name, read in _SIGNALS.items() if name in method.needs}
-        if Signal.TEXT_QUERIES in method.needs:
-            last = max((i for i in range(n) if ids[i] >= AUDIO_ID), default=-1)
-            signals[Signal.TEXT_QUERIES] = seen.maps[-1][
-                start + min(last + 1, n - 1) : start + n, start : start + n
-            ].mean(0)
+        last = max((i for i in range(n) if ids[i] >= AUDIO_ID), default=-1)
+        question = slice(start + min(last + 1, n - 1), start + n)
+        for name, read_map in _QUESTIONS.items():
+            if name in method.needs:
+                signals[name] = read_map(seen)[question, start : start + n].mean(0)
+        if Signal.ENCODER in method.needs:
+            signals[Signal.ENCODER] = torch.zeros(n)
+            audio = ids == AUDIO_ID
+            signals[Signal.ENCODER][audio] = (torch.arange(1.0, 1 + int(audio.sum())) * 2.4).sin() + 1
         for signal, token in ((Signal.AUDIO_ENCODER, AUDIO_ID), (Signal.VISION_ENCODER, VIDEO_ID)):
             if signal in method.needs | method.wants:
                 signals[signal] = torch.zeros(n)
@@ -118,8 +123,22 @@ def _rollout(seen: Evidence, start: int, end: int) -> Tensor:
     return total[end - 1, start:end]
 
 
+def _own_last_query(seen: Evidence, start: int, end: int) -> Tensor:
+    return _own(seen)[end - 1, start:end]
+
+
+def _own(seen: Evidence) -> Tensor:
+    assert seen.own is not None
+    return seen.own
+
+
+_QUESTIONS: dict[Signal, Callable[[Evidence], Tensor]] = {
+    Signal.TEXT_QUERIES: lambda seen: seen.maps[-1],
+    Signal.OWN_TEXT_QUERIES: _own,
+}
 _SIGNALS: dict[Signal, Callable[[Evidence, int, int], Tensor]] = {
     Signal.LAST_QUERY: _last_query,
+    Signal.OWN_LAST_QUERY: _own_last_query,
     Signal.WINDOW: _window,
     Signal.ROLLOUT: _rollout,
 }

@@ -157,6 +157,7 @@ GLOBAL_CUT, FINE_CUT = PRESET.steps
         Plan((replace(GLOBAL_CUT, keep=Keep(media=Share(0.4))), replace(FINE_CUT, layers="10.."))),
         Plan((GLOBAL_CUT, replace(FINE_CUT, options={"lowest": True}))),
         Plan((GLOBAL_CUT, replace(FINE_CUT, cache_only=True))),
+        Plan((replace(GLOBAL_CUT, earlier_caches=True), FINE_CUT)),
     ],
 )
 def test_what_is_no_plan_of_fastav_is_refused(plan):

@@ -19,6 +19,7 @@ VALUES = [
     Keep(text=Unpadded(), audio=Frames(4), video=Before(3)),
     Step(layers="middle", method="random", options={"seed": 1}, keep=Keep(all=Share(0.5))),
     Step(layers="3", method="window", keep=Keep(media=Tokens(5)), cache_only=True),
+    Step(layers="3", method="position", keep=Keep(media=Tokens(5)), earlier_caches=True),
     presets.NONE,
     presets.fastav(Keep(audio=Tokens(10))),
     Plan((), "mine", {"model": "tiny", "layers": 12, "hidden": 64}),

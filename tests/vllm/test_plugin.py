@@ -170,6 +170,10 @@ def test_plans_that_ask_for_more_are_refused():
     keep = Keep(media=Share(0.5))
     with pytest.raises(UnsupportedPlan, match="of a single layer"):
         check(config_of(Plan((Step(layers="5", method="position", keep=keep, cache_only=True),))), Serving())
+    with pytest.raises(UnsupportedPlan, match="of earlier layers"):
+        check(config_of(Plan((Step(layers="5", method="position", keep=keep, earlier_caches=True),))), Serving())
+    with pytest.raises(UnsupportedPlan, match="method 'own-last-query' reads own-last-query, which vLLM does not"):
+        check(config_of(Plan((Step(layers="5", method="own-last-query", keep=keep),))), Serving())
     with pytest.raises(UnsupportedPlan, match="method 'given' reads given"):
         check(config_of(Plan((Step(layers="5", method="given", keep=keep),))), Serving())
     with pytest.raises(UnsupportedPlan, match="method 'omnizip' reads audio-encoder"):

@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 from fastav import token_mixing
 from fastav.adapter import EncoderAttention, ModelAdapter
 from fastav.errors import UnsupportedModel, UnsupportedPlan
-from fastav.method import ATTENTION_SIGNALS, DECODER_SIGNALS, ENCODER_SIGNALS, Method, Signal, method_of
+from fastav.method import ATTENTION_SIGNALS, DECODER_SIGNALS, ENCODER_SIGNALS, OWN_SIGNALS, Method, Signal, method_of
 from fastav.plan import Plan
 from fastav.pruning import decoder_layers
 
@@ -38,8 +38,15 @@ class CompiledPlan:
 
     @cached_property
     def first_layer(self) -> int:
-        """The first layer with a cut; the depth if there is none."""
+        """The first layer with a cut, of its cache too; the depth if there is none."""
+        if self.earlier_caches_until:
+            return 0
         return min((layer for layer, _ in (*self.cuts, *self.cache_cuts)), default=self.depth)
+
+    @cached_property
+    def earlier_caches_until(self) -> int:
+        """The layer before which every cache holds the tokens of this layer alone; 0 if there is none."""
+        return self.plan.earlier_caches_until(self.depth)
 
     @cached_property
     def cut_layers(self) -> tuple[int, ...]:
@@ -120,13 +127,17 @@ class CompiledPlan:
     def observed(self) -> dict[int, frozenset[Signal]]:
         """The signals to compute from each layer's attention, by layer.
 
-        A cut reads the attention of the preceding layer; a cut in a cache reads that of its own layer.
+        A cut reads the attention of the preceding layer; a cut in a cache reads that of its own layer. Of a layer about
+        to run, its attention is not observed while it runs, but computed before (`PruningState.own_signals`).
         """
         observed: dict[int, frozenset[Signal]] = {}
         for layer, method in self._signal_cuts():
             for signal in method.needs & DECODER_SIGNALS:
                 for index in range(layer) if signal is Signal.ROLLOUT else [layer - 1]:
                     observed[index] = observed.get(index, frozenset()) | {signal}
+        for layer, method in self.cache_cuts:
+            if signals := method.needs & OWN_SIGNALS:
+                observed[layer] = observed.get(layer, frozenset()) | signals
         return observed
 
     def _signal_cuts(self) -> Cuts:
@@ -154,6 +165,7 @@ def compile_plan(plan: Plan, config: PreTrainedConfig, adapter: ModelAdapter) ->
     _check_encoders(compiled)
     _check_cuts(compiled)
     _check_cache_cuts(compiled)
+    _check_earlier_caches(compiled)
     return compiled
 
 
@@ -161,7 +173,7 @@ def _check_cuts(compiled: CompiledPlan) -> None:
     """Refuse cuts before layers that mix tokens or share keys, and signals that no layer computes."""
     if not compiled.cuts:
         return
-    types = decoder_layers.layer_types(compiled.config)
+    types, narrow = decoder_layers.layer_types(compiled.config), decoder_layers.narrow(compiled.config)
     for layer, method in compiled.cuts:
         if reason := token_mixing.of_types(types[layer:]):
             raise UnsupportedModel(f"no token can be dropped before layer {layer}: {reason}")
@@ -177,14 +189,20 @@ def _check_cuts(compiled: CompiledPlan) -> None:
                 "token",
                 "choose a method that only drops tokens",
             )
+        if method.needs & OWN_SIGNALS and narrow[layer]:
+            raise UnsupportedPlan(
+                f"layer {layer} attends within a window, so its queries cannot score all tokens",
+                "place the step before a layer of full attention",
+            )
         if not (signals := method.needs & DECODER_SIGNALS):
             continue
         if layer == 0:
             names = ", ".join(sorted(signals))
             raise UnsupportedPlan(
-                f"layer 0 has no preceding layer whose attention could be read ({names})", "start at layer 1"
+                f"layer 0 has no preceding layer whose attention could be read ({names})",
+                "start at layer 1, or choose a method that reads the layer's own attention (own-last-query)",
             )
-        if signals & ATTENTION_SIGNALS and decoder_layers.narrow(compiled.config)[layer - 1]:
+        if signals & ATTENTION_SIGNALS and narrow[layer - 1]:
             raise UnsupportedPlan(
                 f"layer {layer - 1} attends within a window, so its last query cannot score all tokens",
                 "place the step after a layer of full attention",
@@ -209,6 +227,19 @@ def _check_cache_cuts(compiled: CompiledPlan) -> None:
                 f"layer {layer} attends within a window, and its cache holds only the window",
                 "choose layers of full attention",
             )
+
+
+def _check_earlier_caches(compiled: CompiledPlan) -> None:
+    """Refuse to cut earlier caches that hold only a window, or another state than keys and values."""
+    if not (until := compiled.earlier_caches_until):
+        return
+    if reason := token_mixing.of_types(decoder_layers.layer_types(compiled.config)[:until]):
+        raise UnsupportedModel(f"the caches of layers before {until} cannot be cut: {reason}")
+    if any(narrow := decoder_layers.narrow(compiled.config)[:until]):
+        raise UnsupportedPlan(
+            f"layer {narrow.index(True)} attends within a window, and its cache holds only the window",
+            f"remove earlier_caches from the step at layer {until}",
+        )
 
 
 def _check_encoders(compiled: CompiledPlan) -> None:

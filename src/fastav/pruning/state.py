@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastav.errors import PlanError, UnsupportedPlan
 from fastav.layout import MEDIA, Layout, Modality
-from fastav.method import ENCODER_SIGNALS, BatchLayout, Method, Signal, View
+from fastav.method import ENCODER_SIGNALS, OWN_SIGNALS, BatchLayout, Method, Signal, View
 from fastav.pruning import device_layout, indexing
 from fastav.pruning.attention import attention_rows, last_query_attention
 from fastav.pruning.compiled import CompiledPlan
@@ -20,6 +20,9 @@ from fastav.pruning.rollout import LayerAttention, rollout_row
 from fastav.pruning.selection import SelectionGroups, select_grouped, select_uniform
 
 WINDOW = 32  # queries of the observation window, as in SnapKV's paper
+
+_LAST_QUERY = frozenset({Signal.LAST_QUERY, Signal.OWN_LAST_QUERY})
+_TEXT_QUERIES = frozenset({Signal.TEXT_QUERIES, Signal.OWN_TEXT_QUERIES})
 
 BroadcastIndices = Callable[[Tensor], Tensor]  # rank 0's indices, where several ranks run one model
 
@@ -165,6 +168,20 @@ class PruningState:
 
     # --- cuts
 
+    def own_signals(self, index: int) -> frozenset[Signal]:
+        """The signals of a layer's own attention that its cuts read; none if they drop nothing of these prompts.
+
+        `observe` computes them before the layer's first cut, which all its cuts then share.
+        """
+        numbers = [number for number, (layer, _) in enumerate(self.compiled.cuts) if layer == index]
+        if not numbers or self._keeps_all(self.counts[numbers[-1]]):
+            return frozenset()
+        return OWN_SIGNALS & frozenset[Signal]().union(*(self.compiled.cuts[number][1].needs for number in numbers))
+
+    def _keeps_all(self, counts: CutCounts) -> bool:
+        """Whether a cut to these counts drops nothing of what remains."""
+        return counts.width == self.slots.shape[1] and not counts.ragged and self.valid is None
+
     def cut(self, index: int, hidden: Tensor) -> Tensor:
         """Make the cuts before a layer, and return the hidden states of the kept tokens."""
         self.move_to(hidden.device)
@@ -172,8 +189,8 @@ class PruningState:
         while self.next_cut < len(cuts) and cuts[self.next_cut][0] == index:
             counts, method = self.counts[self.next_cut], cuts[self.next_cut][1]
             self.next_cut += 1
-            if counts.width == self.slots.shape[1] and not counts.ragged and self.valid is None:
-                continue  # the cut drops nothing
+            if self._keeps_all(counts):
+                continue
             view = self._view(index, method, hidden, counts)
             scores = self._scores(method, view)
             indices, valid = self._select(counts, scores)
@@ -205,6 +222,12 @@ class PruningState:
         indices, valid = self._select(counts, scores)
         self._record(index, method, counts.pools, scores, indices, valid, is_cache_only=True)
         return indices, valid
+
+    def places_among(self, tokens: TokenSubset) -> Int[Tensor, "batch kept"]:
+        """The index of each remaining token among those of an earlier layer; any number for a slot without a token."""
+        places = torch.arange(tokens.slots.shape[1], device=tokens.slots.device).expand_as(tokens.slots)
+        columns = torch.zeros(len(places), self.length + 1, dtype=torch.long, device=places.device)
+        return columns.scatter(1, tokens.slots, places).gather(1, self.slots)
 
     def _record(
         self,
@@ -364,13 +387,14 @@ class PruningState:
         self.move_to(query.device)
         tokens, valid = query.shape[2], self.key_tokens(index).valid
         scores: dict[Signal, Tensor] = {}  # of all keys, cached ones included
-        if Signal.LAST_QUERY in signals:
-            scores[Signal.LAST_QUERY] = last_query_attention(query, key, mask, valid, scaling)
-        if Signal.TEXT_QUERIES in signals:
+        if last := _LAST_QUERY.intersection(signals):
+            scores |= dict.fromkeys(last, last_query_attention(query, key, mask, valid, scaling))
+        if text := _TEXT_QUERIES.intersection(signals):
             first = max(0, tokens - self.max_question_len)
             rows = attention_rows(query, key, mask, valid, scaling, first=first)
             weight = self.layout.question.gather(1, self.slots)[:, first:].float()
-            scores[Signal.TEXT_QUERIES] = torch.einsum("bq,bqt->bt", weight / weight.sum(1, keepdim=True), rows)
+            mean = torch.einsum("bq,bqt->bt", weight / weight.sum(1, keepdim=True), rows)
+            scores |= dict.fromkeys(text, mean)
         if Signal.WINDOW in signals:
             rows = attention_rows(query, key, mask, valid, scaling, first=max(0, tokens - WINDOW))
             scores[Signal.WINDOW] = rows.sum(1) / rows.sum((1, 2))[:, None]

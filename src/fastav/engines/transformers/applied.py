@@ -45,6 +45,8 @@ def _check_cache(state: PruningState, runs_on: list[int], cache: Cache) -> None:
     compiled = state.compiled
     planned = runs_on[: compiled.n_kv_layers]
     layers: list[Any] = cache.layers[: compiled.n_kv_layers]
+    until = compiled.earlier_caches_until
+    planned[:until] = [runs_on[until]] * until
     for number, (layer, _) in enumerate(compiled.cache_cuts, len(compiled.cuts)):
         planned[layer] = state.counts[number].width
     for layer, tokens in enumerate(state.cached):

@@ -4,7 +4,7 @@ The `_hf_hook` of accelerate on a module names the device that the module and it
 with a hook of their own. Parameters of offloaded modules are on `meta` between their forwards.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,6 +39,17 @@ def ready_to_run(
     try:
         yield arguments
     finally:
+        hook.post_forward(module, None)
+
+
+def forward_without_hook(module: nn.Module) -> Callable[..., Any]:
+    """A module's forward without accelerate's hook on the module itself; `ready_to_run` does what the hook does."""
+    return getattr(module, "_old_forward", module.forward) if hasattr(module, "_hf_hook") else module.forward
+
+
+def undo_hook(module: nn.Module) -> None:
+    """Undo what accelerate's hook on a module did before a forward that an exception has ended."""
+    if (hook := getattr(module, "_hf_hook", None)) is not None:
         hook.post_forward(module, None)
 
 

@@ -104,11 +104,11 @@ def check_cache(cache: Cache | None, compiled: CompiledPlan) -> None:
             "a quantized cache with axis -1 scales a channel of several tokens together, dropped ones with kept ones",
             "use axis_key=0 and axis_value=0",
         )
-    if compiled.cache_cuts:
+    if compiled.cache_cuts or compiled.earlier_caches_until:
         raise UnsupportedPlan(
-            "a quantized cache has packed a layer's tokens before a cache-only step drops some, and unpacking and "
-            "packing the others again would round them twice",
-            "remove cache_only, or use a DynamicCache",
+            "a quantized cache has packed a layer's tokens before a step with cache_only or earlier_caches drops some, "
+            "and unpacking and packing the others again would round them twice",
+            "remove cache_only and earlier_caches, or use a DynamicCache",
         )
 
 

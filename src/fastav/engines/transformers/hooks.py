@@ -32,10 +32,11 @@ from fastav.engines.transformers.guards import GenerateCall
 from fastav.engines.transformers.kv_cache import PrunedLayer, cached_tokens
 from fastav.engines.transformers.layer_inputs import LayerInputs
 from fastav.engines.transformers.masks import decode_mask
+from fastav.engines.transformers.own_attention import attention_inputs
 from fastav.engines.transformers.wrapped import attention_of, base_model, parameters_of, unwrapped
 from fastav.errors import PlanError, UnsupportedModel, UnsupportedPlan
 from fastav.layout import MEDIA, Layout, Modality
-from fastav.method import ENCODER_SIGNALS, Signal
+from fastav.method import ENCODER_SIGNALS, OWN_SIGNALS, Signal
 from fastav.plan import Plan
 from fastav.pruning import decoder_layers
 from fastav.pruning.compiled import CompiledPlan, compile_plan
@@ -289,6 +290,9 @@ class Pruning:
         if self._first < len(self._layers):
             first = 0 if Signal.ROLLOUT in self.compiled.needs else self._first
             guards.check_attention(self._config, self._config._attn_implementation, first)
+        for layer, method in self.compiled.cuts:
+            if method.needs & OWN_SIGNALS:
+                self._attention(layer)
         _check_scores(self.compiled, self._first_turn.scores, "prune")
 
     def __deepcopy__(self, memo: Any) -> "Pruning":
@@ -524,8 +528,30 @@ class Pruning:
             return (hidden,), kwargs
         if isinstance(running, _Decode):
             return (hidden,), self._decode_arguments(index, hidden, kwargs)
+        if signals := running.state.own_signals(index):
+            self._observe_own(running, index, signals, hidden, kwargs)
         hidden = running.state.cut(index, hidden)
+        if index == self.compiled.earlier_caches_until:
+            running.cut_earlier_caches(kwargs)
         return (hidden,), dict(running.arguments(index, kwargs, hidden.dtype))
+
+    def _observe_own(
+        self,
+        running: LayerInputs,
+        index: int,
+        signals: Collection[Signal],
+        hidden: Tensor,
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        """Compute signals of the attention of a layer about to run, on the tokens that remain before its cuts."""
+        running.state.move_to(hidden.device)
+        arguments = running.arguments_before_cuts(index, kwargs, hidden.dtype)
+        self._local.running = None  # observers of this layer's attention are for its real forward
+        try:
+            inputs = attention_inputs(self._layers[index], self._attention(index), hidden, arguments)
+        finally:
+            self._local.running = running
+        running.state.observe(index, signals, *inputs)
 
     def _decode_arguments(self, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
         layer, n_new = cache_argument.in_arguments(kwargs).layers[self.compiled.kv_sources[index]], hidden.shape[-2]

@@ -80,9 +80,17 @@ class PrunedLayer(DynamicLayer):
         """Keep only these of the tokens that the last prefill stored, and all before them.
 
         valid: which indices stand for a token (None: all). earlier: the number of tokens stored before that prefill.
+        Raises: UnsupportedPlan if the sequence fills the layer's window, so that its first tokens are no longer stored.
         """
+        if self.window is not None and self.window <= self.prompt:
+            raise UnsupportedPlan(
+                f"{self.prompt} tokens fill the window of {self.window} tokens, and its cache has lost the first ones",
+                "ask about a shorter part of the clip",
+            )
         assert self.keys is not None
         assert self.values is not None
+        index = index.to(self.slots.device)  # the cut may be before a layer on another device
+        valid = None if valid is None else valid.to(index.device)
         if earlier:
             first = torch.arange(earlier, device=index.device).expand(len(index), -1)
             real = self.valid if self.valid is None else self.valid[:, :earlier]

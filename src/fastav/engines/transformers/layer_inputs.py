@@ -1,11 +1,13 @@
 """The inputs and outputs of transformers' decoder layers while tokens are dropped."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 from fastav import cache_argument
 from fastav.engines.transformers.kv_cache import pruned_layer
@@ -54,6 +56,31 @@ class LayerInputs:
                 self._shrunk[key] = (value, self._shrink(name, value, tokens, dtype))
             shrunk[name] = self._shrunk[key][1]
         return shrunk
+
+    def arguments_before_cuts(self, index: int, kwargs: Mapping[str, Any], dtype: torch.dtype) -> Mapping[str, Any]:
+        """A layer's arguments for the tokens that remain before its cuts, to run it without changing the cache.
+
+        A first prefill needs no cache. In a later turn it is a copy, which returns the layer's cached keys as the cache
+        would: unpacked, on the layer's device, before the new ones.
+        """
+        for name, value in kwargs.items():
+            if isinstance(value, Cache):
+                kwargs = {**kwargs, name: _with_copied_layer(value, index) if self.state.cached else None}
+        return self.arguments(index, kwargs, dtype)
+
+    def cut_earlier_caches(self, kwargs: Mapping[str, Any]) -> None:
+        """Keep only the remaining tokens of this prefill in the caches of all layers that the plan says."""
+        state, places = self.state, dict[int, Tensor]()
+        if (cache := cache_argument.in_arguments(kwargs)) is None:
+            return
+        for layer, tokens in state.layer_tokens.items():
+            is_same = tokens.slots.shape == state.slots.shape and state.valid is None  # nothing was dropped since
+            if layer >= state.compiled.earlier_caches_until or is_same:
+                continue
+            if (key := id(tokens.slots)) not in places:
+                places[key] = state.places_among(tokens)
+            earlier = state.cached[layer].slots.shape[1] if state.cached else 0
+            cache.layers[layer].keep(places[key], state.valid, earlier=earlier)
 
     def restore(self, hidden: Tensor) -> Tensor:
         """Hidden states at full length, zero for dropped tokens; or of the last token alone if `last_only`."""
@@ -122,3 +149,11 @@ class LayerInputs:
         if key not in self._rotary:
             self._rotary[key] = (parts, torch.stack(list(parts)).to(index.device))
         return self._rotary[key][1]
+
+
+def _with_copied_layer(cache: Cache, index: int) -> Cache:
+    """A cache that shares all layers with another but this one, whose tensors are replaced, not changed."""
+    copied = copy(cache)
+    copied.layers = list(cache.layers)
+    copied.layers[index] = copy(cache.layers[index])
+    return copied

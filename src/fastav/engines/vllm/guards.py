@@ -13,7 +13,7 @@ from fastav.adapter import ModelAdapter, adapter_for, plan_named
 from fastav.client_plans import client_plan
 from fastav.engines.vllm.request_plans import request_plans
 from fastav.errors import PlanError, UnsupportedModel, UnsupportedPlan
-from fastav.method import ENCODER_SIGNALS, Signal
+from fastav.method import ENCODER_SIGNALS, OWN_SIGNALS, Signal
 from fastav.plan import Plan
 from fastav.pruning import decoder_layers
 from fastav.pruning.compiled import CompiledPlan, compile_plan
@@ -45,7 +45,8 @@ WORKER = "fastav.engines.vllm.plugin.worker.PruningWorker"
 SCHEDULER = "fastav.engines.vllm.plugin.scheduler.create_scheduler"
 MIDDLEWARE = "fastav.engines.vllm.plugin.middleware.UsageMiddleware"
 HINT = 'start it with --additional-config \'{"fastav": {"plan": "fastav"}}\''
-PROVIDES = frozenset(Signal) - {Signal.GIVEN, Signal.SECONDS} - ENCODER_SIGNALS  # signals that exist inside vLLM
+# signals that exist inside vLLM
+PROVIDES = frozenset(Signal) - OWN_SIGNALS - ENCODER_SIGNALS - {Signal.GIVEN, Signal.SECONDS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,6 +243,8 @@ def check_plan(pruning: PruningConfig) -> None:
     compiled = pruning.compiled
     if compiled.cache_cuts:
         raise UnsupportedPlan("vLLM cannot free the cached tokens of a single layer", "leave cache_only out")
+    if compiled.earlier_caches_until:
+        raise UnsupportedPlan("vLLM cannot free cached tokens of earlier layers", "leave earlier_caches out")
     if missing := compiled.needs - PROVIDES:
         method = next(method for method in compiled.methods if compiled.signals_of(method) & missing)
         signals = ", ".join(sorted(compiled.signals_of(method) & missing))
