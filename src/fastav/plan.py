@@ -500,9 +500,8 @@ def _solve(plan: Plan, layout: Layout, depth: int, shape: DecoderShape | None) -
     def cost(effort: float) -> float:
         efforts = dict.fromkeys(Modality, effort)
         running = layers(efforts)
-        return target.cost(
-            layout, running, _cached(running, _cache_schedule(cache_cuts, running, layout, efforts), until)
-        )
+        cached = _cached(running, _cache_schedule(cache_cuts, running, layout, efforts), until)
+        return target.cost(layout, running, cached)
 
     what = f"the target of {target} of the plan {plan.name or plan.fingerprint!r}"
     if target.share is not None:

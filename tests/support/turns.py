@@ -64,10 +64,6 @@ def _rule(
         for name, read_map in _QUESTIONS.items():
             if name in method.needs:
                 signals[name] = read_map(seen)[question, start : start + n].mean(0)
-        if Signal.ENCODER in method.needs:
-            signals[Signal.ENCODER] = torch.zeros(n)
-            audio = ids == AUDIO_ID
-            signals[Signal.ENCODER][audio] = (torch.arange(1.0, 1 + int(audio.sum())) * 2.4).sin() + 1
         for signal, token in ((Signal.AUDIO_ENCODER, AUDIO_ID), (Signal.VISION_ENCODER, VIDEO_ID)):
             if signal in method.needs | method.wants:
                 signals[signal] = torch.zeros(n)

@@ -308,6 +308,75 @@ def test_windows_keep_their_share_and_at_least_one_token(n_frames, per_frame, sh
         assert n_kept <= size * (k + len(counts) / 2) / n + 1.5
 
 
+def runs_of(view, row, real):
+    """Runs of media of one modality and item in the unpruned prompt, as lists of the tokens that remain of each."""
+    layout, place = view.layouts[row], {int(view.position[row, i]): i for i in real}
+    found, last = [], None
+    for position in range(len(layout)):
+        kind = (int(layout.modality[position]), int(layout.item[position]))
+        if kind[0] == TEXT:
+            continue
+        if kind != last:
+            found.append((kind[0], []))
+            last = kind
+        if position in place:
+            found[-1][1].append(place[position])
+    return found
+
+
+def quotas(view, row, real, temperature):
+    """The weight of each run, literally."""
+    attention = view[Signal.OWN_LAST_QUERY][row]
+    found = runs_of(view, row, real)
+    if temperature is None:
+        return [(member, sum(float(attention[i]) for i in member)) for _, member in found]
+    softmax, total, number = {}, {}, {}
+    for is_sound in (True, False):
+        own = [n for n, (kind, _) in enumerate(found) if (kind == AUDIO) == is_sound]
+        number |= {n: k for k, n in enumerate(own)}
+        own = [n for n in own if found[n][1]]
+        powers = {n: exp(float(attention[found[n][1]].mean()) / temperature) for n in own}
+        softmax |= {n: power / sum(powers.values()) for n, power in powers.items()}
+        total |= dict.fromkeys(own, sum(len(found[n][1]) for n in own))
+    weights = []
+    for n, (_, member) in enumerate(found):
+        if not member:
+            weights.append((member, 0.0))
+            continue
+        window = [other for other in softmax if number[other] == number[n]]
+        mean = sum(softmax[other] for other in window) / len(window)
+        shares = {other: softmax[other] * total[other] for other in window}
+        weights.append((member, mean * shares[n] / sum(shares.values())))
+    return weights
+
+
+@pytest.mark.parametrize("temperature", [None, 0.1, 1.0])
+@pytest.mark.parametrize("drop", [0, 5])
+def test_window_quotas_are_websters_of_the_attention_of_runs(temperature, drop):
+    for seed in range(3):
+        view = view_of(LAYOUTS, seed=seed, drop=drop)
+        scores = METHODS["window-quotas"](temperature=temperature).score(view)
+        for row, real in rows(view):
+            for member, weight in quotas(view, row, real, temperature):
+                order = sorted(member, key=lambda i: (-float(view[Signal.OWN_LAST_QUERY][row, i]), i))
+                for rank, i in enumerate(order):
+                    assert rank > 0 or 2 < scores[row, i] <= 3
+                    assert rank == 0 or scores[row, i] == pytest.approx(-(rank + 0.5) / weight, rel=1e-4)
+            assert all(scores[row, i] == 4 for i in real if view.modality[row, i] == TEXT)
+
+
+def test_quotas_give_windows_tokens_in_proportion_to_their_weights():
+    runs = [(VIDEO, 40, 0, 0.0), (AUDIO, 40, 0, 0.0), (VIDEO, 40, 2, 2.0), (AUDIO, 40, 2, 2.0)]
+    one = layout((TEXT, 3, -1, nan), *runs, (TEXT, 3, -1, nan))
+    attention = torch.zeros(1, len(one))
+    for n, weight in enumerate((4.0, 2.0, 1.0, 1.0)):
+        attention[0, 3 + 40 * n : 43 + 40 * n] = weight / 40
+    view = view_of([one], attention=attention)
+    scores, kept = METHODS["window-quotas"]().score(view), {frozenset({AUDIO, VIDEO}): 48}
+    (stays,) = chosen(view, scores, kept, view.modality)
+    assert [len([i for i in stays if 3 + 40 * n <= i < 43 + 40 * n]) for n in range(4)] == [24, 12, 6, 6]
+
+
 def test_divprune_of_equal_tokens_goes_in_order():
     view = view_of([SILENT], hidden=torch.ones(1, len(SILENT), 6))
     video = METHODS["divprune"]().score(view)[0, 2:7]

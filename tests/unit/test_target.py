@@ -1,7 +1,7 @@
 """Targets: what a plan costs in all, and the numbers of tokens that follow."""
 
 import json
-from math import ceil
+from math import ceil, exp
 
 import numpy as np
 import pytest
@@ -267,3 +267,42 @@ def test_mean_retention_counts_pools_and_does_not_guess():
     assert mean_retention([{"text": 9, "media": 10}, {"text": 9}], {"text": 9, "audio": 4, "video": 6}) == 0.5
     assert mean_retention([{"all": 10}], {"text": 4, "video": 6}) is None
     assert mean_retention([{"text": 4}], {"text": 4}) is None
+
+
+LIKE_QWEN = Layout.join(
+    [
+        Layout.of(Modality.TEXT, 20),
+        *(
+            Layout.of(modality, n, frame=np.full(n, 2 * k), second=np.full(n, 2.0 * k))
+            for k in range(30)
+            for modality, n in ((Modality.VIDEO, 300), (Modality.AUDIO, 50))
+        ),
+        Layout.of(Modality.TEXT, 30),
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("share", "video", "audio"), [(0.35, 0.3, 0.65), (0.25, 0.2, 0.55), (0.15, 0.1, 0.45), (0.1, 0.06, 0.35)]
+)
+def test_seats_follows_the_papers_settings(share, video, audio):
+    """On a mixture of six tokens of video to one of sound, as of Qwen2.5-Omni, the paper's ratios mean its retention."""
+    plan = recipe(f"seats@r={share}")
+    layers = plan.by_layer(LIKE_QWEN, 28)
+    n = {label: count for label, count in LIKE_QWEN.by_modality().items() if label != "text"}
+    assert layers[0]["video"] / n["video"] == pytest.approx(1.4 * video, rel=0.03)
+    assert layers[0]["audio"] / n["audio"] == pytest.approx(min(1, 1.4 * audio), rel=0.03)
+    total = sum(n.values())
+    kept = [sum(count for label, count in layer.items() if label != "text") for layer in layers]
+    assert sum(kept) / (28 * total) == pytest.approx(share, abs=1e-3)
+    assert kept[15] == pytest.approx(1.4 * share * total, abs=2)
+    dropped = [kept[15] - kept[16], kept[17] - kept[18], kept[19] - kept[20]]
+    assert dropped[1] / dropped[0] == pytest.approx(exp(1), rel=0.02)
+    assert dropped[2] / dropped[1] == pytest.approx(exp(1), rel=0.02)
+    assert set(kept[23:]) == {0} != {kept[22]}
+
+
+@pytest.mark.parametrize("share", [0.08, 0.2, 0.5, 0.7])
+def test_seats_meets_retentions_between_and_beyond_the_papers(share):
+    assert retention(recipe(f"seats@r={share}"), LIKE_QWEN, 28) == pytest.approx(share, abs=2e-3)
+    assert retention(recipe(f"seats@r={share}"), layout(), 12) == pytest.approx(share, abs=1e-2)
