@@ -286,7 +286,7 @@ LIKE_QWEN = Layout.join(
     ("share", "video", "audio"), [(0.35, 0.3, 0.65), (0.25, 0.2, 0.55), (0.15, 0.1, 0.45), (0.1, 0.06, 0.35)]
 )
 def test_seats_follows_the_papers_settings(share, video, audio):
-    """On a mixture of six tokens of video to one of sound, as of Qwen2.5-Omni, the paper's ratios mean its retention."""
+    """With six tokens of video to one of sound, as of Qwen2.5-Omni, the paper's ratios mean its retention."""
     plan = recipe(f"seats@r={share}")
     layers = plan.by_layer(LIKE_QWEN, 28)
     n = {label: count for label, count in LIKE_QWEN.by_modality().items() if label != "text"}
