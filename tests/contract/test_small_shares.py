@@ -47,9 +47,10 @@ def kept(plan, layout, score=None):
     counts = cut_counts(plan, [layout], DEPTH, torch.device("cpu"))
     for (layer, step), (pools, limits, _, width, _) in zip(cuts, counts, strict=True):
         there = slots if not step.cache_only else torch.arange(len(layout))[None]
+        keys = torch.randn(1, 2, there.shape[1], 8, generator=make)  # first: the number of signals changes no choice
         signals = {signal: torch.rand(there.shape, generator=make) for signal in Signal if signal != Signal.QUESTION}
         signals[Signal.HIDDEN_STATES] = hidden.gather(1, there[..., None].expand(-1, -1, 32))
-        signals[Signal.KEYS] = torch.randn(1, 2, there.shape[1], 8, generator=make)
+        signals[Signal.KEYS] = keys
         view = View(
             layer=layer,
             layout=columns,

@@ -15,8 +15,10 @@ from fastav.engines.transformers import Decoding, TransformersEngine, prune
 from fastav.engines.transformers.prefetch import EncoderPrefetcher
 from fastav.errors import FastAVError, MissingTrack, PlanError
 from fastav.media import Clip
+from fastav.method import Signal
 from fastav.pipelines import Pipeline
 from fastav.plan import Keep, Plan, Step
+from fastav.registry import METHODS
 from fastav.request import Request, Use
 from support.family import NAMES, family_of, generate
 from support.toy import scene_request
@@ -350,12 +352,15 @@ def test_models_whose_twin_would_not_be_alone_are_told(pipe):
         del model.get_input_embeddings().forward
 
 
-def test_encoders_that_are_listened_to_do_not_run_ahead(pipe, asked, monkeypatch):
+@pytest.mark.parametrize("wants", [frozenset(), frozenset({Signal.VISION_ENCODER})], ids=["needed", "wanted"])
+def test_encoders_that_are_listened_to_do_not_run_ahead(pipe, asked, monkeypatch, wants):
     monkeypatch.setattr(
         "fastav.engines.transformers.engine.EncoderPrefetcher.encode", lambda *_: pytest.fail("it ran ahead")
     )
+    monkeypatch.setattr(METHODS["position"], "wants", wants)
     engine = TransformersEngine(pipe.engine.model, pipe.engine.processor, pipe.adapter, encode_ahead=True)
-    found = list(Pipeline(engine, pipe.plan, pipe.adapter).map(asked[:1], plan="omnizip", max_new_tokens=1))
+    plan = Plan((Step(layers="2", method="position", keep=Keep(media=Share(0.5))),)) if wants else "omnizip"
+    found = list(Pipeline(engine, pipe.plan, pipe.adapter).map(asked[:1], plan=plan, max_new_tokens=1))
     assert not isinstance(found[0][1], FastAVError)
 
 

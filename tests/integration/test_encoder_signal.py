@@ -1,5 +1,7 @@
 """What methods are shown of the encoders is what their own attention says, per prompt, alone and in a batch."""
 
+import copy
+from dataclasses import replace
 from itertools import accumulate
 
 import pytest
@@ -10,6 +12,7 @@ from packaging.version import Version
 from fastav.adapter import ModelAdapter
 from fastav.budgets import Share
 from fastav.engines.transformers import TransformersEngine, prune
+from fastav.engines.transformers.prefetch import on_device
 from fastav.errors import UnsupportedPlan
 from fastav.layout import Layout, Modality
 from fastav.method import ENCODER_SIGNALS, Method, Signal
@@ -20,6 +23,7 @@ from fastav.pipelines import Pipeline
 from fastav.plan import Keep, Plan, Step
 from fastav.recipes import recipe
 from support.encoders import CASES
+from support.pretended import pretended, spread
 
 pytestmark = pytest.mark.filterwarnings("ignore:tiny does not know the word")  # in these questions
 
@@ -262,3 +266,26 @@ def test_a_wanted_signal_is_the_same_and_none_where_it_is_not_provided(case, mon
             assert (SEEN[0].get(signal) is None) == (attention is None)
         if adapter is not deaf:
             assert torch.equal(SEEN[0].get(case.signal), needed[case.signal])
+
+
+def test_it_is_the_same_where_the_model_is_spread_over_devices(case, monkeypatch):
+    if case.adapter.name == "video-salmonn2":
+        pytest.skip("it has parameters that are in no module that could be spread; videollama2 has the same SigLIP")
+    prepared, model = case.prepare(*rows_of(case)[1]), copy.deepcopy(case.model)
+    if model._can_set_experts_implementation():
+        model.set_experts_implementation("eager")  # others count tokens as only a real device does
+    spread(model, case.adapter.decoder(model).layers, lambda number: number % 2 == 1)
+    plain = seen(case, prepared, monkeypatch)
+    with pretended():
+        moved = replace(prepared, inputs=on_device(prepared.inputs, model))
+        found = seen(replace(case, model=model), moved, monkeypatch)
+        for layer, view in plain.items():
+            expected = view[case.signal]
+            assert (found[layer][case.signal].cpu() - expected).abs().max() < 1e-5 * expected.max()
+
+
+def test_it_is_in_float32_in_a_model_that_is_not(case, monkeypatch):
+    prepared, model = case.prepare(*rows_of(case)[1]), copy.deepcopy(case.model).bfloat16()
+    view = seen(replace(case, model=model), replace(prepared, inputs=on_device(prepared.inputs, model)), monkeypatch)[0]
+    assert view[case.signal].dtype == torch.float32
+    assert view[case.signal].isfinite().all()

@@ -303,9 +303,12 @@ def native(name: str, signal: Signal, dense: Any, clip: str = "clip.mp4", uses: 
     return Case(signal, FAMILIES[name].adapter, model, processor, requests, dense)
 
 
-def embedded(signal: Signal, dense: Any) -> Case:
+def embedded(signal: Signal, dense: Any, frames: int = 8) -> Case:
+    """The embedded model, with so many frames of each clip."""
     adapter = TinyAdapter()
     model, processor = adapter.load(adapter.checkpoint, dtype=torch.float32)
+    known: Any = processor
+    known.scheme = {**known.scheme, "num_frames": frames}
     return Case(signal, adapter, model, processor, clips(3.0, 4.0), dense)
 
 
@@ -347,6 +350,7 @@ CASES: dict[str, Callable[[], Case]] = {
     ),
     "vision of videollama2": lambda: native("videollama2", VISION, siglip(of_pairs)),
     "vision of tiny": lambda: embedded(VISION, siglip(of_pairs)),
+    "vision of tiny, a frame without a partner": lambda: embedded(VISION, siglip(of_pairs), frames=5),
     "vision of video-salmonn2": lambda: native("video_salmonn2", VISION, siglip(of_squares), "clip_short.mp4"),
     "vision of video-salmonn2-plus": lambda: native(
         "video_salmonn2_plus", VISION, patched(modeling_qwen2_5_vl), uses=(Use.BOTH, Use.VIDEO)

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from transformers.models.video_llama_3.modeling_video_llama_3 import VideoLlama3VisionModel
 from transformers.vision_utils import get_vision_window_index
 
-from fastav.models import _encoder_attention
-from fastav.models._encoder_attention import received_attention, sequence_attention
+from fastav.models._encoder_attention import BLOCK_BYTES, received_attention, sequence_attention
 from fastav.models._patch_attention import window_order
 from fastav.models.video_llama3.adapter import _scaled_down
 
@@ -28,7 +27,7 @@ def dense(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("queries", [1, 5, 7, 20, 10_000])
 def test_blocks_of_any_size_give_what_the_dense_map_says(monkeypatch, queries):
     query, key = queries_and_keys(4, HEADS, 7)
-    monkeypatch.setattr(_encoder_attention, "BLOCK_BYTES", 4 * HEADS * 7 * queries)
+    monkeypatch.setitem(BLOCK_BYTES, "cpu", 4 * HEADS * 7 * queries)
     found = received_attention(query, key, 0.5)
     assert found.dtype == torch.float32
     assert (found - dense(query, key)).abs().max() < 1e-6
@@ -37,11 +36,11 @@ def test_blocks_of_any_size_give_what_the_dense_map_says(monkeypatch, queries):
 def test_a_block_is_as_large_as_it_may_be(monkeypatch):
     """However many tokens and sequences there are."""
     query, key = queries_and_keys(6, HEADS, 10)
-    monkeypatch.setattr(_encoder_attention, "BLOCK_BYTES", 4 * HEADS * 10 * 4)
+    monkeypatch.setitem(BLOCK_BYTES, "cpu", 4 * HEADS * 10 * 4)
     sizes, plain = [], torch.Tensor.softmax
     monkeypatch.setattr(torch.Tensor, "softmax", lambda one, *axes: sizes.append(one.numel() * 4) or plain(one, *axes))
     received_attention(query, key, 0.5)
-    assert max(sizes) == _encoder_attention.BLOCK_BYTES
+    assert max(sizes) == BLOCK_BYTES["cpu"]
 
 
 @given(st.lists(st.integers(1, 6), max_size=8))

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-BLOCK_BYTES = 1 << 26
-"""Bytes of one block of attention in float32, of which a few are in memory at once."""
+BLOCK_BYTES = {"cpu": 1 << 24, "cuda": 1 << 28}
+"""Bytes of a block of attention, of which a few are in memory at once, by device type; on a CPU they fit its caches."""
 
 
 def received_attention(
@@ -16,7 +16,7 @@ def received_attention(
 ) -> Float[Tensor, "batch tokens"]:
     """The attention that each token receives: the mean over heads and all queries, in float32."""
     batch, heads, tokens, _ = query.shape
-    queries = max(1, BLOCK_BYTES // (4 * heads * tokens))  # of one block
+    queries = max(1, BLOCK_BYTES.get(query.device.type, 1 << 26) // (4 * heads * tokens))  # of one block
     sequences = max(1, queries // tokens)
     total = torch.zeros(batch, tokens, device=query.device)
     for row in range(0, batch, sequences):

@@ -246,9 +246,9 @@ def _check_encoders(compiled: CompiledPlan) -> None:
     """Refuse methods that need encoder attention which the adapter does not provide."""
     for method in compiled.methods:
         if missing := (method.needs & ENCODER_SIGNALS).difference(compiled.encoder_attentions):
-            encoder = min(missing).replace("-", " ")
+            kind = min(missing).removesuffix("-encoder")
             raise UnsupportedPlan(
-                f"method {compiled.name_of(method)!r} reads the {encoder}'s attention, which the adapter of "
+                f"method {compiled.name_of(method)!r} reads the {kind} encoder's attention, which the adapter of "
                 f"{compiled.adapter.name} does not provide",
                 "choose another method, or a model that docs/methods.md lists for this method",
             )

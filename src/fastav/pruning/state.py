@@ -336,7 +336,7 @@ class PruningState:
         if (scored := [len(call) for call in calls]) != [*expected.values()]:
             tokens = " and ".join(f"{n} {one.label}" for one, n in expected.items()) or "no such"
             raise UnsupportedPlan(
-                f"the prompts have {tokens} tokens, and the {signal.replace('-', ' ')} scored "
+                f"the prompts have {tokens} tokens, and the {signal.removesuffix('-encoder')} encoder scored "
                 f"{' and '.join(map(str, scored)) or 'none'}",
                 "pass the media themselves to forward or generate, so that the encoder runs in that call",
             )
