@@ -46,7 +46,9 @@ class WindowQuotas(Method):
         windows, n = windows_of(view, runs), view.slots.shape[1]
         is_token = windows.tokens < n
         attention = windows.gather(view[Signal.OWN_LAST_QUERY])
-        weight = attention.sum(2) if self.temperature is None else self._weights(view, windows, attention, is_token)
+        weight = attention.sum(2)
+        if self.temperature is not None:
+            weight = _weights(view, windows, attention, is_token, self.temperature)
         order = attention.masked_fill(~is_token, -1.0).argsort(dim=2, descending=True, stable=True)
         rank = order.argsort(dim=2)
         quotient = (rank + 0.5) / weight[..., None].clamp(min=_LEAST)
@@ -54,18 +56,21 @@ class WindowQuotas(Method):
         score = torch.where(rank == 0, spread, -quotient)
         return torch.where(view.modality > Modality.TEXT, windows.per_token(score * is_token, n), 4.0)
 
-    def _weights(self, view: View, windows: Windows, attention: Tensor, is_token: Tensor) -> Tensor:
-        """The paper's weights [batch, windows], where a window is a group."""
-        count = is_token.sum(2)
-        mean = attention.sum(2) / count.clamp(min=1)
-        is_sound = windows.gather((view.modality == Modality.AUDIO).float()).amax(2) > 0
-        softmax, total = torch.zeros_like(mean), torch.zeros_like(mean)
-        for kind in (is_sound, ~is_sound):
-            own = kind & (count > 0)
-            logits = (mean / self.temperature).masked_fill(~own, -torch.inf)
-            softmax = torch.where(own, logits.softmax(1), softmax)
-            total = torch.where(own, (count * own).sum(1, keepdim=True).float(), total)
-        same_window = (windows.order[:, :, None] == windows.order[:, None]) & (count > 0)[:, None]
-        window = (softmax[:, None] * same_window).sum(2) / same_window.sum(2).clamp(min=1)
-        share = softmax * total
-        return window * share / (share[:, None] * same_window).sum(2).clamp(min=_LEAST)
+
+def _weights(
+    view: View, windows: Windows, attention: Tensor, is_token: Tensor, temperature: float | int
+) -> Float[Tensor, "batch windows"]:
+    """The paper's weights, where a window is a group."""
+    count = is_token.sum(2)
+    mean = attention.sum(2) / count.clamp(min=1)
+    is_sound = windows.gather((view.modality == Modality.AUDIO).float()).amax(2) > 0
+    softmax, total = torch.zeros_like(mean), torch.zeros_like(mean)
+    for kind in (is_sound, ~is_sound):
+        own = kind & (count > 0)
+        logits = (mean / temperature).masked_fill(~own, -torch.inf)
+        softmax = torch.where(own, logits.softmax(1), softmax)
+        total = torch.where(own, (count * own).sum(1, keepdim=True).float(), total)
+    same_window = (windows.order[:, :, None] == windows.order[:, None]) & (count > 0)[:, None]
+    window = (softmax[:, None] * same_window).sum(2) / same_window.sum(2).clamp(min=1)
+    share = softmax * total
+    return window * share / (share[:, None] * same_window).sum(2).clamp(min=_LEAST)
