@@ -54,9 +54,13 @@ def _budget_lines(keep: Mapping[str, Mapping[str, Any]]) -> str:
         "before": lambda value: f"as many as there are before position {number(value)}",
         "frames": lambda value: f"as many as the first {plural(value, 'frame')} {'has' if value == 1 else 'have'}",
         "unpadded": lambda _: "as many as are not padding",
-        "between": lambda value: f"{100 * value[0]:g} to {100 * value[1]:g} % of the prompt's tokens",
+        "between": lambda value: f"{_range(*value)} % of the tokens that enter the decoder",
     }
     return "\n".join(f"{pool}: {templates[kind](value)}" for pool, b in keep.items() for kind, value in b.items())
+
+
+def _range(low: float, high: float) -> str:
+    return f"{100 * low:.4g}" if low == high else f"{100 * low:.4g} to {100 * high:.4g}"
 
 
 def flops(report: Mapping[str, Any]) -> None:
