@@ -44,6 +44,7 @@ class Target:
             )
         ((kind, value),) = given.items()
         _check(kind, value)
+        object.__setattr__(self, kind, value)  # a copy of a mapping
 
     @property
     def by_modality(self) -> dict[Modality, float]:

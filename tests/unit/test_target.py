@@ -257,6 +257,8 @@ def test_plans_that_contradict_their_target_are_refused():
         Plan((step("0", video=Between(0.1, 0.9)),))
     with pytest.raises(PlanError, match="a budget of its own for audio"):
         recipe("fastv").retaining({"audio": 0.2})
+    with pytest.raises(PlanError, match="a budget of its own for audio"):
+        recipe("seats@r=audio:0.5+video:0.2")
     with pytest.raises(PlanError, match="without steps"):
         Plan().retaining(0.5)
     with pytest.raises(PlanError, match="total without budgets"):

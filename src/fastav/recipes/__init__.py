@@ -41,6 +41,6 @@ def recipe(text: str) -> Plan:
 def _targeted(name: str, suffix: str) -> Plan:
     """The plan of a recipe with a target; a recipe with an argument `retention` makes its own schedule for one."""
     target, make = Target.from_suffix(suffix), cast("Callable[..., Plan]", RECIPES[name])
-    if target.retention is not None and "retention" in signature(make).parameters:
+    if isinstance(target.retention, int | float) and "retention" in signature(make).parameters:
         return make(retention=target.retention)
     return make().aiming_at(target)
