@@ -18,6 +18,7 @@ from training.world import Phase, World
 
 AT_ONCE = 10  # scenes, when the training is evaluated
 
+
 def phase_of(phases: Sequence[Phase], step: int) -> tuple[Phase, int]:
     """The phase of a step, and the index of the step within it."""
     for phase in phases:
@@ -31,8 +32,8 @@ def phase_of(phases: Sequence[Phase], step: int) -> tuple[Phase, int]:
 class Shown:
     """A bank, how its clips become tokens, and their features from both encoders: [pictures or sounds, tokens, width].
 
-    words: numbers in `World.align_words` that describe each token, two bool tensors [pictures or sounds, tokens, words];
-    None if tokens are not aligned with words.
+    words: which of `World.align_words` describe each token, two bool tensors [pictures or sounds, tokens, words]; None
+    if tokens are not aligned with words.
     """
 
     bank: Bank

@@ -19,18 +19,18 @@ def backdrop(name: str, rng: np.random.Generator) -> Float[np.ndarray, "height w
     tint = rng.uniform(-0.08, 0.08, 3).astype(np.float32)
     if name == "grass":
         blades = _noise(rng, 16, 80) + 0.5 * _noise(rng, 64, 160)
-        return _shade((0.25, 0.5, 0.12) + tint, 0.16 * blades + 0.1 * _noise(rng, 4, 5))
+        return _shade(np.array((0.25, 0.5, 0.12)) + tint, 0.16 * blades + 0.1 * _noise(rng, 4, 5))
     if name == "bricks":
         row = (y // 16).astype(int)
         column = ((x + 16 * (row % 2)) // 32 % (WIDTH // 32)).astype(int)
         tones = 0.09 * rng.standard_normal((HEIGHT // 16, WIDTH // 32)).astype(np.float32)
         mortar = (y % 16 < 2) | ((x + 16 * (row % 2)) % 32 < 2)
-        walls = _shade((0.55, 0.3, 0.22) + tint, tones[row, column] + 0.08 * _noise(rng, 32, 40))
+        walls = _shade(np.array((0.55, 0.3, 0.22)) + tint, tones[row, column] + 0.08 * _noise(rng, 32, 40))
         return np.where(mortar[..., None], np.float32(0.68), walls)
     if name == "water":
         bend = 6 * _noise(rng, 4, 5)
         waves = np.sin((y + bend + 3 * np.sin(2 * np.pi * 3 * x / WIDTH)) * (2 * np.pi / 12.8))
-        return _shade((0.12, 0.38, 0.52) + tint, 0.12 * waves + 0.06 * _noise(rng, 32, 20))
+        return _shade(np.array((0.12, 0.38, 0.52)) + tint, 0.12 * waves + 0.06 * _noise(rng, 32, 20))
     sky = np.array((0.5, 0.68, 0.85), np.float32) + tint + 0.15 * (y / HEIGHT)[..., None]
     image = sky + 0.05 * _noise(rng, 8, 10)[..., None]
     return _hills(image, rng, x, y) if name == "hills" else _city(image, rng, y)

@@ -111,7 +111,7 @@ def ask(kind: str, scene: Scene, rng: np.random.Generator) -> Question | None:
     asked = _KINDS[kind](scene, rng)
     if asked is None:
         return None
-    thirds = {third_of(event.start, event.end, scene.seconds) for event in asked.evidence}
+    thirds: set[Third] = {third_of(event.start, event.end, scene.seconds) for event in asked.evidence}
     return Question(
         kind=kind,
         text=str(rng.choice(TEMPLATES[kind])).format(*asked.words),
@@ -320,7 +320,7 @@ _KINDS: dict[str, Callable[[Scene, np.random.Generator], _Asked | None]] = {
 
 
 def _pick(options: Sequence[_T], rng: np.random.Generator) -> _T:
-    return options[rng.integers(len(options))]
+    return options[int(rng.integers(len(options)))]
 
 
 def _name(event: Actor | Noise) -> str:

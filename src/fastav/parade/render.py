@@ -36,7 +36,7 @@ def frames(
     which = np.arange(picture.seconds * FPS) if which is None else which
     moments = (which + 0.5) / FPS
     rng = np.random.default_rng(picture.seed)
-    images = _background(picture, moments, rng)
+    images = _background(picture, which, rng)
     for actor in picture.actors:
         _paint(images, actor, moments)
     images += _grain(picture, which, rng)
@@ -77,11 +77,12 @@ def _blocks(stream: Any, sound: Sound) -> Iterator[Any]:
 
 
 def _background(
-    picture: Picture, moments: np.ndarray, rng: np.random.Generator
+    picture: Picture, which: np.ndarray, rng: np.random.Generator
 ) -> Float[np.ndarray, "frames side side 3"]:
-    """What the camera sees without things: a part of the backdrop, which repeats sideways, and specks in front of it."""
+    """What the camera sees without things: part of the backdrop, which repeats sideways, and specks in front of it."""
     whole = backdrop(picture.backdrop, rng) * np.float32(picture.light)
-    shake = picture.shake * rng.standard_normal((2, len(moments)))
+    shake = picture.shake * rng.standard_normal((2, picture.seconds * FPS))[:, which]
+    moments = (which + 0.5) / FPS
     across = picture.pan[0] * SIDE * moments + shake[0] + rng.uniform(0, WIDTH)
     down = picture.pan[1] * SIDE * moments * slides_down(picture.backdrop) + shake[1] + (HEIGHT - SIDE) / 2
     columns = (np.rint(across).astype(int)[:, None] + np.arange(SIDE)) % WIDTH
@@ -90,7 +91,7 @@ def _background(
     drift, places = rng.uniform(-12, 12, (picture.specks, 2)), rng.uniform(0, SIDE, (picture.specks, 2))
     tones = rng.uniform(0.2, 1, (picture.specks, 3)).astype(np.float32)
     ways = (places[:, None] + drift[:, None] * moments[:, None]).astype(int) % (SIDE - 1)
-    frame = np.arange(len(moments))
+    frame = np.arange(len(which))
     for way, tone in zip(ways, tones, strict=True):
         for x, y in ((0, 0), (0, 1), (1, 0), (1, 1)):
             images[frame, way[:, 1] + y, way[:, 0] + x] = tone
@@ -126,9 +127,7 @@ def _paint(images: Float[np.ndarray, "frames side side 3"], actor: Actor, moment
         part += cover[number] * (look[number] - part)
 
 
-def _grain(
-    picture: Picture, which: np.ndarray, rng: np.random.Generator
-) -> Float[np.ndarray, "frames side side 3"]:
+def _grain(picture: Picture, which: np.ndarray, rng: np.random.Generator) -> Float[np.ndarray, "frames side side 3"]:
     """Noise: one field, cut at another place for every frame."""
     field = np.float32(picture.grain) * rng.standard_normal((2 * SIDE, 2 * SIDE, 3), np.float32)
     return np.stack([field[7 * n % SIDE : 7 * n % SIDE + SIDE, 13 * n % SIDE : 13 * n % SIDE + SIDE] for n in which])

@@ -1,8 +1,8 @@
 """Scenes of the parade: several things that pass, several sounds, and a background of each.
 
-Things and sounds are short against the clip, come early, in the middle or late, and may overlap. No two things of a clip
-have the same kind or colour, and no two sounds are of the same kind, so a question names one of them by one word. Picture
-and sound are independent of each other: neither helps to guess the other.
+Things and sounds are short against the clip, come early, in the middle or late, and may overlap. No two things of a
+clip have the same kind or colour, and no two sounds are of the same kind, so a question names one of them by one word.
+Picture and sound are independent of each other: neither helps to guess the other.
 """
 
 from collections.abc import Sequence
@@ -227,9 +227,7 @@ def _tune(sound: int, rng: np.random.Generator, held_out: bool) -> tuple[str, st
     return SOUNDS[sound], pitch, int(rng.choice(kept))
 
 
-def _placed(
-    looks: Sequence[tuple[str, str, str, str]], rng: np.random.Generator, seconds: int
-) -> tuple[Actor, ...]:
+def _placed(looks: Sequence[tuple[str, str, str, str]], rng: np.random.Generator, seconds: int) -> tuple[Actor, ...]:
     """Give the things a time and a way each, so that those that are seen at once are apart."""
     while True:
         thirds = rng.integers(3, size=len(looks))
@@ -299,9 +297,7 @@ def _noise(tune: tuple[str, str, int], third: int, rng: np.random.Generator, sec
 
 
 def _start(third: int, length: float, rng: np.random.Generator, seconds: int, last: float) -> float:
-    """Draw when an event starts whose middle is in this third, and which ends `last` seconds before the clip at most."""
-    begin, end = (third + 0.0) / 3 * seconds, (third + 1.0) / 3 * seconds
-    margin = MARGIN * seconds
-    earliest = max(0.05 + length / 2, begin + margin)
-    latest = min(seconds - last - length / 2, end - margin)
+    """Draw the start of an event whose middle is in this third, and that ends `last` seconds before the clip."""
+    earliest = max(0.05 + length / 2, (third / 3 + MARGIN) * seconds)
+    latest = min(seconds - last - length / 2, ((third + 1) / 3 - MARGIN) * seconds)
     return float(rng.uniform(earliest, latest) - length / 2)

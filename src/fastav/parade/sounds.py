@@ -11,6 +11,7 @@ RATE = 16_000
 FACTORS = {"low": 0.68, "mid": 1.0, "high": 1.48}
 """The frequency of each pitch, as a factor of the sound's own."""
 LOOP = 1 << 16  # samples of ambience, which then repeats
+FORMANTS = ((700, 130, 1.0), (1200, 140, 0.7), (2600, 200, 0.35))  # frequency, width, strength
 EDGE = 0.008  # seconds in which a stroke rises and falls
 
 
@@ -75,12 +76,10 @@ def _birdsong(time: np.ndarray, factor: float, rng: np.random.Generator) -> np.n
 def _voice(time: np.ndarray, factor: float, rng: np.random.Generator) -> np.ndarray:
     order = np.arange(1, 21)
     hertz = 150 * factor * order
-    formants = sum(
-        strength * np.exp(-0.5 * ((hertz - centre) / width) ** 2)
-        for centre, width, strength in ((700, 130, 1.0), (1200, 140, 0.7), (2600, 200, 0.35))
-    )
-    bent = time + 0.0012 * np.sin(2 * np.pi * 6 * time)
-    return _partials(bent, hertz, formants + 0.02)
+    strength = np.full(len(order), 0.02)
+    for centre, width, peak in FORMANTS:
+        strength += peak * np.exp(-0.5 * ((hertz - centre) / width) ** 2)
+    return _partials(time + 0.0012 * np.sin(2 * np.pi * 6 * time), hertz, strength)
 
 
 def _horn(time: np.ndarray, factor: float, rng: np.random.Generator) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""How things look: each is made of a few parts, in a picture two units wide and high that faces right; y points down."""
+"""How things look: each is made of a few parts, in a picture two units wide and high, facing right; y points down."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
+Point = tuple[float | int, float | int]
 Paint = Literal["own", "deep", "dark", "light", "glass", "wood"]
 PAINTS: dict[Paint, tuple[float, float, float]] = {
     "dark": (0.1, 0.1, 0.12),
@@ -27,9 +28,9 @@ class Part:
 
     paint: Paint
     form: Literal["oval", "box", "bar", "patch"]
-    points: tuple[tuple[float, float], ...]
+    points: tuple[Point, ...]
     width: float = 0.08
-    swing: tuple[float, float] = (0, 0)
+    swing: Point = (0, 0)
 
     def distance(
         self, x: Float[np.ndarray, "frames rows columns"], y: Float[np.ndarray, "frames rows columns"], beat: np.ndarray

@@ -42,8 +42,8 @@ class VideoLlama2Config(NativeQwen2Config):
     """VideoLLaMA2.1-7B-AV: SigLIP, the STC connector, BEATs, an audio projector and a Qwen2 decoder.
 
     Defaults are those of the release; keys are the original's, but for those it hard-wires: `beats_config` (the fields
-    of `BeatsShape`), `vision_config`, `most_frames`, `stc_*`, `audio_*` and `interleaved`. Where `vision_config` is absent, as in
-    every original checkpoint, it is read from the folder or hub id that `mm_vision_tower` names.
+    of `BeatsShape`), `vision_config`, `most_frames`, `stc_*`, `audio_*` and `interleaved`. Where `vision_config` is
+    absent, as in every original checkpoint, it is read from the folder or hub id that `mm_vision_tower` names.
     num_frames: the original's own default where the key is absent, 8.
 
     Differs: `image_aspect_ratio` is kept but has no effect, as in the original's inference.
