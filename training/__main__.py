@@ -77,7 +77,10 @@ def _encoders(model: FastAVTinyForConditionalGeneration, world: World, kept: Pat
     schemes = [lengthened(model.config.scheme, bank.seconds) for bank in banks]
     lengths = len(world.lengths)
     if not kept.exists():
-        rendered = [Labelled.of(bank, scheme) for bank, scheme in zip(banks, schemes, strict=True)]
+        rendered = [  # the video encoder is trained on the frames of the first bank
+            Labelled.of(bank, scheme, frames=number == 0)
+            for number, (bank, scheme) in enumerate(zip(banks, schemes, strict=True))
+        ]
         heads = teach(model.model, world, rendered[:lengths], seed)
         made = [features(model.model, bank) for bank in rendered]
         for bank, labelled, both in list(zip(banks, rendered, made, strict=True))[lengths:]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from fastav.models.videollama2 import Scheme, VideoLlama2Processor, sample_frames, soundtrack_features
@@ -40,20 +40,23 @@ class Bank:
 class Labelled:
     """A bank as inputs of the encoders, with the labels of its tokens.
 
-    frames: uint8 [pictures, frames, side, side, 3]. fbanks: [sounds, rows, bins]. seen, heard: labels of all video
-    tokens and of all audio tokens, [pictures or sounds, tokens, ...].
+    scheme: how its clips become tokens. frames: uint8 [pictures, frames, side, side, 3]; None if they are rendered when
+    they are needed. fbanks: [sounds, rows, bins]. seen, heard: labels of all video tokens and of all audio tokens,
+    [pictures or sounds, tokens, ...].
     """
 
-    frames: Tensor
+    bank: Bank
+    scheme: Scheme
+    frames: Tensor | None
     fbanks: Tensor
     seen: Labels
     heard: Labels
 
     @classmethod
-    def of(cls, bank: Bank, scheme: Scheme) -> "Labelled":
-        """Render all sounds, and the frames that the processor would sample."""
+    def of(cls, bank: Bank, scheme: Scheme, *, frames: bool = True) -> "Labelled":
+        """Render all sounds, and the frames that the processor would sample unless they are left for later."""
         world = bank.world
-        which = sample_frames(bank.seconds * world.fps, scheme.num_frames, scheme.most_frames)
+        which = sampled(bank, scheme)
         seen = [world.seen(picture, (which + 0.5) / world.fps, scheme) for picture in bank.pictures]
         heard = [world.heard(sound, scheme) for sound in bank.sounds]
         threads = torch.get_num_threads()
@@ -61,11 +64,24 @@ class Labelled:
         fbanks = [soundtrack_features(world.waveform(sound), scheme)[0].bfloat16() for sound in bank.sounds]
         torch.set_num_threads(threads)
         return cls(
-            frames=torch.from_numpy(np.stack([world.frames(picture, which) for picture in bank.pictures])),
+            bank=bank,
+            scheme=scheme,
+            frames=render(bank, scheme, slice(None)) if frames else None,
             fbanks=torch.stack(fbanks),
             seen=_stacked(seen),
             heard=_stacked(heard),
         )
+
+
+def sampled(bank: Bank, scheme: Scheme) -> Int[np.ndarray, " frames"]:
+    """Which of a clip's frames the processor samples."""
+    return sample_frames(bank.seconds * bank.world.fps, scheme.num_frames, scheme.most_frames)
+
+
+def render(bank: Bank, scheme: Scheme, rows: slice) -> UInt8[Tensor, "pictures frames side side 3"]:
+    """The sampled frames of some pictures."""
+    which = sampled(bank, scheme)
+    return torch.from_numpy(np.stack([bank.world.frames(picture, which) for picture in bank.pictures[rows]]))
 
 
 def _stacked(labels: list[Labels]) -> Labels:

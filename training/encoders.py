@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fastav.models.videollama2 import VideoLlama2Model
 from training import attention
-from training.data import Labelled, pixels
+from training.data import Labelled, pixels, render
 from training.optimizers import optimizers, rate, step
 from training.progress import Progress
 from training.world import World
@@ -39,16 +39,18 @@ def teach(model: VideoLlama2Model, world: World, banks: Sequence[Labelled], seed
     make = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     bank, width = banks[0], model.config.hidden_size
+    frames = bank.frames
+    assert frames is not None
     heads = nn.ModuleDict({name: nn.Linear(width, labels) for name, labels in world.heads.items()})
     heads.to(model.device)
-    pairs = bank.frames.shape[1] // 2
+    pairs = frames.shape[1] // 2
     tokens = next(iter(bank.seen.values())).shape[1] // pairs
 
     def watch() -> Tensor:
         """The loss on one pair of frames of each of some videos, which varies more than whole videos."""
-        rows = torch.randint(len(bank.frames), (PAIRS,), generator=make)
+        rows = torch.randint(len(frames), (PAIRS,), generator=make)
         pair = int(torch.randint(pairs, (), generator=make))
-        hidden = video_features(model, bank.frames[rows, 2 * pair : 2 * pair + 2]).float()
+        hidden = video_features(model, frames[rows, 2 * pair : 2 * pair + 2]).float()
         place = slice(pair * tokens, (pair + 1) * tokens)
         logits = {name: head(hidden) for name, head in heads.items()}
         return world.video_loss(logits, {name: labels[rows, place] for name, labels in bank.seen.items()})
@@ -88,7 +90,12 @@ def _fit(
 @torch.no_grad()
 def features(model: VideoLlama2Model, bank: Labelled) -> tuple[Tensor, Tensor]:
     """Features of a bank's pictures and of its sounds, in bfloat16: each [number, tokens, width]."""
-    seen = [video_features(model, part).bfloat16() for part in bank.frames.split(512 // bank.frames.shape[1])]
+    size = 512 // bank.scheme.num_frames
+    seen = []
+    for first in range(0, len(bank.bank.pictures), size):
+        rows = slice(first, first + size)
+        part = render(bank.bank, bank.scheme, rows) if bank.frames is None else bank.frames[rows]
+        seen.append(video_features(model, part).bfloat16())
     heard = [audio_features(model, part).bfloat16() for part in bank.fbanks.split(25_600 // bank.fbanks.shape[1])]
     return torch.cat(seen), torch.cat(heard)
 
