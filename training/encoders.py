@@ -57,7 +57,7 @@ def teach(model: VideoLlama2Model, world: World, banks: Sequence[Labelled], seed
 
     def listen() -> Tensor:
         length = 0
-        if bool(torch.rand((), generator=make) < LONG_SHARE):
+        if len(banks) > 1 and bool(torch.rand((), generator=make) < LONG_SHARE):
             length = 1 if len(banks) == 2 else int(torch.randint(1, len(banks), (), generator=make))
         heard = banks[length]
         rows = torch.randint(len(heard.fbanks), (world.sounds[length],), generator=make)

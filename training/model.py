@@ -90,7 +90,12 @@ def _refer(model: Path, out: Path, scheme: Scheme, others: dict[str, object]) ->
 
 
 def untrained(seed: int, world: World) -> tuple[FastAVTinyForConditionalGeneration, VideoLlama2Processor]:
-    """The world's model with random weights, and its processor."""
+    """The world's model with random weights, and its processor.
+
+    If the world says so, queries of each attention head start equal to its keys, so that a word finds tokens like it.
+
+    Source of that: arXiv:2305.09828 (mimetic initialization). Differs: equal weights instead of a product near one.
+    """
     torch.manual_seed(seed)
     words = tokenizer(world.sentences())
     config = world.configuration(words)
@@ -101,6 +106,12 @@ def untrained(seed: int, world: World) -> tuple[FastAVTinyForConditionalGenerati
         if weight.ndim == 2:  # writes to the residual stream shrink with depth
             adds = name.endswith(("o_proj.weight", "down_proj.weight"))
             nn.init.normal_(weight, std=0.8 * width**-0.5 * ((2 * config.num_hidden_layers) ** -0.5 if adds else 1))
+    if world.matching:
+        heads = config.num_attention_heads // config.num_key_value_heads
+        for layer in decoder.layers:
+            attends = layer.self_attn
+            keys = attends.k_proj.weight.detach().unflatten(0, (-1, attends.head_dim))
+            attends.q_proj.weight.data = keys.repeat_interleave(heads, 0).flatten(0, 1).clone()
     for part in (decoder.vision_tower, decoder.mm_projector, decoder.audio_tower, decoder.mm_projector_a):
         for module in part.modules():
             if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):

@@ -47,7 +47,8 @@ class World(ABC):
     heads: what video tokens are labelled with, and how many labels there are.
     phases: of the decoder. weights: of kinds of questions in the loss, where they are not one.
     noise: standard deviation of what is added to features in training, as a share of theirs.
-    interleaved: whether every second step has the sound between the pairs of frames, instead of after them.
+    interleaved: whether some steps have the sound between the pairs of frames, instead of after them.
+    matching: whether attention starts as a match of like tokens; see `untrained`.
     """
 
     folder: ClassVar[str]
@@ -66,6 +67,7 @@ class World(ABC):
     weights: ClassVar[Mapping[str, float]] = {}
     noise: ClassVar[float] = 0.0
     interleaved: ClassVar[bool] = False
+    matching: ClassVar[bool] = False
 
     @abstractmethod
     def sentences(self) -> Iterator[str]:

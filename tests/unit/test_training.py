@@ -234,3 +234,11 @@ def test_rates_go_up_stay_and_go_down():
     assert rates[0] < 0.05
     assert set(rates[50:290]) == {1.0}
     assert rates[-1] == 0.02
+
+
+def test_attention_of_the_parade_starts_as_a_match(made):
+    model, _, _, lessons = made
+    attends = model.model.layers[0].self_attn
+    heads = model.config.num_attention_heads // model.config.num_key_value_heads
+    queries, keys = (part.weight.unflatten(0, (-1, attends.head_dim)) for part in (attends.q_proj, attends.k_proj))
+    assert torch.equal(queries, keys.repeat_interleave(heads, 0)) == lessons.world.matching
