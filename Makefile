@@ -175,8 +175,11 @@ bench-serve: $(READY)  ## what the server adds to the pipeline: latency, and ans
 bench-rollout: $(READY)  ## time and memory of attention rollout against whole maps
 	$(BIN)/python -m benchmarks.rollout --out results
 
-train-tiny: $(READY)  ## train the embedded model anew (an hour on two CPU cores; goes on where it was stopped)
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m training
+WORLD ?= toy
+SEED ?= 1
+
+train-tiny: $(READY)  ## train the embedded model anew (an hour on two CPU cores; goes on where it was stopped), or one on WORLD=parade
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m training --world $(WORLD) --seed $(SEED)
 
 GPU := PYTHONPATH=src $(PYTHON) -m
 ON_GPU := --device cuda --out results $(if $(COMMIT),--commit $(COMMIT))

@@ -1,23 +1,20 @@
 """Training of the encoders on the labels of their tokens, before they are frozen and their features stored."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from fastav.models.videollama2 import VideoLlama2Model
 from training import attention
-from training.data import Labelled, pixels
-from training.labels import IGNORED, MOTIONS, OBJECTS, SOUNDS
+from training.data import Labelled, pixels, render
 from training.optimizers import optimizers, rate, step
 from training.progress import Progress
+from training.world import World
 
-VIDEO_STEPS, AUDIO_STEPS = 800, 320
-PAIRS, SOUNDS_AT_ONCE, LONG_SOUNDS_AT_ONCE = 64, 64, 8
+PAIRS = 64  # of frames, in a step of the video encoder
 LONG_SHARE = 1 / 3  # of the audio encoder's steps
-NOTHING_WEIGHT = 0.15  # of tokens without the centre of an object
 
 
 def video_features(model: VideoLlama2Model, shown: Tensor) -> Float[Tensor, "videos tokens width"]:
@@ -31,49 +28,48 @@ def audio_features(model: VideoLlama2Model, fbanks: Tensor) -> Float[Tensor, "so
     return model.audio_tower(fbanks.to(model.device).float())
 
 
-def teach(model: VideoLlama2Model, bank: Labelled, long: Labelled, seed: int) -> dict[str, nn.Module]:
+def teach(model: VideoLlama2Model, world: World, banks: Sequence[Labelled], seed: int) -> nn.ModuleDict:
     """Train both encoders on the labels of their tokens. Return the heads, which are not part of the model.
 
-    long: a bank of long clips. BEATs is trained on some, because its features of a sound depend on the length of the
-    input. Frames are encoded in pairs, so that pictures of short clips suffice.
+    banks: of each length. BEATs is trained on all, because its features of a sound depend on the length of the input.
+    Frames are encoded in pairs, so that pictures of short clips suffice.
     """
     attention_of = model.config.vision_config._attn_implementation
     model.config.vision_config._attn_implementation = attention.NAME
     make = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    width = model.config.hidden_size
-    heads = nn.ModuleDict({"objects": nn.Linear(width, OBJECTS), "motions": nn.Linear(width, MOTIONS)})
+    bank, width = banks[0], model.config.hidden_size
+    frames = bank.frames
+    assert frames is not None
+    heads = nn.ModuleDict({name: nn.Linear(width, labels) for name, labels in world.heads.items()})
     heads.to(model.device)
-    tokens = bank.objects.shape[1] // (bank.frames.shape[1] // 2)
+    pairs = frames.shape[1] // 2
+    tokens = next(iter(bank.seen.values())).shape[1] // pairs
 
     def watch() -> Tensor:
         """The loss on one pair of frames of each of some videos, which varies more than whole videos."""
-        rows = torch.randint(len(bank.frames), (PAIRS,), generator=make)
-        pair = int(torch.randint(bank.frames.shape[1] // 2, (), generator=make))
-        hidden = video_features(model, bank.frames[rows, 2 * pair : 2 * pair + 2]).float()
+        rows = torch.randint(len(frames), (PAIRS,), generator=make)
+        pair = int(torch.randint(pairs, (), generator=make))
+        hidden = video_features(model, frames[rows, 2 * pair : 2 * pair + 2]).float()
         place = slice(pair * tokens, (pair + 1) * tokens)
-        weights = torch.ones(OBJECTS, device=hidden.device)
-        weights[0] = NOTHING_WEIGHT
-        what = heads["objects"](hidden).float().flatten(0, 1)
-        moves = heads["motions"](hidden).float().flatten(0, 1)
-        objects, motions = (labels[rows, place].flatten().to(what.device) for labels in (bank.objects, bank.motions))
-        return cross_entropy(what, objects, weights) + 0.5 * cross_entropy(moves, motions, ignore_index=IGNORED)
+        logits = {name: head(hidden) for name, head in heads.items()}
+        return world.video_loss(logits, {name: labels[rows, place] for name, labels in bank.seen.items()})
 
     def listen() -> Tensor:
-        lasts = bool(torch.rand((), generator=make) < LONG_SHARE)
-        heard, count = (long, LONG_SOUNDS_AT_ONCE) if lasts else (bank, SOUNDS_AT_ONCE)
-        rows = torch.randint(len(heard.fbanks), (count,), generator=make)
-        said = model.audio_tower.predictor(audio_features(model, heard.fbanks[rows])).float()
-        noises, starts = heard.noises[rows].to(said.device), heard.starts[rows].to(said.device)
-        what = cross_entropy(said[..., :SOUNDS].flatten(0, 1), noises.flatten(), ignore_index=IGNORED)
-        return what + binary_cross_entropy_with_logits(said[..., SOUNDS], starts, pos_weight=torch.tensor(3.0))
+        length = 0
+        if len(banks) > 1 and bool(torch.rand((), generator=make) < LONG_SHARE):
+            length = 1 if len(banks) == 2 else int(torch.randint(1, len(banks), (), generator=make))
+        heard = banks[length]
+        rows = torch.randint(len(heard.fbanks), (world.sounds[length],), generator=make)
+        said = model.audio_tower.predictor(audio_features(model, heard.fbanks[rows]))
+        return world.audio_loss(said, {name: labels[rows] for name, labels in heard.heard.items()})
 
-    parts = {"audio encoder": (listen, AUDIO_STEPS), "video encoder": (watch, VIDEO_STEPS)}
+    parts = {"audio encoder": (listen, world.audio_steps), "video encoder": (watch, world.video_steps)}
     for name, (loss, steps) in parts.items():
         learning = [model.audio_tower] if loss is listen else [model.vision_tower, model.mm_projector, heads]
         _fit(name, loss, steps, [item for part in learning for item in part.named_parameters()], model.device)
     model.config.vision_config._attn_implementation = attention_of
-    return dict(heads.items())
+    return heads
 
 
 def _fit(
@@ -94,23 +90,21 @@ def _fit(
 @torch.no_grad()
 def features(model: VideoLlama2Model, bank: Labelled) -> tuple[Tensor, Tensor]:
     """Features of a bank's pictures and of its sounds, in bfloat16: each [number, tokens, width]."""
-    seen = [video_features(model, part).bfloat16() for part in bank.frames.split(512 // bank.frames.shape[1])]
+    size = 512 // bank.scheme.num_frames
+    seen = []
+    for first in range(0, len(bank.bank.pictures), size):
+        rows = slice(first, first + size)
+        part = render(bank.bank, bank.scheme, rows) if bank.frames is None else bank.frames[rows]
+        seen.append(video_features(model, part).bfloat16())
     heard = [audio_features(model, part).bfloat16() for part in bank.fbanks.split(25_600 // bank.fbanks.shape[1])]
     return torch.cat(seen), torch.cat(heard)
 
 
 def accuracy(
-    model: VideoLlama2Model, bank: Labelled, heads: dict[str, nn.Module], seen: Tensor, heard: Tensor
+    model: VideoLlama2Model, world: World, bank: Labelled, heads: nn.ModuleDict, seen: Tensor, heard: Tensor
 ) -> Iterator[tuple[str, float]]:
-    """The share of right labels among tokens that show or contain something, by kind of label."""
+    """The share of right labels, by what they say.  seen, heard: features of the bank's clips."""
     with torch.no_grad():
         said = model.audio_tower.predictor(heard.float())
-        readings = {
-            "objects": (heads["objects"](seen.float()), bank.objects, bank.objects > 0),
-            "motions": (heads["motions"](seen.float()), bank.motions, bank.motions >= 0),
-            "sounds": (said[..., :SOUNDS], bank.noises, bank.noises > 0),
-        }
-        for name, (logits, labels, counted) in readings.items():
-            yield name, float((logits.argmax(-1).cpu() == labels)[counted].float().mean())
-        starts = said[..., SOUNDS].cpu() > 0
-        yield "starts of beeps", float((starts == bank.starts.bool())[bank.starts.bool()].float().mean())
+        logits = {name: head(seen.float()) for name, head in heads.items()}
+        yield from world.readings(logits, bank.seen, said, bank.heard)

@@ -1,8 +1,9 @@
-"""The untrained model: configuration, vocabulary and initial weights."""
+"""The untrained model: vocabulary and initial weights; checkpoints for longer clips."""
 
 import json
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from fastav.models.tiny import FastAVTinyForConditionalGeneration
 from fastav.models.tiny_long import FastAVTinyLongForConditionalGeneration
 from fastav.models.videollama2 import Scheme, VideoLlama2Config, VideoLlama2Processor
-from fastav.world import LONG_SECONDS, sentences
+from training.world import World
 
 PAD, UNKNOWN, END, USER, MODEL = "<|pad|>", "<|unknown|>", "<|end|>", "<|user|>", "<|model|>"
 SPECIAL = (PAD, UNKNOWN, END, USER, MODEL)
@@ -27,9 +28,9 @@ TEMPLATE = (
 WORD = r"\w+|[^\w\s]"
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer with one token for each word and mark of the toy world, in lower case."""
-    words = dict.fromkeys(word for sentence in sentences() for word in re.findall(WORD, sentence))
+def tokenizer(sentences: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer with one token for each word and mark of these sentences, in lower case."""
+    words = dict.fromkeys(word for sentence in sentences for word in re.findall(WORD, sentence))
     vocabulary = {word: number for number, word in enumerate([*SPECIAL, *words])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     backend.normalizer = normalizers.Lowercase()
@@ -44,98 +45,60 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def configuration(words: PreTrainedTokenizerFast) -> VideoLlama2Config:
-    """Three million parameters. A short clip has 64 video and 72 audio tokens, a long one 512 and 597."""
-    return VideoLlama2Config(
-        vocab_size=len(words) + 2,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=12,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=words.eos_token_id,
-        pad_token_id=words.pad_token_id,
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
-        mm_vision_tower="siglip-tiny-patch8",
-        mm_vision_select_layer=-1,
-        mm_hidden_size=96,
-        mm_audio_tower=None,
-        mm_hidden_size_a=128,
-        hidden_size_a=128,
-        num_frames=8,
-        vision_config={
-            "hidden_size": 96,
-            "intermediate_size": 192,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "image_size": 64,
-            "patch_size": 8,
-            "vision_use_head": False,
-        },
-        beats_config={
-            "embed_dim": 128,
-            "encoder_layers": 2,
-            "encoder_embed_dim": 128,
-            "encoder_ffn_embed_dim": 256,
-            "encoder_attention_heads": 4,
-            "conv_pos": 16,
-            "conv_pos_groups": 4,
-            "num_buckets": 32,
-            "max_distance": 64,
-            "predictor_class": 15,  # used in training only: see labels.py
-        },
-        stc_depth=1,
-        stc_mlp_depth=2,
-        audio_seconds=4,
-        audio_clips=1,
-        audio_clip_seconds=4,
-        num_mel_bins=48,
-    )
+def lengthened(scheme: Scheme, seconds: int) -> Scheme:
+    """The scheme for clips of this length, with the same frame rate and the whole sound."""
+    if seconds == scheme.audio_seconds:
+        return scheme
+    frames = scheme.num_frames * seconds // scheme.audio_seconds
+    return replace(scheme, num_frames=frames, most_frames=frames, audio_seconds=seconds, clip_seconds=seconds)
 
 
-def lengthened(scheme: Scheme) -> Scheme:
-    """The scheme for long clips, with the same frame rate and the whole sound."""
-    frames = scheme.num_frames * LONG_SECONDS // scheme.audio_seconds
-    return replace(scheme, num_frames=frames, most_frames=frames, audio_seconds=LONG_SECONDS, clip_seconds=LONG_SECONDS)
-
-
-def for_long_clips(model: Path, out: Path) -> None:
-    """Write the checkpoint `out` for long clips, which refers to the weights of `model`.
+def for_long_clips(model: Path, out: Path, seconds: int) -> None:
+    """Write the checkpoint `out` for clips of this length, which refers to the weights of `model`.
 
     model: a saved model, in the same folder as `out`.
     """
+    scheme = lengthened(VideoLlama2Config.from_pretrained(model).scheme, seconds)
+    name = FastAVTinyLongForConditionalGeneration.__name__
+    _refer(model, out, scheme, {"audio_clip_seconds": scheme.clip_seconds, "architectures": [name]})
+
+
+def interleaved(model: Path, out: Path) -> None:
+    """Write the checkpoint `out`, which is `model` with the sound between the pairs of frames."""
+    _refer(model, out, replace(VideoLlama2Config.from_pretrained(model).scheme, interleaved=True), {})
+
+
+def _refer(model: Path, out: Path, scheme: Scheme, others: dict[str, object]) -> None:
+    """Write a checkpoint with this scheme and these other settings, which refers to the weights of `model`."""
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(model, out, ignore=shutil.ignore_patterns("*.safetensors", "README.md"))
     config = json.loads((model / "config.json").read_text())
-    scheme = lengthened(VideoLlama2Config.from_pretrained(model).scheme)
-    config |= {
-        "num_frames": scheme.num_frames,
-        "most_frames": scheme.most_frames,
-        "audio_seconds": scheme.audio_seconds,
-    }
-    config |= {
-        "audio_clip_seconds": scheme.clip_seconds,
-        "architectures": [FastAVTinyLongForConditionalGeneration.__name__],
-    }
+    config |= {name: getattr(scheme, name) for name in ("num_frames", "most_frames", "audio_seconds")} | others
+    if scheme.interleaved:
+        config["interleaved"] = True
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     processor = json.loads((model / "processor_config.json").read_text())
     processor["scheme"] = asdict(scheme)
     (out / "processor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
-    weights = model / "model.safetensors"
+    weights, listed = model / "model.safetensors", model / "model.safetensors.index.json"
+    if listed.exists():  # it refers to another's weights itself
+        return
     with safe_open(weights, framework="pt") as tensors:
         where = dict.fromkeys(tensors.keys(), f"../{model.name}/{weights.name}")
     index = {"metadata": {"total_size": weights.stat().st_size}, "weight_map": where}
     (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
 
 
-def untrained(seed: int) -> tuple[FastAVTinyForConditionalGeneration, VideoLlama2Processor]:
-    """The model with random weights, and its processor."""
+def untrained(seed: int, world: World) -> tuple[FastAVTinyForConditionalGeneration, VideoLlama2Processor]:
+    """The world's model with random weights, and its processor.
+
+    If the world says so, queries of each attention head start equal to its keys, so that a word finds tokens like it.
+
+    Source of that: arXiv:2305.09828 (mimetic initialization). Differs: equal weights instead of a product near one.
+    """
     torch.manual_seed(seed)
-    words = tokenizer()
-    config = configuration(words)
+    words = tokenizer(world.sentences())
+    config = world.configuration(words)
     model = FastAVTinyForConditionalGeneration(config)
     decoder, width = model.model, config.hidden_size
     nn.init.normal_(decoder.embed_tokens.weight, std=0.1)
@@ -143,6 +106,12 @@ def untrained(seed: int) -> tuple[FastAVTinyForConditionalGeneration, VideoLlama
         if weight.ndim == 2:  # writes to the residual stream shrink with depth
             adds = name.endswith(("o_proj.weight", "down_proj.weight"))
             nn.init.normal_(weight, std=0.8 * width**-0.5 * ((2 * config.num_hidden_layers) ** -0.5 if adds else 1))
+    if world.matching:
+        heads = config.num_attention_heads // config.num_key_value_heads
+        for layer in decoder.layers:
+            attends = layer.self_attn
+            keys = attends.k_proj.weight.detach().unflatten(0, (-1, attends.head_dim))
+            attends.q_proj.weight.data = keys.repeat_interleave(heads, 0).flatten(0, 1).clone()
     for part in (decoder.vision_tower, decoder.mm_projector, decoder.audio_tower, decoder.mm_projector_a):
         for module in part.modules():
             if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):

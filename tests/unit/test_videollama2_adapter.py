@@ -1,5 +1,6 @@
 """What fastav knows about VideoLLaMA2: inputs and layouts of clips, dimensions, where things are."""
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -93,3 +94,44 @@ def test_example_of_the_release() -> None:
     assert layout.modality[:14].tolist() == [Modality.TEXT] * 14
     assert layout.modality[14] == Modality.VIDEO
     assert layout.frame.max() == 6
+
+
+# --- sound spread over the pairs of frames: not the release's, but of models that were trained so
+
+
+def spread(config: Any) -> Any:
+    """The configuration with this layout."""
+    return type(config)(**{**config.to_dict(), "interleaved": True})
+
+
+def test_spread_sound_follows_its_pair_of_frames(config: Any, processor: Any) -> None:
+    apart = spread(config)
+    reader = type(processor)(processor.tokenizer, scheme=asdict(apart.scheme))
+    prepared = ADAPTER.prepare(reader, requests(clip(FRAMES, SOUND)))
+    together = ADAPTER.prepare(processor, requests(clip(FRAMES, SOUND))).layouts[0]
+    layout, scheme = prepared.layouts[0], reader.media
+    video, audio = layout.modality == Modality.VIDEO, layout.modality == Modality.AUDIO
+    runs = np.flatnonzero(np.diff(layout.modality[video | audio])) + 1
+    assert len(runs) == 2 * 4 - 1  # of four pairs of frames
+    lengths = np.diff([0, *runs, (video | audio).sum()]).tolist()
+    assert lengths[::2] == [scheme.pair_tokens] * 4
+    assert sum(lengths[1::2]) == scheme.audio_tokens
+    assert max(lengths[1::2]) - min(lengths[1::2]) <= scheme.audio_grid[1]  # a patch's frequencies stay together
+    assert layout.frame[audio].tolist() == np.repeat([0, 2, 4, 6], lengths[1::2]).tolist()
+    for kind in (Modality.VIDEO, Modality.AUDIO):  # the tokens of a modality keep their order
+        here, there = layout.modality == kind, together.modality == kind
+        assert np.array_equal(layout.second[here], together.second[there], equal_nan=True)
+        assert np.array_equal(layout.padding[here], together.padding[there])
+        assert np.array_equal(layout.box[here], together.box[there], equal_nan=True)
+    alike = ADAPTER.layouts(apart, prepared.inputs)[0]
+    assert np.array_equal(alike.frame, layout.frame)
+    example = ADAPTER.example(apart, text=layout.count(Modality.TEXT))
+    assert np.array_equal(example.frame[example.modality != Modality.TEXT], layout.frame[video | audio])
+
+
+def test_spread_sound_alone_and_frames_alone_are_as_before(config: Any) -> None:
+    scheme = spread(config).scheme
+    assert scheme.order(0, 24).tolist() == list(range(24))
+    assert scheme.order(scheme.pair_tokens, 0).tolist() == list(range(scheme.pair_tokens))
+    assert not config.scheme.interleaved
+    assert config.scheme.order(3, 2).tolist() == [0, 1, 2, 3, 4]

@@ -47,7 +47,6 @@ class NativeAdapter(ModelAdapter):
 
     config_class, model_class, processor_class: its classes. original: the architecture that checkpoints of the original
     name. encoder_names: submodules of the model.
-    interleaved: whether audio tokens stand between frames, so that each has the index of the frame before it.
     """
 
     decode_syncs = False
@@ -57,7 +56,10 @@ class NativeAdapter(ModelAdapter):
     processor_class: ClassVar[Any]
     original: ClassVar[str]
     encoder_names: ClassVar[tuple[str, ...]]
-    interleaved: ClassVar[bool] = True
+
+    def interleaves(self, scheme: Any) -> bool:
+        """Whether audio tokens stand between frames, so that each has the index of the frame before it."""
+        return True
 
     @abstractmethod
     def step_boxes(self, scheme: Any, inputs: Mapping[str, Any]) -> Iterator[Boxes]:
@@ -161,7 +163,7 @@ class NativeAdapter(ModelAdapter):
             box = np.full((len(ids), 4), np.nan, np.float32)
             if (step := next(steps, None) if video.any() else None) is not None:
                 token = np.cumsum(video) - 1
-                shown = (video | audio if self.interleaved else video) & (token >= 0)
+                shown = (video | audio if self.interleaves(scheme) else video) & (token >= 0)
                 frame = np.where(shown, token // len(step) * scheme.temporal, -1)
                 box[video] = step[token[video] % len(step)]
             count, rest = divmod(int(audio.sum()), size)

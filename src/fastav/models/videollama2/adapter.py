@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from fastav.adapter import EncoderAttention, EncoderCall, VllmInputs
 from fastav.budgets import Tokens
 from fastav.layout import Layout, Modality
-from fastav.models._adapters import preset_plans, to_numpy
+from fastav.models._adapters import layout_from_masks, preset_plans, to_numpy
 from fastav.models._boxes import Boxes, grid_boxes
 from fastav.models._native import NativeAdapter, repeated
 from fastav.models._native_processing import shown_whole
@@ -45,12 +45,15 @@ class VideoLlama2Adapter(NativeAdapter):
     processor_class = VideoLlama2Processor
     presets: ClassVar[Mapping[str, Plan]] = preset_plans(Keep(audio=Tokens(10)))
     prefix = 14  # the system message and the start of the user's
-    interleaved = False
     encoder_names = ("vision_tower", "mm_projector", "audio_tower", "mm_projector_a")  # of the decoder
 
     def vllm_inputs(self, processor: ProcessorMixin, request: Request) -> VllmInputs:
         """What vLLM is given for a request: the clip as it is."""
         return shown_whole(processor, request)
+
+    def interleaves(self, scheme: Scheme) -> bool:
+        """Whether the sound is spread over the pairs of frames."""
+        return scheme.interleaved
 
     def encoders(self, model: PreTrainedModel) -> tuple[nn.Module, ...]:
         """SigLIP, the STC connector, BEATs and the audio projector, which are inside the decoder."""
@@ -87,17 +90,19 @@ class VideoLlama2Adapter(NativeAdapter):
     def example_clip(
         self, config: PreTrainedConfig, seconds: float | None, audio: int | None, video: int | None
     ) -> Layout:
-        """Video, then audio. A clip of any length gives as many tokens; of its audio, 16 s are sound."""
+        """A clip of any length gives as many tokens; of its audio, 16 s are sound."""
         scheme: Scheme = self.scheme_of(config)
         is_sound = np.arange(scheme.fbank_rows) < scheme.audio_clips * scheme.clip_seconds * RATE // SHIFT
-        padding = _silence(scheme, is_sound[None])[0] if audio is None else None
         tokens = scheme.video_tokens(min(scheme.num_frames, scheme.most_frames)) if video is None else video
-        return Layout.join(
-            [
-                Layout.of(Modality.VIDEO, tokens, frame=np.arange(tokens) // scheme.pair_tokens * MERGE),
-                Layout.of(Modality.AUDIO, scheme.audio_tokens if audio is None else audio, padding=padding),
-            ]
-        )
+        sounds = scheme.audio_tokens if audio is None else audio
+        order = scheme.order(tokens, sounds)
+        shown = order < tokens
+        padding = np.zeros(len(order), bool)
+        if audio is None:
+            padding[~shown] = _silence(scheme, is_sound[None])[0]
+        pair = (np.cumsum(shown) - 1) // scheme.pair_tokens
+        frame = np.where((shown | scheme.interleaved) & (pair >= 0), pair * MERGE, -1)
+        return layout_from_masks(shown, ~shown, frame=frame, padding=padding)
 
 
 class BeatsLastAttention(EncoderAttention):

@@ -42,8 +42,8 @@ class VideoLlama2Config(NativeQwen2Config):
     """VideoLLaMA2.1-7B-AV: SigLIP, the STC connector, BEATs, an audio projector and a Qwen2 decoder.
 
     Defaults are those of the release; keys are the original's, but for those it hard-wires: `beats_config` (the fields
-    of `BeatsShape`), `vision_config`, `most_frames`, `stc_*` and `audio_*`. Where `vision_config` is absent, as in
-    every original checkpoint, it is read from the folder or hub id that `mm_vision_tower` names.
+    of `BeatsShape`), `vision_config`, `most_frames`, `stc_*`, `audio_*` and `interleaved`. Where `vision_config` is
+    absent, as in every original checkpoint, it is read from the folder or hub id that `mm_vision_tower` names.
     num_frames: the original's own default where the key is absent, 8.
 
     Differs: `image_aspect_ratio` is kept but has no effect, as in the original's inference.
@@ -72,6 +72,7 @@ class VideoLlama2Config(NativeQwen2Config):
     audio_clips: int = 8
     audio_clip_seconds: int = 2
     num_mel_bins: int = 128
+    interleaved: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         shape = SIGLIP_SHAPE if self.vision_config is None else {}
@@ -99,6 +100,7 @@ class VideoLlama2Config(NativeQwen2Config):
             clip_seconds=self.audio_clip_seconds,
             mel_bins=self.num_mel_bins,
             audio_patch=self.beats.input_patch_size,
+            interleaved=self.interleaved,
             **self.placeholders(),
         )
 

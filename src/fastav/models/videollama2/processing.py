@@ -31,7 +31,8 @@ class VideoLlama2Processor(ClipProcessor):
     """Tokenizer, frames and sound of VideoLLaMA2.1-7B-AV.
 
     One prompt shows one clip: its frames, its soundtrack, both, or a sound file. Of each prompt the first `<video>`
-    (the first `<audio>` where there is no video) stands for the clip, video before soundtrack. A question may hold the
+    (the first `<audio>` where there is no video) stands for the clip, video before soundtrack
+    unless the scheme interleaves them. A question may hold the
     same words: later ones are plain text.
     """
 
@@ -107,5 +108,6 @@ class VideoLlama2Processor(ClipProcessor):
     def _run(self, clip: Any, sound: bool) -> list[int]:
         """What stands for a clip in `input_ids`."""
         frames = 0 if clip is None else max(len(checked_frames(clip)), self.media.num_frames)
-        run = [self.media.video_token_id] * self.media.video_tokens(min(frames, self.media.most_frames))
-        return run + [self.media.audio_token_id] * (self.media.audio_tokens if sound else 0)
+        video, audio = self.media.video_tokens(min(frames, self.media.most_frames)), self.media.audio_tokens * sound
+        run = np.repeat([self.media.video_token_id, self.media.audio_token_id], [video, audio])
+        return run[self.media.order(video, audio)].tolist()

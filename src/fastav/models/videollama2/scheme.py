@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+from jaxtyping import Int
+
 RATE = 16_000  # samples a second of BEATs' input
 WINDOW = 400  # samples of one filter-bank row
 SHIFT = 160  # samples from one row to the next
@@ -19,6 +22,7 @@ class Scheme:
     audio_seconds: length of BEATs' input; shorter sound is padded with silence.
     audio_clips, clip_seconds: the pieces cut from a video's soundtrack.
     mel_bins: columns of the filter bank. audio_patch: rows and columns of a BEATs patch.
+    interleaved: whether the sound is spread over the pairs of frames, instead of after them all; the release's is not.
     video_token_id, audio_token_id: placeholders in `input_ids`; rows of the embedding that no tokenizer entry uses.
     """
 
@@ -33,6 +37,7 @@ class Scheme:
     clip_seconds: int = 2
     mel_bins: int = 128
     audio_patch: int = 16
+    interleaved: bool = False
     video_token_id: int = 152_062
     audio_token_id: int = 152_063
 
@@ -70,3 +75,16 @@ class Scheme:
     def video_tokens(self, frames: int) -> int:
         """Tokens of a video of this many frames; a last odd frame is left out."""
         return frames // MERGE * self.pair_tokens
+
+    def order(self, video: int, audio: int) -> Int[np.ndarray, " tokens"]:
+        """The order in which a prompt has a clip's tokens, as indices of its video tokens followed by its audio tokens.
+
+        video, audio: how many there are. If interleaved, each pair of frames is followed by its share of the sound.
+        """
+        if not self.interleaved:
+            return np.arange(video + audio)
+        pairs, frequencies = video // self.pair_tokens, self.audio_grid[1]
+        times = -(-audio // frequencies)
+        pair = np.arange(video) // self.pair_tokens
+        after = np.arange(audio) // frequencies * pairs // max(1, times)
+        return np.argsort(np.concatenate([pair, after + 0.5]), kind="stable")

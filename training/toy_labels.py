@@ -1,4 +1,4 @@
-"""Labels of a clip's tokens, on which the encoders are trained: the object or the sound that each token contains."""
+"""Labels of the toy world's tokens, on which the encoders are trained: the object or sound that each contains."""
 
 from dataclasses import dataclass
 
@@ -9,8 +9,8 @@ from fastav.models.videollama2 import Scheme
 from fastav.world import Picture, Sound
 from fastav.world.render import KNOCK_SECONDS
 from fastav.world.scene import COLOURS, DIRECTIONS, PITCHES, SHAPES, TIMBRES
+from training.world import IGNORED
 
-IGNORED = -100
 OBJECTS = 1 + len(COLOURS) * len(SHAPES)  # nothing, or a colour and a shape
 MOTIONS = 1 + len(DIRECTIONS)  # stands still, or moves
 KNOCK = 1 + len(TIMBRES) * len(PITCHES)
