@@ -11,8 +11,19 @@ from transformers import PreTrainedTokenizerBase
 
 from fastav.models.videollama2 import Scheme, VideoLlama2Config
 from fastav.parade import KINDS, LENGTHS, SECONDS, Picture, Question, Scene, Sound, ask, frames, sentences, waveform
+from fastav.parade.questions import NUMBERS
 from fastav.parade.render import FPS, SIDE
-from fastav.parade.scene import AMBIENCES, BACKDROPS, COLOURS, DIRECTIONS, PITCHES, SOUNDS, THINGS
+from fastav.parade.scene import (
+    AMBIENCES,
+    BACKDROPS,
+    COLOURS,
+    DIRECTIONS,
+    PITCHES,
+    SOUNDS,
+    THINGS,
+    Actor,
+    third_of,
+)
 from training.parade_labels import SIDES, heard, seen
 from training.world import IGNORED, Labels, Phase, World
 
@@ -22,6 +33,7 @@ FACTS = tuple(kind for kind in KINDS if kind != "caption")
 LOOKUPS = ("colour", "thing", "direction", "side", "strokes", "pitch")
 TIMES = ("seen-when", "heard-when", "seen-next", "heard-next", "before", "heard-while", "seen-while")
 PROBES = ("see", "hear", "heard-while", "seen-while", "seen-when", "heard-when")
+TELL = "tell"  # a kind of question for training alone: all facts of one event, each after the event's name
 CAPTIONS = 0.3  # share of scenes with a question for a caption
 NOTHING_WEIGHT = 0.1  # of tokens without a thing
 SHARES = {"things": 3.0, "backdrops": 0.3}  # of the video encoder's loss: kinds are hard, backdrops easy
@@ -47,10 +59,17 @@ class Parade(World):
         "backdrops": len(BACKDROPS),
     }
     phases = (
-        # facts of one event, whose words the tokens of the clip are taught; in a caption, a word asks for the next
-        Phase(steps=400, asked=("caption", *LOOKUPS, *LOOKUPS, *PROBES), facts=3, peak=1, held=1, aligned=0.3),
+        # facts of one event, whose words the tokens of the clip are taught
+        Phase(
+            steps=400,
+            asked=("caption", *(TELL,) * 6, *LOOKUPS, *LOOKUPS, *PROBES),
+            facts=3,
+            peak=1,
+            held=1,
+            aligned=0.3,
+        ),
         # when and in which order
-        Phase(steps=800, asked=(*TIMES, "see", "hear"), facts=8, peak=0.5, held=0.6),
+        Phase(steps=800, asked=(*TIMES, "see", "hear", TELL), facts=8, peak=0.5, held=0.6),
         # everything, and long clips
         Phase(steps=500, asked=(*TIMES, "see", "hear"), facts=8, peak=0.5, held=0.2, turns=(0, 1, 0, 2)),
     )
@@ -192,7 +211,8 @@ class Parade(World):
 
     def ask(self, kind: str, picture: Picture, sound: Sound, rng: np.random.Generator) -> Question | None:
         """A question of this kind about a scene, or None."""
-        return ask(kind, Scene(picture, sound), rng)
+        scene = Scene(picture, sound)
+        return _tell(scene, rng) if kind == TELL else ask(kind, scene, rng)
 
     def groups(self, question: Question) -> tuple[str, ...]:
         """Its kind, and the third that has its evidence."""
@@ -214,6 +234,24 @@ class Parade(World):
         none = torch.zeros(*audio.shape[:-1], video.shape[-1], dtype=torch.bool)
         rest = torch.zeros(*video.shape[:-1], audio.shape[-1], dtype=torch.bool)
         return torch.cat([video, rest], -1), torch.cat([none, audio], -1)
+
+
+def _tell(scene: Scene, rng: np.random.Generator) -> Question:
+    """All facts of one event, each after the event's name, so that the name before a word is all it depends on."""
+    events = scene.picture.actors if rng.random() < 0.5 else scene.sound.noises
+    event = events[int(rng.integers(len(events)))]
+    third = third_of(event.start, event.end, scene.seconds)
+    if isinstance(event, Actor):
+        name, facts = event.thing, (event.colour, event.direction, event.place, third)
+    else:
+        name, facts = event.sound, (NUMBERS[event.strokes], event.pitch, third)
+    return Question(
+        kind=TELL,
+        text=f"describe the {name}.",
+        answer=" ".join(f"{name} {fact}" for fact in facts),
+        third=third,
+        modality="video" if isinstance(event, Actor) else "audio",
+    )
 
 
 def _marks(labels: Tensor, size: int) -> Tensor:
