@@ -10,10 +10,12 @@ from torch.nn.functional import cosine_similarity
 from fastav.layout import Layout, Modality
 from fastav.method import Signal, View, method_of
 from fastav.methods._order import earlier, ranks, rows_at, temporal_ranks
+from fastav.plan import Plan
 from fastav.pruning.device_layout import batch_layout, cut_counts
 from fastav.pruning.selection import SelectionGroups, select
 from fastav.recipes import recipe
 from fastav.registry import RECIPES
+from fastav.target import Target
 
 DEPTH = 28
 FRAMES, PLACES, SOUND = 30, 16, 240
@@ -22,6 +24,7 @@ EXEMPT = {
     "trim": "it has no share",
     "vtw": "it keeps nothing",
     "omnizip": "its share of audio is its own; see test_omnizip_keeps_of_every_part",
+    "seats": "its budgets follow from a retention; see test_seats_keeps_of_every_part",
     "omnidrop": "its shares are of two kinds; see test_omnidrop_keeps_of_every_part",
 }
 
@@ -99,6 +102,13 @@ def test_a_recipe_keeps_of_every_part_of_a_clip(name, share):
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.2])
 def test_omnidrop_keeps_of_every_part(share):
     require_parts(RECIPES["omnidrop"](audio=share, video=share), clip(), enough=20)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.35])
+def test_seats_keeps_of_every_part(share):
+    whole = recipe(f"seats@r={share}")
+    first = Plan(whole.steps[:1], target=Target(retention=min(1.0, 1.4 * share)))
+    require_parts(first, clip(), enough=12)
 
 
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.2])

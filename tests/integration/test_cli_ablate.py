@@ -60,7 +60,7 @@ def test_tables_are_drawn_row_by_row_from_what_rows_hold(made, capsys, monkeypat
         at = lines.index(table["title"], at)
         head, rows = lines[at + 2].split(), lines[at + 4 : at + 4 + len(table["rows"])]
         families = list(report["plans"]["none"]["families"])
-        assert head == [table["name"], "FLOPs", *families, "mean", "n"]
+        assert head == [table["name"], "retention", "FLOPs", *families, "mean", "n"]
         for line, row in zip(rows, table["rows"], strict=True):
             label = row["label"] + " *" * row["fastav"]
             assert line.startswith(label)

@@ -18,7 +18,7 @@ CLIP, SOUND, MODEL = str(REFERENCE / "clip.mp4"), str(REFERENCE / "sound.wav"), 
 ASK = ("run", CLIP, "What do you hear?", "--model", MODEL, "--max-new-tokens", "3", "--device", "cpu")
 ANSWER = {
     *("text", "token_ids", "finish", "plan", "prompt_tokens", "tokens_per_layer"),
-    *("flops", "kv_bytes", "seconds", "peak_bytes"),
+    *("mean_retention", "flops", "kv_bytes", "seconds", "peak_bytes", "dropped_ends"),
 }
 HEAD = {"schema_version", "model", "clip", "question", "device", "dtype", "versions"}
 

@@ -133,7 +133,15 @@ def test_the_screen_fits_80_columns(asked, rows, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     out = stdout(capsys, *verify(asked, "--out", str(rows)))
     assert max(map(len, out.splitlines())) <= 80
-    for word in ("tiny on 3 questions, cpu, float32", "same answer", "ROUGE-L", "KL", "kept", "unpruned", "commit"):
+    for word in (
+        "tiny on 3 questions, cpu, float32",
+        "same answer",
+        "ROUGE-L",
+        "KL",
+        "retention",
+        "unpruned",
+        "commit",
+    ):
         assert word in out
 
 

@@ -138,7 +138,7 @@ def held_entering(layer, plan, rows):
 LONG = prompt(video=400, audio=200)
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("omnizip", "given")])
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("omnizip", "window-diversity", "given")])
 def test_what_a_method_asked_for_is_gone_once_it_has_chosen(method):
     def plan(name):
         return Plan((Step(layers="2", method=name, keep=Keep(media=Tokens(20))),), name)

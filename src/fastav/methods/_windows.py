@@ -44,8 +44,8 @@ def windows_of(view: View, split: Callable[[Layout], Sequence[np.ndarray]]) -> W
     """The windows of a batch.  split: the positions of the tokens of each window of a prompt, one modality each."""
     layouts, length = view.layouts, view.columns
     groups = [split(layout) for layout in layouts]
-    n = max(1, *map(len, groups))
-    size = max(1, *(len(group) for row in groups for group in row))
+    n = max([1, *map(len, groups)])
+    size = max([1, *(len(group) for row in groups for group in row)])
     planes = np.full((2, len(layouts), n, size), length, np.int64)
     sizes: list[list[tuple[Modality, int]]] = []
     for row, (layout, found) in enumerate(zip(layouts, groups, strict=True)):

@@ -154,7 +154,8 @@ def compile_plan(plan: Plan, config: PreTrainedConfig, adapter: ModelAdapter) ->
     decoder: Any = config
     depth = decoder.num_hidden_layers
     plan.require(adapter.name, depth, decoder.hidden_size)
-    plan = plan if plan.target is None else plan.for_decoder(adapter.shape(config))
+    if plan.target is not None and plan.target.retention is None:
+        plan = plan.for_decoder(adapter.shape(config))
     compiled = CompiledPlan(
         plan=plan,
         adapter=adapter,
