@@ -67,8 +67,10 @@ def test_tables_are_drawn_row_by_row_from_what_rows_hold(made, capsys, monkeypat
             answered = [r for r in read(made).rows if r.plan == row["plan"]]
             ratio = sum(r.flops["pruned"] / r.flops["full"] for r in answered) / 2
             mean = 50 * sum(r.score for r in answered)
-            flops, percent, *rest = line.removeprefix(label).split()
+            retention, _, flops, percent, *rest = line.removeprefix(label).split()
             assert (float(flops), percent) == (pytest.approx(100 * ratio, abs=0.051), "%")
+            kept = sum(r.retention for r in answered) / 2
+            assert float(retention) == pytest.approx(100 * kept, abs=0.051)
             points, lows, highs = (rest[at:-1:3] for at in range(3))
             assert [float(x) for x in points] == [100 * r.score for r in answered] + [mean]
             shown = float(lows[-1].strip("[,")), float(highs[-1].strip("]"))

@@ -36,8 +36,8 @@ class Windows:
     def gather(self, values: Float[Tensor, "batch tokens *features"]) -> Float[Tensor, "batch windows size *features"]:
         """Values of tokens, by window; 0 for empty places."""
         padded = torch.cat([values, torch.zeros_like(values[:, :1])], dim=1)
-        rows = torch.arange(len(values), device=values.device)[:, None, None]
-        return padded[rows, self.tokens]
+        index = self.tokens.flatten(1).view(len(values), -1, *[1] * (values.ndim - 2)).expand(-1, -1, *values.shape[2:])
+        return padded.gather(1, index).view(*self.tokens.shape, *values.shape[2:])
 
 
 def windows_of(view: View, split: Callable[[Layout], Sequence[np.ndarray]]) -> Windows:

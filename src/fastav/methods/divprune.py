@@ -15,6 +15,7 @@ from fastav.methods._order import rows_at
 from fastav.transfer import upload
 
 _BLOCK = 256  # tokens whose distances to all others are in memory at once
+_SAME = 1e-5  # distance that the rounding of float32 leaves between equal tokens
 _MAX_DISTANCE = 2.0  # of cosine distances
 
 
@@ -58,7 +59,7 @@ class Divprune(Method):
             chosen_at.scatter_(1, index, torch.where(is_open.gather(1, index), step, chosen_at.gather(1, index)))
             if quota is not None:
                 quota.scatter_add_(1, pool.gather(1, index), torch.full_like(index, -1))
-            to_chosen = 1 - (hidden @ rows_at(hidden, index).transpose(1, 2))[..., 0]
+            to_chosen = _exact(1 - (hidden @ rows_at(hidden, index).transpose(1, 2))[..., 0])
             distance = torch.where(modality == modality.gather(1, index), distance.minimum(to_chosen), distance)
         remaining = distance.masked_fill(chosen_at < tokens, -2.0)
         rank = remaining.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
@@ -73,12 +74,17 @@ def _quota(view: View) -> Int[Tensor, "batch budgets"] | None:
     return limits.repeat(len(view.slots), 1)
 
 
+def _exact(distance: Tensor) -> Tensor:
+    """Distances without what rounding leaves between equal tokens, so that these go in order on every device."""
+    return distance.masked_fill(distance < _SAME, 0.0)
+
+
 def _nearest(hidden: Float[Tensor, "batch tokens features"], modality: Tensor) -> Float[Tensor, "batch tokens"]:
     """Cosine distance to the nearest other token of the same modality; the maximum distance if there is none."""
     blocks: list[Tensor] = []
     for first in range(0, hidden.shape[1], _BLOCK):
         rows = slice(first, first + _BLOCK)
-        distance = 1 - hidden[:, rows] @ hidden.transpose(1, 2)
+        distance = _exact(1 - hidden[:, rows] @ hidden.transpose(1, 2))
         excluded = modality[:, rows, None] != modality[:, None]
         excluded |= torch.ones_like(excluded[0]).tril(first).triu(first)
         blocks.append(distance.masked_fill(excluded, _MAX_DISTANCE).amin(-1))

@@ -16,6 +16,7 @@ from fastav.methods._order import radical_inverse
 from fastav.methods._windows import Windows, by_time, windows_of
 
 _PICTURES = (Modality.VIDEO, Modality.IMAGE)
+_SAME = 1e-5  # distance that the rounding of float32 leaves between equal tokens
 _BLOCK_BYTES = 1 << 28  # of hidden states and distances in memory at once
 
 
@@ -109,7 +110,8 @@ def _greedy(
 ) -> Int[Tensor, "batch windows size"]:
     """Greedy choices in every window at once."""
     size = hidden.shape[2]
-    distance = (1 - hidden @ hidden.transpose(2, 3)) * weight[:, :, None]  # of a candidate, in the last axis
+    distance = 1 - hidden @ hidden.transpose(2, 3)
+    distance = distance.masked_fill(distance < _SAME, 0.0) * weight[:, :, None]  # of a candidate, in the last axis
     itself = torch.eye(size, dtype=torch.bool, device=hidden.device)
     nearest = distance.masked_fill(itself | ~is_token[..., None], torch.inf).amin(2)
     nearest = nearest.masked_fill(nearest == torch.inf, 0.0)  # of a token alone in its window
