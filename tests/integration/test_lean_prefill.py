@@ -13,14 +13,16 @@ from fastav.plan import Keep, Plan, Step
 from fastav.presets import fastav, plus, trim
 from fastav.pruning.selection import select
 from fastav.registry import METHODS, RECIPES
+from fastav.target import Target
 from support.launches import DEVICE, Alive, WouldWait, launches
 from support.tiny import TinyAdapter, prompt, tiny_model
 
 KEEP = Keep(audio=Tokens(4), video=Tokens(14))
 BY_ROLLOUT = Plan((Step(layers="2", method="rollout", keep=KEEP), *fastav(KEEP).steps[1:]), "rollout")
 PLANS = [fastav(KEEP), fastav(Keep(audio=Tokens(4)), drop=0, name="global"), trim(), plus(), BY_ROLLOUT]
-# but for omnizip: the encoders that it asks wait for the device themselves
-RECIPE_PLANS = [make() for name, make in RECIPES.items() if name != "omnizip"]
+# but for omnizip and the first stage of SEATS: the encoders that they ask wait for the device themselves
+RECIPE_PLANS = [make() for name, make in RECIPES.items() if name not in ("omnizip", "seats")]
+RECIPE_PLANS.append(Plan(RECIPES["seats"]().steps[1:], "seats inside", target=Target(retention=0.65)))
 ROWS = [prompt(seed=1), prompt(before=5, video=20, audio=3, after=8, seed=2)]
 # prompts of one length, since transformers looks at the padding of others, and waits
 BATCHES = {"one": ROWS[:1], "even": [ROWS[0]] * 2, "ragged": ROWS}
