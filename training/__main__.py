@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from fastav.files import atomic_write
 from fastav.models.tiny import FastAVTinyForConditionalGeneration
@@ -87,9 +86,7 @@ def _encoders(model: FastAVTinyForConditionalGeneration, world: World, kept: Pat
             read = accuracy(model.model, world, labelled, heads, *both)
             told = ", ".join(f"{what} {share:.3f}" for what, share in read)
             print(f"held out, {bank.seconds} s: {told}", flush=True)
-        words: list[tuple[Tensor, Tensor] | None] = [None] * len(banks)
-        if any(phase.aligned for phase in world.phases):
-            words = [world.described(labelled.seen, labelled.heard) for labelled in rendered]
+        words = [world.described(labelled.seen, labelled.heard) for labelled in rendered]
         _save(kept, {"model": model.state_dict(), "features": made, "words": words})
     saved = torch.load(kept, map_location=model.device)
     model.load_state_dict(saved["model"])

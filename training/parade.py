@@ -37,7 +37,6 @@ TELL = "tell"  # a kind of question for training alone: all facts of one event, 
 CAPTIONS = 0.3  # share of scenes with a question for a caption
 NOTHING_WEIGHT = 0.1  # of tokens without a thing
 SHARES = {"things": 3.0, "backdrops": 0.3}  # of the video encoder's loss: kinds are hard, backdrops easy
-WORDS = (*THINGS, *COLOURS, *DIRECTIONS, *SIDES, *SOUNDS, *PITCHES)
 
 
 class Parade(World):
@@ -76,6 +75,7 @@ class Parade(World):
     noise = 0.1
     interleaved = True
     matching = True
+    align_words = (*THINGS, *COLOURS, *DIRECTIONS, *SIDES, *SOUNDS, *PITCHES)
 
     def sentences(self) -> Iterator[str]:
         """Sentences that contain every word."""
@@ -217,11 +217,6 @@ class Parade(World):
     def groups(self, question: Question) -> tuple[str, ...]:
         """Its kind, and the third that has its evidence."""
         return question.kind, question.third
-
-    @property
-    def align_words(self) -> tuple[str, ...]:
-        """The words for things, sounds and their facts."""
-        return WORDS
 
     def described(self, seen: Labels, heard: Labels) -> tuple[Tensor, Tensor]:
         """The words for the thing of a video token, and for the sounds of an audio token."""

@@ -49,6 +49,7 @@ class World(ABC):
     noise: standard deviation of what is added to features in training, as a share of theirs.
     interleaved: whether some steps have the sound between the pairs of frames, instead of after them.
     matching: whether attention starts as a match of like tokens; see `untrained`.
+    align_words: the words that `described` knows; none if no phase aligns tokens with words.
     """
 
     folder: ClassVar[str]
@@ -68,6 +69,7 @@ class World(ABC):
     noise: ClassVar[float] = 0.0
     interleaved: ClassVar[bool] = False
     matching: ClassVar[bool] = False
+    align_words: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def sentences(self) -> Iterator[str]:
@@ -137,11 +139,9 @@ class World(ABC):
         """The groups in which an answer counts when the training is evaluated."""
         return (question.kind,)
 
-    def described(self, seen: Labels, heard: Labels) -> tuple[Any, Any]:
-        """The words for what tokens show, as numbers in `align_words`: two bool tensors [..., tokens, words]."""
-        raise NotImplementedError
+    def described(self, seen: Labels, heard: Labels) -> tuple[Tensor, Tensor] | None:
+        """The words for what tokens show, as numbers in `align_words`: two bool tensors [..., tokens, words].
 
-    @property
-    def align_words(self) -> tuple[str, ...]:
-        """The words that `described` knows."""
-        raise NotImplementedError
+        None in a world without such words.
+        """
+        return None

@@ -7,7 +7,7 @@ of tokens of every layer before anything runs.
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from fractions import Fraction
@@ -273,7 +273,6 @@ class Plan:
     VERSION: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        pools = {pool: budget for step in self.steps for pool, budget in step.keep.pools().items()}
         budgets = [budget for step in self.steps for budget in (*step.keep.pools().values(), step.keep.total)]
         if self.target is None:
             if any(isinstance(budget, Between) for budget in budgets):
@@ -283,7 +282,18 @@ class Plan:
             return
         if not self.steps:
             raise PlanError("a plan without steps cannot meet a target", "choose a plan that prunes")
-        for modality in self.target.by_modality:
+        if self.target.by_modality:
+            self._check_modalities(self.target.by_modality)
+
+    def _check_modalities(self, targeted: Collection[Modality]) -> None:
+        """Refuse budgets that targets of single modalities cannot scale one by one."""
+        pools = [pool for step in self.steps for pool in step.keep.pools()]
+        if any(step.keep.total is not None for step in self.steps):
+            raise PlanError("a total couples modalities, whose targets are solved one by one", "set one target for all")
+        bounded = [pool for step in self.steps for pool, b in step.keep.pools().items() if isinstance(b, Between)]
+        if any(not pool <= set(targeted) for pool in bounded):
+            raise PlanError("a budget between bounds has no target", "give every modality with such a budget one")
+        for modality in targeted:
             if frozenset({modality}) not in pools or any(modality in pool and len(pool) > 1 for pool in pools):
                 raise PlanError(
                     f"a target for {modality.label} needs steps with a budget of its own for {modality.label}",
@@ -506,12 +516,17 @@ def _solve(plan: Plan, layout: Layout, depth: int, shape: DecoderShape | None) -
     what = f"the target of {target} of the plan {plan.name or plan.fingerprint!r}"
     if target.share is not None:
         return dict.fromkeys(Modality, least_effort(cost, target.share, n_pools / media, what))
+    shares = target.by_modality
     return {
         modality: least_effort(
-            lambda effort, m=modality: modality_retention(layout, layers({m: effort}), m), share, n_pools / n, what
+            lambda effort, m=modality: modality_retention(layout, layers(dict.fromkeys(shares, effort)), m),
+            share,
+            n_pools / n,
+            what,
         )
-        for modality, share in target.by_modality.items()
         if (n := layout.count(modality))
+        else 0.0
+        for modality, share in shares.items()
     }
 
 

@@ -157,6 +157,17 @@ def test_a_target_by_modality_solves_each_alone():
     assert [layer[frozenset({Modality.AUDIO})] for layer in only] == [100] * 6 + [50] * 6
 
 
+def test_bounds_take_targets_by_modality_of_prompts_with_and_without_sound():
+    keep = {"audio": Between(0, 1), "video": Between(0, 0.8)}
+    aimed = Plan((step("0", **keep),), target=Target(retention={"audio": 0.5, "video": 0.2}))
+    assert aimed.by_layer(layout(), DEPTH)[0] == {"text": 25, "video": 80, "audio": 100}
+    assert aimed.by_layer(layout(audio=0), DEPTH)[0] == {"text": 25, "video": 80}
+    with pytest.raises(PlanError, match="has no target"):
+        Plan((step("0", **keep),), target=Target(retention={"audio": 0.5}))
+    with pytest.raises(PlanError, match="couples modalities"):
+        Plan((step("0", **keep, total=Share(0.5)),), target=aimed.target)
+
+
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
 def test_targets_of_flops_and_kv_bytes_are_met_in_the_decoder(share):
     plan, prompt = Plan((step("1", media=Share(0.5)), step("6", media=Share(0.5)))), layout()
@@ -257,7 +268,7 @@ def test_plans_that_contradict_their_target_are_refused():
         Plan((step("0", video=Between(0.1, 0.9)),))
     with pytest.raises(PlanError, match="a budget of its own for audio"):
         recipe("fastv").retaining({"audio": 0.2})
-    with pytest.raises(PlanError, match="a budget of its own for audio"):
+    with pytest.raises(PlanError, match="couples modalities"):
         recipe("seats@r=audio:0.5+video:0.2")
     with pytest.raises(PlanError, match="without steps"):
         Plan().retaining(0.5)

@@ -33,7 +33,7 @@ def made(request):
     rendered = [Labelled.of(bank, scheme) for bank, scheme in zip(banks, schemes, strict=True)]
     shown = []
     for bank, scheme, labelled in zip(banks, schemes, rendered, strict=True):
-        words = None if world.folder == "tiny" else world.described(labelled.seen, labelled.heard)
+        words = world.described(labelled.seen, labelled.heard)
         with torch.no_grad():
             seen = video_features(model.model, labelled.frames)
             shown.append(Shown(bank, scheme, seen, audio_features(model.model, labelled.fbanks), words))

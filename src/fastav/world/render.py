@@ -1,16 +1,12 @@
 """Rendering a scene as frames and a waveform, in memory or as a video file."""
 
-import heapq
-from collections.abc import Iterator
-from fractions import Fraction
 from os import PathLike
-from typing import Any
 
-import av
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from fastav.media import Clip
+from fastav.media.writing import write_mp4
 from fastav.world.scene import Picture, Scene, Sound
 
 FPS = 8
@@ -72,28 +68,7 @@ def clip(scene: Scene, name: str = "toy") -> Clip:
 
 def write(scene: Scene, path: str | PathLike[str]) -> None:
     """Write the scene to an MP4 file with H.264 and AAC."""
-    with av.open(str(path), "w") as container:
-        video: Any = container.add_stream("libx264", rate=FPS, options={"crf": "20"})
-        video.width, video.height, video.pix_fmt = SIDE, SIDE, "yuv420p"
-        audio: Any = container.add_stream("aac", rate=RATE, layout="mono")
-        packets = (_pictures(video, scene.picture), _blocks(audio, scene.sound))
-        for packet in heapq.merge(*packets, key=lambda packet: (packet.dts or 0) * packet.time_base):
-            container.mux(packet)
-
-
-def _pictures(stream: Any, picture: Picture) -> Iterator[Any]:
-    for frame in frames(picture):
-        yield from stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24"))
-    yield from stream.encode(None)
-
-
-def _blocks(stream: Any, sound: Sound) -> Iterator[Any]:
-    wave = waveform(sound)
-    for start in range(0, len(wave), 1024):
-        block: Any = av.AudioFrame.from_ndarray(wave[None, start : start + 1024], format="fltp", layout="mono")
-        block.sample_rate, block.pts, block.time_base = RATE, start, Fraction(1, RATE)
-        yield from stream.encode(block)
-    yield from stream.encode(None)
+    write_mp4(path, frames(scene.picture), FPS, waveform(scene.sound), RATE)
 
 
 def _paint(
