@@ -25,7 +25,7 @@ from fastav.parade.scene import (
     third_of,
 )
 from training.parade_labels import SIDES, heard, seen
-from training.world import IGNORED, Labels, Phase, World
+from training.world import IGNORED, Labels, Phase, World, configuration_of
 
 NOTES = len(SOUNDS) * len(PITCHES)
 STARTS = NOTES + len(SOUNDS)  # the predictor's outputs: notes, starts of strokes, ambiences
@@ -83,53 +83,23 @@ class Parade(World):
 
     def configuration(self, words: PreTrainedTokenizerBase) -> VideoLlama2Config:
         """Six million parameters. A clip of 8 s has 128 video and 147 audio tokens, one of 64 s 1,024 and 1,197."""
-        return VideoLlama2Config(
-            vocab_size=len(words) + 2,
-            hidden_size=192,
-            intermediate_size=512,
-            num_hidden_layers=12,
-            num_attention_heads=6,
-            num_key_value_heads=2,
-            max_position_embeddings=4096,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=words.eos_token_id,
-            pad_token_id=words.pad_token_id,
-            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
-            mm_vision_tower="siglip-tiny-patch12",
-            mm_vision_select_layer=-1,
-            mm_hidden_size=128,
-            mm_audio_tower=None,
-            mm_hidden_size_a=128,
-            hidden_size_a=192,
-            num_frames=2 * SECONDS,
-            vision_config={
+        return configuration_of(
+            words,
+            width=192,
+            mlp=512,
+            heads=6,
+            positions=4096,
+            seconds=SECONDS,
+            frames=2 * SECONDS,
+            picture={
                 "hidden_size": 128,
                 "intermediate_size": 256,
                 "num_hidden_layers": 3,
-                "num_attention_heads": 4,
                 "image_size": SIDE,
                 "patch_size": 12,
-                "vision_use_head": False,
             },
-            beats_config={
-                "embed_dim": 128,
-                "encoder_layers": 3,
-                "encoder_embed_dim": 128,
-                "encoder_ffn_embed_dim": 256,
-                "encoder_attention_heads": 4,
-                "conv_pos": 16,
-                "conv_pos_groups": 4,
-                "num_buckets": 32,
-                "max_distance": 64,
-                "predictor_class": STARTS + len(AMBIENCES),  # used in training only: see parade_labels.py
-            },
-            stc_depth=1,
-            stc_mlp_depth=2,
-            audio_seconds=SECONDS,
-            audio_clips=1,
-            audio_clip_seconds=SECONDS,
-            num_mel_bins=48,
+            # classes are used in training only: see parade_labels.py
+            sound={"encoder_layers": 3, "predictor_class": STARTS + len(AMBIENCES)},
         )
 
     def picture(self, rng: np.random.Generator, seconds: int, *, held_out: bool) -> Picture:

@@ -14,7 +14,7 @@ from fastav.world import LONG_SECONDS, SECONDS, Picture, Question, Scene, Sound,
 from fastav.world.render import FPS
 from fastav.world.scene import FITS, TIMBRES
 from training.toy_labels import MOTIONS, OBJECTS, SOUNDS, heard, seen
-from training.world import IGNORED, Labels, Phase, World
+from training.world import IGNORED, Labels, Phase, World, configuration_of
 
 FACTS = ("colour", "shape", "direction", "timbre", "pitch", "count", "rest", "knock")
 LONG = ("fits", "sound-of", "shape-of", "hear", "when", "when", "see", "see", "is")
@@ -53,53 +53,22 @@ class Toy(World):
 
     def configuration(self, words: PreTrainedTokenizerBase) -> VideoLlama2Config:
         """Three million parameters. A short clip has 64 video and 72 audio tokens, a long one 512 and 597."""
-        return VideoLlama2Config(
-            vocab_size=len(words) + 2,
-            hidden_size=128,
-            intermediate_size=384,
-            num_hidden_layers=12,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=2048,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=words.eos_token_id,
-            pad_token_id=words.pad_token_id,
-            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
-            mm_vision_tower="siglip-tiny-patch8",
-            mm_vision_select_layer=-1,
-            mm_hidden_size=96,
-            mm_audio_tower=None,
-            mm_hidden_size_a=128,
-            hidden_size_a=128,
-            num_frames=8,
-            vision_config={
+        return configuration_of(
+            words,
+            width=128,
+            mlp=384,
+            heads=4,
+            positions=2048,
+            seconds=SECONDS,
+            frames=8,
+            picture={
                 "hidden_size": 96,
                 "intermediate_size": 192,
                 "num_hidden_layers": 2,
-                "num_attention_heads": 4,
                 "image_size": 64,
                 "patch_size": 8,
-                "vision_use_head": False,
             },
-            beats_config={
-                "embed_dim": 128,
-                "encoder_layers": 2,
-                "encoder_embed_dim": 128,
-                "encoder_ffn_embed_dim": 256,
-                "encoder_attention_heads": 4,
-                "conv_pos": 16,
-                "conv_pos_groups": 4,
-                "num_buckets": 32,
-                "max_distance": 64,
-                "predictor_class": 15,  # used in training only: see toy_labels.py
-            },
-            stc_depth=1,
-            stc_mlp_depth=2,
-            audio_seconds=SECONDS,
-            audio_clips=1,
-            audio_clip_seconds=SECONDS,
-            num_mel_bins=48,
+            sound={"encoder_layers": 2, "predictor_class": 15},  # classes are used in training only: see toy_labels.py
         )
 
     def picture(self, rng: np.random.Generator, seconds: int, *, held_out: bool) -> Picture:

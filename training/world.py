@@ -145,3 +145,60 @@ class World(ABC):
         None in a world without such words.
         """
         return None
+
+
+def configuration_of(
+    words: PreTrainedTokenizerBase,
+    *,
+    width: int,
+    mlp: int,
+    heads: int,
+    positions: int,
+    seconds: int,
+    frames: int,
+    picture: Mapping[str, int],
+    sound: Mapping[str, int],
+) -> VideoLlama2Config:
+    """The configuration of a small model with 12 layers.
+
+    width, mlp, heads, positions: of the decoder. seconds, frames: of a clip. picture, sound: settings of the encoders.
+    """
+    return VideoLlama2Config(
+        vocab_size=len(words) + 2,
+        hidden_size=width,
+        intermediate_size=mlp,
+        num_hidden_layers=12,
+        num_attention_heads=heads,
+        num_key_value_heads=2,
+        max_position_embeddings=positions,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        mm_vision_tower=f"siglip-tiny-patch{picture['patch_size']}",
+        mm_vision_select_layer=-1,
+        mm_hidden_size=picture["hidden_size"],
+        mm_audio_tower=None,
+        mm_hidden_size_a=128,
+        hidden_size_a=width,
+        num_frames=frames,
+        vision_config={**picture, "num_attention_heads": 4, "vision_use_head": False},
+        beats_config={
+            "embed_dim": 128,
+            "encoder_embed_dim": 128,
+            "encoder_ffn_embed_dim": 256,
+            "encoder_attention_heads": 4,
+            "conv_pos": 16,
+            "conv_pos_groups": 4,
+            "num_buckets": 32,
+            "max_distance": 64,
+            **sound,
+        },
+        stc_depth=1,
+        stc_mlp_depth=2,
+        audio_seconds=seconds,
+        audio_clips=1,
+        audio_clip_seconds=seconds,
+        num_mel_bins=48,
+    )

@@ -1,6 +1,7 @@
 """FLOPs and KV bytes: the paper's column, and PyTorch's own count of a real run."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,10 @@ from fastav.flops import DecoderShape, kv_bytes, paper_flops, prefill_flops
 from fastav.layout import Layout, Modality
 from fastav.plan import Keep, Plan
 from fastav.presets import fastav
+from fastav.registry import MODELS
 from support.tiny import TinyAdapter, prompt, tiny_model
+
+ROOT = Path(__file__).parents[2]
 
 VIDEOLLAMA2 = DecoderShape(layers=28, hidden=3584, intermediate=18944, heads=28, kv_heads=4, head_dim=128, vocab=152064)
 TINY = DecoderShape(layers=6, hidden=64, intermediate=96, heads=4, kv_heads=2, head_dim=16, vocab=64)
@@ -83,3 +87,14 @@ def test_layers_that_share_keys_compute_and_hold_none():
 def test_windows_and_shared_keys_must_fit_the_layers(changes):
     with pytest.raises(PlanError, match="of 6 layers"):
         replace(TINY, **changes)
+
+
+@pytest.mark.parametrize(("model", "name"), [("qwen2-5-omni", "Qwen2.5-Omni-7B"), ("qwen3-omni", "Qwen3-Omni-30B")])
+def test_scores_of_a_layer_about_to_run_cost_what_the_docs_say(model, name):
+    """Queries, keys and values once more, over all of a layer's matrices."""
+    shape = MODELS[model]().shape(MODELS[model]().config())
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    own = shape.hidden * (queries + 2 * keys)
+    layer = own + shape.hidden * queries + 3 * shape.hidden * shape.intermediate
+    text = " ".join((ROOT / "docs" / "methods.md").read_text(encoding="utf-8").split())
+    assert f"{round(100 * own / layer)} % " in text.split(name)[0][-40:]

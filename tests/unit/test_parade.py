@@ -31,6 +31,7 @@ from fastav.task import Grade, Sample
 from fastav.tasks.parade import ParadeTask
 from fastav.tasks.parade_long import ParadeLongTask
 from fastav.tasks.parade_minute import ParadeMinuteTask
+from support.clip_files import written
 
 SCENES = [Scene.draw(np.random.default_rng(number), held_out=bool(number % 2)) for number in range(40)]
 LONG = [Scene.draw(np.random.default_rng(number), LENGTHS[1 + number % 2], held_out=True) for number in range(12)]
@@ -373,16 +374,11 @@ def test_a_clip_in_memory_and_in_a_file_are_alike(tmp_path):
     for number, scene in enumerate(SCENES[:2]):
         memory = clip(scene)
         write(scene, tmp_path / f"{number}.mp4")
-        file = Clip.open(tmp_path / f"{number}.mp4")
         assert memory.video is not None
-        assert file.video is not None
-        assert file.audio is not None
-        assert file.video.frames == memory.video.frames == SECONDS * FPS
-        which = [0, 9, 31]
-        off = file.video.read(which).astype(float) - memory.video.read(which)
-        assert np.abs(off).mean() < 16
-        ours, theirs = waveform(scene.sound), file.audio.read(RATE)
-        assert abs(len(theirs) - len(ours)) < 2100
+        assert memory.video.frames == SECONDS * FPS
+        ours = waveform(scene.sound)
+        off, theirs = written(memory, tmp_path / f"{number}.mp4", ours, RATE, [0, 9, 31])
+        assert off < 16
         shared = min(len(ours), len(theirs))
         assert np.corrcoef(ours[:shared], theirs[:shared])[0, 1] > 0.8
 
